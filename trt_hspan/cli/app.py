@@ -1,0 +1,102 @@
+"""The `trt-hspan` application: registers the commands and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from trt_hspan.cli import build, export, plugin, upscale, validate
+from trt_hspan.errors import HspanError
+
+app = typer.Typer(
+    name="trt-hspan",
+    help="HSPAN super-resolution on NVIDIA TensorRT: export, build, validate, run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("export")(export.export)
+app.command("build")(build.build)
+app.command("validate")(validate.validate)
+app.command("upscale")(upscale.upscale)
+app.add_typer(plugin.app, name="plugin")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from trt_hspan import __version__
+
+        typer.echo(f"trt-hspan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere in the line.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what the libraries say; allowed anywhere as --verbose.")
+    ] = False,
+) -> None:
+    """`--debug` and `--verbose` are read by `main`, so that they may stand after the command too."""
+
+
+def _configure_logging(level: int) -> None:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler], force=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command line and exits the process.
+
+    Args:
+        arguments: the words after the program's name; None reads them from `sys.argv`.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    debug, verbose = "--debug" in options, "--verbose" in options or "-v" in options
+    rest = [word for word in options if word not in ("--debug", "--verbose", "-v")] + words[len(options) :]
+    _configure_logging(logging.DEBUG if verbose else logging.WARNING)
+    try:
+        code = app(args=rest, standalone_mode=False)
+    except HspanError as error:
+        if debug:
+            raise
+        typer.echo(f"trt-hspan: error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(_interrupted())
+    except KeyboardInterrupt:
+        sys.exit(_interrupted())
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        show = getattr(error, "show", None)
+        if callable(show):  # click's usage errors print themselves with the usage line
+            show()
+            sys.exit(getattr(error, "exit_code", 2))
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        typer.echo(f"trt-hspan: error: unexpected {message}; run again with --debug and report it", err=True)
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupted() -> int:
+    typer.echo("trt-hspan: interrupted; nothing half-written was left", err=True)
+    return 130

@@ -1,0 +1,86 @@
+"""Files that are whole or absent. Owns atomic writing and hashing; knows nothing of what the files hold."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trt_hspan.errors import HspanError
+
+
+def error_from_os_error(path: Path, error: OSError, *, action: str = "write") -> HspanError:
+    """The one line that an operating system error deserves."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HspanError(path, "the disk is full", "free some space or choose another output folder")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return HspanError(path, f"no permission to {action} here", "choose another path or change its permissions")
+    if error.errno == errno.ENOENT:
+        return HspanError(path, "no such file or folder", "check the path")
+    if error.errno == errno.EISDIR:
+        return HspanError(path, "is a folder, expected a file", "name a file")
+    return HspanError(path, f"cannot {action}: {error.strerror or error}", "check the path")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary name in the folder of `path`; renames it to `path` when the block succeeds.
+
+    The temporary name ends in the suffix of `path`, because libraries choose formats by it. Missing
+    parent folders are made. When the block raises, `path` is as it was before and the temporary file is gone.
+
+    Raises:
+        HspanError: the folder cannot be written or the disk is full, also when the block itself meets that.
+    """
+    target = Path(path)
+    temporary: Path | None = None
+    try:
+        if target.is_dir():
+            raise HspanError(target, "is a folder, expected a file name", "name a file in it")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+        temporary = None
+    except OSError as error:
+        raise error_from_os_error(target, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Writes a whole file or nothing. Raises: HspanError as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a whole UTF-8 file or nothing. Raises: HspanError as `atomic_path` does."""
+    write_bytes(path, text.encode())
+
+
+def sha256_from_file(path: str | os.PathLike[str]) -> str:
+    """The file's SHA-256 in lower-case hexadecimal digits.
+
+    Raises:
+        HspanError: the file is missing or cannot be read.
+    """
+    source = Path(path)
+    digest = hashlib.sha256()
+    try:
+        with source.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise error_from_os_error(source, error, action="read") from error
+    return digest.hexdigest()
