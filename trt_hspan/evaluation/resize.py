@@ -1,0 +1,131 @@
+"""Bicubic resizing as super-resolution papers do it. Owns the resampling weights; knows nothing of files.
+
+The low-resolution half of every benchmark set was made by MATLAB's `imresize`, so that is what is computed here:
+the cubic kernel of Keys (IEEE TASSP 29, 1981) with a = -1/2, stretched by the scale when an image shrinks
+(antialiasing), pixel centres at half-integers, weights normalised to sum to 1, and the image mirrored at its edges
+with the edge pixel repeated.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError
+
+Float64Array = npt.NDArray[np.float64]
+
+
+def cubic_kernel(x: Float64Array) -> Float64Array:
+    """Keys' piecewise cubic with a = -1/2: 1 at 0, 0 at every other integer, 0 from |x| = 2 on."""
+    distance = np.abs(x)
+    near = (1.5 * distance - 2.5) * distance**2 + 1.0
+    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
+    return np.where(distance <= 1.0, near, np.where(distance < 2.0, far, 0.0))
+
+
+def resampling_weights(input_size: int, output_size: int) -> tuple[Float64Array, npt.NDArray[np.intp]]:
+    """Weights and source positions along one axis.
+
+    Args:
+        input_size: pixels along the axis before.
+        output_size: pixels along the axis after.
+
+    Returns:
+        weights: (output_size, taps) float64; every row sums to 1.
+        positions: (output_size, taps), each within 0 .. input_size - 1.
+    """
+    scale = output_size / input_size
+    stretch = min(scale, 1.0)
+    width = 4.0 / stretch
+    taps = math.ceil(width) + 2
+    centres = (np.arange(output_size) + 0.5) / scale - 0.5
+    first = np.floor(centres - width / 2.0).astype(np.intp)
+    positions = first[:, None] + np.arange(taps, dtype=np.intp)[None, :]
+    weights = cubic_kernel(stretch * (centres[:, None] - positions))
+    weights /= weights.sum(axis=1, keepdims=True)
+    # Mirrored with the edge repeated (... 1 0 | 0 1 2 ... n-1 | n-1 n-2 ...), a sequence of period 2n.
+    wrapped = np.mod(positions, 2 * input_size)
+    mirrored = np.where(wrapped < input_size, wrapped, 2 * input_size - 1 - wrapped)
+    used = np.any(weights != 0.0, axis=0)
+    return weights[:, used], mirrored[:, used]
+
+
+def _resize_axis(image: Float64Array, axis: int, output_size: int) -> Float64Array:
+    weights, positions = resampling_weights(image.shape[axis], output_size)
+    shape = [1] * image.ndim
+    shape[axis] = output_size
+    total: Float64Array | None = None
+    for weight, position in zip(weights.T, positions.T, strict=True):
+        term = np.take(image, position, axis=axis) * weight.reshape(shape)
+        total = term if total is None else np.add(total, term, out=total)
+    assert total is not None  # a kernel of width >= 4 always has a tap
+    return total
+
+
+def bicubic_resize(image: npt.ArrayLike, output_height: int, output_width: int) -> Float64Array:
+    """Resizes an image of any value range, up or down.
+
+    Args:
+        image: (H, W, C), any real dtype; computed in float64, nothing is clamped or rounded.
+        output_height: rows of the result, at least 1.
+        output_width: columns of the result, at least 1.
+
+    Returns:
+        (output_height, output_width, C) float64. Overshoot of the cubic kernel (up to about a seventh of a step
+        edge's height) is kept.
+
+    Raises:
+        HspanError: `image` has no pixels or is not (H, W, C), or an output size is below 1.
+    """
+    source = np.asarray(image, dtype=np.float64)
+    if source.ndim != 3 or 0 in source.shape:
+        raise HspanError(
+            "bicubic_resize", f"expected an image of shape (H, W, C) with pixels, got {source.shape}"
+        )
+    if output_height < 1 or output_width < 1:
+        raise HspanError(
+            "bicubic_resize", f"expected an output of at least 1x1, got {output_height}x{output_width}"
+        )
+    sizes = (output_height, output_width)
+    # The axis that shrinks most comes first, as in MATLAB; the second pass then has the fewest pixels to do.
+    for axis in sorted((0, 1), key=lambda axis: sizes[axis] / source.shape[axis]):
+        source = _resize_axis(source, axis, sizes[axis])
+    return source
+
+
+def _uint8_from_float(image: Float64Array) -> npt.NDArray[np.uint8]:
+    """Clamped and rounded half up, as MATLAB's uint8(): values are not negative after clamping."""
+    return np.floor(np.clip(image, 0.0, 255.0) + 0.5).astype(np.uint8)
+
+
+def downscale(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
+    """The low-resolution version of a picture, as benchmark sets hold it (`imresize(image, 1/scale)`).
+
+    Rows are resized first, then columns, and as in MATLAB 8-bit pictures are rounded after each of the two.
+
+    Args:
+        image: (H, W, C) uint8, 0..255. Rows and columns beyond a multiple of `scale` are cropped (right, bottom).
+        scale: whole number, at least 1.
+
+    Returns:
+        (H // scale, W // scale, C) uint8.
+
+    Raises:
+        HspanError: the picture is smaller than `scale` on a side, or not an (H, W, C) uint8 array; `scale` below 1.
+    """
+    if image.ndim != 3 or image.dtype != np.uint8:
+        raise HspanError("downscale", f"expected (H, W, C) uint8, got {image.shape} {image.dtype}")
+    if scale < 1:
+        raise HspanError("downscale", f"expected a scale of at least 1, got {scale}")
+    height, width = image.shape[0] // scale, image.shape[1] // scale
+    if height < 1 or width < 1:
+        raise HspanError(
+            "downscale",
+            f"a picture of {image.shape[1]}x{image.shape[0]} pixels is too small for scale {scale}",
+        )
+    cropped = image[: height * scale, : width * scale].astype(np.float64)
+    rows = _uint8_from_float(_resize_axis(cropped, 0, height))
+    return _uint8_from_float(_resize_axis(rows.astype(np.float64), 1, width))
