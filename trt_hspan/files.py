@@ -18,7 +18,9 @@ def error_from_os_error(path: Path, error: OSError, *, action: str = "write") ->
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return HspanError(path, "the disk is full", "free some space or choose another output folder")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return HspanError(path, f"no permission to {action} here", "choose another path or change its permissions")
+        return HspanError(
+            path, f"no permission to {action} here", "choose another path or change its permissions"
+        )
     if error.errno == errno.ENOENT:
         return HspanError(path, "no such file or folder", "check the path")
     if error.errno == errno.EISDIR:

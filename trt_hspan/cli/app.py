@@ -43,9 +43,12 @@ def _global_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere in the line.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; allowed anywhere in the line.")
+    ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log what the libraries say; allowed anywhere as --verbose.")
+        bool,
+        typer.Option("--verbose", "-v", help="Log what the libraries say; allowed anywhere as --verbose."),
     ] = False,
 ) -> None:
     """`--debug` and `--verbose` are read by `main`, so that they may stand after the command too."""

@@ -1,0 +1,55 @@
+"""trt-hspan: HSPAN super-resolution from checkpoint to TensorRT engine.
+
+The public names below load on first use, so that `import trt_hspan` costs no torch and no TensorRT.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from trt_hspan.errors import HspanError, UsageError
+
+if TYPE_CHECKING:
+    from trt_hspan.export import export_onnx, onnx_from_model
+    from trt_hspan.model import (
+        HSPAN,
+        HighSimilarityPassAttention,
+        HspanConfig,
+        export_hspan_state,
+        load_model,
+        save_checkpoint,
+    )
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "HSPAN": "trt_hspan.model",
+    "HighSimilarityPassAttention": "trt_hspan.model",
+    "HspanConfig": "trt_hspan.model",
+    "export_hspan_state": "trt_hspan.model",
+    "load_model": "trt_hspan.model",
+    "save_checkpoint": "trt_hspan.model",
+    "export_onnx": "trt_hspan.export",
+    "onnx_from_model": "trt_hspan.export",
+}
+
+__all__ = [
+    "HSPAN",
+    "HighSimilarityPassAttention",
+    "HspanConfig",
+    "HspanError",
+    "UsageError",
+    "__version__",
+    "export_hspan_state",
+    "export_onnx",
+    "load_model",
+    "onnx_from_model",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

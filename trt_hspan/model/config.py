@@ -1,0 +1,169 @@
+"""The sizes of an HSPAN, and how they are read from a state dict's shapes. Pure data; no torch, no files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trt_hspan.errors import HspanError, UsageError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HspanConfig:
+    """Every size of a network (Su et al., IEEE TIP 2024; names as in the official code).
+
+    Attributes:
+        n_feats: feature channels F between head and tail.
+        n_groups: G, high-similarity-pass attention modules in the body.
+        n_blocks: B, residual blocks in each module.
+        scale: up-scaling factor: 3, or a power of two from 2 on.
+        reduction: query and key have F // reduction channels.
+        res_scale: factor on each attention and on each module; not stored in checkpoints.
+
+    Raises:
+        UsageError: a size is out of range.
+    """
+
+    n_feats: int
+    n_groups: int
+    n_blocks: int
+    scale: int
+    reduction: int = 2
+    res_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_feats", 1), ("n_groups", 1), ("n_blocks", 0), ("reduction", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(name, f"must be at least {least}, got {getattr(self, name)}")
+        if self.reduction > self.n_feats:
+            raise UsageError(
+                "reduction", f"{self.reduction} leaves no query channels of {self.n_feats} features"
+            )
+        if self.scale != 3 and (self.scale < 2 or self.scale & (self.scale - 1)):
+            raise UsageError("scale", f"must be 3 or a power of two, got {self.scale}")
+        if not 0.0 <= self.res_scale < float("inf"):
+            raise UsageError("res_scale", f"must be a finite number >= 0, got {self.res_scale}")
+
+    @property
+    def query_channels(self) -> int:
+        return self.n_feats // self.reduction
+
+    @property
+    def upsampler_factors(self) -> list[int]:
+        """The pixel shuffles of the tail: [3], or one 2 for each doubling."""
+        return [3] if self.scale == 3 else [2] * (self.scale.bit_length() - 1)
+
+    @property
+    def name(self) -> str:
+        return (
+            f"HSPAN x{self.scale}, {self.n_feats} features, {self.n_groups} modules of {self.n_blocks} blocks"
+        )
+
+    def state_shapes(self) -> dict[str, Shape]:
+        """Key -> shape of the official state dict."""
+        f, q = self.n_feats, self.query_channels
+        shapes: dict[str, Shape] = {"a": (1,)}
+
+        def convolution(key: str, outputs: int, inputs: int, size: int) -> None:
+            shapes[f"{key}.weight"] = (outputs, inputs, size, size)
+            shapes[f"{key}.bias"] = (outputs,)
+
+        convolution("sub_mean", 3, 3, 1)
+        convolution("add_mean", 3, 3, 1)
+        convolution("head.0", f, 3, 3)
+        for g in range(self.n_groups):
+            for b in range(self.n_blocks):
+                convolution(f"body.{g}.body.{b}.body.0", f, f, 3)
+                convolution(f"body.{g}.body.{b}.body.2", f, f, 3)
+            for part, outputs in (("conv_match1", q), ("conv_match2", q), ("conv_assembly", f)):
+                convolution(f"body.{g}.body.{self.n_blocks}.{part}.0", outputs, f, 1)
+                shapes[f"body.{g}.body.{self.n_blocks}.{part}.1.weight"] = (1,)
+            convolution(f"body.{g}.body.{self.n_blocks + 1}", f, f, 3)
+        convolution(f"body.{self.n_groups}", f, f, 3)
+        for index, factor in enumerate(self.upsampler_factors):
+            convolution(f"tail.0.{2 * index}", f * factor * factor, f, 3)
+        convolution("tail.1", 3, f, 3)
+        return shapes
+
+
+def config_from_shapes(shapes: Mapping[str, Shape], *, where: object, res_scale: float = 0.1) -> HspanConfig:
+    """Reads every size from the shapes of a state dict in the official key layout.
+
+    Args:
+        shapes: key -> shape.
+        where: names the source in errors.
+        res_scale: the one size that shapes do not tell.
+
+    Raises:
+        HspanError: this is no HSPAN, or keys are missing, unexpected or misshaped; all of them are listed.
+    """
+    modules = [
+        re.fullmatch(r"body\.(\d+)\.body\.(\d+)\.conv_(?:match1|match2|assembly)\..*", k) for k in shapes
+    ]
+    attention = [match for match in modules if match]
+    head, tail = shapes.get("head.0.weight", ()), shapes.get("tail.0.0.weight", ())
+    if not attention or len(head) != 4 or len(tail) != 4:
+        lacking = (
+            "head.0.weight" if len(head) != 4 else "tail.0.0.weight" if len(tail) != 4 else "conv_match1"
+        )
+        raise HspanError(
+            where,
+            f"not an HSPAN checkpoint: none of its {len(shapes)} keys is a proper {lacking}",
+            "give the state dict that the official code saves",
+        )
+    n_feats = head[0]
+    n_groups = 1 + max(int(match[1]) for match in attention)
+    n_blocks = max(int(match[2]) for match in attention)
+    match_shape = next(
+        (s for k, s in shapes.items() if k.endswith("conv_match1.0.weight") and len(s) == 4 and s[0] > 0),
+        None,
+    )
+    query_channels = match_shape[0] if match_shape else max(1, n_feats // 2)
+    config = HspanConfig(
+        n_feats=n_feats,
+        n_groups=n_groups,
+        n_blocks=n_blocks,
+        scale=_scale_from_shapes(shapes, n_feats, where),
+        # n // (n // (n // r)) == n // r for positive integers: the channels come back whatever r was.
+        reduction=max(1, n_feats // query_channels),
+        res_scale=res_scale,
+    )
+    _require_same_keys(config.state_shapes(), shapes, where)
+    return config
+
+
+def _scale_from_shapes(shapes: Mapping[str, Shape], n_feats: int, where: object) -> int:
+    first = shapes["tail.0.0.weight"][0]
+    if first == 9 * n_feats:
+        return 3
+    if first == 4 * n_feats:
+        return int(2 ** len([key for key in shapes if re.fullmatch(r"tail\.0\.\d+\.weight", key)]))
+    raise HspanError(
+        where,
+        f"tail.0.0.weight makes {first} channels of {n_feats}: neither a x2 nor a x3 pixel shuffle",
+        "give a x2, x3 or x4 HSPAN checkpoint",
+    )
+
+
+def _require_same_keys(expected: Mapping[str, Shape], got: Mapping[str, Shape], where: object) -> None:
+    missing = [key for key in expected if key not in got]
+    unexpected = [key for key in got if key not in expected]
+    misshaped = [
+        f"{key} {got[key]} instead of {shape}"
+        for key, shape in expected.items()
+        if key in got and got[key] != shape
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(keys)}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshaped", misshaped))
+        if keys
+    ]
+    if problems:
+        raise HspanError(
+            where,
+            f"keys do not fit an HSPAN ({'; '.join(problems)})",
+            "give a checkpoint in the official format",
+        )

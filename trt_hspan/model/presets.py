@@ -1,0 +1,37 @@
+"""Networks known by name: the published sizes with seeded random weights, and the weights shipped here."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Final
+
+from trt_hspan.model.config import HspanConfig
+
+# The published sizes. Their trained weights are not shipped; random ones serve benchmarks and builds.
+PRESETS: Final = {
+    f"hspan-x{scale}": HspanConfig(n_feats=192, n_groups=10, n_blocks=4, scale=scale) for scale in (2, 3, 4)
+}
+RANDOM_SEED: Final = 2024
+
+_WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+
+
+def shipped_weights(name: str) -> Path | None:
+    """The checkpoint shipped under this name, or None."""
+    path = _WEIGHTS_FOLDER / f"{name}.safetensors"
+    return path if path.is_file() else None
+
+
+def preset_names() -> list[str]:
+    """All names that `load_model` takes instead of a path."""
+    return sorted({*PRESETS, *(path.stem for path in _WEIGHTS_FOLDER.glob("*.safetensors"))})
+
+
+def is_preset(name: str) -> bool:
+    return name in PRESETS or (bool(name) and Path(name).name == name and shipped_weights(name) is not None)
+
+
+def closest_preset(name: str) -> str | None:
+    """The preset that a misspelt name probably meant."""
+    return next(iter(difflib.get_close_matches(name, preset_names(), n=1)), None)

@@ -1,0 +1,171 @@
+"""High-similarity-pass attention as one PyTorch operator. Owns its mathematics on torch tensors, and its gradient.
+
+The soft threshold of HSPAN is sparsemax (Martins & Astudillo 2016): the Euclidean projection of a row of
+scores onto the probability simplex. Its threshold is found by Newton's method on the piecewise linear
+function sum(max(s - tau, 0)) - 1, started below the root (Michelot 1986; Condat 2016, section 2): the
+iterates rise, the active set shrinks, and the result is exact after finitely many steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trt_hspan.ops.names import TORCH_OP
+
+# Score rows are worked on in chunks of about this size, so that the Newton passes stay in the cache.
+_CHUNK_BYTES = 2 << 20
+
+
+def high_similarity_pass_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Exact sparsemax attention over all positions: out_i = sum_j sparsemax_j(q_i . k_j) v_j.
+
+    The scores are not divided by sqrt(C), as in HSPAN. Memory is O(L) beyond inputs and output: the L x L
+    scores, L = H * W, exist only a chunk of rows at a time.
+
+    Args:
+        query: (N, C, H, W); float16, bfloat16, float32 or float64.
+        key: (N, C, H, W), same dtype.
+        value: (N, D, H, W), same dtype.
+
+    Returns:
+        (N, D, H, W) in the inputs' dtype. Scores, thresholds and sums are float32 (float64 for float64
+        inputs). Rows of equal scores weigh every position 1 / L. A row with a NaN or +inf score is NaN;
+        a score of -inf weighs 0, and a row of nothing but -inf is NaN.
+
+    Raises:
+        ValueError: the shapes or dtypes do not fit together.
+    """
+    _check(query, key, value)
+    result: Tensor = torch.ops.hspan.high_similarity_pass_attention(query, key, value)
+    return result
+
+
+def sparsemax_threshold(scores: Tensor) -> Tensor:
+    """The threshold tau of each row: sum(max(scores - tau, 0)) = 1.
+
+    Args:
+        scores: (..., L) float32 or float64, each row shifted so that its maximum is 0.
+
+    Returns:
+        (..., 1) thresholds in [-1, 0). A row holding NaN gives -1 and takes part in no further step.
+    """
+    tau = torch.full_like(scores[..., :1], -1.0)
+    while True:
+        # The mean excess over the active set. tau + (sum(s - tau) - 1) / count is the Newton step.
+        excess = (scores - tau).clamp_min_(0)
+        count = torch.count_nonzero(excess, dim=-1).unsqueeze(-1)
+        risen = tau + (excess.sum(-1, keepdim=True) - 1) / count
+        # Only a strict rise goes on. Each rise drops scores from the active set or is the last one that
+        # rounding allows, so the loop ends; comparisons with NaN are false and end a row at once.
+        rising = risen > tau
+        if not bool(rising.any()):
+            return tau
+        tau = torch.where(rising, risen, tau)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
+        raise ValueError(f"expected three (N, channels, H, W) tensors, got {shapes}")
+    if query.shape != key.shape:
+        raise ValueError(f"query and key must have one shape, got {shapes}")
+    if query.shape[0] != value.shape[0] or query.shape[2:] != value.shape[2:]:
+        raise ValueError(f"value must share N, H and W with query and key, got {shapes}")
+    if not (query.dtype == key.dtype == value.dtype) or not query.dtype.is_floating_point:
+        raise ValueError(f"expected one floating dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
+
+
+def _tokens(image: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H * W, C) in the dtype of the arithmetic, contiguous per token."""
+    accumulate = torch.float64 if image.dtype == torch.float64 else torch.float32
+    return image.flatten(2).transpose(1, 2).to(accumulate).contiguous()
+
+
+def _image(tokens: Tensor, like: Tensor) -> Tensor:
+    """(N, L, D) -> (N, D, H, W) with the batch, height, width and dtype of `like`."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *like.shape[2:]).to(like.dtype).contiguous()
+
+
+def _chunk_rows(tokens: Tensor) -> int:
+    return max(1, _CHUNK_BYTES // (tokens.shape[1] * tokens.element_size()))
+
+
+def _weights(query_rows: Tensor, key: Tensor) -> Tensor:
+    """Sparsemax weights (R, L) of R query rows (R, C) over all keys (L, C)."""
+    scores = query_rows @ key.T
+    scores -= scores.amax(-1, keepdim=True)
+    return scores.sub_(sparsemax_threshold(scores)).clamp_min_(0)
+
+
+@torch.library.custom_op(TORCH_OP, mutates_args=())
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    q, k, v = _tokens(query), _tokens(key), _tokens(value)
+    out = torch.empty_like(v)
+    rows = _chunk_rows(q)
+    for n in range(q.shape[0]):
+        for start in range(0, q.shape[1], rows):
+            weights = _weights(q[n, start : start + rows], k[n])
+            torch.mm(weights, v[n], out=out[n, start : start + rows])
+    return _image(out, value)
+
+
+@_attention.register_fake
+def _attention_shape(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return torch.empty_like(value, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op(f"{TORCH_OP}_backward", mutates_args=())
+def _attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value. The weights are computed again, not stored: memory stays O(L).
+
+    The Jacobian of sparsemax is diag(s) - s s^T / |S| with s the indicator of the support S
+    (Martins & Astudillo 2016, proposition 2), so dscores = 1_S (dweights - mean over S of dweights).
+    """
+    q, k, v, g = _tokens(query), _tokens(key), _tokens(value), _tokens(gradient)
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    rows = _chunk_rows(q)
+    for n in range(q.shape[0]):
+        for start in range(0, q.shape[1], rows):
+            span = slice(start, start + rows)
+            weights = _weights(q[n, span], k[n])
+            dv[n].addmm_(weights.T, g[n, span])
+            support = weights > 0
+            dweights = (g[n, span] @ v[n].T).mul_(support)
+            mean = dweights.sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
+            dscores = dweights.sub_(mean).mul_(support)
+            torch.mm(dscores, k[n], out=dq[n, span])
+            dk[n].addmm_(dscores.T, q[n, span])
+    return _image(dq, query), _image(dk, key), _image(dv, value)
+
+
+@_attention_backward.register_fake
+def _attention_backward_shape(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(query, memory_format=torch.contiguous_format),
+        torch.empty_like(key, memory_format=torch.contiguous_format),
+        torch.empty_like(value, memory_format=torch.contiguous_format),
+    )
+
+
+def _save_inputs(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor
+) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(
+    ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.hspan.high_similarity_pass_attention_backward(
+        gradient,
+        *ctx.saved_tensors,  # type: ignore[attr-defined]
+    )
+    return result
+
+
+_attention.register_autograd(_differentiate, setup_context=_save_inputs)
