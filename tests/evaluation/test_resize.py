@@ -25,8 +25,8 @@ def test_kernel_has_the_values_of_keys_cubic() -> None:
 
 
 def test_halving_uses_the_eight_antialiased_taps() -> None:
-    # Output pixel 4 of 16 -> 8 lies at 8.5; the stretched kernel's taps are h(d/2)/2 at d = 1/2, 3/2, 5/2, 7/2:
-    # h(1/4) = 111/128, h(3/4) = 29/128, h(5/4) = -9/128, h(7/4) = -3/128.
+    # Output pixel 4 of 16 -> 8 lies at 8.5; the stretched kernel's taps are h(d/2)/2 at
+    # d = 1/2, 3/2, 5/2, 7/2: h(1/4) = 111/128, h(3/4) = 29/128, h(5/4) = -9/128, h(7/4) = -3/128.
     weights, positions = resampling_weights(16, 8)
     row = {int(p): w for p, w in zip(positions[4], weights[4], strict=True) if w}
     taps = np.array([-3, -9, 29, 111, 111, 29, -9, -3]) / 256
@@ -77,14 +77,15 @@ def test_straight_ramp_is_reproduced_away_from_the_edges() -> None:
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_enlarging_agrees_with_pillow_away_from_the_edges(scale: int) -> None:
     inner = slice(2 * scale, -2 * scale)
-    # Pillow clamps and rounds to 8 bits after its first (horizontal) pass and again at the end. Clamping between the
-    # passes is the large difference on noise, so the image lies in the middle of the range here.
+    # Pillow clamps and rounds to 8 bits after its first (horizontal) pass and again at the end. Clamping
+    # between the passes is the large difference on noise, so the image lies in the middle of the range here.
     calm = (random_image(17, 23, seed=scale) // 4 + 96).astype(np.uint8)
     expected = np.asarray(
         Image.fromarray(calm).resize((23 * scale, 17 * scale), Image.Resampling.BICUBIC), dtype=np.float64
     )
     result = bicubic_resize(calm, 17 * scale, 23 * scale)
-    # 0.5 for the first rounding, amplified by the second pass's absolute weights (at most 1.25), and 0.5 for the last.
+    # 0.5 for the first rounding, amplified by the second pass's absolute weights (at most 1.25), and 0.5 for
+    # the last.
     assert np.abs(result - expected)[inner, inner].max() <= 0.5 * 1.25 + 0.5 + 0.01
 
 
@@ -131,7 +132,7 @@ def test_downscale_rounds_between_rows_and_columns_as_matlab_does() -> None:
         (lambda: bicubic_resize(np.zeros((4, 4)), 2, 2), r"expected an image of shape \(H, W, C\)"),
         (lambda: bicubic_resize(np.zeros((0, 4, 3)), 2, 2), r"got \(0, 4, 3\)"),
         (lambda: bicubic_resize(np.zeros((4, 4, 3)), 0, 2), "at least 1x1, got 0x2"),
-        (lambda: downscale(np.zeros((3, 9, 3), np.uint8), 4), "9x3 pixels is too small for scale 4"),
+        (lambda: downscale(np.zeros((3, 9, 3), np.uint8), 4), "9x3 is too small for scale 4"),
         (lambda: downscale(np.zeros((8, 8, 3)), 4), "expected .* uint8"),
         (lambda: downscale(np.zeros((8, 8, 3), np.uint8), 0), "scale of at least 1, got 0"),
     ],

@@ -1,9 +1,9 @@
 """Bicubic resizing as super-resolution papers do it. Owns the resampling weights; knows nothing of files.
 
-The low-resolution half of every benchmark set was made by MATLAB's `imresize`, so that is what is computed here:
-the cubic kernel of Keys (IEEE TASSP 29, 1981) with a = -1/2, stretched by the scale when an image shrinks
-(antialiasing), pixel centres at half-integers, weights normalised to sum to 1, and the image mirrored at its edges
-with the edge pixel repeated.
+The low-resolution half of every benchmark set was made by MATLAB's `imresize`, so that is what is computed
+here: the cubic kernel of Keys (IEEE TASSP 29, 1981) with a = -1/2, stretched by the scale when an image shrinks
+(antialiasing), pixel centres at half-integers, weights normalised to sum to 1, and the image mirrored at its
+edges with the edge pixel repeated.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def bicubic_resize(image: npt.ArrayLike, output_height: int, output_width: int) 
         output_width: columns of the result, at least 1.
 
     Returns:
-        (output_height, output_width, C) float64. Overshoot of the cubic kernel (up to about a seventh of a step
-        edge's height) is kept.
+        (output_height, output_width, C) float64. The kernel's overshoot (2/27 of the height of a step, on
+        each axis) is kept.
 
     Raises:
         HspanError: `image` has no pixels or is not (H, W, C), or an output size is below 1.
@@ -107,14 +107,16 @@ def downscale(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]
     Rows are resized first, then columns, and as in MATLAB 8-bit pictures are rounded after each of the two.
 
     Args:
-        image: (H, W, C) uint8, 0..255. Rows and columns beyond a multiple of `scale` are cropped (right, bottom).
+        image: (H, W, C) uint8, 0..255. What exceeds a multiple of `scale` at the bottom and the
+            right is cropped.
         scale: whole number, at least 1.
 
     Returns:
         (H // scale, W // scale, C) uint8.
 
     Raises:
-        HspanError: the picture is smaller than `scale` on a side, or not an (H, W, C) uint8 array; `scale` below 1.
+        HspanError: the picture is smaller than `scale` on a side or not an (H, W, C) uint8 array, or `scale`
+            is below 1.
     """
     if image.ndim != 3 or image.dtype != np.uint8:
         raise HspanError("downscale", f"expected (H, W, C) uint8, got {image.shape} {image.dtype}")
