@@ -1,0 +1,190 @@
+"""The manifest beside a plan: what the engine is, and the hashes that vouch for it. Owns the JSON format.
+
+A plan is code: nothing loads one whose manifest is missing or does not match it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trt_hspan.engine.spec import Attention, Flavor, Precision
+from trt_hspan.engine.typed_json import MistypedError, dataclass_from_json
+from trt_hspan.errors import HspanError
+from trt_hspan.files import error_from_os_error, sha256_from_file
+
+FORMAT_VERSION = 1
+_BUILD_AGAIN = "build the engine again with trt-hspan build"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginRecord:
+    """The plugin library an engine was built with.
+
+    Args:
+        file: the library's file name, without its folder.
+        sha256: hash of that file.
+        abi_version: version of the operator's contract that it implements.
+        architectures: compute capabilities it holds code for, such as "sm_86".
+    """
+
+    file: str
+    sha256: str
+    abi_version: int
+    architectures: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileRecord:
+    """Shapes (N, 3, H, W) of the input: smallest accepted, tuned for, largest accepted."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IoTensor:
+    """One input or output of the engine. `dtype` as in "float32"; a dynamic dimension is -1."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    mode: Literal["input", "output"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineManifest:
+    """Everything about an engine that a user or a program may ask without opening it.
+
+    Args:
+        format_version: of this file; 1.
+        onnx_file: file name of the model it was built from, in the manifest's folder.
+        plugin: the plugin library, None when the attention is not the plugin.
+        flavor: which TensorRT; `tensorrt_version` is its version. Engines run with no other.
+        targets: compute capabilities asked for; empty means the default set of TensorRT-RTX.
+        scale: the network upscales by this factor; None for a network that is not HSPAN's.
+        activation_memory_bytes: device memory for activations at the profile's largest shapes, as TensorRT
+            reports it; None when TensorRT reported none, or a figure that cannot be right.
+        activation_memory_source: "engine" (asked of the deserialised engine), "builder log", or None.
+        weights_memory_bytes: device memory for weights as the builder's log reports it, or None.
+        network_layer_counts: layers of the parsed network by type; a plugin counts as PLUGIN_V3.
+        engine_layer_counts: layers of the built engine by kind, from the builder's log; None without one.
+        build_time_seconds: wall time inside the builder.
+        source_sha256: hash of the checkpoint behind the model, when the model says so.
+        created_utc: ISO 8601.
+    """
+
+    format_version: int
+    plan_sha256: str
+    plan_size_bytes: int
+    onnx_file: str
+    onnx_sha256: str
+    plugin: PluginRecord | None
+    flavor: Flavor
+    tensorrt_version: str
+    targets: tuple[str, ...]
+    precision: Precision
+    attention: Attention
+    scale: int | None
+    profile: ProfileRecord
+    io_tensors: tuple[IoTensor, ...]
+    activation_memory_bytes: int | None
+    activation_memory_source: Literal["engine", "builder log"] | None
+    weights_memory_bytes: int | None
+    network_layer_counts: Mapping[str, int]
+    engine_layer_counts: Mapping[str, int] | None
+    build_time_seconds: float
+    tool_version: str
+    source_sha256: str | None
+    created_utc: str
+
+    def as_json(self) -> str:
+        """The manifest as a JSON document; tuples become lists."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def manifest_path(plan_path: str | os.PathLike[str]) -> Path:
+    """`NAME.json` for `NAME.plan`."""
+    return Path(plan_path).with_suffix(".json")
+
+
+def read_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
+    """Reads the manifest beside a plan, without looking at the plan.
+
+    Raises:
+        HspanError: it is missing, not JSON, of
+            another format version, or has a key missing, unknown or mistyped.
+    """
+    path = manifest_path(plan_path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise HspanError(
+            plan_path,
+            f"its manifest {path.name} is missing: nothing vouches for this engine",
+            _BUILD_AGAIN,
+        ) from None
+    except UnicodeDecodeError:
+        raise HspanError(path, "is not a manifest: not UTF-8 text", _BUILD_AGAIN) from None
+    except OSError as error:
+        raise error_from_os_error(path, error, action="read") from error
+    return manifest_from_json(text, where=path)
+
+
+def manifest_from_json(text: str, *, where: str | os.PathLike[str]) -> EngineManifest:
+    """Reads a manifest's text; errors name the file `where`. Raises: HspanError as `read_manifest` does."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HspanError(where, f"is not a manifest: malformed JSON ({error})", _BUILD_AGAIN) from None
+    if not isinstance(document, dict):
+        raise HspanError(where, "is not a manifest: expected a JSON object", _BUILD_AGAIN)
+    version = document.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise HspanError(
+            where,
+            f"format_version is {version!r}, expected {FORMAT_VERSION}",
+            f"{_BUILD_AGAIN} of this version",
+        )
+    try:
+        return dataclass_from_json(document, EngineManifest)
+    except MistypedError as error:
+        raise HspanError(where, str(error), _BUILD_AGAIN) from None
+
+
+def verify_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
+    """Reads the manifest of a plan and checks that plan and ONNX file are the ones it names.
+
+    The plugin library is not looked for: `PluginRecord.sha256` is what its loader compares.
+
+    Raises:
+        HspanError: the plan is missing, the manifest is unreadable, or plan or ONNX file have another hash.
+    """
+    plan = Path(plan_path)
+    if plan.suffix != ".plan":
+        raise HspanError(plan, "is not an engine", "name a file that ends in .plan")
+    if not plan.is_file():
+        raise HspanError(plan, "no such file" if not plan.exists() else "is not a file", "check the path")
+    manifest = read_manifest(plan)
+    where = manifest_path(plan)
+    _check_hash(plan, manifest.plan_sha256, where.name)
+    if Path(manifest.onnx_file).name != manifest.onnx_file:
+        raise HspanError(where, f"onnx_file is {manifest.onnx_file!r}, expected a file name", _BUILD_AGAIN)
+    _check_hash(plan.parent / manifest.onnx_file, manifest.onnx_sha256, where.name)
+    return manifest
+
+
+def _check_hash(path: Path, expected: str, manifest_name: str) -> None:
+    found = sha256_from_file(path)
+    if found != expected:
+        raise HspanError(
+            path,
+            f"SHA-256 is {found[:12]}..., but {manifest_name} vouches for {expected[:12]}...",
+            f"the files are not of one build: {_BUILD_AGAIN}",
+        )

@@ -1,0 +1,286 @@
+"""What an engine is asked to be. Owns names, ranges and their checks; knows neither ONNX nor TensorRT.
+
+Sizes are height x width, as TensorRT orders them, in pixels of the low-resolution input.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from trt_hspan.errors import HspanError, UsageError
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Flavor = Literal["tensorrt", "tensorrt-rtx"]
+Attention = Literal["plugin", "function"]
+
+MIN_SIZE, OPT_SIZE, MAX_SIZE = 16, 128, 256
+OPTIMIZATION_LEVELS = range(6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSize:
+    """Height and width in pixels, both at least 1. `str()` gives "128x96": height first."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("height", self.height), ("width", self.width)):
+            if type(value) is not int or value < 1:
+                raise UsageError("image size", f"{name} is {value!r}, expected a whole number from 1")
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+def image_size_from_text(text: str, *, option: str) -> ImageSize:
+    """Reads "128x96" as height 128, width 96.
+
+    Raises:
+        UsageError: anything else; the line names `option`.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX]\s*([0-9]{1,6})\s*", text, flags=re.ASCII)
+    if match is None or 0 in (int(match[1]), int(match[2])):
+        raise UsageError(option, f"got {text!r}, expected height x width in pixels", "write it like 128x96")
+    return ImageSize(height=int(match[1]), width=int(match[2]))
+
+
+def target_from_text(text: str) -> str:
+    """Reads "sm_86", "86" or "8.6" as the compute capability "sm_86".
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"(?:sm_?)?([1-9][0-9]?)(\.?)([0-9])", text.strip().lower(), flags=re.ASCII)
+    if match is None:
+        raise UsageError("--target", f"got {text!r}, expected a compute capability like sm_86 or 8.6")
+    return f"sm_{match[1]}{match[3]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProfile:
+    """A TensorRT optimisation profile for the input (N, 3, H, W): what it accepts and what it is tuned for.
+
+    Raises:
+        UsageError: min > opt or opt > max in height, width or batch; the line names both options.
+    """
+
+    min: ImageSize
+    opt: ImageSize
+    max: ImageSize
+    min_batch: int = 1
+    opt_batch: int = 1
+    max_batch: int = 1
+
+    def __post_init__(self) -> None:
+        for option, batch in _batches(self.min_batch, self.opt_batch, self.max_batch).items():
+            if batch < 1:
+                raise UsageError(option, f"got {batch}, expected at least 1")
+        _check_order({"--min": self.min, "--opt": self.opt, "--max": self.max})
+        _check_batch_order(_batches(self.min_batch, self.opt_batch, self.max_batch))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The (N, 3, H, W) shapes min, opt, max, as TensorRT's `set_shape` takes them."""
+        sizes = ((self.min_batch, self.min), (self.opt_batch, self.opt), (self.max_batch, self.max))
+        low, best, high = ((batch, 3, size.height, size.width) for batch, size in sizes)
+        return low, best, high
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileRequest:
+    """The parts of a profile that somebody asked for; None leaves a part to the defaults.
+
+    Defaults: 16x16, 128x128 and 256x256, batch 1, each moved as far as the given parts force it: `max=64x64`
+    alone gives 16x16, 64x64, 64x64, and `opt=300x100` alone gives 16x16, 300x100, 300x256.
+
+    Raises:
+        UsageError: two given parts contradict each other.
+    """
+
+    min: ImageSize | None = None
+    opt: ImageSize | None = None
+    max: ImageSize | None = None
+    min_batch: int | None = None
+    opt_batch: int | None = None
+    max_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        batches = _batches(self.min_batch, self.opt_batch, self.max_batch)
+        for option, batch in batches.items():
+            if batch < 1:
+                raise UsageError(option, f"got {batch}, expected at least 1")
+        sizes = {"--min": self.min, "--opt": self.opt, "--max": self.max}
+        _check_order({option: size for option, size in sizes.items() if size is not None})
+        _check_batch_order(batches)
+
+    def profile_for(
+        self, *, batch: int | None = None, height: int | None = None, width: int | None = None
+    ) -> ImageProfile:
+        """Completes the request for a network whose input has these fixed dimensions; None means dynamic.
+
+        Raises:
+            UsageError: a given part differs from a fixed dimension.
+        """
+        rows = [
+            _complete(
+                [None if size is None else getattr(size, name) for size in (self.min, self.opt, self.max)],
+                defaults=(MIN_SIZE, OPT_SIZE, MAX_SIZE),
+                fixed=fixed,
+                options=("--min", "--opt", "--max"),
+                what=name,
+            )
+            for name, fixed in (("height", height), ("width", width))
+        ]
+        batches = _complete(
+            [self.min_batch, self.opt_batch, self.max_batch],
+            defaults=(1, 1, 1),
+            fixed=batch,
+            options=("--min-batch", "--opt-batch", "--max-batch"),
+            what="batch",
+        )
+        low, best, high = (ImageSize(height=h, width=w) for h, w in zip(*rows, strict=True))
+        return ImageProfile(
+            min=low, opt=best, max=high, min_batch=batches[0], opt_batch=batches[1], max_batch=batches[2]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """One engine to build. None means: read it from the ONNX file, or TensorRT's own default.
+
+    Args:
+        onnx: the model; `NAME.onnx` beside the plan becomes a copy of it.
+        output: `NAME.plan`; `NAME.onnx` and `NAME.json` are written beside it.
+        precision: what the ONNX file must hold; None takes what it holds.
+        profile: shapes to accept and to tune for.
+        flavor: which TensorRT; None takes what is installed, a GPU's first.
+        attention: how the operator becomes layers; None is "plugin" for TensorRT, "function" for
+            TensorRT-RTX.
+        targets: compute capabilities ("sm_86") for TensorRT-RTX; empty is its default set.
+        plugin: the plugin library; None is the one that `trt-hspan plugin build` writes.
+        workspace_mib: limit of TensorRT's scratch memory.
+        optimization_level: 0 (fast build) to 5; classic TensorRT only, because
+            TensorRT-RTX tunes nothing while building.
+
+    Raises:
+        UsageError: a name, range or combination that makes no sense whatever the files hold.
+    """
+
+    onnx: Path
+    output: Path
+    precision: Precision | None = None
+    profile: ProfileRequest = field(default_factory=ProfileRequest)
+    flavor: Flavor | None = None
+    attention: Attention | None = None
+    targets: tuple[str, ...] = ()
+    plugin: Path | None = None
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("--precision", self.precision, Precision)
+        check_choice("--flavor", self.flavor, Flavor)
+        check_choice("--attention", self.attention, Attention)
+        object.__setattr__(self, "targets", tuple(dict.fromkeys(map(target_from_text, self.targets))))
+        if self.output.suffix != ".plan":
+            raise UsageError("--output", f"got {str(self.output)!r}", "name a file that ends in .plan")
+        if self.flavor == "tensorrt" and self.targets:
+            raise UsageError(
+                "--target",
+                "TensorRT builds for the GPU at hand only",
+                "leave it out and build on that GPU, or use --flavor tensorrt-rtx",
+            )
+        if self.attention == "function" and self.plugin is not None:
+            raise UsageError("--plugin", "has no use with --attention function", "leave out one of the two")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise UsageError("--workspace-mib", f"got {self.workspace_mib}, expected at least 1")
+        if self.optimization_level is not None and self.optimization_level not in OPTIMIZATION_LEVELS:
+            raise UsageError("--opt-level", f"got {self.optimization_level}, expected 0 to 5")
+
+    @property
+    def onnx_output(self) -> Path:
+        """Where the copy of the ONNX model goes."""
+        return self.output.with_suffix(".onnx")
+
+    @property
+    def manifest_output(self) -> Path:
+        """Where the manifest goes."""
+        return self.output.with_suffix(".json")
+
+
+def check_choice(option: str, value: str | None, choices: object) -> None:
+    """Raises UsageError unless `value` is None or one of the literals of the type `choices`."""
+    names = cast("tuple[str, ...]", get_args(choices))
+    if value is not None and value not in names:
+        raise UsageError(option, f"got {value!r}, expected one of {', '.join(names)}")
+
+
+def default_output(source: str | os.PathLike[str], precision: str) -> Path:
+    """`engines/<stem>_<precision>.plan`; a stem that already ends in the precision is taken as it is.
+
+    Raises:
+        HspanError: the name has no stem.
+    """
+    stem = Path(source).stem
+    if not stem:
+        raise HspanError(source, "has no file name to call the engine after", "give a name with -o")
+    return Path("engines") / f"{stem if stem.endswith(f'_{precision}') else f'{stem}_{precision}'}.plan"
+
+
+def _batches(low: int | None, best: int | None, high: int | None) -> dict[str, int]:
+    named = {"--min-batch": low, "--opt-batch": best, "--max-batch": high}
+    return {option: batch for option, batch in named.items() if batch is not None}
+
+
+def _check_order(sizes: dict[str, ImageSize]) -> None:
+    named = list(sizes.items())
+    for (low_option, low), (high_option, high) in pairwise(named):
+        if low.height > high.height or low.width > high.width:
+            raise UsageError(
+                low_option,
+                f"{low} exceeds {high_option} {high}",
+                f"make {low_option} at most {high_option} in height and width",
+            )
+
+
+def _check_batch_order(batches: dict[str, int]) -> None:
+    named = list(batches.items())
+    for (low_option, low), (high_option, high) in pairwise(named):
+        if low > high:
+            raise UsageError(
+                low_option, f"{low} exceeds {high_option} {high}", f"make {low_option} at most {high_option}"
+            )
+
+
+def _complete(
+    given: list[int | None],
+    *,
+    defaults: tuple[int, int, int],
+    fixed: int | None,
+    options: tuple[str, str, str],
+    what: str,
+) -> tuple[int, int, int]:
+    """One dimension of a profile: min, opt, max. The given values are in order already."""
+    if fixed is not None:
+        for option, value in zip(options, given, strict=True):
+            if value not in (None, fixed):
+                raise UsageError(
+                    option,
+                    f"{what} {value}, but the model was exported with the fixed {what} {fixed}",
+                    f"ask for {fixed} or export again without a fixed size",
+                )
+        return fixed, fixed, fixed
+    low, best, high = given
+    if high is None:
+        high = max(value for value in (defaults[2], low, best) if value is not None)
+    if best is None:
+        best = min(max(defaults[1], low or 1), high)
+    if low is None:
+        low = min(defaults[0], best)
+    return low, best, high
