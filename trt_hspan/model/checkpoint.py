@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import atomic_path, error_from_os_error
+from trt_hspan.files import atomic_path, error_from_os_error, sha256_from_file
 from trt_hspan.model.config import config_from_shapes
 from trt_hspan.model.hspan import HSPAN
 from trt_hspan.model.presets import PRESETS, RANDOM_SEED, closest_preset, preset_names, shipped_weights
@@ -91,13 +91,16 @@ def save_checkpoint(
             torch.save(state, temporary)
 
 
-def state_sha256(model: HSPAN) -> str:
-    """SHA-256 over keys, shapes and values: the same weights give the same hash whatever file held them."""
-    digest = hashlib.sha256()
-    for key, tensor in export_hspan_state(model).items():
-        digest.update(f"{key} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+def source_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the checkpoint file that `load_model` would read; of name and seed for random presets.
+
+    Raises:
+        HspanError: no such file.
+    """
+    name = os.fspath(path)
+    if name in PRESETS:
+        return hashlib.sha256(f"{PRESETS[name]} seed {RANDOM_SEED}".encode()).hexdigest()
+    return sha256_from_file(shipped_weights(name) or name)
 
 
 def _random_model(name: str, res_scale: float) -> HSPAN:

@@ -1,0 +1,221 @@
+"""Exports a network: torch.export, translation to ONNX, tidying, precision, function body, metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import torch
+from torch import nn
+
+import trt_hspan
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.export.tidy import fold_constants, name_nodes
+from trt_hspan.graph import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    PRECISIONS,
+    OnnxMetadata,
+    Precision,
+    check_model,
+    model_in_precision,
+    model_with_attention_function,
+    require_attention,
+    save_onnx,
+    with_metadata,
+)
+from trt_hspan.graph.attention_function import LOWEST_OPSET
+from trt_hspan.graph.precision import BF16_OPSET
+from trt_hspan.model.checkpoint import load_model, source_sha256
+from trt_hspan.ops.names import DOMAIN, OP_TYPE, OP_VERSION
+
+# torch.onnx translates to this version; others are reached by ONNX's own version converter.
+_TRANSLATED_OPSET: Final = 18
+# Beyond this, builders lag behind: the newest version that TensorRT-RTX 1.7 and ONNX Runtime both take here.
+HIGHEST_OPSET: Final = 23
+
+# What stays in float32 in an HSPAN of any precision: the mean shifts, the head, and the long skip. They
+# are a thousandth of the work and carry the picture itself.
+HSPAN_KEEP_FP32: Final = ("sub_mean/*", "head.0/*", "Add", "add_mean/*")
+
+
+def export_onnx(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    precision: Precision = "fp32",
+    res_scale: float = 0.1,
+    opset: int | None = None,
+    static: tuple[int, int] | None = None,
+) -> Path:
+    """Exports a checkpoint to an ONNX file, whole or not at all.
+
+    Args:
+        checkpoint: a path or preset, as `load_model` takes it.
+        output: the `.onnx` file to write.
+        precision: the type of the arithmetic, written into the graph. Input and output are float32 always.
+        res_scale: factor on each attention and module; checkpoints do not store it.
+        opset: version of the ONNX operators; None takes 18, or 22 for bf16.
+        static: (height, width) fixes the input to one picture of that size; None leaves N, H, W free.
+
+    Returns:
+        The written file.
+
+    Raises:
+        HspanError: as `load_model`; a weight does not fit the precision; the file cannot be written.
+        UsageError: unknown precision or opset, or a size below 1.
+    """
+    target = Path(output)
+    if target.suffix != ".onnx":
+        raise UsageError(target, "an ONNX file's name ends in .onnx", "name another file")
+    opset_to_write(precision, opset)
+    model = load_model(checkpoint, res_scale=res_scale)
+    metadata = OnnxMetadata(
+        scale=model.config.scale,
+        architecture=model.config.name,
+        precision=precision,
+        res_scale=res_scale,
+        source_sha256=source_sha256(checkpoint),
+        tool_version=trt_hspan.__version__,
+    )
+    exported = onnx_from_model(
+        model, precision=precision, opset=opset, static=static, keep_fp32=HSPAN_KEEP_FP32, metadata=metadata
+    )
+    save_onnx(exported, target)
+    return target
+
+
+def onnx_from_model(
+    model: nn.Module,
+    *,
+    precision: Precision = "fp32",
+    opset: int | None = None,
+    static: tuple[int, int] | None = None,
+    channels: int = 3,
+    keep_fp32: Sequence[str] = (),
+    metadata: OnnxMetadata | None = None,
+) -> onnx.ModelProto:
+    """Exports any network that holds high-similarity-pass attention: (N, channels, H, W) float32 in and out.
+
+    Args:
+        model: one tensor in, one tensor out.
+        precision, opset, static: as in `export_onnx`.
+        channels: of the input.
+        keep_fp32: names or patterns of nodes that stay in float32; nodes are named `<module path>/<operator>`.
+        metadata: stored in the model; None stores precision and tool version alone.
+
+    Returns:
+        A checked model: one `hspan::HighSimilarityPassAttention` node for each block, with a function body.
+
+    Raises:
+        HspanError: the network cannot be exported, or holds no such attention.
+        UsageError: unknown precision or opset, or a size below 1.
+    """
+    version = opset_to_write(precision, opset)
+    translated = name_nodes(_translate(model, channels, static))
+    require_attention(translated, type(model).__name__)
+    if version != _TRANSLATED_OPSET:
+        translated = _converted(translated, version)
+    typed = model_in_precision(fold_constants(translated), precision, keep_fp32=keep_fp32)
+    described = with_metadata(
+        typed, metadata or OnnxMetadata(precision=precision, tool_version=trt_hspan.__version__)
+    )
+    described.producer_name, described.producer_version = "trt-hspan", trt_hspan.__version__
+    finished = model_with_attention_function(described)
+    check_model(finished, type(model).__name__)
+    return finished
+
+
+def opset_to_write(precision: str, opset: int | None) -> int:
+    """The version of the ONNX operators that a request comes to. Raises: UsageError when there is none."""
+    if precision not in PRECISIONS:
+        raise UsageError("--precision", f"{precision!r} is unknown", f"choose {', '.join(PRECISIONS)}")
+    lowest = BF16_OPSET if precision == "bf16" else LOWEST_OPSET
+    if opset is None:
+        return lowest
+    if not lowest <= opset <= HIGHEST_OPSET:
+        raise UsageError("--opset", f"{opset} cannot hold {precision}", f"choose {lowest} to {HIGHEST_OPSET}")
+    return opset
+
+
+def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
+    """torch.export, then torch.onnx with the attention kept as one node."""
+    if static is not None and min(static) < 1:
+        raise UsageError("--static", f"{static[0]}x{static[1]} is no picture", "give HxW, both at least 1")
+    parameter = next(iter(model.parameters()), torch.zeros(0))
+    # Sizes that are told apart from each other, from 1, and from usual channel counts.
+    shape = (1, channels, *static) if static else (2, channels, 22, 26)
+    example = torch.zeros(shape, dtype=torch.float32, device=parameter.device)
+    dynamic = None if static else ({0: "batch", 2: "height", 3: "width"},)
+    with _attention_translation() as table, _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=_TRANSLATED_OPSET,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=dynamic,
+                custom_translation_table=table,
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = " ".join(str(error.__cause__ or error).split())[:300]
+            raise HspanError(type(model).__name__, f"cannot be exported: {cause}", "see --debug") from error
+    assert program is not None
+    translated: onnx.ModelProto = program.model_proto
+    return translated
+
+
+@contextlib.contextmanager
+def _attention_translation() -> Iterator[dict[Any, Any]]:
+    """The translation of the attention operator, with its schema known to ONNX while it lasts."""
+    import onnxscript
+
+    schema = onnx.defs.OpSchema(
+        OP_TYPE,
+        DOMAIN,
+        OP_VERSION,
+        inputs=[onnx.defs.OpSchema.FormalParameter(name, "T") for name in ("query", "key", "value")],
+        outputs=[onnx.defs.OpSchema.FormalParameter("output", "T")],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "any float type")],
+    )
+    operator = torch.ops.hspan.high_similarity_pass_attention.default
+    onnx.defs.register_schema(schema)
+    try:
+        domain = onnxscript.values.Opset(DOMAIN, OP_VERSION)
+
+        def translate(query: Any, key: Any, value: Any) -> Any:  # noqa: ANN401
+            return getattr(domain, OP_TYPE)(query, key, value)
+
+        yield {operator: translate}
+    finally:
+        onnx.defs.deregister_schema(OP_TYPE, OP_VERSION, DOMAIN)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keeps notes about packages that nobody asked for (torchvision) off the user's screen."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    converted = onnx.version_converter.convert_version(model, opset)
+    converted.ir_version = model.ir_version
+    return converted

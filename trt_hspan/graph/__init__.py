@@ -1,0 +1,42 @@
+"""The ONNX file, contract between model and engine: reading, checking and rewriting it. Never imports torch."""
+
+from trt_hspan.graph.attention_function import (
+    model_with_attention_function,
+    model_with_inlined_functions,
+    model_with_plugin_nodes,
+)
+from trt_hspan.graph.contract import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    OnnxMetadata,
+    attention_nodes,
+    check_model,
+    load_onnx,
+    metadata_from_model,
+    require_attention,
+    save_onnx,
+    with_metadata,
+)
+from trt_hspan.graph.cpu import model_for_cpu
+from trt_hspan.graph.precision import PRECISIONS, Precision, model_in_precision, precision_from_model
+
+__all__ = [
+    "INPUT_NAME",
+    "OUTPUT_NAME",
+    "PRECISIONS",
+    "OnnxMetadata",
+    "Precision",
+    "attention_nodes",
+    "check_model",
+    "load_onnx",
+    "metadata_from_model",
+    "model_for_cpu",
+    "model_in_precision",
+    "model_with_attention_function",
+    "model_with_inlined_functions",
+    "model_with_plugin_nodes",
+    "precision_from_model",
+    "require_attention",
+    "save_onnx",
+    "with_metadata",
+]

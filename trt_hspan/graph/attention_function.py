@@ -1,0 +1,112 @@
+"""The attention operator in standard ONNX operators, as a function body. Owns its text, and taking it in and out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx
+import onnx.inliner
+import onnx.parser
+
+from trt_hspan.ops.names import DOMAIN, OP_TYPE, OP_VERSION
+
+# The lowest opset that the body is written for: reductions take their axes as an input since 18.
+LOWEST_OPSET: Final = 18
+
+# Newton's method on the simplex threshold (Michelot 1986; Condat 2016, section 2), for all rows at once.
+#
+# Scores are shifted by their row's maximum, so the root lies in [-1, 0) and -1 is a start below it. A
+# step adds (sum of the excess - 1) / (size of the active set) to a row's threshold; the loop ends when
+# no row rises any more. Comparisons with NaN are false, so rows with NaN never keep it going. Their sum
+# is NaN whatever a backend's Relu and ReduceMax make of NaN, and it replaces their result.
+# No TopK: its k would have to exceed every support, and a support can be the whole picture.
+_TEXT: Final = """
+<domain: "{domain}", opset_import: ["" : {opset}]>
+{name} (query, key, value) => (output)
+{{
+    tokens_shape = Constant <value_ints = [0, 0, -1]> ()
+    last_axis = Constant <value_ints = [-1]> ()
+    one = Constant <value_float = 1.0> ()
+    lowest = Constant <value_float = -1.0> ()
+    yes = Constant <value = bool {{1}}> ()
+    query_32 = Cast <to = 1> (query)
+    key_32 = Cast <to = 1> (key)
+    value_32 = Cast <to = 1> (value)
+    query_ncl = Reshape (query_32, tokens_shape)
+    key_ncl = Reshape (key_32, tokens_shape)
+    value_ndl = Reshape (value_32, tokens_shape)
+    query_nlc = Transpose <perm = [0, 2, 1]> (query_ncl)
+    value_nld = Transpose <perm = [0, 2, 1]> (value_ndl)
+    scores_nqk = MatMul (query_nlc, key_ncl)
+    largest_nq1 = ReduceMax <keepdims = 1> (scores_nqk, last_axis)
+    shifted_nqk = Sub (scores_nqk, largest_nq1)
+    total_nq1 = ReduceSum <keepdims = 1> (shifted_nqk, last_axis)
+    rows_shape = Shape (largest_nq1)
+    start_nq1 = Expand (lowest, rows_shape)
+    no_limit = Constant <value_int = 9223372036854775807> ()
+    tau_nq1 = Loop <body = newton (int64 step, bool go_on, float[n, q, k] tau_in) =>
+                                 (bool any_rising, float[n, q, k] tau_out) {{
+        distance_nqk = Sub (shifted_nqk, tau_in)
+        excess_nqk = Relu (distance_nqk)
+        excess_sum = ReduceSum <keepdims = 1> (excess_nqk, last_axis)
+        active_nqk = Greater (shifted_nqk, tau_in)
+        active_32 = Cast <to = 1> (active_nqk)
+        active_count = ReduceSum <keepdims = 1> (active_32, last_axis)
+        surplus = Sub (excess_sum, one)
+        rise = Div (surplus, active_count)
+        risen = Add (tau_in, rise)
+        rising = Greater (risen, tau_in)
+        tau_out = Where (rising, risen, tau_in)
+        rising_32 = Cast <to = 1> (rising)
+        most_rising = ReduceMax <keepdims = 0> (rising_32)
+        half = Constant <value_float = 0.5> ()
+        any_rising = Greater (most_rising, half)
+    }}> (no_limit, yes, start_nq1)
+    above_nqk = Sub (shifted_nqk, tau_nq1)
+    weights_nqk = Relu (above_nqk)
+    attended_nld = MatMul (weights_nqk, value_nld)
+    broken_nq1 = IsNaN (total_nq1)
+    checked_nld = Where (broken_nq1, total_nq1, attended_nld)
+    checked_ndl = Transpose <perm = [0, 2, 1]> (checked_nld)
+    value_shape = Shape (value)
+    image_32 = Reshape (checked_ndl, value_shape)
+    output = CastLike (image_32, value)
+}}
+"""
+
+
+def attention_function(opset: int) -> onnx.FunctionProto:
+    """The function body of the operator for a model that imports this version of the ONNX operators.
+
+    The body is exact for every support size. Scores, threshold and sums are float32 whatever the inputs
+    are. Memory is O(N * L * L), L = H * W.
+    """
+    return onnx.parser.parse_function(_TEXT.format(domain=DOMAIN, name=OP_TYPE, opset=opset))
+
+
+def model_with_attention_function(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose attention nodes have a body, so that any ONNX runtime can execute them."""
+    result = model_with_plugin_nodes(model)
+    result.functions.append(attention_function(_opset(result)))
+    if all(entry.domain != DOMAIN for entry in result.opset_import):
+        result.opset_import.append(onnx.helper.make_opsetid(DOMAIN, OP_VERSION))
+    return result
+
+
+def model_with_plugin_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the body. A TensorRT parser then takes the plugin, or fails; it cannot inline silently."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    kept = [function for function in model.functions if (function.domain, function.name) != (DOMAIN, OP_TYPE)]
+    del result.functions[:]
+    result.functions.extend(kept)
+    return result
+
+
+def model_with_inlined_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every attention node is replaced by its body: standard operators only."""
+    return onnx.inliner.inline_local_functions(model_with_attention_function(model))
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

@@ -1,0 +1,138 @@
+"""What an ONNX file of this project holds, and reading and writing it. Owns metadata and checks, rewrites nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from trt_hspan.errors import HspanError
+from trt_hspan.files import error_from_os_error, write_bytes
+from trt_hspan.ops.names import DOMAIN, OP_TYPE
+
+# input: (N, 3, H, W) float32 RGB in [0, 1]; output: (N, 3, H * scale, W * scale) float32, not clamped.
+INPUT_NAME: Final = "input"
+OUTPUT_NAME: Final = "output"
+
+_PREFIX: Final = "trt_hspan."
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxMetadata:
+    """What a model says about itself. Fields are None in models that this project did not write.
+
+    Attributes:
+        scale: up-scaling factor.
+        architecture: one line naming every size.
+        precision: type of the body's arithmetic: "fp32", "fp16" or "bf16".
+        res_scale: the factor that checkpoints do not store.
+        source_sha256: SHA-256 of the checkpoint file (of the weights, for random presets).
+        tool_version: version of trt-hspan that wrote the file.
+    """
+
+    scale: int | None = None
+    architecture: str | None = None
+    precision: str | None = None
+    res_scale: float | None = None
+    source_sha256: str | None = None
+    tool_version: str | None = None
+
+
+def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Reads an ONNX file.
+
+    Raises:
+        HspanError: no such file, not ONNX, or truncated.
+    """
+    source = Path(path)
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise error_from_os_error(source, error, action="read") from error
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_model_from_string(data)
+        external = _external_tensors(model)
+        if external:
+            onnx.external_data_helper.load_external_data_for_model(model, str(source.parent))
+    except DecodeError as error:
+        raise HspanError(source, "not an ONNX file, or truncated", "export it again") from error
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise HspanError(
+            source, f"its external weights cannot be read ({error})", "keep them beside it"
+        ) from error
+    if not model.graph.node or not model.opset_import:
+        raise HspanError(source, "not an ONNX model: it holds no graph", "export it again")
+    return model
+
+
+def save_onnx(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+    """Writes a model as one file, whole or not at all. Raises: HspanError as `files.write_bytes` does."""
+    write_bytes(path, model.SerializeToString(deterministic=True))
+
+
+def check_model(model: onnx.ModelProto, where: object) -> None:
+    """The full ONNX check, shape inference included.
+
+    Raises:
+        HspanError: the model is not valid ONNX.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise HspanError(where, f"not a valid ONNX model: {error}", "export it again") from error
+
+
+def attention_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The attention nodes of the main graph, in order."""
+    return [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == OP_TYPE]
+
+
+def require_attention(model: onnx.ModelProto, where: object) -> None:
+    """Raises: HspanError when the graph holds no attention node."""
+    if not attention_nodes(model):
+        raise HspanError(where, f"holds no {DOMAIN}::{OP_TYPE} node", "export it with `trt-hspan export`")
+
+
+def metadata_from_model(model: onnx.ModelProto) -> OnnxMetadata:
+    """Reads the metadata; unknown or malformed entries count as absent."""
+    texts = {
+        entry.key[len(_PREFIX) :]: entry.value
+        for entry in model.metadata_props
+        if entry.key.startswith(_PREFIX)
+    }
+    return OnnxMetadata(
+        scale=_number(int, texts.get("scale")),
+        architecture=texts.get("architecture"),
+        precision=texts.get("precision"),
+        res_scale=_number(float, texts.get("res_scale")),
+        source_sha256=texts.get("source_sha256"),
+        tool_version=texts.get("tool_version"),
+    )
+
+
+def with_metadata(model: onnx.ModelProto, metadata: OnnxMetadata) -> onnx.ModelProto:
+    """A copy of the model that says this about itself; other metadata stays."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    names = {_PREFIX + field.name for field in fields(OnnxMetadata)}
+    entries = {entry.key: entry.value for entry in model.metadata_props if entry.key not in names}
+    entries |= {_PREFIX + name: str(value) for name, value in asdict(metadata).items() if value is not None}
+    del result.metadata_props[:]
+    onnx.helper.set_model_props(result, entries)
+    return result
+
+
+def _external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def _number(kind: type[int] | type[float], text: str | None) -> int | float | None:
+    try:
+        return None if text is None else kind(text)
+    except ValueError:
+        return None

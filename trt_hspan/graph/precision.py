@@ -1,0 +1,185 @@
+"""Precision written into the graph (strongly typed). Owns which node computes in which type, and the casts between."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.graph.contract import attention_nodes
+
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+
+_ELEMENT_TYPE: Final[dict[Precision, int]] = {
+    "fp32": TensorProto.FLOAT,
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+}
+# Convolutions and PRelu take bfloat16 since this version of the ONNX operators.
+BF16_OPSET: Final = 22
+
+
+def precision_from_model(model: onnx.ModelProto) -> Precision:
+    """The type that the attention nodes compute in, read from the graph itself and not from its metadata.
+
+    Raises:
+        HspanError: there is no attention node, or its type cannot be told.
+    """
+    where = model.graph.name or "model"
+    nodes = attention_nodes(model)
+    if not nodes:
+        raise HspanError(where, "holds no attention node, so no precision can be told")
+    inferred = onnx.shape_inference.infer_shapes(model)
+    types = {
+        v.name: v.type.tensor_type.elem_type for v in (*inferred.graph.value_info, *inferred.graph.input)
+    }
+    found = {types.get(node.input[0], TensorProto.UNDEFINED) for node in nodes}
+    names = [name for name, element_type in _ELEMENT_TYPE.items() if found == {element_type}]
+    if not names:
+        raise HspanError(where, "its attention nodes have no common float type", "export it again")
+    return names[0]
+
+
+def model_in_precision(
+    model: onnx.ModelProto, precision: Precision, *, keep_fp32: Sequence[str] = ()
+) -> onnx.ModelProto:
+    """A copy of a float32 model whose nodes compute in `precision`; inputs and outputs stay float32.
+
+    Args:
+        model: a float32 model, function body removed.
+        precision: the type of the arithmetic.
+        keep_fp32: names of nodes, or patterns as in `fnmatch`, that stay in float32.
+
+    Raises:
+        HspanError: a weight is too large for the type; none is ever turned into infinity.
+        UsageError: the model's opset has no operators for the type.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    if precision == "fp32":
+        return result
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if precision == "bf16" and opset < BF16_OPSET:
+        raise UsageError("--opset", f"{opset} has no bfloat16 convolutions", f"use {BF16_OPSET} or later")
+    _Rewriter(result.graph, precision, tuple(keep_fp32)).rewrite()
+    return result
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor in one of the two types that it may be wanted in."""
+
+    name: str
+    low: bool
+
+
+class _Rewriter:
+    """One pass over a topologically sorted graph. Floats are either float32 or the low type, never a third."""
+
+    def __init__(self, graph: onnx.GraphProto, precision: Precision, keep_fp32: tuple[str, ...]) -> None:
+        self._graph = graph
+        self._precision = precision
+        self._low_type = _ELEMENT_TYPE[precision]
+        self._keep_fp32 = keep_fp32
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._is_low: dict[str, bool] = {}  # of every float tensor made so far, weights excluded
+        self._other: dict[_Tensor, str] = {}  # the same tensor in the wanted type
+        self._nodes: list[onnx.NodeProto] = []
+        self._new_weights: dict[str, onnx.TensorProto] = {}
+        self._value_types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input)}
+
+    def rewrite(self) -> None:
+        for value in self._graph.input:
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+                self._is_low[value.name] = False
+        for node in self._graph.node:
+            self._rewrite_node(node)
+        for output in self._graph.output:
+            self._restore_output(output.name)
+        for value in self._graph.value_info:
+            if self._is_low.get(value.name, False):
+                value.type.tensor_type.elem_type = self._low_type
+        integers = [tensor for tensor in self._graph.initializer if tensor.data_type != TensorProto.FLOAT]
+        del self._graph.node[:]
+        self._graph.node.extend(self._nodes)
+        del self._graph.initializer[:]
+        self._graph.initializer.extend([*integers, *self._new_weights.values()])
+
+    def _rewrite_node(self, node: onnx.NodeProto) -> None:
+        low = not any(fnmatch.fnmatchcase(node.name, pattern) for pattern in self._keep_fp32)
+        if node.op_type == "Constant" or any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute):
+            raise HspanError(node.name, f"{node.op_type} nodes must be folded before precision is chosen")
+        kept = onnx.NodeProto()
+        kept.CopyFrom(node)
+        for index, name in enumerate(node.input):
+            kept.input[index] = self._wanted(name, low)
+        for name in node.output:
+            if self._value_types.get(name, TensorProto.FLOAT) == TensorProto.FLOAT:
+                self._is_low[name] = low
+        self._nodes.append(kept)
+
+    def _wanted(self, name: str, low: bool) -> str:
+        """The name under which `name` exists in the wanted type; makes a cast or a converted weight."""
+        if name in self._weights:
+            return self._wanted_weight(name, low)
+        if name not in self._is_low or self._is_low[name] == low:
+            return name
+        key = _Tensor(name, low)
+        if key not in self._other:
+            self._other[key] = f"{name}_{self._precision if low else 'fp32'}"
+            element_type = self._low_type if low else TensorProto.FLOAT
+            cast = helper.make_node(
+                "Cast", [name], [self._other[key]], name=f"{self._other[key]}/Cast", to=element_type
+            )
+            self._nodes.append(cast)
+        return self._other[key]
+
+    def _wanted_weight(self, name: str, low: bool) -> str:
+        weight = self._weights[name]
+        if weight.data_type != TensorProto.FLOAT:
+            return name
+        # A weight wanted in both types keeps its own name in float32.
+        new_name = f"{name}_{self._precision}" if low and self._wanted_in_both(name) else name
+        if new_name not in self._new_weights:
+            self._new_weights[new_name] = self._low_weight(weight, new_name) if low else weight
+        return new_name
+
+    def _wanted_in_both(self, name: str) -> bool:
+        users = [node for node in self._graph.node if name in node.input]
+        kept = [any(fnmatch.fnmatchcase(node.name, p) for p in self._keep_fp32) for node in users]
+        return any(kept) and not all(kept)
+
+    def _low_weight(self, weight: onnx.TensorProto, name: str) -> onnx.TensorProto:
+        values = numpy_helper.to_array(weight)
+        with np.errstate(over="ignore"):
+            low = values.astype(helper.tensor_dtype_to_np_dtype(self._low_type))
+        lost = np.isinf(low.astype(np.float32)) & np.isfinite(values)
+        if lost.any():
+            largest = float(np.abs(values[lost]).max())
+            raise HspanError(
+                weight.name,
+                f"its value {largest:g} does not fit {self._precision}",
+                "use --precision bf16 or fp32",
+            )
+        return numpy_helper.from_array(low, name)
+
+    def _restore_output(self, name: str) -> None:
+        if not self._is_low.get(name, False):
+            return
+        low_name = f"{name}_{self._precision}"
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                for index, entry in enumerate(names):
+                    if entry == name:
+                        names[index] = low_name
+        self._nodes.append(
+            helper.make_node("Cast", [low_name], [name], name=f"{name}/Cast", to=TensorProto.FLOAT)
+        )
+        self._is_low[name] = False
