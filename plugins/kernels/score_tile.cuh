@@ -1,0 +1,135 @@
+//! \file score_tile.cuh
+//! Tiles of the score matrix. Owns the tile geometry and the one place where a score is computed.
+//!
+//! A block holds a tile of query rows; each of its warps owns kROWS_PER_WARP of them outright, so that everything a
+//! row needs (maximum, threshold, sums) stays inside one warp. Keys stream past in tiles of kKEYS_PER_TILE. A lane
+//! holds the scores of its warp's rows against the keys lane, lane + 32, ... of the tile: an 8 x 4 register tile.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include <simt.h>
+
+namespace hspan
+{
+
+constexpr int32_t kROWS_PER_WARP{8};
+constexpr int32_t kWARPS_PER_BLOCK{4};
+constexpr int32_t kKEYS_PER_LANE{4};
+constexpr int32_t kCHANNELS_PER_STAGE{32};
+
+constexpr int32_t kTHREADS_PER_BLOCK{kWARPS_PER_BLOCK * simt::kWARP_SIZE};
+constexpr int32_t kROWS_PER_TILE{kWARPS_PER_BLOCK * kROWS_PER_WARP};
+constexpr int32_t kKEYS_PER_TILE{kKEYS_PER_LANE * simt::kWARP_SIZE};
+
+static_assert(kROWS_PER_WARP == 8, "rows are read as two groups of four floats, and lanes mirror rows modulo 8");
+
+//! A slice of channels of the query tile and of the key tile, in shared memory.
+struct alignas(16) ScoreStage
+{
+    float query[kCHANNELS_PER_STAGE][kROWS_PER_TILE];
+    float key[kCHANNELS_PER_STAGE][kKEYS_PER_TILE];
+};
+
+//! The scores one lane holds: [row of the warp][32-key group of the tile].
+using ScoreTile = float[kROWS_PER_WARP][kKEYS_PER_LANE];
+
+//! One batch of the problem, as the kernels see it.
+template <typename T>
+struct ScoreOperands
+{
+    T const* query;     //!< (C, L)
+    T const* key;       //!< (C, L)
+    int32_t channels;   //!< C
+    int32_t positions;  //!< L
+    int32_t firstRow;   //!< first query row of the block's tile
+};
+
+//! Copies `count` channels of a (C, L) matrix, columns first ... first + kWIDTH - 1, into shared memory; columns past
+//! the end become zero. Consecutive threads read consecutive columns.
+template <int32_t kWIDTH, typename T>
+HSPAN_DEVICE void loadColumns(
+    float (&target)[kCHANNELS_PER_STAGE][kWIDTH], T const* source, int32_t positions, int64_t first, int32_t count)
+{
+    for (int32_t element = simt::threadIndex(); element < count * kWIDTH; element += kTHREADS_PER_BLOCK)
+    {
+        int32_t const channel = element / kWIDTH;
+        int32_t const column = element % kWIDTH;
+        bool const inside = first + column < positions;
+        target[channel][column]
+            = inside ? simt::toFloat(source[static_cast<int64_t>(channel) * positions + first + column]) : 0.0F;
+    }
+}
+
+//! Adds the products of the staged channels to the scores, in ascending channel order.
+HSPAN_DEVICE void accumulateScores(ScoreTile& scores, ScoreStage const& stage, int32_t channels)
+{
+    int32_t const row = simt::warpIndex() * kROWS_PER_WARP;
+    int32_t const lane = simt::laneIndex();
+    for (int32_t channel = 0; channel < channels; ++channel)
+    {
+        auto const* const queries = reinterpret_cast<simt::Float4 const*>(&stage.query[channel][row]);
+        simt::Float4 const low = queries[0];
+        simt::Float4 const high = queries[1];
+        float const query[kROWS_PER_WARP] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        HSPAN_UNROLL
+        for (int32_t group = 0; group < kKEYS_PER_LANE; ++group)
+        {
+            float const key = stage.key[channel][group * simt::kWARP_SIZE + lane];
+            HSPAN_UNROLL
+            for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
+            {
+                scores[r][group] = simt::multiplyAdd(query[r], key, scores[r][group]);
+            }
+        }
+    }
+}
+
+//! Streams all scores of the block's rows past `consume(scores, firstKey)`, tile by tile in ascending key order.
+//! Scores of keys past the end are -inf.
+//!
+//! All threads of the block must call it together. A warp that passes wanted = false helps loading, computes nothing
+//! and is not called back; `consume` may hold barriers of the block only if all warps pass true.
+template <typename T, typename Consume>
+HSPAN_DEVICE void streamScores(
+    ScoreStage& stage, ScoreOperands<T> const& operands, bool wanted, Consume const& consume)
+{
+    int32_t const positions = operands.positions;
+    for (int64_t firstKey = 0; firstKey < positions; firstKey += kKEYS_PER_TILE)
+    {
+        ScoreTile scores = {};
+        for (int32_t firstChannel = 0; firstChannel < operands.channels; firstChannel += kCHANNELS_PER_STAGE)
+        {
+            int32_t const left = operands.channels - firstChannel;
+            int32_t const count = left < kCHANNELS_PER_STAGE ? left : kCHANNELS_PER_STAGE;
+            int64_t const offset = static_cast<int64_t>(firstChannel) * positions;
+            simt::syncBlock(); // the readers of the previous slice are done
+            loadColumns(stage.query, operands.query + offset, positions, operands.firstRow, count);
+            loadColumns(stage.key, operands.key + offset, positions, firstKey, count);
+            simt::syncBlock(); // the slice is complete
+            if (wanted)
+            {
+                accumulateScores(scores, stage, count);
+            }
+        }
+        if (wanted)
+        {
+            HSPAN_UNROLL
+            for (int32_t group = 0; group < kKEYS_PER_LANE; ++group)
+            {
+                if (firstKey + group * simt::kWARP_SIZE + simt::laneIndex() >= positions)
+                {
+                    HSPAN_UNROLL
+                    for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
+                    {
+                        scores[r][group] = -INFINITY;
+                    }
+                }
+            }
+            consume(scores, firstKey);
+        }
+    }
+}
+
+} // namespace hspan

@@ -1,0 +1,260 @@
+#include "block.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+namespace simt::emulation
+{
+
+namespace
+{
+
+thread_local Block* gBlock{nullptr};
+
+char const* nameOf(Wait wait)
+{
+    switch (wait)
+    {
+    case Wait::kNOTHING: return "nothing";
+    case Wait::kWARP: return "a warp exchange";
+    case Wait::kBLOCK: return "a block barrier";
+    case Wait::kEXIT: return "exit";
+    }
+    return "?";
+}
+
+} // namespace
+
+Options& options()
+{
+    static thread_local Options gOptions;
+    return gOptions;
+}
+
+std::string& lastError()
+{
+    static thread_local std::string gError;
+    return gError;
+}
+
+Block::Block(int32_t threads, std::function<void()> body)
+    : mBody{std::move(body)}
+    , mRandom{options().seed | 1U}
+{
+    if (threads <= 0 || threads % kLANES != 0)
+    {
+        throw std::runtime_error("the emulation runs whole warps only");
+    }
+    for (int32_t i = 0; i < threads; ++i)
+    {
+        mThreads.push_back(std::make_unique<Thread>());
+    }
+}
+
+Block::~Block()
+{
+    if (mSharedPages != nullptr)
+    {
+        munmap(mSharedPages, mSharedPagesBytes);
+    }
+}
+
+Block& Block::current()
+{
+    return *gBlock;
+}
+
+void Block::enter(void* block)
+{
+    auto& self = *static_cast<Block*>(block);
+    self.mBody();
+    self.await(Wait::kEXIT, 0, 0);
+}
+
+void Block::await(Wait wait, uint32_t given, int32_t line)
+{
+    Thread& self = *mThreads[static_cast<size_t>(mThread)];
+    self.wait = wait;
+    self.given = given;
+    self.line = line;
+    Fiber::yield();
+}
+
+uint32_t Block::exchange(uint32_t value, int32_t lane, int32_t line)
+{
+    int32_t const firstThread = mThread / kLANES * kLANES;
+    await(Wait::kWARP, value, line);
+    return mThreads[static_cast<size_t>(firstThread + lane)]->exchanged;
+}
+
+uint32_t Block::ballot(bool predicate, int32_t line)
+{
+    int32_t const firstThread = mThread / kLANES * kLANES;
+    await(Wait::kWARP, predicate ? 1 : 0, line);
+    uint32_t bits = 0;
+    for (int32_t lane = 0; lane < kLANES; ++lane)
+    {
+        bits |= mThreads[static_cast<size_t>(firstThread + lane)]->exchanged << static_cast<uint32_t>(lane);
+    }
+    return bits;
+}
+
+bool Block::anyInBlock(bool predicate, int32_t line)
+{
+    await(Wait::kBLOCK, predicate ? 1 : 0, line);
+    return mAny;
+}
+
+void* Block::sharedMemory(size_t bytes)
+{
+    auto const page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    if (mSharedPages == nullptr)
+    {
+        size_t const pages = (bytes + page - 1) / page * page;
+        mSharedPagesBytes = pages + page;
+        void* const memory
+            = mmap(nullptr, mSharedPagesBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED || mprotect(static_cast<unsigned char*>(memory) + pages, page, PROT_NONE) != 0)
+        {
+            std::abort(); // no memory for a test: nothing sensible is left to do
+        }
+        mSharedPages = static_cast<unsigned char*>(memory);
+        mSharedBytes = bytes;
+    }
+    if (bytes != mSharedBytes)
+    {
+        mFailure = "a kernel declares two shared objects; the emulation allows one";
+    }
+    unsigned char* const start = mSharedPages + mSharedPagesBytes - page - mSharedBytes;
+    if (!mSharedPoisoned)
+    {
+        std::memset(start, 0xff, mSharedBytes); // every float a NaN
+        mSharedPoisoned = true;
+    }
+    return start;
+}
+
+std::vector<int32_t> const& Block::order(int32_t count)
+{
+    mOrder.resize(static_cast<size_t>(count));
+    std::iota(mOrder.begin(), mOrder.end(), 0);
+    switch (options().order)
+    {
+    case LaneOrder::kFORWARD: break;
+    case LaneOrder::kREVERSE: std::reverse(mOrder.begin(), mOrder.end()); break;
+    case LaneOrder::kSHUFFLED:
+        for (size_t i = mOrder.size(); i > 1; --i)
+        {
+            mRandom ^= mRandom << 13U; // xorshift64, Marsaglia 2003
+            mRandom ^= mRandom >> 7U;
+            mRandom ^= mRandom << 17U;
+            std::swap(mOrder[i - 1], mOrder[mRandom % i]);
+        }
+        break;
+    }
+    return mOrder;
+}
+
+bool Block::releaseWarp(int32_t firstThread)
+{
+    Thread const& first = *mThreads[static_cast<size_t>(firstThread)];
+    for (int32_t lane = 0; lane < kLANES; ++lane)
+    {
+        Thread const& thread = *mThreads[static_cast<size_t>(firstThread + lane)];
+        if (thread.wait != Wait::kWARP || thread.line != first.line)
+        {
+            return false;
+        }
+    }
+    for (int32_t lane = 0; lane < kLANES; ++lane)
+    {
+        Thread& thread = *mThreads[static_cast<size_t>(firstThread + lane)];
+        thread.exchanged = thread.given;
+        thread.wait = Wait::kNOTHING;
+    }
+    return true;
+}
+
+bool Block::releaseBlock()
+{
+    Thread const& first = *mThreads.front();
+    bool any = false;
+    for (auto const& thread : mThreads)
+    {
+        if (thread->wait != Wait::kBLOCK || thread->line != first.line)
+        {
+            return false;
+        }
+        any = any || thread->given != 0;
+    }
+    mAny = any;
+    for (auto const& thread : mThreads)
+    {
+        thread->wait = Wait::kNOTHING;
+    }
+    return true;
+}
+
+void Block::runWarp(int32_t firstThread)
+{
+    do
+    {
+        for (int32_t const lane : std::vector<int32_t>{order(kLANES)})
+        {
+            mThread = firstThread + lane;
+            Thread& thread = *mThreads[static_cast<size_t>(mThread)];
+            if (thread.wait == Wait::kNOTHING)
+            {
+                thread.fiber.resume();
+            }
+        }
+    } while (releaseWarp(firstThread));
+}
+
+void Block::run(int64_t x, int64_t y, int64_t z, int64_t gridY)
+{
+    gBlock = this;
+    mX = x;
+    mY = y;
+    mZ = z;
+    mGridY = gridY;
+    mSharedPoisoned = false;
+    mFailure.clear();
+    for (auto const& thread : mThreads)
+    {
+        thread->wait = Wait::kNOTHING;
+        thread->fiber.prepare(&Block::enter, this);
+    }
+    auto const warps = static_cast<int32_t>(mThreads.size()) / kLANES;
+    do
+    {
+        for (int32_t const warp : std::vector<int32_t>{order(warps)})
+        {
+            runWarp(warp * kLANES);
+        }
+    } while (mFailure.empty() && releaseBlock());
+    gBlock = nullptr;
+    if (!mFailure.empty())
+    {
+        throw std::runtime_error(mFailure);
+    }
+    Thread const& first = *mThreads.front();
+    for (size_t i = 0; i < mThreads.size(); ++i)
+    {
+        Thread const& thread = *mThreads[i];
+        if (thread.wait != Wait::kEXIT)
+        {
+            Thread const& other = thread.wait == first.wait && thread.line == first.line ? *mThreads.back() : first;
+            throw std::runtime_error("barrier divergence: thread " + std::to_string(i) + " waits at "
+                + nameOf(thread.wait) + " (line " + std::to_string(thread.line) + ") while another waits at "
+                + nameOf(other.wait) + " (line " + std::to_string(other.line) + ")");
+        }
+    }
+}
+
+} // namespace simt::emulation
