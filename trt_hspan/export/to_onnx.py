@@ -132,10 +132,17 @@ def onnx_from_model(
     return finished
 
 
-def opset_to_write(precision: str, opset: int | None) -> int:
+def checked_precision(text: str) -> Precision:
+    """The precision of this name. Raises: UsageError when there is none."""
+    for precision in PRECISIONS:
+        if text == precision:
+            return precision
+    raise UsageError("--precision", f"{text!r} is unknown", f"choose {', '.join(PRECISIONS)}")
+
+
+def opset_to_write(precision: Precision, opset: int | None) -> int:
     """The version of the ONNX operators that a request comes to. Raises: UsageError when there is none."""
-    if precision not in PRECISIONS:
-        raise UsageError("--precision", f"{precision!r} is unknown", f"choose {', '.join(PRECISIONS)}")
+    checked_precision(precision)
     lowest = BF16_OPSET if precision == "bf16" else LOWEST_OPSET
     if opset is None:
         return lowest

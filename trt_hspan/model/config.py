@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -100,50 +101,46 @@ def config_from_shapes(shapes: Mapping[str, Shape], *, where: object, res_scale:
     Raises:
         HspanError: this is no HSPAN, or keys are missing, unexpected or misshaped; all of them are listed.
     """
-    modules = [
-        re.fullmatch(r"body\.(\d+)\.body\.(\d+)\.conv_(?:match1|match2|assembly)\..*", k) for k in shapes
-    ]
-    attention = [match for match in modules if match]
-    head, tail = shapes.get("head.0.weight", ()), shapes.get("tail.0.0.weight", ())
-    if not attention or len(head) != 4 or len(tail) != 4:
-        lacking = (
-            "head.0.weight" if len(head) != 4 else "tail.0.0.weight" if len(tail) != 4 else "conv_match1"
-        )
+    attention = re.compile(r"body\.(\d+)\.body\.(\d+)\.conv_(?:match1|match2|assembly)\..*")
+    modules = [match for match in map(attention.fullmatch, shapes) if match]
+    n_feats = _most_common_outputs(shapes, r"(head\.0|body\.\d+(\.body\.\d+(\.body\.[02])?)?)\.weight")
+    query_channels = _most_common_outputs(shapes, r"body\.\d+\.body\.\d+\.conv_match[12]\.0\.weight")
+    if not modules or not n_feats or not query_channels or query_channels > n_feats:
         raise HspanError(
             where,
-            f"not an HSPAN checkpoint: none of its {len(shapes)} keys is a proper {lacking}",
+            f"not an HSPAN checkpoint: its {len(shapes)} keys hold no high-similarity-pass attention",
             "give the state dict that the official code saves",
         )
-    n_feats = head[0]
-    n_groups = 1 + max(int(match[1]) for match in attention)
-    n_blocks = max(int(match[2]) for match in attention)
-    match_shape = next(
-        (s for k, s in shapes.items() if k.endswith("conv_match1.0.weight") and len(s) == 4 and s[0] > 0),
-        None,
-    )
-    query_channels = match_shape[0] if match_shape else max(1, n_feats // 2)
     config = HspanConfig(
         n_feats=n_feats,
-        n_groups=n_groups,
-        n_blocks=n_blocks,
+        n_groups=1 + max(int(match[1]) for match in modules),
+        n_blocks=max(int(match[2]) for match in modules),
         scale=_scale_from_shapes(shapes, n_feats, where),
         # n // (n // (n // r)) == n // r for positive integers: the channels come back whatever r was.
-        reduction=max(1, n_feats // query_channels),
+        reduction=n_feats // query_channels,
         res_scale=res_scale,
     )
     _require_same_keys(config.state_shapes(), shapes, where)
     return config
 
 
+def _most_common_outputs(shapes: Mapping[str, Shape], pattern: str) -> int:
+    """Output channels that most of these convolutions agree on, so that one misshaped key is the one named."""
+    outputs = [shape[0] for key, shape in shapes.items() if len(shape) == 4 and re.fullmatch(pattern, key)]
+    return statistics.mode(outputs) if outputs else 0
+
+
 def _scale_from_shapes(shapes: Mapping[str, Shape], n_feats: int, where: object) -> int:
-    first = shapes["tail.0.0.weight"][0]
-    if first == 9 * n_feats:
+    upsampler = {key: shape for key, shape in shapes.items() if re.fullmatch(r"tail\.0\.\d+\.weight", key)}
+    outputs = {shape[0] for shape in upsampler.values() if shape}
+    if outputs == {9 * n_feats}:
         return 3
-    if first == 4 * n_feats:
-        return int(2 ** len([key for key in shapes if re.fullmatch(r"tail\.0\.\d+\.weight", key)]))
+    if upsampler and 4 * n_feats in outputs:
+        last = max(int(key.split(".")[2]) for key in upsampler)
+        return int(2 ** (1 + last // 2))
     raise HspanError(
         where,
-        f"tail.0.0.weight makes {first} channels of {n_feats}: neither a x2 nor a x3 pixel shuffle",
+        f"its upsampler (tail.0) makes {sorted(outputs)} channels of {n_feats}: neither x2 nor x3 pixel shuffles",
         "give a x2, x3 or x4 HSPAN checkpoint",
     )
 

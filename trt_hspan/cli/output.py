@@ -1,0 +1,69 @@
+"""What commands print: tables and progress for people on stderr and stdout, JSON for machines on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def print_json(report: Mapping[str, Any]) -> None:
+    """Prints one JSON object on stdout. Infinite numbers become the strings "inf" and "-inf", NaN becomes null."""
+    typer.echo(json.dumps(_plain(report), indent=2, allow_nan=False))
+
+
+def print_table(title: str, rows: Mapping[str, Any]) -> None:
+    """Prints names and values as a two-column table on stdout; None is shown as a dash."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name.replace("_", " "), _text(value))
+    Console().print(table)
+
+
+@contextmanager
+def progress(description: str, *, total: float | None = None) -> Iterator[Progress]:
+    """A progress bar on stderr with one task of this description; without a total it only shows life."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(description, total=total)
+        yield bar
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_text(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return " x ".join(map(str, value)) if all(isinstance(i, (int, str)) for i in value) else str(value)
+    return str(value)
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
