@@ -1,9 +1,9 @@
 """Bicubic resizing as super-resolution papers do it. Owns the resampling weights; knows nothing of files.
 
 The low-resolution half of every benchmark set was made by MATLAB's `imresize`, so that is what is computed
-here: the cubic kernel of Keys (IEEE TASSP 29, 1981) with a = -1/2, stretched by the scale when an image shrinks
-(antialiasing), pixel centres at half-integers, weights normalised to sum to 1, and the image mirrored at its
-edges with the edge pixel repeated.
+here: the cubic kernel of Keys (IEEE TASSP 29, 1981) with a = -1/2, stretched by the scale when an image
+shrinks (antialiasing), pixel centres at half-integers, weights normalised to sum to 1, and the image mirrored
+at its edges with the edge pixel repeated.
 """
 
 from __future__ import annotations

@@ -1,0 +1,312 @@
+"""Reading and writing pictures: every colour mode, every broken file, and the conversions to tensors."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.runtime import images
+from trt_hspan.runtime.images import (
+    image_from_tensor,
+    read_image,
+    require_writable_suffix,
+    size_from_image_file,
+    tensor_from_image,
+    write_image,
+)
+
+
+def picture(height: int = 24, width: int = 17, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def one_line(error: HspanError) -> str:
+    text = str(error)
+    assert "\n" not in text
+    return text
+
+
+# Reading
+# ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".tif", ".tiff", ".PNG"])
+def test_lossless_formats_come_back_exactly(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_image(path, picture())
+    np.testing.assert_array_equal(read_image(path), picture())
+
+
+def test_jpeg_is_written_with_full_colour_resolution(tmp_path: Path) -> None:
+    # One saturated column of red in black: with halved colour resolution its neighbours would turn dark red.
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[:, 8] = (255, 0, 0)
+    write_image(tmp_path / "a.jpg", image)
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - image).max() < 40
+    small = io.BytesIO()
+    Image.fromarray(image).save(small, "JPEG", quality=95, subsampling=2)
+    assert np.abs(np.asarray(Image.open(small)).astype(int) - image).max() > 40
+
+
+def test_content_and_not_the_suffix_says_the_format(tmp_path: Path) -> None:
+    path = tmp_path / "really-a-png.jpg"
+    Image.fromarray(picture()).save(path, "PNG")
+    np.testing.assert_array_equal(read_image(path), picture())
+
+
+def test_grey_has_three_equal_channels(tmp_path: Path) -> None:
+    grey = picture()[..., 0]
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_grey_is_scaled_and_not_cut_off(tmp_path: Path, suffix: str) -> None:
+    levels = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / f"a{suffix}")
+    # 65535 = 255 * 257; 128 / 257 rounds down, 129 / 257 up.
+    assert read_image(tmp_path / f"a{suffix}")[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+
+
+def test_palette_becomes_its_colours(tmp_path: Path) -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:2] = (10, 200, 30)
+    Image.fromarray(image).quantize(4).save(tmp_path / "p.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "p.png"), image)
+
+
+def test_black_and_white_becomes_0_and_255(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(8, dtype=bool)).save(tmp_path / "bw.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "bw.png")[..., 1], np.eye(8) * 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_on_white(tmp_path: Path, mode: str) -> None:
+    rgba = np.zeros((2, 3, 4), np.uint8)
+    rgba[..., 3] = [255, 0, 255]  # black, invisible, black
+    image = Image.fromarray(rgba)
+    if mode == "P":
+        image = image.quantize(4)
+        assert "transparency" in image.info or image.mode == "P"
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[:, :, 0], [[0, 255, 0]] * 2)
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (5, 4), (0, 255, 255, 0)).save(tmp_path / "red.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "red.tif"), np.full((4, 5, 3), (255, 0, 0)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_and_known_from_the_header(tmp_path: Path, orientation: int) -> None:
+    upright = picture(6, 9)
+    # The stored pixels for each orientation tag, as the EXIF standard numbers them.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), upright)
+    assert size_from_image_file(tmp_path / "a.png") == (6, 9)
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), np.full((2, 3, 3), (255, 0, 0)))
+
+
+# Pictures that are not
+# ------------------------------------------------------------------------------------------
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello, world\n" * 100, "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture"),
+        (b"\x89PNG\r\n\x1a\n", "damaged or truncated|not a picture"),
+        (png_header(20_000, 8_000), "claims 20000x8000 pixels, more than the 134 million"),
+        (png_header(60_000, 60_000), "too large"),
+    ],
+    ids=["empty", "text", "eps", "signature-only", "bomb", "larger-bomb"],
+)
+def test_file_that_is_no_picture_is_told_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    for read in (read_image, size_from_image_file):
+        with pytest.raises(HspanError, match=message) as caught:
+            read(path)
+        assert one_line(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tif", ".gif"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_truncated_picture_is_never_read_as_a_grey_rest(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(picture(64, 64)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(HspanError, match=r"damaged or truncated|not a picture") as caught:
+        read_image(path)
+    assert one_line(caught.value)
+
+
+def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(HspanError, match="no such file"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(HspanError, match="is a folder, expected a picture"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_modes_without_a_fixed_range_are_refused(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (4, 4)).save(tmp_path / "a.tif")
+    with pytest.raises(HspanError, match=f"colour mode {mode}"):
+        read_image(tmp_path / "a.tif")
+
+
+def sample_bytes(suffix: str) -> bytes:
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(20, 20)).save(stream, suffix, **({} if suffix == "GIF" else {"exif": exif}))
+    return stream.getvalue()
+
+
+SAMPLES = {name: sample_bytes(name) for name in ("PNG", "JPEG", "WEBP", "TIFF", "GIF")}
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=st.sampled_from(sorted(SAMPLES)), data=st.data())
+def test_damaged_bytes_give_a_picture_or_one_line(tmp_path_factory, name: str, data: st.DataObject) -> None:
+    damaged = bytearray(SAMPLES[name])
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"damaged.{name}"
+    path.write_bytes(damaged)
+    for read in (read_image, size_from_image_file):
+        try:
+            result = read(path)
+        except HspanError as error:
+            one_line(error)
+        else:
+            if read is read_image:
+                assert (result.ndim, result.shape[2], result.dtype) == (3, 3, np.uint8)
+
+
+# Writing
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif", "a.png.txt"])
+def test_unknown_suffix_is_a_usage_error_before_the_work(tmp_path: Path, name: str) -> None:
+    for call in (require_writable_suffix, lambda path: write_image(path, picture())):
+        with pytest.raises(UsageError, match="cannot tell the format"):
+            call(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_as_output_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        require_writable_suffix(tmp_path)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+def test_pixels_that_are_not_8_bit_rgb_are_refused(tmp_path: Path, image: np.ndarray) -> None:
+    with pytest.raises(HspanError, match=r"expected pixels as \(H, W, 3\) uint8"):
+        write_image(tmp_path / "a.png", image)
+
+
+def test_format_that_cannot_hold_the_size_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(HspanError, match=r"WEBP cannot hold 16384x1 pixels.*write \.png") as caught:
+        write_image(tmp_path / "a.webp", np.zeros((1, 16384, 3), np.uint8))
+    assert one_line(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_write_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    write_image(path, picture())
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(HspanError, match="the disk is full"):
+        write_image(path, picture(seed=1))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+    np.testing.assert_array_equal(read_image(path), picture())
+
+
+# Tensors
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_tensor_has_channels_first_in_zero_to_one() -> None:
+    image = picture(5, 7)
+    tensor = tensor_from_image(image)
+    assert tensor.shape == (1, 3, 5, 7)
+    assert tensor.dtype == np.float32
+    assert tensor.flags.c_contiguous
+    np.testing.assert_array_equal(tensor[0, 2], image[..., 2].astype(np.float32) / np.float32(255))
+
+
+def test_every_grey_level_survives_the_way_there_and_back() -> None:
+    levels = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    np.testing.assert_array_equal(image_from_tensor(tensor_from_image(levels)), levels)
+
+
+@settings(max_examples=60)
+@given(hnp.arrays(np.float32, (1, 3, 4, 4), elements=st.floats(-2, 3, width=32)))
+def test_rounding_is_the_one_of_the_official_code(tensor: np.ndarray) -> None:
+    official = torch.from_numpy(tensor).mul(255).clamp(0, 255).round()[0].permute(1, 2, 0)
+    np.testing.assert_array_equal(image_from_tensor(tensor), official.numpy())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_broken_value_is_an_error_and_not_a_pixel(bad: float) -> None:
+    tensor = np.full((1, 3, 4, 4), 0.5, np.float32)
+    tensor[0, 1, 2, 3] = bad
+    with pytest.raises(HspanError, match="1 of 48 values are NaN or infinite"):
+        image_from_tensor(tensor)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 4, 4, 4), (4, 4)])
+def test_other_shapes_are_no_picture(shape: tuple[int, ...]) -> None:
+    with pytest.raises(HspanError, match="expected shape"):
+        image_from_tensor(np.zeros(shape, np.float32))
+
+
+def test_eps_is_not_on_the_list_because_pillow_runs_ghostscript_for_it() -> None:
+    assert "EPS" not in images.READ_FORMATS

@@ -1,0 +1,174 @@
+"""How far two pictures are apart. Owns the formulas; numpy only, float64 inside.
+
+Two families that must not be mixed up:
+
+- Quality against ground truth follows the protocol of the official EDSR and HSPAN code, and with it of the
+  published tables: 8-bit pictures, luma only, `scale` pixels cropped on each side.
+- Agreement of two backends compares their raw outputs on [0, 1], neither clamped nor rounded nor cropped, so
+that
+  no rounding hides a difference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError
+
+Float64Array = npt.NDArray[np.float64]
+Uint8Array = npt.NDArray[np.uint8]
+
+# ITU-R BT.601 luma of RGB in 0..255, as MATLAB's rgb2ycbcr and the official code weigh it.
+LUMA_WEIGHTS: Final = np.array([65.738, 129.057, 25.064]) / 256.0
+LUMA_OFFSET: Final = 16.0
+
+# Wang, Bovik, Sheikh & Simoncelli, "Image quality assessment", IEEE TIP 13(4), 2004, section III-C.
+_SSIM_WINDOW: Final = 11
+_SSIM_SIGMA: Final = 1.5
+_SSIM_C1: Final = (0.01 * 255.0) ** 2
+_SSIM_C2: Final = (0.03 * 255.0) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far a tensor is from a reference, both nominally in [0, 1].
+
+    Attributes:
+        psnr_db: -10 log10(mean squared error), peak 1; infinite when equal, NaN when `nan_count` > 0.
+        max_abs_error: largest absolute difference; NaN when `nan_count` > 0.
+        mean_abs_error: mean absolute difference; NaN when `nan_count` > 0.
+        nan_count: values that are NaN or infinite, of both tensors together.
+    """
+
+    psnr_db: float
+    max_abs_error: float
+    mean_abs_error: float
+    nan_count: int
+
+
+def agreement(result: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -> Agreement:
+    """Compares two tensors of the same shape, in float64.
+
+    Raises:
+        HspanError: different shapes, or no values.
+    """
+    if result.shape != reference.shape or result.size == 0:
+        raise HspanError(
+            "compare", f"expected two tensors of one shape, got {result.shape} and {reference.shape}"
+        )
+    nan_count = sum(int(a.size - np.count_nonzero(np.isfinite(a))) for a in (result, reference))
+    if nan_count:
+        return Agreement(
+            psnr_db=math.nan, max_abs_error=math.nan, mean_abs_error=math.nan, nan_count=nan_count
+        )
+    difference = result.astype(np.float64) - reference.astype(np.float64)
+    mean_squared_error = float(np.mean(np.square(difference)))
+    np.abs(difference, out=difference)
+    return Agreement(
+        psnr_db=_db_from_mean_squared_error(mean_squared_error),
+        max_abs_error=float(difference.max()),
+        mean_abs_error=float(difference.mean()),
+        nan_count=0,
+    )
+
+
+def _db_from_mean_squared_error(mean_squared_error: float) -> float:
+    return math.inf if mean_squared_error == 0.0 else -10.0 * math.log10(mean_squared_error)
+
+
+def luma_from_rgb(image: Uint8Array) -> Float64Array:
+    """(H, W, 3) uint8 RGB -> (H, W) float64 luma in 16..235, not rounded."""
+    return LUMA_OFFSET + image.astype(np.float64) @ LUMA_WEIGHTS
+
+
+def _cropped_lumas(image: Uint8Array, truth: Uint8Array, scale: int) -> tuple[Float64Array, Float64Array]:
+    if image.shape != truth.shape or image.ndim != 3 or image.shape[2] != 3:
+        raise HspanError(
+            "metrics", f"expected two (H, W, 3) pictures of one size, got {image.shape}, {truth.shape}"
+        )
+    if min(image.shape[:2]) <= 2 * scale:
+        height, width = image.shape[:2]
+        raise HspanError(
+            "metrics",
+            f"a picture of {width}x{height} has no pixels left after cropping {scale} on each side",
+            "evaluate larger pictures",
+        )
+    inner = slice(scale, -scale) if scale else slice(None)
+    return luma_from_rgb(image[inner, inner]), luma_from_rgb(truth[inner, inner])
+
+
+def psnr_y(image: Uint8Array, truth: Uint8Array, scale: int) -> float:
+    """PSNR of the luma in dB as the published tables give it; infinite for equal pictures.
+
+    With d = (image - truth) / 255 per channel: -10 log10(mean over pixels of (weights . d)^2), weights
+    (65.738, 129.057, 25.064) / 256, after cropping `scale` pixels on each side.
+
+    Args:
+        image: (H, W, 3) uint8: the network's output times 255, clamped, rounded.
+        truth: (H, W, 3) uint8.
+        scale: the network's scale; the width of the border that is left out.
+
+    Raises:
+        HspanError: different sizes, or nothing left after cropping.
+    """
+    ours, theirs = _cropped_lumas(image, truth, scale)
+    return _db_from_mean_squared_error(float(np.mean(np.square((ours - theirs) / 255.0))))
+
+
+def ssim_y(image: Uint8Array, truth: Uint8Array, scale: int) -> float:
+    """Structural similarity of the luma, the one of the published tables.
+
+    Wang et al. 2004: 11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, dynamic range 255, biased
+    (population) moments, averaged over the positions where the window fits; borders of `scale` are left out
+    first.
+
+    Args:
+        image: (H, W, 3) uint8.
+        truth: (H, W, 3) uint8.
+        scale: as in `psnr_y`.
+
+    Returns:
+        At most 1; 1 for equal pictures.
+
+    Raises:
+        HspanError: different sizes, or less than 11x11 pixels left after cropping.
+    """
+    ours, theirs = _cropped_lumas(image, truth, scale)
+    if min(ours.shape) < _SSIM_WINDOW:
+        raise HspanError(
+            "metrics",
+            f"{ours.shape[1]}x{ours.shape[0]} pixels are left after cropping {scale} on each side, "
+            f"SSIM needs {_SSIM_WINDOW}x{_SSIM_WINDOW}",
+            "evaluate larger pictures",
+        )
+    mean_x, mean_y = _blur(ours), _blur(theirs)
+    variance_x = _blur(ours * ours) - mean_x * mean_x
+    variance_y = _blur(theirs * theirs) - mean_y * mean_y
+    covariance = _blur(ours * theirs) - mean_x * mean_y
+    numerator = (2.0 * mean_x * mean_y + _SSIM_C1) * (2.0 * covariance + _SSIM_C2)
+    denominator = (mean_x * mean_x + mean_y * mean_y + _SSIM_C1) * (variance_x + variance_y + _SSIM_C2)
+    return float(np.mean(numerator / denominator))
+
+
+def _gaussian_window() -> Float64Array:
+    x = np.arange(_SSIM_WINDOW) - (_SSIM_WINDOW - 1) / 2
+    window = np.exp(-(x * x) / (2.0 * _SSIM_SIGMA**2))
+    normalised: Float64Array = window / window.sum()
+    return normalised
+
+
+def _blur(plane: Float64Array) -> Float64Array:
+    """(H, W) -> (H - 10, W - 10): the separable Gaussian where its window fits."""
+    height, width = (size - _SSIM_WINDOW + 1 for size in plane.shape)
+    rows = np.zeros((height, plane.shape[1]))
+    blurred = np.zeros((height, width))
+    for i, weight in enumerate(_gaussian_window()):
+        rows += weight * plane[i : i + height]
+    for i, weight in enumerate(_gaussian_window()):
+        blurred += weight * rows[:, i : i + width]
+    return blurred
