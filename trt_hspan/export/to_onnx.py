@@ -200,7 +200,7 @@ def _attention_translation() -> Iterator[dict[Any, Any]]:
     try:
         domain = onnxscript.values.Opset(DOMAIN, OP_VERSION)
 
-        def translate(query: Any, key: Any, value: Any) -> Any:  # noqa: ANN401
+        def translate(query: Any, key: Any, value: Any) -> Any:
             return getattr(domain, OP_TYPE)(query, key, value)
 
         yield {operator: translate}

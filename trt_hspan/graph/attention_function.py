@@ -109,4 +109,4 @@ def model_with_inlined_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))

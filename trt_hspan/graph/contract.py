@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import onnx
 
@@ -18,6 +19,8 @@ INPUT_NAME: Final = "input"
 OUTPUT_NAME: Final = "output"
 
 _PREFIX: Final = "trt_hspan."
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,7 @@ def _external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     return [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
 
 
-def _number(kind: type[int] | type[float], text: str | None) -> int | float | None:
+def _number(kind: Callable[[str], Number], text: str | None) -> Number | None:
     try:
         return None if text is None else kind(text)
     except ValueError:
