@@ -2,15 +2,13 @@
 //! Launches the two kernels for one element type.
 #pragma once
 
+#include "launchers.h"
 #include "sparsemax_attention.h"
 #include "threshold.cuh"
 #include "weighted_sum.cuh"
 
 namespace hspan
 {
-
-//! Greatest slice of value channels that one block accumulates in registers.
-constexpr int32_t kMAX_SLICE{96};
 
 template <typename T, int32_t kCHANNELS>
 cudaError_t launchWeightedSum(AttentionShape const& shape, simt::Grid grid, T const* query, T const* key,
@@ -25,6 +23,9 @@ cudaError_t launchWeightedSum(AttentionShape const& shape, simt::Grid grid, T co
         thresholds, output, shape.batch, static_cast<int32_t>(shape.scoreChannels),
         static_cast<int32_t>(shape.valueChannels), static_cast<int32_t>(shape.positions));
 }
+
+static_assert(sizeof(TwoFloat) == kTHRESHOLD_BYTES, "the workspace holds one threshold per row");
+static_assert(kCHANNELS_PER_STAGE <= kCHANNEL_MARGIN && kMAX_SLICE <= kCHANNEL_MARGIN, "channel numbers overflow");
 
 //! Both kernels, one after the other on the stream. The caller has checked that the sizes fit.
 template <typename T>
@@ -46,26 +47,11 @@ cudaError_t launchTyped(AttentionShape const& shape, void const* query, void con
     {
         return status;
     }
-    // The narrowest slice that needs no more slices than the widest does.
-    int64_t const slices = (shape.valueChannels + kMAX_SLICE - 1) / kMAX_SLICE;
-    int64_t const perSlice = (shape.valueChannels + slices - 1) / slices;
-    if (perSlice <= 32)
+    if (shape.valueChannels <= kMIN_SLICE)
     {
-        return launchWeightedSum<T, 32>(shape, grid, q, k, v, finished, o, stream);
-    }
-    if (perSlice <= 64)
-    {
-        return launchWeightedSum<T, 64>(shape, grid, q, k, v, finished, o, stream);
+        return launchWeightedSum<T, kMIN_SLICE>(shape, grid, q, k, v, finished, o, stream);
     }
     return launchWeightedSum<T, kMAX_SLICE>(shape, grid, q, k, v, finished, o, stream);
 }
-
-//! One definition per element type, each in a file of its own so that they compile in parallel.
-cudaError_t launchFloat(AttentionShape const& shape, void const* query, void const* key, void const* value,
-    void* output, void* workspace, cudaStream_t stream);
-cudaError_t launchHalf(AttentionShape const& shape, void const* query, void const* key, void const* value,
-    void* output, void* workspace, cudaStream_t stream);
-cudaError_t launchBFloat16(AttentionShape const& shape, void const* query, void const* key, void const* value,
-    void* output, void* workspace, cudaStream_t stream);
 
 } // namespace hspan

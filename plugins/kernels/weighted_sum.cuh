@@ -103,8 +103,11 @@ HSPAN_DEVICE void addValues(
         HSPAN_UNROLL
         for (int32_t i = 0; i < OutputSums<kCHANNELS>::kPER_LANE; ++i)
         {
-            int32_t const channel = i * simt::kWARP_SIZE + simt::laneIndex();
-            float const value = channel < channels ? stage.values[channel][key] : 0.0F;
+            if (i * simt::kWARP_SIZE >= channels)
+            {
+                break;
+            }
+            float const value = stage.values[i * simt::kWARP_SIZE + simt::laneIndex()][key];
             HSPAN_UNROLL
             for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
             {

@@ -1,4 +1,6 @@
-#include "sparsemax_attention.cuh"
+#include "sparsemax_attention.h"
+
+#include "launchers.h"
 
 namespace hspan
 {
@@ -14,8 +16,7 @@ bool isInRange(AttentionShape const& shape)
     {
         return false;
     }
-    // A tile may reach past the last row, and the greatest first row must still fit.
-    if (shape.scoreChannels > kMAX_32 - kCHANNELS_PER_STAGE || shape.valueChannels > kMAX_32 - kMAX_SLICE
+    if (shape.scoreChannels > kMAX_32 - kCHANNEL_MARGIN || shape.valueChannels > kMAX_32 - kCHANNEL_MARGIN
         || shape.positions > kMAX_32)
     {
         return false;
@@ -29,7 +30,8 @@ bool isInRange(AttentionShape const& shape)
 
 size_t sparsemaxAttentionWorkspaceBytes(AttentionShape const& shape) noexcept
 {
-    return sizeof(TwoFloat) * static_cast<size_t>(shape.batch) * static_cast<size_t>(shape.positions);
+    return static_cast<size_t>(kTHRESHOLD_BYTES) * static_cast<size_t>(shape.batch)
+        * static_cast<size_t>(shape.positions);
 }
 
 cudaError_t launchSparsemaxAttention(ElementType type, AttentionShape const& shape, void const* query,
