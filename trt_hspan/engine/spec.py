@@ -18,7 +18,10 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
 Attention = Literal["plugin", "function"]
 
-MIN_SIZE, OPT_SIZE, MAX_SIZE = 16, 128, 256
+# Defaults in pixels of height and width. The function body keeps L x L scores: at 256x256 they would pass TensorRT's
+# limit on a tensor, and at 128x128 they already need some 2 GB.
+MIN_SIZE, OPT_SIZE = 16, 128
+MAX_SIZE: dict[str, int] = {"plugin": 256, "function": 128}
 OPTIMIZATION_LEVELS = range(6)
 
 
@@ -64,7 +67,7 @@ def target_from_text(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProfile:
-    """A TensorRT optimisation profile for the input (N, 3, H, W): what it accepts and what it is tuned for.
+    """A TensorRT optimisation profile for an input (N, C, H, W): what it accepts and what it is tuned for.
 
     Raises:
         UsageError: min > opt or opt > max in height, width or batch; the line names both options.
@@ -84,11 +87,10 @@ class ImageProfile:
         _check_order({"--min": self.min, "--opt": self.opt, "--max": self.max})
         _check_batch_order(_batches(self.min_batch, self.opt_batch, self.max_batch))
 
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """The (N, 3, H, W) shapes min, opt, max, as TensorRT's `set_shape` takes them."""
+    def shapes(self, channels: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The (N, C, H, W) shapes min, opt, max, as TensorRT's `set_shape` takes them."""
         sizes = ((self.min_batch, self.min), (self.opt_batch, self.opt), (self.max_batch, self.max))
-        low, best, high = ((batch, 3, size.height, size.width) for batch, size in sizes)
+        low, best, high = ((batch, channels, size.height, size.width) for batch, size in sizes)
         return low, best, high
 
 
@@ -96,8 +98,8 @@ class ImageProfile:
 class ProfileRequest:
     """The parts of a profile that somebody asked for; None leaves a part to the defaults.
 
-    Defaults: 16x16, 128x128 and 256x256, batch 1, each moved as far as the given parts force it: `max=64x64`
-    alone gives 16x16, 64x64, 64x64, and `opt=300x100` alone gives 16x16, 300x100, 300x256.
+    Defaults: 16x16, 128x128 and 256x256 (128x128 for the function body), batch 1, each moved as far as the given
+    parts force it: `max=64x64` alone gives 16x16, 64x64, 64x64; `opt=300x100` alone gives 16x16, 300x100, 300x256.
 
     Raises:
         UsageError: two given parts contradict each other.
@@ -120,7 +122,12 @@ class ProfileRequest:
         _check_batch_order(batches)
 
     def profile_for(
-        self, *, batch: int | None = None, height: int | None = None, width: int | None = None
+        self,
+        attention: Attention,
+        *,
+        batch: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> ImageProfile:
         """Completes the request for a network whose input has these fixed dimensions; None means dynamic.
 
@@ -130,7 +137,7 @@ class ProfileRequest:
         rows = [
             _complete(
                 [None if size is None else getattr(size, name) for size in (self.min, self.opt, self.max)],
-                defaults=(MIN_SIZE, OPT_SIZE, MAX_SIZE),
+                defaults=(MIN_SIZE, OPT_SIZE, MAX_SIZE[attention]),
                 fixed=fixed,
                 options=("--min", "--opt", "--max"),
                 what=name,

@@ -1,0 +1,234 @@
+"""From ONNX bytes to a plan: parser, optimisation profile, builder options, the build. Takes TensorRT as a module.
+
+Owns the calls to the builder; files, manifests and the choice of attention are the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from trt_hspan.engine.builder_log import figures_from_log
+from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.engine.manifest import IoTensor
+from trt_hspan.engine.progress import BuildProgress, PhaseTracker
+from trt_hspan.engine.tensorrt_api import (
+    CollectedLog,
+    collected_log,
+    known_targets,
+    progress_monitor,
+    strongly_typed_network,
+    tensorrt_logger,
+)
+from trt_hspan.errors import HspanError, UsageError
+
+_T = TypeVar("_T")
+Shape = tuple[int, ...]
+
+_DTYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What the builder needs to know.
+
+    Args:
+        where: what errors are about, such as the ONNX file.
+        model: a serialised ONNX model with all weights inside.
+        shapes: min, opt and max shape of the one input; None for a network without dynamic dimensions.
+        targets: compute capabilities for TensorRT-RTX; empty leaves TensorRT's default.
+        tf32: whether float32 products may be rounded to TF32 (10 bits of mantissa).
+        workspace_bytes, optimization_level: None leaves TensorRT's default.
+    """
+
+    where: object
+    model: bytes
+    shapes: tuple[Shape, Shape, Shape] | None
+    targets: tuple[str, ...] = ()
+    tf32: bool = False
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltPlan:
+    """A plan and what TensorRT told about it. `data` is a buffer; the rest is as in `EngineManifest`."""
+
+    data: Any
+    io_tensors: tuple[IoTensor, ...]
+    network_layer_counts: Mapping[str, int]
+    engine_layer_counts: Mapping[str, int] | None
+    activation_memory_bytes: int | None
+    activation_memory_source: Literal["engine", "builder log"] | None
+    weights_memory_bytes: int | None
+    build_time_seconds: float
+
+
+def build_plan(
+    trt: Any, request: BuildRequest, *, on_progress: Callable[[BuildProgress], None] | None = None
+) -> BuiltPlan:
+    """Builds in a thread of its own, so that Ctrl-C reaches Python and stops the build at its next step.
+
+    Args:
+        trt: what `load_tensorrt` returned.
+        on_progress: called now and then from the calling thread.
+
+    Raises:
+        UsageError: a target that this TensorRT does not know.
+        HspanError: the parser or the builder failed, told in TensorRT's words.
+        KeyboardInterrupt: after the build has stopped.
+    """
+    check_targets(trt, request.targets)
+    tracker = PhaseTracker()
+
+    def poll() -> None:
+        if on_progress is not None:
+            on_progress(tracker.progress)
+
+    with collected_log(trt) as log:
+        return _call_in_thread(lambda: _build(trt, request, tracker, log), poll=poll, cancel=tracker.cancel)
+
+
+def check_targets(trt: Any, targets: tuple[str, ...]) -> None:
+    """Raises: UsageError when this TensorRT cannot build for one of the targets."""
+    known = known_targets(trt)
+    for target in targets:
+        if target not in known:
+            raise UsageError(
+                "--target",
+                f"{trt.__name__} {trt.__version__} cannot build for {target}",
+                f"it knows {', '.join(known)}",
+            )
+
+
+def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: CollectedLog) -> BuiltPlan:
+    logger = tensorrt_logger(trt)
+    builder = trt.Builder(logger)
+    network = strongly_typed_network(trt, builder)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(request.model):
+        raise HspanError(request.where, f"TensorRT cannot read this model: {_parser_error(parser, log)}")
+    config = _config(trt, builder, network, request, log)
+    monitor = progress_monitor(trt, tracker)
+    config.progress_monitor = monitor
+    started = time.perf_counter()
+    plan = builder.build_serialized_network(network, config)
+    seconds = time.perf_counter() - started
+    if plan is None:
+        raise HspanError(
+            request.where,
+            f"TensorRT built no engine: {log.first_error or 'it did not say why'}",
+            _advice(request),
+        )
+    figures = figures_from_log(log.figures)
+    from_engine = _activation_memory_from_engine(trt, plan)
+    from_log = figures.activation_memory_bytes
+    source: Literal["engine", "builder log"] | None = "engine" if from_engine is not None else "builder log"
+    memory = from_log if from_engine is None else from_engine
+    return BuiltPlan(
+        data=plan,
+        io_tensors=_io_tensors(network),
+        network_layer_counts=_layer_counts(network),
+        engine_layer_counts=figures.engine_layer_counts,
+        activation_memory_bytes=memory,
+        activation_memory_source=None if memory is None else source,
+        weights_memory_bytes=figures.weights_memory_bytes,
+        build_time_seconds=round(seconds, 3),
+    )
+
+
+def _config(trt: Any, builder: Any, network: Any, request: BuildRequest, log: CollectedLog) -> Any:
+    config = builder.create_builder_config()
+    if not request.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if request.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    if request.optimization_level is not None:
+        config.builder_optimization_level = request.optimization_level
+    if request.targets:
+        known = known_targets(trt)
+        config.num_compute_capabilities = len(request.targets)
+        for index, target in enumerate(request.targets):
+            if not config.set_compute_capability(known[target], index):
+                raise HspanError("--target", f"TensorRT refuses {target}: {log.first_error}")
+    if request.shapes is not None:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(network.get_input(0).name, *request.shapes)
+        if config.add_optimization_profile(profile) < 0:
+            raise HspanError(request.where, f"TensorRT refuses these shapes: {log.first_error}")
+    return config
+
+
+def _parser_error(parser: Any, log: CollectedLog) -> str:
+    if parser.num_errors == 0:
+        return log.first_error or "it did not say why"
+    error = parser.get_error(0)
+    node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_operator() else ""
+    more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
+    return f"{node}{error.desc()}{more}"
+
+
+def _advice(request: BuildRequest) -> str:
+    smaller = "ask for a smaller --max" if request.workspace_bytes is None else "raise --workspace-mib"
+    return f"{smaller}, or see all it said with --verbose"
+
+
+def _io_tensors(network: Any) -> tuple[IoTensor, ...]:
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    return tuple(
+        IoTensor(
+            name=tensor.name,
+            dtype=_DTYPE_NAMES.get(tensor.dtype.name, tensor.dtype.name.lower()),
+            shape=tuple(tensor.shape),
+            mode="input" if index < len(inputs) else "output",
+        )
+        for index, tensor in enumerate([*inputs, *outputs])
+    )
+
+
+def _layer_counts(network: Any) -> dict[str, int]:
+    counts = Counter(network.get_layer(index).type.name for index in range(network.num_layers))
+    return dict(sorted(counts.items()))
+
+
+def _activation_memory_from_engine(trt: Any, plan: Any) -> int | None:
+    """What the engine itself asks for, where there is a GPU to open it on; None elsewhere."""
+    if not gpu_architectures():
+        return None
+    engine = trt.Runtime(tensorrt_logger(trt)).deserialize_cuda_engine(plan)
+    return None if engine is None else int(engine.device_memory_size_v2)
+
+
+def _call_in_thread(work: Callable[[], _T], *, poll: Callable[[], None], cancel: Callable[[], None]) -> _T:
+    """Runs `work` in a thread while this one polls; when this one is interrupted, cancels and waits for the end."""
+    results: list[_T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001  # raised again in the calling thread
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="tensorrt-build")
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            poll()
+    except BaseException:
+        cancel()
+        while thread.is_alive():
+            with contextlib.suppress(KeyboardInterrupt):  # the build is stopping already
+                thread.join()
+        raise
+    if failures:
+        raise failures[0]
+    return results[0]

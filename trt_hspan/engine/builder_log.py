@@ -1,0 +1,65 @@
+"""What TensorRT's log says in words, as data. Owns the wording it looks for; collects nothing itself."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+_MEMORY = re.compile(r"^Total (?P<what>Activation|Weights) Memory: (?P<bytes>[0-9]+) bytes", re.ASCII)
+_LAYERS = "Engine Layer Information:"
+_LAYER = re.compile(r"^Layer\((?P<kind>[^)]*)\): ", re.ASCII | re.MULTILINE)
+_SOURCE_POSITION = re.compile(r"\s*\(?\bIn \S+ at \S+:\d+\s*(?=\)|$|\()")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildFigures:
+    """Figures from one engine's build. None: the log did not say.
+
+    Args:
+        activation_memory_bytes: for all activations at the profile's largest shapes.
+        weights_memory_bytes: for all weights.
+        engine_layer_counts: layers of the built engine by kind; fused regions count once.
+    """
+
+    activation_memory_bytes: int | None
+    weights_memory_bytes: int | None
+    engine_layer_counts: Mapping[str, int] | None
+
+
+def figures_from_log(messages: Iterable[str]) -> BuildFigures:
+    """Reads the lines "Total Activation|Weights Memory: N bytes" and the "Engine Layer Information".
+
+    TensorRT-RTX 1.7 writes each once an engine; should a plan hold several engines, their figures are added,
+    which is what they need at most.
+    """
+    totals: dict[str, int] = {}
+    layers: Counter[str] | None = None
+    for message in messages:
+        if (match := _MEMORY.match(message)) is not None:
+            totals[match["what"]] = totals.get(match["what"], 0) + int(match["bytes"])
+        elif message.startswith(_LAYERS):
+            layers = (layers or Counter()) + Counter(found["kind"] for found in _LAYER.finditer(message))
+    return BuildFigures(
+        activation_memory_bytes=totals.get("Activation"),
+        weights_memory_bytes=totals.get("Weights"),
+        engine_layer_counts=None if layers is None else dict(sorted(layers.items())),
+    )
+
+
+def is_figure(message: str) -> bool:
+    """Whether `figures_from_log` reads this message; the others need not be kept."""
+    return message.startswith(_LAYERS) or _MEMORY.match(message) is not None
+
+
+def line_from_errors(errors: Iterable[str]) -> str | None:
+    """The first error in one line, without TensorRT's own source positions; None when there are none.
+
+    The first is the cause; what follows are its consequences, such as a failed look for a GPU.
+    """
+    first = next(iter(errors), None)
+    if first is None:
+        return None
+    line = _SOURCE_POSITION.sub("", " ".join(first.split()))
+    return line if len(line) <= 400 else f"{line[:397]}..."

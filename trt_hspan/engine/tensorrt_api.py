@@ -1,0 +1,217 @@
+"""The only module that imports `tensorrt` or `tensorrt_rtx`: choosing, loading, its log, its plugins.
+
+Both packages have one API; code elsewhere takes the module that `load_tensorrt` returns. Owns what differs
+between releases; refuses to know networks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trt_hspan.engine import rtx_wheel
+from trt_hspan.engine.builder_log import is_figure, line_from_errors
+from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.engine.progress import PhaseTracker
+from trt_hspan.engine.spec import Flavor
+from trt_hspan.errors import HspanError
+from trt_hspan.files import sha256_from_file
+
+MODULE_OF: dict[Flavor, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_EXTRA_OF: dict[Flavor, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
+_LOG = logging.getLogger("trt_hspan.tensorrt")
+
+
+def installed_flavors() -> tuple[Flavor, ...]:
+    """The TensorRT packages that Python can find; nothing is imported."""
+    return tuple(flavor for flavor, module in MODULE_OF.items() if _is_findable(module))
+
+
+def select_flavor(requested: Flavor | None = None) -> Flavor:
+    """The requested flavour, else `tensorrt` where it works on a GPU, else what is installed.
+
+    Raises:
+        HspanError: the requested one, or none at all, is installed.
+    """
+    installed = installed_flavors()
+    if requested is not None:
+        if requested not in installed:
+            raise _not_installed(requested)
+        return requested
+    if "tensorrt" in installed and gpu_architectures():
+        with contextlib.suppress(HspanError):  # the package may be there without its libraries
+            load_tensorrt("tensorrt")
+            return "tensorrt"
+    if "tensorrt-rtx" in installed:
+        return "tensorrt-rtx"
+    if "tensorrt" in installed:
+        return "tensorrt"
+    raise HspanError(
+        "TensorRT",
+        "neither tensorrt-rtx nor tensorrt is installed",
+        "pip install 'trt-hspan[rtx]' builds without a GPU, 'trt-hspan[gpu]' is for a machine with one",
+    )
+
+
+def load_tensorrt(flavor: Flavor) -> Any:
+    """Imports the package of a flavour and returns the module.
+
+    Raises:
+        HspanError: it is not installed or its libraries do not load.
+    """
+    if not _is_findable(MODULE_OF[flavor]):
+        raise _not_installed(flavor)
+    if flavor == "tensorrt-rtx":
+        rtx_wheel.preload_with_unversioned_name()
+    try:
+        return importlib.import_module(MODULE_OF[flavor])
+    except (ImportError, OSError, RuntimeError) as error:
+        raise HspanError(
+            MODULE_OF[flavor], f"is installed but does not load: {error}", "install the package again"
+        ) from error
+
+
+def load_plugin_library(trt: Any, path: Path) -> None:
+    """Registers the plugins of a shared library with TensorRT, once a process. The library's code runs.
+
+    Raises:
+        HspanError: it does not load, registers nothing, another one is loaded already, or the ONNX parser of
+            TensorRT-RTX would end the process on meeting a plugin.
+    """
+    if trt.__name__ == MODULE_OF["tensorrt-rtx"]:
+        rtx_wheel.ensure_unversioned_name()
+    sha256 = sha256_from_file(path)
+    loaded = _PLUGINS_LOADED.setdefault(trt.__name__, {})
+    if sha256 in loaded:
+        return
+    if loaded:
+        raise HspanError(
+            path,
+            f"{next(iter(loaded.values()))} is loaded already in this process",
+            "start a new one for this",
+        )
+    tensorrt_logger(trt)  # the registry reports to the logger that is there first
+    with collected_log(trt) as log:
+        handle = trt.get_plugin_registry().load_library(str(path.resolve()))
+    if handle is None:
+        raise HspanError(
+            path,
+            f"TensorRT cannot load this plugin library: {log.first_error or 'it registers no new plugin'}",
+            "build it again with trt-hspan plugin build",
+        )
+    loaded[sha256] = path
+
+
+_PLUGINS_LOADED: dict[str, dict[str, Path]] = {}
+
+
+class CollectedLog:
+    """What TensorRT said during a `collected_log` block: errors, and the messages that hold figures."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.figures: list[str] = []
+
+    @property
+    def first_error(self) -> str | None:
+        """The cause in TensorRT's words, one line, or None."""
+        return line_from_errors(self.errors)
+
+
+_COLLECTORS: list[CollectedLog] = []
+_COLLECTORS_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def collected_log(trt: Any) -> Iterator[CollectedLog]:
+    """Collects what `tensorrt_logger(trt)` is told inside the block, from all threads of the process."""
+    tensorrt_logger(trt)
+    log = CollectedLog()
+    with _COLLECTORS_LOCK:
+        _COLLECTORS.append(log)
+    try:
+        yield log
+    finally:
+        with _COLLECTORS_LOCK:
+            _COLLECTORS.remove(log)
+
+
+@functools.cache
+def tensorrt_logger(trt: Any) -> Any:
+    """The one ILogger of a process: passes TensorRT's messages to the logger "trt_hspan.tensorrt".
+
+    Errors are logged as INFO: whoever sees one raises it, and one failure is told once.
+    """
+    severity = trt.ILogger.Severity
+    errors = (severity.INTERNAL_ERROR, severity.ERROR)
+    levels = {severity.WARNING: logging.WARNING, severity.VERBOSE: logging.DEBUG}
+
+    class PythonLogger(trt.ILogger):  # type: ignore[misc]  # the base is known only at run time
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, level: Any, message: str) -> None:
+            with contextlib.suppress(Exception):  # no exception may cross into TensorRT
+                _collect(message, is_error=level in errors)
+                _LOG.log(levels.get(level, logging.INFO), "%s", message)
+
+    return PythonLogger()
+
+
+def progress_monitor(trt: Any, tracker: PhaseTracker) -> Any:
+    """An IProgressMonitor that reports to `tracker` and stops the build when the tracker says so."""
+
+    class PythonMonitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            tracker.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return tracker.step(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            tracker.finish(phase_name)
+
+    return PythonMonitor()
+
+
+def strongly_typed_network(trt: Any, builder: Any) -> Any:
+    """An empty network in which the ONNX file's types are law: TensorRT 10 needs the flag, 11 ignores it."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return builder.create_network(0 if flag is None else 1 << int(flag))
+
+
+def known_targets(trt: Any) -> dict[str, Any]:
+    """Compute capabilities that this TensorRT-RTX can build for, such as "sm_86", with its enum values."""
+    members = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
+    return {f"sm_{name[2:]}": value for name, value in members.items() if name.startswith("SM")}
+
+
+def _collect(message: str, *, is_error: bool) -> None:
+    keep = is_figure(message)
+    with _COLLECTORS_LOCK:
+        for log in _COLLECTORS:
+            if is_error:
+                log.errors.append(message)
+            if keep:
+                log.figures.append(message)
+
+
+def _is_findable(module: str) -> bool:
+    if module in sys.modules:
+        return sys.modules[module] is not None
+    return importlib.util.find_spec(module) is not None
+
+
+def _not_installed(flavor: Flavor) -> HspanError:
+    return HspanError(flavor, "is not installed", f"pip install 'trt-hspan[{_EXTRA_OF[flavor]}]'")
