@@ -44,7 +44,8 @@ def progress(description: str, *, total: float | None = None) -> Iterator[Progre
         BarColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         bar.add_task(description, total=total)
         yield bar
 
