@@ -175,8 +175,9 @@ def _parser_error(parser: Any, log: CollectedLog) -> str:
 
 
 def _advice(request: BuildRequest) -> str:
-    smaller = "ask for a smaller --max" if request.workspace_bytes is None else "raise --workspace-mib"
-    return f"{smaller}, or see all it said with --verbose"
+    return "see all it said with --verbose" + (
+        "" if request.workspace_bytes is None else ", or raise --workspace-mib"
+    )
 
 
 def _io_tensors(network: Any) -> tuple[IoTensor, ...]:

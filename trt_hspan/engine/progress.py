@@ -54,10 +54,12 @@ class PhaseTracker:
     def finish(self, name: str) -> None:
         """A phase ends, whether or not all its steps were reported."""
         with self._lock:
-            phase = self._open.pop(name, None)
+            phase = self._open.get(name)
             if phase is not None:
-                self._phase = phase.parent or ""
+                phase.done = phase.steps
                 self._update()
+                del self._open[name]
+                self._phase = phase.parent or name
 
     def cancel(self) -> None:
         """Makes every further `step` return False."""

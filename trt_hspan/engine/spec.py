@@ -197,14 +197,6 @@ class EngineSpec:
         object.__setattr__(self, "targets", tuple(dict.fromkeys(map(target_from_text, self.targets))))
         if self.output.suffix != ".plan":
             raise UsageError("--output", f"got {str(self.output)!r}", "name a file that ends in .plan")
-        if self.flavor == "tensorrt" and self.targets:
-            raise UsageError(
-                "--target",
-                "TensorRT builds for the GPU at hand only",
-                "leave it out and build on that GPU, or use --flavor tensorrt-rtx",
-            )
-        if self.attention == "function" and self.plugin is not None:
-            raise UsageError("--plugin", "has no use with --attention function", "leave out one of the two")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError("--workspace-mib", f"got {self.workspace_mib}, expected at least 1")
         if self.optimization_level is not None and self.optimization_level not in OPTIMIZATION_LEVELS:

@@ -1,0 +1,258 @@
+"""Builds an engine from an ONNX file: checks, plugin, builder, and the three files of the result.
+
+Owns the order of things; each step is another module's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+import trt_hspan
+from trt_hspan.engine import plugin_library
+from trt_hspan.engine.builder import BuildRequest, BuiltPlan, build_plan, check_targets
+from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.engine.manifest import FORMAT_VERSION, EngineManifest, PluginRecord, ProfileRecord
+from trt_hspan.engine.output_set import check_writable, staged_files
+from trt_hspan.engine.progress import BuildProgress
+from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, ImageProfile, Precision
+from trt_hspan.engine.tensorrt_api import load_plugin_library, load_tensorrt, select_flavor
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.files import sha256_from_file
+from trt_hspan.graph import (
+    load_onnx,
+    metadata_from_model,
+    model_with_inlined_functions,
+    model_with_plugin_nodes,
+    precision_from_model,
+    require_attention,
+)
+
+_LOG = logging.getLogger(__name__)
+_MIB = 1 << 20
+
+DEFAULT_ATTENTION: dict[Flavor, Attention] = {"tensorrt": "plugin", "tensorrt-rtx": "function"}
+# What TensorRT-RTX builds for when nothing else is asked for, by NVIDIA's documentation ("and later").
+RTX_DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
+# NVIDIA's documented limit on the elements of one tensor. Measured on TensorRT-RTX 1.7.1: beyond it, the
+# reported activation memory wraps around (12.96 GB at 200x200 but 0.68 GB at 216x216).
+MAX_TENSOR_ELEMENTS = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tools:
+    """What builds: every None of a spec that the machine decides. `plugin` is None for the function body."""
+
+    trt: Any
+    flavor: Flavor
+    attention: Attention
+    targets: tuple[str, ...]
+    plugin: PluginRecord | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    """What is built: every None of a spec that the model decides."""
+
+    model: onnx.ModelProto
+    precision: Precision
+    profile: ImageProfile
+    channels: int
+    is_static: bool
+
+
+def check_buildable(spec: EngineSpec) -> None:
+    """Makes every check of `build_engine` that needs no model, so that nobody waits for an export in vain.
+
+    Raises:
+        UsageError, HspanError: as `build_engine` would.
+    """
+    _tools(spec)
+    check_writable(spec.output)
+
+
+def build_engine(
+    spec: EngineSpec, *, on_progress: Callable[[BuildProgress], None] | None = None
+) -> EngineManifest:
+    """Builds the engine and writes NAME.plan, NAME.onnx and NAME.json: all three or, on any failure, none.
+
+    The network is strongly typed: each layer computes in the type that the ONNX file gives it. float32 means
+    float32: TF32 is switched off.
+
+    Args:
+        spec: what to build.
+        on_progress: called from this thread while the builder works.
+
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        UsageError: the request contradicts the model, or a target is unknown to this TensorRT.
+        HspanError: model, plugin library or TensorRT cannot do it, or the files cannot be written.
+        KeyboardInterrupt: Ctrl-C; the builder has stopped and nothing was written.
+    """
+    tools = _tools(spec)
+    network = _network(spec, tools.attention)
+    outputs = [spec.output, spec.onnx_output, spec.manifest_output]
+    with staged_files(outputs) as (plan_file, onnx_file, manifest_file):
+        built = build_plan(tools.trt, _request(spec, tools, network), on_progress=on_progress)
+        plan_file.write_bytes(built.data)
+        onnx_file.write_bytes(network.model.SerializeToString(deterministic=True))
+        manifest = _manifest(tools, network, built, plan_file=plan_file, onnx_file=onnx_file)
+        manifest_file.write_text(manifest.as_json(), encoding="utf-8")
+    return manifest
+
+
+def _tools(spec: EngineSpec) -> _Tools:
+    """Chooses and loads TensorRT, and the plugin library where it is used."""
+    flavor = select_flavor(spec.flavor)
+    attention = spec.attention or DEFAULT_ATTENTION[flavor]
+    _check_combination(spec, flavor, attention)
+    targets = _targets(spec, flavor)
+    trt = load_tensorrt(flavor)
+    check_targets(trt, spec.targets)
+    plugin = _loaded_plugin(trt, spec, targets) if attention == "plugin" else None
+    return _Tools(trt=trt, flavor=flavor, attention=attention, targets=targets, plugin=plugin)
+
+
+def _network(spec: EngineSpec, attention: Attention) -> _Network:
+    """Reads the model and fits precision and profile to it."""
+    model = load_onnx(spec.onnx)
+    require_attention(model, spec.onnx)
+    precision = precision_from_model(model)
+    if spec.precision not in (None, precision):
+        raise UsageError(
+            "--precision",
+            f"{spec.precision}, but {spec.onnx} computes in {precision}",
+            f"export it again with --precision {spec.precision}, or leave the option out",
+        )
+    batch, channels, height, width = _input_dimensions(model, spec.onnx)
+    return _Network(
+        model=model,
+        precision=precision,
+        profile=spec.profile.profile_for(attention, batch=batch, height=height, width=width),
+        channels=channels,
+        is_static=None not in (batch, height, width),
+    )
+
+
+def _check_combination(spec: EngineSpec, flavor: Flavor, attention: Attention) -> None:
+    """Refuses options that the chosen flavour or attention would not heed."""
+    if flavor == "tensorrt" and spec.targets:
+        raise UsageError(
+            "--target",
+            "TensorRT builds for the GPU at hand only",
+            "leave it out, or use --flavor tensorrt-rtx",
+        )
+    if flavor == "tensorrt-rtx" and spec.optimization_level is not None:
+        raise UsageError("--opt-level", "TensorRT-RTX tunes nothing while it builds", "leave it out")
+    if attention == "function" and spec.plugin is not None:
+        raise UsageError(
+            "--plugin", f"has no use: {flavor} takes the function body", "add --attention plugin"
+        )
+
+
+def _targets(spec: EngineSpec, flavor: Flavor) -> tuple[str, ...]:
+    """The compute capabilities that the engine is for; empty is the default set of TensorRT-RTX."""
+    if flavor == "tensorrt-rtx":
+        return spec.targets
+    gpus = gpu_architectures()
+    if not gpus:
+        raise HspanError(
+            "tensorrt",
+            "builds on an NVIDIA GPU with its driver, and there is none here",
+            "build on the machine that will run the engine, or use --flavor tensorrt-rtx",
+        )
+    return gpus[:1]
+
+
+def _input_dimensions(model: onnx.ModelProto, where: Path) -> tuple[int | None, int, int | None, int | None]:
+    """N, C, H, W of the one input; None where it is dynamic."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    dimensions = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []
+    if len(dimensions) != 4 or not dimensions[1].dim_value:
+        raise HspanError(
+            where, "expected one input (N, C, H, W) with a fixed C", "export it with trt-hspan export"
+        )
+    batch, channels, height, width = (dimension.dim_value or None for dimension in dimensions)
+    assert channels is not None
+    return batch, channels, height, width
+
+
+def _loaded_plugin(trt: Any, spec: EngineSpec, targets: tuple[str, ...]) -> PluginRecord:
+    path = spec.plugin or plugin_library.default_plugin_path()
+    info = plugin_library.plugin_info_from_library(path)
+    plugin_library.check_plugin_serves(info, targets or RTX_DEFAULT_TARGETS)
+    load_plugin_library(trt, path)
+    return PluginRecord(
+        file=path.name,
+        sha256=sha256_from_file(path),
+        abi_version=info.abi_version,
+        architectures=tuple(info.architectures),
+    )
+
+
+def _request(spec: EngineSpec, tools: _Tools, network: _Network) -> BuildRequest:
+    prepare = model_with_inlined_functions if tools.plugin is None else model_with_plugin_nodes
+    return BuildRequest(
+        where=spec.output,
+        model=prepare(network.model).SerializeToString(),
+        shapes=None if network.is_static else network.profile.shapes(network.channels),
+        targets=spec.targets,
+        workspace_bytes=None if spec.workspace_mib is None else spec.workspace_mib * _MIB,
+        optimization_level=spec.optimization_level,
+    )
+
+
+def _manifest(
+    tools: _Tools, network: _Network, built: BuiltPlan, *, plan_file: Path, onnx_file: Path
+) -> EngineManifest:
+    metadata = metadata_from_model(network.model)
+    low, best, high = network.profile.shapes(network.channels)
+    is_plausible = _is_activation_memory_plausible(tools.attention, network.profile)
+    return EngineManifest(
+        format_version=FORMAT_VERSION,
+        plan_sha256=sha256_from_file(plan_file),
+        plan_size_bytes=plan_file.stat().st_size,
+        onnx_file=onnx_file.name,
+        onnx_sha256=sha256_from_file(onnx_file),
+        plugin=tools.plugin,
+        flavor=tools.flavor,
+        tensorrt_version=tools.trt.__version__,
+        targets=tools.targets,
+        precision=network.precision,
+        attention=tools.attention,
+        scale=metadata.scale,
+        profile=ProfileRecord(min=low, opt=best, max=high),
+        io_tensors=built.io_tensors,
+        activation_memory_bytes=built.activation_memory_bytes if is_plausible else None,
+        activation_memory_source=built.activation_memory_source if is_plausible else None,
+        weights_memory_bytes=built.weights_memory_bytes,
+        network_layer_counts=built.network_layer_counts,
+        engine_layer_counts=built.engine_layer_counts,
+        build_time_seconds=built.build_time_seconds,
+        tool_version=trt_hspan.__version__,
+        source_sha256=metadata.source_sha256,
+        created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _is_activation_memory_plausible(attention: Attention, profile: ImageProfile) -> bool:
+    """Whether the function body's score matrices stay within what TensorRT counts correctly; warns when not."""
+    elements = profile.max_batch * (profile.max.height * profile.max.width) ** 2
+    if attention == "plugin" or elements <= MAX_TENSOR_ELEMENTS:
+        return True
+    _LOG.warning(
+        "at %s the function body has %d scores in one tensor, beyond TensorRT's 2^31 - 1: its memory figure is left "
+        "out, and the largest shapes may fail; use a smaller --max or --attention plugin",
+        profile.max,
+        elements,
+    )
+    return False
