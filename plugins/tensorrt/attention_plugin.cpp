@@ -13,7 +13,6 @@ namespace hspan
 using nvinfer1::DataType;
 using nvinfer1::Dims;
 using nvinfer1::DynamicPluginTensorDesc;
-using nvinfer1::ErrorCode;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginTensorDesc;
@@ -61,8 +60,7 @@ int32_t checkCounts(int32_t inputCount, int32_t outputCount) noexcept
     {
         return kOK;
     }
-    reportError(ErrorCode::kINVALID_ARGUMENT,
-        "HighSimilarityPassAttention: expected 3 inputs (query, key, value) and 1 output, got %d and %d", inputCount,
+    reportError("HighSimilarityPassAttention: expected 3 inputs (query, key, value) and 1 output, got %d and %d", inputCount,
         outputCount);
     return kFAILED;
 }
@@ -77,8 +75,7 @@ int32_t checkShapes(Dims const& query, Dims const& key, Dims const& value) noexc
     auto const at = [](Dims const& dims, int32_t i) {
         return i < dims.nbDims ? static_cast<long long>(dims.d[i]) : -1LL;
     };
-    reportError(ErrorCode::kINVALID_ARGUMENT,
-        "HighSimilarityPassAttention: %s; got query (%lld, %lld, %lld, %lld), key (%lld, %lld, %lld, %lld), "
+    reportError("HighSimilarityPassAttention: %s; got query (%lld, %lld, %lld, %lld), key (%lld, %lld, %lld, %lld), "
         "value (%lld, %lld, %lld, %lld)",
         error, at(query, 0), at(query, 1), at(query, 2), at(query, 3), at(key, 0), at(key, 1), at(key, 2), at(key, 3),
         at(value, 0), at(value, 1), at(value, 2), at(value, 3));
@@ -129,7 +126,7 @@ nvinfer1::IPluginV3* AttentionPlugin::clone() noexcept
     auto* const copy = new (std::nothrow) AttentionPlugin;
     if (copy == nullptr)
     {
-        reportError(ErrorCode::kFAILED_ALLOCATION, "HighSimilarityPassAttention: out of host memory");
+        reportError("HighSimilarityPassAttention: out of host memory");
     }
     return copy;
 }
@@ -169,8 +166,7 @@ int32_t AttentionPlugin::getOutputDataTypes(
     if (!isSupported(inputTypes[kQUERY]) || inputTypes[kKEY] != inputTypes[kQUERY]
         || inputTypes[kVALUE] != inputTypes[kQUERY])
     {
-        reportError(ErrorCode::kINVALID_ARGUMENT,
-            "HighSimilarityPassAttention: query, key and value must be of one type: FP32, FP16 or BF16");
+        reportError("HighSimilarityPassAttention: query, key and value must be of one type: FP32, FP16 or BF16");
         return kFAILED;
     }
     outputTypes[0] = inputTypes[kQUERY];
@@ -260,7 +256,7 @@ int32_t AttentionPlugin::enqueue(PluginTensorDesc const* inputs, PluginTensorDes
     case DataType::kHALF: type = ElementType::kHALF; break;
     case DataType::kBF16: type = ElementType::kBFLOAT16; break;
     default:
-        reportError(ErrorCode::kINVALID_ARGUMENT, "HighSimilarityPassAttention: inputs must be FP32, FP16 or BF16");
+        reportError("HighSimilarityPassAttention: inputs must be FP32, FP16 or BF16");
         return kFAILED;
     }
     AttentionShape const shape = attentionShape(inputs[kQUERY].dims, inputs[kVALUE].dims);
@@ -268,8 +264,7 @@ int32_t AttentionPlugin::enqueue(PluginTensorDesc const* inputs, PluginTensorDes
         type, shape, inputData[kQUERY], inputData[kKEY], inputData[kVALUE], outputData[0], workspace, stream);
     if (status != cudaSuccess)
     {
-        reportError(ErrorCode::kFAILED_EXECUTION,
-            "HighSimilarityPassAttention: %s (%s) at batch %lld, %lld score channels, %lld value channels, %lld "
+        reportError("HighSimilarityPassAttention: %s (%s) at batch %lld, %lld score channels, %lld value channels, %lld "
             "positions; was the plugin built for this GPU?",
             cudaGetErrorName(status), cudaGetErrorString(status), static_cast<long long>(shape.batch),
             static_cast<long long>(shape.scoreChannels), static_cast<long long>(shape.valueChannels),
@@ -304,7 +299,7 @@ nvinfer1::IPluginV3* AttentionPluginCreator::createPlugin(nvinfer1::AsciiChar co
             && field.type == nvinfer1::PluginFieldType::kINT32 && field.length == 1 && field.data != nullptr;
         if (!isRuntime || !isAbi)
         {
-            reportError(ErrorCode::kINVALID_ARGUMENT, "HighSimilarityPassAttention: layer %s: unknown attribute %s",
+            reportError("HighSimilarityPassAttention: layer %s: unknown attribute %s",
                 layer == nullptr ? "?" : layer, field.name == nullptr ? "?" : field.name);
             return nullptr;
         }
@@ -312,8 +307,7 @@ nvinfer1::IPluginV3* AttentionPluginCreator::createPlugin(nvinfer1::AsciiChar co
         std::memcpy(&version, field.data, sizeof version);
         if (version != kABI_VERSION)
         {
-            reportError(ErrorCode::kINVALID_STATE,
-                "HighSimilarityPassAttention: the engine was built with plugin ABI %d, this library has %d; rebuild "
+            reportError("HighSimilarityPassAttention: the engine was built with plugin ABI %d, this library has %d; rebuild "
                 "the engine",
                 version, kABI_VERSION);
             return nullptr;
@@ -322,13 +316,13 @@ nvinfer1::IPluginV3* AttentionPluginCreator::createPlugin(nvinfer1::AsciiChar co
     }
     if (isRuntime && !found)
     {
-        reportError(ErrorCode::kINVALID_STATE, "HighSimilarityPassAttention: the engine holds no plugin ABI version");
+        reportError("HighSimilarityPassAttention: the engine holds no plugin ABI version");
         return nullptr;
     }
     auto* const plugin = new (std::nothrow) AttentionPlugin;
     if (plugin == nullptr)
     {
-        reportError(ErrorCode::kFAILED_ALLOCATION, "HighSimilarityPassAttention: out of host memory");
+        reportError("HighSimilarityPassAttention: out of host memory");
     }
     return plugin;
 }

@@ -7,7 +7,6 @@
 #include "attention_plugin.h"
 #include "loaded_tensorrt.h"
 #include "plugin_abi.h"
-#include "report.h"
 
 #define HSPAN_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -25,16 +24,12 @@ hspan::AttentionPluginCreator& creator() noexcept
 }
 
 std::mutex gMutex;
-nvinfer1::IPluginRegistry* gRegistry{nullptr}; //!< where opening the library registered the creator, if it did
+bool gRegisteredWhenOpened{false};
 
 __attribute__((constructor)) void registerWhenOpened() noexcept
 {
     std::lock_guard<std::mutex> const lock{gMutex};
-    nvinfer1::IPluginRegistry* const registry = hspan::loadedRegistry();
-    if (registry != nullptr && registry->registerCreator(creator(), hspan::kPLUGIN_NAMESPACE))
-    {
-        gRegistry = registry;
-    }
+    gRegisteredWhenOpened = hspan::registerCreator(creator(), hspan::kPLUGIN_NAMESPACE);
 }
 
 } // namespace
@@ -47,10 +42,10 @@ HSPAN_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder)
 HSPAN_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count)
 {
     std::lock_guard<std::mutex> const lock{gMutex};
-    if (gRegistry != nullptr)
+    if (gRegisteredWhenOpened)
     {
-        gRegistry->deregisterCreator(creator());
-        gRegistry = nullptr;
+        hspan::deregisterCreator(creator());
+        gRegisteredWhenOpened = false;
     }
     static nvinfer1::IPluginCreatorInterface* const gCreators[] = {&creator()};
     count = 1;

@@ -1,5 +1,7 @@
 #include "loaded_tensorrt.h"
 
+#include <atomic>
+#include <cstdint>
 #include <cstring>
 
 #include <dlfcn.h>
@@ -11,29 +13,48 @@ namespace hspan
 namespace
 {
 
-constexpr size_t kMAX_PATH{4096};
-constexpr int32_t kMAX_CANDIDATES{16};
+constexpr size_t kMAX_PATH{1024};
+constexpr int32_t kMAX_CANDIDATES{8};
 
-//! Paths of loaded libraries that can hold TensorRT's runtime.
+//! Loaded libraries that can be TensorRT's runtime.
 struct Candidates
 {
     char paths[kMAX_CANDIDATES][kMAX_PATH];
     int32_t count;
 };
 
-//! Whether a file name is that of a library with a plugin registry: libnvinfer.so.10, libtensorrt_rtx.so.1, ...
-bool isRuntimeName(char const* name) noexcept
+//! The library to ask, and how.
+struct Runtime
 {
-    constexpr char const* kSTEMS[]
-        = {"libnvinfer.so", "libnvinfer_lean.so", "libnvinfer_dispatch.so", "libtensorrt_rtx.so"};
-    for (char const* const stem : kSTEMS)
-    {
-        if (std::strncmp(name, stem, std::strlen(stem)) == 0)
-        {
-            return true;
-        }
-    }
-    return false;
+    void* registry;
+    void* logger;
+    VirtualNumbers const* numbers;
+};
+
+std::atomic<nvinfer1::ILoggerFinder*> gFinder{nullptr};
+
+bool startsWith(char const* text, char const* start) noexcept
+{
+    return std::strncmp(text, start, std::strlen(start)) == 0;
+}
+
+char const* fileName(char const* path) noexcept
+{
+    char const* const slash = std::strrchr(path, '/');
+    return slash == nullptr ? path : slash + 1;
+}
+
+bool isRtx(char const* path) noexcept
+{
+    return startsWith(fileName(path), "libtensorrt_rtx.so");
+}
+
+//! libnvinfer.so.10, libnvinfer_lean.so.11, libtensorrt_rtx.so.1 and the like.
+bool isRuntime(char const* path) noexcept
+{
+    char const* const name = fileName(path);
+    return isRtx(path) || startsWith(name, "libnvinfer.so") || startsWith(name, "libnvinfer_lean.so")
+        || startsWith(name, "libnvinfer_dispatch.so");
 }
 
 //! Called by the dynamic linker with its lock held: only takes notes.
@@ -41,12 +62,7 @@ int collect(dl_phdr_info* info, size_t /*size*/, void* data) noexcept
 {
     auto& candidates = *static_cast<Candidates*>(data);
     char const* const path = info->dlpi_name;
-    if (path == nullptr || candidates.count == kMAX_CANDIDATES || std::strlen(path) >= kMAX_PATH)
-    {
-        return 0;
-    }
-    char const* const slash = std::strrchr(path, '/');
-    if (isRuntimeName(slash == nullptr ? path : slash + 1))
+    if (path != nullptr && isRuntime(path) && std::strlen(path) < kMAX_PATH && candidates.count < kMAX_CANDIDATES)
     {
         std::strcpy(candidates.paths[candidates.count], path);
         candidates.count += 1;
@@ -54,45 +70,111 @@ int collect(dl_phdr_info* info, size_t /*size*/, void* data) noexcept
     return 0;
 }
 
-//! A function of the loaded TensorRT. Python loads TensorRT privately, so the global scope alone does not show it.
-void* findFunction(char const* name) noexcept
+//! Calls a parameterless C function of a library; 0 when it has none of that name.
+template <typename Result>
+Result call(void* library, char const* name) noexcept
 {
-    if (void* const function = dlsym(RTLD_DEFAULT, name))
+    auto const function = reinterpret_cast<Result (*)() noexcept>(dlsym(library, name));
+    return function == nullptr ? Result{} : function();
+}
+
+//! Null for a generation that is not known: its virtual functions might be anywhere.
+VirtualNumbers const* numbersOf(void* library, bool rtx) noexcept
+{
+    auto const major = call<int32_t>(library, "getInferLibMajorVersion");
+    auto const minor = call<int32_t>(library, "getInferLibMinorVersion");
+    if (rtx)
     {
-        return function;
+        return major == 1 && minor >= 7 ? &kNUMBERS_OF_11 : nullptr;
     }
-    static thread_local Candidates gCandidates;
-    gCandidates.count = 0;
-    dl_iterate_phdr(collect, &gCandidates);
-    for (int32_t i = 0; i < gCandidates.count; ++i)
+    return major == 10 ? &kNUMBERS_OF_10 : major == 11 ? &kNUMBERS_OF_11 : nullptr;
+}
+
+//! The TensorRT of this process. Python loads it privately, so that the global scope alone does not show it. Two
+//! generations at once leave open which of them calls; then there is none.
+Runtime findRuntime() noexcept
+{
+    Candidates candidates = {};
+    dl_iterate_phdr(collect, &candidates);
+    Runtime found = {};
+    for (int32_t i = 0; i < candidates.count; ++i)
     {
-        void* const library = dlopen(gCandidates.paths[i], RTLD_LAZY | RTLD_NOLOAD);
+        void* const library = dlopen(candidates.paths[i], RTLD_LAZY | RTLD_NOLOAD);
         if (library == nullptr)
         {
             continue;
         }
-        void* const function = dlsym(library, name);
+        Runtime const runtime = {call<void*>(library, "getPluginRegistry"), call<void*>(library, "getLogger"),
+            numbersOf(library, isRtx(candidates.paths[i]))};
         dlclose(library); // gives back the reference that RTLD_NOLOAD added
-        if (function != nullptr)
+        if (runtime.registry == nullptr || runtime.registry == found.registry)
         {
-            return function;
+            continue;
+        }
+        if (runtime.numbers == nullptr || (found.numbers != nullptr && found.numbers != runtime.numbers))
+        {
+            return {};
+        }
+        if (found.registry == nullptr)
+        {
+            found = runtime;
         }
     }
-    return nullptr;
+    return found;
+}
+
+//! Calls a virtual function by its number. `this` is an ordinary first argument in the Itanium ABI.
+template <typename Result, typename... Arguments>
+Result callVirtual(void* object, size_t number, Arguments... arguments)
+{
+    using Function = Result (*)(void*, Arguments...);
+    auto const* const table = *static_cast<Function**>(object);
+    return table[number](object, arguments...);
 }
 
 } // namespace
 
-nvinfer1::IPluginRegistry* loadedRegistry() noexcept
+bool registerCreator(nvinfer1::IPluginCreatorInterface& creator, char const* space) noexcept
 {
-    auto const get = reinterpret_cast<nvinfer1::IPluginRegistry* (*) () noexcept>(findFunction("getPluginRegistry"));
-    return get == nullptr ? nullptr : get();
+    Runtime const runtime = findRuntime();
+    return runtime.registry != nullptr
+        && callVirtual<bool>(runtime.registry, runtime.numbers->registerCreator, &creator, space);
 }
 
-nvinfer1::ILogger* loadedLogger() noexcept
+void deregisterCreator(nvinfer1::IPluginCreatorInterface const& creator) noexcept
 {
-    auto const get = reinterpret_cast<nvinfer1::ILogger* (*) () noexcept>(findFunction("getLogger"));
-    return get == nullptr ? nullptr : get();
+    Runtime const runtime = findRuntime();
+    if (runtime.registry != nullptr)
+    {
+        callVirtual<bool>(runtime.registry, runtime.numbers->deregisterCreator, &creator);
+    }
+}
+
+void setLoggerFinder(nvinfer1::ILoggerFinder* finder) noexcept
+{
+    gFinder.store(finder);
+}
+
+void log(nvinfer1::ILogger::Severity severity, char const* message) noexcept
+{
+    Runtime const runtime = findRuntime();
+    if (runtime.registry == nullptr)
+    {
+        return;
+    }
+    try
+    {
+        nvinfer1::ILoggerFinder* const finder = gFinder.load();
+        void* logger = finder == nullptr ? nullptr : callVirtual<void*>(finder, runtime.numbers->findLogger);
+        logger = logger == nullptr ? runtime.logger : logger;
+        if (logger != nullptr)
+        {
+            callVirtual<void>(logger, runtime.numbers->log, severity, message);
+        }
+    }
+    catch (...) // NOLINT: a logger that throws is no reason to end the process
+    {
+    }
 }
 
 } // namespace hspan
