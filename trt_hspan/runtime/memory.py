@@ -1,0 +1,69 @@
+"""Is there enough main memory for a run? Answers before the work, so that no process is killed half-way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from trt_hspan.errors import HspanError
+from trt_hspan.runtime.runner import Runner
+
+_MEMINFO: Final = Path("/proc/meminfo")
+# Limit and use of the container that the process is in: cgroup v2, then v1.
+_CGROUPS: Final = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+
+def available_memory_bytes() -> int | None:
+    """Main memory that this process may still take without swapping; None where Linux does not say."""
+    figures = [_machine_bytes(), *(_container_bytes(limit, use) for limit, use in _CGROUPS)]
+    known = [figure for figure in figures if figure is not None]
+    return min(known) if known else None
+
+
+def require_memory(
+    runner: Runner, shape: tuple[int, int, int, int], what: object, next_step: str = "give a smaller picture"
+) -> None:
+    """Checks that a run would not obviously fill the main memory.
+
+    Args:
+        runner: what would run.
+        shape: (N, 3, H, W) of the input.
+        what: what has the shape; errors name it.
+        next_step: what a user can do about it.
+
+    Raises:
+        HspanError: the runner's lower estimate exceeds what is available.
+    """
+    available = available_memory_bytes()
+    needed = runner.memory_bytes(shape)
+    if available is not None and needed > available:
+        height, width = shape[2:]
+        raise HspanError(
+            what,
+            f"{width}x{height} pixels as a whole need about {needed / 1e9:.1f} GB of memory under {runner.name}, "
+            f"{available / 1e9:.1f} GB are available",
+            next_step,
+        )
+
+
+def _machine_bytes() -> int | None:
+    try:
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _container_bytes(limit: Path, use: Path) -> int | None:
+    try:
+        return max(0, int(limit.read_text()) - int(use.read_text()))
+    except (OSError, ValueError):  # no container, or the word "max"
+        return None

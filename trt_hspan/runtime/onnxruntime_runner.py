@@ -1,0 +1,163 @@
+"""An ONNX file on a CPU under ONNX Runtime: how an engine's arithmetic is checked where no GPU is.
+
+What runs is `trt_hspan.graph.model_for_cpu`: FP16 and BF16 are emulated explicitly, because ONNX Runtime's
+CPU provider drops the roundings of an FP16 graph (measured figures stand there). With the roundings written
+out, its graph optimisations change nothing but the order of sums; *measured* with 1.32 on a trained-size
+block: the same values at every optimisation level but for single roundings that fall the other way. So the
+optimisations stay on.
+
+Never imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from trt_hspan.errors import HspanError
+from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+
+if TYPE_CHECKING:
+    import onnx
+
+# Tensors of L x L float32 that the function body keeps alive at a time, per picture. *Measured* peaks with
+# ONNX Runtime 1.32 at 64x64 to 128x128 pixels: 3.0 to 3.7.
+SCORE_TENSORS: Final = 3.5
+
+
+class OnnxRuntimeRunner(Runner):
+    """Runs an ONNX file of this project on a CPU.
+
+    Args:
+        path: the `.onnx` file.
+        threads: CPU threads; None takes those that the process may use.
+        stands_in_for: the engine that cannot run here, and why; for labels and errors.
+
+    Raises:
+        HspanError: missing, not ONNX, truncated, without the attention operator, or with other inputs and
+            outputs than this project's. All this is checked here and not on entry, so that a bad file is told
+            early.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        stands_in_for: tuple[str | os.PathLike[str], str] | None = None,
+    ) -> None:
+        from trt_hspan.graph import (
+            load_onnx,
+            metadata_from_model,
+            precision_from_model,
+            require_attention,
+        )
+
+        ort = _onnxruntime()
+        self.where = os.fspath(path if stands_in_for is None else stands_in_for[0])
+        self._model = load_onnx(path)
+        require_attention(self._model, self.where)
+        self.fixed_shape = _fixed_input_shape(self._model, self.where)
+        metadata = metadata_from_model(self._model)
+        self.name = f"ONNX Runtime {ort.__version__}"
+        self.precision = precision_from_model(self._model)
+        self.emulated = True
+        self.why_emulated = None if stands_in_for is None else stands_in_for[1]
+        self.scale = metadata.scale
+        self.source_sha256 = metadata.source_sha256
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._session: Any = None
+
+    def activate(self) -> None:
+        from trt_hspan.graph import model_for_cpu
+
+        ort = _onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what fails is raised as well
+        # Sizes differ from picture to picture, so nothing is planned for one. The arena stays: without it the
+        # L x L tensors are mapped anew by every node of the Newton loop (measured: 4.6 times slower).
+        options.enable_mem_pattern = False
+        try:
+            self._session = ort.InferenceSession(
+                model_for_cpu(self._model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except _failures() as error:
+            raise _told(self.where, "ONNX Runtime cannot load it", error) from error
+
+    def deactivate(self) -> None:
+        self._session = None
+
+    def infer(self, batch: Float32Array) -> Float32Array:
+        from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME
+
+        if self._session is None:
+            raise RuntimeError("the runner is not active: use it in a `with` block")
+        try:
+            options = _onnxruntime().RunOptions()
+            # Give L x L buffers back after each picture, so that the next size does not come on top.
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            output: Float32Array = self._session.run([OUTPUT_NAME], {INPUT_NAME: batch}, options)[0]
+        except _failures() as error:
+            raise _told(self.where, "ONNX Runtime failed", error) from error
+        return output
+
+    def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
+        """The score tensors of the function body, `SCORE_TENSORS` of (N, L, L) float32 with L = H * W."""
+        n, _, height, width = shape
+        return int(SCORE_TENSORS * 4 * n * (height * width) ** 2)
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise HspanError("ONNX Runtime", "is not installed", "pip install 'trt-hspan[cpu]'") from error
+    return onnxruntime
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    """What ONNX Runtime raises: a dozen classes of its own without a common base, and pybind11's."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = (
+        value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)
+    )
+    return (*own, RuntimeError, ValueError, MemoryError)
+
+
+def _told(where: str, what: str, error: BaseException) -> HspanError:
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
+        return HspanError(where, f"{what}: out of memory", "give a smaller picture")
+    return HspanError(where, f"{what}: {text[:300]}", "export it again")
+
+
+def _fixed_input_shape(model: onnx.ModelProto, where: str) -> tuple[int | None, ...]:
+    """The input's dimensions, None where free. Raises: HspanError when the file's interface is not ours."""
+    import onnx
+
+    from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME
+
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    names = [value.name for value in inputs], [value.name for value in model.graph.output]
+    if names != ([INPUT_NAME], [OUTPUT_NAME]):
+        raise HspanError(
+            where,
+            f"its inputs are {names[0]} and its outputs {names[1]}, expected {INPUT_NAME!r} and {OUTPUT_NAME!r}",
+            "export it with trt-hspan export",
+        )
+    for value in (inputs[0], model.graph.output[0]):
+        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            raise HspanError(where, f"its {value.name} is not float32", "export it with trt-hspan export")
+    dims = inputs[0].type.tensor_type.shape.dim
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    if len(shape) != 4 or shape[1] not in (None, CHANNELS):
+        raise HspanError(
+            where,
+            f"its input has {len(shape)} dimensions {shape}, expected (N, 3, H, W)",
+            "give a network that takes RGB pictures",
+        )
+    return (shape[0], CHANNELS, shape[2], shape[3])

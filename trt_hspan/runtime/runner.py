@@ -1,0 +1,126 @@
+"""What every backend looks like from outside. Owns the contract of a run; imports no backend."""
+
+from __future__ import annotations
+
+import abc
+from types import TracebackType
+from typing import Final, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError
+
+Float32Array = npt.NDArray[np.float32]
+RunnerPrecision = Literal["fp32", "fp16", "bf16"]
+
+CHANNELS: Final = 3
+
+_RunnerT = TypeVar("_RunnerT", bound="Runner")
+
+
+class Runner(abc.ABC):
+    """A network on some backend. A context manager: the backend is loaded on entry and freed on exit.
+
+    Attributes:
+        where: the file or preset that the network came from.
+        name: the backend, such as "PyTorch 2.13.0".
+        precision: type of the network's arithmetic.
+        emulated: True when this stands in, on a CPU, for an engine that runs elsewhere.
+        why_emulated: why the engine itself does not run here; None when no engine was asked for.
+        scale: the network's scale; None when the file does not say.
+        source_sha256: hash of the checkpoint behind the network; None when the file does not say.
+        fixed_shape: the input's (N, 3, H, W) with None for what is free.
+    """
+
+    where: str
+    name: str
+    precision: RunnerPrecision
+    emulated: bool
+    why_emulated: str | None = None
+    scale: int | None
+    source_sha256: str | None = None
+    fixed_shape: tuple[int | None, ...] = (None, CHANNELS, None, None)
+
+    @property
+    def label(self) -> str:
+        """One phrase for tables: backend, precision, and whether it is an emulation."""
+        suffix = ", emulated on CPU" if self.emulated else ""
+        return f"{self.name}, {self.precision.upper()}{suffix}"
+
+    @abc.abstractmethod
+    def activate(self) -> None:
+        """Loads the network. Called by `with`."""
+
+    @abc.abstractmethod
+    def deactivate(self) -> None:
+        """Frees what `activate` loaded. Called at the end of `with`, also after a failed `activate`."""
+
+    @abc.abstractmethod
+    def infer(self, batch: Float32Array) -> Float32Array:
+        """Executes the network on a batch that `run` has checked."""
+
+    @abc.abstractmethod
+    def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
+        """A lower estimate of the main memory that a run on an input of this shape takes."""
+
+    def require_shape(self, shape: tuple[int, ...], what: object) -> None:
+        """Checks that the network takes an input of this shape.
+
+        Args:
+            shape: (N, 3, H, W).
+            what: what has the shape; errors name it.
+
+        Raises:
+            HspanError: it does not fit.
+        """
+        fits = len(shape) == 4 and all(
+            size >= 1 and fixed in (None, size) for size, fixed in zip(shape, self.fixed_shape, strict=True)
+        )
+        if not fits:
+            expected = "x".join("any" if fixed is None else str(fixed) for fixed in self.fixed_shape)
+            raise HspanError(
+                what,
+                f"is {'x'.join(map(str, shape))}, but {self.where} takes {expected} (N x C x H x W)",
+                "give a picture of that size or export without --static",
+            )
+
+    def run(self, batch: Float32Array) -> Float32Array:
+        """Executes the network.
+
+        Args:
+            batch: (N, 3, H, W) float32 RGB, nominally in [0, 1].
+
+        Returns:
+            (N, 3, scale * H, scale * W) float32, not clamped; may hold NaN when the network overflows.
+
+        Raises:
+            HspanError: the shape does not fit the network, or the backend fails.
+        """
+        if batch.dtype != np.float32:
+            raise HspanError(self.where, f"expected a float32 input, got {batch.dtype}")
+        self.require_shape(batch.shape, "input")
+        output = self.infer(np.ascontiguousarray(batch))
+        if self.scale is not None:
+            n, _, height, width = batch.shape
+            expected = (n, CHANNELS, height * self.scale, width * self.scale)
+            if output.shape != expected:
+                raise HspanError(
+                    self.where,
+                    f"gave an output of shape {output.shape}, expected {expected}",
+                    "export it again",
+                )
+        return output
+
+    def __enter__(self: _RunnerT) -> _RunnerT:
+        try:
+            self.activate()
+        except BaseException:
+            self.deactivate()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.deactivate()
