@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.command_line import CommandLine
+from support.export_cache import ExportCache
 from support.golden import ATTENTION_CASES, GOLDEN, NETWORK_CASES, GoldenNetwork, load_golden_network
 
 if TYPE_CHECKING:
@@ -40,3 +41,8 @@ def state() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> CommandLine:
     return CommandLine(capsys)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportCache:
+    return ExportCache(tmp_path_factory.mktemp("exported"))
