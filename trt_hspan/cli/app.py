@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         message = " ".join(f"{type(error).__name__}: {error}".split())
         typer.echo(f"trt-hspan: error: unexpected {message}; run again with --debug and report it", err=True)
         sys.exit(1)
+    if code == 130:  # click answers Ctrl-C with this code and says nothing
+        _interrupted()
     sys.exit(code if isinstance(code, int) else 0)
 
 

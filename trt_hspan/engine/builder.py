@@ -208,27 +208,32 @@ def _activation_memory_from_engine(trt: Any, plan: Any) -> int | None:
 
 
 def _call_in_thread(work: Callable[[], _T], *, poll: Callable[[], None], cancel: Callable[[], None]) -> _T:
-    """Runs `work` in a thread while this one polls; when this one is interrupted, cancels and waits for the end."""
+    """Runs `work` in a thread while this one polls; when this one is interrupted, cancels and waits for the end.
+
+    Waits for an event and never in `Thread.join`: interrupted there, Python 3.10 and 3.11 take the thread for dead.
+    """
     results: list[_T] = []
     failures: list[BaseException] = []
+    ended = threading.Event()
 
     def run() -> None:
         try:
             results.append(work())
         except BaseException as error:  # noqa: BLE001  # raised again in the calling thread
             failures.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=run, name="tensorrt-build")
+    threading.Thread(target=run, name="tensorrt-build").start()
     try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
+        while not ended.wait(_POLL_SECONDS):
             poll()
+        poll()
     except BaseException:
         cancel()
-        while thread.is_alive():
+        while not ended.is_set():
             with contextlib.suppress(KeyboardInterrupt):  # the build is stopping already
-                thread.join()
+                ended.wait()
         raise
     if failures:
         raise failures[0]
