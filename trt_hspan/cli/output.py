@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,37 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
     """Prints names and values as a two-column table on stdout; None is shown as a dash."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(title) if title else None, title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name.replace("_", " "), _text(value))
+        table.add_row(
+            name.replace("_", " "), Text(_text(value))
+        )  # a path may hold what rich takes for markup
     Console().print(table)
+
+
+def print_rows(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], totals: Sequence[str]
+) -> None:
+    """Prints a table with a header and a last row of totals on stdout; the first column is text, others numbers."""
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_footer=True)
+    for index, (column, total) in enumerate(zip(columns, totals, strict=True)):
+        table.add_column(column, footer=total, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width: nothing is folded there
+        wide = console.options.update(max_width=10_000)
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)
 
 
 @contextmanager

@@ -86,18 +86,32 @@ def luma_from_rgb(image: Uint8Array) -> Float64Array:
     return LUMA_OFFSET + image.astype(np.float64) @ LUMA_WEIGHTS
 
 
+def require_measurable(height: int, width: int, scale: int, where: object) -> None:
+    """Checks that PSNR-Y and SSIM exist for pictures of this size.
+
+    Args:
+        height, width: of the high-resolution pictures.
+        scale: pixels that are cropped on each side.
+        where: what has the size; errors name it.
+
+    Raises:
+        HspanError: less than SSIM's 11x11 window is left after cropping.
+    """
+    if min(height, width) - 2 * scale < _SSIM_WINDOW:
+        raise HspanError(
+            where,
+            f"{width}x{height} pixels leave {max(0, width - 2 * scale)}x{max(0, height - 2 * scale)} after "
+            f"cropping {scale} on each side, SSIM needs {_SSIM_WINDOW}x{_SSIM_WINDOW}",
+            "evaluate larger pictures",
+        )
+
+
 def _cropped_lumas(image: Uint8Array, truth: Uint8Array, scale: int) -> tuple[Float64Array, Float64Array]:
     if image.shape != truth.shape or image.ndim != 3 or image.shape[2] != 3:
         raise HspanError(
             "metrics", f"expected two (H, W, 3) pictures of one size, got {image.shape}, {truth.shape}"
         )
-    if min(image.shape[:2]) <= 2 * scale:
-        height, width = image.shape[:2]
-        raise HspanError(
-            "metrics",
-            f"a picture of {width}x{height} has no pixels left after cropping {scale} on each side",
-            "evaluate larger pictures",
-        )
+    require_measurable(image.shape[0], image.shape[1], scale, "metrics")
     inner = slice(scale, -scale) if scale else slice(None)
     return luma_from_rgb(image[inner, inner]), luma_from_rgb(truth[inner, inner])
 
@@ -114,7 +128,7 @@ def psnr_y(image: Uint8Array, truth: Uint8Array, scale: int) -> float:
         scale: the network's scale; the width of the border that is left out.
 
     Raises:
-        HspanError: different sizes, or nothing left after cropping.
+        HspanError: different sizes, or as `require_measurable`.
     """
     ours, theirs = _cropped_lumas(image, truth, scale)
     return _db_from_mean_squared_error(float(np.mean(np.square((ours - theirs) / 255.0))))
@@ -136,16 +150,9 @@ def ssim_y(image: Uint8Array, truth: Uint8Array, scale: int) -> float:
         At most 1; 1 for equal pictures.
 
     Raises:
-        HspanError: different sizes, or less than 11x11 pixels left after cropping.
+        HspanError: different sizes, or as `require_measurable`.
     """
     ours, theirs = _cropped_lumas(image, truth, scale)
-    if min(ours.shape) < _SSIM_WINDOW:
-        raise HspanError(
-            "metrics",
-            f"{ours.shape[1]}x{ours.shape[0]} pixels are left after cropping {scale} on each side, "
-            f"SSIM needs {_SSIM_WINDOW}x{_SSIM_WINDOW}",
-            "evaluate larger pictures",
-        )
     mean_x, mean_y = _blur(ours), _blur(theirs)
     variance_x = _blur(ours * ours) - mean_x * mean_x
     variance_y = _blur(theirs * theirs) - mean_y * mean_y

@@ -64,6 +64,7 @@ class OnnxRuntimeRunner(Runner):
         self.emulated = True
         self.why_emulated = None if stands_in_for is None else stands_in_for[1]
         self.scale = metadata.scale
+        self.res_scale = metadata.res_scale
         self.source_sha256 = metadata.source_sha256
         self._threads = threads or len(os.sched_getaffinity(0))
         self._session: Any = None

@@ -29,6 +29,7 @@ class Runner(abc.ABC):
         emulated: True when this stands in, on a CPU, for an engine that runs elsewhere.
         why_emulated: why the engine itself does not run here; None when no engine was asked for.
         scale: the network's scale; None when the file does not say.
+        res_scale: the factor that checkpoints do not store, where the file says it.
         source_sha256: hash of the checkpoint behind the network; None when the file does not say.
         fixed_shape: the input's (N, 3, H, W) with None for what is free.
     """
@@ -39,6 +40,7 @@ class Runner(abc.ABC):
     emulated: bool
     why_emulated: str | None = None
     scale: int | None
+    res_scale: float | None = None
     source_sha256: str | None = None
     fixed_shape: tuple[int | None, ...] = (None, CHANNELS, None, None)
 

@@ -57,6 +57,7 @@ class TensorRtRunner(Runner):
 
     def __init__(self, plan: str | os.PathLike[str], *, plugin: str | os.PathLike[str] | None = None) -> None:
         from trt_hspan.engine.manifest import verify_manifest
+        from trt_hspan.graph import load_onnx, metadata_from_model
 
         self._plan = Path(plan)
         self._manifest = verify_manifest(plan)
@@ -66,6 +67,9 @@ class TensorRtRunner(Runner):
         self.precision = self._manifest.precision
         self.emulated = False
         self.scale = self._manifest.scale
+        self.res_scale = metadata_from_model(
+            load_onnx(self._plan.parent / self._manifest.onnx_file)
+        ).res_scale
         self.source_sha256 = self._manifest.source_sha256
         self._trt: Any = None
         self._active: Any = None

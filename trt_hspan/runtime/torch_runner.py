@@ -34,6 +34,7 @@ class TorchRunner(Runner):
         self.emulated = False
         self._model = load_model(checkpoint, res_scale=res_scale)
         self.scale = self._model.config.scale
+        self.res_scale = res_scale
         self.source_sha256 = source_sha256(checkpoint)
         self._threads = threads
         self._threads_before = torch.get_num_threads()

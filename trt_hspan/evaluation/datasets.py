@@ -1,0 +1,170 @@
+"""Pictures to evaluate on, and their ground truth. Owns folder layouts and sizes; reads one picture at a time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError
+from trt_hspan.evaluation.resize import downscale
+from trt_hspan.runtime.images import READ_SUFFIXES, read_image, size_from_image_file
+
+Uint8Array = npt.NDArray[np.uint8]
+
+_SHIPPED: Final = Path(__file__).parent.parent / "data"
+# Side in pixels of the low-resolution square cut from a shipped photograph.
+SHIPPED_SIDE: Final = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture to up-scale.
+
+    Attributes:
+        name: for tables.
+        low_resolution: the picture; None means that it is made from the ground truth.
+        ground_truth: the picture at `scale` times the size, or None.
+        scale: the network's scale.
+        side: cut the middle of the ground truth to a square of `side * scale` pixels; None takes all of it.
+    """
+
+    name: str
+    low_resolution: Path | None
+    ground_truth: Path | None
+    scale: int
+    side: int | None = None
+
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the low-resolution picture, from file headers alone. Raises: HspanError as `load`."""
+        truth = None if self.ground_truth is None else size_from_image_file(self.ground_truth)
+        if self.low_resolution is None:
+            assert truth is not None
+            height, width = (side // self.scale for side in truth)
+            limit = self.side or max(height, width)
+            return min(height, limit), min(width, limit)
+        size = size_from_image_file(self.low_resolution)
+        if truth is not None:
+            self._require_sizes(size, truth)
+        return size
+
+    def load(self) -> tuple[Uint8Array, Uint8Array | None]:
+        """Reads the pictures.
+
+        Returns:
+            The low-resolution picture (H, W, 3) uint8, and the ground truth (H * scale, W * scale, 3) uint8,
+            cropped at the bottom and the right as the official code does, or None.
+
+        Raises:
+            HspanError: a picture cannot be read, or the sizes of the two do not belong together.
+        """
+        truth = None if self.ground_truth is None else read_image(self.ground_truth)
+        if self.low_resolution is None:
+            assert truth is not None
+            height, width = self.size()
+            top = (truth.shape[0] - height * self.scale) // 2
+            left = (truth.shape[1] - width * self.scale) // 2
+            truth = truth[top : top + height * self.scale, left : left + width * self.scale]
+            return downscale(truth, self.scale), truth
+        low = read_image(self.low_resolution)
+        if truth is not None:
+            height, width = low.shape[:2]
+            self._require_sizes((height, width), (truth.shape[0], truth.shape[1]))
+            truth = truth[: height * self.scale, : width * self.scale]
+        return low, truth
+
+    def _require_sizes(self, low: tuple[int, int], truth: tuple[int, int]) -> None:
+        """A benchmark's low-resolution side is its high-resolution side divided by the scale, rounded down."""
+        if low != (truth[0] // self.scale, truth[1] // self.scale):
+            raise HspanError(
+                self.ground_truth,
+                f"has {truth[1]}x{truth[0]} pixels, not {self.scale} times the {low[1]}x{low[0]} of "
+                f"{self.low_resolution}",
+                "give the pair of one picture at the network's scale",
+            )
+
+
+def samples_from_folder(path: str | os.PathLike[str], scale: int) -> list[Sample]:
+    """The pictures of a folder, by name.
+
+    A folder in the benchmark sets' layout holds `HR/NAME.png` and `LR_bicubic/X<scale>/NAMEx<scale>.png`;
+    then every picture has its ground truth. Any other folder holds pictures without one. Sub-folders and
+    other files are left alone. A single picture may be named instead of a folder.
+
+    Raises:
+        HspanError: no such folder, no pictures in it, a picture of a pair is missing, or no `X<scale>`
+            folder.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        return [Sample(name=folder.name, low_resolution=folder, ground_truth=None, scale=scale)]
+    if not folder.is_dir():
+        raise HspanError(folder, "no such folder", "check the path")
+    if (folder / "HR").is_dir() or (folder / "LR_bicubic").is_dir():
+        return _benchmark_samples(folder, scale)
+    pictures = _pictures(folder)
+    if not pictures:
+        raise HspanError(
+            folder,
+            "holds no pictures",
+            f"put pictures there, or HR/NAME.png and LR_bicubic/X{scale}/NAMEx{scale}.png",
+        )
+    return [Sample(name=p.name, low_resolution=p, ground_truth=None, scale=scale) for p in pictures]
+
+
+def shipped_samples(scale: int) -> list[Sample]:
+    """The photographs that come with the package, as ground truth; their middle is shrunk to the input.
+
+    Raises:
+        HspanError: none is there: the installation is incomplete.
+    """
+    pictures = _pictures(_SHIPPED) if _SHIPPED.is_dir() else []
+    if not pictures:
+        raise HspanError(_SHIPPED, "holds no photograph", "name pictures of your own with --images")
+    return [
+        Sample(name=p.name, low_resolution=None, ground_truth=p, scale=scale, side=SHIPPED_SIDE)
+        for p in pictures
+    ]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in READ_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _benchmark_samples(folder: Path, scale: int) -> list[Sample]:
+    high, low = folder / "HR", folder / "LR_bicubic" / f"X{scale}"
+    for part in (high, low):
+        if not part.is_dir():
+            raise HspanError(
+                part,
+                f"no such folder, and the network's scale is {scale}",
+                f"a benchmark set holds HR/NAME.png and LR_bicubic/X{scale}/NAMEx{scale}.png",
+            )
+    truths = {p.stem: p for p in _pictures(high)}
+    suffix = f"x{scale}"
+    lows = {p.stem: p for p in _pictures(low)}
+    missing = [
+        *(low / f"{name}{suffix}{p.suffix}" for name, p in truths.items() if name + suffix not in lows),
+        *(
+            high / f"{name.removesuffix(suffix)}{p.suffix}"
+            for name, p in lows.items()
+            if not name.endswith(suffix) or name.removesuffix(suffix) not in truths
+        ),
+    ]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise HspanError(missing[0], f"is missing{more}", "complete the pair or remove its other half")
+    if not truths:
+        raise HspanError(high, "holds no pictures", "check the path")
+    return [
+        Sample(name=name, low_resolution=lows[name + suffix], ground_truth=truth, scale=scale)
+        for name, truth in truths.items()
+    ]
