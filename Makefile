@@ -1,0 +1,42 @@
+# make demo    the main job, on any Linux machine: export, plugin, engines, validation, a picture
+# make test    formatting, types and all tests
+# Both set up what they need in .venv and build/, and are quick when that is done.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint format setup plugin train clean help
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+demo: setup plugin
+	$(BIN)/trt-hspan demo -o demo-output
+
+test: lint plugin
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format -i
+
+# The library that TensorRT loads; does nothing when it is up to date.
+plugin: setup
+	$(BIN)/trt-hspan plugin build
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt scripts/setup.sh
+	PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/setup.sh
+	touch $@
+
+clean:
+	rm -rf build demo-output

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Sets up the development environment: Debian packages that are missing, a virtual environment, Python packages.
+# Called by make with PYTHON and VENV.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+missing=()
+command -v c++ >/dev/null || missing+=(g++)
+command -v "$PYTHON" >/dev/null || missing+=(python3)
+"$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+if [ "${#missing[@]}" -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing ${missing[*]}"
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  else
+    fail "missing Debian packages: run 'sudo apt-get install ${missing[*]}', then make again"
+  fi
+fi
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+  fail "$("$PYTHON" --version) is too old: install Python 3.10 or later and run make PYTHON=python3.x"
+
+[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+pip=("$VENV/bin/python" -m pip --disable-pip-version-check --quiet)
+say "installing Python packages into $VENV (the first time takes a few minutes)"
+"${pip[@]}" install --constraint constraints.txt --editable '.[dev]'
+
+# The plugin needs a CUDA compiler; NVIDIA ships one as wheels too.
+if [ -z "${CUDACXX:-}" ] && ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+  say "no CUDA toolkit found: installing the compiler's wheels"
+  "${pip[@]}" install --constraint constraints.txt --editable '.[dev,nvcc]'
+fi
