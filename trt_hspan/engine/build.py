@@ -195,7 +195,10 @@ def _loaded_plugin(trt: Any, spec: EngineSpec, targets: tuple[str, ...]) -> Plug
         file=path.name,
         sha256=sha256_from_file(path),
         abi_version=info.abi_version,
-        architectures=tuple(info.architectures),
+        architectures=(
+            *(f"sm_{number}" for number in info.cubin_architectures),
+            *(f"compute_{number}" for number in info.ptx_architectures),
+        ),
     )
 
 

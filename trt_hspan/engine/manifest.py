@@ -30,7 +30,7 @@ class PluginRecord:
         file: the library's file name, without its folder.
         sha256: hash of that file.
         abi_version: version of the operator's contract that it implements.
-        architectures: compute capabilities it holds code for, such as "sm_86".
+        architectures: what it holds code for: "sm_86" is machine code, "compute_120" is PTX.
     """
 
     file: str

@@ -148,11 +148,12 @@ def collected_log(trt: Any) -> Iterator[CollectedLog]:
 def tensorrt_logger(trt: Any) -> Any:
     """The one ILogger of a process: passes TensorRT's messages to the logger "trt_hspan.tensorrt".
 
-    Errors are logged as INFO: whoever sees one raises it, and one failure is told once.
+    Errors are logged as INFO: whoever sees one raises it, and one failure is told once. What TensorRT calls verbose,
+    thousands of lines a build, comes at level 5, below DEBUG.
     """
     severity = trt.ILogger.Severity
     errors = (severity.INTERNAL_ERROR, severity.ERROR)
-    levels = {severity.WARNING: logging.WARNING, severity.VERBOSE: logging.DEBUG}
+    levels = {severity.WARNING: logging.WARNING, severity.VERBOSE: logging.DEBUG // 2}
 
     class PythonLogger(trt.ILogger):  # type: ignore[misc]  # the base is known only at run time
         def __init__(self) -> None:
