@@ -1,0 +1,212 @@
+"""A compiled plugin library: where it lies, what it is, which GPUs it serves. Never runs its code."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from trt_hspan import __version__
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.files import error_from_os_error
+from trt_hspan.ops.names import OP_TYPE
+
+LIBRARY_NAME: Final = "libhspan_plugin.so"
+
+#: Must equal kABI_VERSION in plugins/tensorrt/plugin_abi.h.
+PLUGIN_ABI_VERSION: Final = 1
+
+_MARKER: Final = b"hspan-plugin-info:{"
+_ELF_MACHINES: Final = {3: "i386", 62: "x86_64", 183: "aarch64"}
+_ELF_SHARED_OBJECT: Final = 3
+
+# NVIDIA's systems on a chip: machine code for them and for desktop GPUs is not interchangeable, nor does it carry over
+# between minor versions (CUDA C++ Programming Guide, "Binary Compatibility").
+_TEGRA: Final = frozenset({53, 62, 72, 87, 101, 110})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginInfo:
+    """What a plugin library says about itself.
+
+    Attributes:
+        path: the library.
+        name, version, namespace: what TensorRT's plugin registry knows the plugin by.
+        abi_version: engines and libraries work together only when this agrees.
+        machine: processor the library is for, "x86_64" or "aarch64".
+        cubin_architectures: compute capabilities it holds machine code for: 86 is 8.6.
+        ptx_architectures: compute capabilities it holds PTX for, which newer GPUs compile when they load it.
+        cuda_version: the compiler's.
+        tensorrt_header_version: of the headers it was compiled with; it serves other versions too.
+        source_sha256: hash of its sources and build options; empty when CMake was run by hand.
+    """
+
+    path: Path
+    name: str
+    version: str
+    namespace: str
+    abi_version: int
+    machine: str
+    cubin_architectures: tuple[int, ...]
+    ptx_architectures: tuple[int, ...]
+    cuda_version: str
+    tensorrt_header_version: str
+    source_sha256: str
+
+    def serves(self, architecture: int) -> bool:
+        """Whether a GPU of this compute capability can run the library's kernels.
+
+        Machine code for X.y runs on X.z with z >= y, on desktop and server GPUs; PTX for p is compiled by the driver
+        for anything from p on.
+        """
+        return any(_cubin_runs(cubin, architecture) for cubin in self.cubin_architectures) or any(
+            ptx <= architecture for ptx in self.ptx_architectures
+        )
+
+
+def default_plugin_path() -> Path:
+    """Where `trt-hspan plugin build` puts the library and other commands look for it.
+
+    The environment variable TRT_HSPAN_PLUGIN if set; in a checkout build/plugin/; else the user's cache folder.
+    """
+    if named := os.environ.get("TRT_HSPAN_PLUGIN"):
+        return Path(named)
+    root = Path(__file__).resolve().parents[2]
+    if is_checkout(root):
+        return root / "build" / "plugin" / LIBRARY_NAME
+    return user_cache_folder() / __version__ / LIBRARY_NAME
+
+
+def is_checkout(root: Path) -> bool:
+    """Whether the folder is a checkout of this project: it holds the package and the plugin's sources."""
+    return (root / "CMakeLists.txt").is_file() and (root / "plugins" / "CMakeLists.txt").is_file()
+
+
+def user_cache_folder() -> Path:
+    """The package's folder for files that can be made again: XDG_CACHE_HOME or ~/.cache, then trt-hspan."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "trt-hspan"
+
+
+def plugin_info_from_library(path: str | os.PathLike[str]) -> PluginInfo:
+    """What the library is, read from the file: nothing of it is loaded or run, so any processor's library will do.
+
+    Raises:
+        HspanError: there is no such file, it is no shared library, it is another library, it is damaged, or its ABI
+            version is not this package's.
+    """
+    library = Path(path)
+    try:
+        data = library.read_bytes()
+    except FileNotFoundError as error:
+        raise HspanError(
+            library, "there is no plugin library here", "build one with trt-hspan plugin build"
+        ) from error
+    except OSError as error:
+        raise error_from_os_error(library, error, action="read") from error
+    machine = _elf_machine(library, data)
+    fields = _embedded_fields(library, data)
+    abi_version = fields.get("abi_version")
+    if abi_version != PLUGIN_ABI_VERSION:
+        raise HspanError(
+            library,
+            f"has plugin ABI version {abi_version}, this package needs {PLUGIN_ABI_VERSION}",
+            "rebuild it with trt-hspan plugin build",
+        )
+    try:
+        return PluginInfo(
+            path=library,
+            name=str(fields["name"]),
+            version=str(fields["version"]),
+            namespace=str(fields["namespace"]),
+            abi_version=PLUGIN_ABI_VERSION,
+            machine=machine,
+            cubin_architectures=tuple(int(number) for number in fields["cubin_architectures"]),
+            ptx_architectures=tuple(int(number) for number in fields["ptx_architectures"]),
+            cuda_version=str(fields["cuda_version"]),
+            tensorrt_header_version=str(fields["tensorrt_header_version"]),
+            source_sha256=str(fields["source_sha256"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_ours(library, "its description is incomplete") from error
+
+
+def check_plugin_serves(info: PluginInfo, targets: Iterable[str | int]) -> None:
+    """Makes sure that the library can be loaded here and runs on every target.
+
+    Args:
+        targets: compute capabilities, such as "sm_86" or 86.
+
+    Raises:
+        HspanError: the library is for another processor, or holds nothing that a target could run.
+        UsageError: a target is no compute capability.
+    """
+    here = platform.machine()
+    if info.machine != here:
+        raise HspanError(
+            info.path,
+            f"is for {info.machine}, this machine is {here}",
+            "build one here: trt-hspan plugin build",
+        )
+    missing = [number for number in map(architecture_from_target, targets) if not info.serves(number)]
+    if missing:
+        names = ", ".join(f"sm_{number}" for number in missing)
+        options = " ".join(f"--arch {number}" for number in sorted({*info.cubin_architectures, *missing}))
+        raise HspanError(
+            info.path, f"built without {names}", f"rebuild with trt-hspan plugin build {options}"
+        )
+
+
+def architecture_from_target(target: str | int) -> int:
+    """86 from "sm_86", "8.6", "86" or 86. Raises: UsageError for anything else."""
+    match = re.fullmatch(r"(?:sm_|compute_)?([1-9]\d{1,2})|([1-9]\d?)\.(\d)", str(target))
+    if match is None:
+        raise UsageError(
+            "architecture", f"got {target!r}, expected a compute capability like 86, sm_86 or 8.6"
+        )
+    return int(match[1] or match[2] + match[3])
+
+
+def _cubin_runs(cubin: int, architecture: int) -> bool:
+    if cubin == architecture:
+        return True
+    tegra = cubin in _TEGRA or architecture in _TEGRA
+    return not tegra and cubin // 10 == architecture // 10 and cubin < architecture
+
+
+def _elf_machine(library: Path, data: bytes) -> str:
+    if data[:4] != b"\x7fELF" or len(data) < 20:
+        raise HspanError(library, "is no shared library", "name a file that trt-hspan plugin build made")
+    kind, machine = struct.unpack_from("<HH", data, 16)
+    if kind != _ELF_SHARED_OBJECT:
+        raise HspanError(
+            library, "is an ELF file but no shared library", "name a file that trt-hspan plugin build made"
+        )
+    return _ELF_MACHINES.get(machine, f"machine {machine}")
+
+
+def _embedded_fields(library: Path, data: bytes) -> dict[str, Any]:
+    start = data.find(_MARKER)
+    if start < 0:
+        raise _not_ours(library, "it holds no description")
+    start += len(_MARKER) - 1
+    end = data.find(b"\0", start)
+    try:
+        fields = json.loads(data[start : end if end >= 0 else None])
+    except ValueError as error:
+        raise _not_ours(library, "its description is damaged") from error
+    if not isinstance(fields, dict) or fields.get("name") != OP_TYPE:
+        raise _not_ours(library, "it describes another plugin")
+    return fields
+
+
+def _not_ours(library: Path, why: str) -> HspanError:
+    return HspanError(
+        library, f"is not the library of this plugin: {why}", "build one with trt-hspan plugin build"
+    )
