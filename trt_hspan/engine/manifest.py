@@ -174,7 +174,7 @@ def verify_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
     manifest = read_manifest(plan)
     where = manifest_path(plan)
     _check_hash(plan, manifest.plan_sha256, where.name)
-    if Path(manifest.onnx_file).name != manifest.onnx_file:
+    if not manifest.onnx_file or Path(manifest.onnx_file).name != manifest.onnx_file:
         raise HspanError(where, f"onnx_file is {manifest.onnx_file!r}, expected a file name", _BUILD_AGAIN)
     _check_hash(plan.parent / manifest.onnx_file, manifest.onnx_sha256, where.name)
     return manifest

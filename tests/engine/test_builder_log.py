@@ -1,0 +1,68 @@
+"""TensorRT's log lines as data. The lines are TensorRT-RTX 1.7.1's own; the numbers are chosen."""
+
+from __future__ import annotations
+
+import pytest
+
+from trt_hspan.engine.builder_log import figures_from_log, is_figure, line_from_errors
+
+LAYERS = """Engine Layer Information:
+Layer(Myelin): {ForeignNode[a...b]}, Tactic: 0x0000000000000000, input (Float[1,3,-1,-1]) -> output (Float[1,3,-1,-1])
+Layer(PluginV3): attention, Tactic: 0x0000000000000000, a (Half[1,8,-1,-1]) -> b (Half[1,8,-1,-1])
+Layer(PluginV3): attention_2, Tactic: 0x0000000000000000, b (Half[1,8,-1,-1]) -> c (Half[1,8,-1,-1])"""
+
+
+def test_memory_and_layers_are_read() -> None:
+    figures = figures_from_log(
+        ["Total Activation Memory: 16580608 bytes", "Total Weights Memory: 22208 bytes", LAYERS]
+    )
+    assert figures.activation_memory_bytes == 16580608
+    assert figures.weights_memory_bytes == 22208
+    assert figures.engine_layer_counts == {"Myelin": 1, "PluginV3": 2}
+
+
+def test_what_the_log_does_not_say_is_none() -> None:
+    figures = figures_from_log(
+        ["Max Scratch Memory: 5 bytes", "the Total Activation Memory: 7 bytes", "Layer(x): y"]
+    )
+    assert figures.activation_memory_bytes is None
+    assert figures.weights_memory_bytes is None
+    assert figures.engine_layer_counts is None
+
+
+def test_several_engines_in_one_plan_are_added() -> None:
+    figures = figures_from_log(["Total Activation Memory: 3 bytes", "Total Activation Memory: 4 bytes"])
+    assert figures.activation_memory_bytes == 7
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Total Weights Memory: 1 bytes", True),
+        (LAYERS, True),
+        ("Total Host Persistent Memory: 80 bytes", False),
+    ],
+)
+def test_only_messages_with_figures_are_kept(message: str, expected: bool) -> None:
+    assert is_figure(message) is expected
+
+
+def test_the_first_error_is_the_cause_and_loses_its_source_position() -> None:
+    line = line_from_errors(
+        [
+            "IBuilder::build: Error Code 4: API Usage Error (Network has dynamic inputs,\n but no profile. "
+            "In validate at /_src/optimizer/api/network.cpp:4023)",
+            "[checkMacros.cpp::catchCudaError::250] Error Code 1",
+        ]
+    )
+    assert (
+        line == "IBuilder::build: Error Code 4: API Usage Error (Network has dynamic inputs, but no profile.)"
+    )
+
+
+def test_an_endless_error_is_cut() -> None:
+    assert len(line_from_errors(["x" * 9000]) or "") == 400
+
+
+def test_no_error_gives_no_line() -> None:
+    assert line_from_errors([]) is None

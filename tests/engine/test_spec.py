@@ -1,0 +1,202 @@
+"""Requests for engines: sizes, profiles, targets, and what is refused before anything is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trt_hspan.engine.spec import (
+    EngineSpec,
+    ImageProfile,
+    ImageSize,
+    ProfileRequest,
+    default_output,
+    image_size_from_text,
+    target_from_text,
+)
+from trt_hspan.errors import UsageError
+
+
+def size(height: int, width: int) -> ImageSize:
+    return ImageSize(height=height, width=width)
+
+
+def bounds(profile: ImageProfile) -> tuple[str, str, str]:
+    return str(profile.min), str(profile.opt), str(profile.max)
+
+
+@given(st.integers(1, 999_999), st.integers(1, 999_999))
+def test_a_size_reads_back_as_it_is_written(height: int, width: int) -> None:
+    assert image_size_from_text(str(size(height, width)), option="--max") == size(height, width)
+
+
+def test_height_comes_first() -> None:
+    assert image_size_from_text("128x96", option="--max") == size(128, 96)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "128", "x", "128x", "128*96", "0x5", "5x0", "-1x5", "1.5x5", "1x2x3", "٣x٤"]
+)
+def test_what_is_no_size_is_refused_naming_the_option(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--opt: got .* expected height x width"):
+        image_size_from_text(text, option="--opt")
+
+
+@pytest.mark.parametrize("text", ["sm_86", "SM_86", "86", "8.6", "sm86", " 8.6 "])
+def test_a_target_may_be_written_in_the_usual_ways(text: str) -> None:
+    assert target_from_text(text) == "sm_86"
+
+
+@pytest.mark.parametrize(("text", "expected"), [("12.0", "sm_120"), ("120", "sm_120"), ("7.5", "sm_75")])
+def test_a_target_of_two_digit_generation_is_understood(text: str, expected: str) -> None:
+    assert target_from_text(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "ampere", "sm_", "sm_8", "8.", "8.66", "sm_90a", "0.0", "1234"])
+def test_what_is_no_target_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--target"):
+        target_from_text(text)
+
+
+def test_without_a_request_the_profile_is_the_documented_one() -> None:
+    assert bounds(ProfileRequest().profile_for("plugin")) == ("16x16", "128x128", "256x256")
+
+
+def test_the_function_body_has_a_smaller_default_because_of_its_memory() -> None:
+    assert bounds(ProfileRequest().profile_for("function")) == ("16x16", "128x128", "128x128")
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (ProfileRequest(max=size(64, 64)), ("16x16", "64x64", "64x64")),
+        (ProfileRequest(max=size(512, 100)), ("16x16", "128x100", "512x100")),
+        (ProfileRequest(max=size(8, 512)), ("8x16", "8x128", "8x512")),
+        (ProfileRequest(opt=size(300, 100)), ("16x16", "300x100", "300x256")),
+        (ProfileRequest(min=size(200, 300)), ("200x300", "200x300", "256x300")),
+        (ProfileRequest(min=size(1, 1), max=size(2, 2)), ("1x1", "2x2", "2x2")),
+    ],
+)
+def test_given_parts_move_the_defaults_no_further_than_they_must(
+    request_: ProfileRequest, expected: tuple[str, str, str]
+) -> None:
+    assert bounds(request_.profile_for("plugin")) == expected
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(1, 600)), min_size=3, max_size=3),
+    st.lists(st.one_of(st.none(), st.integers(1, 9)), min_size=3, max_size=3),
+)
+def test_any_request_in_order_becomes_a_valid_profile_that_keeps_what_was_given(
+    edges: list[int | None], batches: list[int | None]
+) -> None:
+    edges = _in_order(edges)
+    batches = _in_order(batches)
+    asked = [None if edge is None else size(edge, edge) for edge in edges]
+    request = ProfileRequest(
+        min=asked[0], opt=asked[1], max=asked[2],
+        min_batch=batches[0], opt_batch=batches[1], max_batch=batches[2],
+    )  # fmt: skip
+    profile = request.profile_for("plugin")
+    found = [profile.min, profile.opt, profile.max]
+    assert all(wanted in (None, got) for wanted, got in zip(asked, found, strict=True))
+    found_batches = [profile.min_batch, profile.opt_batch, profile.max_batch]
+    assert all(wanted in (None, got) for wanted, got in zip(batches, found_batches, strict=True))
+
+
+def _in_order(values: list[int | None]) -> list[int | None]:
+    given_ = iter(sorted(value for value in values if value is not None))
+    return [None if value is None else next(given_) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"min": size(64, 64), "max": size(32, 128)}, "--min: 64x64 exceeds --max 32x128"),
+        ({"min": size(64, 64), "opt": size(64, 63)}, "--min: 64x64 exceeds --opt 64x63"),
+        ({"opt": size(64, 64), "max": size(64, 32)}, "--opt: 64x64 exceeds --max 64x32"),
+        ({"min_batch": 3, "max_batch": 2}, "--min-batch: 3 exceeds --max-batch 2"),
+        ({"opt_batch": 3, "max_batch": 2}, "--opt-batch: 3 exceeds --max-batch 2"),
+        ({"min_batch": 0}, "--min-batch: got 0, expected at least 1"),
+    ],
+)
+def test_a_range_that_is_upside_down_is_refused_naming_both_options(
+    arguments: dict[str, ImageSize | int], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        ProfileRequest(**arguments)
+
+
+def test_a_profile_checks_itself_too() -> None:
+    with pytest.raises(UsageError, match="--opt: 65x1 exceeds --max 64x1"):
+        ImageProfile(min=size(1, 1), opt=size(65, 1), max=size(64, 1))
+
+
+def test_a_fixed_model_fixes_the_profile() -> None:
+    profile = ProfileRequest().profile_for("plugin", batch=1, height=32, width=48)
+    assert profile.shapes(3) == ((1, 3, 32, 48),) * 3
+
+
+def test_a_request_may_repeat_what_the_model_has_fixed() -> None:
+    profile = ProfileRequest(max=size(32, 48)).profile_for("plugin", batch=1, height=32, width=48)
+    assert str(profile.min) == "32x48"
+
+
+@pytest.mark.parametrize(
+    ("request_", "option"),
+    [
+        (
+            ProfileRequest(max=size(64, 48)),
+            "--max: height 64, but the model was exported with the fixed height 32",
+        ),
+        (ProfileRequest(min=size(32, 16)), "--min: width 16"),
+        (ProfileRequest(max_batch=2), "--max-batch: batch 2"),
+    ],
+)
+def test_a_request_that_contradicts_a_fixed_model_is_refused(request_: ProfileRequest, option: str) -> None:
+    with pytest.raises(UsageError, match=option):
+        request_.profile_for("plugin", batch=1, height=32, width=48)
+
+
+def spec(**changes: object) -> EngineSpec:
+    arguments: dict[str, object] = {"onnx": Path("a.onnx"), "output": Path("b/a.plan"), **changes}
+    return EngineSpec(**arguments)  # type: ignore[arg-type]
+
+
+def test_the_other_files_stand_beside_the_plan() -> None:
+    assert (spec().onnx_output, spec().manifest_output) == (Path("b/a.onnx"), Path("b/a.json"))
+
+
+def test_repeated_targets_count_once() -> None:
+    assert spec(targets=("8.6", "sm_89", "86")).targets == ("sm_86", "sm_89")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "int4"}, "--precision: got 'int4', expected one of fp32, fp16, bf16"),
+        ({"flavor": "trt"}, "--flavor: got 'trt', expected one of tensorrt, tensorrt-rtx"),
+        ({"attention": "dense"}, "--attention: got 'dense', expected one of plugin, function"),
+        ({"output": Path("a.engine")}, "--output: got 'a.engine'; name a file that ends in .plan"),
+        ({"targets": ("ampere",)}, "--target"),
+        ({"workspace_mib": 0}, "--workspace-mib: got 0"),
+        ({"optimization_level": 6}, "--opt-level: got 6, expected 0 to 5"),
+        ({"optimization_level": -1}, "--opt-level: got -1"),
+    ],
+)
+def test_a_senseless_spec_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        spec(**changes)
+
+
+def test_a_size_below_one_pixel_is_refused() -> None:
+    with pytest.raises(UsageError, match="height is 0"):
+        size(0, 3)
+
+
+def test_the_default_output_tells_model_and_precision() -> None:
+    assert default_output("runs/x4.pt", "fp16") == Path("engines/x4_fp16.plan")
+    assert default_output("runs/x4_fp16.onnx", "fp16") == Path("engines/x4_fp16.plan")
