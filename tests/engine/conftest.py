@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-NOBODY = 65534
+from support.permissions import read_only
 
 
 @pytest.fixture
 def unwritable_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder in which this process may not write, even when the tests run as root."""
     folder = tmp_path / "unwritable"
-    folder.mkdir(mode=0o555)
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(NOBODY)
-    try:
+    folder.mkdir()
+    with read_only(folder):
         yield folder
-    finally:
-        if is_root:
-            os.seteuid(0)
