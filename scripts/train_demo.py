@@ -1,0 +1,79 @@
+"""Trains a small HSPAN on a CPU: `train_demo.py --scale 4`. Run it again with the same folder to resume."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from trt_hspan.errors import HspanError
+from trt_hspan.model import load_model
+from trt_hspan.training.curve import write_curve
+from trt_hspan.training.data import load_pairs
+from trt_hspan.training.loop import (
+    Report,
+    Training,
+    TrainingConfig,
+    export_averaged,
+    keep_freed_memory,
+    train,
+)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=int, choices=(2, 4), default=4)
+    parser.add_argument("--steps", type=int, default=15000, help="of the whole schedule")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, default=Path("training-output/data"))
+    parser.add_argument("--output", type=Path, help="the run's folder [training-output/hspan-tiny-xSCALE]")
+    parser.add_argument("--body-from", help="start with head and body of this checkpoint or preset")
+    parser.add_argument("--export", type=Path, help="no training: write the averaged weights so far there")
+    return parser.parse_args()
+
+
+def _train(arguments: argparse.Namespace, folder: Path) -> None:
+    config = TrainingConfig(scale=arguments.scale, steps=arguments.steps, seed=arguments.seed)
+    body = load_model(arguments.body_from) if arguments.body_from else None
+    training = Training(config, load_pairs(arguments.data / "train", config.scale), body_from=body)
+    held_out = load_pairs(arguments.data / "heldout", config.scale)
+    if (folder / "checkpoint.pt").exists():
+        training.restore(folder / "checkpoint.pt")
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("first steps", total=config.steps, completed=training.step_count)
+        psnr = ""
+
+        def show(report: Report) -> None:
+            nonlocal psnr
+            psnr = psnr if report.psnr_db is None else f", held-out {report.psnr_db:.2f} dB"
+            bar.update(task, completed=report.step, description=f"loss {report.loss:.5f}{psnr}")
+
+        train(training, folder, held_out, on_report=show)
+    print(f"{folder}: {training.step_count} of {config.steps} steps")
+
+
+def main() -> int:
+    arguments = _arguments()
+    keep_freed_memory()
+    torch.set_num_threads(arguments.threads)
+    folder = arguments.output or Path(f"training-output/hspan-tiny-x{arguments.scale}")
+    try:
+        if arguments.export:
+            for key, value in export_averaged(folder / "checkpoint.pt", arguments.export).items():
+                print(f"{key}: {value}")
+        else:
+            _train(arguments, folder)
+        write_curve(folder / "log.jsonl", folder / "curve.png")
+    except HspanError as error:
+        print(f"train_demo: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from support.synthetic_pictures import pairs, picture
+
+from trt_hspan.evaluation.metrics import psnr_y
+from trt_hspan.model import HSPAN, HspanConfig
+from trt_hspan.training.data import upscaled_pixels
+from trt_hspan.training.figures import attention_samples, bicubic_pixels, qualities, without_attention
+
+CONFIG = HspanConfig(n_feats=8, n_groups=2, n_blocks=1, scale=2, res_scale=1.0)
+
+
+def _model() -> HSPAN:
+    torch.manual_seed(0)
+    return HSPAN(CONFIG).eval()
+
+
+def test_without_attention_is_the_network_whose_values_are_zero() -> None:
+    model = _model()
+    plain = without_attention(model)
+    zeroed = _model()
+    with torch.no_grad():
+        for group in range(2):
+            convolution = zeroed.get_submodule(f"body.{group}.body.1.conv_assembly.0")
+            for parameter in convolution.parameters():
+                parameter.zero_()
+        image = torch.rand(1, 3, 8, 9)
+        assert torch.equal(plain(image), zeroed(image))
+        assert not torch.equal(plain(image), model(image))
+
+
+def test_qualities_compare_three_results_with_the_same_truth() -> None:
+    model, (pair, *_) = _model(), pairs(2)
+    (quality,) = qualities(model, [pair])
+    assert quality.name == "synthetic0"
+    assert quality.network_psnr_db == psnr_y(upscaled_pixels(model, pair.low), pair.high, 2)
+    assert quality.bicubic_psnr_db == psnr_y(bicubic_pixels(pair.low, 2), pair.high, 2)
+    plain = upscaled_pixels(without_attention(model), pair.low)
+    assert quality.without_attention_psnr_db == psnr_y(plain, pair.high, 2)
+    # A picture made of discs is easy for bicubic and hopeless for an untrained network.
+    assert quality.bicubic_psnr_db > quality.network_psnr_db + 10
+    assert quality.bicubic_ssim > quality.network_ssim
+
+
+def test_attention_samples_count_the_support_of_each_row() -> None:
+    model, low = _model(), picture(12, 10, seed=0)
+    samples = attention_samples(model, "picture", low, rows=50, seed=0)
+    assert [(sample.picture, sample.block, sample.positions) for sample in samples] == [
+        ("picture", 0, 120),
+        ("picture", 1, 120),
+    ]
+    for sample in samples:
+        assert len(sample.support) == len(sample.score_range) == len(sample.score_maximum) == 50
+        assert sample.support.min() >= 1
+        assert sample.support.max() <= 120
+        # A row whose scores span less than 1 / L keeps every position; one that spans more than 1 loses some.
+        assert (sample.support[sample.score_range < 1 / 120] == 120).all()
+        assert (sample.support[sample.score_range > 1] < 120).all()
+
+
+def test_a_flat_picture_gives_full_support_inside_and_no_score_range() -> None:
+    model = _model()
+    with torch.no_grad():  # one-pixel kernels only, so that zero padding cannot break the flatness
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 4 and parameter.shape[-1] == 3:
+                middle = parameter[..., 1:2, 1:2].clone()
+                parameter.zero_()
+                parameter[..., 1:2, 1:2] = middle
+                assert "mean" not in name
+    for sample in attention_samples(model, "flat", np.full((6, 7, 3), 90, np.uint8), rows=42, seed=0):
+        assert sample.support.tolist() == [42] * 42
+        # Equal features up to the rounding of 8 products.
+        assert float(sample.score_range.max()) <= 8 * 2.0**-23 * (1 + float(sample.score_maximum.max()))
+
+
+def test_rows_are_drawn_without_replacement_and_by_seed() -> None:
+    model, low = _model(), picture(12, 10, seed=0)
+    first, again, other = (attention_samples(model, "p", low, rows=40, seed=seed)[0] for seed in (1, 1, 2))
+    whole = attention_samples(model, "p", low, rows=1000, seed=1)[0]
+    assert np.array_equal(first.score_maximum, again.score_maximum)
+    assert not np.array_equal(first.score_maximum, other.score_maximum)
+    assert len(whole.support) == 120
