@@ -243,17 +243,20 @@ void Block::run(int64_t x, int64_t y, int64_t z, int64_t gridY)
     {
         throw std::runtime_error(mFailure);
     }
-    Thread const& first = *mThreads.front();
     for (size_t i = 0; i < mThreads.size(); ++i)
     {
         Thread const& thread = *mThreads[i];
-        if (thread.wait != Wait::kEXIT)
+        if (thread.wait == Wait::kEXIT)
         {
-            Thread const& other = thread.wait == first.wait && thread.line == first.line ? *mThreads.back() : first;
-            throw std::runtime_error("barrier divergence: thread " + std::to_string(i) + " waits at "
-                + nameOf(thread.wait) + " (line " + std::to_string(thread.line) + ") while another waits at "
-                + nameOf(other.wait) + " (line " + std::to_string(other.line) + ")");
+            continue;
         }
+        auto const isElsewhere = [&thread](std::unique_ptr<Thread> const& other) {
+            return other->wait != thread.wait || other->line != thread.line;
+        };
+        Thread const& other = **std::find_if(mThreads.begin(), mThreads.end(), isElsewhere);
+        throw std::runtime_error("barrier divergence: thread " + std::to_string(i) + " waits at "
+            + nameOf(thread.wait) + " (line " + std::to_string(thread.line) + ") while another waits at "
+            + nameOf(other.wait) + " (line " + std::to_string(other.line) + ")");
     }
 }
 

@@ -1,0 +1,379 @@
+//! \file test_attention.cpp
+//! The operator on emulated hardware against its definition, at sizes and inputs that invite mistakes.
+//! Argument: the lane order, forward, reverse or shuffled.
+#include <cstring>
+#include <random>
+#include <string>
+
+#include <simt.h>
+
+#include "check.h"
+#include "emulated_attention.h"
+#include "reference.h"
+#include "sparsemax_attention.h"
+
+using namespace hspan;
+using namespace hspan::test;
+
+namespace
+{
+
+int32_t gLaneOrder{0};
+
+constexpr float kINFINITY{std::numeric_limits<float>::infinity()};
+
+//! What the scores look like.
+enum class Regime
+{
+    kSPARSE,   //!< spread of about 10: a few keys per row
+    kDENSE,    //!< range of about 0.01: all keys
+    kFLAT,     //!< all equal
+    kTIES,     //!< few distinct values
+    kDOMINANT, //!< one key far above the others
+    kHUGE,     //!< of order 1e4
+    kNEGATIVE, //!< all below zero
+    kZERO,     //!< all zero
+};
+
+constexpr Regime kREGIMES[] = {Regime::kSPARSE, Regime::kDENSE, Regime::kFLAT, Regime::kTIES, Regime::kDOMINANT,
+    Regime::kHUGE, Regime::kNEGATIVE, Regime::kZERO};
+constexpr char const* kREGIME_NAMES[] = {"sparse", "dense", "flat", "ties", "dominant", "huge", "negative", "zero"};
+
+constexpr char const* kTYPE_NAMES[] = {"FP32", "FP16", "BF16"};
+
+float rounded(ElementType type, float value)
+{
+    switch (type)
+    {
+    case ElementType::kFLOAT: return value;
+    case ElementType::kHALF: return simt::toFloat(simt::fromFloat<simt::Half>(value));
+    case ElementType::kBFLOAT16: return simt::toFloat(simt::fromFloat<simt::BFloat16>(value));
+    }
+    return value;
+}
+
+//! Half the distance between the neighbours of a number in the element type: what rounding may cost.
+double roundingOf(ElementType type, double value)
+{
+    if (type == ElementType::kFLOAT)
+    {
+        return 0.0; // inside the 96 u
+    }
+    int32_t const digits = type == ElementType::kHALF ? 11 : 8;
+    double const smallest = type == ElementType::kHALF ? 0x1p-24 : 0x1p-133;
+    return std::max(std::ldexp(1.0, std::ilogb(std::max(std::fabs(value), 1e-300)) - digits), smallest / 2.0);
+}
+
+Problem problemOf(ElementType type, Regime regime, int64_t batch, int64_t channels, int64_t values, int64_t positions)
+{
+    std::mt19937 generator{static_cast<uint32_t>(positions * 131 + channels * 17 + values * 3 + batch)};
+    std::normal_distribution<float> normal;
+    Problem problem{batch, channels, values, positions, {}, {}, {}};
+    auto const scoreCount = static_cast<size_t>(batch * channels * positions);
+    float const perChannel = 1.0F / std::sqrt(std::sqrt(static_cast<float>(channels)));
+    for (size_t i = 0; i < scoreCount; ++i)
+    {
+        float q = normal(generator) * perChannel;
+        float k = normal(generator) * perChannel;
+        switch (regime)
+        {
+        case Regime::kSPARSE: q *= 5.0F; k *= 2.0F; break;
+        case Regime::kDENSE: k *= 0.002F; break;
+        case Regime::kFLAT: k = 0.37F * perChannel; break;
+        case Regime::kTIES: q = std::round(q * 2.0F); k = std::round(k); break;
+        case Regime::kDOMINANT: k = static_cast<int64_t>(i) % positions == positions / 2 ? 40.0F : k; q = std::fabs(q) + 0.5F; break;
+        case Regime::kHUGE: q *= 100.0F; k *= 100.0F; break;
+        case Regime::kNEGATIVE: q = std::fabs(q) + 0.1F; k = -std::fabs(k) - 0.1F; break;
+        case Regime::kZERO: k = 0.0F; break;
+        }
+        problem.query.push_back(rounded(type, q));
+        problem.key.push_back(rounded(type, k));
+    }
+    for (int64_t i = 0; i < batch * values * positions; ++i)
+    {
+        problem.value.push_back(rounded(type, normal(generator)));
+    }
+    return problem;
+}
+
+std::vector<uint16_t> packed(ElementType type, std::vector<float> const& values)
+{
+    std::vector<uint16_t> bits;
+    for (float const value : values)
+    {
+        bits.push_back(hspanEmulatedFromFloat(static_cast<int32_t>(type), value));
+    }
+    return bits;
+}
+
+std::vector<float> attention(ElementType type, Problem const& problem, uint64_t seed = 1)
+{
+    auto const run = [&](void const* query, void const* key, void const* value, void* output) {
+        int32_t const status = hspanEmulatedAttention(static_cast<int32_t>(type), problem.batch,
+            problem.scoreChannels, problem.valueChannels, problem.positions, query, key, value, output, gLaneOrder, seed);
+        check(status == cudaSuccess, "status ", status, ": ", hspanEmulatedError());
+    };
+    std::vector<float> output(problem.value.size());
+    if (type == ElementType::kFLOAT)
+    {
+        run(problem.query.data(), problem.key.data(), problem.value.data(), output.data());
+        return output;
+    }
+    std::vector<uint16_t> bits(problem.value.size());
+    run(packed(type, problem.query).data(), packed(type, problem.key).data(), packed(type, problem.value).data(),
+        bits.data());
+    for (size_t i = 0; i < bits.size(); ++i)
+    {
+        output[i] = hspanEmulatedToFloat(static_cast<int32_t>(type), bits[i]);
+    }
+    return output;
+}
+
+void compare(ElementType type, Problem const& problem, std::vector<float> const& output, Scores kind, int64_t rowStep)
+{
+    for (int64_t n = 0; n < problem.batch; ++n)
+    {
+        for (int64_t row = n % rowStep; row < problem.positions; row += rowStep)
+        {
+            RowReference const expected = rowReference(problem, n, row, kind);
+            for (int64_t d = 0; d < problem.valueChannels; ++d)
+            {
+                auto const at = static_cast<size_t>(d);
+                double const want = expected.output[at];
+                double const got
+                    = output[static_cast<size_t>((n * problem.valueChannels + d) * problem.positions + row)];
+                double const most = expected.tolerance[at]
+                    + roundingOf(type, std::max(std::fabs(want), std::fabs(got)));
+                bool const fits = std::isnan(want) ? std::isnan(got) : std::fabs(got - want) <= most;
+                check(fits, kind == Scores::kEXACT ? "exact scores" : "given scores", ": batch ", n, " row ", row,
+                    " channel ", d, ": got ", got, ", expected ", want, " within ", most, "; support ",
+                    expected.support);
+            }
+        }
+    }
+}
+
+//! Against the definition, given the scores and from exact scores. Long problems are sampled in rows.
+void checkAgainstReference(ElementType type, Problem const& problem)
+{
+    std::vector<float> const output = attention(type, problem);
+    int64_t const rowStep = problem.positions > 200 ? 7 : 1;
+    compare(type, problem, output, Scores::kCHAIN, rowStep);
+    compare(type, problem, output, Scores::kEXACT, rowStep);
+}
+
+Problem small(int64_t positions = 70)
+{
+    return problemOf(ElementType::kFLOAT, Regime::kSPARSE, 2, 5, 3, positions);
+}
+
+bool rowIsNan(Problem const& problem, std::vector<float> const& output, int64_t n, int64_t row)
+{
+    bool all = true;
+    bool any = false;
+    for (int64_t d = 0; d < problem.valueChannels; ++d)
+    {
+        bool const nan
+            = std::isnan(output[static_cast<size_t>((n * problem.valueChannels + d) * problem.positions + row)]);
+        all = all && nan;
+        any = any || nan;
+    }
+    check(all == any, "batch ", n, " row ", row, " is NaN in some channels only");
+    return all;
+}
+
+void addSizes(bool all)
+{
+    constexpr int64_t kLENGTHS[] = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 577};
+    constexpr int64_t kSCORE_CHANNELS[] = {1, 3, 16, 24, 96, 128};
+    constexpr int64_t kVALUE_CHANNELS[] = {1, 5, 24, 64, 192};
+    // Every length meets every regime; channels, batch and type go round so that all neighbouring pairs occur.
+    size_t turn = 0;
+    for (int64_t const positions : kLENGTHS)
+    {
+        for (size_t r = 0; r < std::size(kREGIMES); ++r, ++turn)
+        {
+            int64_t const channels = kSCORE_CHANNELS[turn % std::size(kSCORE_CHANNELS)];
+            int64_t const values = kVALUE_CHANNELS[turn % std::size(kVALUE_CHANNELS)];
+            int64_t const batch = static_cast<int64_t>(turn / 3 % 3) + 1;
+            auto const type = static_cast<ElementType>(turn % 7 % 3);
+            if (!all && (positions > 129 || turn % 3 != 0))
+            {
+                continue;
+            }
+            Regime const regime = kREGIMES[r];
+            addTest(std::string{kTYPE_NAMES[static_cast<size_t>(type)]} + " " + kREGIME_NAMES[r] + " scores, L="
+                    + std::to_string(positions) + " C=" + std::to_string(channels) + " D=" + std::to_string(values)
+                    + " N=" + std::to_string(batch),
+                [=] { checkAgainstReference(type, problemOf(type, regime, batch, channels, values, positions)); });
+        }
+    }
+}
+
+void addDegenerateRows()
+{
+    addTest("a NaN in a query makes its row NaN and no other", [] {
+        Problem problem = small();
+        problem.query[static_cast<size_t>(2 * problem.positions + 33)] = NAN;
+        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+        for (int64_t n = 0; n < problem.batch; ++n)
+        {
+            for (int64_t row = 0; row < problem.positions; ++row)
+            {
+                check(rowIsNan(problem, output, n, row) == (n == 0 && row == 33), "batch ", n, " row ", row);
+            }
+        }
+    });
+    addTest("a NaN in a key makes all rows of its batch NaN and none of another", [] {
+        Problem problem = small();
+        problem.key[static_cast<size_t>((5 + 1) * problem.positions + 69)] = NAN;
+        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+        for (int64_t n = 0; n < problem.batch; ++n)
+        {
+            for (int64_t row = 0; row < problem.positions; ++row)
+            {
+                check(rowIsNan(problem, output, n, row) == (n == 1), "batch ", n, " row ", row);
+            }
+        }
+    });
+    addTest("a score of +inf makes its row NaN, a score of -inf has weight 0", [] {
+        Problem problem = small();
+        for (int64_t c = 0; c < problem.scoreChannels; ++c)
+        {
+            problem.key[static_cast<size_t>(c * problem.positions + 12)] = c == 0 ? kINFINITY : 1.0F;
+        }
+        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+        int64_t nanRows = 0;
+        for (int64_t row = 0; row < problem.positions; ++row)
+        {
+            bool const positive = problem.query[static_cast<size_t>(row)] > 0.0F; // channel 0 decides the sign
+            check(rowIsNan(problem, output, 0, row) == positive, "row ", row);
+            nanRows += positive ? 1 : 0;
+        }
+        check(nanRows > 0 && nanRows < problem.positions, "both kinds must occur");
+        Problem without = problem;
+        for (int64_t c = 0; c < problem.scoreChannels; ++c)
+        {
+            without.key[static_cast<size_t>(c * problem.positions + 12)] = c == 0 ? -3.0e38F : 0.0F;
+        }
+        std::vector<float> const same = attention(ElementType::kFLOAT, without);
+        for (int64_t row = 0; row < problem.positions; ++row)
+        {
+            if (problem.query[static_cast<size_t>(row)] > 0.0F)
+            {
+                auto const at = static_cast<size_t>(row);
+                check(!std::isnan(same[at]), "row ", row);
+            }
+        }
+    });
+    addTest("a row of scores that are all -inf is NaN", [] {
+        Problem problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 1, 2, 40);
+        std::fill(problem.key.begin(), problem.key.end(), -kINFINITY);
+        std::fill(problem.query.begin(), problem.query.end(), 1.0F);
+        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+        for (int64_t row = 0; row < problem.positions; ++row)
+        {
+            check(rowIsNan(problem, output, 0, row), "row ", row);
+        }
+    });
+    addTest("values of weight 0 may be NaN or infinite, those of the support count", [] {
+        Problem problem = problemOf(ElementType::kFLOAT, Regime::kDOMINANT, 1, 3, 4, 70);
+        std::vector<float> const before = attention(ElementType::kFLOAT, problem);
+        for (int64_t j = 0; j < problem.positions; ++j)
+        {
+            for (int64_t d = 0; d < problem.valueChannels && j != problem.positions / 2; ++d)
+            {
+                problem.value[static_cast<size_t>(d * problem.positions + j)] = j % 2 == 0 ? NAN : -kINFINITY;
+            }
+        }
+        check(attention(ElementType::kFLOAT, problem) == before, "a value outside the support entered the sum");
+        problem.value[static_cast<size_t>(problem.positions / 2)] = kINFINITY;
+        std::vector<float> const infinite = attention(ElementType::kFLOAT, problem);
+        for (int64_t row = 0; row < problem.positions; ++row)
+        {
+            check(infinite[static_cast<size_t>(row)] == kINFINITY, "row ", row);
+        }
+    });
+    addTest("scores near the end of the FP32 range give the dominant key's value", [] {
+        Problem problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 1, 2, 40);
+        std::fill(problem.query.begin(), problem.query.end(), 1.0e19F);
+        for (size_t j = 0; j < problem.key.size(); ++j)
+        {
+            problem.key[j] = j == 17 ? 3.3e19F : -3.3e19F;
+        }
+        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+        for (size_t row = 0; row < 40; ++row)
+        {
+            check(output[row] == problem.value[17], "row ", row, ": got ", output[row]);
+        }
+    });
+}
+
+void addProperties()
+{
+    addTest("equal scores give the mean of the values", [] {
+        Problem const problem = problemOf(ElementType::kFLOAT, Regime::kZERO, 1, 2, 1, 300);
+        double mean = 0.0;
+        for (float const value : problem.value)
+        {
+            mean += static_cast<double>(value) / 300.0;
+        }
+        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+        for (float const got : output)
+        {
+            check(got == output[0] && std::fabs(got - mean) < 96.0 * kUNIT * 4.0, "got ", got, ", expected ", mean);
+        }
+    });
+    addTest("results agree bit by bit whatever the schedule", [] {
+        Problem const problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 24, 40, 150);
+        std::vector<float> const once = attention(ElementType::kFLOAT, problem, 1);
+        int32_t const order = gLaneOrder;
+        gLaneOrder = 0;
+        std::vector<float> const forward = attention(ElementType::kFLOAT, problem, 2);
+        gLaneOrder = order;
+        check(once == forward, "they differ");
+    });
+    addTest("more batches than the grid has places are all computed", [] {
+        checkAgainstReference(ElementType::kFLOAT, problemOf(ElementType::kFLOAT, Regime::kSPARSE, 7, 3, 2, 33));
+    });
+    addTest("an output wider than one slice is computed in all channels", [] {
+        checkAgainstReference(ElementType::kFLOAT, problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 3, 290, 33));
+    });
+    addTest("more score channels than any network has are summed", [] {
+        checkAgainstReference(ElementType::kFLOAT, problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 500, 3, 33));
+    });
+    addTest("sizes out of range are refused, empty ones do nothing", [] {
+        float number = 0.0F;
+        auto const launch = [&](AttentionShape const& shape) {
+            return launchSparsemaxAttention(
+                ElementType::kFLOAT, shape, &number, &number, &number, &number, &number, nullptr);
+        };
+        constexpr int64_t kMANY{int64_t{1} << 40U};
+        check(launch({-1, 1, 1, 1}) == cudaErrorInvalidValue, "negative batch");
+        check(launch({1, 1, 1, int64_t{1} << 31U}) == cudaErrorInvalidValue, "2^31 positions");
+        check(launch({1, kMANY, 1, 1}) == cudaErrorInvalidValue, "2^40 channels");
+        check(launch({kMANY, 1 << 20, 1, 1 << 20}) == cudaErrorInvalidValue, "2^80 elements");
+        check(launch({1, 1, int64_t{96} * 65536, 1}) == cudaErrorInvalidValue, "more slices than a grid has");
+        check(launch({0, 4, 4, 4}) == cudaSuccess, "no batch");
+        check(launch({4, 4, 4, 0}) == cudaSuccess, "no positions");
+        auto const unknown = static_cast<ElementType>(9);
+        check(launchSparsemaxAttention(unknown, {1, 1, 1, 1}, &number, &number, &number, &number, &number, nullptr)
+                == cudaErrorInvalidValue,
+            "unknown type");
+    });
+    addTest("the workspace is 8 N L bytes", [] {
+        check(sparsemaxAttentionWorkspaceBytes({3, 96, 192, 65536}) == 8U * 3U * 65536U, "it is not");
+    });
+}
+
+} // namespace
+
+int main(int argc, char** argv)
+{
+    std::string const order = argc > 1 ? argv[1] : "forward";
+    gLaneOrder = order == "reverse" ? 1 : order == "shuffled" ? 2 : 0;
+    addSizes(order == "forward");
+    addDegenerateRows();
+    addProperties();
+    return runAll();
+}

@@ -1,0 +1,119 @@
+//! \file test_threshold.cpp
+//! The threshold kernel alone, at lengths that the whole operator would take too long for: one tile of rows.
+#include <cmath>
+#include <random>
+
+#include <simt.h>
+
+#include "check.h"
+#include "guarded_buffer.h"
+#include "reference.h"
+#include "sparsemax_attention.cuh"
+
+using namespace hspan;
+using namespace hspan::test;
+
+namespace
+{
+
+//! Thresholds of rows 0 ... 31 for scores query[i] * key[j].
+std::vector<TwoFloat> thresholds(std::vector<float> const& query, std::vector<float> const& key)
+{
+    auto const positions = static_cast<int32_t>(key.size());
+    GuardedBuffer const q{query.data(), query.size() * sizeof(float)};
+    GuardedBuffer const k{key.data(), key.size() * sizeof(float)};
+    GuardedBuffer const workspace{key.size() * sizeof(TwoFloat)};
+    auto* const result = static_cast<TwoFloat*>(workspace.data());
+    cudaError_t const status = simt::launch<float const*, float const*, TwoFloat*, int64_t, int32_t, int32_t>(
+        &thresholdKernel<float>, simt::Grid{}, kTHREADS_PER_BLOCK, nullptr, static_cast<float const*>(q.data()),
+        static_cast<float const*>(k.data()), result, 1, 1, positions);
+    check(status == cudaSuccess, simt::emulation::lastError());
+    return {result, result + std::min<int32_t>(positions, kROWS_PER_TILE)};
+}
+
+//! |sum of weights - 1|, weights as the second kernel computes them, summed in double precision.
+double excessOfOne(TwoFloat threshold, float q, std::vector<float> const& key)
+{
+    double sum = 0.0;
+    for (float const k : key)
+    {
+        sum += std::max(excess(std::fma(q, k, 0.0F), threshold), 0.0F);
+    }
+    return std::fabs(sum - 1.0);
+}
+
+void checkWeightsSumToOne(std::vector<float> const& query, std::vector<float> const& key)
+{
+    std::vector<TwoFloat> const found = thresholds(query, key);
+    for (size_t row = 0; row < found.size(); ++row)
+    {
+        double const error = excessOfOne(found[row], query[row], key);
+        // 21 u from the threshold (threshold.cuh), 2 u from the weights.
+        check(error <= 23.0 * kUNIT, "row ", row, ": weights sum to 1 up to ", error / kUNIT, " u");
+    }
+}
+
+std::vector<float> uniform(size_t count, float low, float high, uint32_t seed)
+{
+    std::mt19937 generator{seed};
+    std::uniform_real_distribution<float> distribution{low, high};
+    std::vector<float> values(count);
+    for (float& value : values)
+    {
+        value = distribution(generator);
+    }
+    return values;
+}
+
+} // namespace
+
+int main()
+{
+    constexpr size_t kLONG{size_t{1} << 20U};
+
+    addTest("a million equal scores get the weight 2^-20 each", [] {
+        std::vector<float> const key(kLONG, 3.7F);
+        std::vector<float> const query = uniform(kLONG, -2.0F, 2.0F, 1);
+        std::vector<TwoFloat> const found = thresholds(query, key);
+        for (size_t row = 0; row < found.size(); ++row)
+        {
+            float const weight = excess(std::fma(query[row], 3.7F, 0.0F), found[row]);
+            check(std::fabs(weight * 0x1p20 - 1.0) <= 4.0 * kUNIT, "row ", row, ": weight ", weight);
+        }
+    });
+    addTest("weights of a million scores that differ in their last digits sum to 1", [] {
+        std::vector<float> const key = uniform(kLONG, 0.999999F, 1.0F, 2);
+        checkWeightsSumToOne(uniform(kLONG, 0.1F, 1.0F, 3), key);
+    });
+    addTest("weights of a million scores far from zero sum to 1", [] {
+        std::vector<float> const key = uniform(kLONG, 9999.0F, 10000.0F, 4);
+        checkWeightsSumToOne(uniform(kLONG, 1.0F, 1.1F, 5), key);
+    });
+    addTest("weights of a dense row of every length around the tile sum to 1", [] {
+        for (size_t const length : {1U, 2U, 31U, 32U, 33U, 127U, 128U, 129U, 255U, 256U, 257U, 4099U})
+        {
+            checkWeightsSumToOne(uniform(length, -1.0F, 1.0F, 6), uniform(length, -0.01F, 0.01F, 7));
+            checkWeightsSumToOne(uniform(length, -1.0F, 1.0F, 8), uniform(length, -50.0F, 50.0F, 9));
+        }
+    });
+    addTest("scores in a geometric ladder, one Newton pass per rung, end at the exact threshold", [] {
+        std::vector<float> key;
+        for (int32_t rung = 0; rung < 300; ++rung)
+        {
+            key.push_back(-std::ldexp(1.0F, -rung / 12) * (1.0F + static_cast<float>(rung % 12) / 12.0F));
+        }
+        checkWeightsSumToOne(std::vector<float>(key.size(), 1.0F), key);
+        std::vector<TwoFloat> const found = thresholds(std::vector<float>(key.size(), 1.0F), key);
+        double const expected = thresholdReference({key.begin(), key.end()});
+        double const actual = static_cast<double>(found[0].high) + found[0].low;
+        check(std::fabs(actual - expected) <= 23.0 * kUNIT, "threshold ", actual, ", expected ", expected);
+    });
+    addTest("two floats hold a sum that one float cannot", [] {
+        TwoFloat const sum = plus(plus(TwoFloat{1.0e8F, 0.0F}, 1.0F), -1.0e8F);
+        check(sum.high == 1.0F && sum.low == 0.0F, "got ", sum.high, " + ", sum.low);
+        TwoFloat const third = quotient({1.0F, 0.0F}, 3.0F);
+        double const error = std::fabs((static_cast<double>(third.high) + third.low) * 3.0 - 1.0);
+        check(error <= 0x1p-45, "a third is off by ", error);
+    });
+    return runAll();
+}
