@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from support.permissions import read_only
+from support.small_networks import write_attention_network
+
+from trt_hspan.engine.plugin_library import default_plugin_path
 
 
 @pytest.fixture
@@ -16,3 +19,18 @@ def unwritable_folder(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     with read_only(folder):
         yield folder
+
+
+@pytest.fixture(scope="session")
+def plugin_library() -> Path:
+    """The compiled plugin. Never skipped: these tests are how its TensorRT side is proven without a GPU."""
+    path = default_plugin_path()
+    if not path.is_file():
+        pytest.fail(f"{path} is missing: run trt-hspan plugin build, as make test does")
+    return path
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """A small float16 model with two attention blocks and free sizes."""
+    return write_attention_network(tmp_path / "net.onnx", precision="fp16", blocks=2)

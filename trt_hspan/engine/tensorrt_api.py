@@ -93,11 +93,8 @@ def load_plugin_library(trt: Any, path: Path) -> None:
     if sha256 in loaded:
         return
     if loaded:
-        raise HspanError(
-            path,
-            f"{next(iter(loaded.values()))} is loaded already in this process",
-            "start a new one for this",
-        )
+        first = next(iter(loaded.values()))
+        raise HspanError(path, f"this process has loaded {first} already", "start a new one for this library")
     tensorrt_logger(trt)  # the registry reports to the logger that is there first
     with collected_log(trt) as log:
         handle = trt.get_plugin_registry().load_library(str(path.resolve()))
