@@ -38,19 +38,23 @@ def upscale(
             "--res-scale", "is for --checkpoint; ONNX files and engines hold theirs", "leave it out"
         )
     from trt_hspan.cli.output import print_json, print_table, progress
+    from trt_hspan.engine.output_set import check_writable
     from trt_hspan.runtime.images import require_writable_suffix
     from trt_hspan.runtime.opening import open_runner
     from trt_hspan.runtime.upscaling import upscale_file
 
     require_writable_suffix(output)
+    check_writable(output)
     runner = open_runner(source, res_scale=0.1 if res_scale is None else res_scale)
     with progress(f"up-scaling {picture.name}"):
         result = upscale_file(runner, picture, output)
     report = {
         "input": str(picture),
-        "input_size": [result.input_height, result.input_width],
+        "input_height": result.input_height,
+        "input_width": result.input_width,
         "output": str(output),
-        "output_size": [result.output_height, result.output_width],
+        "output_height": result.output_height,
+        "output_width": result.output_width,
         "backend": result.backend,
         "emulated": runner.emulated,
         "why_emulated": runner.why_emulated,
