@@ -13,6 +13,7 @@ from support.golden import ATTENTION_CASES, GOLDEN, NETWORK_CASES, GoldenNetwork
 
 if TYPE_CHECKING:
     import torch
+    from support.small_engine import SmallEngine
 
 
 @pytest.fixture(params=NETWORK_CASES)
@@ -46,3 +47,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportCache:
     return ExportCache(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def small_engine(tmp_path_factory: pytest.TempPathFactory, exported: ExportCache) -> SmallEngine:
+    """The FP16 engine of the golden network small_x4."""
+    from support.small_engine import build_small_engine
+
+    return build_small_engine(tmp_path_factory.mktemp("engine"), exported("small_x4", precision="fp16"))

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.runner import Float32Array, Runner
 
 
-class Doubler(Runner):
-    """Nearest-neighbour by two, with a life cycle to look at."""
-
-    where, name, precision, emulated, scale = "doubler", "numpy", "fp32", False, 2
-
-    def __init__(self, *, fails: bool = False) -> None:
-        self.active = False
-        self.fails = fails
-
+class Unstartable(NearestRunner):
     def activate(self) -> None:
-        self.active = True
-        if self.fails:
-            raise HspanError("doubler", "cannot start")
+        super().activate()
+        raise HspanError("nearest", "cannot start")
 
-    def deactivate(self) -> None:
-        self.active = False
 
-    def infer(self, batch: Float32Array) -> Float32Array:
-        assert batch.flags.c_contiguous
-        return batch.repeat(2, axis=2).repeat(2, axis=3)
-
-    def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        return 4 * 4 * int(np.prod(shape))
+def active(runner: NearestRunner) -> NearestRunner:
+    runner.activate()
+    return runner
 
 
 def test_active_inside_the_block_and_freed_after_it() -> None:
-    runner = Doubler()
+    runner = NearestRunner(scale=2)
     with runner as entered:
         assert entered is runner
         assert runner.active
@@ -43,11 +29,11 @@ def test_active_inside_the_block_and_freed_after_it() -> None:
 
 
 def test_freed_when_the_block_or_the_start_fails() -> None:
-    runner = Doubler()
+    runner = NearestRunner(scale=2)
     with pytest.raises(KeyboardInterrupt), runner:
         raise KeyboardInterrupt
     assert not runner.active
-    broken = Doubler(fails=True)
+    broken = Unstartable()
     with pytest.raises(HspanError, match="cannot start"), broken:
         pass
     assert not broken.active
@@ -56,37 +42,37 @@ def test_freed_when_the_block_or_the_start_fails() -> None:
 def test_any_memory_layout_is_taken() -> None:
     batch = np.random.default_rng(0).random((4, 6, 3), dtype=np.float32).transpose(2, 0, 1)[None]
     assert not batch.flags.c_contiguous
-    assert Doubler().run(batch).shape == (1, 3, 8, 12)
+    assert active(NearestRunner(scale=2)).run(batch).shape == (1, 3, 8, 12)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 4), (1, 4, 4, 4), (3, 4, 4), (1, 3, 0, 4), (0, 3, 4, 4)])
 def test_shape_that_is_no_rgb_batch_is_told(shape: tuple[int, ...]) -> None:
     with pytest.raises(HspanError, match=r"takes anyx3xanyxany"):
-        Doubler().run(np.zeros(shape, np.float32))
+        active(NearestRunner(scale=2)).run(np.zeros(shape, np.float32))
 
 
 def test_fixed_shape_is_held_to() -> None:
-    runner = Doubler()
+    runner = active(NearestRunner(scale=2))
     runner.fixed_shape = (1, 3, 4, 6)
     assert runner.run(np.zeros((1, 3, 4, 6), np.float32)).shape == (1, 3, 8, 12)
-    with pytest.raises(HspanError, match=r"input: is 1x3x6x4, but doubler takes 1x3x4x6 .*--static"):
+    with pytest.raises(HspanError, match=r"input: is 1x3x6x4, but nearest takes 1x3x4x6 .*--static"):
         runner.run(np.zeros((1, 3, 6, 4), np.float32))
 
 
 def test_other_number_types_are_refused() -> None:
     with pytest.raises(HspanError, match="expected a float32 input, got float64"):
-        Doubler().run(np.zeros((1, 3, 4, 4)))
+        active(NearestRunner(scale=2)).run(np.zeros((1, 3, 4, 4)))
 
 
 def test_output_of_another_size_than_the_scale_says_is_an_error() -> None:
-    runner = Doubler()
+    runner = active(NearestRunner(scale=2))
     runner.scale = 3
     with pytest.raises(HspanError, match=r"output of shape \(1, 3, 8, 8\), expected \(1, 3, 12, 12\)"):
         runner.run(np.zeros((1, 3, 4, 4), np.float32))
 
 
 def test_label_says_backend_precision_and_emulation() -> None:
-    runner = Doubler()
+    runner = NearestRunner(scale=2)
     assert runner.label == "numpy, FP32"
     runner.emulated, runner.precision = True, "bf16"
     assert runner.label == "numpy, BF16, emulated on CPU"
