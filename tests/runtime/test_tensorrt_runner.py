@@ -1,0 +1,147 @@
+"""The GPU runner: all that can be proven without a GPU, and with the mark `gpu` the run itself.
+
+Where a test needs a machine with a GPU to get past the first check, it says so to `engine_can_execute`; TensorRT-RTX
+itself is the real one and fails for want of a driver, as it would on a machine with a broken one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.golden import GoldenNetwork
+from support.small_engine import SmallEngine
+
+from trt_hspan.engine import gpu, tensorrt_api
+from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.engine.manifest import PluginRecord
+from trt_hspan.errors import HspanError
+from trt_hspan.files import write_text
+from trt_hspan.runtime.tensorrt_runner import TensorRtRunner, engine_can_execute
+from trt_hspan.runtime.torch_runner import TorchRunner
+
+needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="this is about machines without a GPU")
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "gpu_architectures", lambda: ("sm_86",))
+
+
+def changed(small_engine: SmallEngine, folder: Path, **fields: object) -> Path:
+    """A copy of the engine whose manifest says something else."""
+    plan = small_engine.copy_to(folder)
+    manifest = dataclasses.replace(small_engine.manifest, **fields)
+    write_text(plan.with_suffix(".json"), manifest.as_json())
+    return plan
+
+
+@needs_no_gpu
+def test_says_why_an_engine_cannot_run_here(small_engine: SmallEngine) -> None:
+    assert engine_can_execute(small_engine.manifest) == (False, "no NVIDIA GPU with a driver here")
+    with (
+        pytest.raises(
+            HspanError, match=r"small\.plan: cannot run: no NVIDIA GPU with a driver here; validate it on"
+        ),
+        TensorRtRunner(small_engine.plan),
+    ):
+        pass
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_gpu_tensorrt_and_target_must_all_be_there(
+    small_engine: SmallEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine_can_execute(small_engine.manifest) == (True, "")
+    other = dataclasses.replace(small_engine.manifest, targets=("sm_89", "sm_120"))
+    assert engine_can_execute(other) == (False, "built for sm_89, sm_120, this GPU is sm_86")
+    monkeypatch.setattr(tensorrt_api, "installed_flavors", lambda: ("tensorrt",))
+    assert engine_can_execute(small_engine.manifest) == (False, "tensorrt-rtx is not installed here")
+
+
+def test_says_what_the_manifest_says(small_engine: SmallEngine, small_x4: GoldenNetwork) -> None:
+    runner = TensorRtRunner(small_engine.plan)
+    assert runner.label == f"TensorRT-RTX {small_engine.manifest.tensorrt_version}, FP16"
+    assert (runner.scale, runner.emulated, runner.res_scale) == (4, False, small_x4.res_scale)
+    assert runner.source_sha256 == small_engine.manifest.source_sha256
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 3, 32, 20)])
+def test_shapes_of_the_profile_are_taken(small_engine: SmallEngine, shape: tuple[int, ...]) -> None:
+    TensorRtRunner(small_engine.plan).require_shape(shape, "a.png")
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 15, 16), (1, 3, 16, 33), (2, 3, 16, 16), (3, 16, 16)])
+def test_shapes_outside_the_profile_are_told(small_engine: SmallEngine, shape: tuple[int, ...]) -> None:
+    with pytest.raises(HspanError, match=r"a\.png: is .*takes 1x3x16x16 to 1x3x32x32 .*--min, --max"):
+        TensorRtRunner(small_engine.plan).require_shape(shape, "a.png")
+
+
+@needs_no_gpu
+@pytest.mark.usefixtures("pretended_gpu")
+def test_tensorrts_own_words_come_through_in_one_line(small_engine: SmallEngine) -> None:
+    runner = TensorRtRunner(small_engine.plan)
+    with pytest.raises(HspanError, match=r"small\.plan: cannot be loaded: .*CUDA") as caught, runner:
+        pass
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_engine_of_another_release_is_refused(small_engine: SmallEngine, tmp_path: Path) -> None:
+    plan = changed(small_engine, tmp_path, tensorrt_version="1.2.3")
+    with pytest.raises(HspanError, match=r"was built by version 1\.2\.3, installed is"), TensorRtRunner(plan):
+        pass
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_plan_swapped_after_the_check_is_not_loaded(small_engine: SmallEngine, tmp_path: Path) -> None:
+    plan = small_engine.copy_to(tmp_path)
+    runner = TensorRtRunner(plan)
+    plan.write_bytes(b"other code")
+    with pytest.raises(HspanError, match="is not the plan that its manifest vouches for"), runner:
+        pass
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_plugin_library_with_another_hash_is_not_loaded(
+    small_engine: SmallEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = PluginRecord(file="libhspan_plugin.so", sha256="0" * 64, abi_version=1, architectures=("sm_86",))
+    plan = changed(small_engine, tmp_path, plugin=record)
+    library = tmp_path / "libhspan_plugin.so"
+    library.write_bytes(b"other code")
+
+    def never(*_: object) -> None:
+        raise AssertionError("loaded a library that nothing vouches for")
+
+    monkeypatch.setattr(tensorrt_api, "load_plugin_library", never)
+    with (
+        pytest.raises(HspanError, match=r"libhspan_plugin\.so: SHA-256 is"),
+        TensorRtRunner(plan, plugin=library),
+    ):
+        pass
+    with (
+        pytest.raises(HspanError, match="no such file"),
+        TensorRtRunner(plan, plugin=tmp_path / "none.so"),
+    ):
+        pass
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_architectures(), reason="no NVIDIA driver")
+def test_engine_on_the_gpu_agrees_with_pytorch(tmp_path: Path, small_x4: GoldenNetwork, exported) -> None:
+    from trt_hspan.engine.build import build_engine
+    from trt_hspan.engine.spec import EngineSpec
+    from trt_hspan.evaluation.metrics import agreement
+
+    spec = EngineSpec(onnx=exported("small_x4", precision="fp16"), output=tmp_path / "a.plan")
+    build_engine(spec)
+    image = np.random.default_rng(0).random((1, 3, 32, 24), dtype=np.float32)
+    with (
+        TensorRtRunner(spec.output) as engine,
+        TorchRunner(small_x4.checkpoint, res_scale=small_x4.res_scale) as reference,
+    ):
+        # FP16 emulated on a CPU agrees to 88 dB; the bar of `trt-hspan validate` is 50.
+        assert agreement(engine.run(image), reference.run(image)).psnr_db > 50
