@@ -43,7 +43,8 @@ def run_and_compare(
 
     adapted = _adapted_runner_class()
     results = Comparator.run([adapted(reference), adapted(candidate)], data_loader=[{INPUT_NAME: batch}])
-    Comparator.compare_accuracy(results, compare_func=compare)
+    with np.errstate(all="ignore"):  # its statistics of outputs that hold infinities
+        Comparator.compare_accuracy(results, compare_func=compare)
 
 
 @functools.cache

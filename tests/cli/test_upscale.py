@@ -1,0 +1,213 @@
+"""`trt-hspan upscale` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.command_line import CommandLine
+from support.export_cache import ExportCache
+from support.golden import GOLDEN, GoldenNetwork
+from support.permissions import read_only
+from support.small_engine import SmallEngine
+from support.small_networks import write_attention_network
+
+from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.runtime import memory
+from trt_hspan.runtime.images import image_from_tensor, read_image, tensor_from_image, write_image
+from trt_hspan.runtime.torch_runner import TorchRunner
+
+needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would run the engine itself")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    write_image(folder / "in.png", np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8))
+    return folder / "in.png"
+
+
+def upscaled_reference(network: GoldenNetwork, picture: Path) -> np.ndarray:
+    with TorchRunner(network.checkpoint, res_scale=network.res_scale) as runner:
+        return image_from_tensor(runner.run(tensor_from_image(read_image(picture))))
+
+
+def test_checkpoint_runs_in_pytorch(
+    run: CommandLine, picture: Path, tmp_path: Path, small_x4: GoldenNetwork
+) -> None:
+    target = tmp_path / "out.png"
+    result = run(
+        *("upscale", picture, "-o", target, "--checkpoint", small_x4.checkpoint),
+        *("--res-scale", small_x4.res_scale, "--json"),
+    )
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert (report["output_height"], report["output_width"]) == (64, 80)
+    assert report["backend"].startswith("PyTorch")
+    assert report["emulated"] is False
+    np.testing.assert_array_equal(read_image(target), upscaled_reference(small_x4, picture))
+
+
+def test_onnx_file_runs_under_onnxruntime_and_gives_the_same_picture(
+    run: CommandLine, picture: Path, tmp_path: Path, small_x4: GoldenNetwork, exported: ExportCache
+) -> None:
+    target = tmp_path / "out.png"
+    result = run("upscale", picture, "-o", target, "--onnx", exported("small_x4"), "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["backend"].startswith("ONNX Runtime")
+    assert report["emulated"] is True
+    assert report["precision"] == "fp32"
+    # Within 1e-4 before rounding to 1/255: a value close to a half may fall the other way.
+    difference = read_image(target).astype(int) - upscaled_reference(small_x4, picture)
+    assert np.abs(difference).max() <= 1
+    assert np.count_nonzero(difference) < 0.05 * difference.size
+
+
+@needs_no_gpu
+def test_engine_without_a_gpu_says_that_it_is_emulated_and_why(
+    run: CommandLine, picture: Path, tmp_path: Path, small_engine: SmallEngine
+) -> None:
+    result = run("upscale", picture, "-o", tmp_path / "out.jpg", "--engine", small_engine.plan)
+    assert result.code == 0, result.err
+    for words in ("FP16, emulated on CPU", "no NVIDIA GPU with a driver here"):
+        assert words in result.out
+    assert read_image(tmp_path / "out.jpg").shape == (64, 80, 3)
+
+
+_BLOCKING = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "polygraphy", "tensorrt", "tensorrt_rtx"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocker())
+from trt_hspan.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("kind", ["--onnx", "--engine"])
+def test_needs_no_torch_for_onnx_files_and_engines(
+    picture: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    if kind == "--onnx":
+        network = write_attention_network(tmp_path / "a.onnx", precision="fp16")
+    elif gpu_architectures():
+        pytest.skip("a GPU would run the engine itself, which needs Polygraphy")
+    else:
+        network = request.getfixturevalue("small_engine").plan
+    words = ["upscale", picture, "-o", tmp_path / "out.png", kind, network]
+    done = subprocess.run(
+        [sys.executable, "-c", _BLOCKING, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.png").exists()
+
+
+def test_table_names_the_backend(run: CommandLine, picture: Path, tmp_path: Path) -> None:
+    network = write_attention_network(tmp_path / "a.onnx", precision="bf16")
+    result = run("upscale", picture, "-o", tmp_path / "out.png", "--onnx", network)
+    assert result.code == 0, result.err
+    for words in ("Up-scaled in.png", "ONNX Runtime", "BF16, emulated on CPU"):
+        assert words in result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "exactly one of --checkpoint, --onnx and --engine"),
+        (["--checkpoint", "hspan-x4", "--onnx", "a.onnx"], "--checkpoint --onnx: expected exactly one"),
+        (["--onnx", "a.plan"], "--onnx: got a.plan, expected a file that ends in .onnx"),
+        (["--engine", "a.onnx"], "--engine: got a.onnx, expected a file that ends in .plan"),
+        (["--checkpoint", "a.onnx"], "--checkpoint: got a.onnx, which is no checkpoint; use --onnx"),
+        (["--onnx", "a.onnx", "--res-scale", "0.2"], "--res-scale: is for --checkpoint"),
+        (["--onnx", "a.onnx", "-o", "out.xyz"], "out.xyz: cannot tell the format"),
+        (["--checkpoint", str(GOLDEN / "small_x4.pt"), "--res-scale", "-1"], "res_scale"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    run: CommandLine, picture: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    result = run("upscale", picture, "-o", tmp_path / "out.png", *words)
+    assert result.code == 2
+    assert message in result.error_line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
+
+
+def test_folder_as_output_is_wrong_usage(run: CommandLine, picture: Path, tmp_path: Path) -> None:
+    result = run("upscale", picture, "-o", tmp_path, "--checkpoint", "hspan-x4")
+    assert result.code == 2
+    assert "is a folder" in result.error_line
+
+
+def failing(run: CommandLine, tmp_path: Path, *words: object) -> str:
+    """The error line of a command that must fail with exit code 1 and leave no picture."""
+    result = run("upscale", "-o", tmp_path / "out.png", *words)
+    assert result.code == 1, result.out
+    assert result.out == ""
+    assert not (tmp_path / "out.png").exists()
+    return result.error_line
+
+
+def test_input_that_is_no_picture_is_one_line(run: CommandLine, tmp_path: Path) -> None:
+    network = write_attention_network(tmp_path / "a.onnx")
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "empty.png").touch()
+    for source, message in [
+        (tmp_path / "a.txt", "a.txt: not a picture"),
+        (tmp_path / "empty.png", "empty.png: is empty"),
+        (tmp_path / "none.png", "none.png: no such file"),
+        (tmp_path, "is a folder, expected a picture"),
+    ]:
+        assert message in failing(run, tmp_path, source, "--onnx", network)
+
+
+def test_network_that_is_none_is_one_line(run: CommandLine, tmp_path: Path, picture: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"not onnx")
+    assert "a.onnx: not an ONNX" in failing(run, tmp_path, picture, "--onnx", tmp_path / "a.onnx")
+    assert "no such file" in failing(run, tmp_path, picture, "--onnx", tmp_path / "none.onnx")
+    assert "no such file" in failing(run, tmp_path, picture, "--engine", tmp_path / "none.plan")
+    (tmp_path / "a.pt").write_bytes(b"not torch")
+    assert "not a PyTorch checkpoint" in failing(run, tmp_path, picture, "--checkpoint", tmp_path / "a.pt")
+    assert "did you mean the preset hspan-x4?" in failing(run, tmp_path, picture, "--checkpoint", "hspan-x44")
+
+
+def test_picture_of_another_size_than_a_static_network_is_one_line(
+    run: CommandLine, tmp_path: Path, picture: Path
+) -> None:
+    network = write_attention_network(tmp_path / "a.onnx", shape=(1, 3, 20, 16))
+    assert "is 1x3x16x20, but" in failing(run, tmp_path, picture, "--onnx", network)
+
+
+def test_picture_that_would_fill_the_memory_is_refused_early(
+    run: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = write_attention_network(tmp_path / "a.onnx")
+    write_image(tmp_path / "big.png", np.zeros((1000, 1500, 3), np.uint8))
+    # 3.5 tensors of (1.5 million)^2 float32: more than any machine has.
+    line = failing(run, tmp_path, tmp_path / "big.png", "--onnx", network)
+    assert "1500x1000 pixels as a whole need about 31500.0 GB of memory under ONNX Runtime" in line
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000)
+    small = tmp_path / "small.png"
+    write_image(small, np.zeros((16, 16, 3), np.uint8))
+    assert "give a smaller picture" in failing(run, tmp_path, small, "--onnx", network)
+
+
+def test_folder_that_cannot_be_written_is_told_before_the_work(
+    run: CommandLine, tmp_path: Path, picture: Path
+) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    with read_only(folder):
+        result = run("upscale", picture, "-o", folder / "out.png", "--checkpoint", "none.pt")
+    assert result.code == 1
+    assert "no permission to write" in result.error_line

@@ -1,0 +1,297 @@
+"""`trt-hspan validate` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from support.command_line import CommandLine, CommandResult
+from support.export_cache import ExportCache
+from support.golden import GOLDEN, GoldenNetwork
+from support.small_engine import SmallEngine
+from support.small_networks import write_attention_network
+
+from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.evaluation import datasets
+from trt_hspan.evaluation.resize import downscale
+from trt_hspan.graph import load_onnx, save_onnx
+from trt_hspan.runtime.images import read_image, write_image
+
+needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would run the engine itself")
+
+
+@pytest.fixture
+def benchmark_set(tmp_path: Path) -> Path:
+    """Two crops of the shipped photograph in the benchmark sets' layout."""
+    photograph = read_image(next(Path(datasets.__file__).parent.parent.glob("data/*.png")))
+    folder = tmp_path / "set"
+    for name, top in (("eyes", 60), ("fur", 160)):
+        high = photograph[top : top + 65, 100:182]
+        write_image(folder / "HR" / f"{name}.png", high)
+        write_image(folder / "LR_bicubic" / "X4" / f"{name}x4.png", downscale(high, 4))
+    return folder
+
+
+def report_of(result: CommandResult) -> dict:
+    assert result.out, result.err
+    report = json.loads(result.out)
+    assert isinstance(report, dict)
+    return report
+
+
+@pytest.mark.parametrize(
+    ("precision", "floor_db", "ceiling_db"), [("fp32", 100, 200), ("fp16", 70, 100), ("bf16", 50, 80)]
+)
+def test_each_precision_is_as_accurate_as_its_digits(
+    run: CommandLine,
+    exported: ExportCache,
+    small_x4: GoldenNetwork,
+    benchmark_set: Path,
+    precision: str,
+    floor_db: float,
+    ceiling_db: float,
+) -> None:
+    # FP32, FP16 and BF16 keep 24, 11 and 8 bits: about 144, 66 and 48 dB for one rounding of a value near 1.
+    # Errors of the features are scaled down by the residual path, so the output is better than that. A
+    # ceiling below FP32's figure shows that roundings are really computed.
+    path = exported("small_x4", precision=precision)
+    result = run("validate", path, "--checkpoint", small_x4.checkpoint, "--images", benchmark_set, "--json")
+    assert result.code == 0, result.err
+    report = report_of(result)
+    assert floor_db < report["total"]["worst_psnr_db"] < ceiling_db
+    assert report["passed"] is True
+    assert report["candidate"].endswith(f"{precision.upper()}, emulated on CPU")
+    assert report["emulated"] is True
+    assert report["same_source"] is True
+    assert [picture["name"] for picture in report["pictures"]] == ["eyes", "fur"]
+    for picture in report["pictures"]:
+        ours, theirs = picture["candidate_quality"], picture["reference_quality"]
+        assert ours["psnr_y_db"] == pytest.approx(theirs["psnr_y_db"], abs=0.05)
+        assert ours["ssim_y"] == pytest.approx(theirs["ssim_y"], abs=0.005)
+
+
+def test_table_says_who_ran_how_and_that_it_passed(
+    run: CommandLine, exported: ExportCache, small_x4: GoldenNetwork, benchmark_set: Path
+) -> None:
+    result = run(
+        "validate",
+        exported("small_x4", precision="fp16"),
+        "--checkpoint",
+        small_x4.checkpoint,
+        "--images",
+        benchmark_set,
+    )
+    assert result.code == 0, result.err
+    for words in (
+        "FP16, emulated on CPU, against PyTorch",
+        "eyes",
+        "20x16",
+        "PSNR-Y PyTorch",
+        "total: worst PSNR",
+        "passed: worst",
+        "the same",
+    ):
+        assert words in result.out, words
+
+
+@needs_no_gpu
+def test_engine_without_a_gpu_is_emulated_and_says_why(
+    run: CommandLine, small_engine: SmallEngine, small_x4: GoldenNetwork, benchmark_set: Path
+) -> None:
+    result = run(
+        "validate",
+        small_engine.plan,
+        "--checkpoint",
+        small_x4.checkpoint,
+        "--images",
+        benchmark_set,
+        "--json",
+    )
+    assert result.code == 0, result.err
+    report = report_of(result)
+    assert report["emulated"] is True
+    assert report["why_emulated"] == "no NVIDIA GPU with a driver here"
+    assert report["precision"] == "fp16"
+
+
+def test_without_pictures_the_shipped_photograph_is_used(
+    run: CommandLine, exported: ExportCache, small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "SHIPPED_SIDE", 20)
+    result = run("validate", exported("small_x4"), "--checkpoint", small_x4.checkpoint, "--json")
+    assert result.code == 0, result.err
+    (picture,) = report_of(result)["pictures"]
+    assert picture["name"] == "chelsea.png"
+    assert (picture["height"], picture["width"]) == (20, 20)
+    assert picture["candidate_quality"]["psnr_y_db"] > 0
+
+
+def test_missed_bar_is_exit_code_1_and_names_the_worst_picture(
+    run: CommandLine, exported: ExportCache, small_x4: GoldenNetwork, benchmark_set: Path
+) -> None:
+    path = exported("small_x4", precision="bf16")
+    result = run(
+        *("validate", path, "--checkpoint", small_x4.checkpoint, "--images", benchmark_set),
+        *("--min-psnr", 120, "--json"),
+    )
+    assert result.code == 1
+    report = report_of(result)
+    assert report["passed"] is False
+    worst = min(report["pictures"], key=lambda picture: picture["agreement"]["psnr_db"])
+    expected = (
+        f"agrees with PyTorch to {worst['agreement']['psnr_db']:.2f} dB on {worst['name']}, the bar is 120 dB"
+    )
+    assert expected in result.error_line
+
+
+def test_nan_misses_every_bar(
+    run: CommandLine, exported: ExportCache, small_x4: GoldenNetwork, benchmark_set: Path, tmp_path: Path
+) -> None:
+    model = load_onnx(exported("small_x4", precision="fp16"))
+    weight = next(
+        t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16 and len(t.dims) == 4
+    )
+    values = np.full(tuple(weight.dims), 60000, np.float16)
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    save_onnx(model, tmp_path / "overflowing.onnx")
+    result = run(
+        *("validate", tmp_path / "overflowing.onnx", "--checkpoint", small_x4.checkpoint),
+        *("--images", benchmark_set, "--min-psnr", "-1000", "--json"),
+    )
+    assert result.code == 1
+    report = report_of(result)
+    assert report["total"]["worst_psnr_db"] is None
+    assert f"{report['total']['nan_count']} values are NaN or infinite" in result.error_line
+    assert report["total"]["nan_count"] > 0
+
+
+def test_other_weights_of_the_same_sizes_are_compared_and_reported(
+    run: CommandLine, exported: ExportCache, benchmark_set: Path, tmp_path: Path, small_x4: GoldenNetwork
+) -> None:
+    from trt_hspan import load_model, save_checkpoint
+
+    model = load_model(small_x4.checkpoint)
+    model.tail[1].bias.data += 0.001  # 60 dB
+    save_checkpoint(model, tmp_path / "tuned.pt")
+    result = run(
+        *("validate", exported("small_x4"), "--checkpoint", tmp_path / "tuned.pt"),
+        *("--images", benchmark_set, "--limit", 1, "--json"),
+    )
+    assert result.code == 0, result.err
+    report = report_of(result)
+    assert report["same_source"] is False
+    assert report["total"]["worst_psnr_db"] == pytest.approx(60, abs=0.05)
+    assert len(report["pictures"]) == 1
+
+
+def test_residual_scale_of_the_onnx_file_is_taken_unless_another_is_given(
+    run: CommandLine, exported: ExportCache, small_x4: GoldenNetwork, benchmark_set: Path
+) -> None:
+    path = exported("small_x4", res_scale=0.3)
+    words = (
+        "validate",
+        path,
+        "--checkpoint",
+        small_x4.checkpoint,
+        "--images",
+        benchmark_set,
+        "--limit",
+        1,
+        "--json",
+    )
+    assert report_of(run(*words))["total"]["worst_psnr_db"] > 100
+    assert report_of(run(*words, "--res-scale", 0.1))["total"]["worst_psnr_db"] < 100
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a.onnx", "--checkpoint", "hspan-x4", "--min-psnr", "nan"], "--min-psnr: got nan"),
+        (["a.pt", "--checkpoint", "hspan-x4"], "a.pt: is neither an engine nor an ONNX file"),
+        (["a.onnx", "--checkpoint", "hspan-x4", "--limit", "0"], "--limit"),
+        (["a.onnx"], "--checkpoint"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(run: CommandLine, words: list[str], message: str) -> None:
+    result = run("validate", *words)
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
+
+
+def test_scales_that_differ_are_one_line(run: CommandLine, exported: ExportCache, tmp_path: Path) -> None:
+    result = run(
+        "validate", exported("small_x4"), "--checkpoint", GOLDEN / "small_x2.pt", "--images", tmp_path
+    )
+    assert result.code == 1
+    assert "has scale 4, but" in result.error_line
+    assert "has scale 2" in result.error_line
+
+
+def test_bad_files_are_one_line(
+    run: CommandLine, exported: ExportCache, tmp_path: Path, small_x4: GoldenNetwork
+) -> None:
+    good = exported("small_x4")
+    (tmp_path / "broken.onnx").write_bytes(good.read_bytes()[:1000])
+    (tmp_path / "broken.pt").write_bytes(small_x4.checkpoint.read_bytes()[:1000])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    broken_pictures = tmp_path / "pictures"
+    broken_pictures.mkdir()
+    (broken_pictures / "a.png").write_text("words")
+    half = tmp_path / "half"
+    write_image(half / "HR" / "a.png", np.zeros((64, 64, 3), np.uint8))
+    (half / "LR_bicubic" / "X4").mkdir(parents=True)
+    for words, message in [
+        ([tmp_path / "none.onnx", "--checkpoint", small_x4.checkpoint], "none.onnx: no such file"),
+        ([tmp_path / "broken.onnx", "--checkpoint", small_x4.checkpoint], "broken.onnx: not an ONNX"),
+        ([tmp_path / "none.plan", "--checkpoint", small_x4.checkpoint], "none.plan: no such file"),
+        ([good, "--checkpoint", tmp_path / "broken.pt"], "broken.pt: not a PyTorch checkpoint"),
+        ([good, "--checkpoint", tmp_path / "none.pt"], "none.pt: no such file"),
+        ([good, "--checkpoint", small_x4.checkpoint, "--images", tmp_path / "none"], "none: no such folder"),
+        ([good, "--checkpoint", small_x4.checkpoint, "--images", empty], "empty: holds no pictures"),
+        ([good, "--checkpoint", small_x4.checkpoint, "--images", broken_pictures], "a.png: not a picture"),
+        ([good, "--checkpoint", small_x4.checkpoint, "--images", half], "X4/ax4.png: is missing"),
+    ]:
+        result = run("validate", *words)
+        assert result.code == 1, words
+        assert message in result.error_line
+
+
+def test_network_for_fixed_pictures_and_others_is_one_line(
+    run: CommandLine, small_x4: GoldenNetwork, benchmark_set: Path, exported: ExportCache
+) -> None:
+    path = exported("small_x4", static=(16, 16))
+    result = run("validate", path, "--checkpoint", small_x4.checkpoint, "--images", benchmark_set)
+    assert result.code == 1
+    assert "eyes: is 1x3x16x20, but" in result.error_line
+
+
+def test_network_of_another_kind_is_refused_by_the_scale_it_names(
+    run: CommandLine, tmp_path: Path, small_x4: GoldenNetwork
+) -> None:
+    network = write_attention_network(tmp_path / "a.onnx")
+    result = run("validate", network, "--checkpoint", small_x4.checkpoint)
+    assert result.code == 1
+    assert "a.onnx: has scale 1, but" in result.error_line
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "polygraphy"])
+def test_package_that_is_not_installed_is_named_with_its_extra(
+    run: CommandLine,
+    exported: ExportCache,
+    small_x4: GoldenNetwork,
+    benchmark_set: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+) -> None:
+    path = exported("small_x4")
+    monkeypatch.setitem(sys.modules, package, None)
+    result = run("validate", path, "--checkpoint", small_x4.checkpoint, "--images", benchmark_set)
+    assert result.code == 1
+    assert "is not installed; pip install 'trt-hspan[" in result.error_line

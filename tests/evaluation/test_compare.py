@@ -1,0 +1,199 @@
+"""Comparing two runners whose difference is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.runner_doubles import NearestRunner
+
+from trt_hspan.cli.output import print_json
+from trt_hspan.errors import HspanError
+from trt_hspan.evaluation.compare import PictureReport, ValidationReport, validate
+from trt_hspan.evaluation.datasets import Sample, samples_from_folder
+from trt_hspan.evaluation.metrics import psnr_y, ssim_y
+from trt_hspan.evaluation.resize import downscale
+from trt_hspan.runtime import memory
+from trt_hspan.runtime.images import write_image
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """A benchmark set of two pictures for scale 4."""
+    for index, (height, width) in enumerate([(40, 48), (80, 32)]):
+        rng = np.random.default_rng(index)
+        high = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        write_image(tmp_path / "HR" / f"{index}.png", high)
+        write_image(tmp_path / "LR_bicubic" / "X4" / f"{index}x4.png", downscale(high, 4))
+    return samples_from_folder(tmp_path, 4)
+
+
+def test_equal_runners_agree_without_limit(samples: list[Sample]) -> None:
+    report = validate(NearestRunner(), NearestRunner(), samples)
+    assert report.passed
+    assert report.total.worst_psnr_db == report.total.mean_psnr_db == math.inf
+    assert report.total.max_abs_error == report.total.mean_abs_error == 0.0
+    assert report.total.nan_count == 0
+    assert report.total.reference_quality == report.total.candidate_quality
+
+
+def test_known_offset_gives_its_known_figures(samples: list[Sample]) -> None:
+    report = validate(NearestRunner(offset=2**-10), NearestRunner(), samples)
+    # Values below 1 rounded after adding 2^-10 are off by at most 2^-25.
+    assert report.total.worst_psnr_db == pytest.approx(-20 * math.log10(2**-10), abs=1e-3)
+    assert report.total.max_abs_error == pytest.approx(2**-10, abs=2**-24)
+    assert report.total.mean_abs_error == pytest.approx(2**-10, abs=2**-24)
+    assert report.passed
+    assert not validate(NearestRunner(offset=2**-10), NearestRunner(), samples, min_psnr_db=60.3).passed
+
+
+def test_quality_follows_the_official_protocol_for_each_side(samples: list[Sample]) -> None:
+    report = validate(NearestRunner(offset=0.1), NearestRunner(), samples)
+    for picture, sample in zip(report.pictures, samples, strict=True):
+        low, truth = sample.load()
+        assert truth is not None
+        ours = np.clip(np.rint(low.repeat(4, 0).repeat(4, 1) + 25.5), 0, 255).astype(np.uint8)
+        theirs = low.repeat(4, 0).repeat(4, 1)
+        assert picture.reference_quality is not None
+        assert picture.candidate_quality is not None
+        assert picture.reference_quality.psnr_y_db == psnr_y(theirs, truth, 4)
+        assert picture.reference_quality.ssim_y == ssim_y(theirs, truth, 4)
+        # 25.5 grey levels lie half-way: float32 may round either way, by one level in some pixels.
+        assert picture.candidate_quality.psnr_y_db == pytest.approx(psnr_y(ours, truth, 4), abs=0.2)
+    assert report.total.reference_quality is not None
+    assert report.total.reference_quality.psnr_y_db == pytest.approx(
+        np.mean([picture.reference_quality.psnr_y_db for picture in report.pictures])  # type: ignore[union-attr]
+    )
+
+
+class OffsetBySize(NearestRunner):
+    """Wrong on portraits only."""
+
+    def infer(self, batch: np.ndarray) -> np.ndarray:
+        self.offset = 0.01 if batch.shape[2] > batch.shape[3] else 0.001
+        return super().infer(batch)
+
+
+def test_bar_applies_to_the_worst_picture_and_means_weigh_as_stated(samples: list[Sample]) -> None:
+    report = validate(OffsetBySize(), NearestRunner(), samples, min_psnr_db=45)
+    good, bad = (picture.agreement for picture in report.pictures)
+    assert good.psnr_db == pytest.approx(60, abs=0.01)
+    assert bad.psnr_db == pytest.approx(40, abs=0.01)
+    assert report.total.worst_psnr_db == bad.psnr_db
+    assert report.total.mean_psnr_db == pytest.approx(50, abs=0.01)
+    # 120 and 160 input pixels.
+    assert report.total.mean_abs_error == pytest.approx((120 * 0.001 + 160 * 0.01) / 280, rel=1e-4)
+    assert not report.passed
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("side", ["candidate", "reference"])
+def test_nan_on_either_side_fails_whatever_the_bar(
+    samples: list[Sample], bad: float, side: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoiled, sound = NearestRunner(spoil=bad), NearestRunner()
+    pair = (spoiled, sound) if side == "candidate" else (sound, spoiled)
+    report = validate(*pair, samples, min_psnr_db=-1000)
+    assert not report.passed
+    assert report.total.nan_count == 2
+    assert math.isnan(report.total.worst_psnr_db)
+    quality = report.total.candidate_quality if side == "candidate" else report.total.reference_quality
+    assert quality is not None
+    assert math.isnan(quality.psnr_y_db)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_is_printed_and_each_picture_is_reported(
+    samples: list[Sample], capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[PictureReport] = []
+    report = validate(NearestRunner(offset=0.5), NearestRunner(), samples, on_picture=seen.append)
+    assert tuple(seen) == report.pictures
+    assert [(p.name, p.height, p.width) for p in seen] == [("0", 10, 12), ("1", 20, 8)]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pictures_without_ground_truth_have_no_quality(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.zeros((4, 5, 3), np.uint8))
+    report = validate(NearestRunner(), NearestRunner(), samples_from_folder(tmp_path, 4))
+    assert report.pictures[0].candidate_quality is None
+    assert report.total.reference_quality is None
+
+
+def test_runners_are_active_while_comparing_and_freed_after(samples: list[Sample]) -> None:
+    pair = NearestRunner(), NearestRunner()
+    during: list[bool] = []
+    validate(*pair, samples, on_picture=lambda _: during.extend(runner.active for runner in pair))
+    assert during == [True] * 4
+    assert [runner.active for runner in pair] == [False, False]
+    assert [runner.calls for runner in pair] == [[(1, 3, 10, 12), (1, 3, 20, 8)]] * 2
+
+
+def test_source_is_compared_by_hash(samples: list[Sample]) -> None:
+    reference = NearestRunner(source_sha256="a")
+    same = [
+        validate(NearestRunner(source_sha256=sha), reference, samples).same_source for sha in ("a", "b", None)
+    ]
+    assert same == [True, False, None]
+
+
+def test_report_survives_json_with_its_infinities_and_nans(
+    samples: list[Sample], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def as_json(report: ValidationReport) -> dict:
+        print_json(report.as_dict())
+        return json.loads(capsys.readouterr().out)
+
+    equal = as_json(validate(NearestRunner(), NearestRunner(), samples))
+    assert equal["total"]["worst_psnr_db"] == "inf"
+    assert equal["pictures"][0]["agreement"]["nan_count"] == 0
+    broken = as_json(validate(NearestRunner(spoil=math.nan), NearestRunner(), samples))
+    assert broken["total"]["worst_psnr_db"] is None
+    assert broken["passed"] is False
+
+
+# Told before anything runs --------------------------------------------------------------------------------------
+
+
+def refused(candidate: NearestRunner, samples: list[Sample], message: str) -> None:
+    reference = NearestRunner()
+    with pytest.raises(HspanError, match=message) as caught:
+        validate(candidate, reference, samples)
+    assert "\n" not in str(caught.value)
+    assert candidate.calls == reference.calls == []
+
+
+def test_scales_must_be_the_same(samples: list[Sample]) -> None:
+    refused(NearestRunner(scale=2), samples, "has scale 2, but nearest has scale 4")
+
+
+def test_there_must_be_pictures() -> None:
+    refused(NearestRunner(), [], "no pictures to compare on")
+
+
+def test_every_picture_must_fit_the_network(samples: list[Sample]) -> None:
+    candidate = NearestRunner()
+    candidate.fixed_shape = (1, 3, 10, 12)
+    refused(candidate, samples, "1: is 1x3x20x8, but nearest takes 1x3x10x12")
+
+
+def test_every_picture_must_fit_the_memory(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000)
+    refused(NearestRunner(memory=1001), samples, "0: 12x10 pixels as a whole need")
+
+
+def test_ground_truth_must_be_large_enough_for_ssim(tmp_path: Path) -> None:
+    write_image(tmp_path / "HR" / "a.png", np.zeros((16, 40, 3), np.uint8))
+    write_image(tmp_path / "LR_bicubic" / "X4" / "ax4.png", np.zeros((4, 10, 3), np.uint8))
+    refused(
+        NearestRunner(), samples_from_folder(tmp_path, 4), "a: 40x16 pixels leave 32x8 .* SSIM needs 11x11"
+    )
+
+
+def test_unreadable_picture_is_told(samples: list[Sample]) -> None:
+    assert samples[1].low_resolution is not None
+    samples[1].low_resolution.write_bytes(b"not a picture")
+    refused(NearestRunner(), samples, r"1x4\.png: not a picture")

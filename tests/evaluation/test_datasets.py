@@ -1,0 +1,160 @@
+"""Folders of pictures in every layout, whole and incomplete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trt_hspan.errors import HspanError
+from trt_hspan.evaluation import datasets
+from trt_hspan.evaluation.datasets import SHIPPED_SIDE, samples_from_folder, shipped_samples
+from trt_hspan.evaluation.resize import downscale
+from trt_hspan.runtime.images import write_image
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_pair(folder: Path, name: str, *, height: int = 41, width: int = 54, scale: int = 4) -> np.ndarray:
+    """A pair in the benchmark layout; the sides need not be multiples of the scale."""
+    high = picture(height, width)
+    write_image(folder / "HR" / f"{name}.png", high)
+    write_image(folder / "LR_bicubic" / f"X{scale}" / f"{name}x{scale}.png", downscale(high, scale))
+    return high
+
+
+def test_plain_folder_gives_its_pictures_by_name_without_ground_truth(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "c.webp"):
+        write_image(tmp_path / name, picture(6, 8))
+    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / ".hidden.png").write_text("not a picture")
+    (tmp_path / "folder.png").mkdir()
+    samples = samples_from_folder(tmp_path, 4)
+    assert [sample.name for sample in samples] == ["a.JPG", "b.png", "c.webp"]
+    low, truth = samples[1].load()
+    np.testing.assert_array_equal(low, picture(6, 8))
+    assert truth is None
+    assert samples[1].size() == (6, 8)
+
+
+def test_one_picture_may_be_named_instead_of_a_folder(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", picture(6, 8))
+    (sample,) = samples_from_folder(tmp_path / "a.png", 2)
+    assert (sample.name, sample.size()) == ("a.png", (6, 8))
+
+
+def test_benchmark_layout_gives_pairs_with_the_ground_truth_cropped_to_the_scale(tmp_path: Path) -> None:
+    high = write_pair(tmp_path, "baby")
+    write_pair(tmp_path, "bird", scale=4)
+    samples = samples_from_folder(tmp_path, 4)
+    assert [sample.name for sample in samples] == ["baby", "bird"]
+    low, truth = samples[0].load()
+    assert samples[0].size() == low.shape[:2] == (10, 13)
+    assert truth is not None
+    np.testing.assert_array_equal(truth, high[:40, :52])
+
+
+def test_folder_of_the_other_scale_is_missing(tmp_path: Path) -> None:
+    write_pair(tmp_path, "baby", scale=2)
+    with pytest.raises(HspanError, match=r"LR_bicubic/X4: no such folder, and the network's scale is 4"):
+        samples_from_folder(tmp_path, 4)
+    (tmp_path / "HR" / "baby.png").unlink()
+    (tmp_path / "HR").rmdir()
+    with pytest.raises(HspanError, match=r"/HR: no such folder"):
+        samples_from_folder(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("LR_bicubic/X4/bx4.png", r"LR_bicubic/X4/bx4\.png: is missing; complete the pair"),
+        ("HR/b.png", r"HR/b\.png: is missing; complete the pair"),
+    ],
+)
+def test_missing_half_of_a_pair_is_named(tmp_path: Path, lost: str, message: str) -> None:
+    for name in ("a", "b", "c"):
+        write_pair(tmp_path, name)
+    (tmp_path / lost).unlink()
+    with pytest.raises(HspanError, match=message):
+        samples_from_folder(tmp_path, 4)
+
+
+def test_low_resolution_picture_without_the_scale_in_its_name_is_no_half_of_a_pair(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    write_image(tmp_path / "LR_bicubic" / "X4" / "a.png", picture(10, 13))
+    with pytest.raises(HspanError, match=r"HR/a\.png: is missing"):
+        samples_from_folder(tmp_path, 4)
+
+
+def test_several_missing_halves_are_counted(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_pair(tmp_path, name)
+        (tmp_path / "LR_bicubic" / "X4" / f"{name}x4.png").unlink()
+    with pytest.raises(HspanError, match=r"ax4\.png: is missing \(and 2 more\)"):
+        samples_from_folder(tmp_path, 4)
+
+
+@pytest.mark.parametrize("size", [(9, 13), (10, 14), (41, 54)])
+def test_sizes_that_do_not_belong_together_are_told_from_the_headers(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    write_pair(tmp_path, "a")
+    write_image(tmp_path / "LR_bicubic" / "X4" / "ax4.png", picture(*size))
+    (sample,) = samples_from_folder(tmp_path, 4)
+    for call in (sample.size, sample.load):
+        with pytest.raises(
+            HspanError, match=rf"a\.png: has 54x41 pixels, not 4 times the {size[1]}x{size[0]} of"
+        ) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_empty_and_missing_folders_are_told(tmp_path: Path) -> None:
+    with pytest.raises(HspanError, match="holds no pictures; put pictures there, or HR/NAME"):
+        samples_from_folder(tmp_path, 4)
+    with pytest.raises(HspanError, match="no such folder"):
+        samples_from_folder(tmp_path / "none", 4)
+    (tmp_path / "HR").mkdir()
+    (tmp_path / "LR_bicubic" / "X4").mkdir(parents=True)
+    with pytest.raises(HspanError, match="HR: holds no pictures"):
+        samples_from_folder(tmp_path, 4)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_shipped_photograph_is_its_own_ground_truth(scale: int) -> None:
+    sample = shipped_samples(scale)[0]
+    low, truth = sample.load()
+    assert low.shape == (SHIPPED_SIDE, SHIPPED_SIDE, 3)
+    assert sample.size() == low.shape[:2]
+    assert truth is not None
+    np.testing.assert_array_equal(low, downscale(truth, scale))
+    assert low.std() > 10  # a picture and not a blank
+
+
+def test_middle_of_the_photograph_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(SHIPPED_SIDE * 2 + 6, SHIPPED_SIDE * 2 + 10)
+    write_image(tmp_path / "a.png", image)
+    monkeypatch.setattr(datasets, "_SHIPPED", tmp_path)
+    truth = shipped_samples(2)[0].load()[1]
+    np.testing.assert_array_equal(truth, image[3:-3, 5:-5])
+
+
+def test_photograph_smaller_than_the_square_is_taken_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "a.png", picture(31, 40))
+    monkeypatch.setattr(datasets, "_SHIPPED", tmp_path)
+    (sample,) = shipped_samples(2)
+    low, truth = sample.load()
+    assert (low.shape, sample.size()) == ((15, 20, 3), (15, 20))
+    assert truth is not None
+    assert truth.shape == (30, 40, 3)
+
+
+def test_installation_without_its_photograph_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "_SHIPPED", tmp_path / "none")
+    with pytest.raises(HspanError, match="holds no photograph; name pictures of your own with --images"):
+        shipped_samples(4)
