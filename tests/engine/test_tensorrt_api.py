@@ -156,7 +156,10 @@ def test_the_network_is_strongly_typed(trt: Any) -> None:
     assert network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def test_a_file_that_is_no_library_is_refused(trt: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_library_is_refused(
+    trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_api, "_PLUGINS_LOADED", {})  # whatever other tests have loaded
     library = tmp_path / "libplugin.so"
     library.write_bytes(b"not a library")
     with pytest.raises(
