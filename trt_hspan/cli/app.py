@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from trt_hspan.cli import build, export, plugin, upscale, validate
+from trt_hspan.cli import build, demo, export, plugin, upscale, validate
 from trt_hspan.errors import HspanError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("export")(export.export)
 app.command("build")(build.build)
 app.command("validate")(validate.validate)
 app.command("upscale")(upscale.upscale)
+app.command("demo")(demo.demo)
 app.add_typer(plugin.app, name="plugin")
 
 

@@ -1,0 +1,108 @@
+"""`trt-hspan demo`: the main job on the shipped network and photograph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from trt_hspan.demo import DemoReport
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is made.")] = Path(
+        "demo-output"
+    ),
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Export, compile the plugin, build two engines, validate, and upscale a photograph. Needs no GPU."""
+    from trt_hspan.cli.output import print_json, progress
+    from trt_hspan.demo import run_demo
+
+    with progress("starting") as bar:
+
+        def show(step: str) -> None:
+            bar.update(bar.task_ids[0], description=step)
+
+        report = run_demo(output, on_step=show)
+    if json:
+        print_json(_as_dict(report))
+    else:
+        _print(report)
+
+
+def _as_dict(report: DemoReport) -> dict[str, object]:
+    from dataclasses import asdict
+    from json import loads
+
+    engines = {
+        kind: {"plan": str(plan), **loads(manifest.as_json())}
+        for kind, (plan, manifest) in report.engines.items()
+    }
+    paths = {
+        name: str(getattr(report, name)) for name in ("onnx", "plugin_library", "upscaled", "comparison")
+    }
+    return {
+        **paths,
+        "engines": engines,
+        "validation": report.validation.as_dict(),
+        "bicubic": asdict(report.bicubic),
+        "upscale_run": asdict(report.upscale_run),
+        "seconds": report.seconds,
+    }
+
+
+def _print(report: DemoReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    built = Table(title="Engines (TensorRT-RTX, FP16, up to 128x128 input)", title_justify="left")
+    for column in ("attention", "plan", "size", "activation memory", "plugin layers", "build"):
+        built.add_column(
+            column, justify="left" if column in ("attention", "plan") else "right", overflow="fold"
+        )
+    for kind, (plan, manifest) in report.engines.items():
+        memory = manifest.activation_memory_bytes
+        built.add_row(
+            kind,
+            str(plan),
+            f"{manifest.plan_size_bytes / 1e6:.1f} MB",
+            "-" if memory is None else f"{memory / 1e6:,.1f} MB",
+            str(manifest.network_layer_counts.get("PLUGIN_V3", 0)),
+            f"{manifest.build_time_seconds:.1f} s",
+        )
+    console.print(built)
+
+    total = report.validation.total
+    quality = Table(title="Photograph, x4, official protocol", title_justify="left")
+    for column in ("", "PSNR-Y dB", "SSIM"):
+        quality.add_column(column, justify="right" if column else "left")
+    rows = {
+        "bicubic": report.bicubic,
+        report.validation.reference: total.reference_quality,
+        report.validation.candidate: total.candidate_quality,
+    }
+    for name, figures in rows.items():
+        if figures is not None:
+            quality.add_row(name, f"{figures.psnr_y_db:.3f}", f"{figures.ssim_y:.4f}")
+    console.print(quality)
+
+    verdict = "passed" if report.validation.passed else "FAILED"
+    why = "" if report.validation.why_emulated is None else f" ({report.validation.why_emulated})"
+    console.print(
+        f"FP16 against PyTorch FP32: {total.worst_psnr_db:.2f} dB, largest error {total.max_abs_error:.1e}, "
+        f"NaN {total.nan_count}: {verdict}{why}",
+        highlight=False,
+    )
+    times = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items())
+    console.print(f"Times: {times}", highlight=False)
+    for name, path in (
+        ("model", report.onnx),
+        ("plugin", report.plugin_library),
+        ("picture", report.upscaled),
+        ("side by side", report.comparison),
+    ):
+        console.print(f"{name + ':':<14}{path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,170 @@
+"""The main job from nothing to a picture: export, plugin, two engines, validation, one photograph upscaled.
+
+Owns the order of the steps and what is shown; each step is a call that users can make themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from trt_hspan.data import DEMO_PHOTOGRAPH
+from trt_hspan.engine.build import build_engine
+from trt_hspan.engine.manifest import EngineManifest
+from trt_hspan.engine.plugin_build import build_plugin
+from trt_hspan.engine.spec import Attention, EngineSpec, ImageSize, ProfileRequest
+from trt_hspan.evaluation.compare import Quality, ValidationReport, validate
+from trt_hspan.evaluation.datasets import Sample
+from trt_hspan.evaluation.figures import Crop, Panel, save_comparison
+from trt_hspan.evaluation.metrics import psnr_y, ssim_y
+from trt_hspan.evaluation.resize import bicubic_resize
+from trt_hspan.export import export_onnx
+from trt_hspan.runtime.images import Uint8Array, image_from_tensor, read_image, write_image
+from trt_hspan.runtime.opening import open_runner
+from trt_hspan.runtime.torch_runner import TorchRunner
+from trt_hspan.runtime.upscaling import Upscaled, upscale_file
+
+CHECKPOINT: Final = "hspan-tiny-x4"
+# The shipped photograph is 75x111 pixels after down-scaling by 4; one profile serves it and the two figures.
+_PROFILE: Final = ProfileRequest(max=ImageSize(height=128, width=128))
+# The cat's eye, in pixels of the ground truth.
+_DETAIL: Final = Crop(top=82, left=124, height=60, width=90)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoReport:
+    """What the demo made and measured. Paths lie in its output folder.
+
+    Attributes:
+        onnx: the exported FP16 model.
+        plugin_library: the compiled plugin.
+        engines: attention kind -> plan and its manifest.
+        validation: the FP16 graph against PyTorch FP32 on the photograph.
+        bicubic: quality of bicubic up-scaling, by the official protocol.
+        upscaled, upscale_run: the photograph, and how it was made.
+        comparison: input, bicubic, network and ground truth side by side.
+        seconds: wall time of each step.
+    """
+
+    onnx: Path
+    plugin_library: Path
+    engines: dict[Attention, tuple[Path, EngineManifest]]
+    validation: ValidationReport
+    bicubic: Quality
+    upscaled: Path
+    upscale_run: Upscaled
+    comparison: Path
+    seconds: dict[str, float]
+
+
+def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> DemoReport:
+    """Runs the main job on the shipped network and photograph.
+
+    Args:
+        output: folder for everything that is made.
+        on_step: told the name of each step as it begins.
+
+    Raises:
+        HspanError: a step fails, for example for want of a CUDA compiler.
+    """
+    clock = _Clock(on_step)
+    clock.start("export the network to ONNX, FP16")
+    onnx = export_onnx(CHECKPOINT, output / f"{CHECKPOINT}_fp16.onnx", precision="fp16")
+    clock.start("compile the plugin")
+    plugin = build_plugin().path
+    engines: dict[Attention, tuple[Path, EngineManifest]] = {}
+    kinds: tuple[Attention, ...] = ("function", "plugin")
+    for kind in kinds:
+        clock.start(f"build a TensorRT-RTX engine, attention as {kind}")
+        plan = output / "engines" / f"{CHECKPOINT}_fp16_{kind}.plan"
+        spec = EngineSpec(onnx=onnx, output=plan, flavor="tensorrt-rtx", attention=kind, profile=_PROFILE)
+        engines[kind] = plan, build_engine(spec)
+    plan = engines["function"][0]
+
+    clock.start("validate against PyTorch")
+    sample = Sample(name=DEMO_PHOTOGRAPH.name, low_resolution=None, ground_truth=DEMO_PHOTOGRAPH, scale=4)
+    validation = validate(open_runner(plan), TorchRunner(CHECKPOINT), [sample])
+
+    clock.start("upscale the photograph")
+    low, truth = sample.load()
+    assert truth is not None
+    photograph = output / "photograph_low.png"
+    write_image(photograph, low)
+    upscaled = output / "photograph_x4.png"
+    run = upscale_file(open_runner(plan), photograph, upscaled)
+    bicubic = _bicubic(low, truth)
+    write_image(output / "photograph_bicubic.png", bicubic)
+    bicubic_quality = Quality(psnr_y_db=psnr_y(bicubic, truth, 4), ssim_y=ssim_y(bicubic, truth, 4))
+    panels = _panels(
+        low, truth, bicubic=(bicubic, bicubic_quality), network=(read_image(upscaled), validation)
+    )
+    comparison = save_comparison(output / "comparison.png", panels, _DETAIL)
+    clock.stop()
+    return DemoReport(
+        onnx=onnx,
+        plugin_library=plugin,
+        engines=engines,
+        validation=validation,
+        bicubic=bicubic_quality,
+        upscaled=upscaled,
+        upscale_run=run,
+        comparison=comparison,
+        seconds=clock.seconds,
+    )
+
+
+def _bicubic(low: Uint8Array, truth: Uint8Array) -> Uint8Array:
+    enlarged = bicubic_resize(low.astype(np.float64) / 255, truth.shape[0], truth.shape[1])
+    return image_from_tensor(enlarged.transpose(2, 0, 1)[None])
+
+
+def _panels(
+    low: Uint8Array,
+    truth: Uint8Array,
+    *,
+    bicubic: tuple[Uint8Array, Quality],
+    network: tuple[Uint8Array, ValidationReport],
+) -> list[Panel]:
+    upscaled, validation = network
+    quality = validation.total.candidate_quality
+    assert quality is not None
+    return [
+        Panel(title="input", note=f"{low.shape[1]} x {low.shape[0]} pixels", image=_pixels(low, 4)),
+        Panel(title="bicubic", note=_note(bicubic[1]), image=bicubic[0]),
+        Panel(title=f"{CHECKPOINT}, FP16", note=_note(quality), image=upscaled),
+        Panel(title="ground truth", note=f"{truth.shape[1]} x {truth.shape[0]} pixels", image=truth),
+    ]
+
+
+def _pixels(image: Uint8Array, scale: int) -> Uint8Array:
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _note(quality: Quality) -> str:
+    return f"PSNR-Y {quality.psnr_y_db:.2f} dB, SSIM {quality.ssim_y:.4f}"
+
+
+class _Clock:
+    """Wall time of named steps."""
+
+    def __init__(self, on_step: Callable[[str], None] | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._on_step = on_step
+        self._step: str | None = None
+        self._began = 0.0
+
+    def start(self, step: str) -> None:
+        self.stop()
+        self._step, self._began = step, time.perf_counter()
+        if self._on_step is not None:
+            self._on_step(step)
+
+    def stop(self) -> None:
+        if self._step is not None:
+            self.seconds[self._step] = time.perf_counter() - self._began
+            self._step = None
