@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
+from support.edsr_like import EdsrLike
 from support.export_cache import ExportCache
 from support.golden import GOLDEN, GoldenNetwork
 
@@ -183,21 +184,6 @@ def test_half_precision_survives_scores_and_sums_beyond_its_range(tmp_path: Path
     assert np.isfinite(out).all()
     # Rounding 300 to float16 moves a score by 0.1 * sqrt(12) * 300: the choice of keys changes, no more.
     assert np.abs(out - expected).max() < 0.1
-
-
-class EdsrLike(torch.nn.Module):
-    """A small network of other authors' kind with the attention block in its middle."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = torch.nn.Conv2d(1, 8, 3, padding=1)
-        self.attention = trt_hspan.HighSimilarityPassAttention(8, reduction=4, res_scale=0.5)
-        self.tail = torch.nn.Sequential(torch.nn.Conv2d(8, 4, 3, padding=1), torch.nn.PixelShuffle(2))
-
-    def forward(self, grey: torch.Tensor) -> torch.Tensor:
-        features = self.head(grey)
-        upscaled: torch.Tensor = self.tail(torch.relu(self.attention(features)) + features)
-        return upscaled
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
