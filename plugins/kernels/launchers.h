@@ -23,8 +23,8 @@ constexpr int32_t kCHANNEL_MARGIN{128};
 //! The caller has checked that the sizes are in range and not zero.
 cudaError_t launchFloat(AttentionShape const& shape, void const* query, void const* key, void const* value,
     void* output, void* workspace, cudaStream_t stream);
-cudaError_t launchHalf(AttentionShape const& shape, void const* query, void const* key, void const* value,
-    void* output, void* workspace, cudaStream_t stream);
+cudaError_t launchHalf(AttentionShape const& shape, void const* query, void const* key, void const* value, void* output,
+    void* workspace, cudaStream_t stream);
 cudaError_t launchBFloat16(AttentionShape const& shape, void const* query, void const* key, void const* value,
     void* output, void* workspace, cudaStream_t stream);
 

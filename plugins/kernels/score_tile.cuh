@@ -39,11 +39,11 @@ using ScoreTile = float[kROWS_PER_WARP][kKEYS_PER_LANE];
 template <typename T>
 struct ScoreOperands
 {
-    T const* query;     //!< (C, L)
-    T const* key;       //!< (C, L)
-    int32_t channels;   //!< C
-    int32_t positions;  //!< L
-    int32_t firstRow;   //!< first query row of the block's tile
+    T const* query;    //!< (C, L)
+    T const* key;      //!< (C, L)
+    int32_t channels;  //!< C
+    int32_t positions; //!< L
+    int32_t firstRow;  //!< first query row of the block's tile
 };
 
 //! Copies `count` channels of a (C, L) matrix, columns first ... first + kWIDTH - 1, into shared memory; columns past
@@ -92,8 +92,7 @@ HSPAN_DEVICE void accumulateScores(ScoreTile& scores, ScoreStage const& stage, i
 //! All threads of the block must call it together. A warp that passes wanted = false helps loading, computes nothing
 //! and is not called back; `consume` may hold barriers of the block only if all warps pass true.
 template <typename T, typename Consume>
-HSPAN_DEVICE void streamScores(
-    ScoreStage& stage, ScoreOperands<T> const& operands, bool wanted, Consume const& consume)
+HSPAN_DEVICE void streamScores(ScoreStage& stage, ScoreOperands<T> const& operands, bool wanted, Consume const& consume)
 {
     int32_t const positions = operands.positions;
     for (int64_t firstKey = 0; firstKey < positions; firstKey += kKEYS_PER_TILE)

@@ -34,8 +34,8 @@ size_t sparsemaxAttentionWorkspaceBytes(AttentionShape const& shape) noexcept
         * static_cast<size_t>(shape.positions);
 }
 
-cudaError_t launchSparsemaxAttention(ElementType type, AttentionShape const& shape, void const* query,
-    void const* key, void const* value, void* output, void* workspace, cudaStream_t stream) noexcept
+cudaError_t launchSparsemaxAttention(ElementType type, AttentionShape const& shape, void const* query, void const* key,
+    void const* value, void* output, void* workspace, cudaStream_t stream) noexcept
 {
     if (!isInRange(shape))
     {

@@ -49,7 +49,7 @@ size_t sparsemaxAttentionWorkspaceBytes(AttentionShape const& shape) noexcept;
 //! \param workspace device memory of sparsemaxAttentionWorkspaceBytes(shape), aligned to 8 bytes.
 //! \return cudaErrorInvalidValue for sizes out of range, else what the launches return. Neither allocates nor
 //!     synchronises, so the call can be captured in a CUDA graph.
-cudaError_t launchSparsemaxAttention(ElementType type, AttentionShape const& shape, void const* query,
-    void const* key, void const* value, void* output, void* workspace, cudaStream_t stream) noexcept;
+cudaError_t launchSparsemaxAttention(ElementType type, AttentionShape const& shape, void const* query, void const* key,
+    void const* value, void* output, void* workspace, cudaStream_t stream) noexcept;
 
 } // namespace hspan

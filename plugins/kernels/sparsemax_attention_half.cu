@@ -3,8 +3,8 @@
 namespace hspan
 {
 
-cudaError_t launchHalf(AttentionShape const& shape, void const* query, void const* key, void const* value,
-    void* output, void* workspace, cudaStream_t stream)
+cudaError_t launchHalf(AttentionShape const& shape, void const* query, void const* key, void const* value, void* output,
+    void* workspace, cudaStream_t stream)
 {
     return launchTyped<simt::Half>(shape, query, key, value, output, workspace, stream);
 }

@@ -47,11 +47,11 @@ struct RowState
 {
     float maximum;
     TwoFloat threshold;
-    int32_t count;     //!< n at the previous threshold
-    int32_t repairs;   //!< passes that rounding made necessary
-    bool wentUp;       //!< whether the previous step was upward
-    bool wasNear;      //!< whether F was at most 2 at the previous threshold
-    bool active;       //!< whether the threshold still moves
+    int32_t count;   //!< n at the previous threshold
+    int32_t repairs; //!< passes that rounding made necessary
+    bool wentUp;     //!< whether the previous step was upward
+    bool wasNear;    //!< whether F was at most 2 at the previous threshold
+    bool active;     //!< whether the threshold still moves
 };
 
 //! The greater of two scores; NaN if either is NaN.
@@ -117,8 +117,7 @@ HSPAN_DEVICE void takeStep(RowState& state, TwoFloat sum, int32_t count)
 }
 
 //! Adds one tile of scores to the lane's sums.
-HSPAN_DEVICE void addExcesses(
-    Excesses& excesses, ScoreTile const& scores, TwoFloat const (&thresholds)[kROWS_PER_WARP])
+HSPAN_DEVICE void addExcesses(Excesses& excesses, ScoreTile const& scores, TwoFloat const (&thresholds)[kROWS_PER_WARP])
 {
     HSPAN_UNROLL
     for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
@@ -212,11 +211,9 @@ thresholdKernel(T const* query, T const* key, TwoFloat* thresholds, int64_t batc
             HSPAN_UNROLL
             for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
             {
-                current[r]
-                    = {simt::shuffle(state.threshold.high, r), simt::shuffle(state.threshold.low, r)};
+                current[r] = {simt::shuffle(state.threshold.high, r), simt::shuffle(state.threshold.low, r)};
             }
-            streamScores(stage, operands, wanted,
-                [&excesses, &current](ScoreTile const& scores, int64_t /*firstKey*/)
+            streamScores(stage, operands, wanted, [&excesses, &current](ScoreTile const& scores, int64_t /*firstKey*/)
                 { addExcesses(excesses, scores, current); });
             reduceExcesses(excesses);
             TwoFloat const sum = ownRow(excesses.sum);

@@ -95,8 +95,7 @@ HSPAN_DEVICE void addValues(
     for (uint32_t left = hits; left != 0; left &= left - 1)
     {
         int32_t const key = simt::lowestBit(left);
-        auto const* const weights
-            = reinterpret_cast<simt::Float4 const*>(&stage.weights[simt::warpIndex()][key][0]);
+        auto const* const weights = reinterpret_cast<simt::Float4 const*>(&stage.weights[simt::warpIndex()][key][0]);
         simt::Float4 const low = weights[0];
         simt::Float4 const high = weights[1];
         float const weight[kROWS_PER_WARP] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
@@ -128,8 +127,7 @@ HSPAN_DEVICE void addValues(
 //! Adds one tile of keys to the sums. All threads of the block call it together.
 template <int32_t kCHANNELS, typename T>
 HSPAN_DEVICE void addTile(OutputSums<kCHANNELS>& sums, ValueStage<kCHANNELS>& stage, ScoreTile const& scores,
-    TwoFloat const (&thresholds)[kROWS_PER_WARP], T const* value, int32_t channels, int32_t positions,
-    int64_t firstKey)
+    TwoFloat const (&thresholds)[kROWS_PER_WARP], T const* value, int32_t channels, int32_t positions, int64_t firstKey)
 {
     HSPAN_UNROLL
     for (int32_t group = 0; group < kKEYS_PER_LANE; ++group)
@@ -148,8 +146,7 @@ HSPAN_DEVICE void addTile(OutputSums<kCHANNELS>& sums, ValueStage<kCHANNELS>& st
         {
             continue;
         }
-        auto* const target
-            = reinterpret_cast<simt::Float4*>(&stage.weights[simt::warpIndex()][simt::laneIndex()][0]);
+        auto* const target = reinterpret_cast<simt::Float4*>(&stage.weights[simt::warpIndex()][simt::laneIndex()][0]);
         target[0] = {weight[0], weight[1], weight[2], weight[3]};
         target[1] = {weight[4], weight[5], weight[6], weight[7]};
         loadValues(stage, value, channels, positions, firstKey + group * simt::kWARP_SIZE);
@@ -186,8 +183,7 @@ weightedSumKernel(T const* query, T const* key, T const* value, TwoFloat const* 
         ScoreOperands<T> const operands
             = {query + n * scoreMatrix, key + n * scoreMatrix, scoreChannels, positions, firstRow};
         OutputSums<kCHANNELS> sums = {};
-        streamScores(stage.scores, operands, true,
-            [&](ScoreTile const& scores, int64_t firstKey)
+        streamScores(stage.scores, operands, true, [&](ScoreTile const& scores, int64_t firstKey)
             { addTile(sums, stage.values, scores, limits, slice, channels, positions, firstKey); });
         flush(sums);
         HSPAN_UNROLL

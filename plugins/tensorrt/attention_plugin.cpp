@@ -60,8 +60,8 @@ int32_t checkCounts(int32_t inputCount, int32_t outputCount) noexcept
     {
         return kOK;
     }
-    reportError("HighSimilarityPassAttention: expected 3 inputs (query, key, value) and 1 output, got %d and %d", inputCount,
-        outputCount);
+    reportError("HighSimilarityPassAttention: expected 3 inputs (query, key, value) and 1 output, got %d and %d",
+        inputCount, outputCount);
     return kFAILED;
 }
 
@@ -72,11 +72,10 @@ int32_t checkShapes(Dims const& query, Dims const& key, Dims const& value) noexc
     {
         return kOK;
     }
-    auto const at = [](Dims const& dims, int32_t i) {
-        return i < dims.nbDims ? static_cast<long long>(dims.d[i]) : -1LL;
-    };
+    auto const at
+        = [](Dims const& dims, int32_t i) { return i < dims.nbDims ? static_cast<long long>(dims.d[i]) : -1LL; };
     reportError("HighSimilarityPassAttention: %s; got query (%lld, %lld, %lld, %lld), key (%lld, %lld, %lld, %lld), "
-        "value (%lld, %lld, %lld, %lld)",
+                "value (%lld, %lld, %lld, %lld)",
         error, at(query, 0), at(query, 1), at(query, 2), at(query, 3), at(key, 0), at(key, 1), at(key, 2), at(key, 3),
         at(value, 0), at(value, 1), at(value, 2), at(value, 3));
     return kFAILED;
@@ -255,16 +254,15 @@ int32_t AttentionPlugin::enqueue(PluginTensorDesc const* inputs, PluginTensorDes
     case DataType::kFLOAT: type = ElementType::kFLOAT; break;
     case DataType::kHALF: type = ElementType::kHALF; break;
     case DataType::kBF16: type = ElementType::kBFLOAT16; break;
-    default:
-        reportError("HighSimilarityPassAttention: inputs must be FP32, FP16 or BF16");
-        return kFAILED;
+    default: reportError("HighSimilarityPassAttention: inputs must be FP32, FP16 or BF16"); return kFAILED;
     }
     AttentionShape const shape = attentionShape(inputs[kQUERY].dims, inputs[kVALUE].dims);
     cudaError_t const status = launchSparsemaxAttention(
         type, shape, inputData[kQUERY], inputData[kKEY], inputData[kVALUE], outputData[0], workspace, stream);
     if (status != cudaSuccess)
     {
-        reportError("HighSimilarityPassAttention: %s (%s) at batch %lld, %lld score channels, %lld value channels, %lld "
+        reportError(
+            "HighSimilarityPassAttention: %s (%s) at batch %lld, %lld score channels, %lld value channels, %lld "
             "positions; was the plugin built for this GPU?",
             cudaGetErrorName(status), cudaGetErrorString(status), static_cast<long long>(shape.batch),
             static_cast<long long>(shape.scoreChannels), static_cast<long long>(shape.valueChannels),
@@ -286,8 +284,8 @@ PluginFieldCollection const* AttentionPlugin::getFieldsToSerialize() noexcept
     return &gFields;
 }
 
-nvinfer1::IPluginV3* AttentionPluginCreator::createPlugin(nvinfer1::AsciiChar const* layer,
-    PluginFieldCollection const* fields, nvinfer1::TensorRTPhase phase) noexcept
+nvinfer1::IPluginV3* AttentionPluginCreator::createPlugin(
+    nvinfer1::AsciiChar const* layer, PluginFieldCollection const* fields, nvinfer1::TensorRTPhase phase) noexcept
 {
     bool const isRuntime = phase == nvinfer1::TensorRTPhase::kRUNTIME;
     bool found = false;
@@ -299,15 +297,16 @@ nvinfer1::IPluginV3* AttentionPluginCreator::createPlugin(nvinfer1::AsciiChar co
             && field.type == nvinfer1::PluginFieldType::kINT32 && field.length == 1 && field.data != nullptr;
         if (!isRuntime || !isAbi)
         {
-            reportError("HighSimilarityPassAttention: layer %s: unknown attribute %s",
-                layer == nullptr ? "?" : layer, field.name == nullptr ? "?" : field.name);
+            reportError("HighSimilarityPassAttention: layer %s: unknown attribute %s", layer == nullptr ? "?" : layer,
+                field.name == nullptr ? "?" : field.name);
             return nullptr;
         }
         int32_t version = 0;
         std::memcpy(&version, field.data, sizeof version);
         if (version != kABI_VERSION)
         {
-            reportError("HighSimilarityPassAttention: the engine was built with plugin ABI %d, this library has %d; rebuild "
+            reportError(
+                "HighSimilarityPassAttention: the engine was built with plugin ABI %d, this library has %d; rebuild "
                 "the engine",
                 version, kABI_VERSION);
             return nullptr;

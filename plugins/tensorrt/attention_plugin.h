@@ -70,7 +70,6 @@ public:
 
 //! Refuses shapes that do not belong together. Dimensions of -1 are not known yet and fit everything.
 //! \return an explanation, null when the shapes are right.
-char const* shapeError(
-    nvinfer1::Dims const& query, nvinfer1::Dims const& key, nvinfer1::Dims const& value) noexcept;
+char const* shapeError(nvinfer1::Dims const& query, nvinfer1::Dims const& key, nvinfer1::Dims const& value) noexcept;
 
 } // namespace hspan

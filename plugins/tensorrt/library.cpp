@@ -57,15 +57,18 @@ static_assert(hspan::kABI_VERSION == HSPAN_PLUGIN_ABI_VERSION, "CMakeLists.txt a
 #define HSPAN_INFO_MARKER "hspan-plugin-info:"
 
 //! The marker lets a reader find the text in the file, so that no code of a library need run to learn what it is.
-static constexpr char kINFO[]
-    = HSPAN_INFO_MARKER "{\"name\": \"HighSimilarityPassAttention\", \"version\": \"1\", \"namespace\": \"\", "
-                        "\"abi_version\": " HSPAN_VALUE(HSPAN_PLUGIN_ABI_VERSION) ", "
-                        "\"cubin_architectures\": [" HSPAN_CUBIN_ARCHITECTURES "], "
-                        "\"ptx_architectures\": [" HSPAN_PTX_ARCHITECTURES "], "
-                        "\"cuda_version\": \"" HSPAN_CUDA_VERSION "\", "
-                        "\"tensorrt_header_version\": \"" HSPAN_VALUE(NV_TENSORRT_MAJOR) "." HSPAN_VALUE(
-                            NV_TENSORRT_MINOR) "." HSPAN_VALUE(NV_TENSORRT_PATCH) "\", "
-                        "\"source_sha256\": \"" HSPAN_SOURCE_SHA256 "\"}";
+static constexpr char kINFO[] = HSPAN_INFO_MARKER
+    "{\"name\": \"HighSimilarityPassAttention\", \"version\": \"1\", \"namespace\": \"\", "
+    "\"abi_version\": " HSPAN_VALUE(
+        HSPAN_PLUGIN_ABI_VERSION) ", "
+                                  "\"cubin_architectures\": [" HSPAN_CUBIN_ARCHITECTURES "], "
+                                  "\"ptx_architectures\": [" HSPAN_PTX_ARCHITECTURES "], "
+                                  "\"cuda_version\": \"" HSPAN_CUDA_VERSION "\", "
+                                  "\"tensorrt_header_version\": \"" HSPAN_VALUE(NV_TENSORRT_MAJOR) "." HSPAN_VALUE(
+                                      NV_TENSORRT_MINOR) "." HSPAN_VALUE(NV_TENSORRT_PATCH) "\", "
+                                                                                            "\"source_sha256\": "
+                                                                                            "\"" HSPAN_SOURCE_SHA256
+                                                                                            "\"}";
 
 //! What the library is, as a JSON object. Static storage; callable without a GPU and without TensorRT.
 HSPAN_EXPORT char const* hspanPluginInfo()

@@ -77,13 +77,28 @@ Problem problemOf(ElementType type, Regime regime, int64_t batch, int64_t channe
         float k = normal(generator) * perChannel;
         switch (regime)
         {
-        case Regime::kSPARSE: q *= 5.0F; k *= 2.0F; break;
+        case Regime::kSPARSE:
+            q *= 5.0F;
+            k *= 2.0F;
+            break;
         case Regime::kDENSE: k *= 0.002F; break;
         case Regime::kFLAT: k = 0.37F * perChannel; break;
-        case Regime::kTIES: q = std::round(q * 2.0F); k = std::round(k); break;
-        case Regime::kDOMINANT: k = static_cast<int64_t>(i) % positions == positions / 2 ? 40.0F : k; q = std::fabs(q) + 0.5F; break;
-        case Regime::kHUGE: q *= 100.0F; k *= 100.0F; break;
-        case Regime::kNEGATIVE: q = std::fabs(q) + 0.1F; k = -std::fabs(k) - 0.1F; break;
+        case Regime::kTIES:
+            q = std::round(q * 2.0F);
+            k = std::round(k);
+            break;
+        case Regime::kDOMINANT:
+            k = static_cast<int64_t>(i) % positions == positions / 2 ? 40.0F : k;
+            q = std::fabs(q) + 0.5F;
+            break;
+        case Regime::kHUGE:
+            q *= 100.0F;
+            k *= 100.0F;
+            break;
+        case Regime::kNEGATIVE:
+            q = std::fabs(q) + 0.1F;
+            k = -std::fabs(k) - 0.1F;
+            break;
         case Regime::kZERO: k = 0.0F; break;
         }
         problem.query.push_back(rounded(type, q));
@@ -108,9 +123,10 @@ std::vector<uint16_t> packed(ElementType type, std::vector<float> const& values)
 
 std::vector<float> attention(ElementType type, Problem const& problem, uint64_t seed = 1)
 {
-    auto const run = [&](void const* query, void const* key, void const* value, void* output) {
-        int32_t const status = hspanEmulatedAttention(static_cast<int32_t>(type), problem.batch,
-            problem.scoreChannels, problem.valueChannels, problem.positions, query, key, value, output, gLaneOrder, seed);
+    auto const run = [&](void const* query, void const* key, void const* value, void* output)
+    {
+        int32_t const status = hspanEmulatedAttention(static_cast<int32_t>(type), problem.batch, problem.scoreChannels,
+            problem.valueChannels, problem.positions, query, key, value, output, gLaneOrder, seed);
         check(status == cudaSuccess, "status ", status, ": ", hspanEmulatedError());
     };
     std::vector<float> output(problem.value.size());
@@ -142,8 +158,8 @@ void compare(ElementType type, Problem const& problem, std::vector<float> const&
                 double const want = expected.output[at];
                 double const got
                     = output[static_cast<size_t>((n * problem.valueChannels + d) * problem.positions + row)];
-                double const most = expected.tolerance[at]
-                    + roundingOf(type, std::max(std::fabs(want), std::fabs(got)));
+                double const most
+                    = expected.tolerance[at] + roundingOf(type, std::max(std::fabs(want), std::fabs(got)));
                 bool const fits = std::isnan(want) ? std::isnan(got) : std::fabs(got - want) <= most;
                 check(fits, kind == Scores::kEXACT ? "exact scores" : "given scores", ": batch ", n, " row ", row,
                     " channel ", d, ": got ", got, ", expected ", want, " within ", most, "; support ",
@@ -202,9 +218,9 @@ void addSizes(bool all)
                 continue;
             }
             Regime const regime = kREGIMES[r];
-            addTest(std::string{kTYPE_NAMES[static_cast<size_t>(type)]} + " " + kREGIME_NAMES[r] + " scores, L="
-                    + std::to_string(positions) + " C=" + std::to_string(channels) + " D=" + std::to_string(values)
-                    + " N=" + std::to_string(batch),
+            addTest(std::string{kTYPE_NAMES[static_cast<size_t>(type)]} + " " + kREGIME_NAMES[r]
+                    + " scores, L=" + std::to_string(positions) + " C=" + std::to_string(channels)
+                    + " D=" + std::to_string(values) + " N=" + std::to_string(batch),
                 [=] { checkAgainstReference(type, problemOf(type, regime, batch, channels, values, positions)); });
         }
     }
@@ -212,158 +228,179 @@ void addSizes(bool all)
 
 void addDegenerateRows()
 {
-    addTest("a NaN in a query makes its row NaN and no other", [] {
-        Problem problem = small();
-        problem.query[static_cast<size_t>(2 * problem.positions + 33)] = NAN;
-        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
-        for (int64_t n = 0; n < problem.batch; ++n)
+    addTest("a NaN in a query makes its row NaN and no other",
+        []
         {
+            Problem problem = small();
+            problem.query[static_cast<size_t>(2 * problem.positions + 33)] = NAN;
+            std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+            for (int64_t n = 0; n < problem.batch; ++n)
+            {
+                for (int64_t row = 0; row < problem.positions; ++row)
+                {
+                    check(rowIsNan(problem, output, n, row) == (n == 0 && row == 33), "batch ", n, " row ", row);
+                }
+            }
+        });
+    addTest("a NaN in a key makes all rows of its batch NaN and none of another",
+        []
+        {
+            Problem problem = small();
+            problem.key[static_cast<size_t>((5 + 1) * problem.positions + 69)] = NAN;
+            std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+            for (int64_t n = 0; n < problem.batch; ++n)
+            {
+                for (int64_t row = 0; row < problem.positions; ++row)
+                {
+                    check(rowIsNan(problem, output, n, row) == (n == 1), "batch ", n, " row ", row);
+                }
+            }
+        });
+    addTest("a score of +inf makes its row NaN, a score of -inf has weight 0",
+        []
+        {
+            Problem problem = small();
+            for (int64_t c = 0; c < problem.scoreChannels; ++c)
+            {
+                problem.key[static_cast<size_t>(c * problem.positions + 12)] = c == 0 ? kINFINITY : 1.0F;
+            }
+            std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+            int64_t nanRows = 0;
             for (int64_t row = 0; row < problem.positions; ++row)
             {
-                check(rowIsNan(problem, output, n, row) == (n == 0 && row == 33), "batch ", n, " row ", row);
+                bool const positive = problem.query[static_cast<size_t>(row)] > 0.0F; // channel 0 decides the sign
+                check(rowIsNan(problem, output, 0, row) == positive, "row ", row);
+                nanRows += positive ? 1 : 0;
             }
-        }
-    });
-    addTest("a NaN in a key makes all rows of its batch NaN and none of another", [] {
-        Problem problem = small();
-        problem.key[static_cast<size_t>((5 + 1) * problem.positions + 69)] = NAN;
-        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
-        for (int64_t n = 0; n < problem.batch; ++n)
-        {
+            check(nanRows > 0 && nanRows < problem.positions, "both kinds must occur");
+            Problem without = problem;
+            for (int64_t c = 0; c < problem.scoreChannels; ++c)
+            {
+                without.key[static_cast<size_t>(c * problem.positions + 12)] = c == 0 ? -3.0e38F : 0.0F;
+            }
+            std::vector<float> const same = attention(ElementType::kFLOAT, without);
             for (int64_t row = 0; row < problem.positions; ++row)
             {
-                check(rowIsNan(problem, output, n, row) == (n == 1), "batch ", n, " row ", row);
+                if (problem.query[static_cast<size_t>(row)] > 0.0F)
+                {
+                    auto const at = static_cast<size_t>(row);
+                    check(!std::isnan(same[at]), "row ", row);
+                }
             }
-        }
-    });
-    addTest("a score of +inf makes its row NaN, a score of -inf has weight 0", [] {
-        Problem problem = small();
-        for (int64_t c = 0; c < problem.scoreChannels; ++c)
+        });
+    addTest("a row of scores that are all -inf is NaN",
+        []
         {
-            problem.key[static_cast<size_t>(c * problem.positions + 12)] = c == 0 ? kINFINITY : 1.0F;
-        }
-        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
-        int64_t nanRows = 0;
-        for (int64_t row = 0; row < problem.positions; ++row)
-        {
-            bool const positive = problem.query[static_cast<size_t>(row)] > 0.0F; // channel 0 decides the sign
-            check(rowIsNan(problem, output, 0, row) == positive, "row ", row);
-            nanRows += positive ? 1 : 0;
-        }
-        check(nanRows > 0 && nanRows < problem.positions, "both kinds must occur");
-        Problem without = problem;
-        for (int64_t c = 0; c < problem.scoreChannels; ++c)
-        {
-            without.key[static_cast<size_t>(c * problem.positions + 12)] = c == 0 ? -3.0e38F : 0.0F;
-        }
-        std::vector<float> const same = attention(ElementType::kFLOAT, without);
-        for (int64_t row = 0; row < problem.positions; ++row)
-        {
-            if (problem.query[static_cast<size_t>(row)] > 0.0F)
+            Problem problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 1, 2, 40);
+            std::fill(problem.key.begin(), problem.key.end(), -kINFINITY);
+            std::fill(problem.query.begin(), problem.query.end(), 1.0F);
+            std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+            for (int64_t row = 0; row < problem.positions; ++row)
             {
-                auto const at = static_cast<size_t>(row);
-                check(!std::isnan(same[at]), "row ", row);
+                check(rowIsNan(problem, output, 0, row), "row ", row);
             }
-        }
-    });
-    addTest("a row of scores that are all -inf is NaN", [] {
-        Problem problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 1, 2, 40);
-        std::fill(problem.key.begin(), problem.key.end(), -kINFINITY);
-        std::fill(problem.query.begin(), problem.query.end(), 1.0F);
-        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
-        for (int64_t row = 0; row < problem.positions; ++row)
+        });
+    addTest("values of weight 0 may be NaN or infinite, those of the support count",
+        []
         {
-            check(rowIsNan(problem, output, 0, row), "row ", row);
-        }
-    });
-    addTest("values of weight 0 may be NaN or infinite, those of the support count", [] {
-        Problem problem = problemOf(ElementType::kFLOAT, Regime::kDOMINANT, 1, 3, 4, 70);
-        std::vector<float> const before = attention(ElementType::kFLOAT, problem);
-        for (int64_t j = 0; j < problem.positions; ++j)
-        {
-            for (int64_t d = 0; d < problem.valueChannels && j != problem.positions / 2; ++d)
+            Problem problem = problemOf(ElementType::kFLOAT, Regime::kDOMINANT, 1, 3, 4, 70);
+            std::vector<float> const before = attention(ElementType::kFLOAT, problem);
+            for (int64_t j = 0; j < problem.positions; ++j)
             {
-                problem.value[static_cast<size_t>(d * problem.positions + j)] = j % 2 == 0 ? NAN : -kINFINITY;
+                for (int64_t d = 0; d < problem.valueChannels && j != problem.positions / 2; ++d)
+                {
+                    problem.value[static_cast<size_t>(d * problem.positions + j)] = j % 2 == 0 ? NAN : -kINFINITY;
+                }
             }
-        }
-        check(attention(ElementType::kFLOAT, problem) == before, "a value outside the support entered the sum");
-        problem.value[static_cast<size_t>(problem.positions / 2)] = kINFINITY;
-        std::vector<float> const infinite = attention(ElementType::kFLOAT, problem);
-        for (int64_t row = 0; row < problem.positions; ++row)
+            check(attention(ElementType::kFLOAT, problem) == before, "a value outside the support entered the sum");
+            problem.value[static_cast<size_t>(problem.positions / 2)] = kINFINITY;
+            std::vector<float> const infinite = attention(ElementType::kFLOAT, problem);
+            for (int64_t row = 0; row < problem.positions; ++row)
+            {
+                check(infinite[static_cast<size_t>(row)] == kINFINITY, "row ", row);
+            }
+        });
+    addTest("scores near the end of the FP32 range give the dominant key's value",
+        []
         {
-            check(infinite[static_cast<size_t>(row)] == kINFINITY, "row ", row);
-        }
-    });
-    addTest("scores near the end of the FP32 range give the dominant key's value", [] {
-        Problem problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 1, 2, 40);
-        std::fill(problem.query.begin(), problem.query.end(), 1.0e19F);
-        for (size_t j = 0; j < problem.key.size(); ++j)
-        {
-            problem.key[j] = j == 17 ? 3.3e19F : -3.3e19F;
-        }
-        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
-        for (size_t row = 0; row < 40; ++row)
-        {
-            check(output[row] == problem.value[17], "row ", row, ": got ", output[row]);
-        }
-    });
+            Problem problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 1, 2, 40);
+            std::fill(problem.query.begin(), problem.query.end(), 1.0e19F);
+            for (size_t j = 0; j < problem.key.size(); ++j)
+            {
+                problem.key[j] = j == 17 ? 3.3e19F : -3.3e19F;
+            }
+            std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+            for (size_t row = 0; row < 40; ++row)
+            {
+                check(output[row] == problem.value[17], "row ", row, ": got ", output[row]);
+            }
+        });
 }
 
 void addProperties()
 {
-    addTest("equal scores give the mean of the values", [] {
-        Problem const problem = problemOf(ElementType::kFLOAT, Regime::kZERO, 1, 2, 1, 300);
-        double mean = 0.0;
-        for (float const value : problem.value)
+    addTest("equal scores give the mean of the values",
+        []
         {
-            mean += static_cast<double>(value) / 300.0;
-        }
-        std::vector<float> const output = attention(ElementType::kFLOAT, problem);
-        for (float const got : output)
+            Problem const problem = problemOf(ElementType::kFLOAT, Regime::kZERO, 1, 2, 1, 300);
+            double mean = 0.0;
+            for (float const value : problem.value)
+            {
+                mean += static_cast<double>(value) / 300.0;
+            }
+            std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+            for (float const got : output)
+            {
+                check(got == output[0] && std::fabs(got - mean) < 96.0 * kUNIT * 4.0, "got ", got, ", expected ", mean);
+            }
+        });
+    addTest("results agree bit by bit whatever the schedule",
+        []
         {
-            check(got == output[0] && std::fabs(got - mean) < 96.0 * kUNIT * 4.0, "got ", got, ", expected ", mean);
-        }
-    });
-    addTest("results agree bit by bit whatever the schedule", [] {
-        Problem const problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 24, 40, 150);
-        std::vector<float> const once = attention(ElementType::kFLOAT, problem, 1);
-        int32_t const order = gLaneOrder;
-        gLaneOrder = 0;
-        std::vector<float> const forward = attention(ElementType::kFLOAT, problem, 2);
-        gLaneOrder = order;
-        check(once == forward, "they differ");
-    });
-    addTest("more batches than the grid has places are all computed", [] {
-        checkAgainstReference(ElementType::kFLOAT, problemOf(ElementType::kFLOAT, Regime::kSPARSE, 7, 3, 2, 33));
-    });
-    addTest("an output wider than one slice is computed in all channels", [] {
-        checkAgainstReference(ElementType::kFLOAT, problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 3, 290, 33));
-    });
-    addTest("more score channels than any network has are summed", [] {
-        checkAgainstReference(ElementType::kFLOAT, problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 500, 3, 33));
-    });
-    addTest("sizes out of range are refused, empty ones do nothing", [] {
-        float number = 0.0F;
-        auto const launch = [&](AttentionShape const& shape) {
-            return launchSparsemaxAttention(
-                ElementType::kFLOAT, shape, &number, &number, &number, &number, &number, nullptr);
-        };
-        constexpr int64_t kMANY{int64_t{1} << 40U};
-        check(launch({-1, 1, 1, 1}) == cudaErrorInvalidValue, "negative batch");
-        check(launch({1, 1, 1, int64_t{1} << 31U}) == cudaErrorInvalidValue, "2^31 positions");
-        check(launch({1, kMANY, 1, 1}) == cudaErrorInvalidValue, "2^40 channels");
-        check(launch({kMANY, 1 << 20, 1, 1 << 20}) == cudaErrorInvalidValue, "2^80 elements");
-        check(launch({1, 1, int64_t{96} * 65536, 1}) == cudaErrorInvalidValue, "more slices than a grid has");
-        check(launch({0, 4, 4, 4}) == cudaSuccess, "no batch");
-        check(launch({4, 4, 4, 0}) == cudaSuccess, "no positions");
-        auto const unknown = static_cast<ElementType>(9);
-        check(launchSparsemaxAttention(unknown, {1, 1, 1, 1}, &number, &number, &number, &number, &number, nullptr)
-                == cudaErrorInvalidValue,
-            "unknown type");
-    });
-    addTest("the workspace is 8 N L bytes", [] {
-        check(sparsemaxAttentionWorkspaceBytes({3, 96, 192, 65536}) == 8U * 3U * 65536U, "it is not");
-    });
+            Problem const problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 24, 40, 150);
+            std::vector<float> const once = attention(ElementType::kFLOAT, problem, 1);
+            int32_t const order = gLaneOrder;
+            gLaneOrder = 0;
+            std::vector<float> const forward = attention(ElementType::kFLOAT, problem, 2);
+            gLaneOrder = order;
+            check(once == forward, "they differ");
+        });
+    addTest("more batches than the grid has places are all computed", []
+        { checkAgainstReference(ElementType::kFLOAT, problemOf(ElementType::kFLOAT, Regime::kSPARSE, 7, 3, 2, 33)); });
+    addTest("an output wider than one slice is computed in all channels",
+        []
+        {
+            checkAgainstReference(ElementType::kFLOAT, problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 3, 290, 33));
+        });
+    addTest("more score channels than any network has are summed",
+        []
+        {
+            checkAgainstReference(ElementType::kFLOAT, problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 500, 3, 33));
+        });
+    addTest("sizes out of range are refused, empty ones do nothing",
+        []
+        {
+            float number = 0.0F;
+            auto const launch = [&](AttentionShape const& shape)
+            {
+                return launchSparsemaxAttention(
+                    ElementType::kFLOAT, shape, &number, &number, &number, &number, &number, nullptr);
+            };
+            constexpr int64_t kMANY{int64_t{1} << 40U};
+            check(launch({-1, 1, 1, 1}) == cudaErrorInvalidValue, "negative batch");
+            check(launch({1, 1, 1, int64_t{1} << 31U}) == cudaErrorInvalidValue, "2^31 positions");
+            check(launch({1, kMANY, 1, 1}) == cudaErrorInvalidValue, "2^40 channels");
+            check(launch({kMANY, 1 << 20, 1, 1 << 20}) == cudaErrorInvalidValue, "2^80 elements");
+            check(launch({1, 1, int64_t{96} * 65536, 1}) == cudaErrorInvalidValue, "more slices than a grid has");
+            check(launch({0, 4, 4, 4}) == cudaSuccess, "no batch");
+            check(launch({4, 4, 4, 0}) == cudaSuccess, "no positions");
+            auto const unknown = static_cast<ElementType>(9);
+            check(launchSparsemaxAttention(unknown, {1, 1, 1, 1}, &number, &number, &number, &number, &number, nullptr)
+                    == cudaErrorInvalidValue,
+                "unknown type");
+        });
+    addTest("the workspace is 8 N L bytes",
+        [] { check(sparsemaxAttentionWorkspaceBytes({3, 96, 192, 65536}) == 8U * 3U * 65536U, "it is not"); });
 }
 
 } // namespace

@@ -128,8 +128,7 @@ bool isRightInEveryOrder(Kernel kernel, std::vector<float> const& expected, Para
     {
         inOrder(order);
         std::vector<float> result(kTHREADS, -1.0F);
-        cudaError_t const status
-            = simt::launch(kernel, simt::Grid{}, kTHREADS, nullptr, result.data(), parameters...);
+        cudaError_t const status = simt::launch(kernel, simt::Grid{}, kTHREADS, nullptr, result.data(), parameters...);
         right = right && status == cudaSuccess && result == expected;
     }
     return right;
@@ -175,75 +174,90 @@ int main()
         [&] { check(!isRightInEveryOrder(&reverseInWarp, reversed, false), "nothing showed"); });
     addTest("a barrier of the warp does not pass for one of the block",
         [&] { check(!isRightInEveryOrder(&rotateAfterWarpBarrier, rotatedByWarp), "nothing showed"); });
-    addTest("shuffles, ballots and votes move the lanes' data", [] {
-        for (LaneOrder const order : {LaneOrder::kFORWARD, LaneOrder::kREVERSE, LaneOrder::kSHUFFLED})
+    addTest("shuffles, ballots and votes move the lanes' data",
+        []
         {
-            inOrder(order);
-            std::vector<int32_t> result(kTHREADS, 0);
-            simt::launch(&exchange, simt::Grid{}, kTHREADS, nullptr, result.data());
-            check(result == std::vector<int32_t>(kTHREADS, 1), "wrong data");
-        }
-    });
-    addTest("a thread that leaves while others wait is reported", [] {
-        std::string const said = failureOf(&divergeAtBarrier);
-        check(said.find("barrier divergence") != std::string::npos, said);
-        check(said.find("exit") != std::string::npos, said);
-    });
-    addTest("lanes that wait at different exchanges are reported", [] {
-        std::string const said = failureOf(&divergeInWarp);
-        check(said.find("barrier divergence") != std::string::npos, said);
-    });
-    addTest("shared memory starts as NaN in every block", [] {
-        inOrder(LaneOrder::kFORWARD);
-        std::vector<float> result(kTHREADS, 0.0F);
-        simt::launch(&readPastShared, simt::Grid{}, kTHREADS, nullptr, result.data());
-        for (float const value : result)
-        {
-            check(std::isnan(value), "got ", value);
-        }
-    });
-    addTest("grids beyond the limits are refused", [] {
-        std::vector<float> result(kTHREADS);
-        simt::Grid const grid{1, simt::kMAX_GRID_Y + 1, 1};
-        check(simt::launch(&readPastShared, grid, kTHREADS, nullptr, result.data()) == cudaErrorInvalidValue, "ran");
-    });
-    addTest("every FP16 number survives the way to FP32 and back", [] {
-        for (uint32_t bits = 0; bits <= 0xffffU; ++bits)
-        {
-            float const value = simt::toFloat(simt::Half{static_cast<uint16_t>(bits)});
-            if (std::isnan(value))
+            for (LaneOrder const order : {LaneOrder::kFORWARD, LaneOrder::kREVERSE, LaneOrder::kSHUFFLED})
             {
-                check((bits & 0x7fffU) > 0x7c00U, bits, " became NaN");
-                continue;
+                inOrder(order);
+                std::vector<int32_t> result(kTHREADS, 0);
+                simt::launch(&exchange, simt::Grid{}, kTHREADS, nullptr, result.data());
+                check(result == std::vector<int32_t>(kTHREADS, 1), "wrong data");
             }
-            uint16_t const back = simt::fromFloat<simt::Half>(value).bits;
-            check(back == bits, bits, " came back as ", back);
-        }
-    });
-    addTest("FP32 rounds to the nearest FP16 and BF16 number, ties to even", [] {
-        // Between neighbours a and b: just below the middle a, at the middle the even one, just above b.
-        for (uint32_t bits = 0; bits < 0x7bffU; ++bits)
+        });
+    addTest("a thread that leaves while others wait is reported",
+        []
         {
-            float const a = simt::toFloat(simt::Half{static_cast<uint16_t>(bits)});
-            float const b = simt::toFloat(simt::Half{static_cast<uint16_t>(bits + 1)});
-            float const middle = (a + b) / 2.0F;
-            uint32_t const even = bits % 2 == 0 ? bits : bits + 1;
-            check(simt::fromFloat<simt::Half>(std::nextafter(middle, a)).bits == bits, bits, " below");
-            check(simt::fromFloat<simt::Half>(middle).bits == even, bits, " middle");
-            check(simt::fromFloat<simt::Half>(std::nextafter(middle, b)).bits == bits + 1, bits, " above");
-        }
-        for (uint32_t bits = 0; bits < 0x7f7fU; ++bits)
+            std::string const said = failureOf(&divergeAtBarrier);
+            check(said.find("barrier divergence") != std::string::npos, said);
+            check(said.find("exit") != std::string::npos, said);
+        });
+    addTest("lanes that wait at different exchanges are reported",
+        []
         {
-            float const a = simt::toFloat(simt::BFloat16{static_cast<uint16_t>(bits)});
-            float const middle = simt::floatFromBits(bits << 16U | 0x8000U);
-            uint32_t const even = bits % 2 == 0 ? bits : bits + 1;
-            check(simt::fromFloat<simt::BFloat16>(a).bits == bits, bits, " itself");
-            check(simt::fromFloat<simt::BFloat16>(std::nextafter(middle, 0.0F)).bits == bits, bits, " below");
-            check(simt::fromFloat<simt::BFloat16>(middle).bits == even, bits, " middle");
-        }
-        check(simt::fromFloat<simt::Half>(65519.0F).bits == 0x7bffU, "65519 is the greatest FP16 number");
-        check(simt::fromFloat<simt::Half>(65520.0F).bits == 0x7c00U, "65520 is infinite in FP16");
-        check(std::isnan(simt::toFloat(simt::fromFloat<simt::BFloat16>(NAN))), "NaN stays NaN");
-    });
+            std::string const said = failureOf(&divergeInWarp);
+            check(said.find("barrier divergence") != std::string::npos, said);
+        });
+    addTest("shared memory starts as NaN in every block",
+        []
+        {
+            inOrder(LaneOrder::kFORWARD);
+            std::vector<float> result(kTHREADS, 0.0F);
+            simt::launch(&readPastShared, simt::Grid{}, kTHREADS, nullptr, result.data());
+            for (float const value : result)
+            {
+                check(std::isnan(value), "got ", value);
+            }
+        });
+    addTest("grids beyond the limits are refused",
+        []
+        {
+            std::vector<float> result(kTHREADS);
+            simt::Grid const grid{1, simt::kMAX_GRID_Y + 1, 1};
+            check(
+                simt::launch(&readPastShared, grid, kTHREADS, nullptr, result.data()) == cudaErrorInvalidValue, "ran");
+        });
+    addTest("every FP16 number survives the way to FP32 and back",
+        []
+        {
+            for (uint32_t bits = 0; bits <= 0xffffU; ++bits)
+            {
+                float const value = simt::toFloat(simt::Half{static_cast<uint16_t>(bits)});
+                if (std::isnan(value))
+                {
+                    check((bits & 0x7fffU) > 0x7c00U, bits, " became NaN");
+                    continue;
+                }
+                uint16_t const back = simt::fromFloat<simt::Half>(value).bits;
+                check(back == bits, bits, " came back as ", back);
+            }
+        });
+    addTest("FP32 rounds to the nearest FP16 and BF16 number, ties to even",
+        []
+        {
+            // Between neighbours a and b: just below the middle a, at the middle the even one, just above b.
+            for (uint32_t bits = 0; bits < 0x7bffU; ++bits)
+            {
+                float const a = simt::toFloat(simt::Half{static_cast<uint16_t>(bits)});
+                float const b = simt::toFloat(simt::Half{static_cast<uint16_t>(bits + 1)});
+                float const middle = (a + b) / 2.0F;
+                uint32_t const even = bits % 2 == 0 ? bits : bits + 1;
+                check(simt::fromFloat<simt::Half>(std::nextafter(middle, a)).bits == bits, bits, " below");
+                check(simt::fromFloat<simt::Half>(middle).bits == even, bits, " middle");
+                check(simt::fromFloat<simt::Half>(std::nextafter(middle, b)).bits == bits + 1, bits, " above");
+            }
+            for (uint32_t bits = 0; bits < 0x7f7fU; ++bits)
+            {
+                float const a = simt::toFloat(simt::BFloat16{static_cast<uint16_t>(bits)});
+                float const middle = simt::floatFromBits(bits << 16U | 0x8000U);
+                uint32_t const even = bits % 2 == 0 ? bits : bits + 1;
+                check(simt::fromFloat<simt::BFloat16>(a).bits == bits, bits, " itself");
+                check(simt::fromFloat<simt::BFloat16>(std::nextafter(middle, 0.0F)).bits == bits, bits, " below");
+                check(simt::fromFloat<simt::BFloat16>(middle).bits == even, bits, " middle");
+            }
+            check(simt::fromFloat<simt::Half>(65519.0F).bits == 0x7bffU, "65519 is the greatest FP16 number");
+            check(simt::fromFloat<simt::Half>(65520.0F).bits == 0x7c00U, "65520 is infinite in FP16");
+            check(std::isnan(simt::toFloat(simt::fromFloat<simt::BFloat16>(NAN))), "NaN stays NaN");
+        });
     return runAll();
 }

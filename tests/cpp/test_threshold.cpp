@@ -71,49 +71,61 @@ int main()
 {
     constexpr size_t kLONG{size_t{1} << 20U};
 
-    addTest("a million equal scores get the weight 2^-20 each", [] {
-        std::vector<float> const key(kLONG, 3.7F);
-        std::vector<float> const query = uniform(kLONG, -2.0F, 2.0F, 1);
-        std::vector<TwoFloat> const found = thresholds(query, key);
-        for (size_t row = 0; row < found.size(); ++row)
+    addTest("a million equal scores get the weight 2^-20 each",
+        []
         {
-            float const weight = excess(std::fma(query[row], 3.7F, 0.0F), found[row]);
-            check(std::fabs(weight * 0x1p20 - 1.0) <= 4.0 * kUNIT, "row ", row, ": weight ", weight);
-        }
-    });
-    addTest("weights of a million scores that differ in their last digits sum to 1", [] {
-        std::vector<float> const key = uniform(kLONG, 0.999999F, 1.0F, 2);
-        checkWeightsSumToOne(uniform(kLONG, 0.1F, 1.0F, 3), key);
-    });
-    addTest("weights of a million scores far from zero sum to 1", [] {
-        std::vector<float> const key = uniform(kLONG, 9999.0F, 10000.0F, 4);
-        checkWeightsSumToOne(uniform(kLONG, 1.0F, 1.1F, 5), key);
-    });
-    addTest("weights of a dense row of every length around the tile sum to 1", [] {
-        for (size_t const length : {1U, 2U, 31U, 32U, 33U, 127U, 128U, 129U, 255U, 256U, 257U, 4099U})
+            std::vector<float> const key(kLONG, 3.7F);
+            std::vector<float> const query = uniform(kLONG, -2.0F, 2.0F, 1);
+            std::vector<TwoFloat> const found = thresholds(query, key);
+            for (size_t row = 0; row < found.size(); ++row)
+            {
+                float const weight = excess(std::fma(query[row], 3.7F, 0.0F), found[row]);
+                check(std::fabs(weight * 0x1p20 - 1.0) <= 4.0 * kUNIT, "row ", row, ": weight ", weight);
+            }
+        });
+    addTest("weights of a million scores that differ in their last digits sum to 1",
+        []
         {
-            checkWeightsSumToOne(uniform(length, -1.0F, 1.0F, 6), uniform(length, -0.01F, 0.01F, 7));
-            checkWeightsSumToOne(uniform(length, -1.0F, 1.0F, 8), uniform(length, -50.0F, 50.0F, 9));
-        }
-    });
-    addTest("scores in a geometric ladder, one Newton pass per rung, end at the exact threshold", [] {
-        std::vector<float> key;
-        for (int32_t rung = 0; rung < 300; ++rung)
+            std::vector<float> const key = uniform(kLONG, 0.999999F, 1.0F, 2);
+            checkWeightsSumToOne(uniform(kLONG, 0.1F, 1.0F, 3), key);
+        });
+    addTest("weights of a million scores far from zero sum to 1",
+        []
         {
-            key.push_back(-std::ldexp(1.0F, -rung / 12) * (1.0F + static_cast<float>(rung % 12) / 12.0F));
-        }
-        checkWeightsSumToOne(std::vector<float>(key.size(), 1.0F), key);
-        std::vector<TwoFloat> const found = thresholds(std::vector<float>(key.size(), 1.0F), key);
-        double const expected = thresholdReference({key.begin(), key.end()});
-        double const actual = static_cast<double>(found[0].high) + found[0].low;
-        check(std::fabs(actual - expected) <= 23.0 * kUNIT, "threshold ", actual, ", expected ", expected);
-    });
-    addTest("two floats hold a sum that one float cannot", [] {
-        TwoFloat const sum = plus(plus(TwoFloat{1.0e8F, 0.0F}, 1.0F), -1.0e8F);
-        check(sum.high == 1.0F && sum.low == 0.0F, "got ", sum.high, " + ", sum.low);
-        TwoFloat const third = quotient({1.0F, 0.0F}, 3.0F);
-        double const error = std::fabs((static_cast<double>(third.high) + third.low) * 3.0 - 1.0);
-        check(error <= 0x1p-45, "a third is off by ", error);
-    });
+            std::vector<float> const key = uniform(kLONG, 9999.0F, 10000.0F, 4);
+            checkWeightsSumToOne(uniform(kLONG, 1.0F, 1.1F, 5), key);
+        });
+    addTest("weights of a dense row of every length around the tile sum to 1",
+        []
+        {
+            for (size_t const length : {1U, 2U, 31U, 32U, 33U, 127U, 128U, 129U, 255U, 256U, 257U, 4099U})
+            {
+                checkWeightsSumToOne(uniform(length, -1.0F, 1.0F, 6), uniform(length, -0.01F, 0.01F, 7));
+                checkWeightsSumToOne(uniform(length, -1.0F, 1.0F, 8), uniform(length, -50.0F, 50.0F, 9));
+            }
+        });
+    addTest("scores in a geometric ladder, one Newton pass per rung, end at the exact threshold",
+        []
+        {
+            std::vector<float> key;
+            for (int32_t rung = 0; rung < 300; ++rung)
+            {
+                key.push_back(-std::ldexp(1.0F, -rung / 12) * (1.0F + static_cast<float>(rung % 12) / 12.0F));
+            }
+            checkWeightsSumToOne(std::vector<float>(key.size(), 1.0F), key);
+            std::vector<TwoFloat> const found = thresholds(std::vector<float>(key.size(), 1.0F), key);
+            double const expected = thresholdReference({key.begin(), key.end()});
+            double const actual = static_cast<double>(found[0].high) + found[0].low;
+            check(std::fabs(actual - expected) <= 23.0 * kUNIT, "threshold ", actual, ", expected ", expected);
+        });
+    addTest("two floats hold a sum that one float cannot",
+        []
+        {
+            TwoFloat const sum = plus(plus(TwoFloat{1.0e8F, 0.0F}, 1.0F), -1.0e8F);
+            check(sum.high == 1.0F && sum.low == 0.0F, "got ", sum.high, " + ", sum.low);
+            TwoFloat const third = quotient({1.0F, 0.0F}, 3.0F);
+            double const error = std::fabs((static_cast<double>(third.high) + third.low) * 3.0 - 1.0);
+            check(error <= 0x1p-45, "a third is off by ", error);
+        });
     return runAll();
 }

@@ -186,10 +186,9 @@ cudaError_t launch(void (*kernel)(Parameters...), Grid const& grid, int32_t thre
     Parameters... parameters)
 {
     void* pointers[] = {&parameters...};
-    dim3 const blocks{
-        static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)};
-    return cudaLaunchKernel(reinterpret_cast<void const*>(kernel), blocks,
-        dim3{static_cast<unsigned>(threadsPerBlock)}, static_cast<void**>(pointers), 0, stream);
+    dim3 const blocks{static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)};
+    return cudaLaunchKernel(reinterpret_cast<void const*>(kernel), blocks, dim3{static_cast<unsigned>(threadsPerBlock)},
+        static_cast<void**>(pointers), 0, stream);
 }
 
 } // namespace simt

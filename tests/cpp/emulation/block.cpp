@@ -250,13 +250,12 @@ void Block::run(int64_t x, int64_t y, int64_t z, int64_t gridY)
         {
             continue;
         }
-        auto const isElsewhere = [&thread](std::unique_ptr<Thread> const& other) {
-            return other->wait != thread.wait || other->line != thread.line;
-        };
+        auto const isElsewhere = [&thread](std::unique_ptr<Thread> const& other)
+        { return other->wait != thread.wait || other->line != thread.line; };
         Thread const& other = **std::find_if(mThreads.begin(), mThreads.end(), isElsewhere);
-        throw std::runtime_error("barrier divergence: thread " + std::to_string(i) + " waits at "
-            + nameOf(thread.wait) + " (line " + std::to_string(thread.line) + ") while another waits at "
-            + nameOf(other.wait) + " (line " + std::to_string(other.line) + ")");
+        throw std::runtime_error("barrier divergence: thread " + std::to_string(i) + " waits at " + nameOf(thread.wait)
+            + " (line " + std::to_string(thread.line) + ") while another waits at " + nameOf(other.wait) + " (line "
+            + std::to_string(other.line) + ")");
     }
 }
 

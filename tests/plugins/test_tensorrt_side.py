@@ -1,0 +1,112 @@
+"""The plugin class inside the real TensorRT-RTX builder, by every way in; the places of virtual functions."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trt_hspan.engine.plugin_build import sources_folder
+from trt_hspan.engine.plugin_toolchain import find_host_compiler, find_nvcc, find_tensorrt_headers
+
+PROGRAM = Path(__file__).with_name("engine_with_plugin.py")
+
+# "open" is dlopen alone, as Triton does it; "load" is TensorRT's plugin registry, as trtexec and Python do it.
+WAYS = ["load", "open", "open+load", "load+open", "open+open", "load+load_again", "reload"]
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def report(request: pytest.FixtureRequest, plugin_library: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, PROGRAM, plugin_library, request.param], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_the_creator_is_registered_once(report: dict[str, Any]) -> None:
+    assert report["creators"] == [["HighSimilarityPassAttention", "1", ""]]
+
+
+def test_a_node_of_each_precision_becomes_a_plugin_layer_of_an_engine(report: dict[str, Any]) -> None:
+    types = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+    for precision, build in report["builds"].items():
+        assert build == {
+            "parsed": True,
+            "layers": ["PLUGIN_V3"],
+            "output_shape": [-1, 12, -1, -1],
+            "output_type": types[precision],
+            "built": True,
+            "errors": [],
+            "abi_field_in_plan": True,
+        }
+
+
+def test_shapes_that_do_not_belong_together_are_told_through_tensorrts_logger(report: dict[str, Any]) -> None:
+    assert not report["other_channels"]["parsed"]
+    expected = (
+        "HighSimilarityPassAttention: query and key must have the same shape; "
+        "got query (-1, 8, -1, -1), key (-1, 9, -1, -1), value (-1, 12, -1, -1)"
+    )
+    assert expected in report["other_channels"]["errors"]
+
+
+def test_mixed_types_are_told_through_tensorrts_logger(report: dict[str, Any]) -> None:
+    assert not report["other_type"].get("built", False)
+    expected = "HighSimilarityPassAttention: query, key and value must be of one type: FP32, FP16 or BF16"
+    assert expected in report["other_type"]["errors"]
+
+
+def test_without_tensorrt_in_the_process_the_library_opens_and_stays_silent(plugin_library: Path) -> None:
+    script = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print('open')"
+    done = subprocess.run([sys.executable, "-c", script, plugin_library], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("open\n", "")
+
+
+NUMBERS_PROGRAM = r"""
+#include <NvInferRuntime.h>
+
+#include <cstdio>
+#include <cstring>
+
+using namespace nvinfer1;
+
+// In the Itanium C++ ABI a pointer to a virtual function holds its place in the table, in bytes: plus 1 on x86-64, as
+// it is on AArch64.
+template <typename Function> size_t number(Function function)
+{
+    size_t words[2];
+    static_assert(sizeof(function) == sizeof(words), "a pointer to a member function");
+    std::memcpy(words, &function, sizeof(words));
+    return words[0] / sizeof(void*);
+}
+
+int main()
+{
+    using Register = bool (IPluginRegistry::*)(IPluginCreatorInterface&, AsciiChar const*) noexcept;
+    using Deregister = bool (IPluginRegistry::*)(IPluginCreatorInterface const&) noexcept;
+    Register const registerCreator = &IPluginRegistry::registerCreator;
+    Deregister const deregisterCreator = &IPluginRegistry::deregisterCreator;
+    std::printf("%d: %zu, %zu, %zu, %zu\n", NV_TENSORRT_MAJOR, number(registerCreator), number(deregisterCreator),
+        number(&ILogger::log), number(&ILoggerFinder::findLogger));
+}
+"""
+
+
+def test_virtual_functions_are_where_the_public_headers_put_them(tmp_path: Path) -> None:
+    """The table in loaded_tensorrt.h against a compiler's view of the headers at hand."""
+    (tmp_path / "numbers.cpp").write_text(NUMBERS_PROGRAM)
+    command = [find_nvcc(), "-std=c++17", "-w", "-ccbin", find_host_compiler(), "-I", find_tensorrt_headers()]
+    subprocess.run([*command, "-o", tmp_path / "numbers", tmp_path / "numbers.cpp"], check=True)
+    done = subprocess.run([tmp_path / "numbers"], capture_output=True, text=True, check=True)
+    major, numbers = done.stdout.strip().split(": ")
+    header = (sources_folder() / "plugins" / "tensorrt" / "loaded_tensorrt.h").read_text()
+    written = re.search(rf"kNUMBERS_OF_{major}\{{(.*)\}};", header)
+    assert written is not None
+    assert written[1] == numbers
