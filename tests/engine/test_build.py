@@ -129,6 +129,13 @@ def test_the_plugin_needs_a_fraction_of_the_function_bodys_memory(
     assert plugin.activation_memory_bytes <= function.activation_memory_bytes / 5
 
 
+def test_an_engine_of_tensorrt_rtx_is_never_opened(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = tensorrt_api.load_tensorrt("tensorrt-rtx")
+    monkeypatch.setattr(builder, "gpu_architectures", lambda: ("sm_86",))
+    monkeypatch.setattr(trt, "Runtime", never_called)
+    assert build(network).activation_memory_source == "builder log"
+
+
 def test_a_memory_figure_that_cannot_be_right_is_left_out(
     network: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

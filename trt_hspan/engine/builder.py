@@ -18,6 +18,7 @@ from trt_hspan.engine.gpu import gpu_architectures
 from trt_hspan.engine.manifest import IoTensor
 from trt_hspan.engine.progress import BuildProgress, PhaseTracker
 from trt_hspan.engine.tensorrt_api import (
+    MODULE_OF,
     CollectedLog,
     collected_log,
     known_targets,
@@ -200,8 +201,12 @@ def _layer_counts(network: Any) -> dict[str, int]:
 
 
 def _activation_memory_from_engine(trt: Any, plan: Any) -> int | None:
-    """What the engine itself asks for, where there is a GPU to open it on; None elsewhere."""
-    if not gpu_architectures():
+    """What the engine itself asks for, or None where it is not to be opened.
+
+    TensorRT's engine is for the GPU at hand. TensorRT-RTX's may be for another one, and opening one that holds a
+    plugin is something that NVIDIA does not document.
+    """
+    if trt.__name__ != MODULE_OF["tensorrt"] or not gpu_architectures():
         return None
     engine = trt.Runtime(tensorrt_logger(trt)).deserialize_cuda_engine(plan)
     return None if engine is None else int(engine.device_memory_size_v2)

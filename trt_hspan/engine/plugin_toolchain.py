@@ -29,6 +29,8 @@ _HEADERS_IN_WHEEL: Final = "kernel_lens/include/tensorrt/"
 OLDEST_CUDA: Final = (12, 6)
 OLDEST_CMAKE: Final = (3, 22)
 _DOWNLOAD_SECONDS: Final = 300
+_SYSTEM_NVCC: Final = "/usr/local/cuda/bin/nvcc"
+_SYSTEM_PREFIXES: Final = ("/usr", "/usr/local", "/usr/local/tensorrt", "/opt/tensorrt")
 _ROOT_VARIABLE: Final = "TensorRT_ROOT"  # CMake's spelling
 
 _LOG = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ def find_nvcc(named: str | os.PathLike[str] | None = None) -> Path:
             if found is None:
                 raise HspanError(source, f"{place} is no CUDA compiler", "name the program nvcc itself")
             return Path(found).absolute()
-    for candidate in (shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc", *_wheel_nvccs()):
+    for candidate in (shutil.which("nvcc"), _SYSTEM_NVCC, *_wheel_nvccs()):
         if candidate and os.access(candidate, os.X_OK):
             return Path(candidate).absolute()
     raise HspanError(
@@ -142,8 +144,8 @@ def find_tensorrt_headers(root: str | os.PathLike[str] | None = None) -> Path:
             raise HspanError(
                 source, f"{place} holds no NvInferRuntime.h", "name the folder TensorRT was unpacked to"
             )
-    for prefix in (Path("/usr"), Path("/usr/local"), Path("/usr/local/tensorrt"), Path("/opt/tensorrt")):
-        for folder in _include_folders(prefix):
+    for prefix in _SYSTEM_PREFIXES:
+        for folder in _include_folders(Path(prefix)):
             if _holds_headers(folder):
                 return folder
     return _fetched_headers()
