@@ -63,6 +63,12 @@ def test_each_channel_has_its_own_weight(channel: int, weight: float) -> None:
     assert luma_from_rgb(image)[0, 0] - luma_from_rgb(truth)[0, 0] == pytest.approx(10 * weight / 256)
 
 
+def test_luma_runs_from_16_to_235() -> None:
+    # BT.601: black is 16, white 235 (the weights are rounded to three decimals).
+    assert luma_from_rgb(np.zeros((1, 1, 3), np.uint8))[0, 0] == 16.0
+    assert luma_from_rgb(np.full((1, 1, 3), 255, np.uint8))[0, 0] == pytest.approx(235.0, abs=1e-3)
+
+
 @pytest.mark.parametrize("metric", [psnr_y, ssim_y])
 def test_exactly_the_border_is_left_out(metric) -> None:
     truth = noisy_pair(40, 40, seed=1, strength=9)[0]

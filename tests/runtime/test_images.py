@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime import images
@@ -180,6 +180,22 @@ def test_truncated_picture_is_never_read_as_a_grey_rest(tmp_path: Path, suffix: 
     with pytest.raises(HspanError, match=r"damaged or truncated|not a picture") as caught:
         read_image(path)
     assert one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind", [SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, OSError]
+)
+def test_whatever_a_decoder_raises_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    write_image(tmp_path / "a.png", picture())
+
+    def broken(*_: object) -> None:
+        raise kind("odd\nbytes")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", broken)
+    with pytest.raises(HspanError, match=r"a\.png: a damaged or truncated picture \(odd\)"):
+        read_image(tmp_path / "a.png")
 
 
 def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
