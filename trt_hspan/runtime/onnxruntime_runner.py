@@ -1,10 +1,10 @@
 """An ONNX file on a CPU under ONNX Runtime: how an engine's arithmetic is checked where no GPU is.
 
 What runs is `trt_hspan.graph.model_for_cpu`: FP16 and BF16 are emulated explicitly, because ONNX Runtime's
-CPU provider drops the roundings of an FP16 graph (measured figures stand there). With the roundings written
-out, its graph optimisations change nothing but the order of sums; *measured* with 1.32 on a trained-size
-block: the same values at every optimisation level but for single roundings that fall the other way. So the
-optimisations stay on.
+CPU provider drops the roundings of an FP16 graph (the figures stand there). *Measured* with 1.32 on six
+convolutions of 16 channels, against the same layers in PyTorch with a rounding to FP16 after each: 3 values in
+10,000 differ, by one rounding that falls the other way, at every optimisation level; left to itself, ONNX
+Runtime is as far from them as FP32 is. So graph optimisations, which change the order of sums only, stay on.
 
 Never imports torch.
 """
