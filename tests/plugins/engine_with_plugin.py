@@ -51,7 +51,9 @@ def model(element_type: int, *, key_channels: int = 8, key_type: int | None = No
         for name, channels in shapes.items()
     }
     node = helper.make_node(OP_TYPE, ["query", "key", "value"], ["output"], domain=DOMAIN, name="attention")
-    graph = helper.make_graph([node], "one_node", [tensors[n] for n in ("query", "key", "value")], [tensors["output"]])
+    graph = helper.make_graph(
+        [node], "one_node", [tensors[n] for n in ("query", "key", "value")], [tensors["output"]]
+    )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
 

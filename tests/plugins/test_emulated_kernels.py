@@ -173,7 +173,10 @@ def test_random_problems_agree_with_float64(dtype: str, attention: Attention, da
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
-    positions=st.integers(2, 100), distinct=st.integers(1, 5), seed=st.integers(0, 2**32), dtype=st.sampled_from(list(DTYPES))
+    positions=st.integers(2, 100),
+    distinct=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+    dtype=st.sampled_from(list(DTYPES)),
 )
 def test_tied_keys_get_the_same_weight(
     attention: Attention, positions: int, distinct: int, seed: int, dtype: str
@@ -192,7 +195,9 @@ def test_tied_keys_get_the_same_weight(
 def test_the_schedule_does_not_change_a_bit(attention: Attention) -> None:
     generator = np.random.default_rng(5)
     arrays = [generator.normal(size=(1, channels, 140)) for channels in (9, 9, 33)]
-    results = [attention("fp32", *arrays, order=order, seed=seed) for order, seed in ((0, 1), (1, 1), (2, 3), (2, 4))]
+    results = [
+        attention("fp32", *arrays, order=order, seed=seed) for order, seed in ((0, 1), (1, 1), (2, 3), (2, 4))
+    ]
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 

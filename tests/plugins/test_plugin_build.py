@@ -55,7 +55,9 @@ def test_nvcc_on_path_is_found(bare_machine: Path) -> None:
     assert find_nvcc() == nvcc
 
 
-def test_nvcc_of_python_wheels_is_found(bare_machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvcc_of_python_wheels_is_found(
+    bare_machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvcc = program(tmp_path / "site" / "nvidia" / "cu13" / "bin" / "nvcc", "true")
     monkeypatch.setattr(plugin_toolchain.sys, "path", [str(tmp_path / "site")])
     assert find_nvcc() == nvcc
@@ -124,7 +126,9 @@ def test_an_nvcc_that_fails_is_told(bare_machine: Path) -> None:
 
 
 def test_no_cpp_compiler_is_told(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HspanError, match=r"C\+\+ compiler: no C\+\+ compiler found; install one: apt install g\+\+"):
+    with pytest.raises(
+        HspanError, match=r"C\+\+ compiler: no C\+\+ compiler found; install one: apt install g\+\+"
+    ):
         find_host_compiler()
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(HspanError, match="CXX names no-such-compiler, which is no program"):
@@ -162,7 +166,9 @@ def test_headers_that_cannot_be_fetched_are_told(bare_machine: Path, monkeypatch
     with pytest.raises(HspanError) as caught:
         find_tensorrt_headers()
     line = str(caught.value)
-    assert line.startswith("TensorRT headers: not found, and kernel-lens==2.0.1 cannot be fetched: ERROR: No matching")
+    assert line.startswith(
+        "TensorRT headers: not found, and kernel-lens==2.0.1 cannot be fetched: ERROR: No matching"
+    )
     assert line.endswith("install libnvinfer-headers-dev, or name them by --tensorrt-root")
 
 
@@ -175,7 +181,9 @@ def fake_wheel(folder: Path) -> Path:
     return wheel
 
 
-def test_a_wheel_of_another_hash_is_refused(bare_machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wheel_of_another_hash_is_refused(
+    bare_machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(plugin_toolchain, "_download_wheel", fake_wheel)
     with pytest.raises(HspanError, match="the package index sent a file with SHA-256"):
         find_tensorrt_headers()
@@ -186,10 +194,15 @@ def test_fetched_headers_and_nothing_else_land_in_the_cache(
     bare_machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(plugin_toolchain, "_download_wheel", fake_wheel)
-    monkeypatch.setattr(plugin_toolchain, "sha256_from_file", lambda path: plugin_toolchain.HEADER_WHEEL_SHA256)
+    monkeypatch.setattr(
+        plugin_toolchain, "sha256_from_file", lambda path: plugin_toolchain.HEADER_WHEEL_SHA256
+    )
     folder = find_tensorrt_headers()
     assert sorted(path.name for path in folder.iterdir()) == ["NvInferRuntime.h", "NvInferVersion.h"]
-    assert sorted(path.name for path in (tmp_path / "cache").rglob("*.h")) == ["NvInferRuntime.h", "NvInferVersion.h"]
+    assert sorted(path.name for path in (tmp_path / "cache").rglob("*.h")) == [
+        "NvInferRuntime.h",
+        "NvInferVersion.h",
+    ]
     monkeypatch.setattr(plugin_toolchain, "_download_wheel", lambda folder: pytest.fail("fetched twice"))
     assert find_tensorrt_headers() == folder
 
@@ -232,7 +245,9 @@ def test_a_compile_error_is_one_line_with_the_kept_log(
 ) -> None:
     shutil.copytree(sources_folder() / "plugins", tmp_path / "sources" / "plugins")
     shutil.copy(sources_folder() / "CMakeLists.txt", tmp_path / "sources")
-    (tmp_path / "sources" / "plugins" / "tensorrt" / "report.cpp").write_text("int wrong() { return nothing; }\n")
+    (tmp_path / "sources" / "plugins" / "tensorrt" / "report.cpp").write_text(
+        "int wrong() { return nothing; }\n"
+    )
     headers = find_tensorrt_headers()
     monkeypatch.setattr(plugin_build, "sources_folder", lambda: tmp_path / "sources")
     monkeypatch.setenv("TensorRT_ROOT", str(headers))

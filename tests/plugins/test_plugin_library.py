@@ -114,7 +114,9 @@ def test_it_links_against_neither_tensorrt_nor_the_cuda_runtime(plugin_library: 
 
 
 def test_a_missing_library_is_an_error(tmp_path: Path) -> None:
-    assert "there is no plugin library here; build one with trt-hspan plugin build" in error_of(tmp_path / "no.so")
+    assert "there is no plugin library here; build one with trt-hspan plugin build" in error_of(
+        tmp_path / "no.so"
+    )
 
 
 def test_a_folder_is_an_error(tmp_path: Path) -> None:
@@ -223,7 +225,8 @@ def test_missing_architectures_are_named_with_the_command_that_adds_them() -> No
 
 
 @pytest.mark.parametrize(
-    ("target", "architecture"), [("sm_86", 86), ("8.6", 86), ("86", 86), (86, 86), ("12.0", 120), ("compute_75", 75)]
+    ("target", "architecture"),
+    [("sm_86", 86), ("8.6", 86), ("86", 86), (86, 86), ("12.0", 120), ("compute_75", 75)],
 )
 def test_targets_are_read_in_every_usual_spelling(target: str | int, architecture: int) -> None:
     assert architecture_from_target(target) == architecture
@@ -281,7 +284,7 @@ def test_reading_a_library_runs_none_of_its_code(tmp_path: Path) -> None:
         "#include <stdio.h>\n"
         f"const char kInfo[] = {json.dumps('hspan-plugin-info:' + json.dumps(DESCRIPTION))};\n"
         "__attribute__((constructor)) static void trap(void) "
-        f"{{ fclose(fopen({json.dumps(str(trace))}, \"w\")); }}\n"
+        f'{{ fclose(fopen({json.dumps(str(trace))}, "w")); }}\n'
     )
     path = tmp_path / "libtrap.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", path, tmp_path / "trap.c"], check=True)

@@ -65,7 +65,9 @@ def test_mixed_types_are_told_through_tensorrts_logger(report: dict[str, Any]) -
 
 def test_without_tensorrt_in_the_process_the_library_opens_and_stays_silent(plugin_library: Path) -> None:
     script = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print('open')"
-    done = subprocess.run([sys.executable, "-c", script, plugin_library], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, plugin_library], capture_output=True, text=True, check=True
+    )
     assert (done.stdout, done.stderr) == ("open\n", "")
 
 
