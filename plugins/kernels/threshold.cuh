@@ -10,7 +10,8 @@
 //! and the row is done; else n fell by at least one, which can happen at most L times. Only rounding can break this
 //! pattern: it can put t a little above tau, so that the next step goes down, or leave t so far below tau that the
 //! same set needs another step. Such passes are charged to a budget of kMAX_REPAIRS, so a row ends after at most
-//! (kMAX_REPAIRS + 1)(L + 1) passes whatever the arithmetic does. Gaussian rows of 4096 scores take 1 to 11 passes, the most where they are dense.
+//! (kMAX_REPAIRS + 1)(L + 1) passes whatever the arithmetic does. Gaussian rows of 4096 scores take 1 to 11 passes, the
+//! most where they are dense.
 //!
 //! Why it is accurate for any L. A weight may be as small as 1 / L while the threshold is of order 1 or 1e4, so a
 //! threshold in one float would lose the weights' digits. t is held as two floats, weights s - t carry a relative

@@ -118,6 +118,31 @@ int main()
             double const actual = static_cast<double>(found[0].high) + found[0].low;
             check(std::fabs(actual - expected) <= 23.0 * kUNIT, "threshold ", actual, ", expected ", expected);
         });
+    addTest("a support that shrinks by a hair is found although F was rounded",
+        []
+        {
+            // n scores are a, m are b = a - 261/2^27, and n (a - b) = 1.008: the support is the a's alone, by a hair.
+            // From max - 1, each b's excess is rounded down by 3/2^27, all of them lower F by 0.0119 > 0.008, and the
+            // first step ends below b with the support it began with. Whoever settles there leaves weights that sum
+            // to 1.004.
+            float const gap = 261.0F * 0x1p-27F;
+            auto const count = static_cast<size_t>(1.008 / gap);
+            std::vector<float> key(kLONG, 0.1F);
+            std::fill(key.begin() + static_cast<std::ptrdiff_t>(count), key.end(), 0.1F - gap);
+            TwoFloat const start = exactSum(0.1F, -1.0F);
+            double const lost = static_cast<double>(0.1F - gap) - start.high - start.low - excess(0.1F - gap, start);
+            check(lost * static_cast<double>(kLONG - count) > 0.0115, "F is lowered by too little for this test");
+            checkWeightsSumToOne(std::vector<float>(kLONG, 1.0F), key);
+        });
+    addTest("equal scores settle after two Newton passes",
+        []
+        {
+            thresholds(std::vector<float>(128, 1.0F), std::vector<float>(128, 0.3F));
+            // One key tile and one channel slice: two barriers a pass, three passes, and the vote before each Newton
+            // pass and after the last.
+            int64_t const barriers = simt::emulation::barrierCount();
+            check(barriers == 3 * 2 + 3, "got ", barriers, " barriers");
+        });
     addTest("two floats hold a sum that one float cannot",
         []
         {

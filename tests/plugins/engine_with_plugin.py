@@ -108,7 +108,7 @@ def main() -> None:
         report["builds"][name] = build(log, model(element_type))
     report["other_channels"] = build(log, model(TensorProto.FLOAT, key_channels=9))
     report["other_type"] = build(log, model(TensorProto.FLOAT, key_type=TensorProto.FLOAT16))
-    print(json.dumps(report))
+    sys.stdout.write(json.dumps(report))
 
 
 main()

@@ -42,6 +42,12 @@ std::string& lastError()
     return gError;
 }
 
+int64_t& barrierCount()
+{
+    static thread_local int64_t gCount{0};
+    return gCount;
+}
+
 Block::Block(int32_t threads, std::function<void()> body)
     : mBody{std::move(body)}
     , mRandom{options().seed | 1U}
@@ -193,6 +199,7 @@ bool Block::releaseBlock()
         any = any || thread->given != 0;
     }
     mAny = any;
+    barrierCount() += 1;
     for (auto const& thread : mThreads)
     {
         thread->wait = Wait::kNOTHING;

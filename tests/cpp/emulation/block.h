@@ -43,6 +43,9 @@ Options& options();
 //! What the last launch that failed had to say; empty when the last launch succeeded.
 std::string& lastError();
 
+//! Barriers of a block that all its threads passed, summed over the blocks of the last launch.
+int64_t& barrierCount();
+
 //! What a thread waits for.
 enum class Wait : int32_t
 {

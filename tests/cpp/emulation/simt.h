@@ -252,6 +252,7 @@ cudaError_t launch(void (*kernel)(Parameters...), Grid const& grid, int32_t thre
     Parameters... parameters)
 {
     emulation::lastError().clear();
+    emulation::barrierCount() = 0;
     if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > kMAX_GRID_X || grid.y > kMAX_GRID_Y || grid.z > kMAX_GRID_Z)
     {
         return cudaErrorInvalidValue;
