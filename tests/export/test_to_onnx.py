@@ -17,7 +17,6 @@ from support.golden import GOLDEN, GoldenNetwork
 
 import trt_hspan
 from trt_hspan import HSPAN, HspanConfig, HspanError, UsageError, export_onnx, onnx_from_model
-from trt_hspan.export.to_onnx import HSPAN_KEEP_FP32
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import (
     Precision,
@@ -159,7 +158,7 @@ def test_low_precision_stays_near_the_official_network(
 
 def test_half_precision_keeps_head_skip_and_mean_shift_in_float32() -> None:
     model = trt_hspan.load_model(GOLDEN / "small_x4.pt")
-    exported = onnx_from_model(model, precision="fp16", keep_fp32=HSPAN_KEEP_FP32)
+    exported = onnx_from_model(model, precision="fp16")
     inferred = onnx.shape_inference.infer_shapes(exported, strict_mode=True)
     types = {
         value.name: value.type.tensor_type.elem_type
@@ -167,7 +166,7 @@ def test_half_precision_keeps_head_skip_and_mean_shift_in_float32() -> None:
     }
     computed = {node.name: types[node.output[0]] for node in exported.graph.node if node.op_type != "Cast"}
     float32 = {name for name, element_type in computed.items() if element_type == TensorProto.FLOAT}
-    assert float32 == {"sub_mean/Conv", "head.0/Conv", "Add", "add_mean/Conv"}
+    assert float32 == {"sub_mean/Conv", "head.0/Conv", "Add", "tail/Scale", "add_mean/Conv"}
     assert {computed[name] for name in computed.keys() - float32} == {TensorProto.FLOAT16}
 
 
@@ -184,6 +183,31 @@ def test_half_precision_survives_scores_and_sums_beyond_its_range(tmp_path: Path
     assert np.isfinite(out).all()
     # Rounding 300 to float16 moves a score by 0.1 * sqrt(12) * 300: the choice of keys changes, no more.
     assert np.abs(out - expected).max() < 0.1
+
+
+def test_half_precision_survives_features_whose_sums_leave_its_range(tmp_path: Path) -> None:
+    """Head and body both give features of 30,000 to 60,000: each fits float16, their sum and the tail's do not."""
+    state = dict(torch.load(GOLDEN / "small_x4.pt", weights_only=True))
+    image = np.random.default_rng(0).random((1, 3, 9, 11), np.float32)
+    head = torch.nn.functional.conv2d(
+        torch.from_numpy(image) - 0.43, state["head.0.weight"], state["head.0.bias"], padding=1
+    )
+    factor = 50_000 / float(head.abs().max())
+    for key in ("head.0.weight", "head.0.bias"):
+        state[key] = state[key] * factor
+    # The body is an identity: no residuals, a last convolution that copies.
+    for key, tensor in list(state.items()):
+        if key.startswith("body."):
+            state[key] = torch.zeros_like(tensor)
+    state["body.2.weight"][:, :, 1, 1] = torch.eye(32)
+    state["tail.1.weight"] = state["tail.1.weight"] / (2 * factor)
+    for key in ("tail.0.0.bias", "tail.0.2.bias"):
+        state[key] = state[key] * factor
+    torch.save(state, tmp_path / "large.pt")
+    expected = run_torch(trt_hspan.load_model(tmp_path / "large.pt"), image)
+    out = run(load_onnx(export_onnx(tmp_path / "large.pt", tmp_path / "large.onnx", precision="fp16")), image)
+    # Rounding in a handful of layers: eight units in the last place of a picture of order 1.
+    np.testing.assert_allclose(out, expected, atol=8 * 2.0**-11)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

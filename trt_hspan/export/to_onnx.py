@@ -16,6 +16,7 @@ from torch import nn
 
 import trt_hspan
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.export.headroom import SCALING_NODE, tail_with_headroom
 from trt_hspan.export.tidy import fold_constants, name_nodes
 from trt_hspan.graph import (
     INPUT_NAME,
@@ -33,6 +34,7 @@ from trt_hspan.graph import (
 from trt_hspan.graph.attention_function import LOWEST_OPSET
 from trt_hspan.graph.precision import BF16_OPSET
 from trt_hspan.model.checkpoint import load_model, source_sha256
+from trt_hspan.model.hspan import HSPAN
 from trt_hspan.ops.names import DOMAIN, OP_TYPE, OP_VERSION
 
 # torch.onnx translates to this version; others are reached by ONNX's own version converter.
@@ -42,7 +44,7 @@ HIGHEST_OPSET: Final = 23
 
 # What stays in float32 in an HSPAN of any precision: the mean shifts, the head, and the long skip. They
 # are a thousandth of the work and carry the picture itself.
-HSPAN_KEEP_FP32: Final = ("sub_mean/*", "head.0/*", "Add", "add_mean/*")
+HSPAN_KEEP_FP32: Final = ("sub_mean/*", "head.0/*", "Add", SCALING_NODE, "add_mean/*")
 
 
 def export_onnx(
@@ -84,9 +86,7 @@ def export_onnx(
         source_sha256=source_sha256(checkpoint),
         tool_version=trt_hspan.__version__,
     )
-    exported = onnx_from_model(
-        model, precision=precision, opset=opset, static=static, keep_fp32=HSPAN_KEEP_FP32, metadata=metadata
-    )
+    exported = onnx_from_model(model, precision=precision, opset=opset, static=static, metadata=metadata)
     save_onnx(exported, target)
     return target
 
@@ -98,7 +98,7 @@ def onnx_from_model(
     opset: int | None = None,
     static: tuple[int, int] | None = None,
     channels: int = 3,
-    keep_fp32: Sequence[str] = (),
+    keep_fp32: Sequence[str] | None = None,
     metadata: OnnxMetadata | None = None,
 ) -> onnx.ModelProto:
     """Exports any network that holds high-similarity-pass attention: (N, channels, H, W) float32 in and out.
@@ -108,6 +108,7 @@ def onnx_from_model(
         precision, opset, static: as in `export_onnx`.
         channels: of the input.
         keep_fp32: names or patterns of nodes that stay in float32; nodes are named `<module path>/<operator>`.
+            None keeps what is best for an HSPAN, and nothing in other networks.
         metadata: stored in the model; None stores precision and tool version alone.
 
     Returns:
@@ -122,7 +123,13 @@ def onnx_from_model(
     require_attention(translated, type(model).__name__)
     if version != _TRANSLATED_OPSET:
         translated = _converted(translated, version)
-    typed = model_in_precision(fold_constants(translated), precision, keep_fp32=keep_fp32)
+    folded = fold_constants(translated)
+    is_hspan = isinstance(model, HSPAN)
+    if precision == "fp16" and is_hspan:
+        folded = tail_with_headroom(folded)
+    if keep_fp32 is None:
+        keep_fp32 = HSPAN_KEEP_FP32 if is_hspan else ()
+    typed = model_in_precision(folded, precision, keep_fp32=keep_fp32)
     described = with_metadata(
         typed, metadata or OnnxMetadata(precision=precision, tool_version=trt_hspan.__version__)
     )
