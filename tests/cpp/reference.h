@@ -60,6 +60,28 @@ enum class Scores
     kCHAIN, //!< as the contract says: one FP32 chain of fused multiply-adds over ascending channels
 };
 
+//! Scores of row `row` of batch `n`.
+inline std::vector<double> scoresReference(Problem const& problem, int64_t n, int64_t row, Scores kind)
+{
+    float const* const query = problem.query.data() + n * problem.scoreChannels * problem.positions;
+    float const* const key = problem.key.data() + n * problem.scoreChannels * problem.positions;
+    std::vector<double> scores;
+    for (int64_t j = 0; j < problem.positions; ++j)
+    {
+        double exact = 0.0;
+        float chain = 0.0F;
+        for (int64_t c = 0; c < problem.scoreChannels; ++c)
+        {
+            float const q = query[c * problem.positions + row];
+            float const k = key[c * problem.positions + j];
+            exact += static_cast<double>(q) * k;
+            chain = std::fma(q, k, chain);
+        }
+        scores.push_back(kind == Scores::kEXACT ? exact : static_cast<double>(chain));
+    }
+    return scores;
+}
+
 //! The output of one row, per channel, and how far from it the kernels' FP32 result may be.
 struct RowReference
 {
@@ -81,22 +103,15 @@ inline RowReference rowReference(Problem const& problem, int64_t n, int64_t row,
     float const* const query = problem.query.data() + n * channels * positions;
     float const* const key = problem.key.data() + n * channels * positions;
     float const* const value = problem.value.data() + n * problem.valueChannels * positions;
-    std::vector<double> scores(static_cast<size_t>(positions));
+    std::vector<double> const scores = scoresReference(problem, n, row, kind);
     double greatestProducts = 0.0;
     for (int64_t j = 0; j < positions; ++j)
     {
-        double exact = 0.0;
         double products = 0.0;
-        float chain = 0.0F;
         for (int64_t c = 0; c < channels; ++c)
         {
-            float const q = query[c * positions + row];
-            float const k = key[c * positions + j];
-            exact += static_cast<double>(q) * k;
-            products += std::fabs(static_cast<double>(q) * k);
-            chain = std::fma(q, k, chain);
+            products += std::fabs(static_cast<double>(query[c * positions + row]) * key[c * positions + j]);
         }
-        scores[static_cast<size_t>(j)] = kind == Scores::kEXACT ? exact : static_cast<double>(chain);
         greatestProducts = std::max(greatestProducts, products);
     }
     double const threshold = thresholdReference(scores);

@@ -320,6 +320,49 @@ void addDegenerateRows()
                 check(infinite[static_cast<size_t>(row)] == kINFINITY, "row ", row);
             }
         });
+    addTest("a NaN in a value reaches the rows that give it a weight and no others of their warp",
+        []
+        {
+            Problem problem = small();
+            for (float& q : problem.query)
+            {
+                q *= 0.1F; // supports of a few dozen keys
+            }
+            // weight[row][j], below zero outside the support
+            std::vector<std::vector<double>> weights;
+            for (int64_t row = 0; row < problem.positions; ++row)
+            {
+                weights.push_back(scoresReference(problem, 0, row, Scores::kCHAIN));
+                double const threshold = thresholdReference(weights.back());
+                for (double& weight : weights.back())
+                {
+                    weight -= threshold;
+                }
+            }
+            // The first warp must hold rows of both kinds.
+            size_t bad = 0;
+            auto const isMixed = [&weights](size_t j)
+            { return weights[0][j] * weights[1][j] < 0.0 || weights[0][j] * weights[2][j] < 0.0; };
+            while (!isMixed(bad))
+            {
+                bad += 1;
+                check(bad < weights.size(), "no key has a weight in one of the rows 0 to 2 and none in another");
+            }
+            std::vector<float> const before = attention(ElementType::kFLOAT, problem);
+            for (int64_t d = 0; d < problem.valueChannels; ++d)
+            {
+                problem.value[static_cast<size_t>(d * problem.positions) + bad] = NAN;
+            }
+            std::vector<float> const after = attention(ElementType::kFLOAT, problem);
+            for (int64_t row = 0; row < problem.positions; ++row)
+            {
+                auto const at = static_cast<size_t>(row);
+                double const weight = weights[at][bad];
+                check(std::fabs(weight) > 1e-5, "row ", row, " is too close to call");
+                check(rowIsNan(problem, after, 0, row) == (weight > 0.0), "row ", row, ": weight ", weight);
+                check(weight > 0.0 || after[at] == before[at], "row ", row, " changed");
+            }
+        });
     addTest("scores near the end of the FP32 range give the dominant key's value",
         []
         {

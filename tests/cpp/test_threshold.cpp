@@ -1,5 +1,5 @@
 //! \file test_threshold.cpp
-//! The threshold kernel alone, at lengths that the whole operator would take too long for: one tile of rows.
+//! The two kernels apart, one tile of rows each, at lengths that the whole operator would take too long for.
 #include <cmath>
 #include <random>
 
@@ -134,14 +134,62 @@ int main()
             check(lost * static_cast<double>(kLONG - count) > 0.0115, "F is lowered by too little for this test");
             checkWeightsSumToOne(std::vector<float>(kLONG, 1.0F), key);
         });
-    addTest("equal scores settle after two Newton passes",
+    addTest("a support that a rounded F made shrink by a hair grows again",
         []
         {
-            thresholds(std::vector<float>(128, 1.0F), std::vector<float>(128, 0.3F));
-            // One key tile and one channel slice: two barriers a pass, three passes, and the vote before each Newton
-            // pass and after the last.
+            // The mirror image: n (a - b) = 0.995, so all are in the support, by a hair. Each b's excess is rounded up,
+            // the first step ends above b, and the next one has to go down.
+            float const a = 0.1F + 5.0F * 0x1p-27F;
+            float const gap = 262.0F * 0x1p-27F;
+            auto const count = static_cast<size_t>(0.995 / gap);
+            std::vector<float> key(kLONG, a);
+            std::fill(key.begin() + static_cast<std::ptrdiff_t>(count), key.end(), a - gap);
+            TwoFloat const start = exactSum(a, -1.0F);
+            double const gained = excess(a - gap, start) - (static_cast<double>(a - gap) - start.high - start.low);
+            check(gained * static_cast<double>(kLONG - count) > 0.0115, "F is raised by too little for this test");
+            checkWeightsSumToOne(std::vector<float>(kLONG, 1.0F), key);
+        });
+    addTest("a step never ends above max - 1/n",
+        []
+        {
+            // Errors of F that could do it need more than 2^25 scores, so the step is given one here.
+            RowState state = initialState(3.0F, true);
+            takeStep(state, {1500.0F, 0.0F}, 1000);
+            double const threshold = static_cast<double>(state.threshold.high) + state.threshold.low;
+            check(std::fabs(threshold - (3.0 - 1e-3)) < 1e-9, "got ", threshold);
+            check(state.active, "the row is not finished");
+        });
+    addTest("a dense row settles after three Newton passes",
+        []
+        {
+            thresholds(std::vector<float>(128, 1.0F), uniform(128, -0.001F, 0.0F, 10));
+            // The first finds the support, the second corrects what rounding left, the third confirms. One key tile and
+            // one channel slice: two barriers a pass, the maxima's pass included, and a vote before each Newton pass
+            // and after the last.
             int64_t const barriers = simt::emulation::barrierCount();
-            check(barriers == 3 * 2 + 3, "got ", barriers, " barriers");
+            check(barriers == 4 * 2 + 4, "got ", barriers, " barriers");
+        });
+    addTest("the mean of many equal values is that value",
+        []
+        {
+            constexpr int32_t kPOSITIONS{1 << 17};
+            std::vector<float> const zeros(kPOSITIONS, 0.0F);
+            std::vector<float> const values(kPOSITIONS, 0.7F);
+            GuardedBuffer const scores{zeros.data(), zeros.size() * sizeof(float)};
+            GuardedBuffer const value{values.data(), values.size() * sizeof(float)};
+            std::vector<TwoFloat> const equal(kPOSITIONS, TwoFloat{-1.0F / kPOSITIONS, 0.0F});
+            std::vector<float> output(kPOSITIONS);
+            auto const* const operand = static_cast<float const*>(scores.data());
+            cudaError_t const status = simt::launch<float const*, float const*, float const*, TwoFloat const*, float*,
+                int64_t, int32_t, int32_t, int32_t>(&weightedSumKernel<float, kMIN_SLICE>, simt::Grid{},
+                kTHREADS_PER_BLOCK, nullptr, operand, operand, static_cast<float const*>(value.data()), equal.data(),
+                output.data(), 1, 1, 1, kPOSITIONS);
+            check(status == cudaSuccess, simt::emulation::lastError());
+            for (int32_t row = 0; row < kROWS_PER_TILE; ++row)
+            {
+                float const got = output[static_cast<size_t>(row)];
+                check(std::fabs(got - 0.7F) <= 0.7 * 67.0 * kUNIT, "row ", row, ": got ", got);
+            }
         });
     addTest("two floats hold a sum that one float cannot",
         []
