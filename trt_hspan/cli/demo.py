@@ -68,7 +68,7 @@ def _print(report: DemoReport) -> None:
         memory = manifest.activation_memory_bytes
         built.add_row(
             kind,
-            str(plan),
+            plan.name,
             f"{manifest.plan_size_bytes / 1e6:.1f} MB",
             "-" if memory is None else f"{memory / 1e6:,.1f} MB",
             str(manifest.network_layer_counts.get("PLUGIN_V3", 0)),
@@ -97,12 +97,13 @@ def _print(report: DemoReport) -> None:
         f"NaN {total.nan_count}: {verdict}{why}",
         highlight=False,
     )
-    times = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items())
-    console.print(f"Times: {times}", highlight=False)
+    for step, seconds in report.seconds.items():
+        console.print(f"{seconds:7.1f} s  {step}", highlight=False)
     for name, path in (
         ("model", report.onnx),
         ("plugin", report.plugin_library),
         ("picture", report.upscaled),
         ("side by side", report.comparison),
+        ("engines", next(iter(report.engines.values()))[0].parent),
     ):
         console.print(f"{name + ':':<14}{path}", highlight=False, soft_wrap=True)
