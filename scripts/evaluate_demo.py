@@ -8,11 +8,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from trt_hspan.errors import HspanError
 from trt_hspan.model import load_model
-from trt_hspan.training.data import load_pairs
+from trt_hspan.training.data import Pair, load_pairs
 from trt_hspan.training.figures import attention_samples, qualities
 from trt_hspan.training.loop import keep_freed_memory
 from trt_hspan.training.tables import attention_table, quality_table, write_attention_picture
@@ -38,9 +39,10 @@ def main() -> int:
             raise HspanError(arguments.data, f"holds no {', '.join(missing)}", f"it holds {', '.join(pairs)}")
         chosen = [pairs[name] for name in arguments.only or pairs]
         if arguments.attention:
+            grey = np.full((100, 160, 3), 128, dtype=np.uint8)
             samples = [
                 sample
-                for pair in chosen
+                for pair in (*chosen, Pair("(constant grey)", grey, grey))
                 for sample in attention_samples(model, pair.name, pair.low, rows=arguments.rows, seed=0)
             ]
             write_attention_picture(samples, arguments.attention)
