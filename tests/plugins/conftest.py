@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -21,9 +22,12 @@ def emulation_folder() -> Path:
     configure = [str(find_cmake()), "-S", str(ROOT), "-B", str(folder)]
     configure += ["-DHSPAN_BUILD_PLUGIN=OFF", "-DHSPAN_BUILD_TESTS=ON"]
     build = [str(find_cmake()), "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]
-    for command in (configure, build):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist runs several processes with a session each
+        for command in (configure, build):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
