@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     rest = [word for word in options if word not in ("--debug", "--verbose", "-v")] + words[len(options) :]
     _configure_logging(logging.DEBUG if verbose else logging.WARNING)
     try:
-        code = app(args=rest, standalone_mode=False)
+        code = app(args=rest, prog_name="trt-hspan", standalone_mode=False)
     except HspanError as error:
         if debug:
             raise
@@ -89,18 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
+        if callable(getattr(error, "format_message", None)):
+            sys.exit(_usage_error(error))
         if debug:
             raise
-        show = getattr(error, "show", None)
-        if callable(show):  # click's usage errors print themselves with the usage line
-            show()
-            sys.exit(getattr(error, "exit_code", 2))
         message = " ".join(f"{type(error).__name__}: {error}".split())
         typer.echo(f"trt-hspan: error: unexpected {message}; run again with --debug and report it", err=True)
         sys.exit(1)
     if code == 130:  # click answers Ctrl-C with this code and says nothing
         _interrupted()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_error(error: Any) -> int:
+    """Tells one of click's own errors in one line; a bare command, which printed its help, needs no more."""
+    where = "trt-hspan" if error.ctx is None else error.ctx.command_path
+    what = " ".join(str(error.format_message()).split()).rstrip(".")
+    if what:
+        typer.echo(f"trt-hspan: error: {where}: {what}; see {where} --help", err=True)
+    return int(error.exit_code)
 
 
 def _interrupted() -> int:

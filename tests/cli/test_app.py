@@ -1,0 +1,40 @@
+"""The command line itself: help, versions, and what click would tell in three lines told in one."""
+
+from __future__ import annotations
+
+import pytest
+from support.command_line import CommandLine
+
+import trt_hspan
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nonsense"], "trt-hspan: No such command 'nonsense'"),
+        (["export", "net.pt"], "trt-hspan export: Missing option '--output'"),
+        (
+            ["validate", "net.onnx", "--limit", "0", "--checkpoint", "net.pt"],
+            "trt-hspan validate: Invalid value",
+        ),
+        (["plugin", "nonsense"], "trt-hspan plugin: No such command"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_the_help(run: CommandLine, words: list[str], told: str) -> None:
+    result = run(*words)
+    assert result.code == 2
+    assert told in result.error_line
+    assert result.error_line.endswith("--help")
+
+
+@pytest.mark.parametrize("words", [[], ["plugin"]])
+def test_bare_command_shows_its_help(run: CommandLine, words: list[str]) -> None:
+    result = run(*words)
+    assert result.code == 2
+    assert "Commands" in result.out + result.err
+    assert "error" not in result.err
+
+
+def test_version_is_told(run: CommandLine) -> None:
+    result = run("--version")
+    assert (result.code, result.out.strip()) == (0, f"trt-hspan {trt_hspan.__version__}")
