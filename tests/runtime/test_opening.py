@@ -13,8 +13,10 @@ from support.small_networks import write_attention_network
 
 from trt_hspan.engine.gpu import gpu_architectures
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.runtime import opening, tensorrt_runner
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from trt_hspan.runtime.opening import open_runner
+from trt_hspan.runtime.opening import Device, device_from_text, open_runner
+from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
 from trt_hspan.runtime.torch_runner import TorchRunner
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would run the engine itself")
@@ -24,6 +26,7 @@ def test_checkpoint_opens_in_pytorch(small_x4: GoldenNetwork) -> None:
     runner = open_runner(small_x4.checkpoint, res_scale=0.25)
     assert isinstance(runner, TorchRunner)
     assert runner.res_scale == 0.25
+    assert runner.picked == f"{runner.name} on the CPU, which runs checkpoints"
 
 
 def test_onnx_file_opens_in_onnxruntime(tmp_path: Path) -> None:
@@ -32,6 +35,7 @@ def test_onnx_file_opens_in_onnxruntime(tmp_path: Path) -> None:
     runner = open_runner(path)
     assert isinstance(runner, OnnxRuntimeRunner)
     assert runner.why_emulated is None
+    assert runner.picked == f"{runner.name} on the CPU, which runs ONNX files"
 
 
 def test_other_suffix_is_wrong_usage(tmp_path: Path) -> None:
@@ -46,6 +50,9 @@ def test_engine_without_a_gpu_is_emulated_from_its_onnx_file(small_engine: Small
     assert isinstance(runner, OnnxRuntimeRunner)
     assert runner.emulated
     assert runner.why_emulated == "no NVIDIA GPU with a driver here"
+    assert (
+        runner.picked == f"{runner.name} on the CPU, emulating the engine: no NVIDIA GPU with a driver here"
+    )
     assert runner.where == str(small_engine.plan)
     image = np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)
     with runner, open_runner(small_engine.onnx) as same:
@@ -71,3 +78,76 @@ def test_engine_without_manifest_or_with_a_changed_plan_is_refused(
         open_runner(plan)
     with pytest.raises(HspanError, match="no such file"):
         open_runner(tmp_path / "none.plan")
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        ("auto", Device(kind="auto")),
+        ("cpu", Device(kind="cpu")),
+        ("gpu", Device(kind="gpu")),
+        ("gpu:1", Device(kind="gpu", index=1)),
+    ],
+)
+def test_devices_are_read(text: str, device: Device) -> None:
+    assert device_from_text(text) == device
+
+
+@pytest.mark.parametrize("text", ["", "GPU", "cuda", "gpu:", "gpu:-1", "cpu:0", "gpu:1 ", "1"])
+def test_other_devices_are_wrong_usage(text: str, small_x4: GoldenNetwork) -> None:
+    with pytest.raises(UsageError, match="--device: got"):
+        open_runner(small_x4.checkpoint, device=text)
+
+
+def test_what_was_picked_is_logged(small_x4: GoldenNetwork, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="trt_hspan.runtime.opening"):
+        runner = open_runner(small_x4.checkpoint)
+    assert caplog.messages == [f"{small_x4.checkpoint}: {runner.picked}"]
+
+
+def test_gpu_for_a_file_that_runs_on_the_cpu_is_refused(tmp_path: Path, small_x4: GoldenNetwork) -> None:
+    network = write_attention_network(tmp_path / "a.onnx")
+    with pytest.raises(HspanError, match=r"a\.onnx: --device gpu: .* trt-hspan build --onnx .*a\.onnx$"):
+        open_runner(network, device="gpu")
+    with pytest.raises(HspanError, match=r"--device gpu: .* trt-hspan build --checkpoint .*small_x4\.pt$"):
+        open_runner(small_x4.checkpoint, device="gpu")
+
+
+@needs_no_gpu
+def test_gpu_for_an_engine_that_cannot_run_here_is_refused(small_engine: SmallEngine) -> None:
+    with pytest.raises(
+        HspanError, match=r"cannot run on a GPU: no NVIDIA GPU with a driver here; see trt-hspan doctor"
+    ):
+        open_runner(small_engine.plan, device="gpu")
+
+
+@pytest.mark.parametrize("device", ["auto", "gpu", "gpu:1"])
+def test_engine_that_can_run_here_runs_on_the_gpu(
+    small_engine: SmallEngine, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(tensorrt_runner, "engine_can_execute", lambda *_: (True, ""))
+    runner = open_runner(small_engine.plan, device=device)
+    assert isinstance(runner, TensorRtRunner)
+    assert runner.picked == f"{runner.name} on the GPU"
+
+
+def test_cpu_for_an_engine_is_honoured_beside_a_gpu(
+    small_engine: SmallEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_runner, "engine_can_execute", lambda *_: (True, ""))
+    runner = open_runner(small_engine.plan, device="cpu")
+    assert isinstance(runner, OnnxRuntimeRunner)
+    assert runner.why_emulated == "the CPU was asked for"
+
+
+@needs_no_gpu
+def test_package_that_is_missing_is_named(
+    small_engine: SmallEngine, small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(HspanError, match=r"PyTorch, .* is not installed; pip install 'trt-hspan\[export\]'"):
+        open_runner(small_x4.checkpoint)
+    with pytest.raises(
+        HspanError, match=r"no NVIDIA GPU .*, and ONNX Runtime, .* not installed; pip install 'trt-hspan\[cpu"
+    ):
+        open_runner(small_engine.plan)

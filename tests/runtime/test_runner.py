@@ -76,3 +76,10 @@ def test_label_says_backend_precision_and_emulation() -> None:
     assert runner.label == "numpy, FP32"
     runner.emulated, runner.precision = True, "bf16"
     assert runner.label == "numpy, BF16, emulated on CPU"
+
+
+def test_limits_of_a_run_follow_the_fixed_shape() -> None:
+    runner = NearestRunner(scale=2)
+    assert runner.min_shape == runner.max_shape == (None, 3, None, None)
+    runner.fixed_shape = (1, 3, None, 6)
+    assert runner.min_shape == runner.max_shape == (1, 3, None, 6)

@@ -68,6 +68,12 @@ def test_says_what_the_manifest_says(small_engine: SmallEngine, small_x4: Golden
     assert runner.source_sha256 == small_engine.manifest.source_sha256
 
 
+def test_limits_are_the_profiles(small_engine: SmallEngine) -> None:
+    runner = TensorRtRunner(small_engine.plan)
+    assert runner.min_shape == small_engine.manifest.profile.min
+    assert runner.max_shape == small_engine.manifest.profile.max
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 3, 32, 20)])
 def test_shapes_of_the_profile_are_taken(small_engine: SmallEngine, shape: tuple[int, ...]) -> None:
     TensorRtRunner(small_engine.plan).require_shape(shape, "a.png")

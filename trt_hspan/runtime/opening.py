@@ -1,16 +1,53 @@
-"""Which runner a file gets. Owns the choice, runs nothing."""
+"""Which runner a file gets on which device. Owns the choice and what is said about it; runs nothing.
+
+`device="auto"` takes, for each kind of file, the first that this machine can do:
+
+1. an engine: TensorRT on the GPU; else its ONNX file under ONNX Runtime on the CPU, as an emulation;
+2. an ONNX file: ONNX Runtime on the CPU;
+3. a checkpoint or a preset: PyTorch on the CPU.
+
+`"gpu"` and `"cpu"` are never quietly replaced by the other: what cannot be had is an error.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
+from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.runner import Runner
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A request for a device: `kind` "auto", "cpu" or "gpu"; `index` in CUDA's order, 0 unless named."""
+
+    kind: str
+    index: int = 0
+
+
+def device_from_text(text: str) -> Device:
+    """Reads "auto", "cpu", "gpu", or "gpu:1" for the second GPU.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"(auto|cpu|gpu)|gpu:([0-9]{1,3})", text, flags=re.ASCII)
+    if match is None:
+        raise UsageError("--device", f"got {text!r}, expected auto, cpu, gpu, or gpu:1 for the second GPU")
+    return Device(kind=match[1] or "gpu", index=int(match[2] or 0))
 
 
 def open_runner(
     source: str | os.PathLike[str],
     *,
+    device: str = "auto",
     res_scale: float = 0.1,
     threads: int | None = None,
     plugin: str | os.PathLike[str] | None = None,
@@ -18,38 +55,83 @@ def open_runner(
     """The runner for an engine, an ONNX file, a checkpoint or a preset. Use it in a `with` block.
 
     An engine (`.plan`) runs on the GPU where this machine can execute it. Elsewhere the ONNX file that it was
-    built from runs instead under ONNX Runtime, `emulated` is True and `why_emulated` says why.
+    built from runs instead under ONNX Runtime, `emulated` is True and `why_emulated` says why. The runner's
+    `picked` says which backend was taken and why; the same line goes to this module's logger.
 
     Args:
         source: `.plan` with its manifest beside it, `.onnx`, `.pt`, `.pth`, `.safetensors`, or a preset's
             name.
+        device: as `device_from_text` takes it.
         res_scale: for checkpoints, which do not store it.
         threads: CPU threads; None leaves it to the backend.
         plugin: for engines: the plugin library; None takes the one that `trt-hspan plugin build` writes.
 
     Raises:
-        HspanError: as the runner of that kind of file.
-        UsageError: a checkpoint's suffix is unknown.
+        HspanError: as the runner of that kind of file; the device cannot run this file; the package that
+            would run it is not installed.
+        UsageError: a checkpoint's suffix or the device is unknown.
     """
+    wanted = device_from_text(device)
     suffix = Path(source).suffix.lower()
     if suffix == ".plan":
-        return _engine_runner(Path(source), threads, plugin)
-    if suffix == ".onnx":
-        from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
+        runner = _engine_runner(Path(source), wanted, threads, plugin)
+    elif suffix == ".onnx":
+        _require_cpu(source, wanted, "an ONNX file runs on the CPU here", "--onnx")
+        runner = _onnx_runner(source, threads)
+        runner.picked = f"{runner.name} on the CPU, which runs ONNX files"
+    else:
+        _require_cpu(source, wanted, "a checkpoint runs on the CPU here", "--checkpoint")
+        runner = _torch_runner(source, res_scale, threads)
+        runner.picked = f"{runner.name} on the CPU, which runs checkpoints"
+    _LOG.info("%s: %s", runner.where, runner.picked)
+    return runner
 
-        return OnnxRuntimeRunner(source, threads=threads)
-    from trt_hspan.runtime.torch_runner import TorchRunner
 
-    return TorchRunner(source, res_scale=res_scale, threads=threads)
-
-
-def _engine_runner(plan: Path, threads: int | None, plugin: str | os.PathLike[str] | None) -> Runner:
+def _engine_runner(
+    plan: Path, wanted: Device, threads: int | None, plugin: str | os.PathLike[str] | None
+) -> Runner:
     from trt_hspan.engine.manifest import verify_manifest
     from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
     from trt_hspan.runtime.tensorrt_runner import TensorRtRunner, engine_can_execute
 
     manifest = verify_manifest(plan)
     possible, reason = engine_can_execute(manifest)
-    if possible:
-        return TensorRtRunner(plan, plugin=plugin)
-    return OnnxRuntimeRunner(plan.parent / manifest.onnx_file, threads=threads, stands_in_for=(plan, reason))
+    if wanted.kind == "gpu" and not possible:
+        raise HspanError(
+            plan, f"cannot run on a GPU: {reason}", f"see trt-hspan doctor {plan}, or take --device cpu"
+        )
+    runner: Runner
+    if wanted.kind != "cpu" and possible:
+        runner = TensorRtRunner(plan, plugin=plugin)
+        runner.picked = f"{runner.name} on the GPU"
+        return runner
+    why = "the CPU was asked for" if wanted.kind == "cpu" else reason
+    _require_package("onnxruntime", plan, f"{why}, and ONNX Runtime, which would emulate it,", "cpu")
+    runner = OnnxRuntimeRunner(plan.parent / manifest.onnx_file, threads=threads, stands_in_for=(plan, why))
+    runner.picked = f"{runner.name} on the CPU, emulating the engine: {why}"
+    return runner
+
+
+def _onnx_runner(source: str | os.PathLike[str], threads: int | None) -> Runner:
+    from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner(source, threads=threads)
+
+
+def _torch_runner(source: str | os.PathLike[str], res_scale: float, threads: int | None) -> Runner:
+    _require_package("torch", source, "PyTorch, which runs checkpoints,", "export")
+    from trt_hspan.runtime.torch_runner import TorchRunner
+
+    return TorchRunner(source, res_scale=res_scale, threads=threads)
+
+
+def _require_cpu(source: str | os.PathLike[str], wanted: Device, why: str, option: str) -> None:
+    if wanted.kind == "gpu":
+        raise HspanError(
+            source, f"--device gpu: {why}", f"build an engine: trt-hspan build {option} {os.fspath(source)}"
+        )
+
+
+def _require_package(module: str, where: object, what: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise HspanError(where, f"{what} is not installed", f"pip install 'trt-hspan[{extra}]'")

@@ -13,6 +13,8 @@ from trt_hspan.errors import HspanError
 
 Float32Array = npt.NDArray[np.float32]
 RunnerPrecision = Literal["fp32", "fp16", "bf16"]
+#: An input's (N, 3, H, W); None where a dimension is free.
+ShapeLimit = tuple[int | None, int | None, int | None, int | None]
 
 CHANNELS: Final = 3
 
@@ -32,6 +34,8 @@ class Runner(abc.ABC):
         res_scale: the factor that checkpoints do not store, where the file says it.
         source_sha256: hash of the checkpoint behind the network; None when the file does not say.
         fixed_shape: the input's (N, 3, H, W) with None for what is free.
+        picked: how `open_runner` came to this backend, one phrase that commands print; empty for a runner that
+            was made directly.
     """
 
     where: str
@@ -43,6 +47,18 @@ class Runner(abc.ABC):
     res_scale: float | None = None
     source_sha256: str | None = None
     fixed_shape: tuple[int | None, ...] = (None, CHANNELS, None, None)
+    picked: str = ""
+
+    @property
+    def min_shape(self) -> ShapeLimit:
+        """The smallest (N, 3, H, W) that one run takes; None where anything from 1 will do."""
+        n, channels, height, width = self.fixed_shape
+        return (n, channels, height, width)
+
+    @property
+    def max_shape(self) -> ShapeLimit:
+        """The largest (N, 3, H, W) that one run takes; None where only memory sets a limit."""
+        return self.min_shape
 
     @property
     def label(self) -> str:

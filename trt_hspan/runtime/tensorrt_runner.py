@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, sha256_from_file
-from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, ShapeLimit
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
@@ -73,6 +73,18 @@ class TensorRtRunner(Runner):
         self.source_sha256 = self._manifest.source_sha256
         self._trt: Any = None
         self._active: Any = None
+
+    @property
+    def min_shape(self) -> ShapeLimit:
+        """The profile's smallest shape."""
+        n, channels, height, width = self._manifest.profile.min
+        return (n, channels, height, width)
+
+    @property
+    def max_shape(self) -> ShapeLimit:
+        """The profile's largest shape."""
+        n, channels, height, width = self._manifest.profile.max
+        return (n, channels, height, width)
 
     def require_shape(self, shape: tuple[int, ...], what: object) -> None:
         """Checks the engine's profile. Raises: HspanError when the shape lies outside."""
