@@ -20,6 +20,7 @@ from trt_hspan.training.loop import (
     TrainingConfig,
     export_averaged,
     keep_freed_memory,
+    sole_training_in,
     train,
 )
 
@@ -67,7 +68,8 @@ def main() -> int:
             for key, value in export_averaged(folder / "checkpoint.pt", arguments.export).items():
                 print(f"{key}: {value}")
         else:
-            _train(arguments, folder)
+            with sole_training_in(folder):
+                _train(arguments, folder)
         write_curve(folder / "log.jsonl", folder / "curve.png")
     except HspanError as error:
         print(f"train_demo: error: {error}", file=sys.stderr)

@@ -5,9 +5,15 @@ import torch
 from support.synthetic_pictures import pairs, picture
 
 from trt_hspan.evaluation.metrics import psnr_y
-from trt_hspan.model import HSPAN, HspanConfig
+from trt_hspan.model import HSPAN, HighSimilarityPassAttention, HspanConfig
 from trt_hspan.training.data import upscaled_pixels
-from trt_hspan.training.figures import attention_samples, bicubic_pixels, qualities, without_attention
+from trt_hspan.training.figures import (
+    attention_samples,
+    bicubic_pixels,
+    qualities,
+    with_softmax_attention,
+    without_attention,
+)
 
 CONFIG = HspanConfig(n_feats=8, n_groups=2, n_blocks=1, scale=2, res_scale=1.0)
 
@@ -31,7 +37,23 @@ def test_without_attention_is_the_network_whose_values_are_zero() -> None:
         assert not torch.equal(plain(image), model(image))
 
 
-def test_qualities_compare_three_results_with_the_same_truth() -> None:
+def test_softmax_attention_is_softmax_of_the_unscaled_scores() -> None:
+    model = _model()
+    block = with_softmax_attention(model).get_submodule("body.0.body.1")
+    stock = model.get_submodule("body.0.body.1")
+    assert isinstance(stock, HighSimilarityPassAttention)
+    with torch.no_grad():
+        features = torch.randn(2, 8, 5, 7)
+        parts = (stock.conv_match1, stock.conv_match2, stock.conv_assembly)
+        query, key, value = (part(features).flatten(2).double() for part in parts)
+        weights = torch.softmax(query.transpose(1, 2) @ key, dim=-1)
+        expected = (value @ weights.transpose(1, 2)).reshape(features.shape) * stock.res_scale + features
+        # 35 positions, 4 channels: about 40 float32 roundings, each relative to numbers of order 10.
+        torch.testing.assert_close(block(features).double(), expected, rtol=0, atol=40 * 10 * 2.0**-24)
+        assert not torch.equal(block(features), stock(features))
+
+
+def test_qualities_compare_four_results_with_the_same_truth() -> None:
     model, (pair, *_) = _model(), pairs(2)
     (quality,) = qualities(model, [pair])
     assert quality.name == "synthetic0"
@@ -39,6 +61,8 @@ def test_qualities_compare_three_results_with_the_same_truth() -> None:
     assert quality.bicubic_psnr_db == psnr_y(bicubic_pixels(pair.low, 2), pair.high, 2)
     plain = upscaled_pixels(without_attention(model), pair.low)
     assert quality.without_attention_psnr_db == psnr_y(plain, pair.high, 2)
+    softmax = upscaled_pixels(with_softmax_attention(model), pair.low)
+    assert quality.softmax_psnr_db == psnr_y(softmax, pair.high, 2)
     # A picture made of discs is easy for bicubic and hopeless for an untrained network.
     assert quality.bicubic_psnr_db > quality.network_psnr_db + 10
     assert quality.bicubic_ssim > quality.network_ssim

@@ -15,7 +15,15 @@ from trt_hspan.errors import HspanError
 from trt_hspan.model import load_model
 from trt_hspan.training.curve import write_curve
 from trt_hspan.training.data import tensor_from_pixels
-from trt_hspan.training.loop import Report, Training, TrainingConfig, export_averaged, quick_psnr_db, train
+from trt_hspan.training.loop import (
+    Report,
+    Training,
+    TrainingConfig,
+    export_averaged,
+    quick_psnr_db,
+    sole_training_in,
+    train,
+)
 
 CONFIG = TrainingConfig(
     scale=2,
@@ -153,3 +161,13 @@ def test_the_curve_is_a_picture_and_an_empty_log_an_error(tmp_path: Path) -> Non
     with pytest.raises(HspanError, match="holds no reports"):
         write_curve(tmp_path / "nothing.jsonl", tmp_path / "other.png")
     assert not (tmp_path / "other.png").exists()
+
+
+def test_a_folder_takes_one_training_at_a_time(tmp_path: Path) -> None:
+    with sole_training_in(tmp_path / "run"):
+        with pytest.raises(HspanError, match="another training runs"), sole_training_in(tmp_path / "run"):
+            pass
+        with sole_training_in(tmp_path / "other"):
+            pass
+    with sole_training_in(tmp_path / "run"):
+        pass

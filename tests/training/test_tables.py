@@ -23,14 +23,15 @@ def test_the_last_line_of_a_quality_table_holds_the_means() -> None:
             bicubic_psnr_db=bicubic,
             network_psnr_db=bicubic + gain,
             without_attention_psnr_db=bicubic + gain - 0.25,
+            softmax_psnr_db=bicubic + gain - 0.5,
             bicubic_ssim=0.5,
             network_ssim=0.75,
         )
         for name, bicubic, gain in (("a", 20.0, 1.0), ("b", 30.0, 2.0))
     ]
     lines = quality_table(results).splitlines()
-    assert lines[2] == "| a | 20.00 | 21.00 | +1.00 | 20.75 | 0.5000 | 0.7500 |"
-    assert lines[-1] == "| **mean** | 25.00 | 26.50 | +1.50 | 26.25 | 0.5000 | 0.7500 |"
+    assert lines[2] == "| a | 20.00 | 21.00 | +1.00 | 20.75 | 20.50 | 0.5000 | 0.7500 |"
+    assert lines[-1] == "| **mean** | 25.00 | 26.50 | +1.50 | 26.25 | 26.00 | 0.5000 | 0.7500 |"
 
 
 def test_an_attention_table_gives_quantiles_of_the_sampled_rows() -> None:

@@ -4,6 +4,7 @@ from trt_hspan.model.checkpoint import export_hspan_state, load_model, save_chec
 from trt_hspan.model.config import HspanConfig
 from trt_hspan.model.hspan import HSPAN, HighSimilarityPassAttention
 from trt_hspan.model.presets import PRESETS, preset_names
+from trt_hspan.model.rescaling import rescaled_network
 
 __all__ = [
     "HSPAN",
@@ -13,5 +14,6 @@ __all__ = [
     "export_hspan_state",
     "load_model",
     "preset_names",
+    "rescaled_network",
     "save_checkpoint",
 ]

@@ -1,4 +1,4 @@
-"""What a trained network is worth: held-out PSNR-Y and SSIM, with and without attention, and how sparse it is."""
+"""What a trained network is worth: held-out PSNR-Y and SSIM, with other attention, and how sparse it is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trt_hspan.evaluation.metrics import psnr_y, ssim_y
@@ -22,12 +23,13 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """One picture by the official protocol (8 bits, luma, borders of `scale` pixels left out), three ways."""
+    """One picture by the official protocol (8 bits, luma, borders of `scale` pixels left out), four ways."""
 
     name: str
     bicubic_psnr_db: float
     network_psnr_db: float
     without_attention_psnr_db: float
+    softmax_psnr_db: float
     bicubic_ssim: float
     network_ssim: float
 
@@ -42,6 +44,29 @@ def without_attention(model: HSPAN) -> HSPAN:
     return changed
 
 
+class _SoftmaxAttention(HighSimilarityPassAttention):
+    """The attention block with softmax in place of sparsemax; same parameters."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        parts = (self.conv_match1, self.conv_match2, self.conv_assembly)
+        query, key, value = (part(features).flatten(2).transpose(1, 2)[:, None] for part in parts)
+        # Zero channels change no score, and sizes that agree let PyTorch keep the L x L weights in tiles.
+        missing = (0, value.shape[-1] - query.shape[-1])
+        attended = F.scaled_dot_product_attention(
+            F.pad(query, missing), F.pad(key, missing), value, scale=1.0
+        )
+        return attended[:, 0].transpose(1, 2).reshape(features.shape) * self.res_scale + features
+
+
+def with_softmax_attention(model: HSPAN) -> HSPAN:
+    """A copy whose attention blocks weigh by softmax instead of sparsemax, with the same parameters."""
+    changed = copy.deepcopy(model)
+    for module in changed.modules():
+        if isinstance(module, HighSimilarityPassAttention):
+            module.__class__ = _SoftmaxAttention
+    return changed
+
+
 def bicubic_pixels(low: Pixels, scale: int) -> Pixels:
     """(h, w, 3) uint8 -> (h * scale, w * scale, 3) uint8, clamped, rounded half up."""
     resized = bicubic_resize(low, low.shape[0] * scale, low.shape[1] * scale)
@@ -50,7 +75,7 @@ def bicubic_pixels(low: Pixels, scale: int) -> Pixels:
 
 def qualities(model: HSPAN, pairs: list[Pair]) -> Iterator[Quality]:
     """Whole pictures, attention over all positions."""
-    scale, plain = model.config.scale, without_attention(model)
+    scale, plain, softmax = model.config.scale, without_attention(model), with_softmax_attention(model)
     for pair in pairs:
         bicubic, network = bicubic_pixels(pair.low, scale), upscaled_pixels(model, pair.low)
         yield Quality(
@@ -58,6 +83,7 @@ def qualities(model: HSPAN, pairs: list[Pair]) -> Iterator[Quality]:
             bicubic_psnr_db=psnr_y(bicubic, pair.high, scale),
             network_psnr_db=psnr_y(network, pair.high, scale),
             without_attention_psnr_db=psnr_y(upscaled_pixels(plain, pair.low), pair.high, scale),
+            softmax_psnr_db=psnr_y(upscaled_pixels(softmax, pair.low), pair.high, scale),
             bicubic_ssim=ssim_y(bicubic, pair.high, scale),
             network_ssim=ssim_y(network, pair.high, scale),
         )

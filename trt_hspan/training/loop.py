@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.metrics import psnr_y
 from trt_hspan.files import atomic_path
-from trt_hspan.model import HSPAN, HspanConfig, save_checkpoint
+from trt_hspan.model import HSPAN, HspanConfig, rescaled_network, save_checkpoint
 from trt_hspan.training.attention import use_patch_attention
 from trt_hspan.training.data import Pair, PatchSampler, upscaled_pixels
-from trt_hspan.training.network import initial_network, rescaled_network
+from trt_hspan.training.network import initial_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +210,8 @@ def train(
     on_report: Callable[[Report], None] = lambda report: None,
 ) -> None:
     """Runs to the last step, or to SIGINT or SIGTERM; either way the checkpoint is up to date at the end."""
-    checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
     saved_at, losses = time.monotonic(), []
     with _stop_requested() as stopped, log.open("a") as stream:
         while training.step_count < training.config.steps and not stopped():
@@ -236,6 +237,17 @@ def train(
                 training.save(checkpoint)
                 saved_at = time.monotonic()
         training.save(checkpoint)
+
+
+@contextmanager
+def sole_training_in(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds its lock. Raises: HspanError when another process trains there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "training.lock", timeout=0):
+            yield
+    except Timeout:
+        raise HspanError(folder, "another training runs in this folder", "stop it or use --output") from None
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""Start and end of a training: a network that begins as an interpolation, and one in the official scaling."""
+"""The start of a training: a network that begins as an interpolation."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Final
 
 import torch
@@ -26,7 +25,7 @@ def initial_network(config: HspanConfig, *, seed: int) -> HSPAN:
     scores measure similarity.
 
     Args:
-        config: sizes; scale 2 or 4. `res_scale` is best 1 in training, see `rescaled_network`.
+        config: sizes; scale 2 or 4. `res_scale` is best 1 in training, see `trt_hspan.model.rescaled_network`.
         seed: of the random weights.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -69,25 +68,3 @@ def _kernel(channel: int, inputs: int, rows: Tensor, columns: Tensor) -> Tensor:
     kernel = torch.zeros(inputs, 3, 3)
     kernel[channel] = torch.outer(rows, columns)
     return kernel
-
-
-def rescaled_network(model: HSPAN, *, res_scale: float) -> HSPAN:
-    """The same function with another factor on its residual branches, in eval mode.
-
-    The factor can be folded exactly: a module's last convolution is linear, and the value branch is a
-    convolution and a PReLU, which commute with a positive factor.
-
-    Args:
-        model: any network with a positive `res_scale`.
-        res_scale: the factor of the result, positive; official checkpoints are loaded with 0.1.
-    """
-    factor = model.config.res_scale / res_scale
-    rescaled = HSPAN(dataclasses.replace(model.config, res_scale=res_scale))
-    state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
-    blocks = model.config.n_blocks
-    for group in range(model.config.n_groups):
-        for part in (f"{blocks}.conv_assembly.0", f"{blocks + 1}"):
-            for kind in ("weight", "bias"):
-                state[f"body.{group}.body.{part}.{kind}"] *= factor
-    rescaled.load_state_dict(state)
-    return rescaled.eval()

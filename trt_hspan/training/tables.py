@@ -17,13 +17,23 @@ def _row(cells: Sequence[str]) -> str:
 
 def quality_table(results: Sequence[Quality]) -> str:
     """One line per picture and the means, PSNR-Y in dB and SSIM."""
-    head = ["picture", "bicubic", "network", "gain", "attention off", "SSIM bicubic", "SSIM network"]
-    lines = [_row(head), _row(["---", *["---:"] * 6])]
+    head = [
+        "picture",
+        "bicubic",
+        "network",
+        "gain",
+        "attention off",
+        "softmax",
+        "SSIM bicubic",
+        "SSIM network",
+    ]
+    lines = [_row(head), _row(["---", *["---:"] * 7])]
     mean = Quality(
         name="**mean**",
         bicubic_psnr_db=float(np.mean([r.bicubic_psnr_db for r in results])),
         network_psnr_db=float(np.mean([r.network_psnr_db for r in results])),
         without_attention_psnr_db=float(np.mean([r.without_attention_psnr_db for r in results])),
+        softmax_psnr_db=float(np.mean([r.softmax_psnr_db for r in results])),
         bicubic_ssim=float(np.mean([r.bicubic_ssim for r in results])),
         network_ssim=float(np.mean([r.network_ssim for r in results])),
     )
@@ -31,7 +41,8 @@ def quality_table(results: Sequence[Quality]) -> str:
         gain = r.network_psnr_db - r.bicubic_psnr_db
         decibels = [f"{r.bicubic_psnr_db:.2f}", f"{r.network_psnr_db:.2f}", f"{gain:+.2f}"]
         ssim = [f"{r.bicubic_ssim:.4f}", f"{r.network_ssim:.4f}"]
-        lines.append(_row([r.name, *decibels, f"{r.without_attention_psnr_db:.2f}", *ssim]))
+        others = [f"{r.without_attention_psnr_db:.2f}", f"{r.softmax_psnr_db:.2f}"]
+        lines.append(_row([r.name, *decibels, *others, *ssim]))
     return "\n".join(lines)
 
 
@@ -69,6 +80,7 @@ def write_attention_picture(samples: Sequence[AttentionSample], target: Path) ->
             axis.grid(alpha=0.3)
     for axis in axes[:, 0]:
         axis.set_ylabel("share of rows at or below")
-    axes[0][0].legend(fontsize="small")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(blocks), fontsize="small")
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=90)
