@@ -15,6 +15,7 @@ from trt_hspan.engine.manifest import (
     IoTensor,
     PluginRecord,
     ProfileRecord,
+    QuantizationRecord,
     manifest_from_json,
     read_manifest,
     verify_manifest,
@@ -26,7 +27,7 @@ PLAN, ONNX = b"a plan", b"a model"
 
 def manifest(**changes: Any) -> EngineManifest:
     made = EngineManifest(
-        format_version=1,
+        format_version=2,
         plan_sha256=hashlib.sha256(PLAN).hexdigest(),
         plan_size_bytes=len(PLAN),
         onnx_file="x4.onnx",
@@ -37,7 +38,16 @@ def manifest(**changes: Any) -> EngineManifest:
         flavor="tensorrt-rtx",
         tensorrt_version="1.7.1.116",
         targets=("sm_86",),
-        precision="fp16",
+        precision="int8",
+        base_precision="fp16",
+        quantization=QuantizationRecord(
+            type="int8",
+            convolutions=23,
+            quantized_convolutions=19,
+            quantized_mac_share=0.95,
+            recipe_sha256="1" * 64,
+            calibration_sha256=None,
+        ),
         attention="plugin",
         scale=4,
         profile=ProfileRecord(min=(1, 3, 16, 16), opt=(1, 3, 64, 64), max=(2, 3, 64, 96)),
@@ -115,10 +125,10 @@ def test_what_is_no_json_object_is_refused(plan: Path, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.0])
+@pytest.mark.parametrize("version", [0, 1, "1", None, True, 1.0])
 def test_another_format_version_is_refused(plan: Path, version: object) -> None:
     write(plan, format_version=version)
-    with pytest.raises(HspanError, match=r"format_version is .*, expected 1"):
+    with pytest.raises(HspanError, match=r"format_version is .*, expected 2"):
         read_manifest(plan)
 
 
@@ -138,7 +148,7 @@ def test_every_missing_key_is_named(plan: Path, key: str) -> None:
         ({"plan_size_bytes": 6.0}, "plan_size_bytes is 6.0, expected an integer"),
         ({"plan_size_bytes": True}, "plan_size_bytes is True, expected an integer"),
         ({"plan_sha256": None}, "plan_sha256 is None, expected a string"),
-        ({"precision": "fp8"}, "precision is 'fp8', expected one of fp32, fp16, bf16"),
+        ({"precision": "int4"}, "precision is 'int4', expected one of fp32, fp16, bf16, int8, fp8"),
         ({"plugin": []}, r"plugin is \[\], expected an object"),
         ({"plugin": {"file": "p.so"}}, "the key plugin.sha256 is missing"),
         ({"targets": "sm_86"}, "targets is 'sm_86', expected a list"),

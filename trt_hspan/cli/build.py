@@ -171,9 +171,9 @@ def _build_from_checkpoint(
     from trt_hspan.cli.output import progress
     from trt_hspan.engine.build import check_buildable
     from trt_hspan.export import export_onnx
-    from trt_hspan.export.to_onnx import opset_to_write
+    from trt_hspan.export.to_onnx import checked_precision, opset_to_write
 
-    precision = spec.precision or "fp32"
+    precision = checked_precision(spec.precision or "fp32")
     opset_to_write(precision, opset)
     check_buildable(spec)
     with tempfile.TemporaryDirectory(prefix="trt-hspan-") as folder:

@@ -18,7 +18,13 @@ import trt_hspan
 from trt_hspan.engine import plugin_library
 from trt_hspan.engine.builder import BuildRequest, BuiltPlan, build_plan, check_targets
 from trt_hspan.engine.gpu import gpu_architectures
-from trt_hspan.engine.manifest import FORMAT_VERSION, EngineManifest, PluginRecord, ProfileRecord
+from trt_hspan.engine.manifest import (
+    FORMAT_VERSION,
+    EngineManifest,
+    PluginRecord,
+    ProfileRecord,
+    QuantizationRecord,
+)
 from trt_hspan.engine.output_set import check_writable, staged_files
 from trt_hspan.engine.progress import BuildProgress
 from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, ImageProfile, Precision
@@ -26,11 +32,13 @@ from trt_hspan.engine.tensorrt_api import load_plugin_library, load_tensorrt, se
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import (
+    base_precision_from_model,
     load_onnx,
     metadata_from_model,
     model_with_inlined_functions,
     model_with_plugin_nodes,
     precision_from_model,
+    quantization_from_model,
     require_attention,
 )
 
@@ -231,6 +239,8 @@ def _manifest(
         tensorrt_version=tools.trt.__version__,
         targets=tools.targets,
         precision=network.precision,
+        base_precision=base_precision_from_model(network.model),
+        quantization=_quantization_record(network.model),
         attention=tools.attention,
         scale=metadata.scale,
         profile=ProfileRecord(min=low, opt=best, max=high),
@@ -244,6 +254,21 @@ def _manifest(
         tool_version=trt_hspan.__version__,
         source_sha256=metadata.source_sha256,
         created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _quantization_record(model: onnx.ModelProto) -> QuantizationRecord | None:
+    facts = quantization_from_model(model)
+    if facts is None:
+        return None
+    metadata = metadata_from_model(model)
+    return QuantizationRecord(
+        type=facts.type,
+        convolutions=facts.convolutions,
+        quantized_convolutions=facts.quantized_convolutions,
+        quantized_mac_share=round(facts.mac_share, 6),
+        recipe_sha256=metadata.recipe_sha256,
+        calibration_sha256=metadata.calibration_sha256,
     )
 
 

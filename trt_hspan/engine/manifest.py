@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trt_hspan.engine.spec import Attention, Flavor, Precision
+from trt_hspan.engine.spec import Attention, BasePrecision, Flavor, Precision
 from trt_hspan.engine.typed_json import MistypedError, dataclass_from_json
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, sha256_from_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _BUILD_AGAIN = "build the engine again with trt-hspan build"
 
 
@@ -49,6 +49,27 @@ class ProfileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizationRecord:
+    """What is quantised in an engine, read from its ONNX file.
+
+    Args:
+        type: of the quantised convolutions.
+        convolutions: of the network, mean shifts included.
+        quantized_convolutions: those whose input and weights are quantised.
+        quantized_mac_share: their share of all convolutions' multiply-accumulates, 0..1.
+        recipe_sha256: hash of the recipe that makes the model from its source, or None when the file does not say.
+        calibration_sha256: hash of the calibration table behind the scales, likewise.
+    """
+
+    type: Literal["int8", "fp8"]
+    convolutions: int
+    quantized_convolutions: int
+    quantized_mac_share: float
+    recipe_sha256: str | None
+    calibration_sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class IoTensor:
     """One input or output of the engine. `dtype` as in "float32"; a dynamic dimension is -1."""
 
@@ -63,10 +84,13 @@ class EngineManifest:
     """Everything about an engine that a user or a program may ask without opening it.
 
     Args:
-        format_version: of this file; 1.
+        format_version: of this file; 2.
         onnx_file: file name of the model it was built from, in the manifest's folder.
         plugin: the plugin library, None when the attention is not the plugin.
         flavor: which TensorRT; `tensorrt_version` is its version. Engines run with no other.
+        precision: "int8" or "fp8" when convolutions are quantised, else the type of all arithmetic.
+        base_precision: type of what is not quantised; equal to `precision` when nothing is.
+        quantization: what is quantised; None when nothing is.
         targets: compute capabilities asked for; empty means the default set of TensorRT-RTX.
         scale: the network upscales by this factor; None for a network that is not HSPAN's.
         activation_memory_bytes: device memory for activations at the profile's largest shapes, as TensorRT
@@ -90,6 +114,8 @@ class EngineManifest:
     tensorrt_version: str
     targets: tuple[str, ...]
     precision: Precision
+    base_precision: BasePrecision
+    quantization: QuantizationRecord | None
     attention: Attention
     scale: int | None
     profile: ProfileRecord

@@ -14,7 +14,8 @@ from typing import Literal, cast, get_args
 
 from trt_hspan.errors import HspanError, UsageError
 
-Precision = Literal["fp32", "fp16", "bf16"]
+BasePrecision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
 Attention = Literal["plugin", "function"]
 

@@ -18,15 +18,29 @@ from trt_hspan.graph.contract import (
     with_metadata,
 )
 from trt_hspan.graph.cpu import model_for_cpu
-from trt_hspan.graph.precision import PRECISIONS, Precision, model_in_precision, precision_from_model
+from trt_hspan.graph.precision import (
+    NETWORK_PRECISIONS,
+    PRECISIONS,
+    NetworkPrecision,
+    Precision,
+    base_precision_from_model,
+    model_in_precision,
+    precision_from_model,
+)
+from trt_hspan.graph.quantized import QuantizationFacts, QuantizedType, quantization_from_model
 
 __all__ = [
     "INPUT_NAME",
+    "NETWORK_PRECISIONS",
     "OUTPUT_NAME",
     "PRECISIONS",
+    "NetworkPrecision",
     "OnnxMetadata",
     "Precision",
+    "QuantizationFacts",
+    "QuantizedType",
     "attention_nodes",
+    "base_precision_from_model",
     "check_model",
     "load_onnx",
     "metadata_from_model",
@@ -36,6 +50,7 @@ __all__ = [
     "model_with_inlined_functions",
     "model_with_plugin_nodes",
     "precision_from_model",
+    "quantization_from_model",
     "require_attention",
     "save_onnx",
     "with_metadata",

@@ -30,10 +30,12 @@ class OnnxMetadata:
     Attributes:
         scale: up-scaling factor.
         architecture: one line naming every size.
-        precision: type of the body's arithmetic: "fp32", "fp16" or "bf16".
+        precision: type of the body's arithmetic: "fp32", "fp16" or "bf16"; "int8" or "fp8" when it is quantised.
         res_scale: the factor that checkpoints do not store.
         source_sha256: SHA-256 of the checkpoint file (of the weights, for random presets).
         tool_version: version of trt-hspan that wrote the file.
+        recipe_sha256: of a quantised model: hash of the recipe that makes it from its source.
+        calibration_sha256: of a quantised model: hash of the calibration table behind its scales.
     """
 
     scale: int | None = None
@@ -42,6 +44,8 @@ class OnnxMetadata:
     res_scale: float | None = None
     source_sha256: str | None = None
     tool_version: str | None = None
+    recipe_sha256: str | None = None
+    calibration_sha256: str | None = None
 
 
 def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -115,6 +119,8 @@ def metadata_from_model(model: onnx.ModelProto) -> OnnxMetadata:
         res_scale=_number(float, texts.get("res_scale")),
         source_sha256=texts.get("source_sha256"),
         tool_version=texts.get("tool_version"),
+        recipe_sha256=texts.get("recipe_sha256"),
+        calibration_sha256=texts.get("calibration_sha256"),
     )
 
 

@@ -13,9 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.graph.contract import attention_nodes
+from trt_hspan.graph.quantized import quantized_type_from_model
 
+#: Floating-point types that a whole graph may compute in.
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+#: What a network is called after: a float type, or the type of its quantised convolutions.
+NetworkPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+NETWORK_PRECISIONS: Final[tuple[NetworkPrecision, ...]] = get_args(NetworkPrecision)
 
 _ELEMENT_TYPE: Final[dict[Precision, int]] = {
     "fp32": TensorProto.FLOAT,
@@ -26,8 +31,21 @@ _ELEMENT_TYPE: Final[dict[Precision, int]] = {
 BF16_OPSET: Final = 22
 
 
-def precision_from_model(model: onnx.ModelProto) -> Precision:
-    """The type that the attention nodes compute in, read from the graph itself and not from its metadata.
+def precision_from_model(model: onnx.ModelProto) -> NetworkPrecision:
+    """What the network is called after, read from the graph itself and not from its metadata.
+
+    "int8" or "fp8" when at least one convolution's input is quantised to that type, else the type that the attention
+    nodes compute in.
+
+    Raises:
+        HspanError: there is no attention node, or its type cannot be told.
+    """
+    base = base_precision_from_model(model)
+    return quantized_type_from_model(model) or base
+
+
+def base_precision_from_model(model: onnx.ModelProto) -> Precision:
+    """The float type that the attention nodes compute in, whatever the convolutions do.
 
     Raises:
         HspanError: there is no attention node, or its type cannot be told.

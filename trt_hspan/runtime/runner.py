@@ -12,7 +12,7 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError
 
 Float32Array = npt.NDArray[np.float32]
-RunnerPrecision = Literal["fp32", "fp16", "bf16"]
+RunnerPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 #: An input's (N, 3, H, W); None where a dimension is free.
 ShapeLimit = tuple[int | None, int | None, int | None, int | None]
 

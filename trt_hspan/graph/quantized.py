@@ -1,0 +1,149 @@
+"""What is quantised in a graph, read from its Q/DQ nodes. Owns reading; writing them is `trt_hspan.quantization`'s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from trt_hspan.errors import HspanError
+
+QuantizedType = Literal["int8", "fp8"]
+
+#: FP8 is E4M3 with one NaN and no infinities, as TensorRT and ONNX call it: largest finite value 448.
+ELEMENT_TYPE: Final[dict[QuantizedType, int]] = {
+    "int8": TensorProto.INT8,
+    "fp8": TensorProto.FLOAT8E4M3FN,
+}
+# Multiply-accumulates are counted on an input of this side; their shares do not depend on it.
+_COUNTED_SIDE: Final = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationFacts:
+    """What a graph's Q/DQ nodes amount to.
+
+    Attributes:
+        type: of the quantised convolutions.
+        convolutions: all of the graph, mean shifts included.
+        quantized_convolutions: those whose input and weights both come out of a DequantizeLinear.
+        mac_share: their share of all convolutions' multiply-accumulates, 0..1.
+    """
+
+    type: QuantizedType
+    convolutions: int
+    quantized_convolutions: int
+    mac_share: float
+
+
+def quantized_convolutions(model: onnx.ModelProto) -> dict[str, QuantizedType]:
+    """Node name -> type, of the convolutions whose input and weights are both quantised, to the same type."""
+    types = _dequantized_tensors(model)
+    return {
+        node.name: types[node.input[0]]
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        and node.input[0] in types
+        and types.get(node.input[1]) == types[node.input[0]]
+    }
+
+
+def quantized_type_from_model(model: onnx.ModelProto) -> QuantizedType | None:
+    """The type of the quantised convolutions, or None. Raises: HspanError when they are of two types."""
+    found = set(quantized_convolutions(model).values())
+    if len(found) > 1:
+        raise HspanError(model.graph.name or "model", "mixes int8 and fp8 convolutions", "quantize it again")
+    return found.pop() if found else None
+
+
+def quantization_from_model(model: onnx.ModelProto) -> QuantizationFacts | None:
+    """What is quantised in a model; None when no convolution is.
+
+    Raises:
+        HspanError: as `quantized_type_from_model`, or the sizes of its tensors cannot be told.
+    """
+    kind = quantized_type_from_model(model)
+    if kind is None:
+        return None
+    quantized = quantized_convolutions(model)
+    macs = convolution_macs(model)
+    return QuantizationFacts(
+        type=kind,
+        convolutions=len(macs),
+        quantized_convolutions=len(quantized),
+        mac_share=sum(macs[name] for name in quantized) / sum(macs.values()),
+    )
+
+
+def convolution_macs(model: onnx.ModelProto) -> dict[str, int]:
+    """Node name -> multiply-accumulates of each convolution, on an input of 16x16 pixels (or of the fixed size).
+
+    Raises:
+        HspanError: the shape of a convolution's output cannot be inferred.
+    """
+    shapes = _shapes_on_a_small_input(model)
+    weights = _weight_shapes(model)
+    macs = {}
+    for node in model.graph.node:
+        if node.op_type != "Conv":
+            continue
+        output, weight = shapes.get(node.output[0]), weights.get(node.input[1])
+        if output is None or weight is None:
+            raise HspanError(node.name, "the sizes of this convolution cannot be told", "export it again")
+        macs[node.name] = int(np.prod(output, dtype=np.int64) * np.prod(weight[1:], dtype=np.int64))
+    return macs
+
+
+def _dequantized_tensors(model: onnx.ModelProto) -> dict[str, QuantizedType]:
+    """Outputs of DequantizeLinear whose source, a QuantizeLinear or a stored tensor, is of a known type."""
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            zero_point = node.input[2] if len(node.input) > 2 else ""
+            declared = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
+            stored[node.output[0]] = declared or stored.get(zero_point, TensorProto.UINT8)
+    names = {element_type: name for name, element_type in ELEMENT_TYPE.items()}
+    return {
+        node.output[0]: names[stored[node.input[0]]]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and stored.get(node.input[0]) in names
+    }
+
+
+def _weight_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    return shapes
+
+
+def _shapes_on_a_small_input(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors; the attention gives what its value has, so its body need not be looked into."""
+    small = onnx.ModelProto()
+    small.CopyFrom(model)
+    del small.functions[:], small.graph.value_info[:]
+    for node in small.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            value = node.input[2] if len(node.input) > 2 else node.input[0]
+            del node.input[:], node.attribute[:]
+            node.input.append(value)
+            node.op_type, node.domain = "Identity", ""
+    for tensor in small.graph.input:
+        dims = tensor.type.tensor_type.shape.dim
+        for index, dim in enumerate(dims):
+            if not dim.dim_value:
+                dim.dim_value = 1 if index == 0 else _COUNTED_SIDE
+    for tensor in small.graph.output:
+        tensor.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(small)
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    return {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in values
+        if all(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        and value.type.tensor_type.HasField("shape")
+    }
