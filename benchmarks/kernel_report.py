@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""What can be known of the CUDA kernels without a GPU: the compiler's figures, the machine code, and the roofline.
+
+Two tables. The first is read from the machine code: registers, spills, shared memory, theoretical occupancy, and what
+share of the main loop's instructions are multiplications. The second is arithmetic on published rates: the least time
+that any implementation of the operator can take. No figure here was measured on a GPU.
+
+The exit code is 1 when a kernel spills registers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
+
+from trt_hspan.engine.plugin_build import sources_folder
+from trt_hspan.engine.plugin_code import KernelCode, inspect_kernels
+from trt_hspan.engine.plugin_library import architecture_from_target
+from trt_hspan.engine.plugin_roofline import GPUS, LENGTHS, attention_work, floor_ms
+from trt_hspan.errors import HspanError, UsageError
+
+BOUND = "bound from published peak rates, not a measurement"
+
+
+def main() -> int:
+    arguments = parsed_arguments()
+    try:
+        sizes = {"score_channels": arguments.score_channels, "value_channels": arguments.value_channels}
+        bounds = roofline(**sizes, precision=arguments.precision)
+        kernels = [] if arguments.roofline_only else inspected(arguments)
+    except HspanError as error:
+        print(f"kernel_report: error: {error}", file=sys.stderr)
+        return error.exit_code
+    spilling = [kernel for kernel in kernels if spilled_bytes(kernel)]
+    if arguments.json:
+        problem = {**sizes, "precision": arguments.precision, "label": BOUND}
+        report = {"kernels": [record(kernel) for kernel in kernels], "roofline": {**problem, "rows": bounds}}
+        print(json.dumps(report, indent=2))
+    else:
+        show(kernels, bounds, arguments)
+    for kernel in spilling:
+        told = (
+            f"{kernel.kernel} for sm_{kernel.architecture} spills {spilled_bytes(kernel)} bytes of registers"
+        )
+        print(f"kernel_report: error: {kernel.source}: {told}", file=sys.stderr)
+    return 1 if spilling else 0
+
+
+def parsed_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print both tables as one JSON object")
+    parser.add_argument(
+        "--arch", action="append", metavar="86", help="a compute capability, repeatable; all from 7.5 to 12.0"
+    )
+    parser.add_argument("--nvcc", metavar="PROGRAM", help="the CUDA compiler; searched for")
+    parser.add_argument("--nvdisasm", metavar="PROGRAM", help="the disassembler; searched for")
+    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time (2)")
+    parser.add_argument("--score-channels", type=int, default=96, help="C of the roofline (96, as published)")
+    parser.add_argument(
+        "--value-channels", type=int, default=192, help="D of the roofline (192, as published)"
+    )
+    parser.add_argument("--precision", default="fp16", choices=["fp32", "fp16", "bf16"])
+    parser.add_argument("--roofline-only", action="store_true", help="compile nothing")
+    return parser.parse_args()
+
+
+def inspected(arguments: argparse.Namespace) -> list[KernelCode]:
+    if arguments.jobs < 1:
+        raise UsageError("--jobs", f"got {arguments.jobs}, expected at least 1")
+    from trt_hspan.cli.output import progress
+
+    with progress("compiling the kernels", total=1.0) as bar:
+        task = bar.task_ids[0]
+        return inspect_kernels(
+            sources_folder(),
+            architectures=[architecture_from_target(each) for each in arguments.arch]
+            if arguments.arch
+            else None,
+            nvcc=arguments.nvcc,
+            disassembler=arguments.nvdisasm,
+            jobs=arguments.jobs,
+            on_progress=lambda done, what: bar.update(task, completed=done, description=what),
+        )
+
+
+def roofline(*, score_channels: int, value_channels: int, precision: str) -> list[dict[str, Any]]:
+    """One row for each length: work, and the floor on each GPU, sparse and dense."""
+    rows = []
+    for length in LENGTHS:
+        work = attention_work(length, score_channels, value_channels, precision)
+        floors = {
+            gpu.name: {
+                "sparse_ms": floor_ms(work.sparse_flops, work.bytes, gpu, precision),
+                "dense_ms": floor_ms(work.dense_flops, work.bytes, gpu, precision),
+            }
+            for gpu in GPUS
+        }
+        rows.append({"length": length, **asdict(work), "floor": floors})
+    return rows
+
+
+def spilled_bytes(kernel: KernelCode) -> int:
+    return kernel.resources.spill_stores_bytes + kernel.resources.spill_loads_bytes
+
+
+def record(kernel: KernelCode) -> dict[str, Any]:
+    loop = kernel.main_loop
+    shares = {"matrix_share": loop.matrix_share, "scalar_share": loop.scalar_share} if loop else {}
+    found = asdict(kernel)
+    found["main_loop"] = {**asdict(loop), **shares} if loop else None
+    return found
+
+
+def show(kernels: list[KernelCode], bounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    if kernels:
+        table = Table(title="Kernels, from ptxas and the machine code", title_justify="left")
+        table.add_column("kernel", overflow="fold")
+        for column in (
+            "sm",
+            "threads",
+            "registers",
+            "spills",
+            "shared",
+            "occupancy",
+            "limited by",
+            "HMMA",
+            "FFMA",
+        ):
+            table.add_column(column, justify="left" if column == "limited by" else "right", no_wrap=True)
+        for kernel in kernels:
+            loop, used = kernel.main_loop, kernel.resources
+            table.add_row(
+                kernel.kernel,
+                str(kernel.architecture),
+                str(kernel.threads),
+                str(used.registers),
+                str(spilled_bytes(kernel)),
+                f"{used.shared_bytes:,}",
+                f"{kernel.occupancy.fraction:.0%}",
+                kernel.occupancy.limited_by,
+                f"{loop.matrix_share:.0%}" if loop else "-",
+                f"{loop.scalar_share:.0%}" if loop else "-",
+            )
+        console.print(table)
+        console.print("spills and shared memory in bytes; occupancy: theoretical, of resident warps;")
+        console.print(
+            "HMMA, FFMA: share of the main loop's instructions on tensor cores, and FP32 multiply-adds\n"
+        )
+    title = f"Floor in ms: {BOUND} ({arguments.precision}, C {arguments.score_channels}, D {arguments.value_channels})"
+    table = Table(title=title, title_justify="left")
+    for column in ("L", "GFLOP sparse", "GFLOP dense", "MB", *(gpu.name for gpu in GPUS)):
+        table.add_column(column, justify="right")
+    for row in bounds:
+        floors = [f"{each['sparse_ms']:.3f} / {each['dense_ms']:.3f}" for each in row["floor"].values()]
+        work = [
+            f"{row['sparse_flops'] / 1e9:,.1f}",
+            f"{row['dense_flops'] / 1e9:,.1f}",
+            f"{row['bytes'] / 1e6:,.1f}",
+        ]
+        table.add_row(f"{row['length']:,}", *work, *floors)
+    console.print(table)
+    console.print("sparse: every score once; dense: every score and every value once. Rates from:")
+    for gpu in GPUS:
+        console.print(f"  {gpu.name}: {gpu.source}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
