@@ -18,7 +18,14 @@ enum class ElementType : int32_t
     kBFLOAT16 = 2,
 };
 
-//! Sizes of one attention problem. All tensors are dense, channel-major (NCHW with H and W flattened).
+//! How the four tensors lie in memory, all alike.
+enum class TensorLayout : int32_t
+{
+    kLINEAR = 0,        //!< (N, channels, L): TensorRT's kLINEAR
+    kCHANNELS_LAST = 1, //!< (N, L, channelPitch): TensorRT's kHWC8 for FP16 and BF16, kHWC for FP32
+};
+
+//! Sizes of one attention problem, H and W flattened.
 struct AttentionShape
 {
     int64_t batch{};         //!< N
@@ -27,8 +34,44 @@ struct AttentionShape
     int64_t positions{};     //!< L = H * W, at most 2^31 - 1
 };
 
-//! Bytes of workspace that launchSparsemaxAttention needs: 8 N L (one two-float threshold per row), never O(L^2).
-size_t sparsemaxAttentionWorkspaceBytes(AttentionShape const& shape) noexcept;
+//! What is to be computed, apart from the data.
+struct AttentionProblem
+{
+    ElementType type{ElementType::kFLOAT};
+    TensorLayout layout{TensorLayout::kLINEAR};
+    AttentionShape shape{};
+};
+
+//! Elements from one position to the next in a channels-last tensor: channels, rounded up to 8 for FP16 and BF16.
+//! What lies between is neither read nor relied on in inputs, and is zero in the output.
+int64_t channelPitch(ElementType type, int64_t channels) noexcept;
+
+//! \name Configurations
+//! Ways to compute the same result: kernels and tile shapes. They are numbered from 0; a number keeps its meaning.
+//! @{
+
+//! Chooses by type, sizes and the GPU at hand. Always supported.
+constexpr int32_t kAUTOMATIC_CONFIG{0};
+
+//! Configurations are 0 ... attentionConfigCount() - 1.
+int32_t attentionConfigCount() noexcept;
+
+//! A short name such as "plain-32x128"; nullptr if there is no such configuration.
+char const* attentionConfigName(int32_t config) noexcept;
+
+//! Whether the configuration serves this type and these channel counts on GPUs of this compute capability, such as 86
+//! for 8.6. All configurations serve any layout, batch and number of positions.
+bool isAttentionConfigSupported(
+    int32_t config, ElementType type, int64_t scoreChannels, int64_t valueChannels, int32_t computeCapability) noexcept;
+
+//! Compute capability of the current device; 0 if there is none.
+int32_t currentComputeCapability() noexcept;
+
+//! @}
+
+//! Bytes of workspace that launchSparsemaxAttention needs, never O(L^2); for kAUTOMATIC_CONFIG enough on any GPU. It
+//! does not shrink when a size of the problem grows, and is the same for both layouts. 0 for sizes out of range.
+size_t attentionWorkspaceBytes(AttentionProblem const& problem, int32_t config) noexcept;
 
 //! Computes, for every batch n, row i and channel d,
 //!     output[n][d][i] = sum over j with p_ij > 0 of p_ij value[n][d][j],   p_i = sparsemax_j(q_i . k_j),
@@ -45,11 +88,13 @@ size_t sparsemaxAttentionWorkspaceBytes(AttentionShape const& shape) noexcept;
 //! rows are untouched. A score of -inf has weight 0. Positions of weight 0 contribute nothing, even where their
 //! value is NaN or infinite.
 //!
-//! \param query, key (N, C, L); value (N, D, L); output (N, D, L): device memory, not overlapping the output.
-//! \param workspace device memory of sparsemaxAttentionWorkspaceBytes(shape), aligned to 8 bytes.
-//! \return cudaErrorInvalidValue for sizes out of range, else what the launches return. Neither allocates nor
-//!     synchronises, so the call can be captured in a CUDA graph.
-cudaError_t launchSparsemaxAttention(ElementType type, AttentionShape const& shape, void const* query, void const* key,
-    void const* value, void* output, void* workspace, cudaStream_t stream) noexcept;
+//! \param query, key with C channels; value, output with D channels: device memory, aligned to 16 bytes, the output not
+//!     overlapping the inputs.
+//! \param config one that is supported on the current device.
+//! \param workspace device memory of attentionWorkspaceBytes(problem, config), aligned to 256 bytes.
+//! \return cudaErrorInvalidValue for sizes out of range and for a configuration that does not serve the problem, else
+//!     what the launches return. Neither allocates nor synchronises, so the call can be captured in a CUDA graph.
+cudaError_t launchSparsemaxAttention(AttentionProblem const& problem, int32_t config, void const* query,
+    void const* key, void const* value, void* output, void* workspace, cudaStream_t stream) noexcept;
 
 } // namespace hspan

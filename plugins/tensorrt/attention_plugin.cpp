@@ -223,7 +223,15 @@ size_t AttentionPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, 
     {
         return 0;
     }
-    return sparsemaxAttentionWorkspaceBytes(attentionShape(inputs[kQUERY].max, inputs[kVALUE].max));
+    AttentionProblem problem;
+    problem.shape = attentionShape(inputs[kQUERY].max, inputs[kVALUE].max);
+    switch (inputs[kQUERY].desc.type)
+    {
+    case DataType::kHALF: problem.type = ElementType::kHALF; break;
+    case DataType::kBF16: problem.type = ElementType::kBFLOAT16; break;
+    default: problem.type = ElementType::kFLOAT; break;
+    }
+    return attentionWorkspaceBytes(problem, kAUTOMATIC_CONFIG);
 }
 
 char const* AttentionPlugin::getTimingCacheID() noexcept
@@ -257,8 +265,8 @@ int32_t AttentionPlugin::enqueue(PluginTensorDesc const* inputs, PluginTensorDes
     default: reportError("HighSimilarityPassAttention: inputs must be FP32, FP16 or BF16"); return kFAILED;
     }
     AttentionShape const shape = attentionShape(inputs[kQUERY].dims, inputs[kVALUE].dims);
-    cudaError_t const status = launchSparsemaxAttention(
-        type, shape, inputData[kQUERY], inputData[kKEY], inputData[kVALUE], outputData[0], workspace, stream);
+    cudaError_t const status = launchSparsemaxAttention({type, TensorLayout::kLINEAR, shape}, kAUTOMATIC_CONFIG,
+        inputData[kQUERY], inputData[kKEY], inputData[kVALUE], outputData[0], workspace, stream);
     if (status != cudaSuccess)
     {
         reportError(

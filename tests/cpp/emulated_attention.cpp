@@ -7,34 +7,34 @@
 #include "guarded_buffer.h"
 #include "sparsemax_attention.h"
 
-int32_t hspanEmulatedAttention(int32_t elementType, int64_t batch, int64_t scoreChannels, int64_t valueChannels,
-    int64_t positions, void const* query, void const* key, void const* value, void* output, int32_t laneOrder,
-    uint64_t seed)
+int32_t hspanEmulatedAttention(int32_t elementType, int32_t layout, int32_t config, int32_t computeCapability,
+    int64_t batch, int64_t scoreChannels, int64_t valueChannels, int64_t positions, void const* query, void const* key,
+    void const* value, void* output, int32_t laneOrder, uint64_t seed)
 {
-    simt::emulation::options() = {static_cast<simt::emulation::LaneOrder>(laneOrder), seed};
-    hspan::AttentionShape const shape{batch, scoreChannels, valueChannels, positions};
+    simt::emulation::options() = {static_cast<simt::emulation::LaneOrder>(laneOrder), seed, computeCapability};
+    hspan::AttentionProblem const problem{static_cast<hspan::ElementType>(elementType),
+        static_cast<hspan::TensorLayout>(layout), {batch, scoreChannels, valueChannels, positions}};
     size_t const elementBytes = elementType == 0 ? 4 : 2;
-    size_t const scoreBytes = elementBytes * static_cast<size_t>(batch * scoreChannels * positions);
-    size_t const valueBytes = elementBytes * static_cast<size_t>(batch * valueChannels * positions);
-    hspan::test::GuardedBuffer const guardedQuery{query, scoreBytes};
-    hspan::test::GuardedBuffer const guardedKey{key, scoreBytes};
-    hspan::test::GuardedBuffer const guardedValue{value, valueBytes};
-    hspan::test::GuardedBuffer const guardedOutput{valueBytes};
-    hspan::test::GuardedBuffer const workspace{hspan::sparsemaxAttentionWorkspaceBytes(shape)};
-    cudaError_t const status = hspan::launchSparsemaxAttention(static_cast<hspan::ElementType>(elementType), shape,
-        guardedQuery.data(), guardedKey.data(), guardedValue.data(), guardedOutput.data(), workspace.data(), nullptr);
-    std::memcpy(output, guardedOutput.data(), valueBytes);
+    bool const isLinear = problem.layout == hspan::TensorLayout::kLINEAR;
+    auto const bytesOf = [&](int64_t channels)
+    {
+        int64_t const pitch = isLinear ? channels : hspan::channelPitch(problem.type, channels);
+        return elementBytes * static_cast<size_t>(batch * pitch * positions);
+    };
+    hspan::test::GuardedBuffer const guardedQuery{query, bytesOf(scoreChannels)};
+    hspan::test::GuardedBuffer const guardedKey{key, bytesOf(scoreChannels)};
+    hspan::test::GuardedBuffer const guardedValue{value, bytesOf(valueChannels)};
+    hspan::test::GuardedBuffer const guardedOutput{bytesOf(valueChannels)};
+    hspan::test::GuardedBuffer const workspace{hspan::attentionWorkspaceBytes(problem, config)};
+    cudaError_t const status = hspan::launchSparsemaxAttention(problem, config, guardedQuery.data(), guardedKey.data(),
+        guardedValue.data(), guardedOutput.data(), workspace.data(), nullptr);
+    std::memcpy(output, guardedOutput.data(), bytesOf(valueChannels));
     return status;
 }
 
 char const* hspanEmulatedError()
 {
     return simt::emulation::lastError().c_str();
-}
-
-uint64_t hspanEmulatedWorkspaceBytes(int64_t batch, int64_t scoreChannels, int64_t valueChannels, int64_t positions)
-{
-    return hspan::sparsemaxAttentionWorkspaceBytes({batch, scoreChannels, valueChannels, positions});
 }
 
 uint16_t hspanEmulatedFromFloat(int32_t elementType, float value)

@@ -125,8 +125,9 @@ std::vector<float> attention(ElementType type, Problem const& problem, uint64_t 
 {
     auto const run = [&](void const* query, void const* key, void const* value, void* output)
     {
-        int32_t const status = hspanEmulatedAttention(static_cast<int32_t>(type), problem.batch, problem.scoreChannels,
-            problem.valueChannels, problem.positions, query, key, value, output, gLaneOrder, seed);
+        int32_t const status = hspanEmulatedAttention(static_cast<int32_t>(type), 0, kAUTOMATIC_CONFIG, 86,
+            problem.batch, problem.scoreChannels, problem.valueChannels, problem.positions, query, key, value, output,
+            gLaneOrder, seed);
         check(status == cudaSuccess, "status ", status, ": ", hspanEmulatedError());
     };
     std::vector<float> output(problem.value.size());
@@ -426,8 +427,8 @@ void addProperties()
             float number = 0.0F;
             auto const launch = [&](AttentionShape const& shape)
             {
-                return launchSparsemaxAttention(
-                    ElementType::kFLOAT, shape, &number, &number, &number, &number, &number, nullptr);
+                return launchSparsemaxAttention({ElementType::kFLOAT, TensorLayout::kLINEAR, shape}, kAUTOMATIC_CONFIG,
+                    &number, &number, &number, &number, &number, nullptr);
             };
             constexpr int64_t kMANY{int64_t{1} << 40U};
             check(launch({-1, 1, 1, 1}) == cudaErrorInvalidValue, "negative batch");
@@ -438,12 +439,17 @@ void addProperties()
             check(launch({0, 4, 4, 4}) == cudaSuccess, "no batch");
             check(launch({4, 4, 4, 0}) == cudaSuccess, "no positions");
             auto const unknown = static_cast<ElementType>(9);
-            check(launchSparsemaxAttention(unknown, {1, 1, 1, 1}, &number, &number, &number, &number, &number, nullptr)
+            check(launchSparsemaxAttention({unknown, TensorLayout::kLINEAR, {1, 1, 1, 1}}, kAUTOMATIC_CONFIG, &number,
+                      &number, &number, &number, &number, nullptr)
                     == cudaErrorInvalidValue,
                 "unknown type");
         });
-    addTest("the workspace is 8 N L bytes",
-        [] { check(sparsemaxAttentionWorkspaceBytes({3, 96, 192, 65536}) == 8U * 3U * 65536U, "it is not"); });
+    addTest("the plain kernels' workspace is 8 N L bytes",
+        []
+        {
+            AttentionProblem const problem{ElementType::kFLOAT, TensorLayout::kLINEAR, {3, 96, 192, 65536}};
+            check(attentionWorkspaceBytes(problem, 1) == 8U * 3U * 65536U, "it is not");
+        });
 }
 
 } // namespace

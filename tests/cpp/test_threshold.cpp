@@ -7,8 +7,8 @@
 
 #include "check.h"
 #include "guarded_buffer.h"
+#include "plain_attention.cuh"
 #include "reference.h"
-#include "sparsemax_attention.cuh"
 
 using namespace hspan;
 using namespace hspan::test;
@@ -24,9 +24,9 @@ std::vector<TwoFloat> thresholds(std::vector<float> const& query, std::vector<fl
     GuardedBuffer const k{key.data(), key.size() * sizeof(float)};
     GuardedBuffer const workspace{key.size() * sizeof(TwoFloat)};
     auto* const result = static_cast<TwoFloat*>(workspace.data());
-    cudaError_t const status = simt::launch<float const*, float const*, TwoFloat*, int64_t, int32_t, int32_t>(
+    cudaError_t const status = simt::launch<float const*, float const*, TwoFloat*, Strides, int64_t, int32_t, int32_t>(
         &thresholdKernel<float>, simt::Grid{}, kTHREADS_PER_BLOCK, nullptr, static_cast<float const*>(q.data()),
-        static_cast<float const*>(k.data()), result, 1, 1, positions);
+        static_cast<float const*>(k.data()), result, {positions, positions, 1}, 1, 1, positions);
     check(status == cudaSuccess, simt::emulation::lastError());
     return {result, result + std::min<int32_t>(positions, kROWS_PER_TILE)};
 }
@@ -181,9 +181,10 @@ int main()
             std::vector<float> output(kPOSITIONS);
             auto const* const operand = static_cast<float const*>(scores.data());
             cudaError_t const status = simt::launch<float const*, float const*, float const*, TwoFloat const*, float*,
-                int64_t, int32_t, int32_t, int32_t>(&weightedSumKernel<float, kMIN_SLICE>, simt::Grid{},
-                kTHREADS_PER_BLOCK, nullptr, operand, operand, static_cast<float const*>(value.data()), equal.data(),
-                output.data(), 1, 1, 1, kPOSITIONS);
+                Strides, Strides, int64_t, int32_t, int32_t, int32_t>(&weightedSumKernel<float, kMIN_SLICE>,
+                simt::Grid{}, kTHREADS_PER_BLOCK, nullptr, operand, operand, static_cast<float const*>(value.data()),
+                equal.data(), output.data(), {kPOSITIONS, kPOSITIONS, 1}, {kPOSITIONS, kPOSITIONS, 1}, 1, 1, 1,
+                kPOSITIONS);
             check(status == cudaSuccess, simt::emulation::lastError());
             for (int32_t row = 0; row < kROWS_PER_TILE; ++row)
             {

@@ -180,6 +180,18 @@ struct Grid
     int64_t z{1};
 };
 
+//! Compute capability of the current device, such as 86; 0 if there is none. Asks the driver's tables only.
+inline int32_t computeCapability()
+{
+    int device = 0;
+    int major = 0;
+    int minor = 0;
+    bool const known = cudaGetDevice(&device) == cudaSuccess
+        && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess
+        && cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess;
+    return known ? 10 * major + minor : 0;
+}
+
 //! Launches a kernel and returns what the driver says of the launch itself. Neither allocates nor synchronises.
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), Grid const& grid, int32_t threadsPerBlock, cudaStream_t stream,

@@ -35,6 +35,7 @@ struct Options
 {
     LaneOrder order{LaneOrder::kFORWARD};
     uint64_t seed{1};
+    int32_t computeCapability{86};
 };
 
 //! Options of this operating system thread; may be changed between launches.

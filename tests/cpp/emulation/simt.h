@@ -246,6 +246,12 @@ struct Grid
     int64_t z{1};
 };
 
+//! What the emulated device is; tests may pretend an older one.
+inline int32_t computeCapability()
+{
+    return emulation::options().computeCapability;
+}
+
 //! Runs the grid to its end, block after block.
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), Grid const& grid, int32_t threadsPerBlock, cudaStream_t /*stream*/,

@@ -1,4 +1,4 @@
-//! \file threshold.cuh
+//! \file plain_threshold.cuh
 //! The sparsemax threshold of every row, by streaming Newton passes.
 //!
 //! F(t) = sum_j max(s_j - t, 0) is convex, piecewise linear and falling; tau is the root of F(t) = 1. Newton's step
@@ -25,7 +25,7 @@
 
 #include <simt.h>
 
-#include "score_tile.cuh"
+#include "plain_score_tile.cuh"
 #include "two_float.cuh"
 
 namespace hspan
@@ -193,16 +193,17 @@ HSPAN_DEVICE float rowMaximum(ScoreStage& stage, ScoreOperands<T> const& operand
 //! Writes the threshold of every row, NaN for rows without one. Grid: x row tiles, y batches (strided).
 template <typename T>
 HSPAN_KERNEL(kTHREADS_PER_BLOCK)
-thresholdKernel(T const* query, T const* key, TwoFloat* thresholds, int64_t batch, int32_t channels, int32_t positions)
+thresholdKernel(T const* query, T const* key, TwoFloat* thresholds, Strides strides, int64_t batch, int32_t channels,
+    int32_t positions)
 {
     HSPAN_SHARED(ScoreStage, stage);
     int32_t const lane = simt::laneIndex();
     auto const firstRow = static_cast<int32_t>(simt::blockX() * kROWS_PER_TILE);
     int64_t const row = static_cast<int64_t>(firstRow) + simt::warpIndex() * kROWS_PER_WARP + lane % kROWS_PER_WARP;
-    int64_t const matrix = static_cast<int64_t>(channels) * positions;
     for (int64_t n = simt::blockY(); n < batch; n += simt::gridY())
     {
-        ScoreOperands<T> const operands = {query + n * matrix, key + n * matrix, channels, positions, firstRow};
+        ScoreOperands<T> const operands
+            = {query + n * strides.batch, key + n * strides.batch, strides, channels, positions, firstRow};
         RowState state = initialState(rowMaximum(stage, operands), row < positions);
         while (simt::anyInBlock(state.active))
         {

@@ -1,4 +1,4 @@
-//! \file weighted_sum.cuh
+//! \file plain_weighted_sum.cuh
 //! The output: for every row, the sum of weight times value over its support, weights from the finished thresholds.
 //!
 //! Only keys with a positive weight in some row of the warp are visited, and a row adds only its own positive weights:
@@ -11,7 +11,7 @@
 
 #include <simt.h>
 
-#include "score_tile.cuh"
+#include "plain_score_tile.cuh"
 #include "two_float.cuh"
 
 namespace hspan
@@ -72,8 +72,8 @@ HSPAN_DEVICE float valueOf(TwoFloat total)
 
 //! Copies kCHANNELS x 32 values into shared memory; channels and keys past the end are left alone, nobody reads them.
 template <int32_t kCHANNELS, typename T>
-HSPAN_DEVICE void loadValues(
-    ValueStage<kCHANNELS>& stage, T const* value, int32_t channels, int32_t positions, int64_t firstKey)
+HSPAN_DEVICE void loadValues(ValueStage<kCHANNELS>& stage, T const* value, Strides const& strides, int32_t channels,
+    int32_t positions, int64_t firstKey)
 {
     int64_t const key = firstKey + simt::laneIndex();
     int32_t const count = channels < kCHANNELS ? channels : kCHANNELS;
@@ -82,7 +82,7 @@ HSPAN_DEVICE void loadValues(
         for (int32_t channel = simt::warpIndex(); channel < count; channel += kWARPS_PER_BLOCK)
         {
             stage.values[channel][simt::laneIndex()]
-                = simt::toFloat(value[static_cast<int64_t>(channel) * positions + key]);
+                = simt::toFloat(value[channel * strides.channel + key * strides.position]);
         }
     }
 }
@@ -127,7 +127,8 @@ HSPAN_DEVICE void addValues(
 //! Adds one tile of keys to the sums. All threads of the block call it together.
 template <int32_t kCHANNELS, typename T>
 HSPAN_DEVICE void addTile(OutputSums<kCHANNELS>& sums, ValueStage<kCHANNELS>& stage, ScoreTile const& scores,
-    TwoFloat const (&thresholds)[kROWS_PER_WARP], T const* value, int32_t channels, int32_t positions, int64_t firstKey)
+    TwoFloat const (&thresholds)[kROWS_PER_WARP], T const* value, Strides const& strides, int32_t channels,
+    int32_t positions, int64_t firstKey)
 {
     HSPAN_UNROLL
     for (int32_t group = 0; group < kKEYS_PER_LANE; ++group)
@@ -149,7 +150,7 @@ HSPAN_DEVICE void addTile(OutputSums<kCHANNELS>& sums, ValueStage<kCHANNELS>& st
         auto* const target = reinterpret_cast<simt::Float4*>(&stage.weights[simt::warpIndex()][simt::laneIndex()][0]);
         target[0] = {weight[0], weight[1], weight[2], weight[3]};
         target[1] = {weight[4], weight[5], weight[6], weight[7]};
-        loadValues(stage, value, channels, positions, firstKey + group * simt::kWARP_SIZE);
+        loadValues(stage, value, strides, channels, positions, firstKey + group * simt::kWARP_SIZE);
         simt::syncBlock(); // weights and values are complete
         addValues(sums, stage, hits, channels);
     }
@@ -159,8 +160,8 @@ HSPAN_DEVICE void addTile(OutputSums<kCHANNELS>& sums, ValueStage<kCHANNELS>& st
 //! Grid: x row tiles, y batches (strided), z channel slices.
 template <typename T, int32_t kCHANNELS>
 HSPAN_KERNEL(kTHREADS_PER_BLOCK)
-weightedSumKernel(T const* query, T const* key, T const* value, TwoFloat const* thresholds, T* output, int64_t batch,
-    int32_t scoreChannels, int32_t valueChannels, int32_t positions)
+weightedSumKernel(T const* query, T const* key, T const* value, TwoFloat const* thresholds, T* output, Strides strides,
+    Strides valueStrides, int64_t batch, int32_t scoreChannels, int32_t valueChannels, int32_t positions)
 {
     HSPAN_SHARED(OutputStage<kCHANNELS>, stage);
     int32_t const lane = simt::laneIndex();
@@ -168,10 +169,9 @@ weightedSumKernel(T const* query, T const* key, T const* value, TwoFloat const* 
     auto const firstChannel = static_cast<int32_t>(simt::blockZ() * kCHANNELS);
     int32_t const channels = valueChannels - firstChannel;
     int64_t const firstOwnRow = static_cast<int64_t>(firstRow) + simt::warpIndex() * kROWS_PER_WARP;
-    int64_t const scoreMatrix = static_cast<int64_t>(scoreChannels) * positions;
     for (int64_t n = simt::blockY(); n < batch; n += simt::gridY())
     {
-        int64_t const valueOffset = (n * valueChannels + firstChannel) * positions;
+        int64_t const valueOffset = n * valueStrides.batch + firstChannel * valueStrides.channel;
         T const* const slice = value + valueOffset;
         TwoFloat limits[kROWS_PER_WARP];
         HSPAN_UNROLL
@@ -181,10 +181,10 @@ weightedSumKernel(T const* query, T const* key, T const* value, TwoFloat const* 
             limits[r] = row < positions ? thresholds[n * positions + row] : TwoFloat{NAN, NAN};
         }
         ScoreOperands<T> const operands
-            = {query + n * scoreMatrix, key + n * scoreMatrix, scoreChannels, positions, firstRow};
+            = {query + n * strides.batch, key + n * strides.batch, strides, scoreChannels, positions, firstRow};
         OutputSums<kCHANNELS> sums = {};
         streamScores(stage.scores, operands, true, [&](ScoreTile const& scores, int64_t firstKey)
-            { addTile(sums, stage.values, scores, limits, slice, channels, positions, firstKey); });
+            { addTile(sums, stage.values, scores, limits, slice, valueStrides, channels, positions, firstKey); });
         flush(sums);
         HSPAN_UNROLL
         for (int32_t i = 0; i < OutputSums<kCHANNELS>::kPER_LANE; ++i)
@@ -194,10 +194,19 @@ weightedSumKernel(T const* query, T const* key, T const* value, TwoFloat const* 
             for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
             {
                 int64_t const row = firstOwnRow + r;
-                if (channel < channels && row < positions)
+                if (row >= positions)
+                {
+                    continue;
+                }
+                int64_t const at = valueOffset + channel * valueStrides.channel + row * valueStrides.position;
+                if (channel < channels)
                 {
                     float const sum = limits[r].high == limits[r].high ? valueOf(sums.total[r][i]) : NAN;
-                    output[valueOffset + channel * positions + row] = simt::fromFloat<T>(sum);
+                    output[at] = simt::fromFloat<T>(sum);
+                }
+                else if (valueStrides.channel == 1 && firstChannel + channel < valueStrides.position)
+                {
+                    output[at] = simt::fromFloat<T>(0.0F); // padding of a channels-last tensor
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! \file score_tile.cuh
+//! \file plain_score_tile.cuh
 //! Tiles of the score matrix. Owns the tile geometry and the one place where a score is computed.
 //!
 //! A block holds a tile of query rows; each of its warps owns kROWS_PER_WARP of them outright, so that everything a
@@ -35,12 +35,21 @@ struct alignas(16) ScoreStage
 //! The scores one lane holds: [row of the warp][32-key group of the tile].
 using ScoreTile = float[kROWS_PER_WARP][kKEYS_PER_LANE];
 
+//! Distances in elements between neighbouring elements of a tensor: what the layouts differ in.
+struct Strides
+{
+    int64_t batch;
+    int64_t channel;
+    int64_t position;
+};
+
 //! One batch of the problem, as the kernels see it.
 template <typename T>
 struct ScoreOperands
 {
     T const* query;    //!< (C, L)
     T const* key;      //!< (C, L)
+    Strides strides;   //!< of both
     int32_t channels;  //!< C
     int32_t positions; //!< L
     int32_t firstRow;  //!< first query row of the block's tile
@@ -49,8 +58,8 @@ struct ScoreOperands
 //! Copies `count` channels of a (C, L) matrix, columns first ... first + kWIDTH - 1, into shared memory; columns past
 //! the end become zero. Consecutive threads read consecutive columns.
 template <int32_t kWIDTH, typename T>
-HSPAN_DEVICE void loadColumns(
-    float (&target)[kCHANNELS_PER_STAGE][kWIDTH], T const* source, int32_t positions, int64_t first, int32_t count)
+HSPAN_DEVICE void loadColumns(float (&target)[kCHANNELS_PER_STAGE][kWIDTH], T const* source, Strides const& strides,
+    int32_t positions, int64_t first, int32_t count)
 {
     for (int32_t element = simt::threadIndex(); element < count * kWIDTH; element += kTHREADS_PER_BLOCK)
     {
@@ -58,7 +67,7 @@ HSPAN_DEVICE void loadColumns(
         int32_t const column = element % kWIDTH;
         bool const inside = first + column < positions;
         target[channel][column]
-            = inside ? simt::toFloat(source[static_cast<int64_t>(channel) * positions + first + column]) : 0.0F;
+            = inside ? simt::toFloat(source[channel * strides.channel + (first + column) * strides.position]) : 0.0F;
     }
 }
 
@@ -102,10 +111,10 @@ HSPAN_DEVICE void streamScores(ScoreStage& stage, ScoreOperands<T> const& operan
         {
             int32_t const left = operands.channels - firstChannel;
             int32_t const count = left < kCHANNELS_PER_STAGE ? left : kCHANNELS_PER_STAGE;
-            int64_t const offset = static_cast<int64_t>(firstChannel) * positions;
+            int64_t const offset = firstChannel * operands.strides.channel;
             simt::syncBlock(); // the readers of the previous slice are done
-            loadColumns(stage.query, operands.query + offset, positions, operands.firstRow, count);
-            loadColumns(stage.key, operands.key + offset, positions, firstKey, count);
+            loadColumns(stage.query, operands.query + offset, operands.strides, positions, operands.firstRow, count);
+            loadColumns(stage.key, operands.key + offset, operands.strides, positions, firstKey, count);
             simt::syncBlock(); // the slice is complete
             if (wanted)
             {

@@ -1,0 +1,68 @@
+//! \file plain_attention.cuh
+//! Launches the two plain kernels for one element type: any sizes, any GPU, FP32 arithmetic outside tensor cores.
+#pragma once
+
+#include "launchers.h"
+#include "plain_threshold.cuh"
+#include "plain_weighted_sum.cuh"
+#include "sparsemax_attention.h"
+
+namespace hspan
+{
+
+static_assert(sizeof(TwoFloat) == kTHRESHOLD_BYTES, "the workspace holds one threshold per row");
+static_assert(kCHANNELS_PER_STAGE <= kCHANNEL_MARGIN && kMAX_SLICE <= kCHANNEL_MARGIN, "channel numbers overflow");
+
+inline Strides stridesOf(AttentionProblem const& problem, int64_t channels)
+{
+    int64_t const positions = problem.shape.positions;
+    if (problem.layout == TensorLayout::kLINEAR)
+    {
+        return {channels * positions, positions, 1};
+    }
+    int64_t const pitch = channelPitch(problem.type, channels);
+    return {pitch * positions, 1, pitch};
+}
+
+template <typename T, int32_t kCHANNELS>
+cudaError_t launchWeightedSum(
+    AttentionProblem const& problem, simt::Grid grid, AttentionPointers const& pointers, cudaStream_t stream)
+{
+    AttentionShape const& shape = problem.shape;
+    grid.z = (shape.valueChannels + kCHANNELS - 1) / kCHANNELS;
+    if (grid.z > simt::kMAX_GRID_Z)
+    {
+        return cudaErrorInvalidValue;
+    }
+    return simt::launch(&weightedSumKernel<T, kCHANNELS>, grid, kTHREADS_PER_BLOCK, stream,
+        static_cast<T const*>(pointers.query), static_cast<T const*>(pointers.key),
+        static_cast<T const*>(pointers.value), static_cast<TwoFloat const*>(pointers.workspace),
+        static_cast<T*>(pointers.output), stridesOf(problem, shape.scoreChannels),
+        stridesOf(problem, shape.valueChannels), shape.batch, static_cast<int32_t>(shape.scoreChannels),
+        static_cast<int32_t>(shape.valueChannels), static_cast<int32_t>(shape.positions));
+}
+
+//! Both kernels, one after the other on the stream. The caller has checked that the sizes fit.
+template <typename T>
+cudaError_t launchPlain(AttentionProblem const& problem, AttentionPointers const& pointers, cudaStream_t stream)
+{
+    AttentionShape const& shape = problem.shape;
+    simt::Grid grid;
+    grid.x = (shape.positions + kROWS_PER_TILE - 1) / kROWS_PER_TILE;
+    grid.y = shape.batch < simt::kMAX_GRID_Y ? shape.batch : simt::kMAX_GRID_Y;
+    cudaError_t const status = simt::launch(&thresholdKernel<T>, grid, kTHREADS_PER_BLOCK, stream,
+        static_cast<T const*>(pointers.query), static_cast<T const*>(pointers.key),
+        static_cast<TwoFloat*>(pointers.workspace), stridesOf(problem, shape.scoreChannels), shape.batch,
+        static_cast<int32_t>(shape.scoreChannels), static_cast<int32_t>(shape.positions));
+    if (status != cudaSuccess)
+    {
+        return status;
+    }
+    if (shape.valueChannels <= kMIN_SLICE)
+    {
+        return launchWeightedSum<T, kMIN_SLICE>(problem, grid, pointers, stream);
+    }
+    return launchWeightedSum<T, kMAX_SLICE>(problem, grid, pointers, stream);
+}
+
+} // namespace hspan
