@@ -55,6 +55,7 @@ def export_onnx(
     res_scale: float = 0.1,
     opset: int | None = None,
     static: tuple[int, int] | None = None,
+    keep_fp32: Sequence[str] = (),
 ) -> Path:
     """Exports a checkpoint to an ONNX file, whole or not at all.
 
@@ -65,6 +66,7 @@ def export_onnx(
         res_scale: factor on each attention and module; checkpoints do not store it.
         opset: version of the ONNX operators; None takes 18, or 22 for bf16.
         static: (height, width) fixes the input to one picture of that size; None leaves N, H, W free.
+        keep_fp32: names or patterns of nodes that stay in float32, on top of `HSPAN_KEEP_FP32`.
 
     Returns:
         The written file.
@@ -78,17 +80,30 @@ def export_onnx(
         raise UsageError(target, "an ONNX file's name ends in .onnx", "name another file")
     opset_to_write(precision, opset)
     model = load_model(checkpoint, res_scale=res_scale)
-    metadata = OnnxMetadata(
+    exported = onnx_from_model(
+        model,
+        precision=precision,
+        opset=opset,
+        static=static,
+        keep_fp32=(*HSPAN_KEEP_FP32, *keep_fp32),
+        metadata=checkpoint_metadata(checkpoint, model, precision),
+    )
+    save_onnx(exported, target)
+    return target
+
+
+def checkpoint_metadata(
+    checkpoint: str | os.PathLike[str], model: HSPAN, precision: Precision
+) -> OnnxMetadata:
+    """What an export of this checkpoint says about itself. Raises: HspanError when the file cannot be read."""
+    return OnnxMetadata(
         scale=model.config.scale,
         architecture=model.config.name,
         precision=precision,
-        res_scale=res_scale,
+        res_scale=model.config.res_scale,
         source_sha256=source_sha256(checkpoint),
         tool_version=trt_hspan.__version__,
     )
-    exported = onnx_from_model(model, precision=precision, opset=opset, static=static, metadata=metadata)
-    save_onnx(exported, target)
-    return target
 
 
 def onnx_from_model(
@@ -118,25 +133,71 @@ def onnx_from_model(
         HspanError: the network cannot be exported, or holds no such attention.
         UsageError: unknown precision or opset, or a size below 1.
     """
+    graph = float32_onnx_from_model(model, precision=precision, opset=opset, static=static, channels=channels)
+    if keep_fp32 is None:
+        keep_fp32 = HSPAN_KEEP_FP32 if isinstance(model, HSPAN) else ()
+    return typed_onnx(
+        graph,
+        precision,
+        keep_fp32=keep_fp32,
+        metadata=metadata or _metadata(precision),
+        where=type(model).__name__,
+    )
+
+
+def float32_onnx_from_model(
+    model: nn.Module,
+    *,
+    precision: Precision = "fp32",
+    opset: int | None = None,
+    static: tuple[int, int] | None = None,
+    channels: int = 3,
+) -> onnx.ModelProto:
+    """The first half of `onnx_from_model`: the graph that `precision` is to be written into, still in float32.
+
+    An HSPAN that is meant for fp16 has the headroom of `tail_with_headroom`. No function body, no metadata.
+
+    Raises:
+        HspanError, UsageError: as `onnx_from_model`.
+    """
     version = opset_to_write(precision, opset)
     translated = name_nodes(_translate(model, channels, static))
     require_attention(translated, type(model).__name__)
     if version != _TRANSLATED_OPSET:
         translated = _converted(translated, version)
     folded = fold_constants(translated)
-    is_hspan = isinstance(model, HSPAN)
-    if precision == "fp16" and is_hspan:
-        folded = tail_with_headroom(folded)
-    if keep_fp32 is None:
-        keep_fp32 = HSPAN_KEEP_FP32 if is_hspan else ()
-    typed = model_in_precision(folded, precision, keep_fp32=keep_fp32)
-    described = with_metadata(
-        typed, metadata or OnnxMetadata(precision=precision, tool_version=trt_hspan.__version__)
-    )
+    return tail_with_headroom(folded) if precision == "fp16" and isinstance(model, HSPAN) else folded
+
+
+def typed_onnx(
+    graph: onnx.ModelProto,
+    precision: Precision,
+    *,
+    keep_fp32: Sequence[str],
+    metadata: OnnxMetadata,
+    where: object,
+) -> onnx.ModelProto:
+    """The second half of `onnx_from_model`: precision, function body and metadata.
+
+    Args:
+        graph: of `float32_onnx_from_model` for the same precision.
+        precision: the type of the arithmetic.
+        keep_fp32: names or patterns of nodes that stay in float32.
+        metadata: stored in the model.
+        where: what errors name.
+
+    Raises:
+        HspanError: a weight does not fit the precision.
+    """
+    described = with_metadata(model_in_precision(graph, precision, keep_fp32=keep_fp32), metadata)
     described.producer_name, described.producer_version = "trt-hspan", trt_hspan.__version__
     finished = model_with_attention_function(described)
-    check_model(finished, type(model).__name__)
+    check_model(finished, where)
     return finished
+
+
+def _metadata(precision: Precision) -> OnnxMetadata:
+    return OnnxMetadata(precision=precision, tool_version=trt_hspan.__version__)
 
 
 def checked_precision(text: str) -> Precision:
