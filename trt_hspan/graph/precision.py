@@ -34,8 +34,7 @@ BF16_OPSET: Final = 22
 def precision_from_model(model: onnx.ModelProto) -> NetworkPrecision:
     """What the network is called after, read from the graph itself and not from its metadata.
 
-    "int8" or "fp8" when at least one convolution's input is quantised to that type, else the type that the attention
-    nodes compute in.
+    "int8" or "fp8" when at least one convolution's input is quantised to it, else as `base_precision_from_model`.
 
     Raises:
         HspanError: there is no attention node, or its type cannot be told.
@@ -45,23 +44,26 @@ def precision_from_model(model: onnx.ModelProto) -> NetworkPrecision:
 
 
 def base_precision_from_model(model: onnx.ModelProto) -> Precision:
-    """The float type that the attention nodes compute in, whatever the convolutions do.
+    """The float type of the network's arithmetic, whatever is quantised.
+
+    It is the low type that any convolution or attention node computes in: nodes that were kept in float32 for their
+    range do not make a network another one. Float32 when every one of them does.
 
     Raises:
-        HspanError: there is no attention node, or its type cannot be told.
+        HspanError: there is no attention node, or no single type can be told.
     """
     where = model.graph.name or "model"
-    nodes = attention_nodes(model)
-    if not nodes:
+    if not attention_nodes(model):
         raise HspanError(where, "holds no attention node, so no precision can be told")
     inferred = onnx.shape_inference.infer_shapes(model)
-    types = {
-        v.name: v.type.tensor_type.elem_type for v in (*inferred.graph.value_info, *inferred.graph.input)
-    }
-    found = {types.get(node.input[0], TensorProto.UNDEFINED) for node in nodes}
-    names = [name for name, element_type in _ELEMENT_TYPE.items() if found == {element_type}]
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    types = {v.name: v.type.tensor_type.elem_type for v in values}
+    nodes = [*attention_nodes(model), *(node for node in model.graph.node if node.op_type == "Conv")]
+    found = {types.get(node.output[0], TensorProto.UNDEFINED) for node in nodes}
+    low = found - {TensorProto.FLOAT}
+    names = [name for name, element_type in _ELEMENT_TYPE.items() if (low or found) == {element_type}]
     if not names:
-        raise HspanError(where, "its attention nodes have no common float type", "export it again")
+        raise HspanError(where, "its convolutions and attention have no common float type", "export it again")
     return names[0]
 
 
