@@ -1,0 +1,347 @@
+// hspan-upscale: pictures or raw frames through an engine, without Python.
+
+#include "error.h"
+#include "image.h"
+#include "passport.h"
+#include "tensorrt_engine.h"
+#include "upscaler.h"
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+#include <string>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <vector>
+
+namespace
+{
+
+using namespace hspan;
+using Clock = std::chrono::steady_clock;
+
+struct Arguments
+{
+    std::string engine;
+    std::string plugin;
+    std::vector<std::string> inputs;
+    std::string output;
+    std::string tile = "auto";
+    int overlap = -1;
+    std::string raw;
+    int device = 0;
+    bool noCudaGraph = false;
+    bool info = false;
+    bool json = false;
+    int repeat = 1;
+};
+
+double seconds(Clock::time_point since)
+{
+    return std::chrono::duration<double>(Clock::now() - since).count();
+}
+
+void say(std::string const& text)
+{
+    std::cerr << "hspan-upscale: " << text << '\n';
+}
+
+// "AxB" -> two numbers. Throws Error.
+std::pair<int, int> pairFromText(std::string const& text, std::string const& option)
+{
+    int first = 0;
+    int second = 0;
+    char rest = 0;
+    if (std::sscanf(text.c_str(), "%7dx%7d%c", &first, &second, &rest) != 2 || first < 1 || second < 1)
+    {
+        throw Error(option, "got '" + text + "', expected two sizes such as 640x360", "", Code::kUSAGE);
+    }
+    return {first, second};
+}
+
+TileChoice tileChoice(Arguments const& arguments)
+{
+    TileChoice choice;
+    if (arguments.tile == "none")
+    {
+        choice.mode = TileMode::kNONE;
+    }
+    else if (arguments.tile != "auto")
+    {
+        auto const [height, width] = pairFromText(arguments.tile, "--tile");
+        choice.mode = TileMode::kSIZE;
+        choice.size = {height, width};
+    }
+    if (arguments.overlap >= 0)
+    {
+        choice.overlap = arguments.overlap;
+    }
+    return choice;
+}
+
+bool isFolder(std::string const& path)
+{
+    struct stat status{};
+    return ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+// Which file an input becomes; a folder as output takes files of the inputs' names, as PNG.
+std::string targetFor(std::string const& input, Arguments const& arguments)
+{
+    if (!isFolder(arguments.output))
+    {
+        return arguments.output;
+    }
+    std::string const name = nameFromPath(input);
+    return arguments.output + "/" + name.substr(0, name.rfind('.')) + ".png";
+}
+
+void upscaleFile(Upscaler& upscaler, std::string const& input, std::string const& output, Arguments const& arguments)
+{
+    Image const image = imageFromBytes(readFile(input, kMAX_FILE_BYTES), input);
+    std::vector<double> times;
+    Image result;
+    for (int i = 0; i < arguments.repeat; ++i)
+    {
+        auto const started = Clock::now();
+        result = upscaler.upscale(image, input);
+        times.push_back(seconds(started));
+    }
+    Bytes const bytes = bytesFromImage(result, output);
+    writeFile(output, bytes.data(), bytes.size());
+    // The first run of a shape also captures the graph; it counts only when it is the only one.
+    std::sort(times.begin() + (times.size() > 1 ? 1 : 0), times.end());
+    std::size_t const first = times.size() > 1 ? 1 : 0;
+    double const median = times[first + (times.size() - first) / 2];
+    if (arguments.json)
+    {
+        nlohmann::ordered_json report{{"input", input}, {"output", output}, {"input_width", image.width},
+            {"input_height", image.height}, {"output_width", result.width}, {"output_height", result.height},
+            {"runs", arguments.repeat}, {"median_seconds", median}, {"first_seconds", times.front()}};
+        std::cout << report.dump() << std::endl;
+    }
+    else
+    {
+        char line[64];
+        std::snprintf(line, sizeof(line), "%.1f ms", 1e3 * median);
+        say(input + " -> " + output + ": " + std::to_string(image.width) + "x" + std::to_string(image.height) + " -> "
+            + std::to_string(result.width) + "x" + std::to_string(result.height) + ", " + line);
+    }
+}
+
+// Fills the buffer from standard input; returns what came before the end.
+std::size_t readFully(std::uint8_t* data, std::size_t size)
+{
+    std::size_t done = 0;
+    while (done < size)
+    {
+        ssize_t const count = ::read(STDIN_FILENO, data + done, size - done);
+        if (count < 0 && errno != EINTR)
+        {
+            throw errorFromErrno("standard input", "read", errno);
+        }
+        if (count == 0)
+        {
+            break;
+        }
+        done += count > 0 ? static_cast<std::size_t>(count) : 0;
+    }
+    return done;
+}
+
+void writeFully(std::uint8_t const* data, std::size_t size)
+{
+    for (std::size_t done = 0; done < size;)
+    {
+        ssize_t const count = ::write(STDOUT_FILENO, data + done, size - done);
+        if (count < 0 && errno == EPIPE)
+        {
+            throw Error("standard output", "the program that reads it has ended");
+        }
+        if (count < 0 && errno != EINTR)
+        {
+            throw errorFromErrno("standard output", "write", errno);
+        }
+        done += count > 0 ? static_cast<std::size_t>(count) : 0;
+    }
+}
+
+// Frames of 8-bit RGB, rows from top to bottom, without any header: ffmpeg's rgb24, GStreamer's RGB.
+void upscaleFrames(Upscaler& upscaler, Arguments const& arguments)
+{
+    auto const [width, height] = pairFromText(arguments.raw, "--raw");
+    Image frame = imageWithSize("--raw", width, height, 3, 8);
+    for (long count = 0;; ++count)
+    {
+        std::size_t const read = readFully(frame.samples.data(), frame.samples.size());
+        if (read == 0)
+        {
+            say(std::to_string(count) + " frames");
+            return;
+        }
+        if (read < frame.samples.size())
+        {
+            throw Error("standard input",
+                "ends inside frame " + std::to_string(count) + ": " + std::to_string(read) + " of "
+                    + std::to_string(frame.samples.size()) + " bytes",
+                "check that the frames are " + arguments.raw + " 8-bit RGB");
+        }
+        Image const result = upscaler.upscale(frame, "frame " + std::to_string(count));
+        writeFully(result.samples.data(), result.samples.size());
+    }
+}
+
+void printInfo(Arguments const& arguments)
+{
+    VouchedPlan const plan = readVouchedPlan(arguments.engine);
+    Manifest const& manifest = plan.manifest;
+    nlohmann::ordered_json report{{"engine", arguments.engine}, {"program", tensorRtDescription()},
+        {"flavor", manifest.flavor}, {"tensorrt_version", manifest.tensorrtVersion}, {"targets", manifest.targets},
+        {"precision", manifest.precision}, {"scale", manifest.scale}, {"least", manifest.profileMin},
+        {"largest", manifest.profileMax}, {"plugin", manifest.plugin ? manifest.plugin->file : ""}};
+    if (arguments.json)
+    {
+        std::cout << report.dump() << std::endl;
+        return;
+    }
+    for (auto const& [key, value] : report.items())
+    {
+        std::cout << key << ": " << (value.is_string() ? value.get<std::string>() : value.dump()) << '\n';
+    }
+}
+
+void checkArguments(Arguments const& arguments)
+{
+    if (arguments.info)
+    {
+        return;
+    }
+    bool const frames = !arguments.raw.empty();
+    if (frames != arguments.inputs.empty() || (!frames && arguments.output.empty())
+        || (frames && !arguments.output.empty()))
+    {
+        throw Error("hspan-upscale", "expected pictures and --output, or --raw with frames through the pipes",
+            "see --help", Code::kUSAGE);
+    }
+    if (frames)
+    {
+        pairFromText(arguments.raw, "--raw");
+        return;
+    }
+    if (arguments.inputs.size() > 1 && !isFolder(arguments.output))
+    {
+        throw Error(
+            arguments.output, "is no folder, and there are several pictures", "make the folder first", Code::kUSAGE);
+    }
+    for (std::string const& input : arguments.inputs)
+    {
+        requireWritableSuffix(targetFor(input, arguments));
+    }
+}
+
+int run(Arguments const& arguments)
+{
+    checkArguments(arguments);
+    TileChoice const choice = tileChoice(arguments);
+    if (arguments.info)
+    {
+        printInfo(arguments);
+        return 0;
+    }
+    GpuOptions options;
+    options.device = arguments.device;
+    options.cudaGraphs = !arguments.noCudaGraph;
+    options.onNotice = say;
+    Upscaler upscaler(openTensorRtEngine(arguments.engine, arguments.plugin, options), choice);
+    upscaler.onShrink = say;
+    if (!arguments.raw.empty())
+    {
+        upscaleFrames(upscaler, arguments);
+        return 0;
+    }
+    std::size_t failed = 0;
+    for (std::string const& input : arguments.inputs)
+    {
+        try
+        {
+            upscaleFile(upscaler, input, targetFor(input, arguments), arguments);
+        }
+        catch (Error const& error)
+        {
+            if (arguments.inputs.size() == 1)
+            {
+                throw;
+            }
+            ++failed;
+            say(std::string("error: ") + error.what());
+        }
+    }
+    if (failed > 0)
+    {
+        say("error: " + std::to_string(failed) + " of " + std::to_string(arguments.inputs.size()) + " pictures failed");
+    }
+    return failed > 0 ? 1 : 0;
+}
+
+} // namespace
+
+int main(int argc, char** argv)
+{
+    std::signal(SIGPIPE, SIG_IGN);
+    Arguments arguments;
+    CLI::App app{"Up-scales pictures, or raw frames from a pipe, with an HSPAN engine."};
+    app.add_option("pictures", arguments.inputs, "PNG, JPEG, PPM or PGM");
+    app.add_option("-e,--engine", arguments.engine, "NAME.plan, its manifest NAME.json beside it")->required();
+    app.add_option("-o,--output", arguments.output, "a picture, or an existing folder");
+    app.add_option("--plugin", arguments.plugin, "the plugin library [the manifest's, beside the engine]");
+    app.add_option("--tile", arguments.tile, "auto, none, or HEIGHTxWIDTH in input pixels")->capture_default_str();
+    app.add_option("--overlap", arguments.overlap, "pixels that neighbouring tiles share [chosen]")
+        ->check(CLI::NonNegativeNumber);
+    app.add_option("--raw", arguments.raw, "WIDTHxHEIGHT: 8-bit RGB frames from standard input to standard output");
+    app.add_option("--device", arguments.device, "number of the GPU")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
+    app.add_option("--repeat", arguments.repeat, "run each picture so often and give the median time")
+        ->capture_default_str()
+        ->check(CLI::Range(1, 100000));
+    app.add_flag("--no-cuda-graph", arguments.noCudaGraph, "launch the kernels one by one");
+    app.add_flag("--info", arguments.info, "say what the engine is; needs no GPU");
+    app.add_flag("--json", arguments.json, "results as JSON lines on standard output");
+    try
+    {
+        app.parse(argc, argv);
+    }
+    catch (CLI::Success const& success)
+    {
+        return app.exit(success); // --help
+    }
+    catch (CLI::ParseError const& error)
+    {
+        say(std::string("error: ") + error.what() + "; see --help");
+        return static_cast<int>(Code::kUSAGE);
+    }
+    try
+    {
+        return run(arguments);
+    }
+    catch (Error const& error)
+    {
+        say(std::string("error: ") + error.what());
+        return error.code() == Code::kUSAGE ? 2 : 1;
+    }
+    catch (std::bad_alloc const&)
+    {
+        say("error: out of memory; use smaller tiles: --tile");
+    }
+    catch (std::exception const& error)
+    {
+        say(std::string("error: unexpected: ") + error.what());
+    }
+    return 1;
+}

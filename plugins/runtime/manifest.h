@@ -1,0 +1,47 @@
+// The manifest beside a plan (engines/README.md): what the engine is and the hashes that vouch for it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace hspan
+{
+
+using Shape = std::array<std::int64_t, 4>; // N, C, H, W
+
+struct PluginRecord
+{
+    std::string file;
+    std::string sha256;
+    std::int64_t abiVersion;
+};
+
+struct Manifest
+{
+    std::string planSha256;
+    std::int64_t planSizeBytes;
+    std::optional<PluginRecord> plugin;
+    std::string flavor; // "tensorrt" or "tensorrt-rtx"
+    std::string tensorrtVersion;
+    std::vector<std::string> targets; // compute capabilities such as "sm_87"; empty: whatever the flavour takes
+    std::string precision;
+    int scale;
+    Shape profileMin;
+    Shape profileOpt;
+    Shape profileMax;
+    std::string inputName;
+    std::string outputName;
+    std::optional<std::int64_t> activationMemoryBytes; // at profileMax
+};
+
+// Throws Error: not JSON, another format version, a key missing or mistyped, shapes that make no sense, or an engine
+// whose input and output are not those of a super-resolution network (one float32 tensor each, 3 channels).
+Manifest manifestFromJson(std::string const& text, std::string const& where);
+
+// NAME.json for NAME.plan. Throws Error.
+std::string manifestPath(std::string const& planPath);
+
+} // namespace hspan

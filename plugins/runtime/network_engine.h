@@ -1,0 +1,79 @@
+// An Engine that the program around the library runs: a callback and its limits.
+#pragma once
+
+#include "engine.h"
+#include "error.h"
+#include "hspan/runtime.h"
+
+#include <vector>
+
+namespace hspan
+{
+
+class NetworkEngine : public Engine
+{
+public:
+    NetworkEngine(hspan_network network, void* userData, hspan_network_limits const& limits)
+        : mNetwork(network)
+        , mUserData(userData)
+        , mLimits(limits)
+    {
+        bool const ordered = limits.least_height >= 1 && limits.least_width >= 1
+            && limits.largest_height >= limits.least_height && limits.largest_width >= limits.least_width;
+        if (network == nullptr || limits.scale < 1 || limits.scale > 16 || !ordered)
+        {
+            throw Error(
+                "network", "its limits make no sense", "give a scale of 1 to 16, and least <= largest", Code::kUSAGE);
+        }
+    }
+
+    int scale() const override
+    {
+        return mLimits.scale;
+    }
+    Shape least() const override
+    {
+        return {1, 3, mLimits.least_height, mLimits.least_width};
+    }
+    Shape largest() const override
+    {
+        return {1, 3, mLimits.largest_height, mLimits.largest_width};
+    }
+    std::int64_t memoryBytes(Shape const&) const override
+    {
+        return 0;
+    }
+
+    float* input(Shape const& shape) override
+    {
+        mShape = shape;
+        auto const pixels = static_cast<std::size_t>(3 * shape[2] * shape[3]);
+        mInput.resize(pixels);
+        mOutput.resize(pixels * static_cast<std::size_t>(mLimits.scale * mLimits.scale));
+        return mInput.data();
+    }
+
+    float const* run() override
+    {
+        auto const height = static_cast<std::int32_t>(mShape[2]);
+        auto const width = static_cast<std::int32_t>(mShape[3]);
+        hspan_status const status = mNetwork(mUserData, mInput.data(), height, width, mOutput.data());
+        if (status != HSPAN_OK)
+        {
+            bool const memory = status == HSPAN_OUT_OF_MEMORY;
+            throw Error("network", memory ? "out of memory" : "the run failed", "",
+                memory ? Code::kOUT_OF_MEMORY : Code::kFAILED);
+        }
+        return mOutput.data();
+    }
+
+private:
+    hspan_network mNetwork;
+    void* mUserData;
+    hspan_network_limits mLimits;
+    Shape mShape{};
+    std::vector<float> mInput;
+    std::vector<float> mOutput;
+};
+
+} // namespace hspan

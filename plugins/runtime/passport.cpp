@@ -1,0 +1,202 @@
+#include "passport.h"
+
+#include "error.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <dlfcn.h>
+#include <elf.h>
+#include <nlohmann/json.hpp>
+#include <sys/mman.h>
+#include <unistd.h>
+
+namespace hspan
+{
+namespace
+{
+
+constexpr std::uint64_t kMAX_MANIFEST_BYTES = 1 << 20;
+constexpr std::uint64_t kMAX_PLUGIN_BYTES = std::uint64_t{1} << 30;
+constexpr std::uint64_t kMAX_PLAN_BYTES = std::uint64_t{16} << 30;
+char const* const kBUILD_AGAIN = "build the engine again on this machine with trt-hspan build";
+// Stands before the plugin's description in its file, so that nothing of it need run to be described.
+char const kINFO_MARKER[] = "hspan-plugin-info:";
+
+#if defined(__aarch64__)
+constexpr unsigned kPROCESSOR = EM_AARCH64;
+#elif defined(__x86_64__)
+constexpr unsigned kPROCESSOR = EM_X86_64;
+#else
+#error "only x86-64 and aarch64 have TensorRT"
+#endif
+
+// The ABI version in the plugin's description; 0 when there is none.
+std::int64_t abiVersion(Bytes const& library)
+{
+    auto const marker
+        = std::search(library.begin(), library.end(), std::begin(kINFO_MARKER), std::end(kINFO_MARKER) - 1);
+    if (marker == library.end())
+    {
+        return 0;
+    }
+    auto const start = marker + (sizeof(kINFO_MARKER) - 1);
+    auto const end = std::find(start, library.end(), std::uint8_t{0});
+    auto const document = nlohmann::json::parse(start, end, nullptr, false);
+    auto const version = document.is_object() ? document.find("abi_version") : document.end();
+    return document.is_object() && version != document.end() && version->is_number_integer()
+        ? version->get<std::int64_t>()
+        : 0;
+}
+
+std::string processor(unsigned machine)
+{
+    switch (machine)
+    {
+    case EM_X86_64: return "x86-64";
+    case EM_AARCH64: return "aarch64";
+    default: return "processor type " + std::to_string(machine);
+    }
+}
+
+std::string majorMinorPatch(std::string const& version)
+{
+    std::size_t end = 0;
+    for (int dots = 0; end < version.size(); ++end)
+    {
+        if (version[end] == '.' && ++dots == 3)
+        {
+            break;
+        }
+    }
+    return version.substr(0, end);
+}
+
+// Loads the bytes in memory: what was hashed is what runs, whatever happens to the file.
+void openLibrary(Bytes const& library, std::string const& path)
+{
+    int const file = ::memfd_create("hspan_plugin", MFD_CLOEXEC);
+    if (file < 0)
+    {
+        throw errorFromErrno(path, "load", errno);
+    }
+    for (std::size_t at = 0; at < library.size();)
+    {
+        ssize_t const count = ::write(file, library.data() + at, library.size() - at);
+        if (count < 0 && errno != EINTR)
+        {
+            int const number = errno;
+            ::close(file);
+            throw errorFromErrno(path, "load", number);
+        }
+        at += count > 0 ? static_cast<std::size_t>(count) : 0;
+    }
+    std::string const name = "/proc/self/fd/" + std::to_string(file);
+    void* const handle = ::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL); // kept open: TensorRT holds pointers into it
+    char const* const reason = handle == nullptr ? ::dlerror() : nullptr;
+    ::close(file);
+    if (handle == nullptr)
+    {
+        throw Error(path, std::string("cannot be loaded: ") + (reason != nullptr ? reason : "unknown reason"),
+            "build the plugin for this machine");
+    }
+}
+
+} // namespace
+
+VouchedPlan readVouchedPlan(std::string const& planPath)
+{
+    std::string const path = manifestPath(planPath);
+    // The plan first: a wrong path should be told as such, not as a missing manifest.
+    Bytes plan = readFile(planPath, kMAX_PLAN_BYTES);
+    Bytes const text = readFile(path, kMAX_MANIFEST_BYTES);
+    Manifest manifest = manifestFromJson(std::string(text.begin(), text.end()), path);
+    if (static_cast<std::int64_t>(plan.size()) != manifest.planSizeBytes)
+    {
+        throw Error(planPath,
+            "is " + std::to_string(plan.size()) + " bytes long, " + nameFromPath(path) + " vouches for "
+                + std::to_string(manifest.planSizeBytes),
+            "copy the engine again, all of its files");
+    }
+    std::string const found = sha256FromBytes(plan.data(), plan.size());
+    if (found != manifest.planSha256)
+    {
+        throw Error(planPath,
+            "SHA-256 is " + found.substr(0, 12) + "..., but " + nameFromPath(path) + " vouches for "
+                + manifest.planSha256.substr(0, 12) + "...",
+            "the files are not of one build: copy or build the engine again");
+    }
+    return VouchedPlan{planPath, std::move(manifest), std::move(plan)};
+}
+
+std::string foreignProcessor(Bytes const& library, std::string const& where)
+{
+    Elf64_Ehdr header{};
+    if (library.size() < sizeof(header) || std::memcmp(library.data(), ELFMAG, SELFMAG) != 0)
+    {
+        throw Error(where, "is not a shared library", "name libhspan_plugin.so");
+    }
+    std::memcpy(&header, library.data(), sizeof(header));
+    return header.e_machine == kPROCESSOR ? "" : "for " + processor(header.e_machine);
+}
+
+void loadVouchedPlugin(Manifest const& manifest, std::string const& planPath, std::string const& pluginPath)
+{
+    if (!manifest.plugin)
+    {
+        return;
+    }
+    PluginRecord const& record = *manifest.plugin;
+    std::string const path = pluginPath.empty() ? folderFromPath(planPath) + "/" + record.file : pluginPath;
+    Bytes const library = readFile(path, kMAX_PLUGIN_BYTES);
+    if (std::string const foreign = foreignProcessor(library, path); !foreign.empty())
+    {
+        throw Error(
+            path, "is " + foreign + ", this program is not", "give the plugin built for this machine with --plugin");
+    }
+    if (std::int64_t const abi = abiVersion(library); abi != record.abiVersion)
+    {
+        throw Error(path,
+            "implements the operator's ABI version " + std::to_string(abi) + ", the engine needs "
+                + std::to_string(record.abiVersion),
+            kBUILD_AGAIN);
+    }
+    std::string const found = sha256FromBytes(library.data(), library.size());
+    if (found != record.sha256)
+    {
+        throw Error(path,
+            "SHA-256 is " + found.substr(0, 12) + "..., but the engine was built with " + record.sha256.substr(0, 12)
+                + "...",
+            "give that library with --plugin, or build the engine again");
+    }
+    openLibrary(library, path);
+}
+
+void checkMachine(VouchedPlan const& plan, Machine const& machine)
+{
+    Manifest const& manifest = plan.manifest;
+    if (manifest.flavor != machine.flavor)
+    {
+        throw Error(
+            plan.path, "is a " + manifest.flavor + " engine, this program runs " + machine.flavor, kBUILD_AGAIN);
+    }
+    if (majorMinorPatch(manifest.tensorrtVersion) != majorMinorPatch(machine.tensorrtVersion))
+    {
+        throw Error(plan.path,
+            "built with " + manifest.flavor + " " + manifest.tensorrtVersion + ", here is " + machine.tensorrtVersion,
+            kBUILD_AGAIN);
+    }
+    auto const& targets = manifest.targets;
+    if (!targets.empty() && std::find(targets.begin(), targets.end(), machine.gpu) == targets.end())
+    {
+        std::string list;
+        for (std::string const& target : targets)
+        {
+            list += (list.empty() ? "" : ", ") + target;
+        }
+        throw Error(plan.path, "built for " + list + ", this GPU is " + machine.gpu,
+            "build it again with --target " + machine.gpu);
+    }
+}
+
+} // namespace hspan

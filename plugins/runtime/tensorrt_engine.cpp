@@ -1,0 +1,491 @@
+#include "tensorrt_engine.h"
+
+#include "error.h"
+#include "passport.h"
+
+#include <NvInferRuntime.h>
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+#include <list>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#ifndef HSPAN_TENSORRT_FLAVOR
+#error "HSPAN_TENSORRT_FLAVOR must name the TensorRT that is linked: tensorrt or tensorrt-rtx"
+#endif
+
+namespace hspan
+{
+namespace
+{
+
+constexpr std::size_t kMAX_GRAPHS = 8;
+constexpr int kPROFILE = 0;
+
+void check(cudaError_t status, std::string const& what)
+{
+    if (status == cudaSuccess)
+    {
+        return;
+    }
+    bool const memory = status == cudaErrorMemoryAllocation;
+    cudaGetLastError(); // CUDA keeps an error that is not fatal until somebody asks
+    throw Error("GPU", what + ": " + cudaGetErrorString(status), memory ? "use smaller tiles: --tile" : "",
+        memory ? Code::kOUT_OF_MEMORY : Code::kFAILED);
+}
+
+// TensorRT says why it refuses something only here.
+class Logger : public nvinfer1::ILogger
+{
+public:
+    void log(Severity severity, char const* message) noexcept override
+    {
+        if (severity > Severity::kERROR)
+        {
+            return;
+        }
+        try
+        {
+            std::lock_guard<std::mutex> const lock(mMutex);
+            if (mFirst.empty())
+            {
+                mFirst = message;
+            }
+        }
+        catch (...)
+        { // out of memory: the failure itself is still reported
+        }
+    }
+
+    // The first error since the last call: later ones are mostly its consequences.
+    std::string takeReason()
+    {
+        std::lock_guard<std::mutex> const lock(mMutex);
+        return mFirst.empty() ? "TensorRT gives no reason" : std::exchange(mFirst, "");
+    }
+
+private:
+    std::mutex mMutex;
+    std::string mFirst;
+};
+
+Error refused(Logger& logger, std::string const& where, std::string const& what)
+{
+    std::string const reason = logger.takeReason();
+    bool const memory
+        = reason.find("OutOfMemory") != std::string::npos || reason.find("out of memory") != std::string::npos;
+    return Error(where, what + ": " + reason,
+        memory ? "use smaller tiles: --tile" : "build the engine again on this machine",
+        memory ? Code::kOUT_OF_MEMORY : Code::kFAILED);
+}
+
+struct DeviceFree
+{
+    void operator()(void* pointer) const noexcept
+    {
+        cudaFree(pointer);
+    }
+};
+struct HostFree
+{
+    void operator()(void* pointer) const noexcept
+    {
+        cudaFreeHost(pointer);
+    }
+};
+
+class Stream
+{
+public:
+    Stream()
+    {
+        check(cudaStreamCreateWithFlags(&mStream, cudaStreamNonBlocking), "cannot create a stream");
+    }
+    Stream(Stream const&) = delete;
+    Stream& operator=(Stream const&) = delete;
+    ~Stream()
+    {
+        cudaStreamDestroy(mStream);
+    }
+
+    cudaStream_t get() const
+    {
+        return mStream;
+    }
+    void wait(std::string const& what)
+    {
+        check(cudaStreamSynchronize(mStream), what);
+    }
+
+private:
+    cudaStream_t mStream = nullptr;
+};
+
+// Memory for one tensor on both sides. On an integrated GPU, which shares the memory, the two are one: no copies.
+class Buffer
+{
+public:
+    explicit Buffer(bool shared)
+        : mShared(shared)
+    {
+    }
+
+    // Returns whether the addresses changed.
+    bool reserve(std::size_t bytes)
+    {
+        if (bytes <= mBytes)
+        {
+            return false;
+        }
+        mHost.reset();
+        mDevice.reset();
+        mBytes = 0;
+        void* host = nullptr;
+        check(cudaHostAlloc(&host, bytes, mShared ? cudaHostAllocMapped : cudaHostAllocDefault),
+            "cannot allocate " + std::to_string(bytes) + " bytes of pinned memory");
+        mHost.reset(host);
+        void* device = nullptr;
+        if (mShared)
+        {
+            check(cudaHostGetDevicePointer(&device, host, 0), "cannot map memory for the GPU");
+            mMapped = device;
+        }
+        else
+        {
+            check(cudaMalloc(&device, bytes), "cannot allocate " + std::to_string(bytes) + " bytes");
+            mDevice.reset(device);
+        }
+        mBytes = bytes;
+        return true;
+    }
+
+    float* host() const
+    {
+        return static_cast<float*>(mHost.get());
+    }
+    void* device() const
+    {
+        return mShared ? mMapped : mDevice.get();
+    }
+
+    void upload(std::size_t bytes, cudaStream_t stream) const
+    {
+        if (!mShared)
+        {
+            check(cudaMemcpyAsync(device(), mHost.get(), bytes, cudaMemcpyHostToDevice, stream), "cannot upload");
+        }
+    }
+    void download(std::size_t bytes, cudaStream_t stream) const
+    {
+        if (!mShared)
+        {
+            check(cudaMemcpyAsync(mHost.get(), device(), bytes, cudaMemcpyDeviceToHost, stream), "cannot download");
+        }
+    }
+
+private:
+    bool mShared;
+    std::size_t mBytes = 0;
+    std::unique_ptr<void, HostFree> mHost;
+    std::unique_ptr<void, DeviceFree> mDevice;
+    void* mMapped = nullptr;
+};
+
+// One captured run per shape, the least recently used first to go.
+class GraphCache
+{
+public:
+    GraphCache() = default;
+    GraphCache(GraphCache const&) = delete;
+    GraphCache& operator=(GraphCache const&) = delete;
+    ~GraphCache()
+    {
+        clear();
+    }
+
+    cudaGraphExec_t find(Shape const& shape)
+    {
+        for (auto entry = mEntries.begin(); entry != mEntries.end(); ++entry)
+        {
+            if (entry->first == shape)
+            {
+                mEntries.splice(mEntries.begin(), mEntries, entry);
+                return mEntries.front().second;
+            }
+        }
+        return nullptr;
+    }
+
+    void insert(Shape const& shape, cudaGraphExec_t graph)
+    {
+        mEntries.emplace_front(shape, graph);
+        if (mEntries.size() > kMAX_GRAPHS)
+        {
+            cudaGraphExecDestroy(mEntries.back().second);
+            mEntries.pop_back();
+        }
+    }
+
+    void clear()
+    {
+        for (auto const& entry : mEntries)
+        {
+            cudaGraphExecDestroy(entry.second);
+        }
+        mEntries.clear();
+    }
+
+private:
+    std::list<std::pair<Shape, cudaGraphExec_t>> mEntries;
+};
+
+std::size_t bytesOf(Shape const& shape)
+{
+    std::size_t bytes = sizeof(float);
+    for (std::int64_t const size : shape)
+    {
+        bytes *= static_cast<std::size_t>(size);
+    }
+    return bytes;
+}
+
+class TensorRtEngine : public Engine
+{
+public:
+    TensorRtEngine(VouchedPlan plan, std::string const& pluginPath, GpuOptions options, bool shared)
+        : mWhere(plan.path)
+        , mManifest(std::move(plan.manifest))
+        , mOptions(std::move(options))
+        , mInput(shared)
+        , mOutput(shared)
+    {
+        loadVouchedPlugin(mManifest, mWhere, pluginPath);
+        mRuntime.reset(nvinfer1::createInferRuntime(mLogger));
+        if (!mRuntime)
+        {
+            throw refused(mLogger, mWhere, "TensorRT cannot start");
+        }
+        mEngine.reset(mRuntime->deserializeCudaEngine(plan.plan.data(), plan.plan.size()));
+        if (!mEngine)
+        {
+            throw refused(mLogger, mWhere, "TensorRT refuses the engine");
+        }
+        mContext.reset(mEngine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
+        if (!mContext || !mContext->setOptimizationProfileAsync(kPROFILE, mStream.get()))
+        {
+            throw refused(mLogger, mWhere, "TensorRT cannot create an execution context");
+        }
+        mStream.wait("cannot choose the profile");
+    }
+
+    int scale() const override
+    {
+        return mManifest.scale;
+    }
+    Shape least() const override
+    {
+        return mManifest.profileMin;
+    }
+    Shape largest() const override
+    {
+        return mManifest.profileMax;
+    }
+
+    std::int64_t memoryBytes(Shape const& input) const override
+    {
+        Shape const& largest = mManifest.profileMax;
+        auto const pixels = [](Shape const& shape) { return static_cast<double>(shape[0] * shape[2] * shape[3]); };
+        double const activations
+            = static_cast<double>(mManifest.activationMemoryBytes.value_or(0)) * pixels(input) / pixels(largest);
+        double const tensors = static_cast<double>(bytesOf(input)) * (1.0 + scale() * scale());
+        return static_cast<std::int64_t>(activations + tensors);
+    }
+
+    float* input(Shape const& shape) override
+    {
+        if (shape != mShape)
+        {
+            setShape(shape);
+        }
+        return mInput.host();
+    }
+
+    float const* run() override
+    {
+        cudaGraphExec_t graph = mGraphs.find(mShape);
+        if (graph == nullptr)
+        {
+            enqueue(); // the first run of a shape lets TensorRT allocate and choose; it must not be captured
+            mStream.wait("the run failed");
+            if (mOptions.cudaGraphs)
+            {
+                capture();
+            }
+        }
+        else
+        {
+            check(cudaGraphLaunch(graph, mStream.get()), "cannot launch the CUDA graph");
+            mStream.wait("the run failed");
+        }
+        return mOutput.host();
+    }
+
+private:
+    void setShape(Shape const& shape)
+    {
+        Shape const output{shape[0], shape[1], shape[2] * scale(), shape[3] * scale()};
+        mShape = {};
+        bool moved = mInput.reserve(bytesOf(shape));
+        moved = mOutput.reserve(bytesOf(output)) || moved;
+        nvinfer1::Dims dims{};
+        dims.nbDims = 4;
+        for (std::size_t i = 0; i < shape.size(); ++i)
+        {
+            dims.d[i] = shape[i];
+        }
+        if (!mContext->setInputShape(mManifest.inputName.c_str(), dims))
+        {
+            throw refused(mLogger, mWhere, "does not take this input");
+        }
+        std::size_t const activations = mContext->updateDeviceMemorySizeForShapes();
+        if (activations > mActivationBytes)
+        {
+            mActivations.reset();
+            mActivationBytes = 0;
+            void* pointer = nullptr;
+            check(cudaMalloc(&pointer, activations),
+                "cannot allocate " + std::to_string(activations) + " bytes for activations");
+            mActivations.reset(pointer);
+            mActivationBytes = activations;
+            moved = true;
+        }
+        mContext->setDeviceMemoryV2(mActivations.get(), static_cast<std::int64_t>(mActivationBytes));
+        if (!mContext->setTensorAddress(mManifest.inputName.c_str(), mInput.device())
+            || !mContext->setTensorAddress(mManifest.outputName.c_str(), mOutput.device()))
+        {
+            throw refused(mLogger, mWhere, "has other tensors than its manifest says");
+        }
+        if (moved)
+        {
+            mGraphs.clear(); // they hold the old addresses
+        }
+        mShape = shape;
+        mOutputBytes = bytesOf(output);
+    }
+
+    void enqueue()
+    {
+        mInput.upload(bytesOf(mShape), mStream.get());
+        if (!mContext->enqueueV3(mStream.get()))
+        {
+            throw refused(mLogger, mWhere, "the run failed");
+        }
+        mOutput.download(mOutputBytes, mStream.get());
+    }
+
+    void capture()
+    {
+        cudaGraph_t graph = nullptr;
+        cudaGraphExec_t executable = nullptr;
+        std::string reason;
+        cudaError_t status = cudaStreamBeginCapture(mStream.get(), cudaStreamCaptureModeThreadLocal);
+        if (status == cudaSuccess)
+        {
+            try
+            {
+                enqueue();
+            }
+            catch (Error const& error)
+            {
+                reason = error.what();
+            }
+            status = cudaStreamEndCapture(mStream.get(), &graph);
+        }
+        if (status == cudaSuccess && reason.empty())
+        {
+            status = cudaGraphInstantiate(&executable, graph, 0);
+        }
+        if (graph != nullptr)
+        {
+            cudaGraphDestroy(graph);
+        }
+        if (status == cudaSuccess && reason.empty())
+        {
+            mGraphs.insert(mShape, executable);
+            return;
+        }
+        cudaGetLastError();
+        mOptions.cudaGraphs = false;
+        if (mOptions.onNotice)
+        {
+            mOptions.onNotice("no CUDA graph: " + (reason.empty() ? std::string(cudaGetErrorString(status)) : reason)
+                + "; going on without");
+        }
+    }
+
+    std::string mWhere;
+    Manifest mManifest;
+    GpuOptions mOptions;
+    // From here on the order is that of creation; destruction runs the other way.
+    Logger mLogger;
+    std::unique_ptr<nvinfer1::IRuntime> mRuntime;
+    std::unique_ptr<nvinfer1::ICudaEngine> mEngine;
+    Stream mStream;
+    std::unique_ptr<void, DeviceFree> mActivations;
+    std::size_t mActivationBytes = 0;
+    Buffer mInput;
+    Buffer mOutput;
+    std::unique_ptr<nvinfer1::IExecutionContext> mContext;
+    GraphCache mGraphs;
+    Shape mShape{};
+    std::size_t mOutputBytes = 0;
+};
+
+std::string libraryVersion()
+{
+    return std::to_string(getInferLibMajorVersion()) + "." + std::to_string(getInferLibMinorVersion()) + "."
+        + std::to_string(getInferLibPatchVersion());
+}
+
+} // namespace
+
+std::unique_ptr<Engine> openTensorRtEngine(
+    std::string const& planPath, std::string const& pluginPath, GpuOptions const& options)
+{
+    VouchedPlan plan = readVouchedPlan(planPath);
+    int count = 0;
+    cudaError_t const status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess)
+    {
+        throw Error("GPU", std::string("cannot be used: ") + cudaGetErrorString(status),
+            "install NVIDIA's driver on a machine with a GPU, or run inside its container toolkit");
+    }
+    if (options.device < 0 || options.device >= count)
+    {
+        throw Error("--device",
+            std::to_string(options.device) + " does not exist: there are " + std::to_string(count) + " GPUs",
+            "give 0 to " + std::to_string(count - 1), Code::kUSAGE);
+    }
+    check(cudaSetDevice(options.device), "cannot use GPU " + std::to_string(options.device));
+    int major = 0;
+    int minor = 0;
+    int integrated = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device), "cannot ask the GPU");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, options.device), "cannot ask the GPU");
+    check(cudaDeviceGetAttribute(&integrated, cudaDevAttrIntegrated, options.device), "cannot ask the GPU");
+    checkMachine(
+        plan, Machine{HSPAN_TENSORRT_FLAVOR, libraryVersion(), "sm_" + std::to_string(major) + std::to_string(minor)});
+    return std::make_unique<TensorRtEngine>(std::move(plan), pluginPath, options, integrated != 0);
+}
+
+std::string tensorRtDescription()
+{
+    int version = 0;
+    check(cudaRuntimeGetVersion(&version), "cannot ask CUDA's runtime");
+    return std::string(HSPAN_TENSORRT_FLAVOR) + " " + libraryVersion() + ", CUDA " + std::to_string(version / 1000)
+        + "." + std::to_string(version % 1000 / 10);
+}
+
+} // namespace hspan

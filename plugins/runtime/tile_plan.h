@@ -1,0 +1,51 @@
+// Where a picture is cut into tiles, by the rules of docs/tiling.md: integers only, the same plan as the Python
+// runtime.
+#pragma once
+
+#include <vector>
+
+namespace hspan
+{
+
+// One tile along one axis, in pixels of the picture that goes into the network.
+struct Span
+{
+    int start;     // first pixel that the network sees; start + length may pass the end: reflected
+    int length;    // pixels that the network sees
+    int riseStart; // here the weight climbs from 0 to 1 over riseLength pixels; 0 before
+    int riseLength;
+    int fallStart; // here it falls back to 0 over fallLength pixels; 0 after
+    int fallLength;
+
+    int keptEnd() const
+    {
+        return fallStart + fallLength;
+    }
+};
+
+// Every row span with every column span is a tile.
+struct TilePlan
+{
+    int height;
+    int width;
+    std::vector<Span> rows;
+    std::vector<Span> columns;
+};
+
+struct Size
+{
+    int height;
+    int width;
+};
+
+// Tiles of one size, evenly spread, none of which leaves the picture. `minimum` is what the network needs at least.
+// Throws Error (kUSAGE) when a size is below 1, or the overlap negative or more than half of a side that is cut.
+TilePlan tilePlan(Size picture, Size tile, int overlap, Size minimum);
+
+// Pixels of the ramp between two tiles.
+int featherLength(int overlap);
+
+// Which pixel of 0 ... size - 1 stands at `position` beyond the end, mirrored at the last pixel without repeating it.
+int reflectedIndex(int position, int size);
+
+} // namespace hspan
