@@ -29,3 +29,7 @@ class UsageError(HspanError):
     """A request that makes no sense whatever the files hold: exit code 2."""
 
     exit_code = 2
+
+
+class OutOfMemoryError(HspanError):
+    """A run needs more memory than there is, on the device or on the host; a smaller input may fit."""

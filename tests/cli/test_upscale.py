@@ -17,7 +17,6 @@ from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
 
 from trt_hspan.engine.gpu import gpu_architectures
-from trt_hspan.runtime import memory
 from trt_hspan.runtime.images import image_from_tensor, read_image, tensor_from_image, write_image
 from trt_hspan.runtime.torch_runner import TorchRunner
 
@@ -179,27 +178,6 @@ def test_network_that_is_none_is_one_line(run: CommandLine, tmp_path: Path, pict
     (tmp_path / "a.pt").write_bytes(b"not torch")
     assert "not a PyTorch checkpoint" in failing(run, tmp_path, picture, "--checkpoint", tmp_path / "a.pt")
     assert "did you mean the preset hspan-x4?" in failing(run, tmp_path, picture, "--checkpoint", "hspan-x44")
-
-
-def test_picture_of_another_size_than_a_static_network_is_one_line(
-    run: CommandLine, tmp_path: Path, picture: Path
-) -> None:
-    network = write_attention_network(tmp_path / "a.onnx", shape=(1, 3, 20, 16))
-    assert "is 1x3x16x20, but" in failing(run, tmp_path, picture, "--onnx", network)
-
-
-def test_picture_that_would_fill_the_memory_is_refused_early(
-    run: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = write_attention_network(tmp_path / "a.onnx")
-    write_image(tmp_path / "big.png", np.zeros((1000, 1500, 3), np.uint8))
-    # 3.5 tensors of (1.5 million)^2 float32: more than any machine has.
-    line = failing(run, tmp_path, tmp_path / "big.png", "--onnx", network)
-    assert "1500x1000 pixels as a whole need about 31500.0 GB of memory under ONNX Runtime" in line
-    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000)
-    small = tmp_path / "small.png"
-    write_image(small, np.zeros((16, 16, 3), np.uint8))
-    assert "give a smaller picture" in failing(run, tmp_path, small, "--onnx", network)
 
 
 def test_folder_that_cannot_be_written_is_told_before_the_work(

@@ -12,7 +12,7 @@ from support.runner_doubles import NearestRunner
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.images import read_image, write_image
-from trt_hspan.runtime.upscaling import upscale_file
+from trt_hspan.runtime.upscaling import UpscaleOptions, upscale_file
 
 
 @pytest.fixture
@@ -49,11 +49,12 @@ def test_what_cannot_work_is_told_before_the_network_runs(
     runner = NearestRunner()
     with pytest.raises(UsageError, match="cannot tell the format"):
         upscale_file(runner, source, tmp_path / "out.gif")
+    whole = UpscaleOptions(tile="none")
     runner.fixed_shape = (1, 3, 7, 5)
-    with pytest.raises(HspanError, match=r"in\.png: is 1x3x5x7, but nearest takes 1x3x7x5"):
-        upscale_file(runner, source, tmp_path / "out.png")
+    with pytest.raises(HspanError, match=r"in\.png: is 1x3x7x7, but nearest takes 1x3x7x5"):
+        upscale_file(runner, source, tmp_path / "out.png", whole)
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 10**9)
     with pytest.raises(HspanError, match=r"in\.png: 7x5 pixels as a whole need about 2\.0 GB"):
-        upscale_file(NearestRunner(memory=2 * 10**9), source, tmp_path / "out.png")
+        upscale_file(NearestRunner(memory=2 * 10**9), source, tmp_path / "out.png", whole)
     assert runner.calls == []
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]

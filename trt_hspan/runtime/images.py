@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import warnings
@@ -24,19 +25,19 @@ Float32Array = npt.NDArray[np.float32]
 # What is read. Not on the list: formats whose Pillow plugins start other programs, as EPS does.
 READ_FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # What is written, by suffix: Pillow's format and the options that lose the least.
-_WRITE_FORMATS: Final[dict[str, tuple[str, dict[str, object]]]] = {
+WRITE_FORMATS: Final[dict[str, tuple[str, dict[str, object]]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"lossless": True}),
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),
     ".bmp": ("BMP", {}),
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
 }
-READ_SUFFIXES: Final = (*_WRITE_FORMATS, ".gif", ".ppm", ".pgm", ".pnm")
+READ_SUFFIXES: Final = (*WRITE_FORMATS, ".gif", ".ppm", ".pgm", ".pnm")
 MAX_PIXELS: Final = 1 << 27  # 134 million: more than any camera's picture, less than would fill the memory
 # Pillow's decoders meet damaged files with any of these.
-_DAMAGE: Final = (
+DAMAGE: Final = (
     SyntaxError,
     ValueError,
     EOFError,
@@ -77,9 +78,9 @@ def read_image(path: str | os.PathLike[str]) -> Uint8Array:
             upright = ImageOps.exif_transpose(image)
             rgb = _rgb_from_pillow(upright, source)
         except OSError as error:
-            raise _damaged(source, error) from error
-        except _DAMAGE as error:
-            raise _damaged(source, error) from error
+            raise damaged(source, error) from error
+        except DAMAGE as error:
+            raise damaged(source, error) from error
         return np.array(rgb, dtype=np.uint8)
 
 
@@ -94,51 +95,68 @@ def size_from_image_file(path: str | os.PathLike[str]) -> tuple[int, int]:
         warnings.simplefilter("ignore")
         try:
             orientation = image.getexif().get(0x0112, 1)
-        except (OSError, *_DAMAGE) as error:
-            raise _damaged(source, error) from error
+        except (OSError, *DAMAGE) as error:
+            raise damaged(source, error) from error
         width, height = image.size
     # EXIF orientations 5 to 8 are the ones with a quarter turn.
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def _opened(path: Path) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
-
     if path.is_dir():
         raise HspanError(path, "is a folder, expected a picture", "name a picture in it")
     try:
         if path.stat().st_size == 0:
             raise HspanError(path, "is empty (0 bytes), expected a picture", "copy or download it again")
+    except OSError as error:
+        raise error_from_os_error(path, error, action="read") from error
+    return opened(path, path)
+
+
+def opened(source: Path | io.BytesIO, where: object) -> Image.Image:
+    """Opens a picture with Pillow, its header only.
+
+    Args:
+        source: the file, or its bytes.
+        where: what an error is about.
+
+    Raises:
+        HspanError: not a picture, damaged, or of more than `MAX_PIXELS` pixels.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
         with warnings.catch_warnings():
             # Pillow's remarks on odd tags and its milder limit of size; the check below replaces that.
             warnings.simplefilter("ignore")
-            image = Image.open(path, formats=READ_FORMATS)
+            image = Image.open(source, formats=READ_FORMATS)
     except UnidentifiedImageError as error:
         raise HspanError(
-            path, "not a picture that can be read", f"give {', '.join(READ_FORMATS[:-1])} or PPM"
+            where, "not a picture that can be read", f"give {', '.join(READ_FORMATS[:-1])} or PPM"
         ) from error
     except Image.DecompressionBombError as error:
-        raise HspanError(path, f"too large: {error}", "cut it into smaller pictures") from error
+        raise HspanError(where, f"too large: {error}", "cut it into smaller pictures") from error
     except OSError as error:
-        if error.errno is None:
-            raise _damaged(path, error) from error
-        raise error_from_os_error(path, error, action="read") from error
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
+        if error.errno is None or not isinstance(source, Path):
+            raise damaged(where, error) from error
+        raise error_from_os_error(source, error, action="read") from error
+    except DAMAGE as error:
+        raise damaged(where, error) from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
         raise HspanError(
-            path,
+            where,
             f"claims {width}x{height} pixels, more than the {MAX_PIXELS / 1e6:.0f} million accepted",
             "cut it into smaller pictures",
         )
     return image
 
 
-def _damaged(path: Path, error: BaseException) -> HspanError:
+def damaged(where: object, error: BaseException) -> HspanError:
+    """The one line that a decoder's complaint deserves."""
     reason = str(error).strip().split("\n", maxsplit=1)[0][:120] or type(error).__name__
-    return HspanError(path, f"a damaged or truncated picture ({reason})", "copy or download it again")
+    return HspanError(where, f"a damaged or truncated picture ({reason})", "copy or download it again")
 
 
 def _rgb_from_pillow(image: Image.Image, path: Path) -> Image.Image:
@@ -170,9 +188,9 @@ def require_writable_suffix(path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.is_dir():
         raise UsageError(target, "is a folder, expected a picture's name", "name a file in it")
-    if target.suffix.lower() not in _WRITE_FORMATS:
+    if target.suffix.lower() not in WRITE_FORMATS:
         raise UsageError(
-            target, f"cannot tell the format from {target.suffix!r}", f"end it in {', '.join(_WRITE_FORMATS)}"
+            target, f"cannot tell the format from {target.suffix!r}", f"end it in {', '.join(WRITE_FORMATS)}"
         )
 
 
@@ -196,7 +214,7 @@ def write_image(path: str | os.PathLike[str], image: Uint8Array) -> None:
     require_writable_suffix(target)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise HspanError(target, f"expected pixels as (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    name, options = _WRITE_FORMATS[target.suffix.lower()]
+    name, options = WRITE_FORMATS[target.suffix.lower()]
     with atomic_path(target) as temporary:
         try:
             Image.fromarray(image).save(temporary, format=name, **options)
@@ -204,7 +222,7 @@ def write_image(path: str | os.PathLike[str], image: Uint8Array) -> None:
             if error.errno is not None:
                 raise
             raise _unencodable(target, name, image, error) from error
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise _unencodable(target, name, image, error) from error
 
 

@@ -1,0 +1,163 @@
+"""16-bit colour pictures, by libvips (pyvips). Owns their way between bytes and pixels, and nothing of 8 bits.
+
+Only the PNG and TIFF decoders are used, by name: libvips knows many more formats, some by way of other programs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError
+from trt_hspan.runtime.images import MAX_PIXELS, damaged
+
+if TYPE_CHECKING:
+    from trt_hspan.runtime.pictures import Metadata
+
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_TIFFS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_COLOUR_SPACES: Final = {1: "grey16", 2: "grey16", 3: "rgb16", 4: "rgb16"}
+_INSTALL: Final = "install it with pip install 'trt-hspan[media]'"
+
+
+def is_deep(data: bytes) -> bool:
+    """Whether the bytes are a PNG of 16 bits, or a TIFF of 16 bits with colour or alpha, by their header."""
+    if data.startswith(_PNG):
+        return len(data) > 25 and data[24] == 16
+    return data.startswith(_TIFFS) and _tiff_is_deep(data)
+
+
+def _tiff_is_deep(data: bytes) -> bool:
+    try:
+        image = vips().Image.tiffload_buffer(data)
+        return bool(image.format == "ushort")
+    except HspanError:  # no pyvips: Pillow tells what it can read
+        return False
+    except vips().Error:
+        return False
+
+
+def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Metadata, str]:
+    """A picture of 16 bits: (H, W, C) uint16 upright, what else the file says, and its format's name.
+
+    Raises:
+        HspanError: pyvips is not installed, or the picture is damaged, truncated, too large or of a colour
+            space that is not grey or RGB and cannot be turned into it.
+    """
+    library = vips(where)
+    name = "PNG" if data.startswith(_PNG) else "TIFF"
+    try:
+        load = library.Image.pngload_buffer if name == "PNG" else library.Image.tiffload_buffer
+        image = load(data, fail_on="truncated")
+        if image.width * image.height > MAX_PIXELS:
+            raise HspanError(
+                where,
+                f"claims {image.width}x{image.height} pixels, more than the {MAX_PIXELS / 1e6:.0f} million "
+                "accepted",
+                "cut it into smaller pictures",
+            )
+        metadata = metadata_from_vips(image)
+        image = image.autorot()
+        if image.interpretation not in ("grey16", "rgb16", "b-w", "srgb", "rgb", "multiband"):
+            image = image.colourspace("rgb16")
+        pixels = image.numpy()
+    except library.Error as error:
+        raise damaged(where, error) from error
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.shape[2] > 4 or pixels.dtype != np.uint16:
+        raise HspanError(where, f"{pixels.shape[2]} channels of {pixels.dtype} are no picture", "give RGB")
+    return np.ascontiguousarray(pixels), metadata, name
+
+
+def encode_deep(pixels: npt.NDArray[np.uint16], metadata: Metadata, name: str, where: object) -> bytes:
+    """The bytes of a 16-bit PNG or TIFF.
+
+    Raises:
+        HspanError: pyvips is not installed, or libvips cannot write such a picture.
+    """
+    library = vips(where)
+    height, width, channels = pixels.shape
+    try:
+        image = library.Image.new_from_memory(
+            np.ascontiguousarray(pixels).tobytes(), width, height, channels, "ushort"
+        ).copy(interpretation=_COLOUR_SPACES[channels])
+        image = with_metadata(image, metadata, grey=channels <= 2)
+        if name == "PNG":
+            return bytes(image.pngsave_buffer(bitdepth=16))
+        return bytes(image.tiffsave_buffer(compression="deflate", predictor="horizontal"))
+    except library.Error as error:
+        raise HspanError(where, f"libvips cannot write it: {error}", None) from error
+
+
+def metadata_from_vips(image: Any) -> Metadata:
+    """What libvips read beside the pixels; the orientation is taken as applied."""
+    from trt_hspan.runtime.pictures import Metadata
+
+    fields = set(image.get_fields())
+
+    def blob(name: str) -> bytes | None:
+        return bytes(image.get(name)) if name in fields else None
+
+    text = []
+    for name in sorted(fields):
+        parts = name.split("-", 3)
+        if name.startswith("png-comment-") and len(parts) == 4 and parts[3] != "XML:com.adobe.xmp":
+            text.append((parts[3], str(image.get(name))))
+    return Metadata(
+        icc_profile=blob("icc-profile-data"),
+        exif=upright_exif(blob("exif-data")),
+        xmp=blob("xmp-data"),
+        text=tuple(text),
+        dpi=(image.xres * 25.4, image.yres * 25.4)
+        if image.xres > 0 and "resolution-unit" in fields
+        else None,
+    )
+
+
+def with_metadata(image: Any, metadata: Metadata, *, grey: bool) -> Any:
+    """A libvips image that takes profile, EXIF, XMP, text and resolution into its file."""
+    from trt_hspan.runtime.pictures import fits_profile
+
+    library = vips()
+    image = image.copy()
+    blobs = {"exif-data": metadata.exif, "xmp-data": metadata.xmp}
+    if metadata.icc_profile and fits_profile(metadata.icc_profile, grey=grey):
+        blobs["icc-profile-data"] = metadata.icc_profile
+    for name, blob in blobs.items():
+        if blob:
+            image.set_type(library.GValue.blob_type, name, blob)
+    for index, (key, value) in enumerate(metadata.text):
+        image.set_type(library.GValue.gstr_type, f"png-comment-{index}-{key}", value)
+    if metadata.dpi:
+        image = image.copy(xres=metadata.dpi[0] / 25.4, yres=metadata.dpi[1] / 25.4)
+        image.set_type(library.GValue.gstr_type, "resolution-unit", "in")
+    return image
+
+
+def upright_exif(block: bytes | None) -> bytes | None:
+    """An EXIF block without its orientation and pixel size; None when nothing else is in it."""
+    from PIL import Image
+
+    if not block:
+        return None
+    exif = Image.Exif()
+    try:
+        exif.load(block)
+        exif.pop(0x0112, None)
+        inner = exif.get_ifd(0x8769)
+        for tag in (0xA002, 0xA003):
+            inner.pop(tag, None)
+        return exif.tobytes() if len(exif) else None
+    except Exception:  # noqa: BLE001  # whatever a damaged block makes the parser raise, there is nothing to keep
+        return None
+
+
+def vips(where: object = "16-bit colour") -> Any:
+    """The pyvips module. Raises: HspanError when it is not installed or cannot load libvips."""
+    try:
+        import pyvips
+    except (ImportError, OSError) as error:
+        raise HspanError(where, f"needs pyvips, which cannot be loaded ({error})", _INSTALL) from error
+    return pyvips

@@ -1,0 +1,122 @@
+"""How pixels of any kind become the RGB tensors that networks take, and back. Knows neither files nor networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError
+
+Float32Array = npt.NDArray[np.float32]
+
+# ITU-R BT.601 luma, as picture libraries convert RGB to grey.
+_LUMA: Final = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelFormat:
+    """Pixels (H, W, C) of a picture: grey and alpha travel as RGB pictures of their own.
+
+    A grey picture goes through the network as three equal channels; its result is the luma of the three that come
+    out. Alpha goes through the network as a grey picture does, so that its edges stay where those of the colours
+    are; where it is constant within a tile it is filled in without a run. Colours are not multiplied by alpha.
+
+    Attributes:
+        channels: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+        dtype: uint8 or uint16; white is 255 or 65535.
+        where: what an error is about.
+    """
+
+    channels: int
+    dtype: type[np.uint8] | type[np.uint16]
+    where: object = "network output"
+    fills_constant: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, image: npt.NDArray[Any], *, where: object = "network output") -> PixelFormat:
+        """The format of a picture in memory.
+
+        Raises:
+            HspanError: not (H, W, C) of uint8 or uint16 with 1 to 4 channels, or without pixels.
+        """
+        if (
+            image.ndim != 3
+            or image.shape[2] not in (1, 2, 3, 4)
+            or image.dtype not in (np.uint8, np.uint16)
+            or 0 in image.shape
+        ):
+            raise HspanError(
+                where,
+                f"expected pixels as (H, W, C) uint8 or uint16, C 1 to 4, got {image.shape} {image.dtype}",
+            )
+        return cls(
+            channels=image.shape[2], dtype=np.uint8 if image.dtype == np.uint8 else np.uint16, where=where
+        )
+
+    @property
+    def white(self) -> int:
+        """The largest value."""
+        return int(np.iinfo(self.dtype).max)
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the last channel is alpha."""
+        return self.channels in (2, 4)
+
+    def tensor_from_pixels(self, image: npt.NDArray[Any]) -> Float32Array:
+        """(H, W, C) -> (N, 3, H, W) float32 in [0, 1]: colours first, then alpha as three equal channels."""
+        planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / np.float32(self.white)
+        colour = planes[:3] if self.channels >= 3 else np.repeat(planes[:1], 3, axis=0)
+        items = [colour, np.repeat(planes[-1:], 3, axis=0)] if self.has_alpha else [colour]
+        return np.stack(items)
+
+    def pixels_from_tensor(self, tensor: Float32Array) -> npt.NDArray[Any]:
+        """(N, 3, H, W) -> (H, W, C): clamped, and rounded half to even as the official code does.
+
+        Raises:
+            HspanError: a value is NaN or infinite: such a pixel is never painted black or white.
+        """
+        require_finite(tensor, self.where)
+        planes = [tensor[0]] if self.channels >= 3 else [_luma(tensor[0])]
+        if self.has_alpha:
+            planes.append(_luma(tensor[1]))
+        values = np.concatenate(planes)
+        values *= np.float32(self.white)
+        np.rint(np.clip(values, 0, self.white, out=values), out=values)
+        return np.ascontiguousarray(values.astype(self.dtype).transpose(1, 2, 0))
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """Tensors as they are: "pixels" are (H, W, N, 3) float32 views of (N, 3, H, W)."""
+
+    fills_constant: ClassVar[bool] = False
+
+    def tensor_from_pixels(self, image: npt.NDArray[Any]) -> Float32Array:
+        """(H, W, N, 3) -> (N, 3, H, W), contiguous."""
+        return np.ascontiguousarray(image.transpose(2, 3, 0, 1))
+
+    def pixels_from_tensor(self, tensor: Float32Array) -> Float32Array:
+        """(N, 3, H, W) -> (H, W, N, 3), a view."""
+        return tensor.transpose(2, 3, 0, 1)
+
+
+def require_finite(tensor: npt.NDArray[np.floating], where: object) -> None:
+    """Raises: HspanError when a value is NaN or infinite."""
+    broken = int(tensor.size - np.count_nonzero(np.isfinite(tensor)))
+    if broken:
+        raise HspanError(
+            where,
+            f"{broken} of {tensor.size} values are NaN or infinite",
+            "try --precision fp32 or bf16: FP16 overflows at 65504",
+        )
+
+
+def _luma(rgb: Float32Array) -> Float32Array:
+    """(3, H, W) -> (1, H, W). Three equal channels stay what they are within one rounding."""
+    red, green, blue = (np.float32(weight) for weight in _LUMA)
+    luma: Float32Array = (red * rgb[0] + green * rgb[1] + blue * rgb[2])[None]
+    return luma

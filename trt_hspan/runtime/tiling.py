@@ -1,0 +1,230 @@
+"""Where a picture is cut into tiles. Owns coordinates only: pixels are in `blending`, inference in the runners.
+
+All arithmetic is on integers, so that another program (the C++ runtime of an edge device, say) reproduces every
+plan exactly; docs/tiling.md states the rules, and the tests hold golden plans. Coordinates are pixels of the
+picture that goes into the network; outputs are `scale` times as large.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Final
+
+from trt_hspan.errors import HspanError, UsageError
+
+# The official code's margin around each quarter, and the pixels from which a quarter is cut again.
+OFFICIAL_SHAVE: Final = 10
+OFFICIAL_MIN_SIZE: Final = 120_000
+# The official code rounds a quarter's height and width up to the next multiple of these, by at least one pixel.
+_OFFICIAL_STEPS: Final = (4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One tile along one axis.
+
+    Attributes:
+        start: first pixel that the network sees; `start + length` may pass the end of the picture, then the rest
+            is made by reflection.
+        length: pixels that the network sees.
+        rise_start, rise_length: here the tile's weight climbs from 0 to 1; it is 0 before.
+        fall_start, fall_length: here it falls back to 0; it is 0 after. A length of 0 is a hard edge.
+    """
+
+    start: int
+    length: int
+    rise_start: int
+    rise_length: int
+    fall_start: int
+    fall_length: int
+
+    @property
+    def end(self) -> int:
+        """One past the last pixel that the network sees."""
+        return self.start + self.length
+
+    @property
+    def kept_end(self) -> int:
+        """One past the last pixel with a weight above 0."""
+        return self.fall_start + self.fall_length
+
+
+@dataclass(frozen=True, slots=True)
+class TilePlan:
+    """How one picture is cut: every row span with every column span is a tile.
+
+    Attributes:
+        height, width: of the picture.
+        rows, columns: from top to bottom and from left to right; their weights sum to 1 at every pixel.
+    """
+
+    height: int
+    width: int
+    rows: tuple[Span, ...]
+    columns: tuple[Span, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return len(self.rows) * len(self.columns)
+
+    @property
+    def tile_height(self) -> int:
+        """Pixels of the highest tile."""
+        return max(span.length for span in self.rows)
+
+    @property
+    def tile_width(self) -> int:
+        """Pixels of the widest tile."""
+        return max(span.length for span in self.columns)
+
+
+def tile_plan(
+    height: int,
+    width: int,
+    tile: tuple[int, int] | None,
+    overlap: int,
+    *,
+    minimum: tuple[int, int] = (1, 1),
+) -> TilePlan:
+    """Cuts a picture into tiles of one size, evenly spread, none of which leaves the picture.
+
+    Args:
+        height, width: of the picture, at least 1.
+        tile: (height, width) of the tiles; None is one tile of the picture's own size.
+        overlap: pixels that neighbours share at least; at most half of a side that is cut.
+        minimum: (height, width) that the network needs at least. A picture that is smaller than that, or than
+            the tile itself needs to be, grows by reflection at its bottom and right.
+
+    Raises:
+        UsageError: the overlap is negative or more than half of the tile's side; a size is below 1.
+    """
+    if min(height, width) < 1:
+        raise UsageError("tiles", f"a picture of {width}x{height} pixels cannot be cut")
+    sides = (height, width) if tile is None else tile
+    if min(sides) < 1:
+        raise UsageError("--tile", f"{sides[0]}x{sides[1]} is no size", "give HxW in pixels, such as 128x128")
+    rows = _spans(height, sides[0], overlap, minimum[0])
+    columns = _spans(width, sides[1], overlap, minimum[1])
+    return TilePlan(height, width, rows, columns)
+
+
+def _spans(size: int, tile: int, overlap: int, minimum: int) -> tuple[Span, ...]:
+    tile = max(tile, minimum)
+    if size <= tile:
+        length = max(size, minimum)
+        return (Span(0, length, 0, 0, size, 0),)
+    if not 0 <= overlap <= tile // 2:
+        raise UsageError(
+            "--overlap",
+            f"{overlap} pixels do not suit a tile side of {tile}, expected 0 to {tile // 2}",
+            "give a smaller overlap or a larger tile",
+        )
+    feather = feather_length(overlap)
+    # As many as are needed for `overlap`, spread evenly: the last one ends at the last pixel.
+    count = -((size - overlap) // -(tile - overlap))
+    starts = [index * (size - tile) // (count - 1) for index in range(count)]
+    # The ramp between two tiles lies in the middle of what they share.
+    ramps = [(left + right + tile - feather) // 2 for left, right in itertools.pairwise(starts)]
+    return tuple(
+        Span(
+            start=starts[i],
+            length=tile,
+            rise_start=ramps[i - 1] if i > 0 else 0,
+            rise_length=feather if i > 0 else 0,
+            fall_start=ramps[i] if i < count - 1 else size,
+            fall_length=feather if i < count - 1 else 0,
+        )
+        for i in range(count)
+    )
+
+
+def feather_length(overlap: int) -> int:
+    """Pixels of the ramp between two tiles: what a margin of three eighths of the overlap on each side leaves.
+
+    In the margin a tile's pixels get no weight, because they lack their neighbours' context.
+    """
+    return overlap - 2 * margin_length(overlap)
+
+
+def margin_length(overlap: int) -> int:
+    """Pixels along a tile's inner edge that get no weight, at least: three eighths of the overlap, rounded down.
+
+    A network whose output pixel depends on input pixels at most this far away gives the same result in tiles
+    as untiled.
+    """
+    return 3 * overlap // 8
+
+
+def official_plan(
+    height: int, width: int, *, shave: int = OFFICIAL_SHAVE, min_size: int = OFFICIAL_MIN_SIZE
+) -> TilePlan:
+    """The tiles of the official code's `--chop` (`forward_chop` of HSPAN's src/model/__init__.py).
+
+    A picture is always cut into four quarters, each with `shave` pixels more at its inner edges; height and width
+    of a quarter are rounded up to the next multiple of 4 and 8, a multiple becoming the next one. Quarters of
+    `min_size` pixels or more are cut again in the same way. Seams are hard and lie in the middle.
+
+    All quarters of one cut have one size, so the leaves form a grid, and rows and columns are independent once
+    the number of cuts is known.
+
+    Args:
+        height, width: of the picture.
+        shave: the margin in pixels.
+        min_size: pixels of a quarter from which it is cut again.
+
+    Raises:
+        HspanError: the picture is so small that its quarters would be larger than itself; the official code
+            fails there too.
+        UsageError: `min_size` is so small that the cutting would never end.
+    """
+    rows, columns = [_Piece(0, height, 0, height)], [_Piece(0, width, 0, width)]
+    before = None
+    while before is None or before[0] * before[1] >= min_size:
+        rows = _halved(rows, shave, _OFFICIAL_STEPS[0], (height, width))
+        columns = _halved(columns, shave, _OFFICIAL_STEPS[1], (height, width))
+        size = (rows[0].length, columns[0].length)
+        if size == before:
+            raise UsageError(
+                "--official-min-size",
+                f"{min_size} is too small: quarters of {size[1]}x{size[0]} pixels do not become smaller",
+                f"give at least {size[0] * size[1] + 1}",
+            )
+        before = size
+    return TilePlan(height, width, _hard_spans(rows), _hard_spans(columns))
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A window of the recursion, and the part of the picture that its output ends up in."""
+
+    start: int
+    length: int
+    kept_start: int
+    kept_end: int
+
+
+def _halved(pieces: list[_Piece], shave: int, step: int, picture: tuple[int, int]) -> list[_Piece]:
+    whole = pieces[0].length  # all pieces of one cut have one length
+    half = whole // 2
+    length = half + shave
+    length += step - length % step
+    if length > whole:
+        raise HspanError(
+            "--protocol official",
+            f"a picture of {picture[1]}x{picture[0]} pixels is too small to be quartered with margin {shave} "
+            "(the official code fails on it too)",
+            "use --protocol tiled",
+        )
+    halves = []
+    for piece in pieces:
+        middle = piece.start + half
+        halves.append(_Piece(piece.start, length, piece.kept_start, min(piece.kept_end, middle)))
+        start = piece.start + whole - length
+        halves.append(_Piece(start, length, max(piece.kept_start, middle), piece.kept_end))
+    return [half for half in halves if half.kept_start < half.kept_end]
+
+
+def _hard_spans(pieces: list[_Piece]) -> tuple[Span, ...]:
+    return tuple(Span(p.start, p.length, p.kept_start, 0, p.kept_end, 0) for p in pieces)
