@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from trt_hspan.cli import build, demo, export, plugin, upscale, validate
+from trt_hspan.cli import audit, build, demo, export, plugin, upscale, validate
 from trt_hspan.errors import HspanError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("export")(export.export)
 app.command("build")(build.build)
+app.command("audit")(audit.audit)
 app.command("validate")(validate.validate)
 app.command("upscale")(upscale.upscale)
 app.command("demo")(demo.demo)

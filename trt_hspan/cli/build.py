@@ -13,6 +13,7 @@ from trt_hspan.errors import UsageError
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
     from trt_hspan.engine.spec import EngineSpec, ImageSize
+    from trt_hspan.evaluation.range_request import RangeRequest
 
 _RTX_PLUGIN_NOTE = (
     "NVIDIA documents no plugin support for TensorRT-RTX: it built this engine, "
@@ -99,16 +100,30 @@ def build(
         int | None,
         typer.Option(help="0 (fast build) to 5 (fast engine); tensorrt only.", show_default="TensorRT's"),
     ] = None,
+    audit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Audit ranges on these pictures, or builtin; goes into the manifest."
+        ),
+    ] = None,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE", help="A node to keep in float32, a pattern, or at-risk (see --audit); repeatable."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Build a TensorRT engine, with a manifest that vouches for it."""
     if (checkpoint is None) == (onnx is None):
         raise UsageError("trt-hspan build", "give exactly one of --checkpoint and --onnx")
     if onnx is not None:
-        _refuse_export_options(res_scale=res_scale, opset=opset)
+        _refuse_export_options(res_scale=res_scale, opset=opset, keep_fp32=keep_fp32)
+    from trt_hspan.cli.range_options import audited_onnx, range_request
     from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, Precision, ProfileRequest, check_choice
 
     check_choice("--precision", precision, Precision)
+    ranges = range_request(audit, keep_fp32, precision=None if onnx else precision or "fp32")
     spec = EngineSpec(
         onnx=onnx if onnx is not None else Path(),
         output=output if output is not None else _default_output(checkpoint, onnx, precision),
@@ -129,9 +144,9 @@ def build(
         optimization_level=opt_level,
     )
     if checkpoint is None:
-        manifest = _build(spec)
+        manifest = _build(replace(spec, range_audit=audited_onnx(spec.onnx, ranges)))
     else:
-        manifest = _build_from_checkpoint(checkpoint, spec, res_scale=res_scale, opset=opset)
+        manifest = _build_from_checkpoint(checkpoint, spec, ranges, res_scale=res_scale, opset=opset)
     _print(spec, manifest, as_json=json)
 
 
@@ -163,14 +178,18 @@ def _default_output(checkpoint: str | None, onnx: Path | None, precision: str | 
 
 
 def _build_from_checkpoint(
-    checkpoint: str, spec: EngineSpec, *, res_scale: float | None, opset: int | None
+    checkpoint: str,
+    spec: EngineSpec,
+    ranges: RangeRequest | None,
+    *,
+    res_scale: float | None,
+    opset: int | None,
 ) -> EngineManifest:
     """Exports into a temporary folder, then builds; what makes the build impossible is found before the export."""
     import tempfile
 
-    from trt_hspan.cli.output import progress
+    from trt_hspan.cli.range_options import export_with_ranges
     from trt_hspan.engine.build import check_buildable
-    from trt_hspan.export import export_onnx
     from trt_hspan.export.to_onnx import checked_precision, opset_to_write
 
     precision = checked_precision(spec.precision or "fp32")
@@ -178,15 +197,17 @@ def _build_from_checkpoint(
     check_buildable(spec)
     with tempfile.TemporaryDirectory(prefix="trt-hspan-") as folder:
         exported = Path(folder) / spec.onnx_output.name
-        with progress(f"exporting {checkpoint}"):
-            export_onnx(
-                checkpoint,
-                exported,
-                precision=precision,
-                res_scale=0.1 if res_scale is None else res_scale,
-                opset=opset,
-            )
-        return _build(replace(spec, onnx=exported))
+        found = export_with_ranges(
+            checkpoint,
+            exported,
+            ranges,
+            precision=precision,
+            res_scale=0.1 if res_scale is None else res_scale,
+            opset=opset,
+        )
+        # What was kept may be every node: then the graph is float32, and the engine says so.
+        asked = None if ranges is not None and ranges.keep_fp32 else spec.precision
+        return _build(replace(spec, onnx=exported, precision=asked, range_audit=found))
 
 
 def _build(spec: EngineSpec) -> EngineManifest:
@@ -209,11 +230,19 @@ def _print(spec: EngineSpec, manifest: EngineManifest, *, as_json: bool) -> None
 
     if manifest.flavor == "tensorrt-rtx" and manifest.attention == "plugin":
         typer.echo(f"trt-hspan: note: {_RTX_PLUGIN_NOTE}", err=True)
+    if spec.precision not in (None, manifest.precision):
+        typer.echo(
+            f"trt-hspan: note: every node stays in float32: this is no {spec.precision} engine", err=True
+        )
     if as_json:
         import json
 
         print_json({"plan": str(spec.output), **json.loads(manifest.as_json())})
     else:
+        if manifest.range_audit is not None:
+            from trt_hspan.cli.audit import print_audit
+
+            print_audit(spec.onnx_output, manifest.range_audit)
         print_table(f"Built {spec.output}", _summary(spec, manifest))
 
 

@@ -30,24 +30,43 @@ def export(
             metavar="HxW", help="Fix the input to one picture of this size.", show_default="free sizes"
         ),
     ] = None,
+    audit: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Audit ranges on these pictures first, or builtin.")
+    ] = None,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE", help="A node to keep in float32, a pattern, or at-risk (see --audit); repeatable."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write CHECKPOINT as an ONNX model that ONNX Runtime runs and TensorRT builds from."""
     size = _size_from_text(static)
     if output.suffix != ".onnx":
         raise UsageError(output, "an ONNX file's name ends in .onnx", "name another file")
-    from trt_hspan.cli.output import print_json, print_table, progress
-    from trt_hspan.export import export_onnx
+    from trt_hspan.cli.audit import audit_as_dict, print_audit
+    from trt_hspan.cli.output import print_json, print_table
+    from trt_hspan.cli.range_options import export_with_ranges, range_request
     from trt_hspan.export.to_onnx import checked_precision, opset_to_write
 
     kind = checked_precision(precision)
     opset_to_write(kind, opset)
-    with progress(f"exporting {checkpoint}"):
-        export_onnx(checkpoint, output, precision=kind, res_scale=res_scale, opset=opset, static=size)
+    found = export_with_ranges(
+        checkpoint,
+        output,
+        range_request(audit, keep_fp32, precision=kind),
+        precision=kind,
+        res_scale=res_scale,
+        opset=opset,
+        static=size,
+    )
     report = _report(output)
     if json:
-        print_json(report)
+        print_json(report if found is None else {**report, "range_audit": audit_as_dict(found)})
     else:
+        if found is not None:
+            print_audit(checkpoint, found)
         print_table(f"Exported {output}", report)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,10 @@ def build_engine(
         built = build_plan(tools.trt, _request(spec, tools, network), on_progress=on_progress)
         plan_file.write_bytes(built.data)
         onnx_file.write_bytes(network.model.SerializeToString(deterministic=True))
-        manifest = _manifest(tools, network, built, plan_file=plan_file, onnx_file=onnx_file)
+        manifest = replace(
+            _manifest(tools, network, built, plan_file=plan_file, onnx_file=onnx_file),
+            range_audit=spec.range_audit,
+        )
         manifest_file.write_text(manifest.as_json(), encoding="utf-8")
     return manifest
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.engine.spec import Attention, BasePrecision, Flavor, Precision
 from trt_hspan.engine.typed_json import MistypedError, dataclass_from_json
 from trt_hspan.errors import HspanError
@@ -102,6 +103,7 @@ class EngineManifest:
         build_time_seconds: wall time inside the builder.
         source_sha256: hash of the checkpoint behind the model, when the model says so.
         created_utc: ISO 8601.
+        range_audit: the network's ranges on pictures against the type's limits; None unless it was asked for.
     """
 
     format_version: int
@@ -129,6 +131,7 @@ class EngineManifest:
     tool_version: str
     source_sha256: str | None
     created_utc: str
+    range_audit: RangeAudit | None = None
 
     def as_json(self) -> str:
         """The manifest as a JSON document; tuples become lists."""

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.errors import HspanError, UsageError
 
 BasePrecision = Literal["fp32", "fp16", "bf16"]
@@ -175,6 +176,7 @@ class EngineSpec:
         workspace_mib: limit of TensorRT's scratch memory.
         optimization_level: 0 (fast build) to 5; classic TensorRT only, because
             TensorRT-RTX tunes nothing while building.
+        range_audit: of the model, for the manifest.
 
     Raises:
         UsageError: a name, range or combination that makes no sense whatever the files hold.
@@ -190,6 +192,7 @@ class EngineSpec:
     plugin: Path | None = None
     workspace_mib: int | None = None
     optimization_level: int | None = None
+    range_audit: RangeAudit | None = None
 
     def __post_init__(self) -> None:
         check_choice("--precision", self.precision, Precision)

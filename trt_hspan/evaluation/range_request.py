@@ -1,0 +1,56 @@
+"""What somebody wants to know about a network's ranges, and what they want done about them. Never imports torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from trt_hspan.errors import UsageError
+from trt_hspan.evaluation.datasets import Sample, samples_from_folder, shipped_samples
+
+AT_RISK: Final = "at-risk"
+BUILTIN: Final = "builtin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeRequest:
+    """What somebody wants to know about ranges, and what they want done.
+
+    Args:
+        pictures: a folder for `samples_from_folder`, the word "builtin" for the shipped photographs, or None for
+            no audit.
+        keep_fp32: names or patterns of nodes that stay in float32; the word "at-risk" stands for all nodes that
+            the audit finds.
+        limit: audit the first so many pictures only; None takes all.
+
+    Raises:
+        UsageError: "at-risk" without pictures.
+    """
+
+    pictures: str | os.PathLike[str] | None = None
+    keep_fp32: tuple[str, ...] = ()
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if AT_RISK in self.keep_fp32 and self.pictures is None:
+            raise UsageError("--keep-fp32", f"{AT_RISK} needs an audit", "add --audit DIR")
+
+    def require_low(self, precision: str | None) -> None:
+        """Raises: UsageError when anything is asked for that a float32 network has no use for; None is not known."""
+        if precision == "fp32" and (self.pictures is not None or self.keep_fp32):
+            option = "--audit" if self.pictures is not None else "--keep-fp32"
+            raise UsageError(
+                option, "a float32 network has no range to audit", "add --precision fp16 or bf16"
+            )
+
+    def samples(self, scale: int) -> list[Sample]:
+        """The pictures. Raises: HspanError as `samples_from_folder`."""
+        if self.pictures is None:
+            return []
+        return samples_from_audit_option(self.pictures, scale)[: self.limit]
+
+
+def samples_from_audit_option(pictures: str | os.PathLike[str], scale: int) -> list[Sample]:
+    """ "builtin" or a folder to pictures. Raises: HspanError as `samples_from_folder`."""
+    return shipped_samples(scale) if pictures == BUILTIN else samples_from_folder(pictures, scale)
