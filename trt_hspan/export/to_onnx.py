@@ -16,7 +16,6 @@ from torch import nn
 
 import trt_hspan
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.export.headroom import SCALING_NODE, tail_with_headroom
 from trt_hspan.export.tidy import fold_constants, name_nodes
 from trt_hspan.graph import (
     INPUT_NAME,
@@ -32,6 +31,8 @@ from trt_hspan.graph import (
     with_metadata,
 )
 from trt_hspan.graph.attention_function import LOWEST_OPSET
+from trt_hspan.graph.headroom import HSPAN_KEEP_FP32 as HSPAN_KEEP_FP32  # noqa: PLC0414  # re-exported
+from trt_hspan.graph.headroom import tail_with_headroom
 from trt_hspan.graph.precision import BF16_OPSET
 from trt_hspan.model.checkpoint import load_model, source_sha256
 from trt_hspan.model.hspan import HSPAN
@@ -41,10 +42,6 @@ from trt_hspan.ops.names import DOMAIN, OP_TYPE, OP_VERSION
 _TRANSLATED_OPSET: Final = 18
 # Beyond this, builders lag behind: the newest version that TensorRT-RTX 1.7 and ONNX Runtime both take here.
 HIGHEST_OPSET: Final = 23
-
-# What stays in float32 in an HSPAN of any precision: the mean shifts, the head, and the long skip. They
-# are a thousandth of the work and carry the picture itself.
-HSPAN_KEEP_FP32: Final = ("sub_mean/*", "head.0/*", "Add", SCALING_NODE, "add_mean/*")
 
 
 def export_onnx(

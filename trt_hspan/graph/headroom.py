@@ -23,6 +23,23 @@ LEAST_LARGEST_WEIGHT: Final = 2.0**-6
 SCALING_NODE: Final = "tail/Scale"
 _LONG_SKIP: Final = "Add"
 
+# What stays in float32 in an HSPAN of any precision: the mean shifts, the head, and the long skip. They
+# are a thousandth of the work and carry the picture itself.
+HSPAN_KEEP_FP32: Final = ("sub_mean/*", "head.0/*", _LONG_SKIP, SCALING_NODE, "add_mean/*")
+
+
+def is_hspan(model: onnx.ModelProto) -> bool:
+    """Whether an exported graph is a whole HSPAN: mean shifts, head, long skip and tail under their usual names."""
+    nodes = {node.name for node in model.graph.node}
+    return {
+        "sub_mean/Conv",
+        "head.0/Conv",
+        _LONG_SKIP,
+        "tail.0.0/Conv",
+        "tail.1/Conv",
+        "add_mean/Conv",
+    } <= nodes
+
 
 def tail_with_headroom(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of an exported float32 HSPAN whose tail sees features divided by `HEADROOM`.
