@@ -1,0 +1,109 @@
+"""The raw model on one of our runners: float32 tensors in, float32 tensors out.
+
+This is what Triton's own TensorRT backend does for classic engines; here it is a CPU runner, TensorRT-RTX, or an engine
+on a GPU. Requests that Triton batched and that have one shape run as one batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_hspan.errors import HspanError
+from trt_hspan.runtime.opening import open_runner
+from trt_hspan.serving.backend.tensors import array_from_tensor, model_parameters, tensor_from_array
+from trt_hspan.serving.limits import limits_from_parameters
+
+
+class RunnerModel:
+    """Triton's interface to a Python model; `model.py` calls it `TritonPythonModel`.
+
+    Parameters of config.pbtxt: `source` is what `open_runner` takes, a file beside `model.py` if there is one of that
+    name; `device`, `res_scale`, `threads` and `plugin` likewise; and the limits.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        import triton_python_backend_utils as pb_utils
+
+        self._pb = pb_utils
+        parameters = model_parameters(json.loads(args["model_config"]))
+        name = args["model_name"]
+        self._limits = limits_from_parameters(parameters, where=name)
+        folder = Path(args["model_repository"]) / args["model_version"]
+        source = parameters["source"]
+        threads = parameters.get("threads")
+        plugin = parameters.get("plugin")
+        try:
+            runner = open_runner(
+                folder / source if (folder / source).is_file() else source,
+                device=parameters.get("device", "auto"),
+                res_scale=float(parameters.get("res_scale", "0.1")),
+                threads=int(threads) if threads else None,
+                plugin=folder / plugin if plugin else None,
+            )
+            self._runner = runner.__enter__()
+        except HspanError as error:
+            raise pb_utils.TritonModelException(str(error)) from error
+        pb_utils.Logger.log_info(f"{name}: {runner.where} on {runner.label}; {runner.picked}")
+
+    def finalize(self) -> None:
+        self._runner.__exit__(None, None, None)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response for each request, in order; a request that fails does so alone."""
+        responses: list[Any] = [None] * len(requests)
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        inputs = []
+        for index, request in enumerate(requests):
+            inputs.append(array_from_tensor(self._pb.get_input_tensor_by_name(request, "input")))
+            if request.is_cancelled():
+                responses[index] = self._refusal("the client cancelled it", "CANCELLED")
+                continue
+            try:
+                self._check(inputs[index].shape)
+            except HspanError as error:
+                responses[index] = self._refusal(str(error), "INVALID_ARG")
+                continue
+            groups[inputs[index].shape].append(index)
+        for members in groups.values():
+            for part in self._parts(members, inputs):
+                for index, response in zip(part, self._run(part, inputs), strict=True):
+                    responses[index] = response
+        return responses
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        self._runner.require_shape(shape, "input")
+        pixels = shape[-2] * shape[-1]
+        if pixels > self._limits.max_pixels:
+            raise HspanError(
+                "input", f"has {pixels} pixels, this server takes {self._limits.max_pixels}", "send tiles"
+            )
+
+    def _parts(self, members: list[int], inputs: list[Any]) -> list[list[int]]:
+        """The requests of one shape in batches that the runner takes."""
+        limit = self._runner.max_shape[0]
+        if limit is None:
+            return [members]
+        count = max(1, limit // inputs[members[0]].shape[0])
+        return [members[start : start + count] for start in range(0, len(members), count)]
+
+    def _run(self, members: list[int], inputs: list[Any]) -> list[Any]:
+        batch = inputs[members[0]] if len(members) == 1 else np.concatenate([inputs[i] for i in members])
+        try:
+            output = self._runner.run(batch)
+        except HspanError as error:
+            if len(members) > 1:
+                return [response for index in members for response in self._run([index], inputs)]
+            return [self._refusal(str(error), "INTERNAL")]
+        sizes = [inputs[index].shape[0] for index in members]
+        parts = np.split(output, np.cumsum(sizes)[:-1])
+        return [self._pb.InferenceResponse([tensor_from_array(self._pb, "output", part)]) for part in parts]
+
+    def _refusal(self, message: str, code: str) -> Any:
+        return self._pb.InferenceResponse(
+            error=self._pb.TritonError(message, getattr(self._pb.TritonError, code))
+        )

@@ -1,0 +1,156 @@
+"""Triton's model configurations. Owns what stands in config.pbtxt, as the protobuf that Triton itself reads.
+
+Source of the fields: Triton's model_config.proto, which tritonclient carries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trt_hspan.serving.limits import ServingLimits
+
+Shape = tuple[int, int, int, int]
+Backend = Literal["tensorrt", "python"]
+
+IMAGE_BATCH = 4
+#: Microseconds that Triton waits for company before it runs a batch that is not full.
+BATCH_DELAY_US = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawModelSpec:
+    """A raw model: float32 `input` (N, 3, H, W) in, float32 `output` (N, 3, scale H, scale W) out.
+
+    Attributes:
+        name: of the model in the repository.
+        backend: Triton's TensorRT backend, or ours in Python.
+        min, opt, max: input shapes: smallest, tuned for, largest.
+        dynamic_batch: whether the network's first dimension is free.
+        plans: for TensorRT: file name of the plan for each compute capability ("8.6"); "" is the default.
+        parameters: for the Python backend, beside the limits.
+        instances: copies of the model on each device.
+    """
+
+    name: str
+    backend: Backend
+    min: Shape
+    opt: Shape
+    max: Shape
+    dynamic_batch: bool
+    plans: Mapping[str, str]
+    parameters: Mapping[str, str]
+    instances: int = 1
+
+
+def raw_model_config(spec: RawModelSpec, *, scale: int, limits: ServingLimits) -> Any:
+    """The ModelConfig message of a raw model."""
+    config = _new_config(spec.name, spec.backend, limits)
+    config.max_batch_size = spec.max[0] if spec.dynamic_batch else 0
+    sides = [spec.max[axis] if spec.min[axis] == spec.max[axis] else -1 for axis in (2, 3)]
+    batch = [] if spec.dynamic_batch else [spec.max[0]]
+    _add_tensor(config.input, "input", "TYPE_FP32", [*batch, 3, *sides])
+    grown = [side * scale if side > 0 else -1 for side in sides]
+    _add_tensor(config.output, "output", "TYPE_FP32", [*batch, 3, *grown])
+    _set_queue(config, limits)
+    group = config.instance_group.add(count=spec.instances)
+    if spec.backend == "tensorrt":
+        config.platform = "tensorrt_plan"
+        group.kind = type(group).KIND_GPU
+        group.profile.append("0")
+        config.default_model_filename = spec.plans.get("", "")
+        for capability, plan in spec.plans.items():
+            if capability:
+                config.cc_model_filenames[capability] = plan
+    else:
+        group.kind = type(group).KIND_CPU  # where it runs is the runner's choice, by its parameter `device`
+        _set_parameters(config, spec.parameters)
+    _add_warmup(config, spec)
+    return config
+
+
+def image_model_config(
+    name: str, raw_models: Sequence[RawModelSpec], *, scale: int, limits: ServingLimits, instances: int = 1
+) -> Any:
+    """The ModelConfig message of the picture model in front of these raw models."""
+    config = _new_config(name, "python", limits)
+    config.max_batch_size = IMAGE_BATCH
+    tensor = _add_tensor(config.input, "image", "TYPE_UINT8", [-1])
+    tensor.allow_ragged_batch = True  # files have different lengths, and each stays its own request
+    _add_tensor(config.output, "upscaled", "TYPE_UINT8", [-1])
+    _set_queue(config, limits)
+    group = config.instance_group.add(count=instances)
+    group.kind = type(group).KIND_CPU
+    buckets = [{"name": raw.name, "min": list(raw.min), "max": list(raw.max)} for raw in raw_models]
+    _set_parameters(config, {"scale": str(scale), "raw_models": json.dumps(buckets)})
+    return config
+
+
+def config_text(config: Any) -> str:
+    """The text of config.pbtxt."""
+    from google.protobuf import text_format
+
+    return str(text_format.MessageToString(config))
+
+
+def config_from_text(text: str) -> Any:
+    """Parses config.pbtxt as Triton does. Raises: google.protobuf.text_format.ParseError."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def _new_config(name: str, backend: Backend, limits: ServingLimits) -> Any:
+    from tritonclient.grpc import model_config_pb2
+
+    config = model_config_pb2.ModelConfig(name=name, backend=backend)
+    config.version_policy.latest.num_versions = 1
+    if backend == "python":
+        _set_parameters(config, limits.as_parameters())
+    return config
+
+
+def _add_tensor(tensors: Any, name: str, kind: str, dims: Sequence[int]) -> Any:
+    from tritonclient.grpc import model_config_pb2
+
+    return tensors.add(name=name, data_type=model_config_pb2.DataType.Value(kind), dims=dims)
+
+
+def _set_queue(config: Any, limits: ServingLimits) -> None:
+    batching = config.dynamic_batching
+    batching.max_queue_delay_microseconds = BATCH_DELAY_US if config.max_batch_size > 1 else 0
+    if config.max_batch_size > 1:
+        batching.preferred_batch_size.append(config.max_batch_size)
+    policy = batching.default_queue_policy
+    policy.max_queue_size = limits.queue_length
+    policy.default_timeout_microseconds = limits.queue_time_ms * 1000
+    policy.timeout_action = type(policy).REJECT
+    policy.allow_timeout_override = True
+
+
+def _set_parameters(config: Any, parameters: Mapping[str, str]) -> None:
+    for name, value in parameters.items():
+        config.parameters[name].string_value = value
+
+
+def _add_warmup(config: Any, spec: RawModelSpec) -> None:
+    """One request at each end of the profile and at what it is tuned for, before the model counts as ready."""
+    from tritonclient.grpc import model_config_pb2
+
+    shapes = {"min": spec.min, "opt": spec.opt, "max": spec.max}
+    if spec.backend == "python":  # on a CPU the largest size takes seconds and tunes nothing
+        shapes = {"min": spec.min}
+    seen: set[Shape] = set()
+    for label, shape in shapes.items():
+        if shape in seen:
+            continue
+        seen.add(shape)
+        warmup = config.model_warmup.add(name=f"{label}_{'x'.join(map(str, shape))}")
+        warmup.batch_size = shape[0] if spec.dynamic_batch else 0
+        tensor = warmup.inputs["input"]
+        tensor.data_type = model_config_pb2.DataType.Value("TYPE_FP32")
+        tensor.dims.extend(shape[1:] if spec.dynamic_batch else shape)
+        tensor.random_data = True

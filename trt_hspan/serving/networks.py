@@ -1,0 +1,336 @@
+"""What is to be served: a network with its raw models and their files, from engines or from one source.
+
+Owns which files belong together and what fits which backend; `repository` writes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.serving.model_config import Backend, RawModelSpec, Shape
+from trt_hspan.serving.probe import ProbedSource, probe_source
+
+if TYPE_CHECKING:
+    from trt_hspan.engine.manifest import EngineManifest
+
+BackendChoice = Literal["auto", "tensorrt", "python"]
+#: Largest side of a tile on a CPU, where nothing else sets a limit; see docs/serving.md.
+CPU_TILE: Final = 64
+CPU_BATCH: Final = 4
+SMALLEST_SIDE: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One network: raw models that differ in shapes, and the picture model in front of them.
+
+    Attributes:
+        name: the picture model is NAME_image.
+        scale: of the network.
+        raw_models: at least one.
+        files: for each raw model, what its version folder holds: file name -> the file.
+        plugin: the plugin library that TensorRT engines need, None when they need none.
+        flavor, tensorrt_version: of the engines; None when there is no engine.
+    """
+
+    name: str
+    scale: int
+    raw_models: tuple[RawModelSpec, ...]
+    files: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+    plugin: Path | None = None
+    flavor: str | None = None
+    tensorrt_version: str | None = None
+
+    @property
+    def image_name(self) -> str:
+        """Of the picture model."""
+        return f"{self.name}_image"
+
+
+def model_name_from_text(text: str) -> str:
+    """A name that Triton, Kubernetes labels and URLs take: letters, digits, dash and underscore.
+
+    Raises:
+        UsageError: nothing of the text is left.
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")
+    if not name:
+        raise UsageError("--name", f"got {text!r}, expected letters, digits, dashes or underscores")
+    return name[:100]
+
+
+def network_from_source(
+    source: str,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    res_scale: float = 0.1,
+    threads: int | None = None,
+    instances: int = 1,
+    tile: tuple[int, int] | None = None,
+    plugin: Path | None = None,
+) -> Network:
+    """A network that a Python model runs: a checkpoint, an ONNX file, an engine or a preset.
+
+    Raises:
+        HspanError: as `open_runner`.
+        UsageError: as `open_runner`.
+    """
+    probed = probe_source(source, device=device, res_scale=res_scale, plugin=plugin)
+    low, high = _tile_limits(probed, tile)
+    suffix = Path(source).suffix.lower()
+    raw_name = model_name_from_text(name or Path(source).stem if suffix else name or source)
+    parameters = {"device": device, "res_scale": repr(res_scale)}
+    files: dict[str, Path] = {}
+    if suffix == ".plan":
+        files |= _engine_files(Path(source))
+        if plugin is not None:
+            files[plugin.name] = plugin
+            parameters["plugin"] = plugin.name
+    elif suffix:
+        files[Path(source).name] = Path(source)
+    parameters["source"] = Path(source).name if files else source
+    if threads is not None:
+        parameters["threads"] = str(threads)
+    raw = RawModelSpec(
+        name=raw_name,
+        backend="python",
+        min=low,
+        opt=high,
+        max=high,
+        dynamic_batch=_fixed_batch(probed) is None,
+        plans={},
+        parameters=parameters,
+        instances=instances,
+    )
+    return Network(name=raw_name, scale=probed.scale, raw_models=(raw,), files={raw_name: files})
+
+
+def networks_from_engines(
+    engines: Sequence[Path],
+    *,
+    backend: BackendChoice = "auto",
+    name: str | None = None,
+    plugin: Path | None = None,
+    instances: int = 1,
+) -> list[Network]:
+    """The networks behind some engines, each vouched for by its manifest.
+
+    Engines of one network and precision become one network: those of one profile for several GPUs one raw model,
+    those of several profiles one raw model each, between which the picture model chooses.
+
+    Args:
+        engines: `.plan` files.
+        backend: "auto" takes Triton's TensorRT backend for TensorRT, and ours in Python for TensorRT-RTX, which
+            Triton has no backend for.
+        name: of the network; only when there is one.
+        plugin: the plugin library; None takes the one that `trt-hspan plugin build` writes.
+        instances: copies of each raw model on a device.
+
+    Raises:
+        HspanError: an engine or its manifest is missing or does not match; the backend cannot run it; the plugin
+            library is missing or another one.
+        UsageError: two engines for the same shapes and GPU; one name for several networks.
+    """
+    if not engines:
+        raise UsageError("serve export", "no engine given", "name .plan files that trt-hspan build wrote")
+    from trt_hspan.engine.manifest import verify_manifest
+
+    groups: dict[tuple[object, ...], list[tuple[Path, EngineManifest]]] = defaultdict(list)
+    for engine in engines:
+        manifest = verify_manifest(engine)
+        _check_engine(engine, manifest, backend)
+        key = (
+            manifest.source_sha256 or manifest.onnx_sha256,
+            manifest.precision,
+            manifest.scale,
+            manifest.flavor,
+            manifest.tensorrt_version,
+        )
+        groups[key].append((engine, manifest))
+    if name is not None and len(groups) > 1:
+        raise UsageError(
+            "--name", f"is for one network, the engines are of {len(groups)}", "leave it out: files name them"
+        )
+    networks = [
+        _network_from_group(members, backend=backend, name=name, plugin=plugin, instances=instances)
+        for members in groups.values()
+    ]
+    _require_distinct([raw.name for network in networks for raw in network.raw_models])
+    _require_distinct([network.name for network in networks])
+    return networks
+
+
+def _network_from_group(
+    members: list[tuple[Path, EngineManifest]],
+    *,
+    backend: BackendChoice,
+    name: str | None,
+    plugin: Path | None,
+    instances: int,
+) -> Network:
+    first = members[0][1]
+    chosen: Backend = "python" if backend == "python" or first.flavor != "tensorrt" else "tensorrt"
+    library = _plugin_for(members, plugin)
+    buckets: dict[tuple[Shape, Shape, Shape], list[tuple[Path, EngineManifest]]] = defaultdict(list)
+    for engine, manifest in members:
+        profile = manifest.profile
+        buckets[_shape(profile.min), _shape(profile.opt), _shape(profile.max)].append((engine, manifest))
+    base = model_name_from_text(name or members[0][0].stem)
+    raw_models, files = [], {}
+    for (low, best, high), engines in buckets.items():
+        stem = f"{base}_{high[2]}x{high[3]}" if name is not None else engines[0][0].stem
+        raw_name = base if len(buckets) == 1 else model_name_from_text(stem)
+        plans, parameters, contents = _raw_contents(engines, chosen, library)
+        raw_models.append(
+            RawModelSpec(
+                name=raw_name,
+                backend=chosen,
+                min=low,
+                opt=best,
+                max=high,
+                dynamic_batch=next(t for t in engines[0][1].io_tensors if t.mode == "input").shape[0] < 0,
+                plans=plans,
+                parameters=parameters,
+                instances=instances,
+            )
+        )
+        files[raw_name] = contents
+    assert first.scale is not None
+    return Network(
+        name=base,
+        scale=first.scale,
+        raw_models=tuple(raw_models),
+        files=files,
+        plugin=library,
+        flavor=first.flavor,
+        tensorrt_version=first.tensorrt_version,
+    )
+
+
+def _raw_contents(
+    engines: list[tuple[Path, EngineManifest]], backend: Backend, plugin: Path | None
+) -> tuple[dict[str, str], dict[str, str], dict[str, Path]]:
+    """Plans by compute capability, parameters, and files of one raw model's version folder."""
+    if backend == "python":
+        if len(engines) > 1:
+            raise UsageError(
+                engines[1][0],
+                f"has the same shapes as {engines[0][0].name}, and the Python backend runs one of them",
+                "export them as repositories of their own",
+            )
+        engine = engines[0][0]
+        parameters = {"source": engine.name, "device": "auto"}
+        files = _engine_files(engine)
+        if plugin is not None:
+            files[plugin.name] = plugin
+            parameters["plugin"] = plugin.name
+        return {}, parameters, files
+    plans: dict[str, str] = {}
+    files = {}
+    for engine, manifest in engines:
+        capabilities = [f"{target[3:-1]}.{target[-1]}" for target in manifest.targets]
+        file = "model.plan" if len(engines) == 1 else f"model_{'_'.join(manifest.targets)}.plan"
+        if len(engines) == 1:
+            plans[""] = file
+        for capability in capabilities:
+            if capability in plans:
+                raise UsageError(
+                    engine,
+                    f"is for compute capability {capability} and shapes that another engine is for too",
+                    "name one of them",
+                )
+            plans[capability] = file
+        files[file] = engine
+    return plans, {}, files
+
+
+def _check_engine(engine: Path, manifest: EngineManifest, backend: BackendChoice) -> None:
+    if backend == "tensorrt" and manifest.flavor != "tensorrt":
+        raise HspanError(
+            engine,
+            f"is built by {manifest.flavor}, and Triton's TensorRT backend runs engines of tensorrt only",
+            "leave out --backend or give --backend python, or build it with --flavor tensorrt",
+        )
+    if manifest.scale is None:
+        raise HspanError(engine, "its manifest tells no scale", "serve networks that trt-hspan exported")
+    names = {(tensor.mode, tensor.name) for tensor in manifest.io_tensors}
+    if names != {("input", "input"), ("output", "output")}:
+        raise HspanError(
+            engine, "its tensors are not named input and output", "export it with trt-hspan export"
+        )
+
+
+def _plugin_for(members: list[tuple[Path, EngineManifest]], plugin: Path | None) -> Path | None:
+    from trt_hspan.engine.plugin_library import default_plugin_path, plugin_info_from_library
+    from trt_hspan.files import sha256_from_file
+
+    records = [(engine, manifest.plugin) for engine, manifest in members if manifest.plugin is not None]
+    if not records:
+        return None
+    path = plugin or default_plugin_path()
+    plugin_info_from_library(path)
+    found = sha256_from_file(path)
+    for engine, record in records:
+        assert record is not None
+        if record.sha256 != found:
+            raise HspanError(
+                path,
+                f"SHA-256 is {found[:12]}..., but {engine.name} was built with {record.sha256[:12]}...",
+                "name the plugin library that it was built with: --plugin",
+            )
+    return path
+
+
+def _engine_files(engine: Path) -> dict[str, Path]:
+    """The plan with all that `open_runner` wants beside it."""
+    from trt_hspan.engine.manifest import manifest_path, verify_manifest
+
+    manifest = verify_manifest(engine)
+    beside = (engine, manifest_path(engine), engine.parent / manifest.onnx_file)
+    return {path.name: path for path in beside}
+
+
+def _shape(values: tuple[int, ...]) -> Shape:
+    n, c, h, w = values
+    return (n, c, h, w)
+
+
+def _require_distinct(names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            "serve export", f"two models would be called {twice[0]}", "rename the engines' files"
+        )
+
+
+def _tile_limits(probed: ProbedSource, tile: tuple[int, int] | None) -> tuple[Shape, Shape]:
+    """Smallest and largest (N, 3, H, W) of a tile."""
+    low = [side if side is not None else SMALLEST_SIDE for side in probed.min_shape[2:]]
+    sides = tile or (CPU_TILE, CPU_TILE)
+    high = [
+        side if side is not None else max(wanted, least)
+        for side, wanted, least in zip(probed.max_shape[2:], sides, low, strict=True)
+    ]
+    if tile is not None and [min(wanted, side) for wanted, side in zip(tile, high, strict=True)] != list(
+        tile
+    ):
+        raise UsageError(
+            "--tile", f"{tile[0]}x{tile[1]} is more than the network takes", "give a smaller one"
+        )
+    if tile is not None:
+        high = [max(wanted, least) for wanted, least in zip(tile, low, strict=True)]
+    fixed = _fixed_batch(probed)
+    batch = fixed or probed.max_shape[0] or CPU_BATCH
+    return (fixed or 1, 3, low[0], low[1]), (batch, 3, high[0], high[1])
+
+
+def _fixed_batch(probed: ProbedSource) -> int | None:
+    """The batch when only one size of it fits."""
+    return probed.min_shape[0] if probed.min_shape[0] == probed.max_shape[0] else None

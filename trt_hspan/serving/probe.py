@@ -1,0 +1,84 @@
+"""What a network is, asked in a process of its own, so that PyTorch does not stay in a server's parent for good."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trt_hspan.errors import HspanError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbedSource:
+    """What must be known of a source before it is served.
+
+    Attributes:
+        scale: of the network.
+        min_shape, max_shape: (N, 3, H, W) that one run takes; None where nothing sets a limit.
+        label: the backend that it runs on.
+    """
+
+    scale: int
+    min_shape: tuple[int | None, ...]
+    max_shape: tuple[int | None, ...]
+    label: str
+
+
+def probe_source(source: str, *, device: str, res_scale: float, plugin: Path | None) -> ProbedSource:
+    """Opens a source as `open_runner` does, without loading it, and tells what it is.
+
+    Raises:
+        HspanError: as `open_runner`; or the source tells no scale.
+        UsageError: as `open_runner`.
+    """
+    request = {"source": source, "device": device, "res_scale": res_scale, "plugin": plugin and str(plugin)}
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode != 0 or not lines:
+        reason = (done.stderr.strip().splitlines() or ["it gives no reason"])[-1]
+        raise HspanError(source, f"cannot be opened: {reason[:300]}", "run again with --debug")
+    answer = json.loads(lines[-1])
+    if "error" in answer:
+        raise (UsageError if answer["usage"] else HspanError)(*answer["error"])
+    return ProbedSource(
+        scale=answer["scale"],
+        min_shape=tuple(answer["min_shape"]),
+        max_shape=tuple(answer["max_shape"]),
+        label=answer["label"],
+    )
+
+
+def _answer(request: dict[str, object]) -> dict[str, object]:
+    from trt_hspan.runtime.opening import open_runner
+
+    source = request.pop("source")
+    try:
+        runner = open_runner(source, **request)  # type: ignore[arg-type]
+        if runner.scale is None:
+            raise HspanError(source, "does not tell its scale", "export it again with trt-hspan export")
+    except HspanError as error:
+        return {
+            "error": [error.where, error.what, error.next_step],
+            "usage": isinstance(error, UsageError),
+        }
+    return asdict(
+        ProbedSource(
+            scale=runner.scale,
+            min_shape=tuple(runner.min_shape),
+            max_shape=tuple(runner.max_shape),
+            label=runner.label,
+        )
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(json.load(sys.stdin))))  # noqa: T201 - the answer to the parent

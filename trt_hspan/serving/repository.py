@@ -1,0 +1,238 @@
+"""Writes a Triton model repository: models, versions, and the files to deploy it; whole or not at all.
+
+Everything at the top that is not a model is a file, because Triton takes every folder there for a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from trt_hspan.errors import HspanError
+from trt_hspan.files import error_from_os_error, sha256_from_file, write_text
+from trt_hspan.serving.deployment import deployment_files, deployment_image
+from trt_hspan.serving.limits import ServingLimits
+from trt_hspan.serving.model_config import config_from_text, config_text, image_model_config, raw_model_config
+from trt_hspan.serving.networks import Network
+from trt_hspan.serving.own_wheel import write_own_wheel
+
+SUMS: Final = "SHA256SUMS"
+_RAW_MODEL: Final = '''\
+"""The network on one of trt-hspan's runners; config.pbtxt says which file."""
+
+from trt_hspan.serving.backend.runner_model import RunnerModel as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+_IMAGE_MODEL: Final = '''\
+"""Picture files in, picture files out, through the raw models that config.pbtxt names."""
+
+from trt_hspan.serving.backend.image_model import ImageModel as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenRepository:
+    """What was written: the folder, the version number, models in order, and the image (None without deployment)."""
+
+    folder: Path
+    version: int
+    models: tuple[str, ...]
+    image: str | None
+
+
+def write_repository(
+    output: str | os.PathLike[str],
+    networks: Sequence[Network],
+    *,
+    limits: ServingLimits | None = None,
+    image: str | None = None,
+    deployment: bool = True,
+    add_version: bool = False,
+) -> WrittenRepository:
+    """Writes a repository, or adds a version to one.
+
+    Args:
+        output: the folder; must not exist or be empty, unless a version is added.
+        networks: what is served.
+        limits: what requests are accepted.
+        image: the Triton image for the Dockerfile; None takes the one with the engines' TensorRT.
+        deployment: whether to write start script, Dockerfile, manifests and dashboards too.
+        add_version: put these networks into an existing repository as the next version of their models; a server
+            that watches the repository takes it up while the older version still answers.
+
+    Raises:
+        HspanError: the folder holds something else, or a model of that name with another interface; no image
+            is known; the disk is full; the folder cannot be written.
+    """
+    target = Path(output)
+    accepted = limits or ServingLimits()
+    chosen = deployment_image(networks, image) if deployment else None
+    try:
+        if add_version:
+            return _add_version(target, networks, accepted, chosen)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise HspanError(
+                target,
+                "exists and is not empty",
+                "choose another folder, or add a version with --add-version",
+            )
+        with _stage(target) as stage:
+            for network in networks:
+                _write_models(stage, network, accepted, version=1)
+            if chosen is not None:
+                _write_deployment(stage, networks, chosen)
+                write_text(stage / SUMS, _sums(stage))
+            if target.exists():
+                target.rmdir()
+            stage.replace(target)
+    except OSError as error:
+        raise error_from_os_error(target, error) from error
+    return WrittenRepository(folder=target, version=1, models=_model_names(networks), image=chosen)
+
+
+def repository_models(folder: str | os.PathLike[str]) -> dict[str, list[int]]:
+    """Names of the models in a repository, and their versions in order.
+
+    Raises:
+        HspanError: no such folder, no model in it, or a model without a version.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise HspanError(root, "no such folder" if not root.exists() else "is not a folder", "check the path")
+    models = {}
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and (path / "config.pbtxt").is_file():
+            versions = sorted(int(child.name) for child in path.iterdir() if child.name.isdigit())
+            if not versions:
+                raise HspanError(path, "has no version: a folder named 1 is missing", "export it again")
+            models[path.name] = versions
+    if not models:
+        raise HspanError(root, "holds no model", "write one with trt-hspan serve export")
+    return models
+
+
+def image_models(folder: str | os.PathLike[str]) -> list[str]:
+    """Names of the picture models in a repository."""
+    root = Path(folder)
+    return [
+        name
+        for name in repository_models(root)
+        if any(t.name == "image" for t in config_from_text((root / name / "config.pbtxt").read_text()).input)
+    ]
+
+
+@contextmanager
+def _stage(target: Path) -> Iterator[Path]:
+    """A hidden folder beside the target: on the same disk, and no model of a repository that is watched."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        umask = os.umask(0)
+        os.umask(umask)
+        stage.chmod(0o777 & ~umask)
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _model_names(networks: Sequence[Network]) -> tuple[str, ...]:
+    return tuple(name for n in networks for name in (*(raw.name for raw in n.raw_models), n.image_name))
+
+
+def _write_models(stage: Path, network: Network, limits: ServingLimits, *, version: int) -> None:
+    for raw in network.raw_models:
+        folder = stage / raw.name / str(version)
+        folder.mkdir(parents=True)
+        for name, source in network.files.get(raw.name, {}).items():
+            shutil.copyfile(source, folder / name)
+        if raw.backend == "python":
+            (folder / "model.py").write_text(_RAW_MODEL)
+        config = raw_model_config(raw, scale=network.scale, limits=limits)
+        (stage / raw.name / "config.pbtxt").write_text(config_text(config))
+    folder = stage / network.image_name / str(version)
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(_IMAGE_MODEL)
+    config = image_model_config(network.image_name, network.raw_models, scale=network.scale, limits=limits)
+    (stage / network.image_name / "config.pbtxt").write_text(config_text(config))
+
+
+def _write_deployment(stage: Path, networks: Sequence[Network], image: str) -> None:
+    write_own_wheel(stage)
+    for name, text in deployment_files(networks, image=image).items():
+        (stage / name).write_text(text)
+    (stage / "start.sh").chmod(0o755)
+    for plugin in {network.plugin for network in networks if network.plugin is not None}:
+        from trt_hspan.engine.plugin_library import LIBRARY_NAME
+
+        shutil.copyfile(plugin, stage / LIBRARY_NAME)
+
+
+def _add_version(
+    target: Path, networks: Sequence[Network], limits: ServingLimits, image: str | None
+) -> WrittenRepository:
+    have = repository_models(target)
+    version = max(have.get(name, [0])[-1] for name in _model_names(networks)) + 1
+    with _stage(target) as stage:
+        for network in networks:
+            _write_models(stage, network, limits, version=version)
+        for name in _model_names(networks):
+            if name in have:
+                _require_same_interface(target / name, stage / name)
+        # Raw models first: the picture model of the new version may need what they newly take.
+        for name in _model_names(networks):
+            if name not in have:
+                (stage / name).replace(target / name)
+                continue
+            (stage / name / "config.pbtxt").replace(target / name / "config.pbtxt")
+            (stage / name / str(version)).replace(target / name / str(version))
+        if (target / SUMS).is_file():
+            write_text(target / SUMS, _sums(target))
+    return WrittenRepository(folder=target, version=version, models=_model_names(networks), image=image)
+
+
+def _require_same_interface(old: Path, new: Path) -> None:
+    """A new version must take what clients of the old one send."""
+    before, after = (config_from_text((path / "config.pbtxt").read_text()) for path in (old, new))
+    for side in ("input", "output"):
+        tensors = [
+            [(t.name, t.data_type, len(t.dims)) for t in getattr(config, side)] for config in (before, after)
+        ]
+        if tensors[0] != tensors[1]:
+            raise HspanError(old, f"its {side} differs from the new version's", "export under another name")
+    if before.backend != after.backend:
+        raise HspanError(
+            old, f"runs on the backend {before.backend}, the new version on {after.backend}", "use --backend"
+        )
+
+
+def _sums(folder: Path) -> str:
+    """`sha256sum`'s lines for every file below, this one apart."""
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != SUMS and "__pycache__" not in path.parts:
+            lines.append(f"{sha256_from_file(path)}  {path.relative_to(folder).as_posix()}\n")
+    return "".join(lines)
+
+
+def repository_signature(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """For each model, a hash of its file names, sizes and times: differs when a version was added or changed."""
+    root = Path(folder)
+    result = {}
+    for model in sorted(path for path in root.iterdir() if (path / "config.pbtxt").is_file()):
+        digest = hashlib.sha256()
+        for path in sorted(model.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                facts = path.stat()
+                digest.update(f"{path.relative_to(root)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        result[model.name] = digest.hexdigest()
+    return result

@@ -1,0 +1,29 @@
+#!/bin/sh
+# Starts Triton on this model repository. Further options of tritonserver may follow on the command line.
+#   TRITONSERVER   the program, when it is not on PATH
+#   PLUGIN_WIRING  flag (the default): the TensorRT backend opens the plugin library;
+#                  preload: the loader does, for programs that take no such flag
+#   ADMIN_KEY      value of the header "admin-key" that model control, trace and logging want; random when not given
+set -eu
+here=$$(cd "$$(dirname "$$0")" && pwd)
+(cd "$$here" && sha256sum --check --quiet --strict SHA256SUMS) ||
+  { echo "start.sh: $$here: files are not those that were exported; export the repository again" >&2; exit 1; }
+key=$${ADMIN_KEY:-$$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
+plugin="$$here/$plugin"
+if [ -f "$$plugin" ]; then
+  case "$${PLUGIN_WIRING:-flag}" in
+    flag) set -- --backend-config="tensorrt,plugins=$$plugin" "$$@" ;;
+    preload) export LD_PRELOAD="$$plugin:$nvinfer$${LD_PRELOAD:+:$$LD_PRELOAD}" ;;
+    *) echo "start.sh: PLUGIN_WIRING is $$PLUGIN_WIRING, expected flag or preload" >&2; exit 2 ;;
+  esac
+fi
+exec "$${TRITONSERVER:-tritonserver}" \
+  --model-repository="$$here" \
+  --model-control-mode=poll --repository-poll-secs=5 \
+  --disable-auto-complete-config \
+  --strict-readiness=true \
+  --exit-timeout-secs=30 \
+  --log-format=ISO8601 \
+  --http-restricted-api="model-repository,trace,logging:admin-key=$$key" \
+  --grpc-restricted-protocol="model-repository,trace,logging:admin-key=$$key" \
+  "$$@"
