@@ -193,11 +193,12 @@ Image imageFromJpeg(Bytes const& bytes, std::string const& where)
     }
     codec.out_color_space = codec.num_components == 1 ? JCS_GRAYSCALE : JCS_RGB;
     Image image = imageWithSize(where, codec.image_width, codec.image_height, codec.num_components, 8);
+    int const turned = orientation(codec); // libjpeg forgets the markers with the last row
     if (!readRows(reading, image))
     {
         throw damaged();
     }
-    return uprightImage(std::move(image), orientation(codec));
+    return uprightImage(std::move(image), turned);
 }
 
 Bytes jpegFromImage(Image const& image, std::string const& where)

@@ -48,7 +48,7 @@ class _Limits(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Failure(Exception):
+class StatusError(Exception):
     """What a function of the C API said."""
 
     status: int
@@ -63,7 +63,7 @@ class Upscaler:
 
     def _checked(self, status: int) -> None:
         if status != 0:
-            raise Failure(status, self._library.hspan_last_error().decode())
+            raise StatusError(status, self._library.hspan_last_error().decode())
 
     def plan(self, height: int, width: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
         """Row and column spans: start, length, rise start and length, fall start and length."""
@@ -135,7 +135,7 @@ class RuntimeLibrary:
                 output[:] = network(batch.copy())
             except MemoryError:
                 return 3
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - C code cannot pass it on, the caller does
                 raised.append(error)
                 return 1
             return 0
@@ -150,7 +150,7 @@ class RuntimeLibrary:
             ctypes.byref(handle),
         )
         if status != 0:
-            raise Failure(status, self.library.hspan_last_error().decode())
+            raise StatusError(status, self.library.hspan_last_error().decode())
         try:
             yield Upscaler(self.library, handle, scale)
         finally:

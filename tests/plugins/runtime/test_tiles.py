@@ -15,7 +15,7 @@ from trt_hspan.runtime.tile_size import plan_for_picture
 from trt_hspan.runtime.tiling import Span
 from trt_hspan.runtime.upscaling import UpscaleOptions, upscale_array
 
-from .conftest import Failure, RuntimeLibrary
+from .conftest import RuntimeLibrary, StatusError
 
 
 class BoundedRunner(NearestRunner):
@@ -70,7 +70,7 @@ def test_a_thousand_random_plans_are_those_of_the_python_runtime(runtime: Runtim
             continue
         with runtime.upscaler(network, least=least, largest=largest, **options) as upscaler:
             if plan is None:
-                with pytest.raises(Failure) as failure:
+                with pytest.raises(StatusError) as failure:
                     upscaler.plan(*picture)
                 assert failure.value.status == 2
                 refused += 1
@@ -141,7 +141,7 @@ def test_without_a_smaller_tile_out_of_memory_is_told(runtime: RuntimeLibrary) -
         raise MemoryError
 
     image = np.zeros((60, 60, 3), np.uint8)
-    with runtime.upscaler(no_memory) as upscaler, pytest.raises(Failure) as failure:
+    with runtime.upscaler(no_memory) as upscaler, pytest.raises(StatusError) as failure:
         upscaler.upscale(image)
     assert failure.value.status == 3
     assert "out of memory" in failure.value.message
@@ -153,7 +153,7 @@ def test_a_value_that_is_not_finite_is_an_error_and_no_pixel(runtime: RuntimeLib
         output[1, 3, 3] = np.nan
         return output
 
-    with runtime.upscaler(spoilt) as upscaler, pytest.raises(Failure) as failure:
+    with runtime.upscaler(spoilt) as upscaler, pytest.raises(StatusError) as failure:
         upscaler.upscale(np.zeros((9, 9, 3), np.uint8))
     assert "NaN" in failure.value.message
 
@@ -182,7 +182,7 @@ def test_values_are_clamped_and_rounded_half_to_even(runtime: RuntimeLibrary) ->
 def test_requests_that_make_no_sense_are_refused(
     runtime: RuntimeLibrary, arguments: dict[str, object], part: str
 ) -> None:
-    with pytest.raises(Failure) as failure, runtime.upscaler(network, **arguments):  # type: ignore[arg-type]
+    with pytest.raises(StatusError) as failure, runtime.upscaler(network, **arguments):  # type: ignore[arg-type]
         pass
     assert failure.value.status == 2
     assert part in failure.value.message
