@@ -41,7 +41,7 @@ def upscale(
     from trt_hspan.engine.output_set import check_writable
     from trt_hspan.runtime.images import require_writable_suffix
     from trt_hspan.runtime.opening import open_runner
-    from trt_hspan.runtime.upscaling import upscale_file
+    from trt_hspan.runtime.picture_files import upscale_file
 
     require_writable_suffix(output)
     check_writable(output)

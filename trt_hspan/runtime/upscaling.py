@@ -8,27 +8,33 @@ Owns the order of the steps. Coordinates are in `tiling`, sums in `blending`, si
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
+from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.runtime.blending import blended_strips
-from trt_hspan.runtime.images import require_writable_suffix
-from trt_hspan.runtime.pictures import read_picture, write_picture
 from trt_hspan.runtime.pixels import PixelFormat, TensorFormat
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
-from trt_hspan.runtime.tile_size import TileChoice, plan_for_picture, smaller_tile
-from trt_hspan.runtime.tiling import OFFICIAL_MIN_SIZE, Span, TilePlan, official_plan
+from trt_hspan.runtime.self_ensemble import TURNS, ensemble_mean
+from trt_hspan.runtime.tile_size import plan_for_picture, smaller_tile
+from trt_hspan.runtime.tiling import Span, TilePlan, official_plan
+from trt_hspan.runtime.upscale_options import DEFAULT_OPTIONS, UpscaleOptions
 
-Protocol = Literal["tiled", "official"]
-PROTOCOLS: Final[tuple[Protocol, ...]] = ("tiled", "official")
+__all__ = [
+    "DEFAULT_OPTIONS",
+    "OnTile",
+    "RowsSource",
+    "UpscaleOptions",
+    "Upscaler",
+    "is_out_of_memory",
+    "reflected",
+    "upscale_array",
+    "upscale_batch",
+]
+
 #: Told after each tile: tiles that are done, tiles in all.
 OnTile = Callable[[int, int], None]
 #: rows(top, bottom) -> pixels (bottom - top, W, ...); asked for from top to bottom, parts repeatedly.
@@ -48,57 +54,6 @@ _MEMORY_PHRASES: Final = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpscaleOptions:
-    """How pictures go through a network.
-
-    Attributes:
-        tile: "auto" takes a picture as a whole where the network's limits, free memory and time allow it, and
-            else the largest tile that they allow; "none" as a whole or not at all; (height, width) of tiles.
-        overlap: pixels that neighbouring tiles share at least; None takes 32 or less.
-        protocol: "official" cuts as the official code's `--chop` does, with hard seams; tile and overlap then
-            play no part.
-        self_ensemble: the mean over the eight flips and turns of the picture, as the official code's
-            `--self_ensemble`: eight times the work.
-        official_min_size: for "official": pixels of a quarter from which it is cut again.
-
-    Raises:
-        UsageError: a value makes no sense, or the official protocol is combined with a tile size or overlap.
-    """
-
-    tile: TileChoice = "auto"
-    overlap: int | None = None
-    protocol: Protocol = "tiled"
-    self_ensemble: bool = False
-    official_min_size: int = OFFICIAL_MIN_SIZE
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise UsageError(
-                "--protocol", f"got {self.protocol!r}, expected one of {', '.join(PROTOCOLS)}", None
-            )
-        if isinstance(self.tile, str):
-            if self.tile not in ("auto", "none"):
-                raise UsageError("--tile", f"got {self.tile!r}, expected auto, none or HxW")
-        elif len(self.tile) != 2 or min(self.tile) < 1:
-            raise UsageError("--tile", f"got {self.tile}, expected a height and a width of at least 1")
-        elif self.overlap is not None and self.overlap > min(self.tile) // 2:
-            raise UsageError(
-                "--overlap",
-                f"{self.overlap} pixels are more than half of the tile {self.tile[0]}x{self.tile[1]}",
-                "give a smaller overlap or a larger tile",
-            )
-        if self.overlap is not None and self.overlap < 0:
-            raise UsageError("--overlap", f"{self.overlap} pixels make no sense", "give 0 or more")
-        if self.protocol == "official" and (self.tile != "auto" or self.overlap is not None):
-            raise UsageError(
-                "--protocol official", "has its own tiles and margins", "leave out --tile and --overlap"
-            )
-
-
-DEFAULT_OPTIONS: Final = UpscaleOptions()
-
-
 class Upscaler:
     """Puts pictures through an active runner, one after the other, and remembers what did not fit in memory.
 
@@ -109,6 +64,7 @@ class Upscaler:
 
     Attributes:
         limit: (height, width) of the largest tile that is still tried; None until memory ran out.
+        shrinks: what `on_shrink` was told.
     """
 
     def __init__(
@@ -120,6 +76,7 @@ class Upscaler:
     ) -> None:
         self.runner, self.options = runner, options
         self.limit: tuple[int, int] | None = None
+        self.shrinks: list[str] = []
         self._on_shrink = on_shrink
         self._scale = runner.scale
 
@@ -133,17 +90,26 @@ class Upscaler:
             self._scale = output.shape[2] // height
         return self._scale
 
-    def plan(self, height: int, width: int, *, what: object = "picture") -> TilePlan:
-        """The tiles for a picture. Raises: as `plan_for_picture` and `official_plan`."""
+    def plan(
+        self, height: int, width: int, *, what: object = "picture", highest: int | None = None
+    ) -> TilePlan:
+        """The tiles for a picture, none with more rows than `highest`; the network's least size comes first.
+
+        Raises:
+            HspanError, UsageError: as `plan_for_picture` and `official_plan`.
+        """
         if self.options.protocol == "official":
             return official_plan(height, width, min_size=self.options.official_min_size)
+        limit = self.limit
+        if highest is not None:
+            limit = (highest, width) if limit is None else (min(highest, limit[0]), limit[1])
         return plan_for_picture(
             self.runner,
             height,
             width,
             tile=self.options.tile,
             overlap=self.options.overlap,
-            limit=self.limit,
+            limit=limit,
             what=what,
         )
 
@@ -156,6 +122,7 @@ class Upscaler:
         *,
         on_tile: OnTile | None = None,
         what: object = "picture",
+        highest: int | None = None,
     ) -> Iterator[npt.NDArray[Any]]:
         """Reads a picture from top to bottom and gives the result in strips of full width.
 
@@ -165,6 +132,7 @@ class Upscaler:
             pixels: how pixels become tensors and back.
             on_tile: told after each tile.
             what: the picture; errors name it.
+            highest: rows that a tile may have at most, where strips must stay small.
 
         Yields:
             (rows, scale * width, ...) pixels, from top to bottom.
@@ -173,7 +141,7 @@ class Upscaler:
             OutOfMemoryError: a tile did not fit in memory. `shrink` makes the next attempt smaller.
             HspanError: the picture does not fit the network, the backend fails, or a value is NaN.
         """
-        plan = self.plan(height, width, what=what)
+        plan = self.plan(height, width, what=what, highest=highest)
         scale, done = self.scale, 0
         held: tuple[int, npt.NDArray[Any]] | None = None
 
@@ -191,7 +159,7 @@ class Upscaler:
         with _out_of_memory_told(self.runner, plan):
             yield from blended_strips(plan, scale, output_of, pixels.pixels_from_tensor)
 
-    def shrink(self, height: int, width: int, error: OutOfMemoryError) -> None:
+    def shrink(self, height: int, width: int, error: OutOfMemoryError, *, highest: int | None = None) -> None:
         """Makes tiles smaller after one of a picture of this size did not fit in memory.
 
         Raises:
@@ -199,16 +167,17 @@ class Upscaler:
         """
         if self.options.protocol == "official" or self.options.tile == "none":
             raise error
-        plan = self.plan(height, width)
+        plan = self.plan(height, width, highest=highest)
         size = (plan.tile_height, plan.tile_width)
         smaller = smaller_tile(self.runner, size)
         if smaller is None:
             raise error
         self.limit = smaller
+        self.shrinks.append(
+            f"out of memory with tiles of {size[0]}x{size[1]}, going on with {smaller[0]}x{smaller[1]}"
+        )
         if self._on_shrink is not None:
-            self._on_shrink(
-                f"out of memory with tiles of {size[0]}x{size[1]}, going on with {smaller[0]}x{smaller[1]}"
-            )
+            self._on_shrink(self.shrinks[-1])
 
     def whole(
         self,
@@ -239,23 +208,24 @@ class Upscaler:
             except OutOfMemoryError as error:
                 self.shrink(height, width, error)
 
+    def batch(
+        self, batch: Float32Array, *, on_tile: OnTile | None = None, what: object = "input"
+    ) -> Float32Array:
+        """(N, 3, H, W) -> (N, 3, scale * H, scale * W) float32, not clamped. Raises: HspanError as `strips`."""
+        if batch.ndim != 4 or batch.shape[1] != CHANNELS or 0 in batch.shape or batch.dtype != np.float32:
+            raise HspanError(what, f"expected (N, 3, H, W) float32, got {batch.shape} {batch.dtype}")
+        tensor = TensorFormat()
+        result = self.whole(tensor.pixels_from_tensor(batch), tensor, on_tile=on_tile, what=what)
+        return tensor.tensor_from_pixels(cast(Float32Array, result))
+
     def _run(self, batch: Float32Array, fills_constant: bool) -> Float32Array:
         """One tile of all items of a batch: (N, 3, h, w) -> (N, 3, s * h, s * w)."""
         if fills_constant and len(batch) > 1 and np.ptp(batch[1]) == 0:
             colour = self._run(batch[:1], False)
             return np.concatenate([colour, np.full_like(colour, batch[1, 0, 0, 0])])
-        run = (
-            self._ensemble if self.options.self_ensemble and self.options.protocol == "tiled" else self._infer
-        )
-        return run(batch)
-
-    def _ensemble(self, batch: Float32Array) -> Float32Array:
-        total: Float32Array | None = None
-        for index in range(8):
-            output = inverse_transform(self._infer(np.ascontiguousarray(transform(batch, index))), index)
-            total = output.copy() if total is None else total + output
-        assert total is not None
-        return total / np.float32(8)
+        if self.options.self_ensemble and self.options.protocol == "tiled":
+            return ensemble_mean(batch, lambda turned, _: self._infer(turned))
+        return self._infer(batch)
 
     def _infer(self, batch: Float32Array) -> Float32Array:
         """As many items at a time as the network takes; a network for larger batches gets the last one repeated."""
@@ -274,44 +244,20 @@ class Upscaler:
         self, image: npt.NDArray[Any], pixels: PixelFormat | TensorFormat, on_tile: OnTile | None
     ) -> npt.NDArray[Any]:
         """The official code turns the whole picture and chops each turn: seams differ from turn to turn."""
-        batch = pixels.tensor_from_pixels(image)
         plain = TensorFormat()
-        total: Float32Array | None = None
-        for index in range(8):
-            turned = plain.pixels_from_tensor(transform(batch, index))
+
+        def chopped(batch: Float32Array, index: int) -> Float32Array:
+            turned = plain.pixels_from_tensor(batch)
             height, width = turned.shape[:2]
 
-            def rows(top: int, bottom: int, turned: Float32Array = turned) -> Float32Array:
-                return turned[top:bottom]
-
-            def told(done: int, count: int, index: int = index) -> None:
+            def told(done: int, count: int) -> None:
                 if on_tile is not None:
-                    on_tile(index * count + done, 8 * count)
+                    on_tile(index * count + done, TURNS * count)
 
-            strips = list(self.strips(rows, height, width, plain, on_tile=told))
-            output = inverse_transform(plain.tensor_from_pixels(np.concatenate(strips)), index)
-            total = output.copy() if total is None else total + output
-        assert total is not None
-        return pixels.pixels_from_tensor(total / np.float32(8))
+            strips = self.strips(lambda top, end: turned[top:end], height, width, plain, on_tile=told)
+            return plain.tensor_from_pixels(np.concatenate(list(strips)))
 
-
-def transform(batch: Float32Array, index: int) -> Float32Array:
-    """Turn `index` (0 to 7) of a self-ensemble: mirrored left-right if bit 0, top-bottom if bit 1, then transposed
-    if bit 2. (N, 3, H, W) -> the same, or (N, 3, W, H); a view."""
-    if index & 1:
-        batch = batch[:, :, :, ::-1]
-    if index & 2:
-        batch = batch[:, :, ::-1]
-    return batch.transpose(0, 1, 3, 2) if index & 4 else batch
-
-
-def inverse_transform(batch: Float32Array, index: int) -> Float32Array:
-    """Takes `transform` back; a view."""
-    if index & 4:
-        batch = batch.transpose(0, 1, 3, 2)
-    if index & 2:
-        batch = batch[:, :, ::-1]
-    return batch[:, :, :, ::-1] if index & 1 else batch
+        return pixels.pixels_from_tensor(ensemble_mean(pixels.tensor_from_pixels(image), chopped))
 
 
 def upscale_array(
@@ -367,13 +313,7 @@ def upscale_batch(
         HspanError: the input does not fit the network or the memory.
         UsageError: the options do not suit its size.
     """
-    if batch.ndim != 4 or batch.shape[1] != CHANNELS or 0 in batch.shape or batch.dtype != np.float32:
-        raise HspanError(what, f"expected (N, 3, H, W) float32, got {batch.shape} {batch.dtype}")
-    tensor = TensorFormat()
-    result = Upscaler(runner, options, on_shrink=on_shrink).whole(
-        tensor.pixels_from_tensor(batch), tensor, on_tile=on_tile, what=what
-    )
-    return tensor.tensor_from_pixels(cast(Float32Array, result))
+    return Upscaler(runner, options, on_shrink=on_shrink).batch(batch, on_tile=on_tile, what=what)
 
 
 def reflected(indices: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
@@ -428,53 +368,3 @@ def _out_of_memory_told(runner: Runner, plan: TilePlan) -> Iterator[None]:
             f"a tile of {plan.tile_width}x{plan.tile_height} pixels does not fit in memory",
             "give smaller tiles with --tile",
         ) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Upscaled:
-    """What `upscale_file` did. Sizes in pixels; `run_time_seconds` is the network alone, without loading it."""
-
-    backend: str
-    input_height: int
-    input_width: int
-    output_height: int
-    output_width: int
-    run_time_seconds: float
-
-
-def upscale_file(
-    runner: Runner,
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    options: UpscaleOptions = DEFAULT_OPTIONS,
-) -> Upscaled:
-    """Reads a picture, puts it through the network, and writes the result, whole or not at all.
-
-    Args:
-        runner: not yet active.
-        source: as `pictures.read_picture` takes it.
-        target: as `pictures.write_picture` takes it.
-        options: tiles, protocol, self-ensemble.
-
-    Raises:
-        UsageError: the target's suffix is not a picture's, or the options do not suit the picture.
-        HspanError: the picture cannot be read, does not fit the network or the memory; the output holds NaN; the
-            result cannot be written.
-    """
-    require_writable_suffix(target)
-    picture = read_picture(source)
-    height, width = picture.pixels.shape[:2]
-    Upscaler(runner, options).plan(height, width, what=source)  # before the network is loaded
-    with runner:
-        started = time.perf_counter()
-        pixels = upscale_array(runner, picture.pixels, options, what=source)
-        seconds = time.perf_counter() - started
-    write_picture(target, dataclasses.replace(picture, pixels=pixels))
-    return Upscaled(
-        backend=runner.label,
-        input_height=height,
-        input_width=width,
-        output_height=pixels.shape[0],
-        output_width=pixels.shape[1],
-        run_time_seconds=seconds,
-    )

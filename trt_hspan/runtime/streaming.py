@@ -1,0 +1,331 @@
+"""Pictures that never lie in memory whole: rows in, rows out, by libvips. Owns the two ends of the stream.
+
+libvips decodes and encodes every format strip by strip, with profile and metadata; Pillow holds whole pictures,
+and tifffile knows one format. Finished strips travel through a pipe, as a PNG without compression, to the
+thread in which libvips writes the file. WebP stays out: its library holds whole pictures, of at most 16383 pixels a
+side. (Two kinds of file cannot be read in order and cost disk or memory by their
+nature: interlaced and progressive ones, and pictures that lie on their side; libvips unpacks those into a
+temporary file.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.files import atomic_path
+from trt_hspan.runtime.deep_pictures import metadata_from_vips, vips, with_metadata
+from trt_hspan.runtime.images import damaged
+from trt_hspan.runtime.pictures import Metadata
+from trt_hspan.runtime.pixels import PixelFormat
+from trt_hspan.runtime.tiling import TilePlan
+from trt_hspan.runtime.upscaling import OnTile, Upscaler
+
+# Results of more pixels than this are streamed: 67 million RGB pixels are 201 MB.
+STREAM_PIXELS: Final = 1 << 26
+# Bytes of a strip of finished pixels; tiles of very wide pictures are made less high to keep to it.
+_STRIP_BYTES: Final = 160 << 20
+_LEAST_ROWS: Final = 32
+_STREAMED_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_LOADERS: Final = (
+    (b"\x89PNG\r\n\x1a\n", "pngload"),
+    (b"\xff\xd8\xff", "jpegload"),
+    (b"II*\0", "tiffload"),
+    (b"MM\0*", "tiffload"),
+    (b"II+\0", "tiffload"),
+    (b"MM\0+", "tiffload"),
+)
+_COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's, by channels
+_CHUNK_BYTES: Final = 4 << 20
+
+
+def size_for_streaming(path: Path, suffix: str) -> tuple[int, int] | None:
+    """(height, width) of a picture that could be streamed into a file of this suffix; None where it could not.
+
+    It could not when its format or the suffix is none of PNG, JPEG and TIFF, when it is damaged, or when
+    pyvips is not installed.
+    """
+    if suffix.lower() not in _STREAMED_SUFFIXES:
+        return None
+    try:
+        image = _opened(path)
+        turned = image.get("orientation") >= 5 if "orientation" in image.get_fields() else False
+    except HspanError:
+        return None
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _opened(path: Path, access: str = "sequential") -> Any:
+    library = vips(path)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(8)
+        loader = next((name for magic, name in _LOADERS if start.startswith(magic)), None)
+        if loader is None:
+            raise HspanError(path, "not a picture that can be streamed", "give PNG, JPEG or TIFF")
+        options = {"unlimited": True} if loader in ("pngload", "jpegload", "tiffload") else {}
+        return getattr(library.Image, loader)(str(path), access=access, fail_on="truncated", **options)
+    except OSError as error:
+        raise damaged(path, error) from error
+    except library.Error as error:
+        raise damaged(path, error) from error
+
+
+class PictureRows:
+    """The rows of a picture file, upright, grey or sRGB, with alpha where it has it, 8 or 16 bits.
+
+    Attributes:
+        height, width: in pixels.
+        pixels: their format.
+        metadata: what the file says beside them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        library = vips(path)
+        self._path, self._library = path, library
+        image = _opened(path)
+        self.metadata: Metadata = metadata_from_vips(image)
+        try:
+            if "orientation" in image.get_fields() and image.get("orientation") > 1:
+                image = _opened(path, "random").autorot()
+            image = self._plain(image)
+            self._region = library.Region.new(image)
+        except library.Error as error:
+            raise damaged(path, error) from error
+        self.height, self.width = int(image.height), int(image.width)
+        dtype: type[np.uint8] | type[np.uint16] = np.uint16 if image.format == "ushort" else np.uint8
+        self.pixels = PixelFormat(channels=image.bands, dtype=dtype, where=path)
+        self._top = 0
+        self._held = np.empty((0, self.width, image.bands), dtype)
+
+    def _plain(self, image: Any) -> Any:
+        if image.format not in ("uchar", "ushort") or image.bands > 5:
+            raise HspanError(
+                self._path,
+                f"{image.bands} channels of type {image.format} have no plain way to RGB",
+                "convert it to an RGB picture",
+            )
+        deep = image.format == "ushort"
+        if image.interpretation == "cmyk":
+            self.metadata = Metadata(
+                exif=self.metadata.exif,
+                xmp=self.metadata.xmp,
+                text=self.metadata.text,
+                dpi=self.metadata.dpi,
+            )
+            if "icc-profile-data" in image.get_fields():
+                return image.icc_transform("srgb", embedded=True, depth=16 if deep else 8)
+            return image.colourspace("rgb16" if deep else "srgb")
+        if image.interpretation not in ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband"):
+            return image.colourspace("rgb16" if deep else "srgb")
+        if image.bands > 4:
+            raise HspanError(self._path, f"{image.bands} channels are no picture", "convert it to RGB")
+        return image
+
+    def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
+        """Rows top to bottom; `top` never goes back. (bottom - top, W, C), a view that the next call ends.
+
+        Raises:
+            HspanError: the file is damaged or truncated there.
+        """
+        end = self._top + len(self._held)
+        kept = self._held[top - self._top :] if top < end else self._held[:0]
+        missing = bottom - max(top, end)
+        if missing > 0:
+            start = max(top, end)
+            try:
+                data = self._region.fetch(0, start, self.width, missing)
+            except self._library.Error as error:
+                raise damaged(self._path, error) from error
+            fresh = np.frombuffer(data, self.pixels.dtype).reshape(missing, self.width, self.pixels.channels)
+            kept = np.concatenate([kept, fresh])
+        self._top, self._held = top, kept
+        return kept[: bottom - top]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StripTarget:
+    """Where strips go.
+
+    Attributes:
+        path: the file; its suffix says the format.
+        height, width: of the whole picture.
+        pixels: their format.
+        metadata: what the file is to say beside them.
+        quality: of JPEG; 95 when None.
+    """
+
+    path: Path
+    height: int
+    width: int
+    pixels: PixelFormat
+    metadata: Metadata
+    quality: int | None = None
+
+
+def write_strips(target: StripTarget, strips: Iterator[npt.NDArray[Any]]) -> None:
+    """Writes a picture that comes in strips of full width, whole or not at all.
+
+    Raises:
+        HspanError: the file cannot be written, or its format cannot hold such a picture. What `strips` raises
+            is raised too.
+    """
+    with atomic_path(target.path) as temporary:
+        read_end, write_end = os.pipe()
+        failures: list[BaseException] = []
+        thread = threading.Thread(
+            target=_save, args=(target, temporary, read_end, failures), name="libvips writer", daemon=True
+        )
+        thread.start()
+        try:
+            with open(write_end, "wb", buffering=0) as pipe:  # noqa: PTH123  # a descriptor, not a path
+                _send_png(pipe, target, strips)
+        except BrokenPipeError:
+            thread.join()
+            if not failures:  # pragma: no cover  # libvips closed its end and says that all is well
+                raise
+        finally:
+            thread.join()
+        if failures:
+            reason = " ".join(str(failures[0]).split())[:200]
+            raise HspanError(
+                target.path,
+                f"cannot write {target.width}x{target.height} pixels as {target.path.suffix}: {reason}",
+                "choose .png or .tif, and see that the disk has room",
+            ) from failures[0]
+
+
+def _save(target: StripTarget, temporary: Path, read_end: int, failures: list[BaseException]) -> None:
+    """The writer's thread: libvips pulls rows out of the pipe."""
+    try:
+        library = vips(target.path)
+        source = library.Source.new_from_descriptor(read_end)
+        image = library.Image.pngload_source(source, access="sequential", unlimited=True)
+        image = with_metadata(image, target.metadata, grey=target.pixels.channels <= 2)
+        suffix = target.path.suffix.lower()
+        name = str(temporary)
+        if suffix == ".png":
+            image.pngsave(name, compression=6, bitdepth=8 * np.dtype(target.pixels.dtype).itemsize)
+        elif suffix in (".tif", ".tiff"):
+            image.tiffsave(
+                name, compression="deflate", predictor="horizontal", bigtiff=_needs_bigtiff(target)
+            )
+        else:
+            if image.hasalpha():
+                image = image.flatten(background=[target.pixels.white])
+            image.jpegsave(name, Q=target.quality or 95, subsample_mode="off")
+    except BaseException as error:  # noqa: BLE001  # told by the thread that started this one
+        failures.append(error)
+    finally:
+        with contextlib.suppress(UnboundLocalError):
+            del (
+                image,
+                source,
+            )  # libvips gives its copy of the descriptor back, so that a blocked writer wakes up
+        os.close(read_end)
+
+
+def _needs_bigtiff(target: StripTarget) -> bool:
+    size = target.height * target.width * target.pixels.channels * np.dtype(target.pixels.dtype).itemsize
+    return size > 4 << 30
+
+
+def _send_png(pipe: Any, target: StripTarget, strips: Iterator[npt.NDArray[Any]]) -> None:
+    """A PNG of level 0: a signature, sizes, and rows that a zlib stream wraps without compressing them."""
+
+    def chunk(kind: bytes, data: bytes) -> None:
+        for part in (struct.pack(">I", len(data)) + kind, data, struct.pack(">I", zlib.crc32(kind + data))):
+            view = memoryview(part)
+            while view:
+                view = view[pipe.write(view) :]
+
+    kind = target.pixels
+    depth = 8 * np.dtype(kind.dtype).itemsize
+    view = memoryview(b"\x89PNG\r\n\x1a\n")
+    while view:
+        view = view[pipe.write(view) :]
+    header = struct.pack(
+        ">IIBBBBB", target.width, target.height, depth, _COLOUR_TYPES[kind.channels], 0, 0, 0
+    )
+    chunk(b"IHDR", header)
+    packer = zlib.compressobj(0)
+    row_bytes = target.width * kind.channels * depth // 8
+    step = max(1, _CHUNK_BYTES // row_bytes)
+    for strip in strips:
+        for top in range(0, len(strip), step):
+            part = strip[top : top + step]
+            rows = np.zeros((len(part), 1 + row_bytes), np.uint8)  # each row begins with filter type 0
+            ordered = part if depth == 8 else part.astype(">u2")
+            rows[:, 1:] = np.ascontiguousarray(ordered).reshape(len(part), -1).view(np.uint8)
+            data = packer.compress(rows.data)
+            if data:
+                chunk(b"IDAT", data)
+    chunk(b"IDAT", packer.flush())
+    chunk(b"IEND", b"")
+
+
+def upscale_stream(
+    upscaler: Upscaler,
+    source: Path,
+    target: Path,
+    *,
+    quality: int | None = None,
+    on_tile: OnTile | None = None,
+) -> TilePlan:
+    """Up-scales a picture file of any size; neither it nor the result is ever whole in memory.
+
+    When memory runs out, it begins again with smaller tiles.
+
+    Args:
+        upscaler: with an active runner.
+        source: PNG, JPEG or TIFF.
+        target: ends in .png, .jpg, .jpeg, .tif or .tiff.
+        quality: as `encode_image` takes it.
+        on_tile: told after each tile.
+
+    Returns:
+        The tiles that the picture was cut into.
+
+    Raises:
+        HspanError: as `read_picture`, `write_picture` and `Upscaler.strips`; self-ensemble by the official
+            protocol turns whole pictures and cannot stream.
+    """
+    if upscaler.options.self_ensemble and upscaler.options.protocol == "official":
+        raise HspanError(
+            source,
+            "is too large for self-ensemble by the official protocol, which turns whole pictures",
+            "leave out --protocol official or --self-ensemble",
+        )
+    while True:
+        rows = PictureRows(source)
+        kind, scale = rows.pixels, upscaler.scale
+        row_bytes = rows.width * kind.channels * np.dtype(kind.dtype).itemsize * scale**2
+        highest = max(_LEAST_ROWS, _STRIP_BYTES // row_bytes)
+        strips = upscaler.strips(
+            rows, rows.height, rows.width, kind, on_tile=on_tile, what=source, highest=highest
+        )
+        written = StripTarget(
+            path=target,
+            height=rows.height * scale,
+            width=rows.width * scale,
+            pixels=kind,
+            metadata=rows.metadata,
+            quality=quality,
+        )
+        try:
+            write_strips(written, strips)
+        except OutOfMemoryError as error:
+            upscaler.shrink(rows.height, rows.width, error, highest=highest)
+        else:
+            return upscaler.plan(rows.height, rows.width, highest=highest)
