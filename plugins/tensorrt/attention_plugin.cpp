@@ -1,9 +1,7 @@
 #include "attention_plugin.h"
 
-#include <cstring>
 #include <new>
 
-#include "../kernels/sparsemax_attention.h"
 #include "plugin_abi.h"
 #include "report.h"
 
@@ -13,7 +11,6 @@ namespace hspan
 using nvinfer1::DataType;
 using nvinfer1::Dims;
 using nvinfer1::DynamicPluginTensorDesc;
-using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginTensorDesc;
 
@@ -23,6 +20,7 @@ namespace
 constexpr int32_t kINPUTS{3};
 constexpr int32_t kOUTPUTS{1};
 constexpr int32_t kDIMENSIONS{4};
+constexpr int32_t kCHANNELS_AXIS{1};
 
 constexpr int32_t kQUERY{0};
 constexpr int32_t kKEY{1};
@@ -32,11 +30,6 @@ constexpr int32_t kOK{0};
 constexpr int32_t kFAILED{-1};
 
 constexpr int32_t gAbiVersion{kABI_VERSION};
-
-bool isSupported(DataType type) noexcept
-{
-    return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
-}
 
 //! The dimensions may differ only where one of them is not known yet.
 bool fits(int64_t a, int64_t b) noexcept
@@ -81,6 +74,50 @@ int32_t checkShapes(Dims const& query, Dims const& key, Dims const& value) noexc
     return kFAILED;
 }
 
+//! Fills in what the kernels are to compute.
+int32_t checkProblem(PluginTensorDesc const* inputs, AttentionProblem& problem) noexcept
+{
+    PluginTensorDesc const& query = inputs[kQUERY];
+    if (checkShapes(query.dims, inputs[kKEY].dims, inputs[kVALUE].dims) != kOK)
+    {
+        return kFAILED;
+    }
+    for (int32_t i = 0; i < kINPUTS; ++i)
+    {
+        bool const isAlike = inputs[i].type == query.type && inputs[i].format == query.format;
+        if (!isAlike || !isFormatSupported(inputs[i], FormatChoice::kANY))
+        {
+            reportError(
+                "HighSimilarityPassAttention: input %d has type %d and format %d, which the plugin never offered", i,
+                static_cast<int>(inputs[i].type), static_cast<int>(inputs[i].format));
+            return kFAILED;
+        }
+    }
+    elementTypeFromDataType(query.type, problem.type);
+    problem.layout = layoutFromFormat(query.format);
+    problem.shape = attentionShape(query.dims, inputs[kVALUE].dims);
+    return kOK;
+}
+
+//! Whether the tactic's configuration can run here. Without a GPU nothing runs, and nothing is refused.
+int32_t checkTactic(AttentionProblem const& problem, int32_t tactic) noexcept
+{
+    int32_t const config = configFromTactic(tactic);
+    int32_t const gpu = currentComputeCapability();
+    if (config == kAUTOMATIC_CONFIG || gpu == 0
+        || isAttentionConfigSupported(
+            config, problem.type, problem.shape.scoreChannels, problem.shape.valueChannels, gpu))
+    {
+        return kOK;
+    }
+    reportError(
+        "HighSimilarityPassAttention: the engine was built for configuration %s, which does not run on sm_%d with %lld "
+        "score channels and %lld value channels; rebuild the engine on this GPU",
+        attentionConfigName(config), gpu, static_cast<long long>(problem.shape.scoreChannels),
+        static_cast<long long>(problem.shape.valueChannels));
+    return kFAILED;
+}
+
 } // namespace
 
 char const* shapeError(Dims const& query, Dims const& key, Dims const& value) noexcept
@@ -109,6 +146,15 @@ char const* shapeError(Dims const& query, Dims const& key, Dims const& value) no
     return nullptr;
 }
 
+AttentionPlugin::AttentionPlugin(FormatChoice choice, int32_t tactic) noexcept
+    : mChoice{choice}
+    , mTactic{tactic}
+    , mFields{{kABI_VERSION_FIELD, &gAbiVersion, nvinfer1::PluginFieldType::kINT32, 1},
+          {kTACTIC_FIELD, &mTactic, nvinfer1::PluginFieldType::kINT32, 1}}
+    , mFieldCollection{2, mFields}
+{
+}
+
 nvinfer1::IPluginCapability* AttentionPlugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept
 {
     switch (type)
@@ -122,11 +168,13 @@ nvinfer1::IPluginCapability* AttentionPlugin::getCapabilityInterface(nvinfer1::P
 
 nvinfer1::IPluginV3* AttentionPlugin::clone() noexcept
 {
-    auto* const copy = new (std::nothrow) AttentionPlugin;
+    auto* const copy = new (std::nothrow) AttentionPlugin{mChoice, mTactic};
     if (copy == nullptr)
     {
         reportError("HighSimilarityPassAttention: out of host memory");
+        return nullptr;
     }
+    copy->mConfigured = mConfigured;
     return copy;
 }
 
@@ -152,7 +200,17 @@ int32_t AttentionPlugin::configurePlugin(DynamicPluginTensorDesc const* inputs, 
     {
         return kFAILED;
     }
-    return checkShapes(inputs[kQUERY].desc.dims, inputs[kKEY].desc.dims, inputs[kVALUE].desc.dims);
+    mConfigured = {};
+    elementTypeFromDataType(inputs[kQUERY].desc.type, mConfigured.type); // a type that the plugin said it supports
+    Dims const& query = inputs[kQUERY].desc.dims;
+    Dims const& value = inputs[kVALUE].desc.dims;
+    if (checkShapes(query, inputs[kKEY].desc.dims, value) != kOK)
+    {
+        return kFAILED;
+    }
+    mConfigured.scoreChannels = query.d[kCHANNELS_AXIS];
+    mConfigured.valueChannels = value.d[kCHANNELS_AXIS];
+    return checkShapes(inputs[kQUERY].max, inputs[kKEY].max, inputs[kVALUE].max);
 }
 
 int32_t AttentionPlugin::getOutputDataTypes(
@@ -162,7 +220,8 @@ int32_t AttentionPlugin::getOutputDataTypes(
     {
         return kFAILED;
     }
-    if (!isSupported(inputTypes[kQUERY]) || inputTypes[kKEY] != inputTypes[kQUERY]
+    ElementType type{};
+    if (!elementTypeFromDataType(inputTypes[kQUERY], type) || inputTypes[kKEY] != inputTypes[kQUERY]
         || inputTypes[kVALUE] != inputTypes[kQUERY])
     {
         reportError("HighSimilarityPassAttention: query, key and value must be of one type: FP32, FP16 or BF16");
@@ -206,8 +265,8 @@ bool AttentionPlugin::supportsFormatCombination(
         return false;
     }
     PluginTensorDesc const& tensor = tensors[position].desc;
-    return tensor.format == nvinfer1::TensorFormat::kLINEAR && isSupported(tensor.type)
-        && tensor.type == tensors[kQUERY].desc.type;
+    PluginTensorDesc const& query = tensors[kQUERY].desc;
+    return isFormatSupported(tensor, mChoice) && tensor.type == query.type && tensor.format == query.format;
 }
 
 int32_t AttentionPlugin::getNbOutputs() const noexcept
@@ -224,19 +283,42 @@ size_t AttentionPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, 
         return 0;
     }
     AttentionProblem problem;
+    elementTypeFromDataType(inputs[kQUERY].desc.type, problem.type);
+    problem.layout = layoutFromFormat(inputs[kQUERY].desc.format);
     problem.shape = attentionShape(inputs[kQUERY].max, inputs[kVALUE].max);
-    switch (inputs[kQUERY].desc.type)
+    return workspaceBytes(problem);
+}
+
+int32_t AttentionPlugin::getNbTactics() noexcept
+{
+    return validTactics(mConfigured, currentComputeCapability(), nullptr, 0);
+}
+
+int32_t AttentionPlugin::getValidTactics(int32_t* tactics, int32_t tacticCount) noexcept
+{
+    int32_t const found = validTactics(mConfigured, currentComputeCapability(), tactics, tacticCount);
+    if (found != tacticCount)
     {
-    case DataType::kHALF: problem.type = ElementType::kHALF; break;
-    case DataType::kBF16: problem.type = ElementType::kBFLOAT16; break;
-    default: problem.type = ElementType::kFLOAT; break;
+        reportError("HighSimilarityPassAttention: TensorRT expects %d tactics, there are %d", tacticCount, found);
+        return kFAILED;
     }
-    return attentionWorkspaceBytes(problem, kAUTOMATIC_CONFIG);
+    return kOK;
 }
 
 char const* AttentionPlugin::getTimingCacheID() noexcept
 {
-    return "hspan-1"; // no attributes: shapes and types, which TensorRT adds itself, say everything
+    return "hspan-2"; // shapes, types and formats, which TensorRT adds itself, say everything
+}
+
+int32_t AttentionPlugin::setTactic(int32_t tactic) noexcept
+{
+    if (!isTactic(tactic))
+    {
+        reportError("HighSimilarityPassAttention: tactic %d is unknown to this library; rebuild the engine", tactic);
+        return kFAILED;
+    }
+    mTactic = tactic;
+    return kOK;
 }
 
 int32_t AttentionPlugin::onShapeChange(PluginTensorDesc const* inputs, int32_t inputCount,
@@ -246,35 +328,34 @@ int32_t AttentionPlugin::onShapeChange(PluginTensorDesc const* inputs, int32_t i
     {
         return kFAILED;
     }
-    return checkShapes(inputs[kQUERY].dims, inputs[kKEY].dims, inputs[kVALUE].dims);
+    AttentionProblem problem;
+    if (checkProblem(inputs, problem) != kOK)
+    {
+        return kFAILED;
+    }
+    return checkTactic(problem, mTactic);
 }
 
 int32_t AttentionPlugin::enqueue(PluginTensorDesc const* inputs, PluginTensorDesc const* /*outputs*/,
     void const* const* inputData, void* const* outputData, void* workspace, cudaStream_t stream) noexcept
 {
-    if (checkShapes(inputs[kQUERY].dims, inputs[kKEY].dims, inputs[kVALUE].dims) != kOK)
+    AttentionProblem problem;
+    if (checkProblem(inputs, problem) != kOK)
     {
         return kFAILED;
     }
-    ElementType type{};
-    switch (inputs[kQUERY].type)
-    {
-    case DataType::kFLOAT: type = ElementType::kFLOAT; break;
-    case DataType::kHALF: type = ElementType::kHALF; break;
-    case DataType::kBF16: type = ElementType::kBFLOAT16; break;
-    default: reportError("HighSimilarityPassAttention: inputs must be FP32, FP16 or BF16"); return kFAILED;
-    }
-    AttentionShape const shape = attentionShape(inputs[kQUERY].dims, inputs[kVALUE].dims);
-    cudaError_t const status = launchSparsemaxAttention({type, TensorLayout::kLINEAR, shape}, kAUTOMATIC_CONFIG,
-        inputData[kQUERY], inputData[kKEY], inputData[kVALUE], outputData[0], workspace, stream);
+    int32_t const config = configFromTactic(mTactic);
+    cudaError_t const status = launchSparsemaxAttention(
+        problem, config, inputData[kQUERY], inputData[kKEY], inputData[kVALUE], outputData[0], workspace, stream);
     if (status != cudaSuccess)
     {
+        AttentionShape const& shape = problem.shape;
         reportError(
-            "HighSimilarityPassAttention: %s (%s) at batch %lld, %lld score channels, %lld value channels, %lld "
-            "positions; was the plugin built for this GPU?",
-            cudaGetErrorName(status), cudaGetErrorString(status), static_cast<long long>(shape.batch),
-            static_cast<long long>(shape.scoreChannels), static_cast<long long>(shape.valueChannels),
-            static_cast<long long>(shape.positions));
+            "HighSimilarityPassAttention: %s (%s), configuration %s at batch %lld, %lld score channels, %lld value "
+            "channels, %lld positions; was the plugin built for this GPU?",
+            cudaGetErrorName(status), cudaGetErrorString(status), attentionConfigName(config),
+            static_cast<long long>(shape.batch), static_cast<long long>(shape.scoreChannels),
+            static_cast<long long>(shape.valueChannels), static_cast<long long>(shape.positions));
         return kFAILED;
     }
     return kOK;
@@ -287,72 +368,7 @@ nvinfer1::IPluginV3* AttentionPlugin::attachToContext(nvinfer1::IPluginResourceC
 
 PluginFieldCollection const* AttentionPlugin::getFieldsToSerialize() noexcept
 {
-    static PluginField const gField{kABI_VERSION_FIELD, &gAbiVersion, nvinfer1::PluginFieldType::kINT32, 1};
-    static PluginFieldCollection const gFields{1, &gField};
-    return &gFields;
-}
-
-nvinfer1::IPluginV3* AttentionPluginCreator::createPlugin(
-    nvinfer1::AsciiChar const* layer, PluginFieldCollection const* fields, nvinfer1::TensorRTPhase phase) noexcept
-{
-    bool const isRuntime = phase == nvinfer1::TensorRTPhase::kRUNTIME;
-    bool found = false;
-    int32_t const count = fields == nullptr ? 0 : fields->nbFields;
-    for (int32_t i = 0; i < count; ++i)
-    {
-        PluginField const& field = fields->fields[i];
-        bool const isAbi = field.name != nullptr && std::strcmp(field.name, kABI_VERSION_FIELD) == 0
-            && field.type == nvinfer1::PluginFieldType::kINT32 && field.length == 1 && field.data != nullptr;
-        if (!isRuntime || !isAbi)
-        {
-            reportError("HighSimilarityPassAttention: layer %s: unknown attribute %s", layer == nullptr ? "?" : layer,
-                field.name == nullptr ? "?" : field.name);
-            return nullptr;
-        }
-        int32_t version = 0;
-        std::memcpy(&version, field.data, sizeof version);
-        if (version != kABI_VERSION)
-        {
-            reportError(
-                "HighSimilarityPassAttention: the engine was built with plugin ABI %d, this library has %d; rebuild "
-                "the engine",
-                version, kABI_VERSION);
-            return nullptr;
-        }
-        found = true;
-    }
-    if (isRuntime && !found)
-    {
-        reportError("HighSimilarityPassAttention: the engine holds no plugin ABI version");
-        return nullptr;
-    }
-    auto* const plugin = new (std::nothrow) AttentionPlugin;
-    if (plugin == nullptr)
-    {
-        reportError("HighSimilarityPassAttention: out of host memory");
-    }
-    return plugin;
-}
-
-PluginFieldCollection const* AttentionPluginCreator::getFieldNames() noexcept
-{
-    static PluginFieldCollection const gNone{0, nullptr};
-    return &gNone;
-}
-
-nvinfer1::AsciiChar const* AttentionPluginCreator::getPluginName() const noexcept
-{
-    return kPLUGIN_NAME;
-}
-
-nvinfer1::AsciiChar const* AttentionPluginCreator::getPluginVersion() const noexcept
-{
-    return kPLUGIN_VERSION;
-}
-
-nvinfer1::AsciiChar const* AttentionPluginCreator::getPluginNamespace() const noexcept
-{
-    return kPLUGIN_NAMESPACE;
+    return &mFieldCollection;
 }
 
 } // namespace hspan

@@ -1,24 +1,29 @@
 //! \file attention_plugin.h
-//! The operator as a TensorRT layer: checks and a data type switch, no arithmetic and no mutable state.
+//! The operator as a TensorRT layer: checks, formats and tactics, no arithmetic.
 #pragma once
 
 #include <NvInferRuntime.h>
+
+#include "formats.h"
+#include "tactics.h"
 
 namespace hspan
 {
 
 //! out (N, D, H, W) = sparsemax attention of query (N, C, H, W), key (N, C, H, W) and value (N, D, H, W).
 //!
-//! All four tensors are linear (NCHW) and of one type: FP32, FP16 or BF16. Every dimension may be dynamic. The object
-//! is immutable after construction, so that one object can serve any number of contexts and threads; each context gets
-//! a copy of its own nevertheless, as TensorRT wants it.
+//! All four tensors are of one type, FP32, FP16 or BF16, and of one format, linear (NCHW) or channels-last (formats.h).
+//! Every dimension may be dynamic. The object holds the tactic and, while an engine is built, what the tactics depend
+//! on; both are set between executions only. Each context gets an object of its own.
 class AttentionPlugin final : public nvinfer1::IPluginV3,
                               public nvinfer1::IPluginV3OneCore,
                               public nvinfer1::IPluginV3OneBuild,
                               public nvinfer1::IPluginV3OneRuntime
 {
 public:
-    AttentionPlugin() noexcept = default;
+    //! \param choice formats to offer; only the build asks.
+    //! \param tactic one for which isTactic() holds.
+    AttentionPlugin(FormatChoice choice, int32_t tactic) noexcept;
     AttentionPlugin(AttentionPlugin const&) = delete;
     AttentionPlugin& operator=(AttentionPlugin const&) = delete;
     ~AttentionPlugin() override = default;
@@ -45,27 +50,25 @@ public:
     int32_t getNbOutputs() const noexcept override;
     size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t inputCount,
         nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t outputCount) const noexcept override;
+    int32_t getNbTactics() noexcept override;
+    int32_t getValidTactics(int32_t* tactics, int32_t tacticCount) noexcept override;
     char const* getTimingCacheID() noexcept override;
 
     // IPluginV3OneRuntime
+    int32_t setTactic(int32_t tactic) noexcept override;
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t inputCount,
         nvinfer1::PluginTensorDesc const* outputs, int32_t outputCount) noexcept override;
     int32_t enqueue(nvinfer1::PluginTensorDesc const* inputs, nvinfer1::PluginTensorDesc const* outputs,
         void const* const* inputData, void* const* outputData, void* workspace, cudaStream_t stream) noexcept override;
     nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
-};
 
-//! Makes AttentionPlugin objects for the ONNX parser, the network definition and the runtime.
-class AttentionPluginCreator final : public nvinfer1::IPluginCreatorV3One
-{
-public:
-    nvinfer1::IPluginV3* createPlugin(nvinfer1::AsciiChar const* layer, nvinfer1::PluginFieldCollection const* fields,
-        nvinfer1::TensorRTPhase phase) noexcept override;
-    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override;
-    nvinfer1::AsciiChar const* getPluginName() const noexcept override;
-    nvinfer1::AsciiChar const* getPluginVersion() const noexcept override;
-    nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override;
+private:
+    FormatChoice mChoice;
+    int32_t mTactic;
+    TacticProblem mConfigured; //!< of the last configurePlugin()
+    nvinfer1::PluginField mFields[2];
+    nvinfer1::PluginFieldCollection mFieldCollection;
 };
 
 //! Refuses shapes that do not belong together. Dimensions of -1 are not known yet and fit everything.

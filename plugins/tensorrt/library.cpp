@@ -4,7 +4,7 @@
 //! way the creator is registered once: getCreators() takes back what opening did.
 #include <mutex>
 
-#include "attention_plugin.h"
+#include "attention_creator.h"
 #include "loaded_tensorrt.h"
 #include "plugin_abi.h"
 

@@ -14,11 +14,15 @@ constexpr char const* kPLUGIN_VERSION{"1"};
 //! node's domain is.
 constexpr char const* kPLUGIN_NAMESPACE{""};
 
-//! Changes whenever an engine built with the library before could not run with the library after. It is written into
-//! every engine and reported by hspanPluginInfo().
-constexpr int32_t kABI_VERSION{1};
+//! Changes whenever an engine built with the library before could not run with the library after: other fields, a
+//! tactic that means something else, more workspace. It is written into every engine and reported by hspanPluginInfo().
+constexpr int32_t kABI_VERSION{2};
 
-//! The one serialized field.
+//! The serialized fields.
 constexpr char const* kABI_VERSION_FIELD{"abi_version"};
+constexpr char const* kTACTIC_FIELD{"tactic"};
+
+//! The one attribute that a node may have.
+constexpr char const* kIO_FORMAT_FIELD{"io_format"};
 
 } // namespace hspan

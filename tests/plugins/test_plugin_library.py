@@ -27,7 +27,7 @@ DESCRIPTION = {
     "name": "HighSimilarityPassAttention",
     "version": "1",
     "namespace": "",
-    "abi_version": 1,
+    "abi_version": module.PLUGIN_ABI_VERSION,
     "cubin_architectures": [80, 89],
     "ptx_architectures": [80],
     "cuda_version": "13.0.88",
@@ -52,7 +52,7 @@ def info(cubins: tuple[int, ...] = (), ptx: tuple[int, ...] = (), machine: str |
         name="HighSimilarityPassAttention",
         version="1",
         namespace="",
-        abi_version=1,
+        abi_version=module.PLUGIN_ABI_VERSION,
         machine=machine or platform.machine(),
         cubin_architectures=cubins,
         ptx_architectures=ptx,
@@ -160,7 +160,7 @@ def test_an_incomplete_description_is_told(tmp_path: Path, field: str) -> None:
 
 def test_another_abi_version_is_told(tmp_path: Path) -> None:
     path = stub_library(tmp_path, json.dumps(DESCRIPTION | {"abi_version": 7}))
-    expected = "has plugin ABI version 7, this package needs 1; rebuild it with trt-hspan plugin build"
+    expected = "has plugin ABI version 7, this package needs 2; rebuild it with trt-hspan plugin build"
     assert expected in error_of(path)
 
 
@@ -296,4 +296,4 @@ def test_reading_a_library_runs_none_of_its_code(tmp_path: Path) -> None:
 
 def test_info_does_not_depend_on_the_files_name(plugin_library: Path, tmp_path: Path) -> None:
     shutil.copy(plugin_library, tmp_path / "renamed")
-    assert plugin_info_from_library(tmp_path / "renamed").abi_version == 1
+    assert plugin_info_from_library(tmp_path / "renamed").abi_version == module.PLUGIN_ABI_VERSION

@@ -15,6 +15,7 @@ from trt_hspan.engine.plugin_build import sources_folder
 from trt_hspan.engine.plugin_toolchain import find_host_compiler, find_nvcc, find_tensorrt_headers
 
 PROGRAM = Path(__file__).with_name("engine_with_plugin.py")
+FORMATS_PROGRAM = Path(__file__).with_name("engine_with_formats.py")
 
 # "open" is dlopen alone, as Triton does it; "load" is TensorRT's plugin registry, as trtexec and Python do it.
 WAYS = ["load", "open", "open+load", "load+open", "open+open", "load+load_again", "reload"]
@@ -61,6 +62,72 @@ def test_mixed_types_are_told_through_tensorrts_logger(report: dict[str, Any]) -
     assert not report["other_type"].get("built", False)
     expected = "HighSimilarityPassAttention: query, key and value must be of one type: FP32, FP16 or BF16"
     assert expected in report["other_type"]["errors"]
+
+
+@pytest.fixture(scope="module")
+def formats(plugin_library: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, FORMATS_PROGRAM, plugin_library], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+LINEAR, NHWC = "(Linear) Row major linear format", "(NHWC) Channel major format"
+HWC8 = "(Arbitrary) Format with stride order = [4,1,0,3,2]"  # how TensorRT-RTX 1.7.1 names rows of eights
+
+
+@pytest.mark.parametrize(
+    ("case", "inside"),
+    [
+        *[(f"linear {precision}", LINEAR) for precision in ("fp32", "fp16", "bf16")],
+        *[(f"hwc {precision}", NHWC) for precision in ("fp32", "fp16")],
+        *[(f"hwc8 {precision}", HWC8) for precision in ("fp16", "bf16")],
+        *[(f"hwc8 forced {precision}", HWC8) for precision in ("fp16", "bf16")],
+        *[(f"padded {precision}", HWC8) for precision in ("fp16", "bf16")],
+        *[
+            (f"any forced {precision}", LINEAR) for precision in ("fp16", "bf16")
+        ],  # it keeps the first one offered
+        ("hwc forced fp32", NHWC),
+    ],
+)
+def test_tensorrt_hands_over_the_format_that_the_node_names(
+    formats: dict[str, Any], case: str, inside: str
+) -> None:
+    build = formats[case]
+    assert (build["parsed"], build["built"], build["errors"]) == (True, True, [])
+    assert build["attention_formats"] == [inside] * 3
+    assert build["stores_tactic"]
+
+
+def test_inputs_and_outputs_of_an_engine_may_be_channels_last(formats: dict[str, Any]) -> None:
+    for precision in ("fp16", "bf16"):
+        for case in (f"hwc8 forced {precision}", f"padded {precision}", f"any forced {precision}"):
+            assert len(formats[case]["io_formats"]) == 4
+            assert all(
+                "(kHWC8) where C is padded to a multiple of 8" in each for each in formats[case]["io_formats"]
+            )
+    assert all("channel-last FP32" in each for each in formats["hwc forced fp32"]["io_formats"])
+
+
+def test_hwc_spares_the_transpositions_around_the_layer(formats: dict[str, Any]) -> None:
+    """TensorRT-RTX computes convolutions channels-last; what is left is the network's own output."""
+    for precision in ("fp32", "fp16"):
+        assert formats[f"linear {precision}"]["transpositions"] == 4
+        assert formats[f"hwc {precision}"]["transpositions"] == 1
+
+
+def test_a_format_that_tensorrt_does_not_offer_is_not_replaced(formats: dict[str, Any]) -> None:
+    """TensorRT-RTX 1.7.1 knows no unpadded BF16 rows: an error, not silently another format."""
+    assert not formats["hwc bf16"]["built"]
+    assert "Failed to find any supported plugin/custom tactic format" in formats["hwc bf16"]["errors"][0]
+
+
+def test_a_format_that_is_none_is_told_through_tensorrts_logger(formats: dict[str, Any]) -> None:
+    assert not formats["nonsense"]["parsed"]
+    expected = "HighSimilarityPassAttention: layer attention: io_format must be any, linear, hwc or hwc8"
+    assert formats["nonsense"]["errors"][0] == expected
 
 
 def test_without_tensorrt_in_the_process_the_library_opens_and_stays_silent(plugin_library: Path) -> None:

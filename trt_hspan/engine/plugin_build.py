@@ -30,6 +30,9 @@ from trt_hspan.files import atomic_path, error_from_os_error, sha256_from_file
 #: What TensorRT-RTX builds engines for; PTX of the first serves all others that are newer.
 DEFAULT_ARCHITECTURES: Final = (75, 80, 86, 89, 120)
 
+#: Of plugins/; the other folders there are other products.
+_SOURCE_FOLDERS: Final = ("device", "kernels", "tensorrt")
+
 _LOG_NAME: Final = "build.log"
 _CONFIGURE_FRACTION: Final = 0.1  # of the whole time; measured, roughly
 
@@ -117,7 +120,12 @@ def sources_folder() -> Path:
 
 def sha256_from_sources(folder: Path) -> str:
     """One hash over the names and contents of all files that the library is made from."""
-    files = [path for path in (folder / "plugins").rglob("*") if path.is_file() and path.suffix != ".md"]
+    plugins = folder / "plugins"
+    made_from = [
+        *plugins.glob("*"),
+        *(path for name in _SOURCE_FOLDERS for path in (plugins / name).rglob("*")),
+    ]
+    files = [path for path in made_from if path.is_file() and path.suffix != ".md"]
     digest = hashlib.sha256()
     for path in sorted([folder / "CMakeLists.txt", *files]):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_from_file(path)}\n".encode())

@@ -1,0 +1,59 @@
+#include "tactics.h"
+
+namespace hspan
+{
+
+namespace
+{
+
+//! The lowest compute capability that the library holds code for.
+constexpr int32_t kLEAST_ARCHITECTURE{HSPAN_LEAST_ARCHITECTURE};
+
+} // namespace
+
+bool isTactic(int32_t tactic) noexcept
+{
+    return tactic >= 0 && tactic <= attentionConfigCount();
+}
+
+int32_t configFromTactic(int32_t tactic) noexcept
+{
+    return tactic == kDEFAULT_TACTIC ? kAUTOMATIC_CONFIG : tactic - 1;
+}
+
+int32_t validTactics(
+    TacticProblem const& problem, int32_t computeCapability, int32_t* tactics, int32_t capacity) noexcept
+{
+    static_assert(kAUTOMATIC_CONFIG == 0, "the configuration that chooses is offered first");
+    int32_t const gpu = computeCapability > 0 ? computeCapability : kLEAST_ARCHITECTURE;
+    bool const isKnown = problem.scoreChannels >= 0 && problem.valueChannels >= 0;
+    int32_t count = 0;
+    for (int32_t config = 0; config < attentionConfigCount(); ++config)
+    {
+        bool const isSupported = config == kAUTOMATIC_CONFIG
+            || (isKnown
+                && isAttentionConfigSupported(config, problem.type, problem.scoreChannels, problem.valueChannels, gpu));
+        if (isSupported && (tactics == nullptr || count < capacity))
+        {
+            if (tactics != nullptr)
+            {
+                tactics[count] = config + 1;
+            }
+            count += 1;
+        }
+    }
+    return count;
+}
+
+size_t workspaceBytes(AttentionProblem const& problem) noexcept
+{
+    size_t bytes = 0;
+    for (int32_t config = 0; config < attentionConfigCount(); ++config)
+    {
+        size_t const needed = attentionWorkspaceBytes(problem, config);
+        bytes = needed > bytes ? needed : bytes;
+    }
+    return bytes;
+}
+
+} // namespace hspan

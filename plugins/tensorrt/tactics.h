@@ -1,0 +1,42 @@
+//! \file tactics.h
+//! The kernels' configurations as TensorRT's tactics. A tactic is the configuration's number plus one: TensorRT keeps 0
+//! for "the plugin chooses", and a plugin may not offer it. Tactics are stored in engines, so their meaning never
+//! changes.
+#pragma once
+
+#include <cstdint>
+
+#include "../kernels/sparsemax_attention.h"
+
+namespace hspan
+{
+
+//! What the tactics of a layer depend on, apart from the GPU.
+struct TacticProblem
+{
+    ElementType type{ElementType::kFLOAT};
+    int64_t scoreChannels{-1}; //!< -1: not known yet
+    int64_t valueChannels{-1};
+};
+
+constexpr int32_t kDEFAULT_TACTIC{0};
+
+//! Whether there is such a tactic, for some type and GPU.
+bool isTactic(int32_t tactic) noexcept;
+
+//! The configuration that a tactic stands for.
+int32_t configFromTactic(int32_t tactic) noexcept;
+
+//! The tactics that serve the problem on GPUs of this compute capability, at most `capacity` of them: first the one
+//! that chooses when it runs, which is right on every GPU (a builder that cannot time keeps the first one), then tile
+//! shape by tile shape.
+//! \param tactics where they go; null only counts.
+//! \param computeCapability 0 for none at hand: then what every GPU of the library runs.
+//! \return how many there are.
+int32_t validTactics(
+    TacticProblem const& problem, int32_t computeCapability, int32_t* tactics, int32_t capacity) noexcept;
+
+//! The workspace that any tactic of the problem may need on any GPU.
+size_t workspaceBytes(AttentionProblem const& problem) noexcept;
+
+} // namespace hspan
