@@ -199,7 +199,7 @@ void upscaleFrames(Upscaler& upscaler, Arguments const& arguments)
 
 void printInfo(Arguments const& arguments)
 {
-    VouchedPlan const plan = readVouchedPlan(arguments.engine);
+    VouchedPlan const plan = readVouchedPlan(arguments.engine, arguments.plugin);
     Manifest const& manifest = plan.manifest;
     nlohmann::ordered_json report{{"engine", arguments.engine}, {"program", tensorRtDescription()},
         {"flavor", manifest.flavor}, {"tensorrt_version", manifest.tensorrtVersion}, {"targets", manifest.targets},

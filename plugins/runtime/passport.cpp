@@ -102,9 +102,42 @@ void openLibrary(Bytes const& library, std::string const& path)
     }
 }
 
+void readPlugin(VouchedPlan& vouched, std::string const& pluginPath)
+{
+    if (!vouched.manifest.plugin)
+    {
+        return;
+    }
+    PluginRecord const& record = *vouched.manifest.plugin;
+    std::string const path = pluginPath.empty() ? folderFromPath(vouched.path) + "/" + record.file : pluginPath;
+    Bytes library = readFile(path, kMAX_PLUGIN_BYTES);
+    if (std::string const foreign = foreignProcessor(library, path); !foreign.empty())
+    {
+        throw Error(
+            path, "is " + foreign + ", this program is not", "give the plugin built for this machine with --plugin");
+    }
+    if (std::int64_t const abi = abiVersion(library); abi != record.abiVersion)
+    {
+        throw Error(path,
+            "implements the operator's ABI version " + std::to_string(abi) + ", the engine needs "
+                + std::to_string(record.abiVersion),
+            kBUILD_AGAIN);
+    }
+    std::string const found = sha256FromBytes(library.data(), library.size());
+    if (found != record.sha256)
+    {
+        throw Error(path,
+            "SHA-256 is " + found.substr(0, 12) + "..., but the engine was built with " + record.sha256.substr(0, 12)
+                + "...",
+            "give that library with --plugin, or build the engine again");
+    }
+    vouched.pluginPath = path;
+    vouched.plugin = std::move(library);
+}
+
 } // namespace
 
-VouchedPlan readVouchedPlan(std::string const& planPath)
+VouchedPlan readVouchedPlan(std::string const& planPath, std::string const& pluginPath)
 {
     std::string const path = manifestPath(planPath);
     // The plan first: a wrong path should be told as such, not as a missing manifest.
@@ -126,7 +159,9 @@ VouchedPlan readVouchedPlan(std::string const& planPath)
                 + manifest.planSha256.substr(0, 12) + "...",
             "the files are not of one build: copy or build the engine again");
     }
-    return VouchedPlan{planPath, std::move(manifest), std::move(plan)};
+    VouchedPlan vouched{planPath, std::move(manifest), std::move(plan), "", {}};
+    readPlugin(vouched, pluginPath);
+    return vouched;
 }
 
 std::string foreignProcessor(Bytes const& library, std::string const& where)
@@ -140,36 +175,12 @@ std::string foreignProcessor(Bytes const& library, std::string const& where)
     return header.e_machine == kPROCESSOR ? "" : "for " + processor(header.e_machine);
 }
 
-void loadVouchedPlugin(Manifest const& manifest, std::string const& planPath, std::string const& pluginPath)
+void loadPlugin(VouchedPlan const& plan)
 {
-    if (!manifest.plugin)
+    if (!plan.plugin.empty())
     {
-        return;
+        openLibrary(plan.plugin, plan.pluginPath);
     }
-    PluginRecord const& record = *manifest.plugin;
-    std::string const path = pluginPath.empty() ? folderFromPath(planPath) + "/" + record.file : pluginPath;
-    Bytes const library = readFile(path, kMAX_PLUGIN_BYTES);
-    if (std::string const foreign = foreignProcessor(library, path); !foreign.empty())
-    {
-        throw Error(
-            path, "is " + foreign + ", this program is not", "give the plugin built for this machine with --plugin");
-    }
-    if (std::int64_t const abi = abiVersion(library); abi != record.abiVersion)
-    {
-        throw Error(path,
-            "implements the operator's ABI version " + std::to_string(abi) + ", the engine needs "
-                + std::to_string(record.abiVersion),
-            kBUILD_AGAIN);
-    }
-    std::string const found = sha256FromBytes(library.data(), library.size());
-    if (found != record.sha256)
-    {
-        throw Error(path,
-            "SHA-256 is " + found.substr(0, 12) + "..., but the engine was built with " + record.sha256.substr(0, 12)
-                + "...",
-            "give that library with --plugin, or build the engine again");
-    }
-    openLibrary(library, path);
 }
 
 void checkMachine(VouchedPlan const& plan, Machine const& machine)

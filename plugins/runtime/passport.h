@@ -14,6 +14,8 @@ struct VouchedPlan
     std::string path;
     Manifest manifest;
     Bytes plan;
+    std::string pluginPath; // empty for an engine without a plugin
+    Bytes plugin;
 };
 
 // What this machine has, for checkMachine.
@@ -24,13 +26,15 @@ struct Machine
     std::string gpu;             // such as "sm_87"
 };
 
-// Reads the plan and its manifest. Throws Error: missing, truncated, another size or SHA-256 than the manifest's.
-VouchedPlan readVouchedPlan(std::string const& planPath);
+// Reads the plan, its manifest and the plugin library that the manifest names, from beside the plan unless a path is
+// given. Nothing is executed.
+// Throws Error: missing; truncated; another size, SHA-256 or ABI version than the manifest's; a plugin for another kind
+// of processor.
+VouchedPlan readVouchedPlan(std::string const& planPath, std::string const& pluginPath);
 
-// The plugin library that the manifest names, from beside the plan unless a path is given: its SHA-256 is compared and
-// the very bytes that were hashed are loaded. Does nothing for an engine without a plugin.
-// Throws Error: missing, another library, another ABI version, for another kind of processor.
-void loadVouchedPlugin(Manifest const& manifest, std::string const& planPath, std::string const& pluginPath);
+// Loads the plugin library, the very bytes that were checked; it registers itself with TensorRT. Does nothing for an
+// engine without one. Throws Error: the library cannot be loaded.
+void loadPlugin(VouchedPlan const& plan);
 
 // Throws Error when flavour, version (major.minor.patch) or compute capability are not the engine's.
 void checkMachine(VouchedPlan const& plan, Machine const& machine);

@@ -254,14 +254,14 @@ std::size_t bytesOf(Shape const& shape)
 class TensorRtEngine : public Engine
 {
 public:
-    TensorRtEngine(VouchedPlan plan, std::string const& pluginPath, GpuOptions options, bool shared)
+    TensorRtEngine(VouchedPlan const& plan, GpuOptions options, bool shared)
         : mWhere(plan.path)
-        , mManifest(std::move(plan.manifest))
+        , mManifest(plan.manifest)
         , mOptions(std::move(options))
         , mInput(shared)
         , mOutput(shared)
     {
-        loadVouchedPlugin(mManifest, mWhere, pluginPath);
+        loadPlugin(plan);
         mRuntime.reset(nvinfer1::createInferRuntime(mLogger));
         if (!mRuntime)
         {
@@ -454,7 +454,7 @@ std::string libraryVersion()
 std::unique_ptr<Engine> openTensorRtEngine(
     std::string const& planPath, std::string const& pluginPath, GpuOptions const& options)
 {
-    VouchedPlan plan = readVouchedPlan(planPath);
+    VouchedPlan const plan = readVouchedPlan(planPath, pluginPath);
     int count = 0;
     cudaError_t const status = cudaGetDeviceCount(&count);
     if (status != cudaSuccess)
@@ -477,7 +477,7 @@ std::unique_ptr<Engine> openTensorRtEngine(
     check(cudaDeviceGetAttribute(&integrated, cudaDevAttrIntegrated, options.device), "cannot ask the GPU");
     checkMachine(
         plan, Machine{HSPAN_TENSORRT_FLAVOR, libraryVersion(), "sm_" + std::to_string(major) + std::to_string(minor)});
-    return std::make_unique<TensorRtEngine>(std::move(plan), pluginPath, options, integrated != 0);
+    return std::make_unique<TensorRtEngine>(plan, options, integrated != 0);
 }
 
 std::string tensorRtDescription()

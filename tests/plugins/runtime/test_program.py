@@ -1,0 +1,215 @@
+"""hspan-upscale, the program: what it checks before it needs a GPU, and how it fails where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.small_engine import SmallEngine
+
+from trt_hspan.engine.gpu import gpu_architectures
+
+needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="tells what happens without a GPU")
+
+
+def _run(program: Path, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [program, *map(str, arguments)], input=stdin, capture_output=True, check=False, timeout=60
+    )
+
+
+def _only_line(done: subprocess.CompletedProcess[bytes], code: int) -> str:
+    assert done.returncode == code, done.stderr
+    assert done.stdout == b""
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("hspan-upscale: error: ")
+    return line
+
+
+@pytest.fixture
+def engine(small_engine: SmallEngine, tmp_path: Path) -> Path:
+    return small_engine.copy_to(tmp_path)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "in.png"
+    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(path)
+    return path
+
+
+def _edit(plan: Path, change: dict[str, Any]) -> None:
+    path = plan.with_suffix(".json")
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, **change}))
+
+
+def test_info_says_what_the_engine_is_without_a_gpu(
+    program: Path, engine: Path, small_engine: SmallEngine
+) -> None:
+    done = _run(program, "--engine", engine, "--info", "--json")
+    assert done.returncode == 0, done.stderr
+    info = json.loads(done.stdout)
+    manifest = small_engine.manifest
+    assert info["flavor"] == "tensorrt-rtx"
+    assert info["tensorrt_version"] == manifest.tensorrt_version
+    assert info["scale"] == manifest.scale
+    assert info["largest"] == list(manifest.profile.max)
+    assert info["program"].startswith("tensorrt-rtx " + ".".join(manifest.tensorrt_version.split(".")[:3]))
+
+
+@needs_no_gpu
+def test_without_a_driver_a_good_engine_fails_in_one_line(
+    program: Path, engine: Path, picture: Path, tmp_path: Path
+) -> None:
+    line = _only_line(_run(program, "-e", engine, picture, "-o", tmp_path / "out.png"), 1)
+    assert "driver" in line
+    assert not (tmp_path / "out.png").exists()
+
+
+BAD_MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
+    "another hash": ({"plan_sha256": "0" * 64}, "SHA-256"),
+    "no hash": ({"plan_sha256": "abc"}, "64 hexadecimal digits"),
+    "another length": ({"plan_size_bytes": 5}, "bytes long"),
+    "another format": ({"format_version": 99}, "format_version"),
+    "no scale": ({"scale": None}, "no scale"),
+    "an absurd scale": ({"scale": 10**30}, "integer from 1 to 16"),
+    "a negative scale": ({"scale": -2}, "integer from 1 to 16"),
+    "a profile upside down": (
+        {"profile": {"min": [1, 3, 64, 64], "opt": [1, 3, 8, 8], "max": [1, 3, 64, 64]}},
+        "min <= opt <= max",
+    ),
+    "a profile of text": ({"profile": "large"}, "JSON object"),
+    "huge sizes": (
+        {"profile": {"min": [1, 3, 1, 1], "opt": [1, 3, 8, 8], "max": [1, 3, 2**62, 8]}},
+        "profile.max",
+    ),
+    "no tensors": ({"io_tensors": []}, "io_tensors"),
+    "a plugin in another folder": (
+        {"plugin": {"file": "../evil.so", "sha256": "0" * 64, "abi_version": 1, "architectures": []}},
+        "file name without a folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MANIFESTS)
+def test_a_bad_manifest_is_one_line(program: Path, engine: Path, name: str) -> None:
+    change, part = BAD_MANIFESTS[name]
+    _edit(engine, change)
+    assert part in _only_line(_run(program, "-e", engine, "--info"), 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "is empty"),
+        (b"{", "malformed JSON"),
+        (b"[]", "expected a JSON object"),
+        (b"\xff\xfe\x00", "malformed JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"format_version": 2}', "is missing"),
+        (b" " * (1 << 21), "accepted"),
+    ],
+)
+def test_a_hostile_manifest_is_one_line(program: Path, engine: Path, content: bytes, part: str) -> None:
+    engine.with_suffix(".json").write_bytes(content)
+    assert part in _only_line(_run(program, "-e", engine, "--info"), 1)
+
+
+def test_a_truncated_or_changed_plan_is_not_opened(program: Path, engine: Path) -> None:
+    content = engine.read_bytes()
+    engine.write_bytes(content[:-1])
+    assert "vouches for" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    engine.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "SHA-256" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    engine.unlink()
+    assert "no such file" in _only_line(_run(program, "-e", engine, "--info"), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ((), "--engine is required"),
+        (("-e", "a.plan"), "expected pictures and --output"),
+        (("-e", "a.plan", "in.png"), "expected pictures and --output"),
+        (("-e", "a.plan", "in.png", "-o", "out.gif"), "cannot tell the format"),
+        (("-e", "a.plan", "in.png", "more.png", "-o", "out.png"), "is no folder"),
+        (("-e", "a.plan", "--raw", "640"), "two sizes"),
+        (("-e", "a.plan", "--raw", "640x360", "-o", "x.png"), "expected pictures and --output"),
+        (("-e", "a.plan", "in.png", "-o", "out.png", "--tile", "0x5"), "two sizes"),
+        (("-e", "a.plan", "in.png", "-o", "out.png", "--overlap", "-3"), "--overlap"),
+        (("-e", "a.onnx", "in.png", "-o", "out.png"), "is not an engine"),
+        (("-e", "a.plan", "--bogus"), "--bogus"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    program: Path, arguments: tuple[str, ...], part: str
+) -> None:
+    assert part in _only_line(_run(program, *arguments), 2)
+
+
+@needs_no_gpu
+def test_a_broken_pipe_is_an_error_and_no_signal(program: Path, engine: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with subprocess.Popen(
+        [program, "-e", engine, "--raw", "8x8"], stdin=subprocess.PIPE, stdout=writing, stderr=subprocess.PIPE
+    ) as process:
+        os.close(writing)
+        _, errors = process.communicate(bytes(8 * 8 * 3), timeout=60)
+    assert process.returncode == 1
+    assert len(errors.decode().splitlines()) == 1
+
+
+def _record_plugin(plan: Path, library: bytes, *, abi: int = 2) -> Path:
+    """Makes the manifest name a plugin library of this content, beside the plan."""
+    path = plan.parent / "libhspan_plugin.so"
+    path.write_bytes(library)
+    record = {
+        "file": path.name,
+        "sha256": sha256(library).hexdigest(),
+        "abi_version": abi,
+        "architectures": [],
+    }
+    _edit(plan, {"plugin": record})
+    return path
+
+
+# e_machine of ELF files.
+_PROCESSORS = {"x86_64": 62, "aarch64": 183}
+_HERE = _PROCESSORS[os.uname().machine]
+(_ELSEWHERE,) = set(_PROCESSORS.values()) - {_HERE}
+
+
+def _library(*, machine: int = _HERE, abi: int = 2) -> bytes:
+    """The beginning of an ELF file, and a plugin's description."""
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 3, machine, 1) + bytes(40)
+    return header + b'hspan-plugin-info:{"abi_version": %d}\0' % abi
+
+
+def test_the_plugin_is_checked_before_anything_of_it_runs(program: Path, engine: Path) -> None:
+    plugin = _record_plugin(engine, _library())
+    assert _run(program, "-e", engine, "--info").returncode == 0
+    plugin.write_bytes(_library() + b"more")
+    assert "SHA-256" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    _record_plugin(engine, _library(machine=_ELSEWHERE))
+    assert "this program is not" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    _record_plugin(engine, _library(abi=7))
+    assert "ABI version 7, the engine needs 2" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    _record_plugin(engine, b"no library at all")
+    assert "not a shared library" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    plugin.unlink()
+    assert "no such file" in _only_line(_run(program, "-e", engine, "--info"), 1)
+
+
+def test_another_plugin_can_be_named(program: Path, engine: Path, tmp_path: Path) -> None:
+    _record_plugin(engine, _library()).rename(tmp_path / "elsewhere.so")
+    assert _run(program, "-e", engine, "--info", "--plugin", tmp_path / "elsewhere.so").returncode == 0
