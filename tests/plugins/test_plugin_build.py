@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -226,7 +227,29 @@ def test_a_changed_source_is_another_library(tmp_path: Path) -> None:
     assert sha256_from_sources(tmp_path) != before
 
 
+#: What may be called while a stream is captured, and what nvcc itself adds.
+HARMLESS = {
+    *(
+        "cudaLaunchKernel",
+        "cudaMemsetAsync",
+        "cudaFuncSetAttribute",
+        "cudaGetDevice",
+        "cudaDeviceGetAttribute",
+    ),
+    *("cudaGetErrorName", "cudaGetErrorString"),
+    *(
+        "__cudaRegisterFatBinary",
+        "__cudaRegisterFatBinaryEnd",
+        "__cudaUnregisterFatBinary",
+        "__cudaInitModule",
+    ),
+    *("__cudaRegisterFunction", "__cudaRegisterVar", "__cudaGetKernel", "__cudaLaunchKernel"),
+    *("__cudaPushCallConfiguration", "__cudaPopCallConfiguration"),
+}
+
+
 def test_one_architecture_is_compiled_and_reported(tmp_path: Path) -> None:
+    """And what came out calls nothing that allocates, waits or copies: `enqueue` can be captured in a CUDA graph."""
     states: list[BuildProgress] = []
     result = build_plugin(tmp_path / "new" / "mine.so", architectures=["sm_89"], on_progress=states.append)
     assert result.compiled
@@ -237,6 +260,12 @@ def test_one_architecture_is_compiled_and_reported(tmp_path: Path) -> None:
     fractions = [state.fraction for state in states]
     assert fractions == sorted(fractions)
     assert not build_plugin(result.path, architectures=[89]).compiled
+    objects = list(plugin_build._build_folder(sources_folder(), find_toolchain(), [89]).rglob("*.o"))
+    assert {"attention_plugin.cpp.o", "plain_attention_half.cu.o"} <= {path.name for path in objects}
+    undefined = subprocess.run(["nm", "-u", *objects], capture_output=True, text=True, check=True).stdout
+    called = set(re.findall(r"U (?:_?_?)(\w*cuda[A-Z]\w*)", undefined))
+    assert "cudaLaunchKernel" in called
+    assert called <= {name.lstrip("_") for name in HARMLESS}
     assert any("attention" in state.phase for state in states) or len(states) == 1
 
 
