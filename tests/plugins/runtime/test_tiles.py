@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from support.runner_doubles import NearestRunner
+from support.tile_networks import BoundedRunner, neighbours_network
 
 from trt_hspan.errors import UsageError
 from trt_hspan.runtime.runner import Float32Array
@@ -16,33 +19,7 @@ from trt_hspan.runtime.tiling import Span
 from trt_hspan.runtime.upscaling import UpscaleOptions, upscale_array
 
 from .conftest import RuntimeLibrary, StatusError
-
-
-class BoundedRunner(NearestRunner):
-    """A network of neighbourhoods, with a profile: each output pixel depends on the tile it is computed in."""
-
-    def __init__(self, least: tuple[int, int], largest: tuple[int, int], *, scale: int = 2) -> None:
-        super().__init__(scale=scale)
-        self._least, self._largest = least, largest
-
-    @property
-    def min_shape(self) -> tuple[int, int, int, int]:
-        return (1, 3, *self._least)
-
-    @property
-    def max_shape(self) -> tuple[int, int, int, int]:
-        return (1, 3, *self._largest)
-
-    def infer(self, batch: Float32Array) -> Float32Array:
-        return np.stack([network(item, self.factor) for item in batch])
-
-
-def network(image: Float32Array, scale: int = 2) -> Float32Array:
-    """(3, h, w) -> (3, scale h, scale w): neighbours mixed with zero padding, and a pinch of the tile's mean."""
-    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)))
-    mixed = (padded[:, 1:-1, 1:-1] + padded[:, :-2, 1:-1] * np.float32(0.25) + padded[:, 1:-1, 2:]) / 3
-    mixed = mixed + image.mean(dtype=np.float32) * np.float32(0.1)
-    return mixed.astype(np.float32).repeat(scale, axis=1).repeat(scale, axis=2)
+from .golden_tiles import GOLDEN, golden_document
 
 
 def _numbers(span: Span) -> tuple[int, ...]:
@@ -68,7 +45,7 @@ def test_a_thousand_random_plans_are_those_of_the_python_runtime(runtime: Runtim
         options = {"tile": tile if sized else (0, 0), "overlap": -1 if overlap is None else overlap}
         if overlap == 0 and not sized:  # the C API's zeroed struct asks for the default overlap
             continue
-        with runtime.upscaler(network, least=least, largest=largest, **options) as upscaler:
+        with runtime.upscaler(neighbours_network, least=least, largest=largest, **options) as upscaler:
             if plan is None:
                 with pytest.raises(StatusError) as failure:
                     upscaler.plan(*picture)
@@ -101,7 +78,12 @@ def test_tiles_are_blended_to_the_same_pixels(
     with runner:
         expected = upscale_array(runner, image, options)
     with runtime.upscaler(
-        lambda tile: network(tile, 3), scale=3, least=(8, 8), largest=(24, 32), tile=(24, 32), overlap=9
+        lambda tile: neighbours_network(tile, 3),
+        scale=3,
+        least=(8, 8),
+        largest=(24, 32),
+        tile=(24, 32),
+        overlap=9,
     ) as upscaler:
         result = upscaler.upscale(image)
     assert np.array_equal(result, expected)
@@ -115,7 +97,7 @@ def test_pictures_smaller_than_the_profile_are_reflected(
     runner = BoundedRunner((16, 16), (40, 40))
     with runner:
         expected = upscale_array(runner, image)
-    with runtime.upscaler(network, least=(16, 16), largest=(40, 40)) as upscaler:
+    with runtime.upscaler(neighbours_network, least=(16, 16), largest=(40, 40)) as upscaler:
         assert np.array_equal(upscaler.upscale(image), expected)
 
 
@@ -182,7 +164,17 @@ def test_values_are_clamped_and_rounded_half_to_even(runtime: RuntimeLibrary) ->
 def test_requests_that_make_no_sense_are_refused(
     runtime: RuntimeLibrary, arguments: dict[str, object], part: str
 ) -> None:
-    with pytest.raises(StatusError) as failure, runtime.upscaler(network, **arguments):  # type: ignore[arg-type]
+    with pytest.raises(StatusError) as failure, runtime.upscaler(neighbours_network, **arguments):  # type: ignore[arg-type]
         pass
     assert failure.value.status == 2
     assert part in failure.value.message
+
+
+def test_the_golden_file_is_what_the_python_runtime_gives() -> None:
+    assert json.loads(GOLDEN.read_text()) == json.loads(json.dumps(golden_document()))
+
+
+def test_the_native_tests_pass(runtime_folder: Path) -> None:
+    program = runtime_folder.parents[1] / "tests" / "cpp" / "runtime" / "test_runtime"
+    done = subprocess.run([program, GOLDEN], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr

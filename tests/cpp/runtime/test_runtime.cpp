@@ -1,0 +1,250 @@
+// The C++ runtime without Python: golden plans and pictures, manifests, picture files, checks of plugins.
+
+#include "check.h"
+#include "error.h"
+#include "image.h"
+#include "manifest.h"
+#include "passport.h"
+#include "upscaler.h"
+
+#include <nlohmann/json.hpp>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace
+{
+
+using namespace hspan;
+using hspan::test::addTest;
+using hspan::test::check;
+using Json = nlohmann::json;
+
+template <typename Action>
+std::string messageOf(Action const& action)
+{
+    try
+    {
+        action();
+    }
+    catch (Error const& error)
+    {
+        return error.what();
+    }
+    return "no error";
+}
+
+bool contains(std::string const& text, std::string const& part)
+{
+    return text.find(part) != std::string::npos;
+}
+
+// The network of tests/support/tile_networks.py, operation by operation.
+class NeighboursEngine : public Engine
+{
+public:
+    int scale() const override
+    {
+        return 3;
+    }
+    Shape least() const override
+    {
+        return {1, 3, 8, 8};
+    }
+    Shape largest() const override
+    {
+        return {1, 3, 24, 32};
+    }
+    std::int64_t memoryBytes(Shape const&) const override
+    {
+        return 0;
+    }
+    float* input(Shape const& shape) override
+    {
+        mShape = shape;
+        mInput.resize(static_cast<std::size_t>(3 * shape[2] * shape[3]));
+        return mInput.data();
+    }
+    float const* run() override
+    {
+        std::int64_t const height = mShape[2];
+        std::int64_t const width = mShape[3];
+        auto const at = [&](std::int64_t c, std::int64_t y, std::int64_t x)
+        {
+            bool const inside = y >= 0 && x >= 0 && y < height && x < width;
+            return inside ? mInput[static_cast<std::size_t>((c * height + y) * width + x)] : 0.0F;
+        };
+        mOutput.resize(mInput.size() * 9);
+        for (std::int64_t c = 0; c < 3; ++c)
+        {
+            for (std::int64_t y = 0; y < 3 * height; ++y)
+            {
+                for (std::int64_t x = 0; x < 3 * width; ++x)
+                {
+                    float const mixed
+                        = (at(c, y / 3, x / 3) + at(c, y / 3 - 1, x / 3) * 0.25F + at(c, y / 3, x / 3 + 1)) / 3.0F;
+                    mOutput[static_cast<std::size_t>((c * 3 * height + y) * 3 * width + x)] = mixed;
+                }
+            }
+        }
+        return mOutput.data();
+    }
+
+private:
+    Shape mShape{};
+    std::vector<float> mInput;
+    std::vector<float> mOutput;
+};
+
+Image goldenPicture(int channels, int bits)
+{
+    Image image = imageWithSize("golden", 45, 37, channels, bits);
+    std::uint64_t const samples = image.samples.size() / static_cast<std::size_t>(bits / 8);
+    for (std::uint64_t i = 0; i < samples; ++i)
+    {
+        std::uint64_t const value = i * i * 7 + i * 13;
+        for (int byte = 0; byte < bits / 8; ++byte) // little endian, as every machine here
+        {
+            image.samples[i * static_cast<std::uint64_t>(bits / 8) + static_cast<std::uint64_t>(byte)]
+                = static_cast<std::uint8_t>(value >> (8 * byte));
+        }
+    }
+    return image;
+}
+
+Size sizeFrom(Json const& pair)
+{
+    return {pair[0].get<int>(), pair[1].get<int>()};
+}
+
+void checkSpans(std::vector<Span> const& spans, Json const& expected, std::size_t plan)
+{
+    check(spans.size() == expected.size(), "plan ", plan, ": ", spans.size(), " spans, expected ", expected.size());
+    for (std::size_t i = 0; i < spans.size(); ++i)
+    {
+        Span const& s = spans[i];
+        Json const numbers{s.start, s.length, s.riseStart, s.riseLength, s.fallStart, s.fallLength};
+        check(numbers == expected[i], "plan ", plan, ", span ", i, ": ", numbers.dump(), ", expected ",
+            expected[i].dump());
+    }
+}
+
+void addGoldenTests(std::string const& path)
+{
+    addTest("plans are those of the Python runtime",
+        [path]
+        {
+            Bytes const bytes = readFile(path, 1 << 24);
+            Json const plans = Json::parse(bytes.begin(), bytes.end()).at("plans");
+            check(plans.size() >= 50, "too few plans");
+            for (std::size_t i = 0; i < plans.size(); ++i)
+            {
+                Json const& golden = plans[i];
+                TilePlan const plan = tilePlan(sizeFrom(golden["size"]), sizeFrom(golden["tile"]),
+                    golden["overlap"].get<int>(), sizeFrom(golden["minimum"]));
+                checkSpans(plan.rows, golden["rows"], i);
+                checkSpans(plan.columns, golden["columns"], i);
+            }
+        });
+    addTest("pictures in tiles have the bits of the Python runtime",
+        [path]
+        {
+            Bytes const bytes = readFile(path, 1 << 24);
+            Json const pictures = Json::parse(bytes.begin(), bytes.end()).at("pictures");
+            check(pictures.size() == 8, "expected 8 pictures");
+            for (Json const& golden : pictures)
+            {
+                TileChoice choice;
+                choice.mode = TileMode::kSIZE;
+                choice.size = {16, 20};
+                choice.overlap = 7;
+                Upscaler upscaler(std::make_unique<NeighboursEngine>(), choice);
+                Image const result = upscaler.upscale(goldenPicture(golden["channels"], golden["bits"]), "golden");
+                check(sha256FromBytes(result.samples.data(), result.samples.size()) == golden["sha256"],
+                    golden["channels"].dump(), " channels of ", golden["bits"].dump(), " bits differ");
+            }
+        });
+}
+
+void addFileTests()
+{
+    addTest("PNG, JPEG and PPM keep what they can hold",
+        []
+        {
+            for (int channels = 1; channels <= 4; ++channels)
+            {
+                Image const image = goldenPicture(channels, 8);
+                check(imageFromBytes(pngFromImage(image, "a"), "a").samples == image.samples, "PNG, ", channels);
+                if (!image.hasAlpha())
+                {
+                    check(imageFromBytes(pnmFromImage(image, "a"), "a").samples == image.samples, "PPM, ", channels);
+                    check(imageFromBytes(jpegFromImage(image, "a"), "a").width == 45, "JPEG, ", channels);
+                }
+            }
+            Image const deep = goldenPicture(3, 16);
+            check(imageFromBytes(pngFromImage(deep, "a"), "a").samples == deep.samples, "PNG of 16 bits");
+            check(imageFromBytes(pnmFromImage(deep, "a"), "a").samples == deep.samples, "PPM of 16 bits");
+        });
+    addTest("a file cut at any length is an error and nothing worse",
+        []
+        {
+            Image const image = goldenPicture(3, 8);
+            for (Bytes const& whole : {pngFromImage(image, "a"), jpegFromImage(image, "a"), pnmFromImage(image, "a")})
+            {
+                for (std::size_t length = 0; length + 4 < whole.size(); length += 1 + length / 40)
+                {
+                    Bytes const part(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length));
+                    check(messageOf([&] { imageFromBytes(part, "cut"); }) != "no error", "length ", length);
+                }
+            }
+        });
+    addTest("reflection repeats no border pixel",
+        []
+        {
+            std::vector<int> const expected{0, 1, 2, 1, 0, 1, 2, 1};
+            for (int i = 0; i < 8; ++i)
+            {
+                check(reflectedIndex(i, 3) == expected[static_cast<std::size_t>(i)], "position ", i);
+                check(reflectedIndex(i, 1) == 0, "one pixel");
+            }
+        });
+    addTest("SHA-256 of \"abc\" is that of FIPS 180-2, appendix B",
+        []
+        {
+            check(sha256FromBytes("abc", 3) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+                "another hash");
+        });
+    addTest("manifests that make no sense are refused by name",
+        []
+        {
+            check(contains(messageOf([] { manifestFromJson("{}", "m"); }), "format_version is missing"), "empty");
+            check(contains(messageOf([] { manifestFromJson(std::string(5000, '['), "m"); }), "too deeply"), "deep");
+            check(contains(messageOf([] { manifestFromJson("{\"format_version\": 2}", "m"); }), "is missing"), "short");
+        });
+    addTest("a library for another processor is recognised",
+        []
+        {
+            Bytes library(64, 0);
+            std::string const magic("\x7f"
+                                    "ELF\x02\x01\x01");
+            std::copy(magic.begin(), magic.end(), library.begin());
+            library[18] = 8; // EM_MIPS
+            check(contains(foreignProcessor(library, "x"), "processor type 8"), "MIPS");
+            check(contains(messageOf([] { foreignProcessor(Bytes(64, 1), "x"); }), "not a shared library"), "no ELF");
+        });
+}
+
+} // namespace
+
+int main(int argc, char** argv)
+{
+    if (argc != 2)
+    {
+        std::fprintf(stderr, "usage: test_runtime tiles.json\n");
+        return 2;
+    }
+    addGoldenTests(argv[1]);
+    addFileTests();
+    return hspan::test::runAll();
+}

@@ -1,0 +1,72 @@
+"""Golden tile plans and up-scaled pictures of the Python runtime, for programs that run where Python is not.
+
+`PYTHONPATH=.:tests python tests/plugins/runtime/golden_tiles.py` writes golden/tiles.json; a test compares the file
+with what the Python runtime gives now.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from support.tile_networks import BoundedRunner
+
+from trt_hspan.runtime.tiling import tile_plan
+from trt_hspan.runtime.upscaling import UpscaleOptions, upscale_array
+
+GOLDEN = Path(__file__).parent / "golden" / "tiles.json"
+
+
+def golden_document() -> dict[str, Any]:
+    """Plans as lists of spans, and the SHA-256 of pictures that were up-scaled in tiles."""
+    draw = random.Random(1)
+    plans = []
+    while len(plans) < 60:
+        tile, minimum = ((draw.randint(1, 200), draw.randint(1, 200)) for _ in range(2))
+        overlap = draw.randint(0, max(1, min(tile)) // 2)
+        size = (draw.randint(1, 1500), draw.randint(1, 1500))
+        plan = tile_plan(*size, tile, overlap, minimum=minimum)
+        spans = [
+            [[s.start, s.length, s.rise_start, s.rise_length, s.fall_start, s.fall_length] for s in axis]
+            for axis in (plan.rows, plan.columns)
+        ]
+        plans.append(
+            {
+                "size": size,
+                "tile": tile,
+                "overlap": overlap,
+                "minimum": minimum,
+                "rows": spans[0],
+                "columns": spans[1],
+            }
+        )
+    pictures = []
+    for channels in (1, 2, 3, 4):
+        for bits in (8, 16):
+            image = golden_picture(37, 45, channels, bits)
+            runner = BoundedRunner((8, 8), (24, 32), scale=3)
+            with runner:
+                result = upscale_array(runner, image, UpscaleOptions(tile=(16, 20), overlap=7))
+            pictures.append(
+                {
+                    "channels": channels,
+                    "bits": bits,
+                    "sha256": sha256(result.astype(f"<u{bits // 8}").tobytes()).hexdigest(),
+                }
+            )
+    return {"plans": plans, "pictures": pictures}
+
+
+def golden_picture(height: int, width: int, channels: int, bits: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """(height, width, channels): sample number i is (i * i * 7 + i * 13) mod 2^bits."""
+    index = np.arange(height * width * channels, dtype=np.uint64)
+    samples = (index * index * 7 + index * 13) % (1 << bits)
+    return samples.astype(np.uint8 if bits == 8 else np.uint16).reshape(height, width, channels)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(golden_document()) + "\n")
