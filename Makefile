@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint format setup plugin train clean help
+.PHONY: demo test lint format setup plugin train clean help fuzz
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -29,15 +29,20 @@ format: setup
 	$(BIN)/ruff format .
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format -i
 
-# The library that TensorRT loads; does nothing when it is up to date.
+# The library that TensorRT loads, and that of the attention on CPUs; does nothing when they are up to date.
 plugin: setup
 	$(BIN)/trt-hspan plugin build
+	$(BIN)/trt-hspan plugin build --cpu
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt scripts/setup.sh
 	PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/setup.sh
 	touch $@
+
+# Files from elsewhere: the readers of the C++ runtime, a minute each.
+fuzz: setup
+	bash scripts/fuzz.sh
 
 clean:
 	rm -rf build demo-output

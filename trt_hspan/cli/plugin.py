@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trt_hspan.errors import UsageError
+
 if TYPE_CHECKING:
     from trt_hspan.engine.plugin_library import PluginInfo
 
@@ -52,9 +54,22 @@ def build(
         typer.Option("--jobs", "-j", help="Compilations at a time.", show_default="all processors"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compile everything again.")] = False,
+    cpu: Annotated[
+        bool,
+        typer.Option(
+            "--cpu", help="Compile the CPU attention library instead: needs a C++ compiler, no CUDA."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what the library is as JSON.")] = False,
 ) -> None:
     """Compile the plugin library, unless it is up to date."""
+    if cpu:
+        if arch or nvcc is not None or tensorrt_root is not None:
+            raise UsageError(
+                "--cpu", "needs no GPU architecture, nvcc or TensorRT", "leave those options out"
+            )
+        _build_cpu_library(output, jobs=jobs, force=force, as_json=json)
+        return
     from trt_hspan.cli.output import progress
     from trt_hspan.engine.plugin_build import build_plugin
     from trt_hspan.engine.plugin_library import plugin_info_from_library
@@ -75,6 +90,28 @@ def build(
             on_progress=show,
         )
     _print(plugin_info_from_library(result.path), as_json=json, compiled=result.compiled)
+
+
+def _build_cpu_library(output: Path | None, *, jobs: int | None, force: bool, as_json: bool) -> None:
+    from trt_hspan.cli.output import print_json, print_table, progress
+    from trt_hspan.ops.native import NativeLibrary
+    from trt_hspan.ops.native_build import build_native_library
+
+    with progress("compiling the CPU attention library"):
+        result = build_native_library(output, jobs=jobs, force=force)
+    library = NativeLibrary(result.path)
+    report = {
+        "path": str(library.path),
+        "source_sha256": library.source_sha256,
+        "instruction_sets": list(library.instruction_sets),
+        "compiled": result.compiled,
+    }
+    if as_json:
+        print_json(report)
+        return
+    report["instruction_sets"] = ", ".join(library.instruction_sets)
+    report["compiled"] = "now" if result.compiled else "not needed, it was up to date"
+    print_table("", report)
 
 
 @app.command("info")

@@ -1,5 +1,8 @@
 """High-similarity-pass attention as one PyTorch operator. Owns its mathematics on torch tensors, and its gradient.
 
+On a CPU the native library computes it (`trt_hspan.ops.native`, plugins/cpu); `reference_attention` is the same in
+torch alone, for other devices, for float64, and where there is no library.
+
 The soft threshold of HSPAN is sparsemax (Martins & Astudillo 2016): the Euclidean projection of a row of
 scores onto the probability simplex. Its threshold is found by Newton's method on the piecewise linear
 function sum(max(s - tau, 0)) - 1, started below the root (Michelot 1986; Condat 2016, section 2): the
@@ -8,13 +11,22 @@ iterates rise, the active set shrinks, and the result is exact after finitely ma
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
 from trt_hspan.ops.names import TORCH_OP
+from trt_hspan.ops.native import ElementType, NativeLibrary, NativeOptions, Operand, native_library
 
 # Score rows are worked on in chunks of about this size, so that the Newton passes stay in the cache.
 _CHUNK_BYTES = 2 << 20
+
+_NATIVE_TYPES: Final[dict[torch.dtype, ElementType]] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
 
 
 def high_similarity_pass_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -100,8 +112,8 @@ def _weights(query_rows: Tensor, key: Tensor) -> Tensor:
     return scores.sub_(sparsemax_threshold(scores)).clamp_min_(0)
 
 
-@torch.library.custom_op(TORCH_OP, mutates_args=())
-def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def reference_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The operator in torch alone; arguments and result as `high_similarity_pass_attention`."""
     q, k, v = _tokens(query), _tokens(key), _tokens(value)
     out = torch.empty_like(v)
     rows = _chunk_rows(q)
@@ -110,6 +122,57 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             weights = _weights(q[n, start : start + rows], k[n])
             torch.mm(weights, v[n], out=out[n, start : start + rows])
     return _image(out, value)
+
+
+def native_attention(
+    library: NativeLibrary,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: NativeOptions | None = None,
+) -> Tensor:
+    """The operator by the native library: float32, float16 or bfloat16 tensors in main memory, of any strides.
+
+    Returns:
+        (N, D, H, W), contiguous.
+
+    Raises:
+        OutOfMemoryError, ValueError: as `NativeLibrary.attend`.
+    """
+    output = torch.empty_like(value, memory_format=torch.contiguous_format)
+    # Copies, where there are any, must live until the call is over.
+    inputs = [_with_one_position_stride(tensor) for tensor in (query, key, value)]
+    library.attend(
+        *(_operand(tensor) for tensor in (*inputs, output)),
+        element_type=_NATIVE_TYPES[value.dtype],
+        options=options or NativeOptions(threads=torch.get_num_threads()),
+    )
+    return output
+
+
+def _with_one_position_stride(image: Tensor) -> Tensor:
+    """The tensor, copied where its positions H * W do not lie at equal distances."""
+    height, width = image.shape[2:]
+    if height == 1 or width == 1 or image.stride(2) == width * image.stride(3):
+        return image
+    return image.contiguous()
+
+
+def _operand(image: Tensor) -> Operand:
+    n, channels, height, width = image.shape
+    position_stride = image.stride(2) if width == 1 else image.stride(3)
+    return Operand(
+        image.data_ptr(), (n, channels, height * width), (image.stride(0), image.stride(1), position_stride)
+    )
+
+
+@torch.library.custom_op(TORCH_OP, mutates_args=())
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if value.device.type == "cpu" and value.dtype in _NATIVE_TYPES and query.numel() and value.numel():
+        library = native_library()
+        if library is not None:
+            return native_attention(library, query, key, value)
+    return reference_attention(query, key, value)
 
 
 @_attention.register_fake
