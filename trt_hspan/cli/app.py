@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from trt_hspan.cli import audit, build, demo, export, plugin, upscale, validate
+from trt_hspan.cli import audit, build, demo, export, plugin, serve, upscale, validate
 from trt_hspan.errors import HspanError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command("validate")(validate.validate)
 app.command("upscale")(upscale.upscale)
 app.command("demo")(demo.demo)
 app.add_typer(plugin.app, name="plugin")
+app.add_typer(serve.app, name="serve")
 
 
 def _print_version(wanted: bool) -> None:

@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from trt_hspan.errors import HspanError
+from trt_hspan.serving.events import log_event
 from trt_hspan.serving.triton_install import TritonInstall
-
-_LOG = logging.getLogger("trt_hspan.serving")
 
 LOOPBACK: Final = "127.0.0.1"
 # Of the names in /dev/shm of Triton's Python backend; the process id of the server's parent follows.
@@ -36,6 +36,8 @@ _EXPECTED: Final = (
     "Failed to initialize NVML",
     "Unable to allocate pinned",
     "CUDA memory pool disabled",
+    "CudaDriverHelper has not been initialized",
+    "failed to allocate pinned system memory",
 )
 # Starts the program so that it dies with this process, however this one ends (prctl(2), PR_SET_PDEATHSIG is 1).
 _TRAMPOLINE: Final = (
@@ -139,18 +141,16 @@ class TritonServer:
 
         assert self._process is not None
         url = f"http://{LOOPBACK}:{self.ports.http}/v2/health/ready"
-        try:
-            async with asyncio.timeout(timeout), aiohttp.ClientSession() as session:
-                while self._process.returncode is None:
-                    with contextlib.suppress(aiohttp.ClientError):
-                        async with session.get(url) as response:
-                            if response.status == 200:
-                                return
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
-            raise HspanError(
-                "tritonserver", f"was not ready after {timeout:.0f} s", "see --verbose"
-            ) from None
+        deadline = time.monotonic() + timeout
+        async with aiohttp.ClientSession() as session:
+            while self._process.returncode is None:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(url) as response:
+                        if response.status == 200:
+                            return
+                if time.monotonic() > deadline:
+                    raise HspanError("tritonserver", f"was not ready after {timeout:.0f} s", "see --verbose")
+                await asyncio.sleep(0.05)
         if self._reader is not None:
             await self._reader
         raise HspanError("tritonserver", self.failure(), "see the lines above, or --verbose")
@@ -199,10 +199,9 @@ class TritonServer:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
-                async with asyncio.timeout(grace):
-                    await process.wait()
-            except TimeoutError:
-                _LOG.warning("event=stop what=tritonserver by=force after_seconds=%.0f", grace)
+                await asyncio.wait_for(process.wait(), grace)
+            except asyncio.TimeoutError:
+                log_event("forced-stop", level=logging.WARNING, seconds=grace)
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
