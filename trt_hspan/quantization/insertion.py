@@ -132,7 +132,9 @@ class _Writer:
             raise HspanError(name, f"has two scales, {known!r} and {scale!r}", "give one scale to a tensor")
         return dequantized
 
-    def _weight(self, layer: str, name: str, scales: FloatArray, flips: npt.NDArray[np.bool_] | None) -> str:
+    def _weight(
+        self, layer: str, name: str, scales: npt.NDArray[np.float64], flips: npt.NDArray[np.bool_] | None
+    ) -> str:
         base = self._weights[name]
         values = numpy_helper.to_array(base)
         if scales.shape != values.shape[:1]:

@@ -1,0 +1,73 @@
+"""Runs graphs that are in memory under ONNX Runtime, as `OnnxRuntimeRunner` runs files. Imports it when asked to."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from trt_hspan.errors import HspanError
+from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, model_for_cpu, model_with_attention_function
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class Network:
+    """A graph that is ready to run on this CPU.
+
+    Args:
+        model: with or without a function body, of any precision; what runs is `graph.model_for_cpu` of it.
+        where: what errors name.
+
+    Raises:
+        HspanError: ONNX Runtime is not installed or cannot load the graph.
+    """
+
+    def __init__(self, model: onnx.ModelProto, *, where: str) -> None:
+        self._where = where
+        self._session = session_from_bytes(
+            model_for_cpu(model_with_attention_function(model)).SerializeToString(), where=where
+        )
+
+    def run(self, batch: Float32Array) -> Float32Array:
+        """(N, 3, H, W) float32 to the network's output. Raises: HspanError when ONNX Runtime fails."""
+        try:
+            output: Float32Array = self._session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0]
+        except Exception as error:  # its classes have no common base
+            raise HspanError(self._where, f"ONNX Runtime failed: {error}", "use smaller tiles") from error
+        return output
+
+
+def onnxruntime() -> Any:
+    """The module. Raises: HspanError when it is not installed."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise HspanError("ONNX Runtime", "is not installed", "pip install 'trt-hspan[cpu]'") from error
+    return ort
+
+
+def session_from_bytes(model: bytes | str, *, where: str, optimize: bool = True) -> Any:
+    """A session on this CPU for a model, or for the file of that name. Raises: HspanError when it cannot be loaded."""
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = _threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what fails is raised as well
+    options.enable_mem_pattern = False  # tiles differ in size
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes have no common base
+        text = " ".join(str(error).split())[:300]
+        raise HspanError(where, f"ONNX Runtime cannot load it: {text}", "export it again") from error
+
+
+def _threads() -> int:
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    available = len(os.sched_getaffinity(0))
+    return min(int(limit), available) if limit.isdigit() and int(limit) > 0 else available

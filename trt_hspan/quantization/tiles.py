@@ -1,0 +1,172 @@
+"""Tiles cut from pictures, for calibration and measuring. Owns where they are cut; reads one picture at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.evaluation.datasets import Sample, samples_from_folder
+from trt_hspan.files import error_from_os_error, sha256_from_file
+
+Uint8Array = npt.NDArray[np.uint8]
+
+BUILTIN: Final = "builtin"
+_PHOTOGRAPHS: Final = Path(__file__).parent.parent / "data" / "calibration"
+#: Side in low-resolution pixels. Attention costs the fourth power of it on a CPU.
+DEFAULT_SIDE: Final = 48
+#: Below this, convolutions see more padding than picture.
+LEAST_SIDE: Final = 16
+#: Every fourth picture is held out of calibration when no others are named for it.
+_HELD_OUT_EVERY: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Part of a picture.
+
+    Attributes:
+        name: of the picture.
+        low: (h, w, 3) uint8, the network's input.
+        truth: (h * scale, w * scale, 3) uint8, or None.
+        scale: of the network.
+    """
+
+    name: str
+    low: Uint8Array
+    truth: Uint8Array | None
+    scale: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilePlan:
+    """How many tiles of which size. At least one tile is cut from each picture.
+
+    Raises:
+        UsageError: no tile, or too small ones.
+    """
+
+    count: int = 32
+    side: int = DEFAULT_SIDE
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError("--tiles", f"got {self.count}, expected at least 1")
+        if self.side < LEAST_SIDE:
+            raise UsageError("--tile", f"got {self.side}, expected at least {LEAST_SIDE} pixels")
+
+    def per_picture(self, pictures: int) -> int:
+        return -(-self.count // pictures)
+
+
+def pictures_for_calibration(place: str, scale: int) -> list[Sample]:
+    """The pictures of a folder, as `samples_from_folder` finds them, or the shipped photographs ("builtin").
+
+    Pictures of a plain folder are inputs of the network. Shipped photographs are shrunk by the scale first.
+
+    Raises:
+        HspanError: no such folder, not readable, no pictures.
+    """
+    if place == BUILTIN:
+        return [
+            _shrunk(Sample(name=p.name, low_resolution=None, ground_truth=p, scale=scale)) for p in _shipped()
+        ]
+    try:
+        return samples_from_folder(place, scale)
+    except OSError as error:
+        raise error_from_os_error(Path(place), error, action="read") from error
+
+
+def with_ground_truth(samples: Sequence[Sample]) -> list[Sample]:
+    """The same pictures; those without ground truth become it, and their shrunk version the input."""
+    return [_shrunk(sample) for sample in samples]
+
+
+def split(samples: Sequence[Sample], place: str) -> tuple[list[Sample], list[Sample]]:
+    """Pictures to calibrate on, and pictures to measure on: every fourth, at least one.
+
+    Raises:
+        HspanError: there is one picture only.
+    """
+    if len(samples) < 2:
+        raise HspanError(place, "one picture cannot be split", "add pictures, or name others with --held-out")
+    step = min(_HELD_OUT_EVERY, len(samples))
+    held_out = list(samples[step - 1 :: step])
+    return [sample for sample in samples if sample not in held_out], held_out
+
+
+def tiles_from_samples(samples: Sequence[Sample], plan: TilePlan) -> Iterator[Tile]:
+    """Cuts tiles, the same ones every time; a picture is read when its turn comes.
+
+    A picture smaller than a tile gives one tile: itself.
+
+    Raises:
+        HspanError: a picture cannot be read or has less than 16 pixels on a side.
+    """
+    for index, sample in enumerate(samples):
+        low, truth = sample.load()
+        _require_size(sample, *low.shape[:2])
+        height, width = (min(plan.side, side) for side in low.shape[:2])
+        random = np.random.default_rng(index)
+        whole = low.shape[:2] == (height, width)
+        for _ in range(1 if whole else plan.per_picture(len(samples))):
+            top = int(random.integers(low.shape[0] - height + 1))
+            left = int(random.integers(low.shape[1] - width + 1))
+            s = sample.scale
+            yield Tile(
+                name=sample.name,
+                low=np.ascontiguousarray(low[top : top + height, left : left + width]),
+                truth=None
+                if truth is None
+                else np.ascontiguousarray(truth[top * s : (top + height) * s, left * s : (left + width) * s]),
+                scale=s,
+            )
+
+
+def tile_count(samples: Sequence[Sample], plan: TilePlan) -> int:
+    """How many tiles `tiles_from_samples` gives, from file headers. Raises: HspanError as that does."""
+    total = 0
+    for sample in samples:
+        height, width = sample.size()
+        _require_size(sample, height, width)
+        total += 1 if max(height, width) <= plan.side else plan.per_picture(len(samples))
+    return total
+
+
+def pictures_sha256(samples: Sequence[Sample], plan: TilePlan) -> str:
+    """Hash of the contents of the pictures, in their order, and of how tiles are cut. Raises: HspanError."""
+    digest = hashlib.sha256(f"{plan.count} {plan.side}".encode())
+    for sample in samples:
+        for path in (sample.low_resolution, sample.ground_truth):
+            digest.update(b"-" if path is None else bytes.fromhex(sha256_from_file(path)))
+    return digest.hexdigest()
+
+
+def _require_size(sample: Sample, height: int, width: int) -> None:
+    if min(height, width) < LEAST_SIDE:
+        path = sample.low_resolution or sample.ground_truth
+        raise HspanError(
+            os.fspath(path) if path else sample.name,
+            f"gives an input of {width}x{height} pixels, expected at least {LEAST_SIDE}x{LEAST_SIDE}",
+            "leave the picture out or give a larger one",
+        )
+
+
+def _shrunk(sample: Sample) -> Sample:
+    if sample.ground_truth is not None:
+        return sample
+    return replace(sample, low_resolution=None, ground_truth=sample.low_resolution)
+
+
+def _shipped() -> list[Path]:
+    pictures = sorted(_PHOTOGRAPHS.glob("*.jpg")) if _PHOTOGRAPHS.is_dir() else []
+    if not pictures:
+        raise HspanError(_PHOTOGRAPHS, "holds no photograph", "name a folder with --calibration")
+    return pictures
