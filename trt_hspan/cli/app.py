@@ -12,7 +12,19 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from trt_hspan.cli import audit, build, demo, export, plugin, serve, upscale, validate
+from trt_hspan.cli import (
+    audit,
+    build,
+    client,
+    demo,
+    export,
+    plugin,
+    quantize,
+    sensitivity,
+    serve,
+    upscale,
+    validate,
+)
 from trt_hspan.errors import HspanError
 
 app = typer.Typer(
@@ -24,6 +36,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("export")(export.export)
+app.command("quantize")(quantize.quantize)
+app.command("sensitivity")(sensitivity.sensitivity)
 app.command("build")(build.build)
 app.command("audit")(audit.audit)
 app.command("validate")(validate.validate)
@@ -31,6 +45,7 @@ app.command("upscale")(upscale.upscale)
 app.command("demo")(demo.demo)
 app.add_typer(plugin.app, name="plugin")
 app.add_typer(serve.app, name="serve")
+app.command("client")(client.client)
 
 
 def _print_version(wanted: bool) -> None:

@@ -43,6 +43,12 @@ _QueueTime = Annotated[
 _WorkTime = Annotated[
     int | None, typer.Option("--work-time-ms", help="How long one picture may take.", show_default="300000")
 ]
+_BodyTime = Annotated[
+    int | None,
+    typer.Option(
+        "--body-time-ms", help="How long a client may take to send its request.", show_default="30000"
+    ),
+]
 
 
 @app.command("run")
@@ -91,10 +97,18 @@ def run(
     queue_length: _QueueLength = None,
     queue_time_ms: _QueueTime = None,
     work_time_ms: _WorkTime = None,
+    body_time_ms: _BodyTime = None,
     json: Annotated[bool, typer.Option("--json", help="Log JSON, one object a line, on stdout.")] = False,
 ) -> None:
     """Run a Triton server here, on the GPU where there is one, else on the CPU. Ctrl-C stops it."""
-    limits = _limits(max_bytes, max_pixels, queue_length, queue_time_ms, work_time_ms)
+    limits = _limits(
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        queue_length=queue_length,
+        queue_time_ms=queue_time_ms,
+        work_time_ms=work_time_ms,
+        body_time_ms=body_time_ms,
+    )
     from trt_hspan.serving.serve import ServeSpec
 
     spec = {"host": host, "http_port": port, "grpc_port": grpc_port, "metrics_port": metrics_port}
@@ -219,7 +233,13 @@ def export(
     from trt_hspan.serving.networks import BackendChoice
 
     check_choice("--backend", backend, BackendChoice)
-    limits = _limits(max_bytes, max_pixels, queue_length, queue_time_ms, work_time_ms)
+    limits = _limits(
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        queue_length=queue_length,
+        queue_time_ms=queue_time_ms,
+        work_time_ms=work_time_ms,
+    )
     from trt_hspan.serving.networks import networks_from_engines
     from trt_hspan.serving.repository import write_repository
 
@@ -250,13 +270,7 @@ def _print_export(written: WrittenRepository, networks: Any, *, as_json: bool) -
     print_table(f"Wrote {written.folder}", report)
 
 
-def _limits(
-    max_bytes: int | None,
-    max_pixels: int | None,
-    queue_length: int | None,
-    queue_time_ms: int | None,
-    work_time_ms: int | None,
-) -> ServingLimits:
+def _limits(**given: int | None) -> ServingLimits:
     try:
         import aiohttp  # noqa: F401 - only whether it is there
         import tritonclient  # noqa: F401
@@ -266,11 +280,4 @@ def _limits(
         ) from error
     from trt_hspan.serving.limits import ServingLimits
 
-    given = {
-        "max_bytes": max_bytes,
-        "max_pixels": max_pixels,
-        "queue_length": queue_length,
-        "queue_time_ms": queue_time_ms,
-        "work_time_ms": work_time_ms,
-    }
     return ServingLimits(**{option: value for option, value in given.items() if value is not None})
