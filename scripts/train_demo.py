@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from trt_hspan.errors import HspanError
-from trt_hspan.model import load_model
+from trt_hspan.runtime.memory import keep_freed_memory
 from trt_hspan.training.curve import write_curve
 from trt_hspan.training.data import load_pairs
 from trt_hspan.training.loop import (
@@ -19,7 +19,6 @@ from trt_hspan.training.loop import (
     Training,
     TrainingConfig,
     export_averaged,
-    keep_freed_memory,
     sole_training_in,
     train,
 )
@@ -33,15 +32,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path("training-output/data"))
     parser.add_argument("--output", type=Path, help="the run's folder [training-output/hspan-tiny-xSCALE]")
-    parser.add_argument("--body-from", help="start with head and body of this checkpoint or preset")
     parser.add_argument("--export", type=Path, help="no training: write the averaged weights so far there")
     return parser.parse_args()
 
 
 def _train(arguments: argparse.Namespace, folder: Path) -> None:
     config = TrainingConfig(scale=arguments.scale, steps=arguments.steps, seed=arguments.seed)
-    body = load_model(arguments.body_from) if arguments.body_from else None
-    training = Training(config, load_pairs(arguments.data / "train", config.scale), body_from=body)
+    training = Training(config, load_pairs(arguments.data / "train", config.scale))
     held_out = load_pairs(arguments.data / "heldout", config.scale)
     if (folder / "checkpoint.pt").exists():
         training.restore(folder / "checkpoint.pt")
@@ -65,8 +62,7 @@ def main() -> int:
     folder = arguments.output or Path(f"training-output/hspan-tiny-x{arguments.scale}")
     try:
         if arguments.export:
-            for key, value in export_averaged(folder / "checkpoint.pt", arguments.export).items():
-                print(f"{key}: {value}")
+            print(*export_averaged(folder / "checkpoint.pt", arguments.export).items(), sep="\n")
         else:
             with sole_training_in(folder):
                 _train(arguments, folder)

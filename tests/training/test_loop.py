@@ -36,7 +36,6 @@ CONFIG = TrainingConfig(
     learning_rate=2e-3,
     warmup_steps=2,
     average_decay=0.8,
-    compiled=False,
 )
 
 
@@ -137,18 +136,6 @@ def test_exported_weights_load_with_the_official_factor_and_compute_the_same(tmp
         expected = training.averaged_network(image)
         # Folding rounds each weight once more; a dozen layers of sums of 72 products.
         torch.testing.assert_close(model(image), expected, rtol=0, atol=12 * 72 * 2.0**-24)
-
-
-def test_head_and_body_of_another_scale_can_be_the_start(tmp_path: Path) -> None:
-    training = Training(CONFIG, pairs(2))
-    training.step()
-    training.save(tmp_path / "checkpoint.pt")
-    export_averaged(tmp_path / "checkpoint.pt", tmp_path / "x2.safetensors")
-    grown = Training(replace(CONFIG, scale=4), pairs(4), body_from=load_model(tmp_path / "x2.safetensors"))
-    source, target = training.averaged_network.state_dict(), grown.model.state_dict()
-    shared = [key for key in target if key.startswith(("head.", "body."))]
-    for key in shared:
-        torch.testing.assert_close(target[key], source[key], rtol=1e-6, atol=0)
 
 
 def test_the_curve_is_a_picture_and_an_empty_log_an_error(tmp_path: Path) -> None:

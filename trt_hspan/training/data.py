@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from trt_hspan.errors import HspanError
+from trt_hspan.runtime.images import image_from_tensor, read_image
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -34,8 +34,8 @@ def load_pairs(folder: Path, scale: int) -> list[Pair]:
     """
     pairs = []
     for path in sorted((folder / "HR").glob("*.png")):
-        low = _pixels(folder / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}.png")
-        high = _pixels(path)
+        low = read_image(folder / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}.png")
+        high = read_image(path)
         if high.shape[:2] != (low.shape[0] * scale, low.shape[1] * scale):
             sizes = f"{high.shape[:2]}, its low-resolution picture {low.shape[:2]}"
             raise HspanError(path, f"is {sizes}, which is not scale {scale}", "prepare the data again")
@@ -43,13 +43,6 @@ def load_pairs(folder: Path, scale: int) -> list[Pair]:
     if not pairs:
         raise HspanError(folder, "holds no HR/*.png", "run scripts/prepare_training_data.py")
     return pairs
-
-
-def _pixels(path: Path) -> Pixels:
-    if not path.is_file():
-        raise HspanError(path, "no such picture", "run scripts/prepare_training_data.py")
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
 
 
 def tensor_from_pixels(pixels: Pixels) -> Tensor:
@@ -61,9 +54,7 @@ def tensor_from_pixels(pixels: Pixels) -> Tensor:
 def upscaled_pixels(model: torch.nn.Module, low: Pixels) -> Pixels:
     """(h, w, 3) uint8 through the network -> (h * scale, w * scale, 3) uint8: times 255, clamped, rounded."""
     with torch.no_grad():
-        output = (model(tensor_from_pixels(low)) * 255).clamp(0, 255).round()
-    pixels: Pixels = output[0].permute(1, 2, 0).to(torch.uint8).numpy()
-    return pixels
+        return image_from_tensor(model(tensor_from_pixels(low)).numpy())
 
 
 class PatchSampler:

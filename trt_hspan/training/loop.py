@@ -6,11 +6,9 @@ report) and `curve.png`.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +26,6 @@ from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.metrics import psnr_y
 from trt_hspan.files import atomic_path
 from trt_hspan.model import HSPAN, HspanConfig, rescaled_network, save_checkpoint
-from trt_hspan.training.attention import use_patch_attention
 from trt_hspan.training.data import Pair, PatchSampler, upscaled_pixels
 from trt_hspan.training.network import initial_network
 
@@ -48,7 +45,6 @@ class TrainingConfig:
     warmup_steps: int = 200
     average_decay: float = 0.999
     seed: int = 0
-    compiled: bool = True
 
     @property
     def network(self) -> HspanConfig:
@@ -76,15 +72,10 @@ class Report:
 class Training:
     """The state of a run: network, averaged network, optimizer, sampler, counters."""
 
-    def __init__(self, config: TrainingConfig, pairs: list[Pair], *, body_from: HSPAN | None = None) -> None:
+    def __init__(self, config: TrainingConfig, pairs: list[Pair]) -> None:
         self.config = config
         self.model = initial_network(config.network, seed=config.seed).train()
-        if body_from is not None:
-            source = rescaled_network(body_from, res_scale=1.0).state_dict()
-            shared = {key: source[key] for key in source if key.startswith(("head.", "body."))}
-            self.model.load_state_dict({**self.model.state_dict(), **shared})
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        use_patch_attention(self.model, compiled=config.compiled)
         average = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
         self.averaged = AveragedModel(self.model, multi_avg_fn=average)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -98,8 +89,7 @@ class Training:
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to a hundredth of the peak at the last step."""
         config, step = self.config, self.step_count
-        rise = min(1.0, (step + 1) / config.warmup_steps)
-        done = min(1.0, step / config.steps)
+        rise, done = min(1.0, (step + 1) / config.warmup_steps), min(1.0, step / config.steps)
         return config.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
     def step(self) -> float:
@@ -136,7 +126,7 @@ class Training:
         """Continues from `save`. Raises: HspanError when the checkpoint is of another network."""
         state = load_checkpoint(path)
         saved = TrainingConfig(**state["config"])
-        if replace(saved, steps=self.config.steps, compiled=self.config.compiled) != self.config:
+        if replace(saved, steps=self.config.steps) != self.config:
             raise HspanError(path, f"is of another run: {saved}", "use another folder or the same settings")
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
@@ -169,8 +159,7 @@ def export_averaged(checkpoint: Path, target: Path) -> dict[str, str]:
     state = load_checkpoint(checkpoint)
     config = TrainingConfig(**state["config"])
     model = HSPAN(config.network)
-    prefix = "module."
-    averaged = {key.removeprefix(prefix): t for key, t in state["averaged"].items() if key.startswith(prefix)}
+    averaged = {key[7:]: value for key, value in state["averaged"].items() if key.startswith("module.")}
     model.load_state_dict(averaged)
     step, wall_s, cpu_s = state["counters"]
     official = rescaled_network(model, res_scale=0.1)
@@ -261,11 +250,3 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to reuse large blocks instead of returning them, which halves the time of a step."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):  # M_MMAP_MAX, M_TRIM_, M_TOP_PAD
-            mallopt(parameter, value)
