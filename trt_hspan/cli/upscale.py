@@ -1,22 +1,47 @@
-"""`trt-hspan upscale`: picture in, picture out."""
+"""`trt-hspan upscale`: pictures, folders and videos in, larger ones out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trt_hspan.errors import UsageError
 
+if TYPE_CHECKING:
+    from trt_hspan.cli.upscale_job import UpscaleRequest
+
+_DEFAULT_NETWORK = "hspan-tiny-x4"
+_PICTURES = "Pictures"
+_TILES = "Tiles"
+_VIDEO = "Video"
+
 
 def upscale(
-    picture: Annotated[
-        Path, typer.Argument(metavar="IN", help="The picture: PNG, JPEG, WebP, BMP, TIFF, GIF, PPM.")
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN...",
+            help="Pictures (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM), videos, folders, quoted patterns such as "
+            "'in/**/*.png', or - for standard input.",
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The picture to write.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="The file to write; a folder for several inputs; - for standard output.",
+        ),
+    ],
     checkpoint: Annotated[
-        str | None, typer.Option(help="A .pt, .pth or .safetensors file, or a preset: runs in PyTorch.")
+        str | None,
+        typer.Option(
+            help="A .pt, .pth or .safetensors file, or a preset: runs in PyTorch. With no network given: "
+            f"the shipped {_DEFAULT_NETWORK}."
+        ),
     ] = None,
     onnx: Annotated[
         Path | None, typer.Option(help="An .onnx file: runs under ONNX Runtime on the CPU.")
@@ -29,42 +54,169 @@ def upscale(
         float | None,
         typer.Option(help="Residual scale of --checkpoint, which does not store it.", show_default="0.1"),
     ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all")] = None,
+    tile: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|HxW",
+            help="auto: the whole picture where the network, memory and time allow it, else the largest tiles "
+            "that do. Attention sees one tile at a time, so tiles change the result.",
+            rich_help_panel=_TILES,
+        ),
+    ] = "auto",
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            help="Pixels that neighbouring tiles share.", show_default="32 or less", rich_help_panel=_TILES
+        ),
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="tiled, or official: quarters with hard seams as the official code's --chop cuts them, for "
+            "comparing with published figures.",
+            rich_help_panel=_TILES,
+        ),
+    ] = "tiled",
+    official_min_size: Annotated[
+        int | None,
+        typer.Option(
+            help="--protocol official: pixels from which a quarter is quartered again.",
+            show_default="120000",
+            rich_help_panel=_TILES,
+        ),
+    ] = None,
+    self_ensemble: Annotated[
+        bool,
+        typer.Option(
+            "--self-ensemble",
+            help="Mean over the 8 flips and turns: 8 times the work.",
+            rich_help_panel=_TILES,
+        ),
+    ] = False,
+    tile_effect: Annotated[
+        bool,
+        typer.Option(
+            "--tile-effect",
+            help="Also run the picture as a whole, where it fits, and report what the tiles change.",
+            rich_help_panel=_TILES,
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="In folders: do finished files again, replace others.",
+            rich_help_panel=_PICTURES,
+        ),
+    ] = False,
+    picture_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="png|jpg|webp|tif|bmp",
+            help="Of the results in a folder or on standard output.",
+            show_default="as the input",
+            rich_help_panel=_PICTURES,
+        ),
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100,
+            help="Of JPEG, and of WebP, which is lossless without it.",
+            show_default="95",
+            rich_help_panel=_PICTURES,
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Also write NAME_compare.png: bicubic on the left, network on the right.",
+            rich_help_panel=_PICTURES,
+        ),
+    ] = False,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help="FFmpeg's encoder.", show_default="libx264, .webm: libvpx-vp9", rich_help_panel=_VIDEO
+        ),
+    ] = None,
+    crf: Annotated[
+        int | None,
+        typer.Option(
+            help="Constant rate factor, less is better.",
+            show_default="18 for libx264",
+            rich_help_panel=_VIDEO,
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Up-scale one picture as a whole."""
+    """Up-scale pictures, folders and videos of any size.
+
+    A folder is mirrored with its sub-folders; run again, it goes on where it stopped. A file that fails is reported
+    at the end, the rest is done, and the exit code is 1. Grey stays grey, alpha is up-scaled, 16 bits stay 16 bits,
+    profile and metadata are kept, EXIF orientation is applied.
+    """
     source = _one_source(checkpoint, onnx, engine)
     if res_scale is not None and checkpoint is None:
         raise UsageError(
             "--res-scale", "is for --checkpoint; ONNX files and engines hold theirs", "leave it out"
         )
-    from trt_hspan.cli.output import print_json, print_table, progress
-    from trt_hspan.engine.output_set import check_writable
-    from trt_hspan.runtime.images import require_writable_suffix
-    from trt_hspan.runtime.opening import open_runner
-    from trt_hspan.runtime.picture_files import upscale_file
+    if official_min_size is not None and protocol != "official":
+        raise UsageError("--official-min-size", "is for --protocol official", "leave it out")
+    from trt_hspan.cli.upscale_job import UpscaleRequest, run_upscale
+    from trt_hspan.runtime.picture_files import WriteOptions
+    from trt_hspan.runtime.tiling import OFFICIAL_MIN_SIZE
+    from trt_hspan.runtime.upscale_options import UpscaleOptions
+    from trt_hspan.runtime.video import VideoOptions
 
-    require_writable_suffix(output)
-    check_writable(output)
-    runner = open_runner(source, res_scale=0.1 if res_scale is None else res_scale)
-    with progress(f"up-scaling {picture.name}"):
-        result = upscale_file(runner, picture, output)
-    report = {
-        "input": str(picture),
-        "input_height": result.input_height,
-        "input_width": result.input_width,
-        "output": str(output),
-        "output_height": result.output_height,
-        "output_width": result.output_width,
-        "backend": result.backend,
-        "emulated": runner.emulated,
-        "why_emulated": runner.why_emulated,
-        "precision": runner.precision,
-        "run_time_seconds": round(result.run_time_seconds, 3),
-    }
-    if json:
-        print_json(report)
-    else:
-        print_table(f"Up-scaled {picture.name}", report)
+    options: dict[str, Any] = {"tile": _tile(tile), "protocol": protocol}
+    request: UpscaleRequest = UpscaleRequest(
+        inputs=tuple(inputs),
+        output=output,
+        network=source,
+        res_scale=0.1 if res_scale is None else res_scale,
+        device=device,
+        threads=threads,
+        options=UpscaleOptions(
+            **options,
+            overlap=overlap,
+            self_ensemble=self_ensemble,
+            official_min_size=OFFICIAL_MIN_SIZE if official_min_size is None else official_min_size,
+        ),
+        writing=WriteOptions(quality=quality, compare=compare, tile_effect=tile_effect),
+        video=VideoOptions(codec=codec, crf=crf),
+        suffix=_suffix(picture_format),
+        overwrite=overwrite,
+        json=json,
+    )
+    raise typer.Exit(run_upscale(request))
+
+
+def _tile(text: str) -> str | tuple[int, int]:
+    if text in ("auto", "none"):
+        return text
+    sides = text.lower().split("x")
+    if len(sides) in (1, 2) and all(side.isdigit() for side in sides):
+        return int(sides[0]), int(sides[-1])
+    raise UsageError("--tile", f"got {text!r}, expected auto, none or HxW", "give for example --tile 128x128")
+
+
+def _suffix(text: str | None) -> str | None:
+    if text is None:
+        return None
+    from trt_hspan.runtime.images import WRITE_FORMATS
+
+    suffix = "." + text.lower().lstrip(".")
+    if suffix not in WRITE_FORMATS:
+        raise UsageError(
+            "--format", f"got {text!r}, expected one of {', '.join(name[1:] for name in WRITE_FORMATS)}"
+        )
+    return suffix
 
 
 def _one_source(checkpoint: str | None, onnx: Path | None, engine: Path | None) -> str | Path:
@@ -73,10 +225,12 @@ def _one_source(checkpoint: str | None, onnx: Path | None, engine: Path | None) 
         for option, value in (("--checkpoint", checkpoint), ("--onnx", onnx), ("--engine", engine))
         if value is not None
     }
+    if not given:
+        return _DEFAULT_NETWORK
     if len(given) != 1:
         raise UsageError(
-            " ".join(given) or "upscale",
-            "expected exactly one of --checkpoint, --onnx and --engine",
+            " ".join(given),
+            "expected at most one of --checkpoint, --onnx and --engine",
             "say which network is to run",
         )
     for option, suffix in (("--onnx", ".onnx"), ("--engine", ".plan")):

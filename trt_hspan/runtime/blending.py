@@ -81,6 +81,7 @@ def blended_strips(
         carried = falling
         assert strip is not None
         yield strip
+        del strip  # before the next one is made
 
 
 def _columns_of_row(

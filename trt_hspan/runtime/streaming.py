@@ -35,7 +35,7 @@ from trt_hspan.runtime.upscaling import OnTile, Upscaler
 # Results of more pixels than this are streamed: 67 million RGB pixels are 201 MB.
 STREAM_PIXELS: Final = 1 << 26
 # Bytes of a strip of finished pixels; tiles of very wide pictures are made less high to keep to it.
-_STRIP_BYTES: Final = 160 << 20
+_STRIP_BYTES: Final = 96 << 20
 _LEAST_ROWS: Final = 32
 _STREAMED_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _LOADERS: Final = (
@@ -271,6 +271,7 @@ def _send_png(pipe: Any, target: StripTarget, strips: Iterator[npt.NDArray[Any]]
             data = packer.compress(rows.data)
             if data:
                 chunk(b"IDAT", data)
+        del strip, part  # before the next one is made
     chunk(b"IDAT", packer.flush())
     chunk(b"IEND", b"")
 

@@ -1,0 +1,280 @@
+"""What `trt-hspan upscale` does once its options are read: opens the network, runs the tasks, tells of them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.upscale_progress import WorkProgress
+from trt_hspan.engine.output_set import check_writable
+from trt_hspan.errors import UsageError
+from trt_hspan.runtime.jobs import JobReport, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
+from trt_hspan.runtime.opening import open_runner
+from trt_hspan.runtime.picture_files import WriteOptions, upscale_picture, upscale_picture_file
+from trt_hspan.runtime.upscale_options import UpscaleOptions
+from trt_hspan.runtime.upscaling import Upscaler
+from trt_hspan.runtime.video import VideoOptions, require_encoder, upscale_video
+
+if TYPE_CHECKING:
+    from trt_hspan.runtime.runner import Runner
+
+PIPE = "-"
+_CONTEXT_NOTE = "attention sees one tile at a time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleRequest:
+    """The command line's options, checked one by one."""
+
+    inputs: tuple[str, ...]
+    output: str
+    network: str | Path
+    res_scale: float
+    device: str
+    threads: int | None
+    options: UpscaleOptions
+    writing: WriteOptions
+    video: VideoOptions
+    suffix: str | None
+    overwrite: bool
+    json: bool
+
+
+def run_upscale(request: UpscaleRequest) -> int:
+    """Does all of it and prints the result. Returns the exit code.
+
+    Raises:
+        HspanError: nothing could be done at all, or the only file failed.
+        UsageError: inputs and output do not go together.
+    """
+    with _terminated_as_interrupt():
+        if PIPE in request.inputs or request.output == PIPE:
+            return _run_pipe(request)
+        output = Path(request.output)
+        tasks, is_folder = tasks_from_inputs(request.inputs, output, suffix=request.suffix)
+        if request.suffix is not None and not is_folder:
+            raise UsageError(
+                "--format", "is for folders and pipes; OUT's suffix says the format", "leave it out"
+            )
+        check_writable(output / ".any" if is_folder else output)
+        if any(task.is_video for task in tasks):
+            require_encoder(request.video)
+        runner = _runner(request)
+        journal = Journal(output, _settings(request, runner)) if is_folder else None
+        progress = WorkProgress(tasks)
+        upscaler = Upscaler(runner, request.options, on_shrink=progress.note)
+        with progress, _activated_when_needed(runner) as activate:
+
+            def do(task: Task) -> Any:
+                activate()
+                if task.is_video:
+                    return upscale_video(
+                        upscaler, task.source, task.target, request.video, on_frame=progress.on_frame
+                    )
+                return upscale_picture_file(
+                    upscaler, task.source, task.target, request.writing, on_tile=progress.on_tile
+                )
+
+            if not is_folder:
+                progress.begin(tasks[0])
+                return _tell_one(request, runner, upscaler, tasks[0], do(tasks[0]))
+            report = run_tasks(
+                tasks,
+                do,
+                journal=journal,
+                overwrite=request.overwrite,
+                on_begin=progress.begin,
+                on_end=progress.end,
+            )
+        return _tell_all(request, runner, upscaler, report)
+
+
+def _runner(request: UpscaleRequest) -> Runner:
+    return open_runner(
+        request.network, device=request.device, res_scale=request.res_scale, threads=request.threads
+    )
+
+
+def _settings(request: UpscaleRequest, runner: Runner) -> dict[str, Any]:
+    """What results depend on beside their sources."""
+    return {
+        "network": runner.source_sha256 or runner.where,
+        "precision": runner.precision,
+        "res_scale": runner.res_scale,
+        "options": asdict(request.options),
+        "quality": request.writing.quality,
+        "video": asdict(request.video),
+    }
+
+
+def _run_pipe(request: UpscaleRequest) -> int:
+    """One picture, standard input or a file to standard output or a file."""
+    from trt_hspan.files import write_bytes
+    from trt_hspan.runtime.images import require_writable_suffix
+    from trt_hspan.runtime.pictures import decode_image, encode_image, read_picture
+
+    if len(request.inputs) != 1:
+        raise UsageError(PIPE, "a pipe carries one picture", "give one input")
+    to_pipe = request.output == PIPE
+    for option, asked in (
+        ("--json", request.json and to_pipe),
+        ("--compare", request.writing.compare),
+        ("--tile-effect", request.writing.tile_effect),
+    ):
+        if asked:
+            raise UsageError(option, "does not go with a pipe", "leave it out, or name files")
+    if to_pipe and sys.stdout.isatty():
+        raise UsageError(PIPE, "a terminal cannot show a picture", "redirect standard output")
+    target = None if to_pipe else Path(request.output)
+    if target is not None:
+        require_writable_suffix(target)
+        check_writable(target)
+    (name,) = request.inputs
+    runner = _runner(request)
+    what = "standard input" if name == PIPE else name
+    picture = decode_image(sys.stdin.buffer.read(), where=what) if name == PIPE else read_picture(name)
+    suffix = request.suffix or (target.suffix if target is not None else _suffix_of_format(picture.format))
+    progress = WorkProgress([])
+    upscaler = Upscaler(runner, request.options, on_shrink=progress.note)
+    with progress, runner:
+        progress.begin_picture(what, *picture.pixels.shape[:2])
+        result = upscale_picture(upscaler, picture, on_tile=progress.on_tile, what=what)
+    data = encode_image(result, suffix, quality=request.writing.quality, where=target or "standard output")
+    if target is not None:
+        write_bytes(target, data)
+        return 0
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _suffix_of_format(name: str) -> str:
+    return {"JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}.get(name, ".png")
+
+
+def _tell_one(request: UpscaleRequest, runner: Runner, upscaler: Upscaler, task: Task, result: Any) -> int:
+    report = {
+        "input": str(task.source),
+        **_result_rows(result),
+        "output": str(task.target),
+        **_runner_rows(runner),
+        "out_of_memory": upscaler.shrinks or None,
+    }
+    if request.json:
+        print_json(report)
+    else:
+        print_table(f"Up-scaled {task.source.name}", _for_people(report))
+    return 0
+
+
+def _tell_all(request: UpscaleRequest, runner: Runner, upscaler: Upscaler, report: JobReport) -> int:
+    done, skipped, failed = (report.of(outcome) for outcome in ("done", "skipped", "failed"))
+    totals = {
+        "done": len(done),
+        "skipped": len(skipped),
+        "failed": len(failed),
+        "seconds": round(sum(entry.seconds for entry in done), 3),
+        **_runner_rows(runner),
+        "out_of_memory": upscaler.shrinks or None,
+    }
+    if request.json:
+        print_json({**totals, "files": [_file_entry(entry) for entry in report.tasks]})
+    else:
+        rows = {name: value for name, value in totals.items() if value is not None}
+        print_table(f"Up-scaled to {request.output}", _for_people(rows))
+    for entry in failed:
+        typer.echo(f"trt-hspan: error: {entry.error}", err=True)
+    return 1 if failed else 0
+
+
+def _file_entry(entry: TaskReport) -> dict[str, Any]:
+    rows = {} if entry.result is None else _result_rows(entry.result)
+    return {
+        "input": str(entry.task.source),
+        "output": str(entry.task.target),
+        "outcome": entry.outcome,
+        "error": entry.error,
+        "seconds": round(entry.seconds, 3),
+        **rows,
+    }
+
+
+def _result_rows(result: Any) -> dict[str, Any]:
+    rows = asdict(result)
+    rows.pop("backend")
+    if "run_time_seconds" in rows:
+        rows["run_time_seconds"] = round(rows["run_time_seconds"], 3)
+    if rows.get("comparison") is not None:
+        rows["comparison"] = str(rows["comparison"])
+    return rows
+
+
+def _runner_rows(runner: Runner) -> dict[str, Any]:
+    return {
+        "network": runner.where,
+        "backend": runner.label,
+        "emulated": runner.emulated,
+        "why_emulated": runner.why_emulated,
+        "precision": runner.precision,
+    }
+
+
+def _for_people(report: dict[str, Any]) -> dict[str, Any]:
+    """The same with tiles told in words, and without rows that say nothing."""
+    rows = {name: value for name, value in report.items() if value not in (None, (), [])}
+    tiles = rows.get("tiles")
+    if tiles is not None:
+        size = f"{rows.pop('tile_height')}x{rows.pop('tile_width')}"
+        rows["tiles"] = "1, the whole picture" if tiles == 1 else f"{tiles} of {size}; {_CONTEXT_NOTE}"
+    effect = rows.get("tile_effect")
+    if effect is not None:
+        rows["tile_effect"] = (
+            f"{effect['psnr_db']:.2f} dB, at most {effect['max_abs_difference']:.2e}, against the whole picture"
+        )
+    if not rows.get("streamed", True):
+        del rows["streamed"]
+    return rows
+
+
+@contextmanager
+def _activated_when_needed(runner: Runner) -> Iterator[Any]:
+    """Gives a function that loads the network at its first call: a job that is finished needs none."""
+    active = False
+
+    def activate() -> None:
+        nonlocal active
+        if not active:
+            runner.__enter__()
+            active = True
+
+    try:
+        yield activate
+    finally:
+        if active:
+            runner.__exit__(None, None, None)
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the work as Ctrl-C does: what is half-written goes away."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,359 @@
+"""Many files, one after the other: which ones, what became of each, and which are finished already.
+
+Owns tasks and their journal. A task is plain data, doing one is a function that the caller gives, and the journal
+knows no network, so that another scheduler can take any of the three. What is in the files is in `picture_files` and
+`video`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.files import error_from_os_error
+from trt_hspan.runtime.images import READ_SUFFIXES, WRITE_FORMATS
+
+VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
+JOURNAL_NAME: Final = ".trt-hspan-journal.jsonl"
+Outcome = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One file to make from another."""
+
+    source: Path
+    target: Path
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the source is a video, by its suffix."""
+        return self.source.suffix.lower() in VIDEO_SUFFIXES
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """What became of a task.
+
+    Attributes:
+        task: which one.
+        outcome: "done", "skipped" because it was finished before, or "failed".
+        result: what doing it gave; None unless done.
+        error: one line; None unless failed.
+        seconds: wall time.
+    """
+
+    task: Task
+    outcome: Outcome
+    result: Any = None
+    error: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
+class JobReport:
+    """What became of all tasks, in their order."""
+
+    tasks: list[TaskReport] = field(default_factory=list)
+
+    def of(self, outcome: Outcome) -> list[TaskReport]:
+        """Those with one outcome."""
+        return [report for report in self.tasks if report.outcome == outcome]
+
+
+def tasks_from_inputs(
+    inputs: Sequence[str], output: Path, *, suffix: str | None = None
+) -> tuple[list[Task], bool]:
+    """What a command line asks for.
+
+    A folder is searched with its sub-folders, and its layout is mirrored in the output folder; a name with *, ? or
+    [ that is no file is a glob pattern (** for any depth). A file among several goes into the output folder
+    under its own name. A single file goes to `output` itself, unless that is a folder or has no suffix of a picture
+    or video. Hidden files, and what lies in the output folder, are left out.
+
+    Args:
+        inputs: files, folders, patterns.
+        output: a file or a folder.
+        suffix: of all outputs; None keeps the source's where it can be written and takes .png elsewhere.
+
+    Returns:
+        The tasks by name, and whether they are a job on a folder (False for a single file to a single file).
+
+    Raises:
+        HspanError: an input does not exist, a pattern matches nothing, or a folder holds no pictures or videos.
+        UsageError: several sources for one target; a target that is its own source; a folder for an output
+            that has a file's name.
+    """
+    found: list[tuple[Path, Path]] = []  # source, and its name below the output folder
+    single = len(inputs) == 1
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            single = False
+            found.extend((file, file.relative_to(path)) for file in _media_in(path, output))
+        elif not path.exists() and any(sign in text for sign in "*?["):
+            single = False
+            found.extend(_matches(text, output))
+        else:
+            if not path.exists():
+                raise HspanError(path, "no such file or folder", "check the path")
+            found.append((path, Path(path.name)))
+    if single and not output.is_dir() and output.suffix.lower() in (*WRITE_FORMATS, *VIDEO_SUFFIXES):
+        return [_checked(Task(source=found[0][0], target=output))], False
+    if not output.is_dir() and (
+        output.exists() or output.suffix.lower() in (*WRITE_FORMATS, *VIDEO_SUFFIXES)
+    ):
+        raise UsageError(output, "is a file's name, but there may be several results", "name a folder")
+    if single and output.suffix and not output.is_dir():
+        raise UsageError(
+            output,
+            f"cannot tell the format from {output.suffix!r}",
+            f"end it in {', '.join((*WRITE_FORMATS, *VIDEO_SUFFIXES))}, or name a folder",
+        )
+    tasks = [_checked(Task(source=s, target=output / _renamed(name, suffix))) for s, name in sorted(found)]
+    _require_distinct(tasks)
+    return tasks, True
+
+
+def _media_in(folder: Path, output: Path) -> list[Path]:
+    suffixes = (*READ_SUFFIXES, *VIDEO_SUFFIXES)
+    files: list[Path] = []
+    try:
+        for root, folders, names in os.walk(folder, onerror=_raise):
+            here = Path(root)
+            folders[:] = sorted(n for n in folders if not n.startswith(".") and not _same(here / n, output))
+            files.extend(
+                here / name
+                for name in sorted(names)
+                if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+            )
+    except OSError as error:
+        raise error_from_os_error(folder, error, action="read") from error
+    if not files:
+        raise HspanError(
+            folder, "holds no pictures or videos", f"expected files that end in {', '.join(suffixes)}"
+        )
+    return files
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _matches(pattern: str, output: Path) -> list[tuple[Path, Path]]:
+    """Files that a pattern names, each with its name below the pattern's fixed part."""
+    suffixes = (*READ_SUFFIXES, *VIDEO_SUFFIXES)
+    parts = Path(pattern).parts
+    fixed = next(index for index, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    base = Path(*parts[:fixed])
+    files = [
+        path
+        for path in sorted(base.glob(os.path.join(*parts[fixed:])))  # noqa: PTH118  # a pattern is no path
+        if path.is_file() and path.suffix.lower() in suffixes and not _inside(path, output)
+    ]
+    if not files:
+        raise HspanError(pattern, "matches no picture or video", "check the pattern, and quote it")
+    return [(path, path.relative_to(base)) for path in files]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return folder.is_dir() and folder.resolve() in path.resolve().parents
+
+
+def _renamed(name: Path, suffix: str | None) -> Path:
+    known = name.suffix.lower() in (*WRITE_FORMATS, *VIDEO_SUFFIXES)
+    if suffix is not None and name.suffix.lower() not in VIDEO_SUFFIXES:
+        return name.with_suffix(suffix)
+    return name if known else name.with_suffix(".png")
+
+
+def _checked(task: Task) -> Task:
+    if task.target.exists() and _same(task.source, task.target):
+        raise UsageError(task.target, "is the input itself", "name another output")
+    if task.is_video != (task.target.suffix.lower() in VIDEO_SUFFIXES):
+        kinds = ("a video", "a picture") if task.is_video else ("a picture", "a video")
+        raise UsageError(
+            task.target, f"{task.source} is {kinds[0]}, this is {kinds[1]}'s name", f"name {kinds[0]}"
+        )
+    return task
+
+
+def _require_distinct(tasks: Iterable[Task]) -> None:
+    sources: dict[Path, Path] = {}
+    for task in tasks:
+        other = sources.setdefault(task.target, task.source)
+        if other != task.source:
+            raise UsageError(
+                task.target,
+                f"would be made from {other} and from {task.source}",
+                "give them different names, or run twice with two output folders",
+            )
+
+
+class Journal:
+    """Which files of an output folder are finished, from which source and with which settings.
+
+    One line of JSON for each beginning and end, in `.trt-hspan-journal.jsonl` in the output folder. Results are
+    renamed into place whole, so one that began and is there is finished even if the process died before it
+    could say so.
+
+    Args:
+        folder: the output folder; made when the first line is written.
+        settings: whatever the results depend on beside their sources; a hash of it is kept.
+    """
+
+    def __init__(self, folder: Path, settings: object) -> None:
+        self.path = folder / JOURNAL_NAME
+        self._folder = folder
+        self._settings = hashlib.sha256(
+            json.dumps(settings, sort_keys=True, default=str).encode()
+        ).hexdigest()[:16]
+        self._entries = self._read()
+
+    def state(self, task: Task) -> Literal["absent", "finished", "other settings", "other source", "unknown"]:
+        """What is known of a task's target."""
+        if not task.target.exists():
+            return "absent"
+        entry = self._entries.get(self._name(task))
+        if entry is None:
+            return "unknown"
+        if entry["event"] == "begin" and task.target.stat().st_mtime_ns < entry["time_ns"]:
+            return "unknown"  # it was there before
+        if entry["source"] != _stamp(task.source):
+            return "other source"
+        return "finished" if entry["settings"] == self._settings else "other settings"
+
+    def begin(self, task: Task) -> None:
+        """Notes that work on a target begins. Raises: HspanError when the journal cannot be written."""
+        self._write("begin", task)
+
+    def finish(self, task: Task) -> None:
+        """Notes that a target is in place. Raises: HspanError when the journal cannot be written."""
+        self._write("finish", task)
+
+    def _name(self, task: Task) -> str:
+        return os.path.relpath(task.target, self._folder)
+
+    def _write(self, event: str, task: Task) -> None:
+        entry = {
+            "event": event,
+            "target": self._name(task),
+            "source": _stamp(task.source),
+            "settings": self._settings,
+            "time_ns": time.time_ns() - 10_000_000,  # file systems' clocks lag by up to a tick
+        }
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise error_from_os_error(self.path, error) from error
+        self._entries[str(entry["target"])] = entry
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        entries: dict[str, dict[str, Any]] = {}
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return entries
+        except OSError as error:
+            raise error_from_os_error(self.path, error, action="read") from error
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                entries[entry["target"]] = {
+                    name: entry[name] for name in ("event", "target", "source", "settings", "time_ns")
+                }
+            except (ValueError, KeyError, TypeError):
+                continue  # the last line of a process that was killed
+        return entries
+
+
+def _stamp(source: Path) -> list[int]:
+    """Size and time of change: enough to notice another file."""
+    try:
+        status = source.stat()
+    except OSError:
+        return [0, 0]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def run_tasks(
+    tasks: Iterable[Task],
+    do: Callable[[Task], Any],
+    *,
+    journal: Journal | None = None,
+    overwrite: bool = False,
+    on_begin: Callable[[Task], None] | None = None,
+    on_end: Callable[[TaskReport], None] | None = None,
+) -> JobReport:
+    """Does tasks one after the other; one that fails does not stop the rest.
+
+    Args:
+        tasks: what to do.
+        do: does one and gives its result; raises HspanError when it fails. Targets must appear whole.
+        journal: of earlier runs; None does every task and keeps no record.
+        overwrite: do what is finished again, and replace files that the journal does not know.
+        on_begin, on_end: told before and after each task; skipped ones have an end only.
+
+    Returns:
+        A report with every task. An interruption (KeyboardInterrupt) is not caught: finished files stay.
+    """
+    report = JobReport()
+    for task in tasks:
+        started = time.perf_counter()
+        refused = None if overwrite or journal is None else _refusal(journal, task)
+        if refused == "":
+            entry = TaskReport(task=task, outcome="skipped")
+        elif refused:
+            entry = TaskReport(task=task, outcome="failed", error=refused)
+        else:
+            if on_begin is not None:
+                on_begin(task)
+            entry = _attempt(task, do, journal, started)
+        report.tasks.append(entry)
+        if on_end is not None:
+            on_end(entry)
+    return report
+
+
+def _refusal(journal: Journal, task: Task) -> str | None:
+    """None: to be done; empty: finished before; else why the target stays as it is."""
+    state = journal.state(task)
+    if state == "absent":
+        return None
+    if state == "finished":
+        return ""
+    reasons = {
+        "unknown": "exists and was not made by this command",
+        "other settings": "was made with another network or other options",
+        "other source": "was made from an earlier state of its source",
+    }
+    return str(HspanError(task.target, reasons[state], "give --overwrite or another folder"))
+
+
+def _attempt(task: Task, do: Callable[[Task], Any], journal: Journal | None, started: float) -> TaskReport:
+    try:
+        if journal is not None:
+            journal.begin(task)
+        result = do(task)
+        if journal is not None:
+            journal.finish(task)
+    except HspanError as error:
+        line = str(error)
+    except Exception as error:  # noqa: BLE001  # one odd file must not stop the other thousand
+        line = f"{task.source}: unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+    else:
+        return TaskReport(task=task, outcome="done", result=result, seconds=time.perf_counter() - started)
+    return TaskReport(task=task, outcome="failed", error=line, seconds=time.perf_counter() - started)
