@@ -14,6 +14,9 @@ namespace hspan
 namespace
 {
 
+constexpr std::size_t kDEFLATE_RATIO = 1032;
+constexpr std::size_t kMOST_EXPANSION = 32; // one bit of a palette becomes RGB and alpha
+
 struct Messages
 {
     std::string text;
@@ -174,6 +177,15 @@ Image imageFromPng(Bytes const& bytes, std::string const& where)
     if (!readHeader(reading))
     {
         throw damaged(reading);
+    }
+    // Deflate shrinks nothing to less than 1/1032 (RFC 1951: 258 bytes by two bits); a file that claims more is no
+    // picture.
+    if (png_get_rowbytes(reading.png, reading.info) / kDEFLATE_RATIO * png_get_image_height(reading.png, reading.info)
+        > kMOST_EXPANSION * bytes.size())
+    {
+        throw Error(where,
+            "a damaged PNG: it claims more pixels than its " + std::to_string(bytes.size()) + " bytes can hold",
+            "copy it again");
     }
     Image image = imageWithSize(where, png_get_image_width(reading.png, reading.info),
         png_get_image_height(reading.png, reading.info), png_get_channels(reading.png, reading.info),
