@@ -33,3 +33,15 @@ if [ -z "${CUDACXX:-}" ] && ! command -v nvcc >/dev/null && [ ! -x /usr/local/cu
   say "no CUDA toolkit found: installing the compiler's wheels"
   "${pip[@]}" install --constraint constraints.txt --editable '.[dev,nvcc]'
 fi
+
+# The accuracy report's page is tested in a browser, where there is one.
+browser=$(command -v chromium chromium-browser google-chrome google-chrome-stable | head -n 1 || true)
+if [ -z "$browser" ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing chromium, in which the accuracy report is tested"
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } ||
+      say "chromium could not be installed: the tests of the report in a browser will be skipped"
+  else
+    say "no Chromium: the tests of the report in a browser will be skipped (sudo apt-get install chromium)"
+  fi
+fi

@@ -215,6 +215,10 @@ def test_residual_scale_of_the_onnx_file_is_taken_unless_another_is_given(
         (["a.pt", "--checkpoint", "hspan-x4"], "a.pt: is neither an engine nor an ONNX file"),
         (["a.onnx", "--checkpoint", "hspan-x4", "--limit", "0"], "--limit"),
         (["a.onnx"], "--checkpoint"),
+        (["a.onnx", "--checkpoint", "hspan-x4", "--budget-db", "-1"], "--budget-db: got -1"),
+        (["a.onnx", "--checkpoint", "hspan-x4", "--tile", "12"], "--tile: got '12'"),
+        (["a.onnx", "--checkpoint", "hspan-x4", "--device", "tpu"], "--device: got 'tpu'"),
+        (["a.onnx", "a.onnx", "--checkpoint", "hspan-x4"], "a.onnx: was named twice"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(run: CommandLine, words: list[str], message: str) -> None:
@@ -263,13 +267,18 @@ def test_bad_files_are_one_line(
         assert message in result.error_line
 
 
-def test_network_for_fixed_pictures_and_others_is_one_line(
+def test_network_for_fixed_pictures_gets_others_in_tiles_unless_none_are_wanted(
     run: CommandLine, small_x4: GoldenNetwork, benchmark_set: Path, exported: ExportCache
 ) -> None:
     path = exported("small_x4", static=(16, 16))
-    result = run("validate", path, "--checkpoint", small_x4.checkpoint, "--images", benchmark_set)
-    assert result.code == 1
-    assert "eyes: is 1x3x16x20, but" in result.error_line
+    words = ("validate", path, "--checkpoint", small_x4.checkpoint, "--images", benchmark_set)
+    result = run(*words, "--json")
+    assert result.code == 0, result.err
+    assert [picture["tile"] for picture in report_of(result)["pictures"]] == [[16, 16], [16, 16]]
+    assert report_of(result)["total"]["worst_psnr_db"] > 100
+    refused = run(*words, "--tile", "none")
+    assert refused.code == 1
+    assert "eyes: is 1x3x16x20, but" in refused.error_line
 
 
 def test_network_of_another_kind_is_refused_by_the_scale_it_names(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from support.runner_doubles import NearestRunner
 
 from trt_hspan.cli.output import print_json
 from trt_hspan.errors import HspanError
-from trt_hspan.evaluation.compare import PictureReport, ValidationReport, validate
+from trt_hspan.evaluation.compare import Outputs, PictureReport, ValidationReport, validate, validate_all
 from trt_hspan.evaluation.datasets import Sample, samples_from_folder
 from trt_hspan.evaluation.metrics import psnr_y, ssim_y
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.images import write_image
+from trt_hspan.runtime.tile_size import TileChoice
+from trt_hspan.runtime.upscaling import UpscaleOptions
 
 
 @pytest.fixture
@@ -155,13 +158,67 @@ def test_report_survives_json_with_its_infinities_and_nans(
     assert broken["passed"] is False
 
 
+# A budget, several networks, tiles -----------------------------------------------------------------------------
+
+
+def test_loss_against_ground_truth_is_held_against_the_budget(samples: list[Sample]) -> None:
+    report = validate(NearestRunner(offset=0.02), NearestRunner(), samples, min_psnr_db=20)
+    loss = report.total.psnr_y_loss_db
+    assert report.total.reference_quality is not None
+    assert report.total.candidate_quality is not None
+    assert loss == report.total.reference_quality.psnr_y_db - report.total.candidate_quality.psnr_y_db
+    assert loss > 0.01
+    kept = validate(
+        NearestRunner(offset=0.02), NearestRunner(), samples, min_psnr_db=20, budget_db=loss + 0.01
+    )
+    missed = validate(
+        NearestRunner(offset=0.02), NearestRunner(), samples, min_psnr_db=20, budget_db=loss - 0.01
+    )
+    assert report.passed
+    assert kept.passed
+    assert not missed.passed
+
+
+def test_several_networks_are_compared_with_one_run_of_the_reference(samples: list[Sample]) -> None:
+    reference = NearestRunner()
+    candidates = [NearestRunner(offset=2**-10), NearestRunner(offset=2**-6), NearestRunner()]
+    seen: list[Outputs] = []
+    reports = validate_all(candidates, reference, samples, on_outputs=seen.append)
+    assert len(reference.calls) == len(samples)
+    assert [r.total.max_abs_error for r in reports] == pytest.approx([2**-10, 2**-6, 0], abs=1e-6)
+    assert [r.passed for r in reports] == [True, False, True]
+    for outputs, sample in zip(seen, samples, strict=True):
+        assert outputs.sample is sample
+        assert len(outputs.candidates) == len(outputs.reports) == 3
+        np.testing.assert_allclose(outputs.candidates[1] - outputs.reference, 2**-6, atol=1e-6)
+    assert all(picture.candidate_seconds > 0 for report in reports for picture in report.pictures)
+
+
+def test_all_networks_see_the_smallest_tiles_that_one_of_them_needs(samples: list[Sample]) -> None:
+    reference, small, free = NearestRunner(), NearestRunner(), NearestRunner()
+    small.fixed_shape = (1, 3, 10, 8)
+    reports = validate_all([free, small], reference, samples)
+    assert set(reference.calls) == set(small.calls) == set(free.calls) == {(1, 3, 10, 8)}
+    assert [picture.tile for picture in reports[0].pictures] == [(10, 8), (10, 8)]
+    assert reports[0].total.worst_psnr_db > 120  # nearest neighbour does not see the seams
+    whole = validate(NearestRunner(), NearestRunner(), samples)
+    assert [picture.tile for picture in whole.pictures] == [None, None]
+
+
 # Told before anything runs --------------------------------------------------------------------------------------
 
 
-def refused(candidate: NearestRunner, samples: list[Sample], message: str) -> None:
+def refused(
+    candidate: NearestRunner,
+    samples: list[Sample],
+    message: str,
+    *,
+    tile: TileChoice = "auto",
+    budget_db: float | None = None,
+) -> None:
     reference = NearestRunner()
     with pytest.raises(HspanError, match=message) as caught:
-        validate(candidate, reference, samples)
+        validate(candidate, reference, samples, options=UpscaleOptions(tile=tile), budget_db=budget_db)
     assert "\n" not in str(caught.value)
     assert candidate.calls == reference.calls == []
 
@@ -177,12 +234,17 @@ def test_there_must_be_pictures() -> None:
 def test_every_picture_must_fit_the_network(samples: list[Sample]) -> None:
     candidate = NearestRunner()
     candidate.fixed_shape = (1, 3, 10, 12)
-    refused(candidate, samples, "1: is 1x3x20x8, but nearest takes 1x3x10x12")
+    refused(candidate, samples, "1: is 1x3x20x12, but nearest takes 1x3x10x12", tile="none")
 
 
 def test_every_picture_must_fit_the_memory(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000)
-    refused(NearestRunner(memory=1001), samples, "0: 12x10 pixels as a whole need")
+    refused(NearestRunner(memory=1001), samples, "0: 12x10 pixels as a whole need", tile="none")
+
+
+def test_budget_needs_a_ground_truth(samples: list[Sample]) -> None:
+    without = [replace(sample, ground_truth=None) for sample in samples]
+    refused(NearestRunner(), without, "--budget-db: none of the pictures has a ground truth", budget_db=0.1)
 
 
 def test_ground_truth_must_be_large_enough_for_ssim(tmp_path: Path) -> None:

@@ -12,17 +12,19 @@ from trt_hspan.errors import HspanError, UsageError
 
 if TYPE_CHECKING:
     from trt_hspan.evaluation.compare import Quality, ValidationReport
+    from trt_hspan.runtime.upscaling import UpscaleOptions
 
 
 def validate(
-    engine_or_onnx: Annotated[
-        Path,
+    engines: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="ENGINE_OR_ONNX", help="A .plan with its manifest beside it, or an .onnx file."
+            metavar="ENGINE_OR_ONNX...",
+            help="A .plan with its manifest beside it, or an .onnx file; several are compared in one go.",
         ),
     ],
     checkpoint: Annotated[
-        str, typer.Option(help="The .pt, .pth or .safetensors file, or preset, that it was made from.")
+        str, typer.Option(help="The .pt, .pth or .safetensors file, or preset, that they were made from.")
     ],
     images: Annotated[
         Path | None,
@@ -34,6 +36,20 @@ def validate(
     min_psnr: Annotated[
         float, typer.Option(metavar="DB", help="The bar for the worst picture, in dB against PyTorch.")
     ] = 50.0,
+    budget_db: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="The most PSNR-Y that may be lost against ground truth, as a mean over the pictures.",
+            show_default="no budget",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write DIR/index.html, one self-contained page, and DIR/report.json."
+        ),
+    ] = None,
     res_scale: Annotated[
         float | None,
         typer.Option(
@@ -44,53 +60,152 @@ def validate(
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Compare on the first N pictures only.")
     ] = None,
+    tile: Annotated[
+        str,
+        typer.Option(
+            metavar="HxW", help="auto, none, or the tiles that all networks get; auto cuts large pictures."
+        ),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1: where engines run.")] = "auto",
     plugin: Annotated[
         Path | None,
         typer.Option(help="Plugin library of the engine.", show_default="the one that `plugin build` writes"),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compare an engine, or its ONNX file on a CPU, with PyTorch on real pictures. Exit code 1 below the bar."""
-    if not math.isfinite(min_psnr):
-        raise UsageError("--min-psnr", f"got {min_psnr}, expected a number of decibels")
-    if engine_or_onnx.suffix.lower() not in (".plan", ".onnx"):
-        raise UsageError(
-            engine_or_onnx, "is neither an engine nor an ONNX file", "name a .plan or an .onnx file"
-        )
+    """Compare engines, or ONNX files on a CPU, with PyTorch on real pictures. Exit code 1 below the bar."""
+    _check_options(engines, min_psnr, budget_db)
     from trt_hspan.cli.output import print_json, progress
-    from trt_hspan.evaluation.compare import common_scale
-    from trt_hspan.evaluation.compare import validate as compare
+    from trt_hspan.evaluation.compare import Outputs, common_scale, validate_all
     from trt_hspan.evaluation.datasets import samples_from_folder, shipped_samples
+    from trt_hspan.evaluation.report import EvidenceCollector
+    from trt_hspan.evaluation.report.rows import labels_of
     from trt_hspan.runtime.opening import open_runner
     from trt_hspan.runtime.torch_runner import TorchRunner
 
-    candidate = open_runner(engine_or_onnx, plugin=plugin)
-    chosen = next(value for value in (res_scale, candidate.res_scale, 0.1) if value is not None)
-    reference = TorchRunner(checkpoint, res_scale=chosen)
-    scale = common_scale(candidate, reference)
+    options = _upscale_options(tile)
+    if report is not None:
+        _check_report_folder(report)
+    candidates = [
+        open_runner(
+            path, plugin=plugin if path.suffix.lower() == ".plan" else None, device=_device(path, device)
+        )
+        for path in engines
+    ]
+    known = [runner.res_scale for runner in candidates]
+    reference = TorchRunner(checkpoint, res_scale=next(v for v in (res_scale, *known, 0.1) if v is not None))
+    scale = common_scale(reference, candidates)
     samples = shipped_samples(scale) if images is None else samples_from_folder(images, scale)
     samples = samples[:limit]
+    evidence = EvidenceCollector(labels_of(engines, candidates)) if report is not None else None
     with progress("comparing", total=len(samples)) as bar:
-        report = compare(
-            candidate,
+
+        def told(outputs: Outputs) -> None:
+            if evidence is not None:
+                evidence(outputs)
+            bar.advance(bar.task_ids[0])
+
+        reports = validate_all(
+            candidates,
             reference,
             samples,
             min_psnr_db=min_psnr,
-            on_picture=lambda _: bar.advance(bar.task_ids[0]),
+            budget_db=budget_db,
+            options=options,
+            on_outputs=told,
         )
+    page = None
+    if report is not None and evidence is not None:
+        from trt_hspan.evaluation.report.rows import written_report
+
+        source = "the shipped photograph" if images is None else str(images)
+        with progress("writing the report"):
+            page = written_report(
+                report,
+                checkpoint=checkpoint,
+                images=source,
+                files=engines,
+                runners=candidates,
+                reports=reports,
+                evidence=evidence,
+                sample=samples[0],
+                reference=reference,
+            )
     if json:
-        print_json(report.as_dict())
+        print_json(_as_dict(reports, page))
     else:
-        _print_report(report)
-    if not report.passed:
-        raise HspanError(
-            engine_or_onnx, _failure(report), "try --precision fp32 or bf16, or lower --min-psnr"
-        )
+        for one in reports:
+            _print_report(one)
+        if page is not None:
+            typer.echo(f"report: {page}")
+    for path, one in zip(engines, reports, strict=True):
+        if not one.passed:
+            raise HspanError(path, _failure(one), _next_step(one))
+
+
+def _check_options(engines: list[Path], min_psnr: float, budget_db: float | None) -> None:
+    if not math.isfinite(min_psnr):
+        raise UsageError("--min-psnr", f"got {min_psnr}, expected a number of decibels")
+    if budget_db is not None and not (math.isfinite(budget_db) and budget_db >= 0):
+        raise UsageError("--budget-db", f"got {budget_db}, expected decibels, 0 or more")
+    for path in engines:
+        if path.suffix.lower() not in (".plan", ".onnx"):
+            raise UsageError(path, "is neither an engine nor an ONNX file", "name a .plan or an .onnx file")
+    twice = {path for path in engines if engines.count(path) > 1}
+    if twice:
+        raise UsageError(min(twice), "was named twice", "name each file once")
+
+
+def _upscale_options(tile: str) -> UpscaleOptions:
+    from trt_hspan.engine.spec import image_size_from_text
+    from trt_hspan.runtime.upscaling import UpscaleOptions
+
+    if tile in ("auto", "none"):
+        return UpscaleOptions(tile="auto" if tile == "auto" else "none")
+    size = image_size_from_text(tile, option="--tile")
+    return UpscaleOptions(tile=(size.height, size.width))
+
+
+def _check_report_folder(folder: Path) -> None:
+    """Finds out before the work whether the report can be written."""
+    from trt_hspan.engine.output_set import check_writable
+    from trt_hspan.evaluation.report.page import PAGE_NAME, require_report_tools
+
+    if folder.is_file():
+        raise UsageError("--report", f"{folder} is a file, expected a folder")
+    require_report_tools()
+    check_writable(folder / PAGE_NAME)
+
+
+def _device(path: Path, device: str) -> str:
+    """ONNX files run on the CPU whatever engines do."""
+    from trt_hspan.runtime.opening import device_from_text
+
+    device_from_text(device)
+    return device if path.suffix.lower() == ".plan" else "auto"
+
+
+def _as_dict(reports: list[ValidationReport], page: Path | None) -> dict[str, object]:
+    """One network's report as it is; several in a list, with the verdict on all."""
+    where = {} if page is None else {"report_page": str(page)}
+    if len(reports) == 1:
+        return {**reports[0].as_dict(), **where}
+    return {"passed": all(r.passed for r in reports), "reports": [r.as_dict() for r in reports], **where}
+
+
+def _next_step(report: ValidationReport) -> str:
+    if report.total.nan_count and report.precision in ("fp16", "bf16"):
+        return "see trt-hspan audit, and export with --audit DIR --keep-fp32 at-risk, or --precision fp32"
+    if report.total.worst_psnr_db >= report.min_psnr_db:
+        return "use another precision, or raise --budget-db"
+    return "try --precision fp32 or bf16, or lower --min-psnr"
 
 
 def _failure(report: ValidationReport) -> str:
     if report.total.nan_count:
         return f"{report.total.nan_count} values are NaN or infinite"
+    if report.total.worst_psnr_db >= report.min_psnr_db:
+        return f"loses {report.total.psnr_y_loss_db:.4f} dB of PSNR-Y, the budget is {report.budget_db:g} dB"
     worst = min(report.pictures, key=lambda picture: picture.agreement.psnr_db)
     return (
         f"agrees with PyTorch to {worst.agreement.psnr_db:.2f} dB on {worst.name}, "
@@ -134,6 +249,9 @@ def _print_report(report: ValidationReport) -> None:
         f"mean {total.mean_psnr_db:.2f} dB, bar {report.min_psnr_db:g} dB",
         "checkpoint of both": same,
     }
+    if total.psnr_y_loss_db is not None:
+        budget = "" if report.budget_db is None else f", budget {report.budget_db:g} dB"
+        notes["PSNR-Y lost"] = f"{total.psnr_y_loss_db:+.4f} dB{budget}"
     if report.emulated:
         notes["executed"] = "emulated on CPU" + (f": {report.why_emulated}" if report.why_emulated else "")
     print_table("", notes)

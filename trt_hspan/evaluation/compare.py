@@ -1,11 +1,14 @@
 """Does a network on one backend compute what it computes in PyTorch? Owns the comparison; prints nothing.
 
-Polygraphy's Comparator does it picture by picture: both backends run, then their outputs are compared. So no
-more than one picture's tensors are in memory at a time.
+Polygraphy's Comparator does it picture by picture: all backends run, then their outputs are compared. So no
+more than one picture's tensors are in memory at a time. Pictures that are too large for one of the networks go
+through all of them in the same tiles.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +22,8 @@ from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.evaluation.metrics import Agreement, agreement, psnr_y, require_measurable, ssim_y
 from trt_hspan.evaluation.polygraphy_adapter import run_and_compare
 from trt_hspan.runtime.images import image_from_tensor, tensor_from_image
-from trt_hspan.runtime.memory import require_memory
-from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+from trt_hspan.runtime.runner import Float32Array, Runner
+from trt_hspan.runtime.upscaling import DEFAULT_OPTIONS, UpscaleOptions, Upscaler, upscale_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,8 @@ class PictureReport:
         height, width: of the input, in pixels.
         agreement: candidate against reference, on raw outputs.
         reference_quality, candidate_quality: each against ground truth; None without one.
+        tile: (height, width) of the tiles that both networks saw; None for the picture as a whole.
+        reference_seconds, candidate_seconds: wall time of the runs, without loading.
     """
 
     name: str
@@ -48,6 +53,9 @@ class PictureReport:
     agreement: Agreement
     reference_quality: Quality | None
     candidate_quality: Quality | None
+    tile: tuple[int, int] | None
+    reference_seconds: float
+    candidate_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +71,9 @@ class Summary:
         nan_count: values that are NaN or infinite, in all outputs together.
         reference_quality, candidate_quality: means over the pictures that have ground truth; None without
         any.
+        psnr_y_loss_db: PSNR-Y of the reference less that of the candidate; None without ground truth.
+        ssim_loss: likewise for SSIM.
+        reference_seconds, candidate_seconds: sums over the pictures.
     """
 
     worst_psnr_db: float
@@ -72,6 +83,10 @@ class Summary:
     nan_count: int
     reference_quality: Quality | None
     candidate_quality: Quality | None
+    psnr_y_loss_db: float | None
+    ssim_loss: float | None
+    reference_seconds: float
+    candidate_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +102,8 @@ class ValidationReport:
         scale: of both.
         same_source: whether both come from one checkpoint; None when the candidate does not say.
         min_psnr_db: the bar.
-        passed: the worst picture reaches the bar and nothing is NaN.
+        budget_db: the most PSNR-Y that may be lost; None without a budget.
+        passed: the worst picture reaches the bar, the loss is within the budget, and nothing is NaN.
         total: all pictures together.
         pictures: one by one.
     """
@@ -100,6 +116,7 @@ class ValidationReport:
     scale: int
     same_source: bool | None
     min_psnr_db: float
+    budget_db: float | None
     passed: bool
     total: Summary
     pictures: tuple[PictureReport, ...]
@@ -109,45 +126,129 @@ class ValidationReport:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What the networks made of one picture; told while it is in memory.
+
+    Attributes:
+        sample: the picture.
+        low: (H, W, 3) uint8.
+        truth: (H * scale, W * scale, 3) uint8, or None.
+        reference: (1, 3, H * scale, W * scale) float32.
+        candidates: likewise, one of each network.
+        reports: one of each network.
+    """
+
+    sample: Sample
+    low: npt.NDArray[np.uint8]
+    truth: npt.NDArray[np.uint8] | None
+    reference: Float32Array
+    candidates: tuple[Float32Array, ...]
+    reports: tuple[PictureReport, ...]
+
+
 def validate(
     candidate: Runner,
     reference: Runner,
     samples: Sequence[Sample],
     *,
     min_psnr_db: float = 50.0,
+    budget_db: float | None = None,
+    options: UpscaleOptions = DEFAULT_OPTIONS,
     on_picture: Callable[[PictureReport], None] | None = None,
 ) -> ValidationReport:
-    """Runs both networks on every picture and compares them.
+    """Runs two networks on every picture and compares them: `validate_all` with one candidate."""
+
+    def told(outputs: Outputs) -> None:
+        if on_picture is not None:
+            on_picture(outputs.reports[0])
+
+    (report,) = validate_all(
+        [candidate],
+        reference,
+        samples,
+        min_psnr_db=min_psnr_db,
+        budget_db=budget_db,
+        options=options,
+        on_outputs=told,
+    )
+    return report
+
+
+def validate_all(
+    candidates: Sequence[Runner],
+    reference: Runner,
+    samples: Sequence[Sample],
+    *,
+    min_psnr_db: float = 50.0,
+    budget_db: float | None = None,
+    options: UpscaleOptions = DEFAULT_OPTIONS,
+    on_outputs: Callable[[Outputs], None] | None = None,
+) -> list[ValidationReport]:
+    """Runs all networks on every picture and compares each candidate with the reference.
 
     Args:
-        candidate: the engine, or the ONNX file under ONNX Runtime.
+        candidates: engines, or ONNX files under ONNX Runtime.
         reference: the network in PyTorch.
         samples: at least one picture, made for the networks' scale.
         min_psnr_db: the bar for the worst picture; 50 dB is a mean error of a third of an 8-bit grey level.
-        on_picture: called after each picture, for progress.
+        budget_db: the most PSNR-Y against ground truth that a candidate may lose, as a mean over the pictures.
+        options: tiles; all networks see the same ones, the smallest that one of them wants.
+        on_outputs: called after each picture, for progress and reports.
+
+    Returns:
+        One report for each candidate, in their order.
 
     Raises:
         HspanError: the scales differ, there are no pictures, a picture cannot be read, does not fit a network
-            or would fill the memory (all told before the first run), or a backend fails.
+            or would fill the memory, there is a budget and no ground truth (all told before the first run), or
+            a backend fails.
     """
-    scale = common_scale(candidate, reference)
+    scale = common_scale(reference, candidates)
     if not samples:
         raise HspanError("validate", "there are no pictures to compare on", "name some with --images")
+    if budget_db is not None and all(sample.ground_truth is None for sample in samples):
+        raise HspanError(
+            "--budget-db",
+            "none of the pictures has a ground truth to lose PSNR-Y against",
+            f"give a benchmark set: HR/NAME.png and LR_bicubic/X{scale}/NAMEx{scale}.png",
+        )
+    runners = (reference, *candidates)
+    plans = []
     for sample in samples:
         height, width = sample.size()
-        for runner in (reference, candidate):
-            shape = (1, CHANNELS, height, width)
-            runner.require_shape(shape, sample.name)
-            require_memory(runner, shape, sample.name)
+        plans.append(_shared_tiles(runners, height, width, sample.name, options))
         if sample.ground_truth is not None:
             require_measurable(height * scale, width * scale, scale, sample.name)
-    pictures = []
-    with reference, candidate:
-        for sample in samples:
-            pictures.append(_compare_on(sample, candidate, reference, min_psnr_db))
-            if on_picture is not None:
-                on_picture(pictures[-1])
+    found: list[list[PictureReport]] = [[] for _ in candidates]
+    with contextlib.ExitStack() as stack:
+        for runner in runners:
+            stack.enter_context(runner)
+        for sample, plan in zip(samples, plans, strict=True):
+            outputs = _compared(sample, candidates, reference, min_psnr_db, plan)
+            for pictures, report in zip(found, outputs.reports, strict=True):
+                pictures.append(report)
+            if on_outputs is not None:
+                on_outputs(outputs)
+    return [
+        _report(candidate, reference, pictures, scale=scale, min_psnr_db=min_psnr_db, budget_db=budget_db)
+        for candidate, pictures in zip(candidates, found, strict=True)
+    ]
+
+
+def _report(
+    candidate: Runner,
+    reference: Runner,
+    pictures: Sequence[PictureReport],
+    *,
+    scale: int,
+    min_psnr_db: float,
+    budget_db: float | None,
+) -> ValidationReport:
     total = _summary(pictures)
+    within_budget = budget_db is None or (
+        total.psnr_y_loss_db is not None and total.psnr_y_loss_db <= budget_db
+    )
     return ValidationReport(
         candidate=candidate.label,
         reference=reference.label,
@@ -159,44 +260,88 @@ def validate(
         if candidate.source_sha256 is None
         else candidate.source_sha256 == reference.source_sha256,
         min_psnr_db=min_psnr_db,
-        passed=total.worst_psnr_db >= min_psnr_db,  # NaN reaches no bar
+        budget_db=budget_db,
+        passed=total.worst_psnr_db >= min_psnr_db and within_budget,  # NaN reaches no bar
         total=total,
         pictures=tuple(pictures),
     )
 
 
-def common_scale(candidate: Runner, reference: Runner) -> int:
-    """The scale of both networks. Raises: HspanError when they differ, or the reference does not say its own."""
+def common_scale(reference: Runner, candidates: Sequence[Runner]) -> int:
+    """The scale of all networks. Raises: HspanError when they differ, or the reference does not say its own."""
     if reference.scale is None:
         raise HspanError(reference.where, "does not say its scale", "give a checkpoint")
-    if candidate.scale not in (None, reference.scale):
-        raise HspanError(
-            candidate.where,
-            f"has scale {candidate.scale}, but {reference.where} has scale {reference.scale}",
-            "give the checkpoint that it was exported from",
-        )
+    for candidate in candidates:
+        if candidate.scale not in (None, reference.scale):
+            raise HspanError(
+                candidate.where,
+                f"has scale {candidate.scale}, but {reference.where} has scale {reference.scale}",
+                "give the checkpoint that it was exported from",
+            )
     return reference.scale
 
 
-def _compare_on(sample: Sample, candidate: Runner, reference: Runner, min_psnr_db: float) -> PictureReport:
+def _shared_tiles(
+    runners: Sequence[Runner], height: int, width: int, what: str, options: UpscaleOptions
+) -> UpscaleOptions:
+    """One cut for all networks: attention sees no further than its tile, so other tiles are another result."""
+    if options.protocol == "official":
+        return options
+    plans = [Upscaler(runner, options).plan(height, width, what=what) for runner in runners]
+    if all(plan.count == 1 for plan in plans) and options.tile == "none":
+        return options
+    size = (min(plan.tile_height for plan in plans), min(plan.tile_width for plan in plans))
+    if options.tile == "auto" and (height <= size[0] and width <= size[1]):
+        return options
+    shared = dataclasses.replace(options, tile=size)
+    for runner in runners:
+        Upscaler(runner, shared).plan(height, width, what=what)
+    return shared
+
+
+def _compared(
+    sample: Sample,
+    candidates: Sequence[Runner],
+    reference: Runner,
+    min_psnr_db: float,
+    options: UpscaleOptions,
+) -> Outputs:
     low, truth = sample.load()
-    outputs: list[Float32Array] = []
     measured: list[Agreement] = []
 
     def matches(expected: Float32Array, found: Float32Array) -> bool:
-        outputs.extend((expected, found))
         measured.append(agreement(found, expected))
-        return measured[0].psnr_db >= min_psnr_db
+        return measured[-1].psnr_db >= min_psnr_db
 
-    run_and_compare(reference, candidate, tensor_from_image(low), matches)
-    qualities = [None if truth is None else _quality(output, truth, sample.scale) for output in outputs]
-    return PictureReport(
-        name=sample.name,
-        height=low.shape[0],
-        width=low.shape[1],
-        agreement=measured[0],
-        reference_quality=qualities[0],
-        candidate_quality=qualities[1],
+    runs = run_and_compare(
+        [reference, *candidates],
+        tensor_from_image(low),
+        matches,
+        infer=lambda runner, batch: upscale_batch(runner, batch, options, what=sample.name),
+    )
+    qualities = [None if truth is None else _quality(run.output, truth, sample.scale) for run in runs]
+    cut = options.tile if isinstance(options.tile, tuple) else None
+    reports = tuple(
+        PictureReport(
+            name=sample.name,
+            height=low.shape[0],
+            width=low.shape[1],
+            agreement=found,
+            reference_quality=qualities[0],
+            candidate_quality=quality,
+            tile=cut,
+            reference_seconds=runs[0].seconds,
+            candidate_seconds=run.seconds,
+        )
+        for found, run, quality in zip(measured, runs[1:], qualities[1:], strict=True)
+    )
+    return Outputs(
+        sample=sample,
+        low=low,
+        truth=truth,
+        reference=runs[0].output,
+        candidates=tuple(run.output for run in runs[1:]),
+        reports=reports,
     )
 
 
@@ -212,14 +357,20 @@ def _summary(pictures: Sequence[PictureReport]) -> Summary:
     pixels = np.array([picture.height * picture.width for picture in pictures], dtype=np.float64)
     psnrs = np.array([m.psnr_db for m in measured])
     errors = np.array([m.mean_abs_error for m in measured])
+    reference = _mean_quality([picture.reference_quality for picture in pictures])
+    candidate = _mean_quality([picture.candidate_quality for picture in pictures])
     return Summary(
         worst_psnr_db=float(psnrs.min()),  # NaN wins over every number
         mean_psnr_db=float(psnrs.mean()),
         max_abs_error=float(np.max([m.max_abs_error for m in measured])),
         mean_abs_error=float((errors * pixels).sum() / pixels.sum()),
         nan_count=sum(m.nan_count for m in measured),
-        reference_quality=_mean_quality([picture.reference_quality for picture in pictures]),
-        candidate_quality=_mean_quality([picture.candidate_quality for picture in pictures]),
+        reference_quality=reference,
+        candidate_quality=candidate,
+        psnr_y_loss_db=None if not (reference and candidate) else reference.psnr_y_db - candidate.psnr_y_db,
+        ssim_loss=None if not (reference and candidate) else reference.ssim_y - candidate.ssim_y,
+        reference_seconds=sum(picture.reference_seconds for picture in pictures),
+        candidate_seconds=sum(picture.candidate_seconds for picture in pictures),
     )
 
 

@@ -5,32 +5,43 @@ from __future__ import annotations
 import functools
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME
 from trt_hspan.runtime.polygraphy_setup import quiet_polygraphy
-from trt_hspan.runtime.runner import Float32Array, Runner
+from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network's output (N, 3, sH, sW) float32 on a batch, and the wall time that it took."""
+
+    output: Float32Array
+    seconds: float
 
 
 def run_and_compare(
-    reference: Runner,
-    candidate: Runner,
+    runners: Sequence[Runner],
     batch: Float32Array,
     matches: Callable[[Float32Array, Float32Array], bool],
-) -> None:
-    """Runs two active runners on one batch, then compares their outputs, with Polygraphy's Comparator.
+    infer: Callable[[Runner, Float32Array], Float32Array] = Runner.run,
+) -> list[Run]:
+    """Runs active runners on one batch, then compares the first one's output with each other's, by Polygraphy.
 
-    Polygraphy checks the input against what each runner takes, runs one after the other, and logs statistics
-    of both outputs when debug messages are wanted.
+    Polygraphy runs one after the other and logs statistics of the outputs when debug messages are wanted.
 
     Args:
-        reference: runs first.
-        candidate: runs second.
+        runners: the first is the reference.
         batch: (N, 3, H, W) float32.
-        matches: called once with the reference's and the candidate's output; says whether they agree.
+        matches: called with the reference's and another's output, in the runners' order; says whether they agree.
+        infer: how a runner is given a batch.
+
+    Returns:
+        What each runner made.
 
     Raises:
         HspanError: as `Runner.run`.
@@ -41,10 +52,13 @@ def run_and_compare(
     def compare(expected: Any, found: Any) -> OrderedDict[str, bool]:
         return OrderedDict({OUTPUT_NAME: matches(expected[OUTPUT_NAME], found[OUTPUT_NAME])})
 
-    adapted = _adapted_runner_class()
-    results = Comparator.run([adapted(reference), adapted(candidate)], data_loader=[{INPUT_NAME: batch}])
+    adapted = [_adapted_runner_class()(runner, infer, index) for index, runner in enumerate(runners)]
+    results = Comparator.run(adapted, data_loader=[{INPUT_NAME: batch}])
+    pairs = [(0, index) for index in range(1, len(adapted))]
     with np.errstate(all="ignore"):  # its statistics of outputs that hold infinities
-        Comparator.compare_accuracy(results, compare_func=compare)
+        Comparator.compare_accuracy(results, comparisons=pairs, compare_func=compare)
+    found = [results[runner.name][0] for runner in adapted]
+    return [Run(result[OUTPUT_NAME], float(result.runtime)) for result in found]
 
 
 @functools.cache
@@ -55,17 +69,18 @@ def _adapted_runner_class() -> Any:
     class AdaptedRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy ships no types
         """A runner that is active already; Polygraphy's own activation has nothing left to do."""
 
-        def __init__(self, runner: Runner) -> None:
-            super().__init__(name=runner.label, prefix=runner.label)
-            self._runner = runner
+        def __init__(
+            self, runner: Runner, infer: Callable[[Runner, Float32Array], Float32Array], index: int
+        ) -> None:
+            super().__init__(name=f"{index}: {runner.label}", prefix=runner.label)
+            self._runner, self._infer = runner, infer
 
         def get_input_metadata_impl(self) -> Any:
-            shape = tuple(-1 if size is None else size for size in self._runner.fixed_shape)
-            return TensorMetadata().add(INPUT_NAME, dtype=np.float32, shape=shape)
+            return TensorMetadata().add(INPUT_NAME, dtype=np.float32, shape=(-1, CHANNELS, -1, -1))
 
         def infer_impl(self, feed_dict: dict[str, Float32Array]) -> OrderedDict[str, Float32Array]:
             started = time.perf_counter()
-            output = self._runner.run(feed_dict[INPUT_NAME])
+            output = self._infer(self._runner, feed_dict[INPUT_NAME])
             self.inference_time = time.perf_counter() - started
             return OrderedDict({OUTPUT_NAME: output})
 

@@ -1,0 +1,128 @@
+"""Where along a network its error arises: each module's output, FP32 in PyTorch against the engine's graph on a CPU.
+
+Owns the matching of modules to graph nodes, by the names that export gives them; computes no verdict.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from trt_hspan.evaluation.ort_session import open_session, run_session
+from trt_hspan.graph import model_for_cpu
+from trt_hspan.runtime.runner import Float32Array
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Head, blocks and modules of the body, the tail's layers, and the network's output.
+_MODULES: Final = re.compile(r"head\.0|body\.\d+(\.body\.\d+)?|tail\.\d+(\.\d+)?|add_mean")
+_NO_MODULE: Final = ("Cast", "QuantizeLinear", "DequantizeLinear")
+# Side in input pixels of the part that is looked at; the function body keeps (64 * 64)^2 scores there.
+LAYER_SIDE: Final = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerError:
+    """One module's output.
+
+    Attributes:
+        module: its path, such as "body.0.body.2".
+        psnr_db: PSNR of the engine's graph against PyTorch FP32, with the largest absolute value of the latter as
+            peak; infinite when equal, NaN when a value is not finite.
+    """
+
+    module: str
+    psnr_db: float
+
+
+def layer_errors(
+    model: onnx.ModelProto, network: nn.Module, batch: Float32Array, *, threads: int | None = None
+) -> list[LayerError]:
+    """Compares the output of every block and module that stands in both.
+
+    FP16 exports divide the tail's features by a power of two (see `headroom`); that factor is taken out.
+
+    Args:
+        model: the engine's ONNX file, in any precision.
+        network: the checkpoint's network, float32.
+        batch: (1, 3, H, W) float32; small, for the function body keeps (H * W)^2 scores.
+        threads: CPU threads; None takes those that the process may use.
+
+    Returns:
+        In the graph's order; empty for a network whose nodes are not named after modules.
+
+    Raises:
+        HspanError: ONNX Runtime fails.
+    """
+    tensors = _module_tensors(model)
+    expected = _module_outputs(network, batch, set(tensors))
+    tensors = {module: tensor for module, tensor in tensors.items() if module in expected}
+    if not tensors:
+        return []
+    runnable = onnx.ModelProto()
+    runnable.CopyFrom(model_for_cpu(model))
+    have = {value.name for value in runnable.graph.output}
+    for tensor in tensors.values():
+        if tensor not in have:
+            runnable.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
+    session = open_session(runnable, "layer errors", threads)
+    found = run_session(session, list(tensors.values()), batch, "layer errors")
+    return [
+        LayerError(module=module, psnr_db=_psnr_db(np.asarray(output, np.float32), expected[module]))
+        for module, output in zip(tensors, found, strict=True)
+    ]
+
+
+def _module_tensors(model: onnx.ModelProto) -> dict[str, str]:
+    """Module -> the tensor that its last node makes, in the order of those nodes."""
+    tensors: dict[str, str] = {}
+    for node in model.graph.node:
+        module = node.name.rpartition("/")[0]
+        if node.op_type not in _NO_MODULE and _MODULES.fullmatch(module):
+            tensors.pop(module, None)
+            tensors[module] = node.output[0]
+    return tensors
+
+
+def _module_outputs(network: nn.Module, batch: Float32Array, wanted: set[str]) -> dict[str, Float32Array]:
+    import torch
+
+    outputs: dict[str, Float32Array] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            outputs[name] = output.numpy()
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(name)) for name, module in network.named_modules() if name in wanted
+    ]
+    try:
+        with torch.inference_mode():
+            network(torch.from_numpy(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def _psnr_db(found: Float32Array, expected: Float32Array) -> float:
+    if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return math.nan
+    ours, theirs = found.astype(np.float64), expected.astype(np.float64)
+    power, wanted = float(np.mean(ours**2)), float(np.mean(theirs**2))
+    if power > 0 and wanted > 0:
+        ours *= 2.0 ** round(math.log2(wanted / power) / 2)
+    error = float(np.mean((ours - theirs) ** 2))
+    peak = float(np.abs(theirs).max())
+    if error == 0.0:
+        return math.inf
+    return -math.inf if peak == 0.0 else 10.0 * math.log10(peak**2 / error)

@@ -1,0 +1,259 @@
+"""Puts the report's page together with Jinja2. Owns the order and wording of figures; draws and measures nothing.
+
+The page is one file: styles, script, charts and pictures stand in it, and its content security policy forbids it to
+ask a network for anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trt_hspan
+from trt_hspan.engine.manifest import EngineManifest
+from trt_hspan.engine.range_record import RISK_MEANINGS
+from trt_hspan.errors import HspanError
+from trt_hspan.evaluation.compare import ValidationReport
+from trt_hspan.evaluation.layers import LayerError
+from trt_hspan.evaluation.report.charts import Line, histogram_chart, layer_chart, range_chart
+from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES, EvidenceCollector
+from trt_hspan.evaluation.report.pictures import HEAT_RANGE, LONGEST_SIDE, heat_gradient, shown_size
+from trt_hspan.files import write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+PAGE_NAME = "index.html"
+DATA_NAME = "report.json"
+_NONE = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One network of the report.
+
+    Attributes:
+        label: short and different from all others, such as "FP16".
+        file: name of the engine or ONNX file.
+        size_bytes: of that file.
+        manifest: of an engine; None for an ONNX file.
+        report: what `validate_all` found.
+        layers: what `layer_errors` found; empty when it does not apply.
+    """
+
+    label: str
+    file: str
+    size_bytes: int
+    manifest: EngineManifest | None
+    report: ValidationReport
+    layers: Sequence[LayerError]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportInput:
+    """Everything the page shows.
+
+    Attributes:
+        checkpoint: as the user named it.
+        images: where the pictures came from, as the user named it.
+        rows: at least one.
+        evidence: gathered while the reports were made.
+        layer_picture: what the layer errors were measured on, in words.
+    """
+
+    checkpoint: str
+    images: str
+    rows: Sequence[Row]
+    evidence: EvidenceCollector
+    layer_picture: str
+
+
+def write_report(folder: Path, content: ReportInput) -> Path:
+    """Writes `index.html` and, with the same figures, `report.json`.
+
+    Returns:
+        The page.
+
+    Raises:
+        HspanError: Jinja2 is not installed, or the files cannot be written.
+    """
+    page = page_from_report(content)
+    write_text(folder / DATA_NAME, json.dumps(_plain(figures_from_report(content)), indent=2) + "\n")
+    write_text(folder / PAGE_NAME, page)
+    return folder / PAGE_NAME
+
+
+def require_report_tools() -> None:
+    """Raises: HspanError when Jinja2 is not installed, so that nobody waits for a comparison in vain."""
+    _environment()
+
+
+def page_from_report(content: ReportInput) -> str:
+    """The page as HTML. Raises: HspanError when Jinja2 is not installed."""
+    from markupsafe import Markup
+
+    assets = resources.files("trt_hspan.evaluation.report") / "assets"
+    evidence = content.evidence
+    labels = [row.label for row in content.rows]
+    modules = max((row.layers for row in content.rows), key=len, default=())
+    names = [layer.module for layer in modules]
+    lines = [
+        Line(label=row.label, values=tuple(_on_axis(row.layers, names))) for row in content.rows if row.layers
+    ]
+    shares = [
+        [int(cell) / max(1, total) for cell in histogram]
+        for histogram, total in zip(evidence.histograms, evidence.values, strict=True)
+    ]
+    context: dict[str, Any] = {
+        "content": content,
+        "rows": content.rows,
+        "first": content.rows[0].report,
+        "passed": all(row.report.passed for row in content.rows),
+        "bicubic": evidence.bicubic,
+        "reference_quality": content.rows[0].report.total.reference_quality,
+        "reference_seconds": content.rows[0].report.total.reference_seconds,
+        "pictures": evidence.pictures,
+        "hidden_pictures": evidence.seen - len(evidence.pictures),
+        "layer_chart": Markup(layer_chart(names, lines)) if lines else "",
+        "histogram": Markup(histogram_chart(HISTOGRAM_EDGES, labels, shares)),
+        "equal_shares": [
+            equal / max(1, total) for equal, total in zip(evidence.equal_values, evidence.values, strict=True)
+        ],
+        "audits": [_audit(row) for row in content.rows if row.manifest and row.manifest.range_audit],
+        "heat_gradient": Markup(heat_gradient()),
+        "heat_range": HEAT_RANGE,
+        "longest_side": LONGEST_SIDE,
+        "shown_size": shown_size,
+        "style": Markup((assets / "style.css").read_text(encoding="utf-8")),
+        "script": Markup((assets / "script.js").read_text(encoding="utf-8")),
+        "version": trt_hspan.__version__,
+    }
+    template = _environment().from_string((assets / "page.html.j2").read_text(encoding="utf-8"))
+    return template.render(context)
+
+
+def figures_from_report(content: ReportInput) -> dict[str, Any]:
+    """The figures of the page as plain values, for machines."""
+    bicubic = content.evidence.bicubic
+    return {
+        "tool_version": trt_hspan.__version__,
+        "checkpoint": content.checkpoint,
+        "images": content.images,
+        "passed": all(row.report.passed for row in content.rows),
+        "bicubic": None if bicubic is None else asdict(bicubic),
+        "layer_picture": content.layer_picture,
+        "networks": [
+            {
+                "label": row.label,
+                "file": row.file,
+                "size_bytes": row.size_bytes,
+                "activation_memory_bytes": row.manifest.activation_memory_bytes if row.manifest else None,
+                "build_time_seconds": row.manifest.build_time_seconds if row.manifest else None,
+                "layers": [asdict(layer) for layer in row.layers],
+                **row.report.as_dict(),
+            }
+            for row in content.rows
+        ],
+    }
+
+
+def _on_axis(layers: Sequence[LayerError], names: Sequence[str]) -> list[float | None]:
+    known = {layer.module: layer.psnr_db for layer in layers}
+    return [known.get(name) for name in names]
+
+
+def _audit(row: Row) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    assert row.manifest is not None
+    audit = row.manifest.range_audit
+    assert audit is not None
+    nodes = [node for node in audit.nodes if node.low and node.largest is not None]
+    chart = range_chart(
+        [node.node for node in nodes],
+        [node.largest or 0.0 for node in nodes],
+        audit.limit,
+        [bool(node.risks) for node in nodes],
+    )
+    scores = [node.largest_score for node in audit.nodes if node.largest_score is not None]
+    return {
+        "label": row.label,
+        "audit": audit,
+        "chart": Markup(chart),
+        "largest_score": max(scores, default=None),
+        "meanings": RISK_MEANINGS,
+    }
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise HspanError("Jinja2", "is not installed", "pip install 'trt-hspan[export]'") from error
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "db": _db,
+        "loss": _loss,
+        "ssim": lambda value: _number(value, ".4f"),
+        "ssim_loss": lambda value: _number(value, "+.4f"),
+        "size": _size,
+        "seconds": _seconds,
+        "levels": _levels,
+        "percent": lambda value: f"{value * 100:.1f} %",
+    }
+    return environment
+
+
+def _number(value: float | None, form: str) -> str:
+    if value is None:
+        return _NONE
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{_MINUS}∞"
+    text = format(value, form)
+    if not text.strip("+-0."):  # no sign before a zero
+        text = text.lstrip("+-")
+    return text.replace("-", _MINUS)
+
+
+def _db(value: float | None, digits: int = 2) -> str:
+    return _number(value, f".{digits}f")
+
+
+def _loss(value: float | None) -> str:
+    return _number(value, "+.4f")
+
+
+def _levels(error: float) -> str:
+    """An error of the range [0, 1] in grey levels."""
+    return _number(error * 255, ".3g")
+
+
+def _size(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return _NONE
+    return f"{size_bytes / 1e6:,.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:,.1f} kB"
+
+
+def _seconds(seconds: float | None) -> str:
+    return _NONE if seconds is None else f"{seconds:.2f} s" if seconds < 100 else f"{seconds:,.0f} s"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null, "inf" and "-inf", as the command's own `--json` prints them."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return value
