@@ -283,7 +283,7 @@ void gather(Problem const& problem, Workspace& w)
                 addTo(total, (sum[0] + sum[1]) + (sum[2] + sum[3]));
             }
             float values[kLANES];
-            store(values, total.high + total.low);
+            store(values, valueOf(total));
             storeChannels<T>(problem, row.row, d, kLANES, values);
         }
     }
@@ -347,8 +347,8 @@ void multiplyDense(Problem const& problem, Workspace& w, int64_t first, int64_t 
         for (int64_t i = 0; i < count; ++i)
         {
             float values[kWIDTH];
-            store(values, w.totals[2 * i].high + w.totals[2 * i].low);
-            store(values + kLANES, w.totals[2 * i + 1].high + w.totals[2 * i + 1].low);
+            store(values, valueOf(w.totals[2 * i]));
+            store(values + kLANES, valueOf(w.totals[2 * i + 1]));
             storeChannels<T>(problem, first + w.dense[i], d, kWIDTH, values);
         }
     }

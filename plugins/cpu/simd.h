@@ -167,5 +167,12 @@ HSPAN_INLINE void addTo(TwoVec& total, Vec x)
     total.high = sum;
 }
 
+//! high + low; an infinite sum has no finite error to add.
+HSPAN_INLINE Vec valueOf(TwoVec const& total)
+{
+    Vec const sum = total.high + total.low;
+    return sum == sum ? sum : total.high;
+}
+
 } // namespace
 } // namespace hspan::cpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,12 +86,18 @@ def _run(*command: str | Path) -> None:
     )
     if result.returncode == 0:
         return
-    lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
-    told = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no message")
-    if "CMAKE_CXX_COMPILER" in result.stdout and "could not find" in result.stdout.lower():
-        raise HspanError("plugin", "no C++ compiler found", "install g++ (or set CXX)")
+    told = _first_error([line.strip() for line in result.stdout.splitlines() if line.strip()])
+    if re.search("CMAKE_CXX_COMPILER|find the compiler", told):
+        raise HspanError("plugin", f"no C++ compiler: {told}", "install g++, or set CXX")
     raise HspanError(
-        "plugin",
-        f"the CPU library does not compile: {told[:300]}",
-        "it needs a C++17 compiler: GCC 9 or Clang 12",
+        "plugin", f"the CPU library does not compile: {told}", "it needs a C++17 compiler: GCC 9 or Clang 12"
     )
+
+
+def _first_error(lines: list[str]) -> str:
+    for index, line in enumerate(lines):
+        if line.startswith("CMake Error"):
+            return " ".join(lines[index + 1 : index + 4]).partition(" Call Stack")[0][:300]
+        if re.search(r"\berror:", line):
+            return line[:300]
+    return lines[-1][:300] if lines else "no message"
