@@ -45,6 +45,7 @@ def manifest(**changes: Any) -> EngineManifest:
             convolutions=23,
             quantized_convolutions=19,
             quantized_mac_share=0.95,
+            builder_convolutions=19,
             recipe_sha256="1" * 64,
             calibration_sha256=None,
         ),

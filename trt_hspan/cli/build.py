@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from trt_hspan.cli import quantization_options as options
+from trt_hspan.cli.quantized_build import build_quantized, chain_from_options
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def build(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16 or bf16.", show_default="fp32, or what the ONNX file holds"),
+        typer.Option(help="fp32, fp16, bf16, int8 or fp8.", show_default="fp32, or what the ONNX file holds"),
     ] = None,
     min_size: Annotated[
         str | None,
@@ -112,18 +114,57 @@ def build(
             metavar="NODE", help="A node to keep in float32, a pattern, or at-risk (see --audit); repeatable."
         ),
     ] = None,
+    recipe: options.RecipeFile = None,
+    calibration: options.Calibration = None,
+    method: options.Method = None,
+    rounding: options.Rounding = None,
+    budget_db: options.BudgetDb = None,
+    base: options.Base = None,
+    held_out: options.HeldOut = None,
+    table: options.Table = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    tiles: options.Tiles = options.DEFAULT_TILES,
+    tile: options.TileSide = options.DEFAULT_SIDE,
+    no_cache: options.NoCache = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Build a TensorRT engine, with a manifest that vouches for it."""
     if (checkpoint is None) == (onnx is None):
         raise UsageError("trt-hspan build", "give exactly one of --checkpoint and --onnx")
+    quantization = chain_from_options(
+        checkpoint=checkpoint,
+        precision=precision,
+        recipe=recipe,
+        calibration=calibration,
+        method=method,
+        rounding=rounding,
+        budget_db=budget_db,
+        base=base,
+        held_out=held_out,
+        table=table,
+        include=include,
+        exclude=exclude,
+        tiles=tiles,
+        tile=tile,
+        no_cache=no_cache,
+    )
+    if quantization is not None:
+        quantization.refuse(opset=opset, audit=audit, keep_fp32=keep_fp32)
+        precision = quantization.precision
     if onnx is not None:
-        _refuse_export_options(res_scale=res_scale, opset=opset, keep_fp32=keep_fp32)
+        _refuse_export_options(
+            res_scale=res_scale, opset=opset, keep_fp32=None if quantization else keep_fp32
+        )
     from trt_hspan.cli.range_options import audited_onnx, range_request
     from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, Precision, ProfileRequest, check_choice
 
     check_choice("--precision", precision, Precision)
-    ranges = range_request(audit, keep_fp32, precision=None if onnx else precision or "fp32")
+    ranges = (
+        None
+        if quantization is not None
+        else range_request(audit, keep_fp32, precision=None if onnx else precision or "fp32")
+    )
     spec = EngineSpec(
         onnx=onnx if onnx is not None else Path(),
         output=output if output is not None else _default_output(checkpoint, onnx, precision),
@@ -143,8 +184,12 @@ def build(
         workspace_mib=workspace_mib,
         optimization_level=opt_level,
     )
-    if checkpoint is None:
-        manifest = _build(replace(spec, range_audit=audited_onnx(spec.onnx, ranges)))
+    if quantization is not None:
+        manifest = build_quantized(
+            checkpoint or spec.onnx, spec, quantization, res_scale=res_scale, keep_fp32=keep_fp32 or ()
+        )
+    elif checkpoint is None:
+        manifest = build_with_progress(replace(spec, range_audit=audited_onnx(spec.onnx, ranges)))
     else:
         manifest = _build_from_checkpoint(checkpoint, spec, ranges, res_scale=res_scale, opset=opset)
     _print(spec, manifest, as_json=json)
@@ -207,10 +252,11 @@ def _build_from_checkpoint(
         )
         # What was kept may be every node: then the graph is float32, and the engine says so.
         asked = None if ranges is not None and ranges.keep_fp32 else spec.precision
-        return _build(replace(spec, onnx=exported, precision=asked, range_audit=found))
+        return build_with_progress(replace(spec, onnx=exported, precision=asked, range_audit=found))
 
 
-def _build(spec: EngineSpec) -> EngineManifest:
+def build_with_progress(spec: EngineSpec) -> EngineManifest:
+    """Raises: as `build_engine`."""
     from trt_hspan.cli.output import progress
     from trt_hspan.engine.build import build_engine
 
@@ -257,7 +303,7 @@ def _summary(spec: EngineSpec, manifest: EngineManifest) -> dict[str, object]:
         "manifest": spec.manifest_output,
         "TensorRT": f"{manifest.flavor} {manifest.tensorrt_version}",
         "targets": ", ".join(manifest.targets) or default,
-        "precision": manifest.precision,
+        "precision": _precision_text(manifest),
         "attention": manifest.attention if plugin is None else f"plugin, {plugin.file} {plugin.sha256[:12]}",
         "shapes": ", ".join(
             f"{name} {'x'.join(map(str, shape))}"
@@ -268,6 +314,16 @@ def _summary(spec: EngineSpec, manifest: EngineManifest) -> dict[str, object]:
         "layers": f"{sum(layers.values())}, of them {layers.get('PLUGIN_V3', 0)} plugins",
         "build time": f"{manifest.build_time_seconds:.1f} s",
     }
+
+
+def _precision_text(manifest: EngineManifest) -> str:
+    record = manifest.quantization
+    if record is None:
+        return manifest.precision
+    return (
+        f"{record.type} in {record.quantized_convolutions} of {record.convolutions} convolutions "
+        f"({record.quantized_mac_share:.1%} of their work), {manifest.base_precision} elsewhere"
+    )
 
 
 def _size_text(size_bytes: int | None) -> str | None:

@@ -51,6 +51,8 @@ RTX_DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
 # NVIDIA's documented limit on the elements of one tensor. Measured on TensorRT-RTX 1.7.1: beyond it, the
 # reported activation memory wraps around (12.96 GB at 200x200 but 0.68 GB at 216x216).
 MAX_TENSOR_ELEMENTS = 2**31 - 1
+# Ada and Hopper were the first with FP8 tensor cores. TensorRT-RTX 1.7 refuses FP8 for anything older.
+FIRST_FP8_TARGET = 89
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,7 @@ def build_engine(
     """
     tools = _tools(spec)
     network = _network(spec, tools.attention)
+    check_fp8_targets(network.precision, tools.flavor, tools.targets)
     outputs = [spec.output, spec.onnx_output, spec.manifest_output]
     with staged_files(outputs) as (plan_file, onnx_file, manifest_file):
         built = build_plan(tools.trt, _request(spec, tools, network), on_progress=on_progress)
@@ -128,8 +131,25 @@ def _tools(spec: EngineSpec) -> _Tools:
     targets = _targets(spec, flavor)
     trt = load_tensorrt(flavor)
     check_targets(trt, spec.targets)
+    check_fp8_targets(spec.precision, flavor, targets)
     plugin = _loaded_plugin(trt, spec, targets) if attention == "plugin" else None
     return _Tools(trt=trt, flavor=flavor, attention=attention, targets=targets, plugin=plugin)
+
+
+def check_fp8_targets(precision: Precision | None, flavor: Flavor, targets: tuple[str, ...]) -> None:
+    """Raises: HspanError when FP8 is wanted on GPUs whose tensor cores do not have it, named in the line."""
+    if precision != "fp8":
+        return
+    wanted = targets or (RTX_DEFAULT_TARGETS if flavor == "tensorrt-rtx" else ())
+    without = [target for target in wanted if int(target.removeprefix("sm_")) < FIRST_FP8_TARGET]
+    if without:
+        named = ", ".join(without)
+        raise HspanError(
+            "--target",
+            f"{named} cannot compute in FP8 (E4M3), which GPUs have from sm_{FIRST_FP8_TARGET} on"
+            + ("" if targets else f"; TensorRT-RTX's default set includes {named}"),
+            "name newer targets, such as --target sm_89 --target sm_120, or choose int8",
+        )
 
 
 def _network(spec: EngineSpec, attention: Attention) -> _Network:
@@ -141,7 +161,9 @@ def _network(spec: EngineSpec, attention: Attention) -> _Network:
         raise UsageError(
             "--precision",
             f"{spec.precision}, but {spec.onnx} computes in {precision}",
-            f"export it again with --precision {spec.precision}, or leave the option out",
+            "name pictures with --calibration to quantize it, or leave the option out"
+            if spec.precision in ("int8", "fp8")
+            else f"export it again with --precision {spec.precision}, or leave the option out",
         )
     batch, channels, height, width = _input_dimensions(model, spec.onnx)
     return _Network(
@@ -243,7 +265,7 @@ def _manifest(
         targets=tools.targets,
         precision=network.precision,
         base_precision=base_precision_from_model(network.model),
-        quantization=_quantization_record(network.model),
+        quantization=_quantization_record(network.model, built),
         attention=tools.attention,
         scale=metadata.scale,
         profile=ProfileRecord(min=low, opt=best, max=high),
@@ -260,7 +282,7 @@ def _manifest(
     )
 
 
-def _quantization_record(model: onnx.ModelProto) -> QuantizationRecord | None:
+def _quantization_record(model: onnx.ModelProto, built: BuiltPlan) -> QuantizationRecord | None:
     facts = quantization_from_model(model)
     if facts is None:
         return None
@@ -270,6 +292,7 @@ def _quantization_record(model: onnx.ModelProto) -> QuantizationRecord | None:
         convolutions=facts.convolutions,
         quantized_convolutions=facts.quantized_convolutions,
         quantized_mac_share=round(facts.mac_share, 6),
+        builder_convolutions=built.quantized_convolutions,
         recipe_sha256=metadata.recipe_sha256,
         calibration_sha256=metadata.calibration_sha256,
     )

@@ -68,6 +68,7 @@ class BuiltPlan:
     activation_memory_bytes: int | None
     activation_memory_source: Literal["engine", "builder log"] | None
     weights_memory_bytes: int | None
+    quantized_convolutions: int | None
     build_time_seconds: float
 
 
@@ -140,6 +141,7 @@ def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: Collecte
         activation_memory_bytes=memory,
         activation_memory_source=None if memory is None else source,
         weights_memory_bytes=figures.weights_memory_bytes,
+        quantized_convolutions=figures.quantized_convolutions,
         build_time_seconds=round(seconds, 3),
     )
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 _MEMORY = re.compile(r"^Total (?P<what>Activation|Weights) Memory: (?P<bytes>[0-9]+) bytes", re.ASCII)
 _LAYERS = "Engine Layer Information:"
 _LAYER = re.compile(r"^Layer\((?P<kind>[^)]*)\): ", re.ASCII | re.MULTILINE)
+# TensorRT-RTX 1.7 says this once for each quantised convolution, however many targets, when scales are not float32.
+_QUANTIZED_CONVOLUTION = "Converting conv weight scales to fp32"
+_ABOUT_SCALES = re.compile(r"Converting conv (weight|activation) scales to fp32", re.ASCII)
 _SOURCE_POSITION = re.compile(r"\s*\(?\bIn \S+ at \S+:\d+\s*(?=\)|$|\()")
 
 
@@ -21,11 +24,13 @@ class BuildFigures:
         activation_memory_bytes: for all activations at the profile's largest shapes.
         weights_memory_bytes: for all weights.
         engine_layer_counts: layers of the built engine by kind; fused regions count once.
+        quantized_convolutions: convolutions that the builder fused with their scales; None when it names none.
     """
 
     activation_memory_bytes: int | None
     weights_memory_bytes: int | None
     engine_layer_counts: Mapping[str, int] | None
+    quantized_convolutions: int | None
 
 
 def figures_from_log(messages: Iterable[str]) -> BuildFigures:
@@ -36,21 +41,30 @@ def figures_from_log(messages: Iterable[str]) -> BuildFigures:
     """
     totals: dict[str, int] = {}
     layers: Counter[str] | None = None
+    fused = 0
     for message in messages:
         if (match := _MEMORY.match(message)) is not None:
             totals[match["what"]] = totals.get(match["what"], 0) + int(match["bytes"])
         elif message.startswith(_LAYERS):
             layers = (layers or Counter()) + Counter(found["kind"] for found in _LAYER.finditer(message))
+        elif _QUANTIZED_CONVOLUTION in message:
+            fused += 1
     return BuildFigures(
         activation_memory_bytes=totals.get("Activation"),
         weights_memory_bytes=totals.get("Weights"),
         engine_layer_counts=None if layers is None else dict(sorted(layers.items())),
+        quantized_convolutions=fused or None,
     )
 
 
 def is_figure(message: str) -> bool:
     """Whether `figures_from_log` reads this message; the others need not be kept."""
-    return message.startswith(_LAYERS) or _MEMORY.match(message) is not None
+    return message.startswith(_LAYERS) or _MEMORY.match(message) is not None or is_about_scales(message)
+
+
+def is_about_scales(message: str) -> bool:
+    """Whether a warning only says that a quantised convolution's scales are taken in float32: no news to a user."""
+    return _ABOUT_SCALES.search(message) is not None
 
 
 def line_from_errors(errors: Iterable[str]) -> str | None:

@@ -58,6 +58,8 @@ class QuantizationRecord:
         convolutions: of the network, mean shifts included.
         quantized_convolutions: those whose input and weights are quantised.
         quantized_mac_share: their share of all convolutions' multiply-accumulates, 0..1.
+        builder_convolutions: those that the builder's log reports as fused with their scales; None when it has none,
+            as TensorRT-RTX's for a float32 base.
         recipe_sha256: hash of the recipe that makes the model from its source, or None when the file does not say.
         calibration_sha256: hash of the calibration table behind the scales, likewise.
     """
@@ -66,6 +68,7 @@ class QuantizationRecord:
     convolutions: int
     quantized_convolutions: int
     quantized_mac_share: float
+    builder_convolutions: int | None
     recipe_sha256: str | None
     calibration_sha256: str | None
 

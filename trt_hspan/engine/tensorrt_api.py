@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_hspan.engine import rtx_wheel
-from trt_hspan.engine.builder_log import is_figure, line_from_errors
+from trt_hspan.engine.builder_log import is_about_scales, is_figure, line_from_errors
 from trt_hspan.engine.gpu import gpu_architectures
 from trt_hspan.engine.progress import PhaseTracker
 from trt_hspan.engine.spec import Flavor
@@ -159,7 +159,8 @@ def tensorrt_logger(trt: Any) -> Any:
         def log(self, level: Any, message: str) -> None:
             with contextlib.suppress(Exception):  # no exception may cross into TensorRT
                 _collect(message, is_error=level in errors)
-                _LOG.log(levels.get(level, logging.INFO), "%s", message)
+                expected = is_about_scales(message)
+                _LOG.log(logging.DEBUG if expected else levels.get(level, logging.INFO), "%s", message)
 
     return PythonLogger()
 

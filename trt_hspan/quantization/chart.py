@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
+from trt_hspan.engine.output_set import staged_files
 from trt_hspan.errors import HspanError
-from trt_hspan.files import atomic_path
 from trt_hspan.quantization.sensitivity import SensitivityReport
 
 _BAR, _LOSS, _LINE = "#4477aa", "#cc6677", "#999999"
+
+
+def require_matplotlib() -> None:
+    """Raises: HspanError when matplotlib is not installed, so that nobody measures in vain."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise HspanError("matplotlib", "is not installed", "pip install matplotlib") from error
+
+
+def write_sensitivity(report: SensitivityReport, path: Path) -> Path:
+    """Writes NAME.json and NAME.png, both or none, and returns the latter. Raises: HspanError."""
+    chart = path.with_suffix(".png")
+    with staged_files([path, chart]) as (json_file, chart_file):
+        json_file.write_text(json.dumps(_finite(report.as_dict()), indent=2) + "\n", encoding="utf-8")
+        write_sensitivity_chart(report, chart_file)
+    return chart
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: a layer that changes nothing has the PSNR "inf"."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_sensitivity_chart(report: SensitivityReport, path: Path) -> None:
     """Writes a PNG: error against float32 of each layer, and its loss of PSNR-Y where there is ground truth.
 
     Raises:
-        HspanError: matplotlib is not installed, or the file cannot be written.
+        HspanError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise HspanError("matplotlib", "is not installed", "pip install matplotlib") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     layers = report.layers[::-1]
     with_loss = all(layer.loss_db is not None for layer in layers)
     figure = Figure(figsize=(11 if with_loss else 7, 1.6 + 0.26 * len(layers)), layout="constrained")
@@ -51,5 +78,4 @@ def write_sensitivity_chart(report: SensitivityReport, path: Path) -> None:
         f"{report.base_precision.upper()} ({report.tiles} tiles)",
         fontsize=10,
     )
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=140, format="png")
+    figure.savefig(path, dpi=140, format="png")

@@ -25,6 +25,7 @@ from trt_hspan.quantization.budget import Choice, choose_layers
 from trt_hspan.quantization.layers import layers_to_quantize
 from trt_hspan.quantization.measure import HeldOut, Measurement
 from trt_hspan.quantization.recipe import RECIPE_FORMAT, Recipe, model_from_recipe, recipe_layer
+from trt_hspan.quantization.sensitivity import SensitivityReport, sensitivity_report
 from trt_hspan.quantization.source import Source
 from trt_hspan.quantization.table import CalibrationTable, Method, read_table
 
@@ -167,6 +168,43 @@ def quantize(
     )
 
 
+def check_places(request: QuantizationRequest) -> None:
+    """Looks for the pictures and the table before anybody waits for an export. Raises: HspanError."""
+    for place in (request.calibration, request.held_out):
+        if place is not None:
+            tiles.check_place(place)
+    if request.table is not None:
+        read_table(request.table)
+
+
+def measure_sensitivity(
+    source: Source, request: QuantizationRequest, *, on_progress: OnProgress | None = None
+) -> SensitivityReport:
+    """What each layer costs when only it is quantised, on the request's held-out pictures.
+
+    Without `held_out`, every fourth picture of the calibration's is held out. Pictures that come without ground
+    truth are inputs of the network, and the report has no loss then; shipped photographs have it.
+
+    Raises:
+        UsageError, HspanError: as `quantize`.
+    """
+    progress = on_progress or (lambda *_: None)
+    nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
+    scale = _scale(source)
+    samples = (
+        [] if request.calibration is None else tiles.pictures_for_calibration(request.calibration, scale)
+    )
+    if request.held_out is None:
+        samples, measured_on = tiles.split(samples, str(request.calibration))
+    else:
+        measured_on = tiles.pictures_for_calibration(request.held_out, scale)
+    table, _ = calibration_table(source, nodes, samples, request, progress)
+    alive, _ = _without_dead_layers(source, nodes, table)
+    held_out = _held_out(source, measured_on, request.tiles, progress)
+    steps = _counter(progress, "measuring", len(alive))
+    return sensitivity_report(source, alive, table, held_out, on_layer=lambda: next(steps))
+
+
 def quantize_by_recipe(source: Source, recipe: Recipe, *, where: object) -> Quantized:
     """Applies a recipe. Raises: HspanError when it is for another model or leaves no convolution quantised."""
     model = model_from_recipe(source, recipe, where=where)
@@ -258,6 +296,11 @@ def calibration_table(
     return table, False
 
 
+def _scale(source: Source) -> int:
+    assert source.metadata.scale is not None  # `Source` is made with one
+    return source.metadata.scale
+
+
 def cache_folder() -> Path:
     """Where calibration tables are kept: $XDG_CACHE_HOME/trt-hspan/calibration, or below ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME")
@@ -315,6 +358,8 @@ def _recipe(
         model_sha256=source.sha256,
         precision=request.precision,
         base=source.precision,
+        keep_fp32=source.keep_fp32,
+        res_scale=source.metadata.res_scale,
         method=table.method,
         calibration_sha256=table.sha256,
         budget_db=request.budget_db,

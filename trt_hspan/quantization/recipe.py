@@ -60,13 +60,28 @@ class RecipeLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Args as in the YAML; `model_sha256` is of the graph in its base type, `calibration_sha256` of the table."""
+    """A whole recipe.
+
+    Args:
+        format: `RECIPE_FORMAT`.
+        model: file name or preset of the source, for people.
+        model_sha256: of the graph in its base type: `Source.sha256`.
+        precision: of the quantised layers.
+        base, keep_fp32, res_scale: how the source becomes that graph, as `source_from_path` takes them.
+        method: how ranges were chosen.
+        calibration_sha256: of the calibration table.
+        budget_db: what was asked for; None quantised every layer.
+        loss_db, psnr_db: what was measured on held-out pictures, as in `Measurement`; None when nothing was.
+        layers: every layer that was considered, in graph order.
+    """
 
     format: str
     model: str
     model_sha256: str
     precision: QuantizedType
     base: Precision
+    keep_fp32: tuple[str, ...]
+    res_scale: float | None
     method: str
     calibration_sha256: str
     budget_db: float | None

@@ -45,6 +45,7 @@ class Source:
         reference: the same network with float32 arithmetic.
         precision: the base type.
         metadata: what the model says about itself.
+        keep_fp32: nodes that were asked to stay in float32.
         sha256: hash of `base`: what recipes and calibration tables are for.
     """
 
@@ -53,6 +54,7 @@ class Source:
     reference: onnx.ModelProto
     precision: Precision
     metadata: OnnxMetadata
+    keep_fp32: tuple[str, ...]
     sha256: str
 
 
@@ -96,7 +98,14 @@ def source_from_float32(
     kept = (*(HSPAN_KEEP_FP32 if is_hspan(bare) else ()), *keep_fp32)
     roomy = tail_with_headroom(bare) if base == "fp16" and is_hspan(bare) else bare
     typed = model_in_precision(roomy, base, keep_fp32=kept)
-    return _source(typed, bare, precision=base, metadata=metadata_from_model(model), where=where)
+    return _source(
+        typed,
+        bare,
+        precision=base,
+        metadata=metadata_from_model(model),
+        where=where,
+        keep_fp32=tuple(keep_fp32),
+    )
 
 
 def graph_sha256(model: onnx.ModelProto) -> str:
@@ -136,6 +145,7 @@ def _source(
     precision: Precision,
     metadata: OnnxMetadata,
     where: str,
+    keep_fp32: tuple[str, ...] = (),
 ) -> Source:
     if metadata.scale is None:
         raise HspanError(where, "does not say its scale", "export it with trt-hspan export")
@@ -145,6 +155,7 @@ def _source(
         reference=reference,
         precision=precision,
         metadata=replace(metadata, precision=precision, tool_version=trt_hspan.__version__),
+        keep_fp32=keep_fp32,
         sha256=graph_sha256(base),
     )
 

@@ -84,6 +84,15 @@ def pictures_for_calibration(place: str, scale: int) -> list[Sample]:
         raise error_from_os_error(Path(place), error, action="read") from error
 
 
+def check_place(place: str) -> None:
+    """Checks what can be checked without knowing the scale. Raises: HspanError as `pictures_for_calibration`."""
+    folder = Path(place)
+    if place == BUILTIN:
+        _shipped()
+    elif not (folder / "HR").is_dir() and not (folder / "LR_bicubic").is_dir():
+        pictures_for_calibration(place, 1)
+
+
 def with_ground_truth(samples: Sequence[Sample]) -> list[Sample]:
     """The same pictures; those without ground truth become it, and their shrunk version the input."""
     return [_shrunk(sample) for sample in samples]
