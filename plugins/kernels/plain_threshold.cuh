@@ -55,12 +55,6 @@ struct RowState
     bool active;     //!< whether the threshold still moves
 };
 
-//! The greater of two scores; NaN if either is NaN.
-HSPAN_DEVICE float maximumOrNan(float a, float b)
-{
-    return a != a || a >= b ? a : b;
-}
-
 //! The element of `perRow` that belongs to this lane's row.
 template <typename T>
 HSPAN_DEVICE T ownRow(T const (&perRow)[kROWS_PER_WARP])
@@ -174,7 +168,7 @@ HSPAN_DEVICE float rowMaximum(ScoreStage& stage, ScoreOperands<T> const& operand
                 HSPAN_UNROLL
                 for (int32_t group = 0; group < kKEYS_PER_LANE; ++group)
                 {
-                    maxima[r] = maximumOrNan(maxima[r], scores[r][group]);
+                    maxima[r] = simt::maximumOrNan(maxima[r], scores[r][group]);
                 }
             }
         });
@@ -184,7 +178,7 @@ HSPAN_DEVICE float rowMaximum(ScoreStage& stage, ScoreOperands<T> const& operand
         HSPAN_UNROLL
         for (int32_t mask = simt::kWARP_SIZE / 2; mask > 0; mask /= 2)
         {
-            maxima[r] = maximumOrNan(maxima[r], simt::shuffleXor(maxima[r], mask));
+            maxima[r] = simt::maximumOrNan(maxima[r], simt::shuffleXor(maxima[r], mask));
         }
     }
     return ownRow(maxima);

@@ -55,19 +55,11 @@ HSPAN_DEVICE void flush(OutputSums<kCHANNELS>& sums)
         HSPAN_UNROLL
         for (int32_t i = 0; i < OutputSums<kCHANNELS>::kPER_LANE; ++i)
         {
-            TwoFloat& total = sums.total[r][i];
-            TwoFloat const sum = exactSum(total.high, sums.partial[r][i]);
-            total = {sum.high, simt::add(total.low, sum.low)};
+            addChain(sums.total[r][i], sums.partial[r][i]);
             sums.partial[r][i] = 0.0F;
         }
     }
     sums.pending = 0;
-}
-
-//! The total as one float. Infinite and NaN sums have no meaningful low part.
-HSPAN_DEVICE float valueOf(TwoFloat total)
-{
-    return total.high - total.high == 0.0F ? simt::add(total.high, total.low) : total.high;
 }
 
 //! Copies kCHANNELS x 32 values into shared memory; channels and keys past the end are left alone, nobody reads them.

@@ -1,5 +1,7 @@
 #include "sparsemax_attention.h"
 
+#include <algorithm>
+
 #include "launchers.h"
 
 namespace hspan
@@ -8,10 +10,42 @@ namespace hspan
 namespace
 {
 
-constexpr int32_t kPLAIN_CONFIG{1};
+//! A configuration: the plain kernels, or the tiled ones with a tile shape.
+struct Config
+{
+    char const* name;
+    bool isTiled;
+    TileShape shape;
+};
 
-constexpr char const* kCONFIG_NAMES[] = {"automatic", "plain-32x128"};
-constexpr int32_t kCONFIG_COUNT{sizeof kCONFIG_NAMES / sizeof kCONFIG_NAMES[0]};
+constexpr Config kCONFIGS[] = {
+    {"automatic", false, {}},
+    {"plain-32x128", false, {}},
+    {"tiled-64x64", true, TileShape::k64x64},
+    {"tiled-128x64", true, TileShape::k128x64},
+    {"tiled-32x64", true, TileShape::k32x64},
+};
+constexpr int32_t kCONFIG_COUNT{sizeof kCONFIGS / sizeof kCONFIGS[0]};
+constexpr int32_t kPLAIN_CONFIG{1};
+constexpr int32_t kFIRST_TILED_CONFIG{2};
+constexpr int32_t kSMALL_TILE_CONFIG{4};
+
+//! Tensor cores with BF16, and asynchronous copies.
+constexpr int32_t kLEAST_TILED_CAPABILITY{80};
+constexpr int32_t kLEAST_CAPABILITY{75};
+
+//! Rows below which small tiles spread over more of the GPU.
+constexpr int64_t kFEW_ROWS{4096};
+
+constexpr int64_t roundedUp(int64_t number, int64_t multiple)
+{
+    return (number + multiple - 1) / multiple * multiple;
+}
+
+int64_t elementBytes(ElementType type)
+{
+    return type == ElementType::kFLOAT ? 4 : 2;
+}
 
 bool isKnown(ElementType type)
 {
@@ -36,11 +70,61 @@ bool isInRange(AttentionShape const& shape)
     return perBatch == 0 || shape.batch <= INT64_MAX / 16 / perBatch;
 }
 
+bool tilesServe(ElementType type, int64_t scoreChannels, int64_t valueChannels, int32_t computeCapability)
+{
+    return type != ElementType::kFLOAT && scoreChannels <= kMAX_TILED_SCORE_CHANNELS
+        && valueChannels <= kMAX_TILED_VALUE_CHANNELS && computeCapability >= kLEAST_TILED_CAPABILITY;
+}
+
+//! What kAUTOMATIC_CONFIG stands for.
+int32_t chosenConfig(AttentionProblem const& problem, int32_t computeCapability)
+{
+    AttentionShape const& shape = problem.shape;
+    if (shape.positions > kMAX_TILED_POSITIONS
+        || !tilesServe(problem.type, shape.scoreChannels, shape.valueChannels, computeCapability))
+    {
+        return kPLAIN_CONFIG;
+    }
+    return shape.batch * shape.positions <= kFEW_ROWS ? kSMALL_TILE_CONFIG : kFIRST_TILED_CONFIG;
+}
+
+size_t plainWorkspaceBytes(AttentionShape const& shape)
+{
+    return static_cast<size_t>(kTHRESHOLD_BYTES) * static_cast<size_t>(shape.batch)
+        * static_cast<size_t>(shape.positions);
+}
+
 } // namespace
 
 int64_t channelPitch(ElementType type, int64_t channels) noexcept
 {
     return type == ElementType::kFLOAT ? channels : (channels + 7) / 8 * 8;
+}
+
+int64_t preparedPitch(int64_t channels)
+{
+    return roundedUp(channels, 8);
+}
+
+TiledWorkspace tiledWorkspace(AttentionProblem const& problem, int32_t capacity)
+{
+    constexpr int64_t kALIGNMENT{256};
+    AttentionShape const& shape = problem.shape;
+    int64_t const bytes = elementBytes(problem.type) * shape.batch * shape.positions;
+    TiledWorkspace workspace{};
+    workspace.slotsPerImage = roundedUp(shape.positions, kROW_ALIGNMENT);
+    int64_t const slots = workspace.slotsPerImage * shape.batch;
+    workspace.chunkSlots = slots < kCHUNK_ROWS ? slots : kCHUNK_ROWS;
+    int64_t const asked = capacity == 0 ? kLIST_CAPACITY : capacity;
+    workspace.capacity = shape.positions < asked ? shape.positions : asked;
+    workspace.key = workspace.query + roundedUp(bytes * preparedPitch(shape.scoreChannels), kALIGNMENT);
+    workspace.value = workspace.key + roundedUp(bytes * preparedPitch(shape.scoreChannels), kALIGNMENT);
+    workspace.results = workspace.value + roundedUp(bytes * preparedPitch(shape.valueChannels), kALIGNMENT);
+    workspace.listScores = workspace.results + roundedUp(workspace.chunkSlots * kRESULT_BYTES, kALIGNMENT);
+    int64_t const lists = roundedUp(workspace.chunkSlots * workspace.capacity * 4, kALIGNMENT);
+    workspace.listKeys = workspace.listScores + lists;
+    workspace.bytes = workspace.listKeys + lists;
+    return workspace;
 }
 
 int32_t attentionConfigCount() noexcept
@@ -50,14 +134,18 @@ int32_t attentionConfigCount() noexcept
 
 char const* attentionConfigName(int32_t config) noexcept
 {
-    return config >= 0 && config < kCONFIG_COUNT ? kCONFIG_NAMES[config] : nullptr;
+    return config >= 0 && config < kCONFIG_COUNT ? kCONFIGS[config].name : nullptr;
 }
 
 bool isAttentionConfigSupported(
     int32_t config, ElementType type, int64_t scoreChannels, int64_t valueChannels, int32_t computeCapability) noexcept
 {
-    return isKnown(type) && scoreChannels >= 0 && valueChannels >= 0 && computeCapability >= 75
-        && (config == kAUTOMATIC_CONFIG || config == kPLAIN_CONFIG);
+    if (config < 0 || config >= kCONFIG_COUNT || !isKnown(type) || scoreChannels < 0 || valueChannels < 0
+        || computeCapability < kLEAST_CAPABILITY)
+    {
+        return false;
+    }
+    return !kCONFIGS[config].isTiled || tilesServe(type, scoreChannels, valueChannels, computeCapability);
 }
 
 int32_t currentComputeCapability() noexcept
@@ -67,19 +155,30 @@ int32_t currentComputeCapability() noexcept
 
 size_t attentionWorkspaceBytes(AttentionProblem const& problem, int32_t config) noexcept
 {
-    if (!isInRange(problem.shape) || attentionConfigName(config) == nullptr)
+    AttentionShape const& shape = problem.shape;
+    if (!isInRange(shape) || !isKnown(problem.type) || config < 0 || config >= kCONFIG_COUNT)
     {
         return 0;
     }
-    return static_cast<size_t>(kTHRESHOLD_BYTES) * static_cast<size_t>(problem.shape.batch)
-        * static_cast<size_t>(problem.shape.positions);
+    bool const mayBeTiled = config == kAUTOMATIC_CONFIG || kCONFIGS[config].isTiled;
+    bool const mayBePlain = !kCONFIGS[config].isTiled;
+    size_t const plain = mayBePlain ? plainWorkspaceBytes(shape) : 0;
+    // Beyond the limits of tiles the plain kernels take over; a workspace that shrank there would be too small for a
+    // smaller problem of the same engine.
+    AttentionProblem tiled = problem;
+    tiled.shape.scoreChannels = std::min(shape.scoreChannels, kMAX_TILED_SCORE_CHANNELS);
+    tiled.shape.valueChannels = std::min(shape.valueChannels, kMAX_TILED_VALUE_CHANNELS);
+    tiled.shape.positions = std::min(shape.positions, kMAX_TILED_POSITIONS);
+    bool const served
+        = tilesServe(problem.type, tiled.shape.scoreChannels, tiled.shape.valueChannels, kLEAST_TILED_CAPABILITY);
+    return mayBeTiled && served ? std::max(plain, static_cast<size_t>(tiledWorkspace(tiled, 0).bytes)) : plain;
 }
 
-cudaError_t launchSparsemaxAttention(AttentionProblem const& problem, int32_t config, void const* query,
-    void const* key, void const* value, void* output, void* workspace, cudaStream_t stream) noexcept
+cudaError_t launchWithCapacity(AttentionProblem const& problem, int32_t config, int32_t capacity,
+    AttentionPointers const& pointers, cudaStream_t stream)
 {
     AttentionShape const& shape = problem.shape;
-    if (!isInRange(shape) || !isKnown(problem.type) || (config != kAUTOMATIC_CONFIG && config != kPLAIN_CONFIG))
+    if (!isInRange(shape) || !isKnown(problem.type) || config < 0 || config >= kCONFIG_COUNT)
     {
         return cudaErrorInvalidValue;
     }
@@ -91,14 +190,32 @@ cudaError_t launchSparsemaxAttention(AttentionProblem const& problem, int32_t co
     {
         return cudaSuccess;
     }
-    AttentionPointers const pointers{query, key, value, output, workspace};
-    switch (problem.type)
+    int32_t const computeCapability = deviceComputeCapability();
+    int32_t const chosen = config == kAUTOMATIC_CONFIG ? chosenConfig(problem, computeCapability) : config;
+    if (!kCONFIGS[chosen].isTiled)
     {
-    case ElementType::kFLOAT: return launchPlainFloat(problem, pointers, stream);
-    case ElementType::kHALF: return launchPlainHalf(problem, pointers, stream);
-    case ElementType::kBFLOAT16: return launchPlainBFloat16(problem, pointers, stream);
+        switch (problem.type)
+        {
+        case ElementType::kFLOAT: return launchPlainFloat(problem, pointers, stream);
+        case ElementType::kHALF: return launchPlainHalf(problem, pointers, stream);
+        case ElementType::kBFLOAT16: return launchPlainBFloat16(problem, pointers, stream);
+        }
+        return cudaErrorInvalidValue;
     }
-    return cudaErrorInvalidValue;
+    if (shape.positions > kMAX_TILED_POSITIONS
+        || !tilesServe(problem.type, shape.scoreChannels, shape.valueChannels, computeCapability))
+    {
+        return cudaErrorInvalidValue;
+    }
+    TileShape const tile = kCONFIGS[chosen].shape;
+    return problem.type == ElementType::kHALF ? launchTiledHalf(problem, tile, capacity, pointers, stream)
+                                              : launchTiledBFloat16(problem, tile, capacity, pointers, stream);
+}
+
+cudaError_t launchSparsemaxAttention(AttentionProblem const& problem, int32_t config, void const* query,
+    void const* key, void const* value, void* output, void* workspace, cudaStream_t stream) noexcept
+{
+    return launchWithCapacity(problem, config, 0, {query, key, value, output, workspace}, stream);
 }
 
 } // namespace hspan

@@ -58,4 +58,17 @@ HSPAN_DEVICE float excess(float score, TwoFloat threshold)
     return simt::subtract(simt::subtract(score, threshold.high), threshold.low);
 }
 
+//! Adds the result of a chain of operations to a total.
+HSPAN_DEVICE void addChain(TwoFloat& total, float chain)
+{
+    TwoFloat const sum = exactSum(total.high, chain);
+    total = {sum.high, simt::add(total.low, sum.low)};
+}
+
+//! The total as one float. Infinite and NaN sums have no meaningful low part.
+HSPAN_DEVICE float valueOf(TwoFloat total)
+{
+    return total.high - total.high == 0.0F ? simt::add(total.high, total.low) : total.high;
+}
+
 } // namespace hspan

@@ -5,10 +5,11 @@
 #include <simt.h>
 
 #include "guarded_buffer.h"
+#include "launchers.h"
 #include "sparsemax_attention.h"
 
-int32_t hspanEmulatedAttention(int32_t elementType, int32_t layout, int32_t config, int32_t computeCapability,
-    int64_t batch, int64_t scoreChannels, int64_t valueChannels, int64_t positions, void const* query, void const* key,
+int32_t hspanEmulatedAttention(int32_t elementType, int32_t layout, int32_t config, int32_t capacity,
+    int32_t computeCapability, int64_t batch, int64_t scoreChannels, int64_t valueChannels, int64_t positions, void const* query, void const* key,
     void const* value, void* output, int32_t laneOrder, uint64_t seed)
 {
     simt::emulation::options() = {static_cast<simt::emulation::LaneOrder>(laneOrder), seed, computeCapability};
@@ -25,9 +26,12 @@ int32_t hspanEmulatedAttention(int32_t elementType, int32_t layout, int32_t conf
     hspan::test::GuardedBuffer const guardedKey{key, bytesOf(scoreChannels)};
     hspan::test::GuardedBuffer const guardedValue{value, bytesOf(valueChannels)};
     hspan::test::GuardedBuffer const guardedOutput{bytesOf(valueChannels)};
-    hspan::test::GuardedBuffer const workspace{hspan::attentionWorkspaceBytes(problem, config)};
-    cudaError_t const status = hspan::launchSparsemaxAttention(problem, config, guardedQuery.data(), guardedKey.data(),
-        guardedValue.data(), guardedOutput.data(), workspace.data(), nullptr);
+    // Lists of the usual capacity take as much as the plugin is told; others as much as they take.
+    size_t const workspaceBytes = capacity == 0 ? hspan::attentionWorkspaceBytes(problem, config)
+                                                : static_cast<size_t>(hspan::tiledWorkspace(problem, capacity).bytes);
+    hspan::test::GuardedBuffer const workspace{workspaceBytes};
+    cudaError_t const status = hspan::launchWithCapacity(problem, config, capacity,
+        {guardedQuery.data(), guardedKey.data(), guardedValue.data(), guardedOutput.data(), workspace.data()}, nullptr);
     std::memcpy(output, guardedOutput.data(), bytesOf(valueChannels));
     return status;
 }

@@ -125,7 +125,7 @@ std::vector<float> attention(ElementType type, Problem const& problem, uint64_t 
 {
     auto const run = [&](void const* query, void const* key, void const* value, void* output)
     {
-        int32_t const status = hspanEmulatedAttention(static_cast<int32_t>(type), 0, kAUTOMATIC_CONFIG, 86,
+        int32_t const status = hspanEmulatedAttention(static_cast<int32_t>(type), 0, kAUTOMATIC_CONFIG, 0, 86,
             problem.batch, problem.scoreChannels, problem.valueChannels, problem.positions, query, key, value, output,
             gLaneOrder, seed);
         check(status == cudaSuccess, "status ", status, ": ", hspanEmulatedError());

@@ -249,7 +249,7 @@ int main()
             for (uint32_t bits = 0; bits < 0x7f7fU; ++bits)
             {
                 float const a = simt::toFloat(simt::BFloat16{static_cast<uint16_t>(bits)});
-                float const middle = simt::floatFromBits(bits << 16U | 0x8000U);
+                float const middle = simt::floatFromBits(static_cast<int32_t>(bits << 16U | 0x8000U));
                 uint32_t const even = bits % 2 == 0 ? bits : bits + 1;
                 check(simt::fromFloat<simt::BFloat16>(a).bits == bits, bits, " itself");
                 check(simt::fromFloat<simt::BFloat16>(std::nextafter(middle, 0.0F)).bits == bits, bits, " below");

@@ -68,7 +68,7 @@ Attention = Callable[..., NDArray[np.generic]]
 def emulated(emulation_folder: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(emulation_folder / "tests" / "cpp" / "libhspan_emulated.so"))
     library.hspanEmulatedAttention.argtypes = [
-        *[ctypes.c_int32] * 4,
+        *[ctypes.c_int32] * 5,
         *[ctypes.c_int64] * 4,
         *[ctypes.c_void_p] * 4,
         ctypes.c_int32,
@@ -94,7 +94,7 @@ def attention(emulated: ctypes.CDLL) -> Attention:
         (batch, channels, positions), values = arrays[0].shape, arrays[2].shape[1]
         pointers = [array.ctypes.data for array in (*arrays, output)]
         status = emulated.hspanEmulatedAttention(
-            *(ELEMENT_TYPES[dtype], 0, 0, 86), batch, channels, values, positions, *pointers, order, seed
+            *(ELEMENT_TYPES[dtype], 0, 0, 0, 86), batch, channels, values, positions, *pointers, order, seed
         )
         assert status == 0, emulated.hspanEmulatedError().decode()
         return output

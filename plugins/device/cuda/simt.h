@@ -13,8 +13,13 @@
 
 #define HSPAN_DEVICE __device__ __forceinline__
 #define HSPAN_KERNEL(threadsPerBlock) __global__ void __launch_bounds__(threadsPerBlock)
+//! The same for a kernel of which `blocks` blocks are to fit a multiprocessor: it gets as many registers as that
+//! leaves.
+#define HSPAN_KERNEL_FITTING(threadsPerBlock, blocks) __global__ void __launch_bounds__(threadsPerBlock, blocks)
 #define HSPAN_SHARED(Type, name) __shared__ Type name
 #define HSPAN_UNROLL _Pragma("unroll")
+#define HSPAN_UNROLL_BY(n) HSPAN_PRAGMA(unroll n)
+#define HSPAN_PRAGMA(text) _Pragma(#text)
 
 namespace simt
 {
@@ -135,6 +140,51 @@ HSPAN_DEVICE float divide(float a, float b)
     return __fdiv_rn(a, b);
 }
 
+//! a + b, rounded towards minus infinity.
+HSPAN_DEVICE float addDown(float a, float b)
+{
+    return __fadd_rd(a, b);
+}
+
+//! The greater of two numbers; NaN if either is NaN.
+HSPAN_DEVICE float maximumOrNan(float a, float b)
+{
+#if __CUDA_ARCH__ >= 800
+    float result;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+#else
+    return a != a || a >= b ? a : b;
+#endif
+}
+
+//! Rounds to an integer, ties to even.
+HSPAN_DEVICE float roundToInteger(float value)
+{
+    return rintf(value);
+}
+
+HSPAN_DEVICE int64_t integerFromFloat(float value)
+{
+    return __float2ll_rn(value);
+}
+
+//! Rounds to nearest, ties to even.
+HSPAN_DEVICE float floatFromInteger(int64_t value)
+{
+    return __ll2float_rn(value);
+}
+
+HSPAN_DEVICE int32_t bitsFromFloat(float value)
+{
+    return __float_as_int(value);
+}
+
+HSPAN_DEVICE float floatFromBits(int32_t bits)
+{
+    return __int_as_float(bits);
+}
+
 HSPAN_DEVICE float toFloat(float value)
 {
     return value;
@@ -148,6 +198,21 @@ HSPAN_DEVICE float toFloat(Half value)
 HSPAN_DEVICE float toFloat(BFloat16 value)
 {
     return __bfloat162float(value);
+}
+
+//! Two neighbouring elements.
+template <typename T>
+struct alignas(2 * sizeof(T)) Pair
+{
+    T x;
+    T y;
+};
+
+//! Reads two elements at once, from an address that is a multiple of their size.
+template <typename T>
+HSPAN_DEVICE Pair<T> loadPair(T const* address)
+{
+    return *reinterpret_cast<Pair<T> const*>(address);
 }
 
 //! Rounds to nearest, ties to even.
@@ -171,6 +236,93 @@ HSPAN_DEVICE BFloat16 fromFloat<BFloat16>(float value)
 {
     return __float2bfloat16_rn(value);
 }
+
+//! \name Tensor cores and asynchronous copies
+//! Fragment layouts are those of the PTX ISA, "Matrix Fragments for mma.m16n8k16" and "ldmatrix". With g = lane / 4 and
+//! t = lane % 4 a lane holds, two 16-bit elements per register, lower index in the lower half:
+//!     A (16 x 16): a[0] (g, 2t), a[1] (g + 8, 2t), a[2] (g, 2t + 8), a[3] (g + 8, 2t + 8) and their right neighbours
+//!     B (16 x 8):  b0 (2t, g), b1 (2t + 8, g) and their lower neighbours
+//!     C, D (16 x 8), floats: d[0] (g, 2t), d[1] (g, 2t + 1), d[2] (g + 8, 2t), d[3] (g + 8, 2t + 1)
+//! They exist from compute capability 8.0 on.
+//! @{
+
+//! Four 8 x 8 matrices of 16-bit elements from shared memory. Lane i gives the address of row i % 8 of matrix i / 8,
+//! a multiple of 16 bytes, and receives in r[m] elements 2 (i % 4) and 2 (i % 4) + 1 of row i / 4 of matrix m.
+HSPAN_DEVICE void loadMatrices(uint32_t (&r)[4], void const* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+        : "memory");
+}
+
+//! The same, of the transposed matrices: lane i receives elements i / 4 of rows 2 (i % 4) and 2 (i % 4) + 1.
+HSPAN_DEVICE void loadMatricesTransposed(uint32_t (&r)[4], void const* row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+        : "memory");
+}
+
+//! d += a b for a warp's 16 x 16 and 16 x 8 matrices of T, products and sums in FP32.
+template <typename T>
+HSPAN_DEVICE void multiplyMatrices(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1);
+
+template <>
+HSPAN_DEVICE void multiplyMatrices<Half>(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+template <>
+HSPAN_DEVICE void multiplyMatrices<BFloat16>(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+//! Two numbers rounded to T in one register, `low` in the lower half.
+template <typename T>
+HSPAN_DEVICE uint32_t pairOf(float low, float high);
+
+template <>
+HSPAN_DEVICE uint32_t pairOf<Half>(float low, float high)
+{
+    __half2 const pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<uint32_t const*>(&pair);
+}
+
+template <>
+HSPAN_DEVICE uint32_t pairOf<BFloat16>(float low, float high)
+{
+    __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<uint32_t const*>(&pair);
+}
+
+//! Starts copying 16 bytes from global to shared memory, both addresses multiples of 16; zeros, and no reading, where
+//! `inside` is false. The thread itself sees them after waitForCopies(), other threads after a barrier that follows.
+HSPAN_DEVICE void copyAsync(void* shared, void const* global, bool inside)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+        :
+        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "l"(__cvta_generic_to_global(global)),
+        "r"(inside ? 16 : 0)
+        : "memory");
+}
+
+//! Waits for all copies that this thread has started.
+HSPAN_DEVICE void waitForCopies()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+//! @}
 
 //! Grid of blocks; every dimension is at least 1 and within kMAX_GRID_*.
 struct Grid

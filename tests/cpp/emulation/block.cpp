@@ -16,6 +16,8 @@ namespace
 
 thread_local Block* gBlock{nullptr};
 
+constexpr size_t kCOPY_BYTES{16};
+
 char const* nameOf(Wait wait)
 {
     switch (wait)
@@ -110,6 +112,57 @@ uint32_t Block::ballot(bool predicate, int32_t line)
     return bits;
 }
 
+void Block::together(void (*operation)(Block& block, void* const* lanes), void* brought, int32_t line)
+{
+    Thread& self = *mThreads[static_cast<size_t>(mThread)];
+    self.operation = operation;
+    self.brought = brought;
+    await(Wait::kWARP, 0, line);
+}
+
+void Block::startCopy(void* shared, void const* global, bool inside)
+{
+    if (!isShared(shared) || (inside && reinterpret_cast<uintptr_t>(global) % kCOPY_BYTES != 0))
+    {
+        report("an asynchronous copy whose addresses are not multiples of 16, or not to shared memory");
+        return;
+    }
+    std::memset(shared, 0xff, kCOPY_BYTES);
+    mThreads[static_cast<size_t>(mThread)]->copies.push_back({shared, global, inside});
+}
+
+void Block::finishCopies()
+{
+    std::vector<Copy>& copies = mThreads[static_cast<size_t>(mThread)]->copies;
+    for (Copy const& copy : copies)
+    {
+        if (copy.inside)
+        {
+            std::memcpy(copy.shared, copy.global, kCOPY_BYTES);
+        }
+        else
+        {
+            std::memset(copy.shared, 0, kCOPY_BYTES);
+        }
+    }
+    copies.clear();
+}
+
+void Block::report(std::string message)
+{
+    if (mFailure.empty())
+    {
+        mFailure = std::move(message);
+    }
+}
+
+bool Block::isShared(void const* address) const
+{
+    auto const* const at = static_cast<unsigned char const*>(address);
+    return mSharedPages != nullptr && at >= mSharedPages && at + kCOPY_BYTES <= mSharedPages + mSharedPagesBytes
+        && reinterpret_cast<uintptr_t>(address) % kCOPY_BYTES == 0;
+}
+
 bool Block::anyInBlock(bool predicate, int32_t line)
 {
     await(Wait::kBLOCK, predicate ? 1 : 0, line);
@@ -172,15 +225,25 @@ bool Block::releaseWarp(int32_t firstThread)
     for (int32_t lane = 0; lane < kLANES; ++lane)
     {
         Thread const& thread = *mThreads[static_cast<size_t>(firstThread + lane)];
-        if (thread.wait != Wait::kWARP || thread.line != first.line)
+        if (thread.wait != Wait::kWARP || thread.line != first.line || thread.operation != first.operation)
         {
             return false;
         }
+    }
+    if (first.operation != nullptr)
+    {
+        void* brought[kLANES];
+        for (int32_t lane = 0; lane < kLANES; ++lane)
+        {
+            brought[lane] = mThreads[static_cast<size_t>(firstThread + lane)]->brought;
+        }
+        first.operation(*this, brought);
     }
     for (int32_t lane = 0; lane < kLANES; ++lane)
     {
         Thread& thread = *mThreads[static_cast<size_t>(firstThread + lane)];
         thread.exchanged = thread.given;
+        thread.operation = nullptr;
         thread.wait = Wait::kNOTHING;
     }
     return true;
@@ -235,6 +298,8 @@ void Block::run(int64_t x, int64_t y, int64_t z, int64_t gridY)
     for (auto const& thread : mThreads)
     {
         thread->wait = Wait::kNOTHING;
+        thread->copies.clear();
+        thread->operation = nullptr;
         thread->fiber.prepare(&Block::enter, this);
     }
     auto const warps = static_cast<int32_t>(mThreads.size()) / kLANES;

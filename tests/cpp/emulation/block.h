@@ -97,6 +97,23 @@ public:
     //! Gives a predicate to the warp and returns the predicates of all lanes, one bit each.
     uint32_t ballot(bool predicate, int32_t line);
 
+    //! Waits for all lanes of the warp, then has `operation` work on what they brought: one pointer per lane, to
+    //! objects that live on the lanes' stacks. Lanes that bring different operations count as diverged.
+    void together(void (*operation)(Block& block, void* const* lanes), void* brought, int32_t line);
+
+    //! Remembers a copy of 16 bytes that arrives when the thread waits for it. Until then the target holds NaN, as
+    //! early as a copy could overwrite it.
+    void startCopy(void* shared, void const* global, bool inside);
+
+    //! Lets the copies of this thread arrive.
+    void finishCopies();
+
+    //! Reports a mistake of the kernel; the launch fails when the block is through.
+    void report(std::string message);
+
+    //! Whether 16 bytes at this address are an aligned part of the block's shared memory.
+    bool isShared(void const* address) const;
+
     //! Waits for all threads of the block; returns whether the predicate holds in any of them.
     bool anyInBlock(bool predicate, int32_t line);
 
@@ -104,9 +121,19 @@ public:
     void* sharedMemory(size_t bytes);
 
 private:
+    struct Copy
+    {
+        void* shared;
+        void const* global;
+        bool inside;
+    };
+
     struct Thread
     {
         Fiber fiber;
+        std::vector<Copy> copies;                         //!< started and not waited for
+        void (*operation)(Block&, void* const*){nullptr}; //!< what the warp does together
+        void* brought{nullptr};                           //!< this lane's part of it
         Wait wait{Wait::kNOTHING};
         int32_t line{0};       //!< source line of the barrier waited at
         uint32_t given{0};     //!< what the thread brought to it

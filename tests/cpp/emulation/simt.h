@@ -9,6 +9,7 @@
 #include <cstring>
 #include <exception>
 #include <type_traits>
+#include <vector>
 
 #include <cuda_runtime_api.h>
 
@@ -16,9 +17,11 @@
 
 #define HSPAN_DEVICE inline __attribute__((always_inline))
 #define HSPAN_KERNEL(threadsPerBlock) void
+#define HSPAN_KERNEL_FITTING(threadsPerBlock, blocks) void
 #define HSPAN_SHARED(Type, name)                                                                                       \
     Type& name = *static_cast<Type*>(simt::emulation::Block::current().sharedMemory(sizeof(Type)))
 #define HSPAN_UNROLL _Pragma("GCC unroll 16")
+#define HSPAN_UNROLL_BY(n)
 
 namespace simt
 {
@@ -150,16 +153,45 @@ inline float divide(float a, float b)
     return a / b;
 }
 
-inline float floatFromBits(uint32_t bits)
+//! Rounded towards minus infinity: the sum rounded to nearest, and one step down where the exact rest is negative.
+inline float addDown(float a, float b)
+{
+    float const sum = a + b;
+    float const bPart = sum - a;
+    float const rest = (a - (sum - bPart)) + (b - bPart);
+    return rest < 0.0F ? std::nextafter(sum, -INFINITY) : sum;
+}
+
+inline float maximumOrNan(float a, float b)
+{
+    return a != a || a >= b ? a : b;
+}
+
+inline float roundToInteger(float value)
+{
+    return std::nearbyint(value);
+}
+
+inline int64_t integerFromFloat(float value)
+{
+    return std::llrint(value);
+}
+
+inline float floatFromInteger(int64_t value)
+{
+    return static_cast<float>(value);
+}
+
+inline float floatFromBits(int32_t bits)
 {
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-inline uint32_t bitsFromFloat(float value)
+inline int32_t bitsFromFloat(float value)
 {
-    uint32_t bits;
+    int32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     return bits;
 }
@@ -171,7 +203,7 @@ inline float toFloat(float value)
 
 inline float toFloat(BFloat16 value)
 {
-    return floatFromBits(static_cast<uint32_t>(value.bits) << 16U);
+    return floatFromBits(static_cast<int32_t>(static_cast<uint32_t>(value.bits) << 16U));
 }
 
 //! Exact. The exponent is moved by a multiplication, which handles subnormal numbers too.
@@ -181,10 +213,29 @@ inline float toFloat(Half value)
     uint32_t const magnitude = value.bits & 0x7fffU;
     if (magnitude >= 0x7c00U) // infinity or NaN
     {
-        return floatFromBits(sign | 0x7f800000U | (magnitude & 0x3ffU) << 13U);
+        return floatFromBits(static_cast<int32_t>(sign | 0x7f800000U | (magnitude & 0x3ffU) << 13U));
     }
-    float const scaled = floatFromBits(magnitude << 13U) * 0x1p112F;
-    return floatFromBits(sign | bitsFromFloat(scaled));
+    float const scaled = floatFromBits(static_cast<int32_t>(magnitude << 13U)) * 0x1p112F;
+    return floatFromBits(static_cast<int32_t>(sign) | bitsFromFloat(scaled));
+}
+
+template <typename T>
+struct alignas(2 * sizeof(T)) Pair
+{
+    T x;
+    T y;
+};
+
+//! A misaligned address stops the kernel, as it does on a GPU.
+template <typename T>
+Pair<T> loadPair(T const* address)
+{
+    if (reinterpret_cast<uintptr_t>(address) % sizeof(Pair<T>) != 0)
+    {
+        emulation::Block::current().report("a misaligned address");
+        return {};
+    }
+    return *reinterpret_cast<Pair<T> const*>(address);
 }
 
 template <typename T>
@@ -199,7 +250,7 @@ inline float fromFloat<float>(float value)
 template <>
 inline BFloat16 fromFloat<BFloat16>(float value)
 {
-    uint32_t const bits = bitsFromFloat(value);
+    auto const bits = static_cast<uint32_t>(bitsFromFloat(value));
     if (value != value)
     {
         return {0x7fffU};
@@ -211,7 +262,7 @@ inline BFloat16 fromFloat<BFloat16>(float value)
 template <>
 inline Half fromFloat<Half>(float value)
 {
-    uint32_t const bits = bitsFromFloat(value);
+    auto const bits = static_cast<uint32_t>(bitsFromFloat(value));
     auto const sign = static_cast<uint16_t>(bits >> 16U & 0x8000U);
     uint32_t const magnitude = bits & 0x7fffffffU;
     if (magnitude > 0x7f800000U)
@@ -237,6 +288,156 @@ inline Half fromFloat<Half>(float value)
     // The implicit bit of a normal number adds one to the exponent field.
     uint32_t const base = exponent >= 113U ? (exponent - 113U) << 10U : 0U;
     return {static_cast<uint16_t>(sign | (base + rounded))};
+}
+
+//! The fragment layouts of the PTX ISA, as plugins/device/cuda/simt.h quotes them. All lanes of the warp meet, and what
+//! one receives was given by others.
+namespace emulation
+{
+
+struct MatrixLoad
+{
+    uint32_t* result;
+    unsigned char const* row;
+};
+
+template <bool kTRANSPOSED>
+void loadMatricesTogether(Block& block, void* const* lanes)
+{
+    auto const loadOf = [lanes](int32_t lane) { return static_cast<MatrixLoad const*>(lanes[lane]); };
+    for (int32_t lane = 0; lane < kLANES; ++lane)
+    {
+        if (!block.isShared(loadOf(lane)->row))
+        {
+            block.report("ldmatrix: a row is not 16 aligned bytes of shared memory");
+            return;
+        }
+    }
+    uint16_t matrix[4][8][8];
+    for (int32_t lane = 0; lane < kLANES; ++lane)
+    {
+        std::memcpy(matrix[lane / 8][lane % 8], loadOf(lane)->row, sizeof matrix[0][0]);
+    }
+    for (int32_t lane = 0; lane < kLANES; ++lane)
+    {
+        int32_t const g = lane / 4;
+        int32_t const t = lane % 4;
+        for (int32_t m = 0; m < 4; ++m)
+        {
+            uint32_t const low = kTRANSPOSED ? matrix[m][2 * t][g] : matrix[m][g][2 * t];
+            uint32_t const high = kTRANSPOSED ? matrix[m][2 * t + 1][g] : matrix[m][g][2 * t + 1];
+            loadOf(lane)->result[m] = low | high << 16U;
+        }
+    }
+}
+
+struct MatrixProduct
+{
+    float* d;
+    uint32_t const* a;
+    uint32_t b0;
+    uint32_t b1;
+};
+
+//! Numbers of type T by their bits.
+template <typename T>
+float const* numbers();
+
+template <typename T>
+void multiplyMatricesTogether(Block& /*block*/, void* const* lanes)
+{
+    float const* const number = numbers<T>();
+    float a[16][16];
+    float b[16][8];
+    float d[16][8];
+    for (int32_t lane = 0; lane < kLANES; ++lane)
+    {
+        auto const& part = *static_cast<MatrixProduct const*>(lanes[lane]);
+        int32_t const g = lane / 4;
+        int32_t const t = lane % 4;
+        for (int32_t r = 0; r < 4; ++r)
+        {
+            int32_t const row = g + 8 * (r % 2);
+            int32_t const column = 2 * t + 8 * (r / 2);
+            a[row][column] = number[part.a[r] & 0xffffU];
+            a[row][column + 1] = number[part.a[r] >> 16U];
+            d[g + 8 * (r / 2)][2 * t + r % 2] = part.d[r];
+        }
+        b[2 * t][g] = number[part.b0 & 0xffffU];
+        b[2 * t + 1][g] = number[part.b0 >> 16U];
+        b[2 * t + 8][g] = number[part.b1 & 0xffffU];
+        b[2 * t + 9][g] = number[part.b1 >> 16U];
+    }
+    for (int32_t k = 0; k < 16; ++k)
+    {
+        for (int32_t row = 0; row < 16; ++row)
+        {
+            for (int32_t column = 0; column < 8; ++column)
+            {
+                d[row][column] = __builtin_fmaf(a[row][k], b[k][column], d[row][column]);
+            }
+        }
+    }
+    for (int32_t lane = 0; lane < kLANES; ++lane)
+    {
+        auto const& part = *static_cast<MatrixProduct const*>(lanes[lane]);
+        for (int32_t r = 0; r < 4; ++r)
+        {
+            part.d[r] = d[lane / 4 + 8 * (r / 2)][2 * (lane % 4) + r % 2];
+        }
+    }
+}
+
+template <typename T>
+float const* numbers()
+{
+    static std::vector<float> const gNumbers = []
+    {
+        std::vector<float> all;
+        for (uint32_t bits = 0; bits <= 0xffffU; ++bits)
+        {
+            all.push_back(toFloat(T{static_cast<uint16_t>(bits)}));
+        }
+        return all;
+    }();
+    return gNumbers.data();
+}
+
+} // namespace emulation
+
+inline void loadMatrices(uint32_t (&r)[4], void const* row, int32_t line = __builtin_LINE())
+{
+    emulation::MatrixLoad load{r, static_cast<unsigned char const*>(row)};
+    emulation::Block::current().together(&emulation::loadMatricesTogether<false>, &load, line);
+}
+
+inline void loadMatricesTransposed(uint32_t (&r)[4], void const* row, int32_t line = __builtin_LINE())
+{
+    emulation::MatrixLoad load{r, static_cast<unsigned char const*>(row)};
+    emulation::Block::current().together(&emulation::loadMatricesTogether<true>, &load, line);
+}
+
+template <typename T>
+void multiplyMatrices(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, int32_t line = __builtin_LINE())
+{
+    emulation::MatrixProduct product{d, a, b0, b1};
+    emulation::Block::current().together(&emulation::multiplyMatricesTogether<T>, &product, line);
+}
+
+template <typename T>
+uint32_t pairOf(float low, float high)
+{
+    return static_cast<uint32_t>(fromFloat<T>(low).bits) | static_cast<uint32_t>(fromFloat<T>(high).bits) << 16U;
+}
+
+inline void copyAsync(void* shared, void const* global, bool inside)
+{
+    emulation::Block::current().startCopy(shared, global, inside);
+}
+
+inline void waitForCopies()
+{
+    emulation::Block::current().finishCopies();
 }
 
 struct Grid
