@@ -1,0 +1,391 @@
+"""Tiles against the whole picture, the official protocol against a reference, and a lack of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.official_chop import chop_reference, self_ensemble_reference
+from support.runner_doubles import NearestRunner
+from support.torch_function_runner import TorchFunctionRunner, convolutions, global_network
+
+from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
+from trt_hspan.runtime import memory, tile_size
+from trt_hspan.runtime.tile_effect import tile_effect
+from trt_hspan.runtime.upscaling import (
+    UpscaleOptions,
+    Upscaler,
+    is_out_of_memory,
+    reflected,
+    upscale_array,
+    upscale_batch,
+)
+
+# A sum of a hundred float32 products of size one differs by less than this when its order changes.
+ROUNDING = 2e-5
+
+
+def batch(height: int, width: int, *, n: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((n, 3, height, width), dtype=np.float32)
+
+
+def untiled(function: Callable[[torch.Tensor], torch.Tensor], x: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return function(torch.from_numpy(x)).numpy()
+
+
+# Tiles
+# ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    height=st.integers(1, 61),
+    width=st.integers(1, 61),
+    tile=st.tuples(st.integers(16, 30), st.integers(16, 30)),
+    scale=st.sampled_from([1, 2, 3]),
+)
+def test_convolutions_give_the_untiled_result_where_the_margin_holds_their_reach(
+    height: int, width: int, tile: tuple[int, int], scale: int
+) -> None:
+    # Two 3x3 convolutions reach 2 pixels, and an overlap of 6 leaves a margin of 2.
+    network = convolutions(scale, layers=2)
+    x = batch(height, width)
+    found = upscale_batch(TorchFunctionRunner(network, scale), x, UpscaleOptions(tile=tile, overlap=6))
+    np.testing.assert_allclose(found, untiled(network, x), rtol=0, atol=ROUNDING)
+
+
+def test_an_overlap_below_the_reach_shows() -> None:
+    network = convolutions(2, layers=2)
+    x = batch(40, 40)
+    found = upscale_batch(TorchFunctionRunner(network, 2), x, UpscaleOptions(tile=(16, 16), overlap=2))
+    assert np.abs(found - untiled(network, x)).max() > 100 * ROUNDING
+
+
+def test_all_items_of_a_batch_are_tiled_alike() -> None:
+    network = global_network(2)
+    x = batch(50, 41, n=3)
+    options = UpscaleOptions(tile=(24, 20), overlap=8)
+    runner = TorchFunctionRunner(network, 2)
+    together = upscale_batch(runner, x, options)
+    single = [upscale_batch(runner, x[i : i + 1], options) for i in range(3)]
+    np.testing.assert_allclose(together, np.concatenate(single), rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1), (1, 2), (4, 4)])
+def test_a_network_with_another_batch_gets_what_it_takes(low: int, high: int) -> None:
+    network = convolutions(2)
+    runner = TorchFunctionRunner(network, 2, low=(low, 3, None, None), high=(high, 3, None, None))
+    x = batch(9, 8, n=3)
+    np.testing.assert_allclose(upscale_batch(runner, x), untiled(network, x), rtol=0, atol=ROUNDING)
+    assert {shape[0] for shape in runner.shapes} <= set(range(low, high + 1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (12, 40)])
+def test_a_picture_below_the_least_size_is_reflected_and_cropped(size: tuple[int, int]) -> None:
+    seen: list[torch.Tensor] = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    runner = TorchFunctionRunner(network, 2, low=(1, 3, 16, 16), high=(1, 3, 32, 32))
+    x = batch(*size)
+    found = upscale_batch(runner, x, UpscaleOptions(overlap=4))
+    # Where tiles meet, two weights that sum to 1 within a rounding share a pixel.
+    np.testing.assert_allclose(found, x.repeat(2, 2).repeat(2, 3), rtol=0, atol=2**-22)
+    grown = [(0, 0), (0, 0), (0, max(0, 16 - size[0])), (0, max(0, 16 - size[1]))]
+    width = seen[0].shape[3]
+    np.testing.assert_array_equal(seen[0].numpy(), np.pad(x, grown, mode="reflect")[..., :width])
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 20), st.integers(0, 70))
+def test_reflection_is_the_one_of_numpy(size: int, extra: int) -> None:
+    expected = np.pad(np.arange(size), (0, extra), mode="reflect")
+    np.testing.assert_array_equal(reflected(np.arange(size + extra), size), expected)
+
+
+def test_seams_are_no_steeper_than_the_gradient_itself() -> None:
+    # A network that adds an offset of its own to every tile, as a change of attention's context does.
+    offsets = iter(np.random.default_rng(3).uniform(-0.05, 0.05, 1000))
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        return x.repeat_interleave(4, 2).repeat_interleave(4, 3) + float(next(offsets))
+
+    ramp = np.linspace(0.1, 0.9, 200, dtype=np.float32)
+    x = np.broadcast_to(ramp, (1, 3, 64, 200)).copy()
+    runner = TorchFunctionRunner(network, 4)
+    blended = upscale_batch(runner, x, UpscaleOptions(tile=(64, 64), overlap=32))
+    hard = upscale_batch(runner, x, UpscaleOptions(tile=(64, 64), overlap=0))
+    steps = np.abs(np.diff(blended, axis=3)).max(), np.abs(np.diff(hard, axis=3)).max()
+    # A ramp of 8 input pixels spreads a step of at most 0.1 over 32 output pixels; the gradient's own step is
+    # 0.8 / 199. Without a ramp the whole step falls between two pixels.
+    assert steps[0] <= 0.8 / 199 + 0.1 / 32 + 1e-6
+    assert steps[1] > 0.02
+
+
+def test_tiles_change_what_a_network_with_global_context_gives_and_the_change_is_measured() -> None:
+    x = batch(48, 48) * np.linspace(0, 1, 48, dtype=np.float32)
+    network = global_network(2)
+    runner = TorchFunctionRunner(network, 2)
+    upscaler = Upscaler(runner, UpscaleOptions(tile=(24, 24), overlap=8))
+    effect = tile_effect(upscaler, x)
+    difference = np.abs(upscaler.batch(x).astype(np.float64) - untiled(network, x))
+    assert effect.max_abs_difference == pytest.approx(difference.max(), abs=ROUNDING)
+    assert effect.psnr_db == pytest.approx(-10 * np.log10((difference**2).mean()), abs=0.01)
+    assert effect.max_abs_difference > 0.01
+    assert tile_effect(Upscaler(runner), x).psnr_db == np.inf
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_every_kind_of_pixel_comes_back_exactly(dtype: type, channels: int) -> None:
+    image = np.random.default_rng(1).integers(
+        0, np.iinfo(dtype).max, (41, 33, channels), dtype, endpoint=True
+    )
+    runner = NearestRunner(scale=2)
+    with runner:
+        found = upscale_array(runner, image, UpscaleOptions(tile=(20, 16), overlap=6))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, image.repeat(2, 0).repeat(2, 1))
+
+
+def test_opaque_alpha_costs_no_run() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (8, 9, 4), np.uint8)
+    image[..., 3] = 255
+    runner = NearestRunner(scale=2)
+    with runner:
+        found = upscale_array(runner, image)
+    assert (found[..., 3] == 255).all()
+    assert runner.calls == [(1, 3, 8, 9)]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 5), np.uint8),
+        np.zeros((4, 4, 3)),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_what_is_no_picture_is_refused(shape: tuple[int, ...], dtype: type) -> None:
+    with pytest.raises(HspanError, match=r"expected pixels as \(H, W, C\)"), NearestRunner() as runner:
+        upscale_array(runner, np.zeros(shape, dtype))
+
+
+def test_what_is_no_batch_is_refused() -> None:
+    with pytest.raises(HspanError, match=r"expected \(N, 3, H, W\) float32"), NearestRunner() as runner:
+        upscale_batch(runner, np.zeros((1, 4, 5, 5), np.float32))
+
+
+def test_a_network_that_does_not_say_its_scale_is_asked() -> None:
+    runner = NearestRunner(scale=3)
+    runner.scale = None
+    with runner:
+        assert upscale_batch(runner, batch(5, 6)).shape == (1, 3, 15, 18)
+
+
+def test_progress_counts_every_tile() -> None:
+    told: list[tuple[int, int]] = []
+    with NearestRunner(scale=2) as runner:
+        upscale_batch(
+            runner, batch(30, 30), UpscaleOptions(tile=(16, 16), overlap=2), on_tile=lambda *x: told.append(x)
+        )
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+# The official protocol
+# ----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(32, 131), width=st.integers(32, 131), scale=st.sampled_from([2, 3, 4]))
+def test_official_protocol_is_the_official_codes_chop(height: int, width: int, scale: int) -> None:
+    network = global_network(scale)
+    x = batch(height, width)
+    for min_size in (120_000, 3_000):
+        options = UpscaleOptions(protocol="official", official_min_size=min_size)
+        found = upscale_batch(TorchFunctionRunner(network, scale), x, options)
+        expected = chop_reference(network, torch.from_numpy(x), scale, min_size=min_size).numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 51), (40, 40)])
+@pytest.mark.parametrize("protocol", ["tiled", "official"])
+def test_self_ensemble_is_the_official_codes(height: int, width: int, protocol: str) -> None:
+    network = global_network(2)
+    x = batch(height, width)
+
+    def forward(y: torch.Tensor) -> torch.Tensor:
+        return chop_reference(network, y, 2) if protocol == "official" else network(y)
+
+    runner = TorchFunctionRunner(network, 2)
+    found = upscale_batch(runner, x, UpscaleOptions(protocol=protocol, self_ensemble=True))
+    expected = self_ensemble_reference(forward, torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+    # The plain result is another one, so that the agreement says something.
+    assert np.abs(untiled(network, x) - expected).max() > 100 * ROUNDING
+
+
+def test_self_ensemble_works_within_tiles() -> None:
+    network = convolutions(2)
+    x = batch(41, 37)
+    runner = TorchFunctionRunner(network, 2)
+    found = upscale_batch(runner, x, UpscaleOptions(tile=(20, 24), overlap=6, self_ensemble=True))
+    expected = self_ensemble_reference(network, torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+
+
+# Memory
+# ---------------------------------------------------------------------------------------------------------
+
+
+FAILURES = [
+    MemoryError,
+    lambda: OutOfMemoryError("gpu", "the device has 0 bytes left"),
+    lambda: HspanError("x.plan", "failed on the GPU: cuMemAlloc failed: out of memory"),
+    lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=["MemoryError", "ours", "driver", "PyTorch"])
+def test_out_of_memory_steps_down_goes_on_and_is_told(failure: Callable[[], Exception]) -> None:
+    network = convolutions(2)
+    x = batch(70, 90)
+    runner = TorchFunctionRunner(network, 2, most_pixels=40 * 40, failure=failure)
+    told: list[str] = []
+    found = upscale_batch(runner, x, on_shrink=told.append)
+    np.testing.assert_allclose(found, untiled(network, x), rtol=0, atol=ROUNDING)
+    assert told[0].startswith("out of memory with tiles of 70x90, going on with ")
+    assert runner.shapes[-1][2] * runner.shapes[-1][3] <= 40 * 40
+
+
+def test_a_lesson_in_memory_is_kept_for_the_next_picture() -> None:
+    runner = TorchFunctionRunner(convolutions(2), 2, most_pixels=40 * 40)
+    upscaler = Upscaler(runner, UpscaleOptions())
+    upscaler.batch(batch(70, 90))
+    first = len(upscaler.shrinks)
+    upscaler.batch(batch(70, 90))
+    assert first > 0
+    assert len(upscaler.shrinks) == first
+
+
+def test_memory_that_runs_out_in_the_middle_does_not_spoil_the_result() -> None:
+    network = convolutions(2)
+    runner = TorchFunctionRunner(network, 2)
+    calls = 0
+
+    def sometimes(x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise MemoryError
+        return network(x)
+
+    runner._function = sometimes
+    x = batch(70, 90)
+    found = upscale_batch(runner, x, UpscaleOptions(tile=(40, 40), overlap=8))
+    np.testing.assert_allclose(found, untiled(network, x), rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    "options", [UpscaleOptions(tile="none"), UpscaleOptions(protocol="official"), UpscaleOptions()]
+)
+def test_out_of_memory_with_nothing_smaller_to_try_is_an_error(options: UpscaleOptions) -> None:
+    runner = TorchFunctionRunner(convolutions(2), 2, most_pixels=10)
+    with pytest.raises(OutOfMemoryError, match=r"function: a tile of .* does not fit in memory"):
+        upscale_batch(runner, batch(40, 40), options)
+
+
+def test_other_failures_are_not_taken_for_a_lack_of_memory() -> None:
+    assert not is_out_of_memory(HspanError("a.plan", "CUDA error: an illegal memory access"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+    runner = TorchFunctionRunner(
+        convolutions(2), 2, most_pixels=1, failure=lambda: HspanError("a.plan", "illegal access")
+    )
+    with pytest.raises(HspanError, match="illegal access"):
+        upscale_batch(runner, batch(40, 40))
+    assert len(runner.shapes) == 1
+
+
+# Size of tiles
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    def set_free(size: int | None) -> None:
+        for module in (memory, tile_size):
+            monkeypatch.setattr(module, "available_memory_bytes", lambda: size)
+
+    return set_free
+
+
+def test_auto_takes_a_small_picture_as_a_whole(free: Callable[[int | None], None]) -> None:
+    free(None)
+    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), 250, 260) == (250, 260)
+    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), 300, 300) == (256, 256)
+
+
+def test_auto_keeps_to_half_of_free_memory(free: Callable[[int | None], None]) -> None:
+    runner = TorchFunctionRunner(convolutions(2), 2, memory=1000)
+    free(2 * 1000 * 100 * 100)
+    height, width = tile_size.auto_tile(runner, 240, 240)
+    assert height * width <= 100 * 100 < (height + 8) * (width + 8)
+
+
+def test_auto_keeps_to_the_profile_and_fills_it(free: Callable[[int | None], None]) -> None:
+    free(None)
+    runner = TorchFunctionRunner(convolutions(2), 2, low=(1, 3, 64, 64), high=(1, 3, 512, 384))
+    assert tile_size.auto_tile(runner, 512, 384) == (512, 384)
+    assert tile_size.auto_tile(runner, 2000, 2000) == (512, 384)
+    assert tile_size.auto_tile(runner, 10, 2000) == (64, 384)
+    plan = tile_size.plan_for_picture(runner, 600, 10)
+    # Two tiles are needed, and they need not be 512 high: 600 + 32 shared, halved, up to the next multiple of 8.
+    assert [(span.start, span.length) for span in plan.rows] == [(0, 320), (280, 320)]
+
+
+def test_a_fixed_size_is_the_size_of_every_tile(free: Callable[[int | None], None]) -> None:
+    free(None)
+    runner = TorchFunctionRunner(convolutions(2), 2, low=(1, 3, 32, 48), high=(1, 3, 32, 48))
+    for size in ((1, 1), (32, 48), (100, 100)):
+        found = upscale_batch(runner, batch(*size), UpscaleOptions(overlap=8))
+        assert found.shape[2:] == (2 * size[0], 2 * size[1])
+    assert {shape[2:] for shape in runner.shapes} == {(32, 48)}
+
+
+def test_thin_pictures_get_long_tiles(free: Callable[[int | None], None]) -> None:
+    free(None)
+    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), 16, 100_000) == (16, 4096)
+
+
+def test_smaller_tiles_end_at_the_least_size() -> None:
+    runner = TorchFunctionRunner(convolutions(2), 2, low=(1, 3, 24, 16))
+    sizes = [(256, 200)]
+    while (smaller := tile_size.smaller_tile(runner, sizes[-1])) is not None:
+        sizes.append(smaller)
+    assert sizes[-1] == (24, 16)
+    assert sizes == sorted(sizes, key=lambda size: -size[0] * size[1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"tile": "some"},
+        {"tile": (0, 5)},
+        {"tile": (32, 32), "overlap": 17},
+        {"overlap": -1},
+        {"protocol": "chop"},
+        {"protocol": "official", "overlap": 8},
+        {"protocol": "official", "tile": (64, 64)},
+    ],
+)
+def test_options_that_make_no_sense_are_wrong_usage(arguments: dict) -> None:
+    with pytest.raises(UsageError):
+        UpscaleOptions(**arguments)
