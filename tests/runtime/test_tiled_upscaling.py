@@ -166,13 +166,8 @@ def test_opaque_alpha_costs_no_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "image",
-    [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 5), np.uint8),
-        np.zeros((4, 4, 3)),
-        np.zeros((0, 4, 3), np.uint8),
-    ],
+    ("shape", "dtype"),
+    [((4, 4), np.uint8), ((4, 4, 5), np.uint8), ((4, 4, 3), np.float64), ((0, 4, 3), np.uint8)],
 )
 def test_what_is_no_picture_is_refused(shape: tuple[int, ...], dtype: type) -> None:
     with pytest.raises(HspanError, match=r"expected pixels as \(H, W, C\)"), NearestRunner() as runner:
