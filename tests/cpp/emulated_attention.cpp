@@ -9,8 +9,8 @@
 #include "sparsemax_attention.h"
 
 int32_t hspanEmulatedAttention(int32_t elementType, int32_t layout, int32_t config, int32_t capacity,
-    int32_t computeCapability, int64_t batch, int64_t scoreChannels, int64_t valueChannels, int64_t positions, void const* query, void const* key,
-    void const* value, void* output, int32_t laneOrder, uint64_t seed)
+    int32_t computeCapability, int64_t batch, int64_t scoreChannels, int64_t valueChannels, int64_t positions,
+    void const* query, void const* key, void const* value, void* output, int32_t laneOrder, uint64_t seed)
 {
     simt::emulation::options() = {static_cast<simt::emulation::LaneOrder>(laneOrder), seed, computeCapability};
     hspan::AttentionProblem const problem{static_cast<hspan::ElementType>(elementType),
@@ -39,6 +39,11 @@ int32_t hspanEmulatedAttention(int32_t elementType, int32_t layout, int32_t conf
 char const* hspanEmulatedError()
 {
     return simt::emulation::lastError().c_str();
+}
+
+int64_t hspanEmulatedProducts()
+{
+    return simt::emulation::productCount();
 }
 
 uint16_t hspanEmulatedFromFloat(int32_t elementType, float value)

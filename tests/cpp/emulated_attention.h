@@ -19,6 +19,9 @@ extern "C"
     //! What the emulation has to say about the last failure of this thread, such as threads that diverge at a barrier.
     char const* hspanEmulatedError();
 
+    //! Matrix products of the last kernel, which of the tiled kernels is the dense route's: 0 if no tile took it.
+    int64_t hspanEmulatedProducts();
+
     //! The emulation's own conversions, for comparison with another implementation. elementType 1 FP16, 2 BF16.
     uint16_t hspanEmulatedFromFloat(int32_t elementType, float value);
     float hspanEmulatedToFloat(int32_t elementType, uint16_t bits);

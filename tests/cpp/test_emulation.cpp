@@ -2,6 +2,7 @@
 //! The emulation itself: it must run what is right and catch what is wrong.
 #include <cmath>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include <simt.h>
@@ -114,6 +115,113 @@ HSPAN_KERNEL(kTHREADS) readPastShared(float* result)
     result[simt::threadIndex()] = shared.of[simt::threadIndex()]; // nobody wrote it
 }
 
+struct alignas(16) Matrices
+{
+    simt::Half a[16][24];
+    simt::Half b[8][24]; //!< transposed: b[n][k]
+    simt::Half v[16][24];
+};
+
+//! d = a b by fragments, and the fragments of v transposed. One warp.
+HSPAN_KERNEL(32) multiply(float const* a, float const* b, float* d, float* transposed)
+{
+    HSPAN_SHARED(Matrices, shared);
+    int32_t const lane = simt::laneIndex();
+    for (int32_t i = lane; i < 256; i += 32)
+    {
+        shared.a[i / 16][i % 16] = simt::fromFloat<simt::Half>(a[i]);
+        shared.v[i / 16][i % 16] = shared.a[i / 16][i % 16];
+        if (i < 128)
+        {
+            shared.b[i % 8][i / 8] = simt::fromFloat<simt::Half>(b[i]);
+        }
+    }
+    simt::syncWarp();
+    uint32_t fragment[4];
+    uint32_t other[4];
+    simt::loadMatrices(fragment, &shared.a[lane % 16][lane / 16 * 8]);
+    simt::loadMatrices(other, &shared.b[lane % 8][lane / 8 % 2 * 8]);
+    float sums[4] = {0.0F, 0.0F, 0.0F, 0.0F};
+    simt::multiplyMatrices<simt::Half>(sums, fragment, other[0], other[1]);
+    for (int32_t r = 0; r < 4; ++r)
+    {
+        d[(lane / 4 + r / 2 * 8) * 8 + lane % 4 * 2 + r % 2] = sums[r];
+    }
+    simt::loadMatricesTransposed(other, &shared.v[lane % 16][lane / 16 * 8]);
+    for (int32_t r = 0; r < 4; ++r)
+    {
+        for (uint32_t half = 0; half < 2; ++half)
+        {
+            auto const bits = static_cast<uint16_t>(other[r] >> (16U * half));
+            transposed[(lane * 4 + r) * 2 + static_cast<int32_t>(half)] = simt::toFloat(simt::Half{bits});
+        }
+    }
+}
+
+struct alignas(16) Copied
+{
+    float of[kTHREADS][4];
+};
+
+//! Every thread reads what its neighbour's copy brought.
+HSPAN_KERNEL(kTHREADS) copyAndRotate(float* result, float const* source, bool waits, bool withBarrier)
+{
+    HSPAN_SHARED(Copied, shared);
+    int32_t const thread = simt::threadIndex();
+    simt::copyAsync(&shared.of[thread], source + 4 * thread, thread % 2 == 0);
+    if (waits)
+    {
+        simt::waitForCopies();
+    }
+    if (withBarrier)
+    {
+        simt::syncBlock();
+    }
+    result[thread] = shared.of[(thread + 1) % kTHREADS][3];
+}
+
+//! A copy is started while others still read what it will replace.
+HSPAN_KERNEL(kTHREADS) copyOverReaders(float* result, float const* source, bool withBarrier)
+{
+    HSPAN_SHARED(Copied, shared);
+    int32_t const thread = simt::threadIndex();
+    shared.of[thread][0] = static_cast<float>(thread);
+    simt::syncBlock();
+    result[thread] = shared.of[(thread + 1) % kTHREADS][0];
+    if (withBarrier)
+    {
+        simt::syncBlock();
+    }
+    simt::copyAsync(&shared.of[thread], source + 4 * thread, true);
+    simt::waitForCopies();
+}
+
+HSPAN_KERNEL(kTHREADS) copyMisaligned(float* result)
+{
+    HSPAN_SHARED(Copied, shared);
+    simt::copyAsync(&shared.of[0][1], result, true);
+    simt::waitForCopies();
+}
+
+HSPAN_KERNEL(kTHREADS) loadMisaligned(float* result)
+{
+    HSPAN_SHARED(Copied, shared);
+    uint32_t fragment[4];
+    simt::loadMatrices(fragment, &shared.of[simt::laneIndex()][2]);
+    result[0] = static_cast<float>(fragment[0]);
+}
+
+HSPAN_KERNEL(kTHREADS) divergeAtProduct(float* result)
+{
+    float sums[4] = {};
+    uint32_t const a[4] = {};
+    if (simt::laneIndex() != 3)
+    {
+        simt::multiplyMatrices<simt::Half>(sums, a, 0, 0);
+    }
+    result[simt::threadIndex()] = sums[0];
+}
+
 void inOrder(LaneOrder order)
 {
     simt::emulation::options() = {order, 12345};
@@ -184,6 +292,76 @@ int main()
                 simt::launch(&exchange, simt::Grid{}, kTHREADS, nullptr, result.data());
                 check(result == std::vector<int32_t>(kTHREADS, 1), "wrong data");
             }
+        });
+    addTest("a matrix product is made of fragments that come from other lanes",
+        []
+        {
+            std::vector<float> a(256);
+            std::vector<float> b(128);
+            std::vector<float> expected(128, 0.0F);
+            for (size_t i = 0; i < a.size(); ++i)
+            {
+                a[i] = static_cast<float>(i * 7 % 31) - 15.0F;
+                b[i / 2] = static_cast<float>(i / 2 * 5 % 23) - 11.0F;
+            }
+            for (size_t i = 0; i < 16 * 8 * 16; ++i)
+            {
+                size_t const row = i / 128;
+                size_t const column = i / 16 % 8;
+                expected[row * 8 + column] += a[row * 16 + i % 16] * b[i % 16 * 8 + column];
+            }
+            for (LaneOrder const order : {LaneOrder::kFORWARD, LaneOrder::kREVERSE, LaneOrder::kSHUFFLED})
+            {
+                inOrder(order);
+                std::vector<float> d(128);
+                std::vector<float> transposed(256);
+                cudaError_t const status = simt::launch<float const*, float const*, float*, float*>(
+                    &multiply, simt::Grid{}, 32, nullptr, a.data(), b.data(), d.data(), transposed.data());
+                check(status == cudaSuccess && d == expected, "wrong product");
+                for (size_t lane = 0; lane < 32; ++lane)
+                {
+                    for (size_t r = 0; r < 4; ++r)
+                    {
+                        size_t const row = lane % 4 * 2 + r % 2 * 8; // matrix r: 8 r % 2 down, 8 r / 2 to the right
+                        size_t const column = lane / 4 + r / 2 * 8;
+                        check(transposed[(lane * 4 + r) * 2] == a[row * 16 + column]
+                                && transposed[(lane * 4 + r) * 2 + 1] == a[(row + 1) * 16 + column],
+                            "lane ", lane, " register ", r);
+                    }
+                }
+            }
+        });
+    std::vector<float> source(4 * kTHREADS);
+    std::vector<float> copied(kTHREADS);
+    std::vector<float> rotatedOnce(kTHREADS);
+    for (size_t i = 0; i < source.size(); ++i)
+    {
+        source[i] = static_cast<float>(i);
+    }
+    for (size_t i = 0; i < copied.size(); ++i)
+    {
+        size_t const neighbour = (i + 1) % kTHREADS;
+        copied[i] = neighbour % 2 == 0 ? source[4 * neighbour + 3] : 0.0F;
+    }
+    float const* const from = source.data();
+    addTest("asynchronous copies arrive after waiting and a barrier, zeros where there is nothing to read",
+        [&] { check(isRightInEveryOrder(&copyAndRotate, copied, from, true, true), "wrong values"); });
+    addTest("not waiting for asynchronous copies shows",
+        [&] { check(!isRightInEveryOrder(&copyAndRotate, copied, from, false, true), "nothing showed"); });
+    addTest("a missing barrier after waiting for asynchronous copies shows",
+        [&] { check(!isRightInEveryOrder(&copyAndRotate, copied, from, true, false), "nothing showed"); });
+    addTest("a missing barrier before an asynchronous copy overwrites shows",
+        [&]
+        {
+            check(isRightInEveryOrder(&copyOverReaders, rotated, from, true), "wrong values");
+            check(!isRightInEveryOrder(&copyOverReaders, rotated, from, false), "nothing showed");
+        });
+    addTest("misaligned copies and matrices, and lanes that miss a product, are reported",
+        []
+        {
+            check(failureOf(&copyMisaligned).find("multiples of 16") != std::string::npos, "copy");
+            check(failureOf(&loadMisaligned).find("ldmatrix") != std::string::npos, "matrices");
+            check(failureOf(&divergeAtProduct).find("barrier divergence") != std::string::npos, "product");
         });
     addTest("a thread that leaves while others wait is reported",
         []

@@ -50,6 +50,12 @@ int64_t& barrierCount()
     return gCount;
 }
 
+int64_t& productCount()
+{
+    static thread_local int64_t gCount{0};
+    return gCount;
+}
+
 Block::Block(int32_t threads, std::function<void()> body)
     : mBody{std::move(body)}
     , mRandom{options().seed | 1U}

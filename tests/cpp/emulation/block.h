@@ -47,6 +47,9 @@ std::string& lastError();
 //! Barriers of a block that all its threads passed, summed over the blocks of the last launch.
 int64_t& barrierCount();
 
+//! Matrix products of the last launch, one per warp and instruction.
+int64_t& productCount();
+
 //! What a thread waits for.
 enum class Wait : int32_t
 {

@@ -346,6 +346,7 @@ float const* numbers();
 template <typename T>
 void multiplyMatricesTogether(Block& /*block*/, void* const* lanes)
 {
+    productCount() += 1;
     float const* const number = numbers<T>();
     float a[16][16];
     float b[16][8];
@@ -460,6 +461,7 @@ cudaError_t launch(void (*kernel)(Parameters...), Grid const& grid, int32_t thre
 {
     emulation::lastError().clear();
     emulation::barrierCount() = 0;
+    emulation::productCount() = 0;
     if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > kMAX_GRID_X || grid.y > kMAX_GRID_Y || grid.z > kMAX_GRID_Z)
     {
         return cudaErrorInvalidValue;
