@@ -18,6 +18,7 @@ from trt_hspan.cli import (
     client,
     demo,
     export,
+    jetson,
     plugin,
     quantize,
     sensitivity,
@@ -44,6 +45,7 @@ app.command("validate")(validate.validate)
 app.command("upscale")(upscale.upscale)
 app.command("demo")(demo.demo)
 app.add_typer(plugin.app, name="plugin")
+app.add_typer(jetson.app, name="jetson")
 app.add_typer(serve.app, name="serve")
 app.command("client")(client.client)
 

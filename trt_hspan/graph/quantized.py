@@ -84,7 +84,7 @@ def convolution_macs(model: onnx.ModelProto) -> dict[str, int]:
     Raises:
         HspanError: the shape of a convolution's output cannot be inferred.
     """
-    shapes = _shapes_on_a_small_input(model)
+    shapes = shapes_on_a_small_input(model)
     weights = _weight_shapes(model)
     macs = {}
     for node in model.graph.node:
@@ -121,7 +121,7 @@ def _weight_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _shapes_on_a_small_input(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+def shapes_on_a_small_input(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors; the attention gives what its value has, so its body need not be looked into."""
     small = onnx.ModelProto()
     small.CopyFrom(model)

@@ -1,0 +1,100 @@
+"""Jetson boards: published facts only. Owns numbers and their sources; computes nothing from them but FP16 rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from trt_hspan.engine.plugin_roofline import PeakRates
+from trt_hspan.errors import UsageError
+
+_GIB: Final = 1 << 30
+_ORIN: Final = "Jetson Orin series data sheets; FP16 is half of the dense half of the GPU's sparse INT8 TOPS"
+_THOR: Final = "Jetson Thor series data sheet; FP16 is an eighth of the sparse FP4 TFLOPS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """One module.
+
+    Attributes:
+        name: as `--board` takes it.
+        title: as NVIDIA calls it.
+        memory_bytes: shared by CPU and GPU.
+        reserved_bytes: left to the system, other programs and the CUDA context; an assumption, see docs/jetson.md.
+        rates: published peaks, at the clocks of the power mode `power_mode`.
+        power_mode: in which the clocks behind `rates` are reached.
+        target: the package for it, as `make jetson` names it.
+        workspace_mib: limit of TensorRT's scratch memory while it builds on the board.
+    """
+
+    name: str
+    title: str
+    memory_bytes: int
+    reserved_bytes: int
+    rates: PeakRates
+    power_mode: str
+    target: str
+    workspace_mib: int
+
+
+def _orin(name: str, title: str, gib: int, rates: tuple[float, float], mode: str) -> Board:
+    sparse_tops, gbps = rates
+    return Board(
+        name=name,
+        title=title,
+        memory_bytes=gib * _GIB,
+        reserved_bytes=_reserved(gib),
+        rates=PeakRates(
+            name=title,
+            architecture=87,
+            tensor_tflops=sparse_tops / 4,
+            fp32_tflops=sparse_tops / 32,
+            memory_gbps=gbps,
+            source=_ORIN,
+        ),
+        power_mode=mode,
+        target="jetson-orin",
+        workspace_mib=256 * gib // 4,
+    )
+
+
+def _reserved(gib: int) -> int:
+    """1.5 GiB for a system without a desktop and the CUDA context, and an eighth of what is beyond 4 GiB."""
+    return _GIB * 3 // 2 + max(0, gib - 4) * _GIB // 8
+
+
+#: Without "Super" clocks: what every carrier and cooler reaches.
+BOARDS: Final = (
+    _orin("orin-nano-4g", "Jetson Orin Nano 4GB", 4, (20.0, 34.0), "10W"),
+    _orin("orin-nano-8g", "Jetson Orin Nano 8GB", 8, (40.0, 68.0), "15W"),
+    _orin("orin-nx-8g", "Jetson Orin NX 8GB", 8, (50.0, 102.4), "20W"),
+    _orin("orin-nx-16g", "Jetson Orin NX 16GB", 16, (60.0, 102.4), "25W"),
+    _orin("agx-orin-32g", "Jetson AGX Orin 32GB", 32, (108.0, 204.8), "40W"),
+    _orin("agx-orin-64g", "Jetson AGX Orin 64GB", 64, (170.0, 204.8), "MAXN"),
+    Board(
+        name="agx-thor",
+        title="Jetson AGX Thor (T5000)",
+        memory_bytes=128 * _GIB,
+        reserved_bytes=_reserved(128),
+        rates=PeakRates(
+            name="Jetson AGX Thor (T5000)",
+            architecture=110,
+            tensor_tflops=2070.0 / 8,
+            fp32_tflops=8.064,  # 2,560 cores, one multiply-add each, at 1.575 GHz
+            memory_gbps=273.0,
+            source=_THOR,
+        ),
+        power_mode="MAXN",
+        target="jetson-thor",
+        workspace_mib=8192,
+    ),
+)
+
+
+def board_from_name(name: str) -> Board:
+    """The board that `--board` names. Raises: UsageError when there is none of that name."""
+    for board in BOARDS:
+        if board.name == name:
+            return board
+    raise UsageError("--board", f"got {name!r}, expected one of {', '.join(board.name for board in BOARDS)}")

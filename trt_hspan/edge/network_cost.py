@@ -1,0 +1,127 @@
+"""What a network costs in memory and arithmetic, read from its ONNX graph. Knows no board and no GPU.
+
+Everything but the attention is in proportion to the pixels of the input; the attention's scores are in proportion to
+their square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from trt_hspan.errors import HspanError
+
+if TYPE_CHECKING:
+    import onnx
+
+_COUNTED_PIXELS: Final = 16 * 16
+# Layers that a builder merges into the one before or after: their results are never in memory beside their inputs.
+_MERGED: Final = frozenset({"Relu", "PRelu", "Cast", "Identity", "Mul", "QuantizeLinear", "DequantizeLinear"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSizes:
+    """One attention block: channels of query and key, and of value and output."""
+
+    score_channels: int
+    value_channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCost:
+    """Costs of one network.
+
+    Attributes:
+        scale: up-scaling factor.
+        precision: "fp32", "fp16", "bf16", "int8" or "fp8".
+        element_bytes: of an activation.
+        weights_bytes: of all weights, in the types that the file stores.
+        activation_bytes_per_pixel: of an input pixel: the largest sum of the tensors that are alive at one time.
+        macs_per_pixel: multiply-accumulates of all convolutions for one input pixel.
+        attention: one entry per block.
+        source: where `activation_bytes_per_pixel` comes from.
+    """
+
+    scale: int
+    precision: str
+    element_bytes: int
+    weights_bytes: int
+    activation_bytes_per_pixel: float
+    macs_per_pixel: float
+    attention: tuple[AttentionSizes, ...]
+    source: str
+
+
+def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkCost:
+    """Reads the costs from a graph that this project wrote, with free height and width.
+
+    Raises:
+        HspanError: the model says no scale, or its shapes cannot be inferred.
+    """
+    from trt_hspan.graph import attention_nodes, metadata_from_model, precision_from_model
+    from trt_hspan.graph.quantized import convolution_macs, shapes_on_a_small_input
+
+    scale = metadata_from_model(model).scale
+    if scale is None:
+        raise HspanError(where, "does not say its scale", "export it with trt-hspan export")
+    shapes = shapes_on_a_small_input(model)
+    blocks = []
+    for node in attention_nodes(model):
+        query, value = shapes[node.input[0]], shapes[node.input[2]]
+        blocks.append(AttentionSizes(score_channels=query[1], value_channels=value[1]))
+    precision = precision_from_model(model)
+    element_bytes = 4 if precision == "fp32" else 2
+    return NetworkCost(
+        scale=scale,
+        precision=precision,
+        element_bytes=element_bytes,
+        weights_bytes=sum(len(_content(tensor)) for tensor in model.graph.initializer),
+        activation_bytes_per_pixel=_peak_elements(model, shapes) * element_bytes / _COUNTED_PIXELS,
+        macs_per_pixel=sum(convolution_macs(model).values()) / _COUNTED_PIXELS,
+        attention=tuple(blocks),
+        source="largest sum of live tensors of the graph, pointwise layers merged",
+    )
+
+
+def _content(tensor: onnx.TensorProto) -> bytes:
+    import onnx.numpy_helper
+
+    return bytes(onnx.numpy_helper.to_array(tensor).tobytes())
+
+
+def _peak_elements(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> int:
+    """The largest number of elements alive while the nodes run in the file's order.
+
+    A tensor lives from the node that makes it to the last one that reads it. A pointwise node takes over the
+    memory of its input when nothing else reads that.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    last_use: dict[str, int] = {}
+    for index, node in enumerate(model.graph.node):
+        for name in node.input:
+            last_use[name] = index
+    for tensor in model.graph.output:
+        last_use[tensor.name] = len(model.graph.node)
+    alive: dict[str, int] = {
+        tensor.name: _elements(shapes[tensor.name]) for tensor in model.graph.input if tensor.name in shapes
+    }
+    peak = sum(alive.values())
+    for index, node in enumerate(model.graph.node):
+        inputs = [name for name in node.input if name in alive and name not in weights]
+        dying = [name for name in inputs if last_use.get(name, index) <= index]
+        if node.op_type in _MERGED:
+            for name in dying[:1]:
+                del alive[name]
+        for name in node.output:
+            if name in shapes and name in last_use:
+                alive[name] = _elements(shapes[name])
+        peak = max(peak, sum(alive.values()))
+        for name in dying:
+            alive.pop(name, None)
+    return peak
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))

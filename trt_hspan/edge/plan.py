@@ -1,0 +1,174 @@
+"""Does a network fit a board, in which tiles, and how fast can it be at best? Arithmetic only, nothing is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from trt_hspan.edge.boards import Board
+from trt_hspan.edge.network_cost import NetworkCost
+from trt_hspan.engine.plugin_roofline import attention_work
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.runtime.tile_size import DEFAULT_OVERLAP, SIDE_STEP, SMALLEST_SIDE, trimmed_tile
+from trt_hspan.runtime.tiling import TilePlan, tile_plan
+
+if TYPE_CHECKING:
+    from trt_hspan.engine.manifest import EngineManifest
+
+_CHANNELS: Final = 3
+_FLOAT_BYTES: Final = 4
+#: The plugin's candidate lists exist for this many rows at a time (plugins/kernels).
+_LIST_ROWS: Final = 16384
+_LIST_ENTRIES: Final = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on the board while a tile is up-scaled."""
+
+    weights: int
+    activations: int
+    workspace: int
+    tensors: int
+    reserved: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardPlan:
+    """The answer.
+
+    Attributes:
+        fits: whether the picture can be up-scaled on the board at all.
+        whole: whether it is taken as a whole; attention is then over all of it.
+        tiles: how it is cut.
+        memory: with the largest tile.
+        floor_ms: no implementation is faster: arithmetic at the published peak, or traffic at the published
+            bandwidth, whichever takes longer, for all tiles.
+        floor_by: "arithmetic" or "memory traffic".
+        attention_share: of the arithmetic, at supports too small to count.
+    """
+
+    board: Board
+    cost: NetworkCost
+    fits: bool
+    whole: bool
+    tiles: TilePlan
+    memory: Memory
+    floor_ms: float
+    floor_by: str
+    attention_share: float
+
+
+def cost_from_manifest(cost: NetworkCost, manifest: EngineManifest) -> NetworkCost:
+    """Replaces the graph's estimates by what TensorRT said when it built the engine.
+
+    Raises:
+        HspanError: the engine holds the attention as a function body, whose memory grows with the square of the
+            pixels, or its manifest gives no figure.
+    """
+    if manifest.attention != "plugin":
+        raise HspanError(
+            "engine",
+            "holds the attention as a function body, whose memory grows with the square of the pixels",
+            "build it with --attention plugin, as Jetson engines are",
+        )
+    if manifest.activation_memory_bytes is None:
+        raise HspanError("engine", "its manifest gives no activation memory", "plan with --onnx instead")
+    n, _, height, width = manifest.profile.max
+    return dataclasses.replace(
+        cost,
+        weights_bytes=manifest.weights_memory_bytes or cost.weights_bytes,
+        activation_bytes_per_pixel=manifest.activation_memory_bytes / (n * height * width),
+        source=f"{manifest.flavor} {manifest.tensorrt_version}, from the manifest",
+    )
+
+
+def memory_for_tile(cost: NetworkCost, board: Board, height: int, width: int) -> Memory:
+    """Bytes for a tile of height x width input pixels."""
+    pixels = height * width
+    lists = min(pixels, _LIST_ROWS) * min(pixels, _LIST_ENTRIES) * 8
+    prepared = max(
+        (2 * _padded(a.score_channels) + _padded(a.value_channels) for a in cost.attention), default=0
+    )
+    return Memory(
+        weights=cost.weights_bytes,
+        activations=round(cost.activation_bytes_per_pixel * pixels),
+        workspace=cost.element_bytes * pixels * prepared + (lists if cost.attention else 0),
+        tensors=_CHANNELS * _FLOAT_BYTES * pixels * (1 + cost.scale**2),
+        reserved=board.reserved_bytes,
+    )
+
+
+def plan_for_board(cost: NetworkCost, board: Board, height: int, width: int) -> BoardPlan:
+    """The largest tiles that fit, up to the whole picture.
+
+    Args:
+        cost: of the network.
+        board: where it is to run.
+        height, width: of the picture that goes into the network, in pixels.
+
+    Raises:
+        UsageError: the picture has no pixels.
+    """
+    if min(height, width) < 1:
+        raise UsageError("--size", f"{width}x{height} is no size", "give WIDTHxHEIGHT, such as 640x360")
+    tile = _largest_tile(cost, board, height, width)
+    overlap = min(DEFAULT_OVERLAP, min(tile) // 4) if tile != (height, width) else 0
+    tile = (trimmed_tile(height, tile[0], overlap, 1), trimmed_tile(width, tile[1], overlap, 1))
+    tiles = tile_plan(height, width, tile, overlap)
+    memory = memory_for_tile(cost, board, tiles.tile_height, tiles.tile_width)
+    arithmetic, traffic, share = _floors(cost, board, tiles)
+    return BoardPlan(
+        board=board,
+        cost=cost,
+        fits=memory.total <= board.memory_bytes,
+        whole=tiles.count == 1,
+        tiles=tiles,
+        memory=memory,
+        floor_ms=max(arithmetic, traffic),
+        floor_by="arithmetic" if arithmetic >= traffic else "memory traffic",
+        attention_share=share,
+    )
+
+
+def _largest_tile(cost: NetworkCost, board: Board, height: int, width: int) -> tuple[int, int]:
+    def fits(size: tuple[int, int]) -> bool:
+        return memory_for_tile(cost, board, *size).total <= board.memory_bytes
+
+    size = (height, width)
+    side = max(height, width)
+    while not fits(size) and side > SMALLEST_SIDE:
+        side = max(SMALLEST_SIDE, (side - 1) // SIDE_STEP * SIDE_STEP)
+        size = (min(height, side), min(width, side))
+    return size
+
+
+def _floors(cost: NetworkCost, board: Board, tiles: TilePlan) -> tuple[float, float, float]:
+    """Milliseconds by arithmetic and by traffic, and the attention's share of the arithmetic."""
+    convolution = attention = moved = 0.0
+    attention_type = "fp32" if cost.precision == "fp32" else "fp16"
+    for row in tiles.rows:
+        for column in tiles.columns:
+            pixels = row.length * column.length
+            convolution += 2 * cost.macs_per_pixel * pixels
+            moved += cost.weights_bytes + _CHANNELS * _FLOAT_BYTES * pixels * (1 + cost.scale**2)
+            for block in cost.attention:
+                work = attention_work(pixels, block.score_channels, block.value_channels, attention_type)
+                attention += work.sparse_flops
+                moved += work.bytes
+    rates = board.rates
+    peak = rates.fp32_tflops if cost.precision == "fp32" else rates.tensor_tflops
+    faster = 2 if cost.precision in ("int8", "fp8") else 1  # at most: what stays in the base type is slower
+    arithmetic = (convolution / faster + attention) / (peak * 1e9)
+    total = convolution + attention
+    return arithmetic, moved / (rates.memory_gbps * 1e6), attention / total if total else 0.0
+
+
+def _padded(channels: int) -> int:
+    return -(channels // -8) * 8
