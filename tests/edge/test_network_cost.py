@@ -12,7 +12,7 @@ from trt_hspan.graph import OnnxMetadata, load_onnx, with_metadata
 TEXT = """
 <ir_version: 10, opset_import: ["" : 18, "hspan" : 1]>
 agraph (float[N,3,H,W] input) => (float[N,4,H,W] output)
-<float[4,3,1,1] w1 = {%s}, float[4,4,3,3] w2 = {%s}>
+<float[N,4,H,W] c, float[4,3,1,1] w1 = {%s}, float[4,4,3,3] w2 = {%s}>
 {
     a = Conv <kernel_shape=[1,1]> (input, w1)
     r = Relu (a)
