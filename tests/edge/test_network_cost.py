@@ -14,9 +14,9 @@ TEXT = """
 agraph (float[N,3,H,W] input) => (float[N,4,H,W] output)
 <float[N,4,H,W] c, float[4,3,1,1] w1 = {%s}, float[4,4,3,3] w2 = {%s}>
 {
-    a = Conv <kernel_shape=[1,1]> (input, w1)
+    [first] a = Conv <kernel_shape=[1,1]> (input, w1)
     r = Relu (a)
-    b = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (r, w2)
+    [second] b = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (r, w2)
     c = hspan.HighSimilarityPassAttention (r, r, b)
     output = Add (r, c)
 }
