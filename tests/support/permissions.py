@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# linux/capability.h: version 3 takes two records of three 32-bit sets; CAP_DAC_OVERRIDE is bit 1.
-_VERSION_3, _DAC_OVERRIDE, _EFFECTIVE = 0x20080522, 1 << 1, 0
+# linux/capability.h: version 3 takes two records of three 32-bit sets; bits 1 and 2 are
+# CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+_VERSION_3, _DAC_BITS, _EFFECTIVE = 0x20080522, 1 << 1 | 1 << 2, 0
 
 
 @contextlib.contextmanager
@@ -20,7 +21,7 @@ def obeying_permissions() -> Iterator[None]:
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
     before = sets[_EFFECTIVE]
-    sets[_EFFECTIVE] = before & ~_DAC_OVERRIDE
+    sets[_EFFECTIVE] = before & ~_DAC_BITS
     assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
     try:
         yield

@@ -34,8 +34,10 @@ from trt_hspan.runtime.images import tensor_from_image
 
 #: What a user may ask for; "none" is the method of a table that nothing was measured for.
 METHODS: Final[tuple[Method, ...]] = get_args(Method)[:-1]
-#: Bins of a histogram over 0..largest; the entropy method's has as many over -largest..largest.
+#: Bins of a histogram over 0..largest.
 BINS: Final = 2048
+#: Bins over -largest..largest for the entropy method, whose search is slow: its time grows with their number.
+ENTROPY_BINS: Final = 1024
 #: Thresholds that the mse method tries, as parts of the largest magnitude.
 _TRIED: Final = np.linspace(0.2, 1.0, 161)
 
@@ -226,6 +228,7 @@ def _histogram_ranges(
     from onnxruntime.quantization import calibrate as ort
 
     family = ort.EntropyCalibrater if method == "entropy" else ort.PercentileCalibrater
+    bins = ENTROPY_BINS if method == "entropy" else BINS
     names = [name for name, value in largest.items() if value > 0.0]
     wanted = sorted({*names, *(m.tensor for m in moments.values())})
 
@@ -249,7 +252,7 @@ def _histogram_ranges(
                 moment.add(values[moment.tensor])
 
     calibrater = Histograms(
-        path, augmented_model_path=str(path.with_name("histograms.onnx")), symmetric=True, num_bins=BINS
+        path, augmented_model_path=str(path.with_name("histograms.onnx")), symmetric=True, num_bins=bins
     )
     calibrater.augment_graph()
     calibrater.create_inference_session()
@@ -274,25 +277,26 @@ def _empty_collector(ort: Any, calibrater: Any, largest: Mapping[str, float]) ->
     collector = ort.HistogramCollector(
         calibrater.method,
         True,
-        BINS,
+        calibrater.num_bins,
         calibrater.num_quantized_bins,
         calibrater.percentile,
         calibrater.scenario,
     )
+    bins = calibrater.num_bins
     for name, value in largest.items():
         top = np.float32(value)
         if calibrater.method == "entropy":
-            edges = np.linspace(-top, top, BINS + 1, dtype=np.float32)
+            edges = np.linspace(-top, top, bins + 1, dtype=np.float32)
             collector.histogram_dict[name] = (
-                np.zeros(BINS, np.int64),
+                np.zeros(bins, np.int64),
                 edges,
                 np.float32(0),
                 np.float32(0),
                 top,
             )
         else:
-            edges = np.linspace(0, top, BINS + 1, dtype=np.float32)
-            collector.histogram_dict[name] = (np.zeros(BINS, np.int64), edges, np.float32(0), np.float32(0))
+            edges = np.linspace(0, top, bins + 1, dtype=np.float32)
+            collector.histogram_dict[name] = (np.zeros(bins, np.int64), edges, np.float32(0), np.float32(0))
     return collector
 
 

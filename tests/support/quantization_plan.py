@@ -1,0 +1,7 @@
+"""How the quantisation tests cut tiles: few and small."""
+
+from __future__ import annotations
+
+from trt_hspan.quantization.tiles import TilePlan
+
+PLAN = TilePlan(count=6, side=20)
