@@ -125,16 +125,16 @@ def test_gpu_for_an_engine_that_cannot_run_here_is_refused(small_engine: SmallEn
 def test_engine_that_can_run_here_runs_on_the_gpu(
     small_engine: SmallEngine, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    monkeypatch.setattr(tensorrt_runner, "engine_can_execute", lambda *_: (True, ""))
+    monkeypatch.setattr(tensorrt_runner, "engine_can_execute", lambda *_, **__: (True, ""))
     runner = open_runner(small_engine.plan, device=device)
     assert isinstance(runner, TensorRtRunner)
-    assert runner.picked == f"{runner.name} on the GPU"
+    assert runner.picked == f"{runner.name} on the GPU" + (" 1" if device == "gpu:1" else "")
 
 
 def test_cpu_for_an_engine_is_honoured_beside_a_gpu(
     small_engine: SmallEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_runner, "engine_can_execute", lambda *_: (True, ""))
+    monkeypatch.setattr(tensorrt_runner, "engine_can_execute", lambda *_, **__: (True, ""))
     runner = open_runner(small_engine.plan, device="cpu")
     assert isinstance(runner, OnnxRuntimeRunner)
     assert runner.why_emulated == "the CPU was asked for"

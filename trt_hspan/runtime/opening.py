@@ -95,15 +95,15 @@ def _engine_runner(
     from trt_hspan.runtime.tensorrt_runner import TensorRtRunner, engine_can_execute
 
     manifest = verify_manifest(plan)
-    possible, reason = engine_can_execute(manifest)
+    possible, reason = engine_can_execute(manifest, index=wanted.index)
     if wanted.kind == "gpu" and not possible:
         raise HspanError(
             plan, f"cannot run on a GPU: {reason}", f"see trt-hspan doctor {plan}, or take --device cpu"
         )
     runner: Runner
     if wanted.kind != "cpu" and possible:
-        runner = TensorRtRunner(plan, plugin=plugin)
-        runner.picked = f"{runner.name} on the GPU"
+        runner = TensorRtRunner(plan, plugin=plugin, index=wanted.index)
+        runner.picked = f"{runner.name} on the GPU" + (f" {wanted.index}" if wanted.index else "")
         return runner
     why = "the CPU was asked for" if wanted.kind == "cpu" else reason
     _require_package("onnxruntime", plan, f"{why}, and ONNX Runtime, which would emulate it,", "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Final, Literal, TypeVar
 
@@ -115,20 +116,40 @@ class Runner(abc.ABC):
         Raises:
             HspanError: the shape does not fit the network, or the backend fails.
         """
+        output = self.infer(self._checked_input(batch))
+        self._check_output(batch.shape, output)
+        return output
+
+    def run_many(self, batches: Iterable[Float32Array]) -> Iterator[Float32Array]:
+        """Executes the network on one batch after the other; shapes may differ.
+
+        A backend with a device of its own overlaps them: it may take a few batches from the iterable before it
+        gives the first result. Results come in order, and each is the caller's to keep.
+
+        Args:
+            batches: as `run` takes them.
+
+        Raises:
+            HspanError: as `run`; results of batches before the one that failed may be lost.
+        """
+        for batch in batches:
+            yield self.run(batch)
+
+    def _checked_input(self, batch: Float32Array) -> Float32Array:
         if batch.dtype != np.float32:
             raise HspanError(self.where, f"expected a float32 input, got {batch.dtype}")
         self.require_shape(batch.shape, "input")
-        output = self.infer(np.ascontiguousarray(batch))
-        if self.scale is not None:
-            n, _, height, width = batch.shape
-            expected = (n, CHANNELS, height * self.scale, width * self.scale)
-            if output.shape != expected:
-                raise HspanError(
-                    self.where,
-                    f"gave an output of shape {output.shape}, expected {expected}",
-                    "export it again",
-                )
-        return output
+        return np.ascontiguousarray(batch)
+
+    def _check_output(self, shape: tuple[int, ...], output: Float32Array) -> None:
+        if self.scale is None:
+            return
+        n, _, height, width = shape
+        expected = (n, CHANNELS, height * self.scale, width * self.scale)
+        if output.shape != expected:
+            raise HspanError(
+                self.where, f"gave an output of shape {output.shape}, expected {expected}", "export it again"
+            )
 
     def __enter__(self: _RunnerT) -> _RunnerT:
         try:

@@ -1,67 +1,85 @@
 """An engine on a GPU. Loads a plan and a plugin library only when the engine's manifest vouches for both.
 
-Built on Polygraphy's TrtRunner, for either TensorRT. It is written for checking engines, not for serving
-them: every run copies from and to the host.
+Owns the order of opening and closing: passport, GPU, plugin, plan, session, and back. The work is done elsewhere:
+`passport` compares, `cuda_device` is PyCUDA, `engine_loading` TensorRT, `engine_session` the execution.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_hspan.errors import HspanError
-from trt_hspan.files import error_from_os_error, sha256_from_file
+from trt_hspan.files import error_from_os_error
+from trt_hspan.runtime.passport import build_command, built_for, engine_mismatches, this_machine
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, ShapeLimit
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
+    from trt_hspan.runtime.cuda_device import CudaDevice
+    from trt_hspan.runtime.engine_loading import LoadedEngine
+    from trt_hspan.runtime.engine_session import EngineSession
 
 _NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-_BUILD_AGAIN = "build the engine again with trt-hspan build"
 
 
-def engine_can_execute(manifest: EngineManifest) -> tuple[bool, str]:
+def engine_can_execute(manifest: EngineManifest, *, index: int = 0) -> tuple[bool, str]:
     """Whether this machine has what the engine needs, and if not, why; nothing is loaded.
 
-    Returns:
-        (True, "") or (False, reason). True promises no success: TensorRT has the last word.
-    """
-    from trt_hspan.engine.gpu import gpu_architectures
-    from trt_hspan.engine.tensorrt_api import installed_flavors
+    Args:
+        manifest: the engine's.
+        index: of the GPU, in CUDA's order.
 
-    gpus = gpu_architectures()
-    if not gpus:
-        return False, "no NVIDIA GPU with a driver here"
-    if manifest.flavor not in installed_flavors():
+    Returns:
+        (True, "") or (False, reason). True promises no success: versions and the plugin are compared when the
+        engine is opened, and TensorRT has the last word.
+    """
+    machine = this_machine(index)
+    if machine.architecture is None:
+        return False, "no NVIDIA GPU with a driver here" if index == 0 else f"there is no GPU {index} here"
+    if manifest.flavor not in machine.flavors:
         return False, f"{manifest.flavor} is not installed here"
-    if manifest.targets and not set(gpus) & set(manifest.targets):
-        return False, f"built for {', '.join(manifest.targets)}, this GPU is {', '.join(gpus)}"
+    if not built_for(manifest, machine.architecture):
+        targets = ", ".join(manifest.targets) or "TensorRT-RTX's default set"
+        return False, f"built for {targets}, this GPU is {machine.architecture}"
     return True, ""
 
 
 class TensorRtRunner(Runner):
-    """Runs an engine on the first GPU.
+    """Runs an engine on a GPU.
 
     Args:
         plan: `NAME.plan` with its manifest `NAME.json` and model `NAME.onnx` beside it.
         plugin: the plugin library; None takes the one that `trt-hspan plugin build` writes. It must be the
             very one that the engine was built with.
+        index: of the GPU, in CUDA's order.
+        use_graphs: whether shapes that repeat are replayed as CUDA graphs.
+        timing: whether `session.last_times` holds each batch's GPU times.
 
     Raises:
         HspanError: plan, manifest or ONNX file missing or not of one build.
     """
 
-    def __init__(self, plan: str | os.PathLike[str], *, plugin: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        plan: str | os.PathLike[str],
+        *,
+        plugin: str | os.PathLike[str] | None = None,
+        index: int = 0,
+        use_graphs: bool = True,
+        timing: bool = False,
+    ) -> None:
         from trt_hspan.engine.manifest import verify_manifest
         from trt_hspan.graph import load_onnx, metadata_from_model
 
         self._plan = Path(plan)
         self._manifest = verify_manifest(plan)
         self._plugin = None if plugin is None else Path(plugin)
+        self._index, self._use_graphs, self._timing = index, use_graphs, timing
         self.where = os.fspath(plan)
         self.name = f"{_NAMES[self._manifest.flavor]} {self._manifest.tensorrt_version}"
         self.precision = self._manifest.precision
@@ -71,20 +89,40 @@ class TensorRtRunner(Runner):
             load_onnx(self._plan.parent / self._manifest.onnx_file)
         ).res_scale
         self.source_sha256 = self._manifest.source_sha256
-        self._trt: Any = None
-        self._active: Any = None
+        self._device: CudaDevice | None = None
+        self._engine: LoadedEngine | None = None
+        self._session: EngineSession | None = None
+        self._cache_read: bytes | None = None
 
     @property
     def min_shape(self) -> ShapeLimit:
-        """The profile's smallest shape."""
+        """The smallest shape that some profile takes."""
         n, channels, height, width = self._manifest.profile.min
         return (n, channels, height, width)
 
     @property
     def max_shape(self) -> ShapeLimit:
-        """The profile's largest shape."""
+        """The largest shape that some profile takes."""
         n, channels, height, width = self._manifest.profile.max
         return (n, channels, height, width)
+
+    @property
+    def session(self) -> EngineSession:
+        """The execution, for those who ask for memory, graphs and times.
+
+        Raises:
+            RuntimeError: the runner is not active.
+        """
+        if self._session is None:
+            raise RuntimeError("the runner is not active: use it in a `with` block")
+        return self._session
+
+    @property
+    def device(self) -> CudaDevice:
+        """The GPU. Raises: RuntimeError when the runner is not active."""
+        if self._device is None:
+            raise RuntimeError("the runner is not active: use it in a `with` block")
+        return self._device
 
     def require_shape(self, shape: tuple[int, ...], what: object) -> None:
         """Checks the engine's profile. Raises: HspanError when the shape lies outside."""
@@ -100,51 +138,75 @@ class TensorRtRunner(Runner):
             )
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """The result on the host; what the engine itself needs lies on the GPU."""
+        """Input and result on the host, pinned and as handed over; what the engine itself needs is on the GPU."""
         n, _, height, width = shape
-        return 4 * n * CHANNELS * height * width * (self.scale or 1) ** 2
+        return 2 * 4 * n * CHANNELS * height * width * (1 + (self.scale or 1) ** 2)
 
     def activate(self) -> None:
-        from trt_hspan.engine.tensorrt_api import load_plugin_library, load_tensorrt, tensorrt_logger
-        from trt_hspan.runtime.polygraphy_setup import quiet_polygraphy
+        from trt_hspan.engine.tensorrt_api import load_plugin_library, load_tensorrt
+        from trt_hspan.runtime.cuda_device import CudaDevice
+        from trt_hspan.runtime.engine_loading import LoadedEngine
+        from trt_hspan.runtime.engine_session import EngineSession
 
-        possible, reason = engine_can_execute(self._manifest)
-        if not possible:
-            raise HspanError(
-                self.where, f"cannot run: {reason}", "validate it on a CPU, or move to such a GPU"
-            )
+        machine = this_machine(self._index)
+        self._raise_first_mismatch(machine)
+        plan = self._vouched_plan()
         trt = load_tensorrt(self._manifest.flavor)
-        if trt.__version__ != self._manifest.tensorrt_version:
-            raise HspanError(
-                self.where,
-                f"was built by version {self._manifest.tensorrt_version}, installed is {trt.__version__}",
-                _BUILD_AGAIN,
-            )
-        if self._manifest.plugin is not None:
-            load_plugin_library(trt, self._vouched_plugin())
-        quiet_polygraphy(tensorrt_rtx=self._manifest.flavor == "tensorrt-rtx")
-        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-
-        engine = EngineFromBytes(self._vouched_plan(), runtime=trt.Runtime(tensorrt_logger(trt)))
-        runner = TrtRunner(engine, name=self.name)
-        with _told(trt, self.where, "cannot be loaded", _BUILD_AGAIN):
-            runner.activate()
-        self._trt, self._active = trt, runner
+        device = CudaDevice(self._index, self.where)
+        device.open()
+        self._device = device
+        # nvidia-smi and CUDA may number GPUs differently: compare with the one that was really opened.
+        self._raise_first_mismatch(dataclasses.replace(machine, architecture=device.architecture))
+        with device.current():
+            if self._manifest.plugin is not None:
+                load_plugin_library(trt, self._plugin_path())
+            self._cache_read = self._read_cache(trt)
+            self._engine = LoadedEngine(trt, plan, self.where, cache=self._cache_read)
+        self._session = EngineSession(self._engine, device, use_graphs=self._use_graphs, timing=self._timing)
+        self._session.open()
 
     def deactivate(self) -> None:
-        if self._active is not None:
-            self._active.deactivate()
-        self._active = None
+        """Frees everything, in the order in which it depends on each other; keeps what TensorRT-RTX compiled."""
+        session, engine, device = self._session, self._engine, self._device
+        self._session = self._engine = self._device = None
+        if session is not None:
+            session.close()
+        if engine is not None and device is not None:
+            with device.current():
+                if session is not None:
+                    self._keep_cache(engine)
+                engine.close()
 
     def infer(self, batch: Float32Array) -> Float32Array:
-        from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME
+        return self.session.run(batch)
 
-        if self._active is None:
-            raise RuntimeError("the runner is not active: use it in a `with` block")
-        with _told(self._trt, self.where, "failed on the GPU", None):
-            outputs = self._active.infer({INPUT_NAME: batch})
-        result: Float32Array = outputs[OUTPUT_NAME].copy()  # the runner reuses its buffer
-        return result
+    def run_many(self, batches: Iterable[Float32Array]) -> Iterator[Float32Array]:
+        """As `Runner.run_many`, with upload, compute and download of up to three batches overlapped.
+
+        Raises:
+            RuntimeError: another `run_many` has not ended yet.
+            HspanError: as `run`.
+        """
+        shapes: list[tuple[int, ...]] = []
+
+        def checked() -> Iterator[Float32Array]:
+            for batch in batches:
+                shapes.append(batch.shape)
+                yield self._checked_input(batch)
+
+        for output in self.session.run_many(checked()):
+            self._check_output(shapes.pop(0), output)
+            yield output
+
+    def _raise_first_mismatch(self, machine: Any) -> None:
+        found = engine_mismatches(self._plan, self._manifest, machine, plugin=self._plugin)
+        if found:
+            raise found[0]
+
+    def _plugin_path(self) -> Path:
+        from trt_hspan.engine.plugin_library import default_plugin_path
+
+        return self._plugin or default_plugin_path()
 
     def _vouched_plan(self) -> bytes:
         """The plan's bytes, hashed after they were read: what is checked is what is loaded."""
@@ -153,35 +215,32 @@ class TensorRtRunner(Runner):
         except OSError as error:
             raise error_from_os_error(self._plan, error, action="read") from error
         if hashlib.sha256(data).hexdigest() != self._manifest.plan_sha256:
-            raise HspanError(self._plan, "is not the plan that its manifest vouches for", _BUILD_AGAIN)
+            raise HspanError(
+                self._plan,
+                "is not the plan that its manifest vouches for",
+                build_command(self._plan, self._manifest),
+            )
         return data
 
-    def _vouched_plugin(self) -> Path:
-        from trt_hspan.engine.plugin_library import default_plugin_path
+    def _read_cache(self, trt: Any) -> bytes | None:
+        from trt_hspan.runtime.runtime_cache import read_runtime_cache, runtime_cache_path
 
-        record = self._manifest.plugin
-        assert record is not None
-        path = self._plugin or default_plugin_path()
-        found = sha256_from_file(path)
-        if found != record.sha256:
-            raise HspanError(
-                path,
-                f"SHA-256 is {found[:12]}..., but {self._plan.name} was built with {record.sha256[:12]}...",
-                "name the plugin library that it was built with, or build the engine again",
+        if self._manifest.flavor != "tensorrt-rtx":
+            return None
+        return read_runtime_cache(
+            runtime_cache_path(self._plan),
+            plan_sha256=self._manifest.plan_sha256,
+            tensorrt_version=trt.__version__,
+        )
+
+    def _keep_cache(self, engine: LoadedEngine) -> None:
+        from trt_hspan.runtime.runtime_cache import runtime_cache_path, write_runtime_cache
+
+        data = engine.runtime_cache_data()
+        if data is not None and data != self._cache_read:
+            write_runtime_cache(
+                runtime_cache_path(self._plan),
+                data,
+                plan_sha256=self._manifest.plan_sha256,
+                tensorrt_version=self._manifest.tensorrt_version,
             )
-        return path
-
-
-@contextmanager
-def _told(trt: Any, where: str, what: str, next_step: str | None) -> Iterator[None]:
-    """Turns what Polygraphy raises into one line with TensorRT's own words."""
-    from polygraphy.exception import PolygraphyException
-
-    from trt_hspan.engine.tensorrt_api import collected_log
-
-    with collected_log(trt) as log:
-        try:
-            yield
-        except PolygraphyException as error:
-            cause = log.first_error or str(error).strip() or "TensorRT gives no reason"
-            raise HspanError(where, f"{what}: {cause}", next_step) from error

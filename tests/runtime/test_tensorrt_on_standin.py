@@ -1,0 +1,38 @@
+"""The GPU runner with real PyCUDA on a stand-in driver: the scenarios of `tests/cuda_standin`, in both its modes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_standin.build import standin_environment
+
+ROOT = Path(__file__).parents[2]
+SCENARIOS = ROOT / "tests" / "cuda_standin" / "scenarios.py"
+
+
+@pytest.mark.parametrize("deferred", ["0", "1"], ids=["at once", "only when waited for"])
+def test_scenarios_pass_and_leave_nothing_behind(deferred: str) -> None:
+    environment = standin_environment(CUSTANDIN_DEFER=deferred, CUSTANDIN_LEAKS="1")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        str(SCENARIOS),
+    ]
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " skipped" not in done.stdout
+    assert "asynchronous failure" not in done.stderr
+    assert "0 blocks left" in done.stderr, done.stderr[-2000:]
+    assert "left:" not in done.stderr, done.stderr[-2000:]
