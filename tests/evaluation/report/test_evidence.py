@@ -1,0 +1,168 @@
+"""What the report shows of pictures, against values computed by hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.export_cache import ExportCache
+from support.golden import load_golden_network
+from support.runner_doubles import NearestRunner
+
+from trt_hspan import load_model
+from trt_hspan.errors import HspanError
+from trt_hspan.evaluation.compare import validate_all
+from trt_hspan.evaluation.datasets import samples_from_folder
+from trt_hspan.evaluation.layers import layer_errors
+from trt_hspan.evaluation.report import EvidenceCollector
+from trt_hspan.evaluation.report.charts import Line, histogram_chart, layer_chart, range_chart
+from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES
+from trt_hspan.evaluation.report.page import require_report_tools
+from trt_hspan.evaluation.report.pictures import heat_map, heat_uri, shown_size, worst_window
+from trt_hspan.graph import load_onnx
+from trt_hspan.runtime.images import write_image
+
+
+def image_of(uri: str) -> np.ndarray:
+    head, _, data = uri.partition(",")
+    assert head == "data:image/webp;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    for index in range(count):
+        low = np.random.default_rng(index).integers(20, 200, (16, 20, 3), dtype=np.uint8)
+        write_image(folder / f"{index}.png", low)
+
+
+def test_brighter_is_worse_and_the_ends_of_the_scale_hold() -> None:
+    levels = np.array([[0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1000.0, np.inf, np.nan]])
+    luma = heat_map(levels)[0].astype(float) @ [0.299, 0.587, 0.114]
+    assert luma[0] == luma[1] == luma[2]
+    assert (np.diff(luma[2:7]) > 10).all()
+    assert luma[6] == luma[7] == luma[8] == luma[9]
+
+
+def test_smaller_heat_maps_keep_the_largest_error_of_each_cell() -> None:
+    error = np.zeros((700, 1200))
+    error[333, 777] = 10.0
+    shown = image_of(heat_uri(error)).astype(float).sum(axis=2)
+    assert max(shown.shape) <= 512
+    y, x = np.unravel_index(int(shown.argmax()), shown.shape)
+    assert (y, x) == (333 // 3, 777 // 3)
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (40, 300), (20, 10)])
+def test_worst_window_is_the_one_with_the_largest_sum(shape: tuple[int, int]) -> None:
+    error = np.random.default_rng(1).random(shape) ** 8
+    rows, columns = worst_window(error, side=40)
+    side = tuple(min(40, size) for size in shape)
+    windows = np.lib.stride_tricks.sliding_window_view(error, side)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == side
+    assert error[rows, columns].sum() == pytest.approx(windows.sum(axis=(2, 3)).max())
+
+
+def test_size_on_the_page_keeps_the_aspect_ratio() -> None:
+    assert shown_size(300, 400) == (300, 400)
+    assert shown_size(1536, 2048) == (768, 1024)
+
+
+def test_histogram_counts_every_value_once(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 2)
+    evidence = EvidenceCollector(["a", "b"])
+    candidates = [NearestRunner(offset=1 / 255), NearestRunner()]
+    validate_all(candidates, NearestRunner(), samples_from_folder(tmp_path, 4), on_outputs=evidence)
+    values = 2 * 3 * 64 * 80
+    assert evidence.values == [values, values]
+    assert evidence.equal_values == [0, values]
+    assert evidence.histograms[0].sum() == values
+    assert evidence.histograms[1].sum() == 0
+    one = np.searchsorted(HISTOGRAM_EDGES, 1.0)
+    assert evidence.histograms[0][one - 1 : one + 1].sum() == values  # 1 grey level, rounded either way
+
+
+def test_most_telling_pictures_are_kept_and_all_are_counted(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 3)
+    evidence = EvidenceCollector(["a"], most_pictures=2)
+
+    class Worsening(NearestRunner):
+        def infer(self, batch: np.ndarray) -> np.ndarray:
+            self.offset += 2**-12
+            return super().infer(batch)
+
+    validate_all([Worsening()], NearestRunner(), samples_from_folder(tmp_path, 4), on_outputs=evidence)
+    assert evidence.seen == 3
+    assert [picture.name for picture in evidence.pictures] == ["2.png", "1.png"]
+
+
+def test_values_that_are_not_finite_are_magenta(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 1)
+    evidence = EvidenceCollector(["a"])
+    candidate = NearestRunner(spoil=math.nan)
+    validate_all([candidate], NearestRunner(), samples_from_folder(tmp_path, 4), on_outputs=evidence)
+    (shown,) = evidence.pictures
+    crop = next(layer for layer in shown.details[0].crops if layer.key == "network")
+    assert (shown.details[0].top, shown.details[0].left) == (0, 0)
+    assert image_of(crop.uri)[0, 0].tolist() == [255, 0, 255]
+    assert math.isnan(shown.reports[0].agreement.psnr_db)
+
+
+@pytest.mark.parametrize(
+    ("precision", "low", "high"), [("fp32", 110, 400), ("fp16", 60, 100), ("bf16", 40, 80)]
+)
+def test_error_of_a_module_has_the_digits_of_its_type(
+    exported: ExportCache, precision: str, low: float, high: float
+) -> None:
+    # One rounding relative to the largest value: 24, 11 and 8 bits are 144, 66 and 48 dB, more for smaller values.
+    golden = load_golden_network("small_x4")
+    network = load_model(golden.checkpoint, res_scale=golden.res_scale)
+    batch = np.ascontiguousarray(golden.input[:1])
+    found = layer_errors(load_onnx(exported("small_x4", precision=precision)), network, batch, threads=1)
+    names = [layer.module for layer in found]
+    assert names[0] == "head.0"
+    assert names[-1] == "add_mean"
+    assert (
+        names.index("body.0.body.0") < names.index("body.0") < names.index("body.1") < names.index("tail.1")
+    )
+    for layer in found[1:]:
+        assert low < layer.psnr_db < high, layer
+
+
+def test_module_whose_weights_were_changed_is_where_the_error_begins(exported: ExportCache) -> None:
+    golden = load_golden_network("small_x4")
+    network = load_model(golden.checkpoint, res_scale=golden.res_scale)
+    network.body[1].body[0].body[0].weight.data *= 1.5
+    batch = np.ascontiguousarray(golden.input[:1])
+    found = {
+        layer.module: layer.psnr_db
+        for layer in layer_errors(load_onnx(exported("small_x4")), network, batch, threads=1)
+    }
+    assert found["body.0"] > 110
+    assert found["body.1.body.0"] < 60
+    assert found["add_mean"] < 90
+
+
+def test_charts_leave_out_what_they_cannot_draw() -> None:
+    line = Line(label="<FP16>", values=(math.inf, 60.0, math.nan, None, 50.0))
+    chart = layer_chart(["head.0", "body.0", "body.1", "body.2", "add_mean"], [line])
+    assert chart.count("<circle") == 3
+    assert "&lt;FP16&gt;, body.0: 60.0 dB" in chart
+    assert "head.0: equal" in chart
+    assert "nan" not in chart.lower().replace("&lt;", "")
+    assert layer_chart(["head.0"], [Line(label="a", values=(math.nan,))]) == ""
+    assert histogram_chart(HISTOGRAM_EDGES, ["a"], [[0.0] * (len(HISTOGRAM_EDGES) - 1)]) == ""
+    ranges = range_chart(["a", "b"], [1.0, 70000.0], 65504.0, [False, True])
+    assert ranges.count('class="stem risk"') == 1
+    assert "limit 65504" in ranges
+
+
+def test_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(HspanError, match=r"Jinja2: is not installed; pip install 'trt-hspan\[export\]'"):
+        require_report_tools()
