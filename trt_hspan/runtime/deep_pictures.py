@@ -5,12 +5,14 @@ Only the PNG and TIFF decoders are used, by name: libvips knows many more format
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
+from trt_hspan.runtime.exif import tiff_with_exif, upright_exif_of_block
 from trt_hspan.runtime.images import MAX_PIXELS, damaged
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
                 "cut it into smaller pictures",
             )
         metadata = metadata_from_vips(image)
+        if name == "TIFF":  # libvips reads no EXIF there
+            metadata = dataclasses.replace(metadata, exif=upright_exif_of_block(data, of_tiff=True))
         image = image.autorot()
         if image.interpretation not in ("grey16", "rgb16", "b-w", "srgb", "rgb", "multiband"):
             image = image.colourspace("rgb16")
@@ -86,7 +90,9 @@ def encode_deep(pixels: npt.NDArray[np.uint16], metadata: Metadata, name: str, w
         image = with_metadata(image, metadata, grey=channels <= 2)
         if name == "PNG":
             return bytes(image.pngsave_buffer(bitdepth=16))
-        return bytes(image.tiffsave_buffer(compression="deflate", predictor="horizontal"))
+        return tiff_with_exif(
+            bytes(image.tiffsave_buffer(compression="deflate", predictor="horizontal")), metadata.exif
+        )
     except library.Error as error:
         raise HspanError(where, f"libvips cannot write it: {error}", None) from error
 
@@ -107,7 +113,7 @@ def metadata_from_vips(image: Any) -> Metadata:
             text.append((parts[3], str(image.get(name))))
     return Metadata(
         icc_profile=blob("icc-profile-data"),
-        exif=upright_exif(blob("exif-data")),
+        exif=upright_exif_of_block(blob("exif-data")),
         xmp=blob("xmp-data"),
         text=tuple(text),
         dpi=(image.xres * 25.4, image.yres * 25.4)
@@ -134,24 +140,6 @@ def with_metadata(image: Any, metadata: Metadata, *, grey: bool) -> Any:
         image = image.copy(xres=metadata.dpi[0] / 25.4, yres=metadata.dpi[1] / 25.4)
         image.set_type(library.GValue.gstr_type, "resolution-unit", "in")
     return image
-
-
-def upright_exif(block: bytes | None) -> bytes | None:
-    """An EXIF block without its orientation and pixel size; None when nothing else is in it."""
-    from PIL import Image
-
-    if not block:
-        return None
-    exif = Image.Exif()
-    try:
-        exif.load(block)
-        exif.pop(0x0112, None)
-        inner = exif.get_ifd(0x8769)
-        for tag in (0xA002, 0xA003):
-            inner.pop(tag, None)
-        return exif.tobytes() if len(exif) else None
-    except Exception:  # noqa: BLE001  # whatever a damaged block makes the parser raise, there is nothing to keep
-        return None
 
 
 def vips(where: object = "16-bit colour") -> Any:

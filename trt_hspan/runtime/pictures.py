@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error, write_bytes
+from trt_hspan.runtime.exif import tiff_with_exif, upright_exif
 from trt_hspan.runtime.images import (
     DAMAGE,
-    READ_FORMATS,
     WRITE_FORMATS,
     Uint8Array,
     damaged,
@@ -33,24 +33,7 @@ from trt_hspan.runtime.pixels import PixelFormat
 if TYPE_CHECKING:
     from PIL import Image
 
-_ORIENTATION: Final = 0x0112
-# TIFF tags that say something of the picture; the others describe how one file stores its pixels.
-_DESCRIPTIVE_TAGS: Final = frozenset(
-    [
-        270,
-        271,
-        272,
-        305,
-        306,
-        315,
-        316,
-        0x8298,
-        0x8769,
-        0x8825,
-    ]  # description ... artist, copyright, EXIF, GPS
-)
-_EXIF_SUB_FILE: Final = 0x8769
-_PIXEL_SIZE_TAGS: Final = (0xA002, 0xA003)  # width and height of the picture, which change
+_XMP_TAG: Final = 700
 _XMP_KEY: Final = "XML:com.adobe.xmp"
 
 
@@ -138,8 +121,8 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
             upright = ImageOps.exif_transpose(image)
             metadata = Metadata(
                 icc_profile=upright.info.get("icc_profile") or None,
-                exif=_exif(upright, name),
-                xmp=_xmp(upright),
+                exif=upright_exif(image.getexif(), of_tiff=name == "TIFF"),
+                xmp=_xmp(upright, image),
                 text=text,
                 dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
             )
@@ -255,7 +238,7 @@ def _encoded(
             extra["icc_profile"] = metadata.icc_profile
         if metadata.exif:
             extra["exif"] = metadata.exif
-        if metadata.xmp and name != "PNG":
+        if metadata.xmp and name not in ("PNG", "TIFF"):
             extra["xmp"] = metadata.xmp
     if metadata.dpi and name in ("PNG", "JPEG", "TIFF", "BMP"):
         extra["dpi"] = metadata.dpi
@@ -266,10 +249,11 @@ def _encoded(
         for key, value in metadata.text:
             info.add_text(key, value)
         extra["pnginfo"] = info
-    if name == "TIFF" and metadata.exif:
-        exif = Image.Exif()
-        exif.load(metadata.exif)
-        extra["exif"] = exif
+    if name == "TIFF":
+        tags = Image.Exif()
+        if metadata.xmp:
+            tags[_XMP_TAG] = metadata.xmp
+        extra["exif"] = tags  # the EXIF block itself follows below: libtiff refuses directories in it
     stream = io.BytesIO()
     try:
         image.save(stream, format=name, **options, **extra)
@@ -278,7 +262,8 @@ def _encoded(
         raise HspanError(
             where, f"{name} cannot hold {width}x{height} pixels ({error})", "write .png instead"
         ) from error
-    return stream.getvalue()
+    data = stream.getvalue()
+    return tiff_with_exif(data, metadata.exif) if name == "TIFF" else data
 
 
 def fits_profile(profile: bytes, *, grey: bool) -> bool:
@@ -321,34 +306,11 @@ def _srgb_from_cmyk(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _exif(image: Image.Image, name: str) -> bytes | None:
-    """The EXIF block without orientation, size, and what describes a TIFF file's own storage."""
-    from PIL import Image as PilImage
-
-    found = image.getexif()
-    kept = PilImage.Exif()
-    for tag, value in found.items():
-        if tag in _DESCRIPTIVE_TAGS or (name != "TIFF" and tag != _ORIENTATION):
-            kept[tag] = value
-    for pointer in (_EXIF_SUB_FILE, 0x8825):
-        inner = found.get_ifd(pointer)
-        if inner:
-            for tag in _PIXEL_SIZE_TAGS:
-                inner.pop(tag, None)
-            kept._ifds[pointer] = inner
-            kept[pointer] = 0  # its place in the file is found when it is written
-    if not len(kept):
-        return None
-    if name == "TIFF" and not any(tag in kept for tag in _DESCRIPTIVE_TAGS):
-        return None
-    return kept.tobytes()
-
-
-def _xmp(image: Image.Image) -> bytes | None:
-    packet = image.info.get("xmp") or image.info.get(_XMP_KEY)
+def _xmp(upright: Image.Image, stored: Image.Image) -> bytes | None:
+    """The XMP packet; of a TIFF it is a tag, elsewhere Pillow knows it, with its orientation reset if turned."""
+    packet = upright.info.get("xmp") or upright.info.get(_XMP_KEY)
+    if not packet and stored.format == "TIFF":
+        packet = stored.getexif().get(_XMP_TAG)
     if not packet:
         return None
     return packet.encode() if isinstance(packet, str) else bytes(packet)
-
-
-READABLE: Final = READ_FORMATS

@@ -1,0 +1,221 @@
+"""Pictures with everything their files say: channels, depth, profile, metadata, and files that are odd."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pyvips
+from PIL import Image, ImageCms
+from support.runner_doubles import NearestRunner
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.runtime import deep_pictures
+from trt_hspan.runtime.picture_files import upscale_file
+from trt_hspan.runtime.pictures import (
+    Metadata,
+    Picture,
+    decode_image,
+    eight_bit,
+    encode_image,
+    read_picture,
+    rgb_on_white,
+    write_picture,
+)
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def pixels(channels: int, dtype: type = np.uint8, *, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return random.integers(0, np.iinfo(dtype).max, (11, 17, channels), dtype, endpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "channels", "dtype"),
+    [
+        *itertools.product([".png", ".tif", ".tiff"], [1, 2, 3, 4], [np.uint8, np.uint16]),
+        *itertools.product([".webp"], [3, 4], [np.uint8]),
+        *itertools.product([".bmp"], [1, 3], [np.uint8]),
+    ],
+)
+def test_what_a_format_can_hold_comes_back_exactly(
+    tmp_path: Path, suffix: str, channels: int, dtype: type
+) -> None:
+    write_picture(tmp_path / f"a{suffix}", pixels(channels, dtype))
+    found = read_picture(tmp_path / f"a{suffix}").pixels
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, pixels(channels, dtype))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "channels", "kept"),
+    [
+        *[(".jpg", 1, 1), (".jpg", 2, 1), (".jpg", 3, 3), (".jpg", 4, 3)],
+        *[(".webp", 1, 3), (".webp", 2, 4), (".bmp", 2, 1), (".bmp", 4, 3)],
+    ],
+)
+def test_what_a_format_cannot_hold_is_brought_to_what_it_can(suffix: str, channels: int, kept: int) -> None:
+    assert decode_image(encode_image(pixels(channels), suffix)).pixels.shape == (11, 17, kept)
+    deep = decode_image(encode_image(pixels(channels, np.uint16), suffix)).pixels
+    assert (deep.dtype, deep.shape[2]) == (np.uint8, kept)
+
+
+def test_transparency_is_laid_on_white_where_there_is_no_alpha() -> None:
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:, 4:, 3] = 255
+    found = decode_image(encode_image(rgba, ".bmp")).pixels
+    assert (found[:, :4] == 255).all()
+    assert (found[:, 4:] == 0).all()
+    assert rgb_on_white(Picture(pixels=rgba[..., [0, 3]])).shape == (8, 8, 3)
+
+
+def test_16_bits_become_8_by_rounding() -> None:
+    levels = np.array([[[0], [128], [129], [32768], [65406], [65407], [65535]]], np.uint16)
+    assert eight_bit(levels).ravel().tolist() == [0, 0, 1, 128, 254, 255, 255]
+
+
+def test_quality_makes_files_smaller_and_must_be_a_percentage() -> None:
+    image = pixels(3)
+    for suffix in (".jpg", ".webp"):
+        assert len(encode_image(image, suffix, quality=20)) < len(encode_image(image, suffix))
+    for bad in (0, 101):
+        with pytest.raises(UsageError, match=f"got {bad}, expected 1 to 100"):
+            encode_image(image, ".jpg", quality=bad)
+    with pytest.raises(UsageError, match="cannot tell the format"):
+        encode_image(image, ".gif")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_profile_and_exif_survive_and_orientation_is_reset(tmp_path: Path, suffix: str, dtype: type) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "Maker"
+    exif[0x8298] = "Somebody"
+    exif.get_ifd(0x8769)[0x9003] = "2024:05:06 07:08:09"
+    exif[0x8769] = 0
+    stored = pixels(3)
+    Image.fromarray(stored).save(
+        tmp_path / f"a{suffix}",
+        exif=exif.tobytes(),
+        icc_profile=SRGB,
+        **({"quality": 95} if suffix == ".jpg" else {}),
+    )
+    picture = read_picture(tmp_path / f"a{suffix}")
+    assert picture.pixels.shape == (17, 11, 3)
+    if suffix != ".jpg":
+        target = np.rot90(stored, -1) if suffix != ".webp" else picture.pixels
+        np.testing.assert_array_equal(picture.pixels, target)
+    scaled = picture.pixels.astype(dtype) * dtype(257 if dtype == np.uint16 else 1)
+    write_picture(tmp_path / f"b{suffix}", Picture(pixels=scaled, metadata=picture.metadata))
+    again = Image.open(tmp_path / f"b{suffix}")
+    found = again.getexif()
+    assert again.size == (11, 17)
+    assert found.get(0x0112, 1) == 1
+    assert (found[0x010F], found[0x8298]) == ("Maker", "Somebody")
+    assert found.get_ifd(0x8769)[0x9003] == "2024:05:06 07:08:09"
+    assert again.info["icc_profile"] == SRGB
+
+
+def test_text_resolution_and_xmp_survive(tmp_path: Path) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF/></x:xmpmeta>'
+    metadata = Metadata(text=(("Title", "A cat"), ("Author", "Ann")), dpi=(300.0, 300.0), xmp=xmp)
+    for dtype in (np.uint8, np.uint16):
+        for suffix in (".png", ".tif", ".jpg", ".webp"):
+            data = encode_image(Picture(pixels=pixels(3, dtype), metadata=metadata), suffix)
+            found = decode_image(data).metadata
+            assert found.xmp is not None
+            assert found.xmp.strip(b"\0") == xmp
+            if suffix == ".png":
+                assert dict(found.text) == dict(metadata.text)
+            if suffix != ".webp":
+                assert found.dpi == pytest.approx((300, 300), abs=0.1)
+
+
+def test_a_profile_for_other_channels_is_not_attached() -> None:
+    data = encode_image(Picture(pixels=pixels(1), metadata=Metadata(icc_profile=SRGB)), ".png")
+    assert "icc_profile" not in Image.open(io.BytesIO(data)).info
+
+
+def test_cmyk_goes_through_its_profile_and_loses_it() -> None:
+    stream = io.BytesIO()
+    Image.new("CMYK", (9, 8), (0, 255, 255, 0)).save(stream, "JPEG", quality=100, icc_profile=b"no profile")
+    picture = decode_image(stream.getvalue())
+    assert np.abs(picture.pixels.astype(int) - (255, 0, 0)).max() <= 3
+    assert picture.metadata.icc_profile is None
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_palettes_become_colours(transparent: bool) -> None:
+    image = Image.fromarray(np.eye(8, dtype=np.uint8) * 3).convert("P")
+    image.putpalette([10, 20, 30] * 3 + [200, 100, 50])
+    stream = io.BytesIO()
+    image.save(stream, "PNG", **({"transparency": 0} if transparent else {}))
+    found = decode_image(stream.getvalue()).pixels
+    assert found.shape == (8, 8, 4 if transparent else 3)
+    assert len(np.unique(found[..., :3].reshape(-1, 3), axis=0)) == 2
+    np.testing.assert_array_equal(found[..., :3], np.asarray(image.convert("RGB")))
+
+
+def test_black_and_white_becomes_grey_and_a_colour_key_alpha() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.eye(9, dtype=bool)).save(stream, "PNG")
+    np.testing.assert_array_equal(decode_image(stream.getvalue()).pixels[..., 0], np.eye(9) * 255)
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(stream, "PNG", transparency=(1, 2, 3))
+    assert (decode_image(stream.getvalue()).pixels[..., 3] == 0).all()
+
+
+def test_interlaced_and_progressive_files_are_read() -> None:
+    for deep in (False, True):
+        image = pixels(3, np.uint16 if deep else np.uint8)
+        vips = pyvips.Image.new_from_array(image).copy(interpretation="rgb16" if deep else "srgb")
+        np.testing.assert_array_equal(decode_image(vips.pngsave_buffer(interlace=True)).pixels, image)
+    stream = io.BytesIO()
+    Image.fromarray(pixels(3)).save(stream, "JPEG", progressive=True)
+    assert decode_image(stream.getvalue()).pixels.shape == (11, 17, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("kept", [0.4, 0.95])
+def test_truncated_files_are_one_line(dtype: type, suffix: str, kept: float) -> None:
+    data = encode_image(np.tile(pixels(3, dtype), (9, 9, 1)), suffix)
+    with pytest.raises(HspanError, match=r"damaged or truncated|not a picture") as caught:
+        decode_image(data[: int(len(data) * kept)], where="a.png")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"words", b"\x89PNG\r\n\x1a\n" + b"\0" * 30, b"II*\0" + b"\xff" * 40])
+def test_bytes_that_are_no_picture_are_one_line(data: bytes) -> None:
+    with pytest.raises(HspanError) as caught:
+        decode_image(data, where="x.png")
+    assert str(caught.value).startswith("x.png: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_deep_colour_without_pyvips_is_told_and_never_cut_to_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode_image(pixels(3, np.uint16), ".png")
+    monkeypatch.setitem(__import__("sys").modules, "pyvips", None)
+    for work in (lambda: decode_image(data), lambda: encode_image(pixels(3, np.uint16), ".tif")):
+        with pytest.raises(HspanError, match=r"needs pyvips.*pip install 'trt-hspan\[media\]'"):
+            work()
+    assert decode_image(encode_image(pixels(3), ".tif")).pixels.shape == (11, 17, 3)
+
+
+def test_a_picture_that_claims_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode_image(pixels(3, np.uint16), ".png")
+    monkeypatch.setattr(deep_pictures, "MAX_PIXELS", 100)
+    with pytest.raises(HspanError, match="claims 17x11 pixels"):
+        decode_image(data)
+
+
+def test_16_bits_go_through_the_network_with_16_bits(tmp_path: Path) -> None:
+    ramp = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50, 1).repeat(3, axis=2) + 30_000
+    write_picture(tmp_path / "a.png", ramp)
+    upscale_file(NearestRunner(scale=2), tmp_path / "a.png", tmp_path / "b.tif")
+    np.testing.assert_array_equal(read_picture(tmp_path / "b.tif").pixels, ramp.repeat(2, 0).repeat(2, 1))
