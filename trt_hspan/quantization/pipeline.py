@@ -25,7 +25,7 @@ from trt_hspan.quantization.budget import Choice, choose_layers
 from trt_hspan.quantization.layers import layers_to_quantize
 from trt_hspan.quantization.measure import HeldOut, Measurement
 from trt_hspan.quantization.recipe import RECIPE_FORMAT, Recipe, model_from_recipe, recipe_layer
-from trt_hspan.quantization.sensitivity import SensitivityReport, sensitivity_report
+from trt_hspan.quantization.sensitivity import SensitivityReport, sensitivity_report, variant
 from trt_hspan.quantization.source import Source
 from trt_hspan.quantization.table import CalibrationTable, Method, read_table
 
@@ -146,6 +146,8 @@ def quantize(
             found = choose_layers(source, alive, table, held_out, request.budget_db, on_step=progress)
             choices |= found.choices
             measurement = found.measurement
+        else:
+            measurement = held_out.measure(variant(source, alive, table))
     for node in alive:
         asked = any(node.name == name for name in request.include)
         choices.setdefault(
@@ -153,8 +155,6 @@ def quantize(
         )
     recipe = _recipe(source, nodes, table=table, choices=choices, request=request, measurement=measurement)
     model = model_from_recipe(source, recipe)
-    if measured_on and measurement is None:
-        measurement = held_out.measure(model)
     facts = quantization_from_model(model)
     if facts is None:
         raise HspanError(source.where, "no convolution is left to quantise", "exclude fewer")
