@@ -17,7 +17,9 @@ from trt_hspan.cli import (
     build,
     client,
     demo,
+    doctor,
     export,
+    inspect,
     jetson,
     plugin,
     quantize,
@@ -44,6 +46,8 @@ app.command("audit")(audit.audit)
 app.command("validate")(validate.validate)
 app.command("upscale")(upscale.upscale)
 app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+app.command("inspect")(inspect.inspect)
 app.add_typer(plugin.app, name="plugin")
 app.add_typer(jetson.app, name="jetson")
 app.add_typer(serve.app, name="serve")

@@ -124,6 +124,17 @@ class TensorRtRunner(Runner):
             raise RuntimeError("the runner is not active: use it in a `with` block")
         return self._device
 
+    def layer_information(self) -> str:
+        """The built engine's layers, as TensorRT's inspector writes them in JSON.
+
+        Raises:
+            RuntimeError: the runner is not active.
+        """
+        if self._engine is None:
+            raise RuntimeError("the runner is not active: use it in a `with` block")
+        with self.device.current():
+            return self._engine.layer_information()
+
     def require_shape(self, shape: tuple[int, ...], what: object) -> None:
         """Checks the engine's profile. Raises: HspanError when the shape lies outside."""
         low, high = self._manifest.profile.min, self._manifest.profile.max

@@ -1,0 +1,149 @@
+"""What `trt-hspan doctor` finds, and its verdict on engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_standin.build import standin_environment
+from support.command_line import CommandLine
+from support.small_engine import SmallEngine
+
+from trt_hspan.engine import plugin_library
+from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.errors import HspanError
+from trt_hspan.files import write_text
+from trt_hspan.inspection import machine
+from trt_hspan.inspection.machine import Finding, abilities, examine_engine, examine_machine
+
+needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="this is about machines without a GPU")
+
+
+@pytest.fixture
+def findings() -> dict[str, Finding]:
+    return {finding.name: finding for finding in examine_machine()}
+
+
+@needs_no_gpu
+def test_a_machine_without_a_gpu_is_told_what_is_missing_and_what_to_do(findings: dict[str, Finding]) -> None:
+    assert findings["driver"].state == findings["GPU"].state == "absent"
+    assert findings["driver"].next_step is not None
+    able = abilities(tuple(findings.values()))
+    assert not able["run engines on a GPU"]
+    assert able["build engines"]
+    assert able["run ONNX files on the CPU"]
+
+
+def test_what_is_installed_is_named_with_its_version(findings: dict[str, Finding]) -> None:
+    import onnxruntime
+
+    assert findings["ONNX Runtime"].detail == onnxruntime.__version__
+    assert findings["tensorrt-rtx"].detail.startswith("1.")
+    assert "sm_86" in findings["tensorrt-rtx"].detail
+    assert "ABI" in findings["plugin"].detail
+
+
+def test_a_spoiled_plugin_is_broken_and_the_exit_code_says_so(
+    run: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled = tmp_path / "libhspan_plugin.so"
+    spoiled.write_bytes(b"x")
+    monkeypatch.setattr(plugin_library, "default_plugin_path", lambda: spoiled)
+    result = run("doctor", "--json")
+    found = {item["name"]: item for item in json.loads(result.out)["findings"]}
+    assert result.code == 1
+    assert found["plugin"]["state"] == "broken"
+    assert "is no shared library" in found["plugin"]["detail"]
+
+
+def test_a_machine_without_tools_is_told_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing(*_: object) -> Path:
+        raise HspanError("nvcc", "no CUDA compiler found", "install the CUDA toolkit")
+
+    from trt_hspan.engine import plugin_toolchain
+
+    monkeypatch.setattr(plugin_toolchain, "find_nvcc", missing)
+    monkeypatch.setattr(plugin_library, "default_plugin_path", lambda: tmp_path / "none.so")
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: None)
+    found = {finding.name: finding for finding in examine_machine()}
+    assert found["CUDA compiler"].next_step == "install the CUDA toolkit"
+    assert found["plugin"].next_step == "trt-hspan plugin build"
+    assert found["PyTorch"].next_step == "pip install 'trt-hspan[export]'"
+    assert not abilities(tuple(found.values()))["compile the plugin"]
+
+
+@needs_no_gpu
+def test_an_engine_that_cannot_run_here_is_told_why(small_engine: SmallEngine) -> None:
+    verdict = examine_engine(small_engine.plan)
+    assert not verdict.runs_on_gpu
+    assert verdict.can_be_emulated
+    assert "needs a GPU: no NVIDIA GPU with a driver here; install the driver" in verdict.reasons[0]
+
+
+def test_an_engine_of_another_build_is_told(small_engine: SmallEngine, tmp_path: Path) -> None:
+    plan = small_engine.copy_to(tmp_path)
+    manifest = dataclasses.replace(small_engine.manifest, tensorrt_version="1.2.3")
+    write_text(plan.with_suffix(".json"), manifest.as_json())
+    assert any("version 1.2.3, installed is" in reason for reason in examine_engine(plan).reasons)
+
+
+def test_a_plan_that_was_changed_is_never_opened(small_engine: SmallEngine, tmp_path: Path) -> None:
+    plan = small_engine.copy_to(tmp_path)
+    plan.write_bytes(b"other")
+    verdict = examine_engine(plan)
+    assert not verdict.runs_on_gpu
+    assert not verdict.can_be_emulated
+    assert "SHA-256 is" in verdict.reasons[0]
+
+
+def test_a_malformed_plan_is_found_by_tensorrt_rtx_itself(small_engine: SmallEngine, tmp_path: Path) -> None:
+    """The manifest vouches for it, so only TensorRT-RTX can tell; it does so without a GPU."""
+    import hashlib
+
+    plan = small_engine.copy_to(tmp_path)
+    plan.write_bytes(b"x" * 300)
+    sha256 = hashlib.sha256(b"x" * 300).hexdigest()
+    manifest = dataclasses.replace(small_engine.manifest, plan_sha256=sha256)
+    write_text(plan.with_suffix(".json"), manifest.as_json())
+    reasons = examine_engine(plan).reasons
+    assert any("is not an engine of TensorRT-RTX, or damaged" in reason for reason in reasons)
+
+
+@needs_no_gpu
+def test_the_command_gives_json_and_an_exit_code(run: CommandLine, small_engine: SmallEngine) -> None:
+    result = run("doctor", small_engine.plan, "--json")
+    assert result.code == 1
+    assert json.loads(result.out)["runs_on_gpu"] is False
+    assert "why not, 1" in run("doctor", small_engine.plan).out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["none.plan"], 1, "no such file"),
+        (["."], 1, "is not a file"),
+        (["--plugin", "x.so"], 2, "is for an ENGINE"),
+    ],
+)
+def test_bad_requests_are_one_line(run: CommandLine, words: list[str], code: int, line: str) -> None:
+    result = run("doctor", *words)
+    assert result.code == code
+    assert line in result.error_line
+
+
+def test_a_driver_and_its_gpu_are_found() -> None:
+    """On the stand-in driver, which has a GPU but no NVML."""
+    program = "from trt_hspan.inspection.machine import examine_machine\n"
+    program += "for found in examine_machine(): print(found.name, found.state, found.detail)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=standin_environment(), capture_output=True, text=True, check=True
+    )
+    assert "driver ok up to CUDA 13" in done.stdout
+    assert "GPU 0 ok sm_86" in done.stdout
+    assert "PyCUDA ok" in done.stdout

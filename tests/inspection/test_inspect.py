@@ -1,0 +1,143 @@
+"""What `trt-hspan inspect` tells of each kind of file, and of bad ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import pytest
+from support.command_line import CommandLine
+from support.golden import GoldenNetwork
+from support.small_engine import SmallEngine
+from support.small_networks import write_attention_network
+
+from trt_hspan.engine.plugin_library import default_plugin_path
+from trt_hspan.files import sha256_from_file
+from trt_hspan.inspection.files import inspect_file, layers_from_tensorrt_json
+
+
+def test_an_engine_is_described_by_its_manifest(small_engine: SmallEngine) -> None:
+    found, manifest = inspect_file(small_engine.plan), small_engine.manifest
+    assert found.kind == "engine"
+    assert f"tensorrt-rtx {manifest.tensorrt_version}" in found.facts["built_by"]
+    assert found.facts["precision"] == "fp16"
+    assert found.facts["profile"]["max"] == list(manifest.profile.max)
+    assert found.facts["activation_memory_bytes"] == manifest.activation_memory_bytes
+    assert found.facts["plan_bytes"] == small_engine.plan.stat().st_size
+    assert found.facts["vouched_for"] == "plan and ONNX file are those of the manifest"
+    assert found.layers_from == "small.onnx, because the engine cannot be opened here"
+    counts = Counter(layer.type for layer in found.layers)
+    assert counts == Counter(node.op_type for node in onnx.load(small_engine.onnx).graph.node)
+
+
+def test_an_engine_that_is_not_its_manifests_is_described_and_said_so(
+    small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    plan = small_engine.copy_to(tmp_path)
+    plan.write_bytes(b"other")
+    assert "SHA-256 is" in inspect_file(plan).facts["vouched_for"]
+    plan.with_suffix(".onnx").unlink()
+    assert inspect_file(plan).layers == ()
+
+
+def test_an_onnx_file_is_counted_truly(tmp_path: Path) -> None:
+    path = write_attention_network(tmp_path / "a.onnx", precision="fp16", blocks=2)
+    found, model = inspect_file(path), onnx.load(path)
+    assert found.facts["attention_nodes"] == 2
+    assert found.facts["precision"] == "fp16"
+    weights = sum(len(onnx.numpy_helper.to_array(tensor).tobytes()) for tensor in model.graph.initializer)
+    assert found.facts["weights_memory_bytes"] == weights
+    assert found.facts["inputs"] == {"input": "float32 Nx3xHxW"}
+    assert len(found.layers) == len(model.graph.node)
+    convolution = next(layer for layer in found.layers if layer.type == "Conv")
+    assert convolution.precision == "float16"
+    assert convolution.shape == ("N", 8, "H", "W")
+
+
+def test_a_checkpoint_tells_sizes_and_weights(small_x4: GoldenNetwork) -> None:
+    found = inspect_file(small_x4.checkpoint)
+    assert found.kind == "checkpoint"
+    assert found.facts["scale"] == 4
+    assert found.facts["sha256"] == sha256_from_file(small_x4.checkpoint)
+    assert found.facts["keys"] == len(found.layers)
+    assert found.facts["weights_memory_bytes"] == 4 * found.facts["parameters"]
+    assert {layer.precision for layer in found.layers} == {"float32"}
+
+
+def test_the_plugin_tells_abi_and_architectures() -> None:
+    found = inspect_file(default_plugin_path())
+    assert (found.kind, found.facts["version"]) == ("plugin", "1")
+    assert "sm_86" in found.facts["machine_code_for"]
+
+
+def test_what_tensorrts_inspector_says_is_read() -> None:
+    detailed = {
+        "Name": "conv",
+        "LayerType": "CaskConvolution",
+        "Outputs": [{"Name": "x", "Dimensions": [1, 8, 4, 4], "Format/Datatype": "Half"}],
+    }
+    first, second = layers_from_tensorrt_json(json.dumps({"Layers": [detailed, "just a name"]}))
+    assert (first.name, first.type, first.precision, first.shape) == (
+        "conv",
+        "CaskConvolution",
+        "Half",
+        (1, 8, 4, 4),
+    )
+    assert second.name == "just a name"
+
+
+def test_the_command_prints_json_and_nothing_else(run: CommandLine, small_engine: SmallEngine) -> None:
+    result = run("inspect", small_engine.plan, "--json")
+    document = json.loads(result.out)
+    assert result.code == 0
+    assert result.err == ""
+    assert document["kind"] == "engine"
+    assert document["layers"][0].keys() == {"name", "type", "precision", "shape"}
+
+
+def test_the_table_lists_layers_on_request(run: CommandLine, small_engine: SmallEngine) -> None:
+    assert "Conv" not in run("inspect", small_engine.plan).out.split("layers")[-1]
+    result = run("inspect", small_engine.plan, "--layers")
+    assert "HighSimilarityPassAttention" in result.out
+    assert "vouched for" in result.out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("none.plan", None, "no such file"),
+        ("none.onnx", None, "no such file"),
+        ("none.so", None, "no such file"),
+        ("none.pt", None, "no such file"),
+        ("a.plan", b"x", "its manifest a.json is missing"),
+        ("a.onnx", b"x", "not an ONNX file"),
+        ("empty.onnx", b"", "not an ONNX file|empty"),
+        ("a.so", b"x", "is no shared library"),
+        ("a.pt", b"x", "a.pt"),
+        ("a.txt", b"x", "not a checkpoint's name"),
+    ],
+)
+def test_bad_files_are_one_line(
+    run: CommandLine, tmp_path: Path, name: str, content: bytes | None, line: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    result = run("inspect", path, "--json")
+    assert result.code in (1, 2)
+    assert any(part in result.error_line for part in line.split("|"))
+    assert result.out == ""
+
+
+def test_a_folder_is_told(run: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "a.plan").mkdir()
+    assert "is not a file" in run("inspect", tmp_path / "a.plan").error_line
+
+
+def test_a_damaged_manifest_is_told(run: CommandLine, small_engine: SmallEngine, tmp_path: Path) -> None:
+    plan = small_engine.copy_to(tmp_path)
+    shutil.copy(plan, plan.with_suffix(".json"))
+    assert "is not a manifest" in run("inspect", plan).error_line

@@ -1,0 +1,311 @@
+"""What a file is: engine, ONNX model, checkpoint or library. Owns the reading for `trt-hspan inspect`.
+
+Nothing of a library runs and no plan is opened except on a machine that can run it. Checkpoints need PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.files import sha256_from_file
+from trt_hspan.inspection.report import Inspection, Layer
+
+if TYPE_CHECKING:
+    import onnx
+
+    from trt_hspan.engine.manifest import EngineManifest
+
+
+def inspect_file(source: str | os.PathLike[str]) -> Inspection:
+    """Describes a file.
+
+    Args:
+        source: `.plan` with its manifest beside it, `.onnx`, `.pt`, `.pth`, `.safetensors` or a preset's name, or a
+            compiled library `.so`.
+
+    Raises:
+        HspanError: missing, damaged, or not a file of this project's.
+        UsageError: the suffix says nothing.
+    """
+    path = Path(source)
+    readers: dict[str, Callable[[Path], Inspection]] = {
+        ".plan": inspect_engine,
+        ".onnx": inspect_onnx,
+        ".so": inspect_library,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        return inspect_checkpoint(os.fspath(source))
+    if not path.is_file():
+        raise HspanError(path, "no such file" if not path.exists() else "is not a file", "check the path")
+    return reader(path)
+
+
+def inspect_engine(plan: Path) -> Inspection:
+    """An engine, from its manifest; its layers by TensorRT where this machine can run it, else from its ONNX file.
+
+    A plan or model that is not the one its manifest names is described too, and `vouched for` says what is wrong.
+
+    Raises:
+        HspanError: the manifest is missing or unreadable.
+    """
+    from trt_hspan.engine.manifest import read_manifest, verify_manifest
+    from trt_hspan.graph import load_onnx
+
+    manifest = read_manifest(plan)
+    try:
+        verify_manifest(plan)
+        vouched = "plan and ONNX file are those of the manifest"
+    except HspanError as error:
+        vouched = f"NO: {error}"
+    record, profile = manifest.plugin, manifest.profile
+    facts = {
+        "built_by": f"{manifest.flavor} {manifest.tensorrt_version}, trt-hspan {manifest.tool_version}",
+        "built_at": manifest.created_utc,
+        "build_time_seconds": round(manifest.build_time_seconds, 2),
+        "vouched_for": vouched,
+        "precision": manifest.precision,
+        "base_precision": manifest.base_precision,
+        "quantization": None if manifest.quantization is None else asdict(manifest.quantization),
+        "targets": list(manifest.targets) or "TensorRT-RTX's default set",
+        "attention": manifest.attention,
+        "plugin": None if record is None else asdict(record),
+        "scale": manifest.scale,
+        "profile": {name: list(getattr(profile, name)) for name in ("min", "opt", "max")},
+        "tensors": [asdict(tensor) for tensor in manifest.io_tensors],
+        "plan_bytes": manifest.plan_size_bytes,
+        "activation_memory_bytes": manifest.activation_memory_bytes,
+        "activation_memory_from": manifest.activation_memory_source,
+        "weights_memory_bytes": manifest.weights_memory_bytes,
+        "layers_of_the_network": dict(manifest.network_layer_counts),
+        "layers_of_the_engine": None
+        if manifest.engine_layer_counts is None
+        else dict(manifest.engine_layer_counts),
+        "onnx_file": manifest.onnx_file,
+        "checkpoint_sha256": manifest.source_sha256,
+        "plan_sha256": manifest.plan_sha256,
+    }
+    opened = None if vouched.startswith("NO") else _layers_by_tensorrt(plan, manifest)
+    if opened is not None:
+        return Inspection(
+            path=str(plan), kind="engine", facts=facts, layers=opened, layers_from="TensorRT's inspector"
+        )
+    model = plan.parent / manifest.onnx_file
+    layers = _onnx_layers(load_onnx(model)) if model.is_file() else ()
+    where = f"{manifest.onnx_file}, because the engine cannot be opened here"
+    return Inspection(path=str(plan), kind="engine", facts=facts, layers=layers, layers_from=where)
+
+
+def inspect_onnx(path: Path) -> Inspection:
+    """An ONNX file. Raises: HspanError when it is not one, or truncated."""
+    from trt_hspan.graph import (
+        attention_nodes,
+        load_onnx,
+        metadata_from_model,
+        precision_from_model,
+        quantization_from_model,
+    )
+
+    model = load_onnx(path)
+    metadata, quantization = metadata_from_model(model), quantization_from_model(model)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    bytes_of: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        bytes_of[_type_name(tensor.data_type)] += _tensor_bytes(tensor)
+    facts = {
+        "built_by": f"trt-hspan {metadata.tool_version}" if metadata.tool_version else _producer(model),
+        "architecture": metadata.architecture,
+        "precision": precision_from_model(model),
+        "quantization": None if quantization is None else asdict(quantization),
+        "scale": metadata.scale,
+        "residual_scale": metadata.res_scale,
+        "opset": {item.domain or "ai.onnx": item.version for item in model.opset_import},
+        "inputs": {v.name: _value_text(v) for v in model.graph.input if v.name not in weights},
+        "outputs": {v.name: _value_text(v) for v in model.graph.output},
+        "attention_nodes": len(attention_nodes(model)),
+        "attention_has_a_function_body": bool(model.functions),
+        "nodes": dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        "weights_memory_bytes": sum(bytes_of.values()),
+        "weights_memory_by_type": dict(bytes_of),
+        "file_bytes": path.stat().st_size,
+        "checkpoint_sha256": metadata.source_sha256,
+        "file_sha256": sha256_from_file(path),
+    }
+    return Inspection(path=str(path), kind="onnx", facts=facts, layers=_onnx_layers(model))
+
+
+def inspect_checkpoint(source: str) -> Inspection:
+    """A checkpoint or a preset. Raises: HspanError, UsageError as `trt_hspan.load_model`; PyTorch is missing."""
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise HspanError(
+            source, "PyTorch, which reads checkpoints, is not installed", "pip install 'trt-hspan[export]'"
+        )
+    from trt_hspan.model.checkpoint import load_model, source_sha256
+
+    try:
+        model = load_model(source)
+    except UsageError as error:
+        raise UsageError(
+            error.where, error.what, "name a .plan, .onnx, .pt, .pth, .safetensors or .so, or a preset"
+        ) from error
+    config = model.config
+    state = model.state_dict()
+    parameters = sum(tensor.numel() for tensor in state.values())
+    layers = tuple(
+        Layer(
+            name=name,
+            type="bias" if name.endswith("bias") else "weight",
+            precision=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+        )
+        for name, tensor in state.items()
+    )
+    facts = {
+        "architecture": config.name,
+        "scale": config.scale,
+        "features": config.n_feats,
+        "modules": config.n_groups,
+        "blocks_per_module": config.n_blocks,
+        "query_channels": config.query_channels,
+        "residual_scale": "not stored in checkpoints; 0.1 unless --res-scale says otherwise",
+        "parameters": parameters,
+        "keys": len(state),
+        "weights_memory_bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
+        "sha256": source_sha256(source),
+    }
+    return Inspection(path=source, kind="checkpoint", facts=facts, layers=layers)
+
+
+def inspect_library(path: Path) -> Inspection:
+    """The compiled TensorRT plugin, or the attention's CPU library; nothing of it runs.
+
+    Raises:
+        HspanError: it is neither, or of another ABI version.
+    """
+    from trt_hspan.engine.plugin_library import plugin_info_from_library
+    from trt_hspan.ops.native import source_sha256_from_library
+
+    try:
+        info = plugin_info_from_library(path)
+    except HspanError:
+        sources = source_sha256_from_library(path)
+        if sources is None:
+            raise
+        facts: dict[str, Any] = {
+            "sources_sha256": sources,
+            "file bytes": path.stat().st_size,
+            "file_sha256": sha256_from_file(path),
+        }
+        return Inspection(path=str(path), kind="CPU library", facts=facts)
+    facts = {
+        "plugin": f"{info.namespace}::{info.name}" if info.namespace else info.name,
+        "version": info.version,
+        "abi_version": info.abi_version,
+        "processor": info.machine,
+        "machine_code_for": [f"sm_{number}" for number in info.cubin_architectures],
+        "ptx_for": [f"compute_{number}" for number in info.ptx_architectures],
+        "built_by": f"CUDA {info.cuda_version}, headers of TensorRT {info.tensorrt_header_version}",
+        "file_bytes": path.stat().st_size,
+        "sources_sha256": info.source_sha256,
+        "file_sha256": sha256_from_file(path),
+    }
+    return Inspection(path=str(path), kind="plugin", facts=facts)
+
+
+def _layers_by_tensorrt(plan: Path, manifest: EngineManifest) -> tuple[Layer, ...] | None:
+    """The built engine's layers; None where it cannot be opened."""
+    from trt_hspan.runtime.passport import engine_mismatches, this_machine
+
+    if engine_mismatches(plan, manifest, this_machine()):
+        return None
+    from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
+
+    try:
+        with TensorRtRunner(plan) as runner:
+            return layers_from_tensorrt_json(runner.layer_information())
+    except HspanError:
+        return None
+
+
+def layers_from_tensorrt_json(text: str) -> tuple[Layer, ...]:
+    """From what TensorRT's inspector says: names alone, or objects where the engine was built with details.
+
+    Raises:
+        ValueError: it is not JSON with a list "Layers".
+    """
+    layers = []
+    for item in json.loads(text)["Layers"]:
+        if isinstance(item, str):
+            layers.append(Layer(name=item, type="layer"))
+            continue
+        outputs = item.get("Outputs") or [{}]
+        layers.append(
+            Layer(
+                name=str(item.get("Name", "")),
+                type=str(item.get("LayerType", "layer")),
+                precision=outputs[0].get("Format/Datatype"),
+                shape=tuple(outputs[0].get("Dimensions") or ()) or None,
+            )
+        )
+    return tuple(layers)
+
+
+def _onnx_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
+    graph = model.graph
+    values = {value.name: value for value in (*graph.value_info, *graph.output)}
+    layers = []
+    for node in graph.node:
+        value = values.get(node.output[0]) if node.output else None
+        known = value is not None and value.type.tensor_type.elem_type
+        layers.append(
+            Layer(
+                name=node.name or (node.output[0] if node.output else ""),
+                type=node.op_type,
+                precision=_type_name(value.type.tensor_type.elem_type) if known and value else None,
+                shape=_dimensions(value) if value is not None else None,
+            )
+        )
+    return tuple(layers)
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> tuple[int | str, ...] | None:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim
+    )
+
+
+def _value_text(value: onnx.ValueInfoProto) -> str:
+    shape = _dimensions(value)
+    return f"{_type_name(value.type.tensor_type.elem_type)} {'x'.join(map(str, shape or ()))}"
+
+
+def _type_name(number: int) -> str:
+    import onnx
+
+    name = str(onnx.TensorProto.DataType.Name(number)).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    import math
+
+    import onnx
+
+    bits = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * 8
+    return int(math.prod(tensor.dims)) * bits // 8
+
+
+def _producer(model: onnx.ModelProto) -> str | None:
+    return " ".join(filter(None, (model.producer_name, model.producer_version))) or None
