@@ -184,7 +184,7 @@ class _Transcoding:
             with av.open(str(temporary), "w") as output:
                 output.metadata.update(self._container.metadata)
                 copied, dropped = self._copied_streams(output)
-                stream = output.add_stream(self._codec, rate=self._video.average_rate or 25)
+                stream = self._added_stream(output)
                 wanted = [self._video, *copied]
                 for packet in self._packets(wanted):
                     if packet.stream is not self._video:
@@ -222,6 +222,12 @@ class _Transcoding:
             copied_streams=len(copied),
             dropped_streams=tuple(dropped),
         )
+
+    def _added_stream(self, output: Any) -> Any:
+        try:
+            return output.add_stream(self._codec, rate=self._video.average_rate or 25)
+        except ValueError as error:
+            raise HspanError(self._target, str(error), "choose another --codec or container") from error
 
     def _copied_streams(self, output: Any) -> tuple[dict[Any, Any], list[str]]:
         copied: dict[Any, Any] = {}
