@@ -20,6 +20,16 @@ namespace
 
 int32_t gLaneOrder{0};
 
+//! By which kernels, from which layout.
+struct Variant
+{
+    int32_t config{kAUTOMATIC_CONFIG};
+    int32_t capacity{0}; //!< of the candidate lists; 0 is the usual
+    TensorLayout layout{TensorLayout::kLINEAR};
+};
+
+Variant gVariant;
+
 constexpr float kINFINITY{std::numeric_limits<float>::infinity()};
 
 //! What the scores look like.
@@ -111,39 +121,93 @@ Problem problemOf(ElementType type, Regime regime, int64_t batch, int64_t channe
     return problem;
 }
 
-std::vector<uint16_t> packed(ElementType type, std::vector<float> const& values)
+//! A (N, channels, L) tensor in the layout of the variant, and back. What pads channels-last tensors is NaN, and must
+//! be zero when it comes back.
+std::vector<float> laidOut(ElementType type, std::vector<float> const& tensor, int64_t channels, int64_t positions)
 {
-    std::vector<uint16_t> bits;
-    for (float const value : values)
+    if (gVariant.layout == TensorLayout::kLINEAR)
     {
-        bits.push_back(hspanEmulatedFromFloat(static_cast<int32_t>(type), value));
+        return tensor;
     }
-    return bits;
+    int64_t const pitch = channelPitch(type, channels);
+    auto const batch = static_cast<int64_t>(tensor.size()) / channels / positions;
+    std::vector<float> result(static_cast<size_t>(batch * positions * pitch), NAN);
+    for (int64_t i = 0; i < static_cast<int64_t>(tensor.size()); ++i)
+    {
+        int64_t const n = i / positions / channels;
+        result[static_cast<size_t>((n * positions + i % positions) * pitch + i / positions % channels)]
+            = tensor[static_cast<size_t>(i)];
+    }
+    return result;
+}
+
+std::vector<float> linear(ElementType type, std::vector<float> const& tensor, int64_t channels, int64_t positions)
+{
+    if (gVariant.layout == TensorLayout::kLINEAR)
+    {
+        return tensor;
+    }
+    int64_t const pitch = channelPitch(type, channels);
+    auto const rows = static_cast<int64_t>(tensor.size()) / pitch;
+    std::vector<float> result(static_cast<size_t>(rows * channels));
+    for (int64_t row = 0; row < rows; ++row)
+    {
+        for (int64_t channel = 0; channel < pitch; ++channel)
+        {
+            float const value = tensor[static_cast<size_t>(row * pitch + channel)];
+            if (channel < channels)
+            {
+                result[static_cast<size_t>((row / positions * channels + channel) * positions + row % positions)]
+                    = value;
+            }
+            else
+            {
+                check(value == 0.0F, "the output's padding is ", value);
+            }
+        }
+    }
+    return result;
+}
+
+//! Bytes of the tensor in the element type.
+std::vector<unsigned char> stored(ElementType type, std::vector<float> const& values)
+{
+    size_t const size = type == ElementType::kFLOAT ? 4 : 2;
+    std::vector<unsigned char> bytes(values.size() * size);
+    for (size_t i = 0; i < values.size(); ++i)
+    {
+        uint16_t const bits
+            = type == ElementType::kFLOAT ? uint16_t{0} : hspanEmulatedFromFloat(static_cast<int32_t>(type), values[i]);
+        std::memcpy(
+            bytes.data() + i * size, type == ElementType::kFLOAT ? static_cast<void const*>(&values[i]) : &bits, size);
+    }
+    return bytes;
 }
 
 std::vector<float> attention(ElementType type, Problem const& problem, uint64_t seed = 1)
 {
-    auto const run = [&](void const* query, void const* key, void const* value, void* output)
+    auto const input = [&](std::vector<float> const& tensor, int64_t channels)
+    { return stored(type, laidOut(type, tensor, channels, problem.positions)); };
+    std::vector<float> output = laidOut(type, problem.value, problem.valueChannels, problem.positions);
+    std::vector<unsigned char> bytes = stored(type, output);
+    int32_t const status
+        = hspanEmulatedAttention(static_cast<int32_t>(type), static_cast<int32_t>(gVariant.layout), gVariant.config,
+            gVariant.capacity, 86, problem.batch, problem.scoreChannels, problem.valueChannels, problem.positions,
+            input(problem.query, problem.scoreChannels).data(), input(problem.key, problem.scoreChannels).data(),
+            input(problem.value, problem.valueChannels).data(), bytes.data(), gLaneOrder, seed);
+    check(status == cudaSuccess, "status ", status, ": ", hspanEmulatedError());
+    for (size_t i = 0; i < output.size(); ++i)
     {
-        int32_t const status = hspanEmulatedAttention(static_cast<int32_t>(type), 0, kAUTOMATIC_CONFIG, 0, 86,
-            problem.batch, problem.scoreChannels, problem.valueChannels, problem.positions, query, key, value, output,
-            gLaneOrder, seed);
-        check(status == cudaSuccess, "status ", status, ": ", hspanEmulatedError());
-    };
-    std::vector<float> output(problem.value.size());
-    if (type == ElementType::kFLOAT)
-    {
-        run(problem.query.data(), problem.key.data(), problem.value.data(), output.data());
-        return output;
+        uint16_t bits = 0;
+        if (type == ElementType::kFLOAT)
+        {
+            std::memcpy(&output[i], bytes.data() + 4 * i, 4);
+            continue;
+        }
+        std::memcpy(&bits, bytes.data() + 2 * i, 2);
+        output[i] = hspanEmulatedToFloat(static_cast<int32_t>(type), bits);
     }
-    std::vector<uint16_t> bits(problem.value.size());
-    run(packed(type, problem.query).data(), packed(type, problem.key).data(), packed(type, problem.value).data(),
-        bits.data());
-    for (size_t i = 0; i < bits.size(); ++i)
-    {
-        output[i] = hspanEmulatedToFloat(static_cast<int32_t>(type), bits[i]);
-    }
-    return output;
+    return linear(type, output, problem.valueChannels, problem.positions);
 }
 
 void compare(ElementType type, Problem const& problem, std::vector<float> const& output, Scores kind, int64_t rowStep)
@@ -179,9 +243,9 @@ void checkAgainstReference(ElementType type, Problem const& problem)
     compare(type, problem, output, Scores::kEXACT, rowStep);
 }
 
-Problem small(int64_t positions = 70)
+Problem small(ElementType type, int64_t positions = 70)
 {
-    return problemOf(ElementType::kFLOAT, Regime::kSPARSE, 2, 5, 3, positions);
+    return problemOf(type, Regime::kSPARSE, 2, 5, 3, positions);
 }
 
 bool rowIsNan(Problem const& problem, std::vector<float> const& output, int64_t n, int64_t row)
@@ -201,10 +265,12 @@ bool rowIsNan(Problem const& problem, std::vector<float> const& output, int64_t 
 
 void addSizes(bool all)
 {
-    constexpr int64_t kLENGTHS[] = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 577};
+    constexpr int64_t kLENGTHS[] = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 577, 1025};
     constexpr int64_t kSCORE_CHANNELS[] = {1, 3, 16, 24, 96, 128};
     constexpr int64_t kVALUE_CHANNELS[] = {1, 5, 24, 64, 192};
     // Every length meets every regime; channels, batch and type go round so that all neighbouring pairs occur.
+    // The configurations that serve a type do too, as do layouts and capacities, those that overflow among them.
+    constexpr int32_t kCAPACITIES[] = {0, 16, 0, 64, 100};
     size_t turn = 0;
     for (int64_t const positions : kLENGTHS)
     {
@@ -214,27 +280,50 @@ void addSizes(bool all)
             int64_t const values = kVALUE_CHANNELS[turn % std::size(kVALUE_CHANNELS)];
             int64_t const batch = static_cast<int64_t>(turn / 3 % 3) + 1;
             auto const type = static_cast<ElementType>(turn % 7 % 3);
-            if (!all && (positions > 129 || turn % 3 != 0))
+            if ((!all && (positions > 129 || turn % 3 != 0)) || (positions > 600 && r % 2 != 0))
             {
                 continue;
+            }
+            Variant variant;
+            variant.config = static_cast<int32_t>(turn / 2) % attentionConfigCount();
+            variant.capacity = kCAPACITIES[turn % std::size(kCAPACITIES)];
+            variant.layout = static_cast<TensorLayout>(turn / 5 % 2);
+            if (!isAttentionConfigSupported(variant.config, type, channels, values, 86))
+            {
+                variant.config = kAUTOMATIC_CONFIG;
             }
             Regime const regime = kREGIMES[r];
             addTest(std::string{kTYPE_NAMES[static_cast<size_t>(type)]} + " " + kREGIME_NAMES[r]
                     + " scores, L=" + std::to_string(positions) + " C=" + std::to_string(channels)
-                    + " D=" + std::to_string(values) + " N=" + std::to_string(batch),
-                [=] { checkAgainstReference(type, problemOf(type, regime, batch, channels, values, positions)); });
+                    + " D=" + std::to_string(values) + " N=" + std::to_string(batch) + ", "
+                    + attentionConfigName(variant.config) + ", lists of " + std::to_string(variant.capacity)
+                    + (variant.layout == TensorLayout::kLINEAR ? "" : ", channels last"),
+                [=]
+                {
+                    gVariant = variant;
+                    checkAgainstReference(type, problemOf(type, regime, batch, channels, values, positions));
+                });
         }
     }
 }
 
-void addDegenerateRows()
+void addDegenerateRows(ElementType type, Variant variant)
 {
-    addTest("a NaN in a query makes its row NaN and no other",
-        []
+    auto const add = [variant, type](std::string const& name, std::function<void()> const& body)
+    {
+        addTest(name + ", " + kTYPE_NAMES[static_cast<size_t>(type)] + " lists of " + std::to_string(variant.capacity),
+            [=]
+            {
+                gVariant = variant;
+                body();
+            });
+    };
+    add("a NaN in a query makes its row NaN and no other",
+        [type]
         {
-            Problem problem = small();
+            Problem problem = small(type);
             problem.query[static_cast<size_t>(2 * problem.positions + 33)] = NAN;
-            std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+            std::vector<float> const output = attention(type, problem);
             for (int64_t n = 0; n < problem.batch; ++n)
             {
                 for (int64_t row = 0; row < problem.positions; ++row)
@@ -243,12 +332,12 @@ void addDegenerateRows()
                 }
             }
         });
-    addTest("a NaN in a key makes all rows of its batch NaN and none of another",
-        []
+    add("a NaN in a key makes all rows of its batch NaN and none of another",
+        [type]
         {
-            Problem problem = small();
+            Problem problem = small(type);
             problem.key[static_cast<size_t>((5 + 1) * problem.positions + 69)] = NAN;
-            std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+            std::vector<float> const output = attention(type, problem);
             for (int64_t n = 0; n < problem.batch; ++n)
             {
                 for (int64_t row = 0; row < problem.positions; ++row)
@@ -257,15 +346,15 @@ void addDegenerateRows()
                 }
             }
         });
-    addTest("a score of +inf makes its row NaN, a score of -inf has weight 0",
-        []
+    add("a score of +inf makes its row NaN, a score of -inf has weight 0",
+        [type]
         {
-            Problem problem = small();
+            Problem problem = small(type);
             for (int64_t c = 0; c < problem.scoreChannels; ++c)
             {
                 problem.key[static_cast<size_t>(c * problem.positions + 12)] = c == 0 ? kINFINITY : 1.0F;
             }
-            std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+            std::vector<float> const output = attention(type, problem);
             int64_t nanRows = 0;
             for (int64_t row = 0; row < problem.positions; ++row)
             {
@@ -279,7 +368,7 @@ void addDegenerateRows()
             {
                 without.key[static_cast<size_t>(c * problem.positions + 12)] = c == 0 ? -3.0e38F : 0.0F;
             }
-            std::vector<float> const same = attention(ElementType::kFLOAT, without);
+            std::vector<float> const same = attention(type, without);
             for (int64_t row = 0; row < problem.positions; ++row)
             {
                 if (problem.query[static_cast<size_t>(row)] > 0.0F)
@@ -289,23 +378,23 @@ void addDegenerateRows()
                 }
             }
         });
-    addTest("a row of scores that are all -inf is NaN",
-        []
+    add("a row of scores that are all -inf is NaN",
+        [type]
         {
-            Problem problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 1, 2, 40);
+            Problem problem = problemOf(type, Regime::kSPARSE, 1, 1, 2, 40);
             std::fill(problem.key.begin(), problem.key.end(), -kINFINITY);
             std::fill(problem.query.begin(), problem.query.end(), 1.0F);
-            std::vector<float> const output = attention(ElementType::kFLOAT, problem);
+            std::vector<float> const output = attention(type, problem);
             for (int64_t row = 0; row < problem.positions; ++row)
             {
                 check(rowIsNan(problem, output, 0, row), "row ", row);
             }
         });
-    addTest("values of weight 0 may be NaN or infinite, those of the support count",
-        []
+    add("values of weight 0 may be NaN or infinite, those of the support count",
+        [type]
         {
-            Problem problem = problemOf(ElementType::kFLOAT, Regime::kDOMINANT, 1, 3, 4, 70);
-            std::vector<float> const before = attention(ElementType::kFLOAT, problem);
+            Problem problem = problemOf(type, Regime::kDOMINANT, 1, 3, 4, 70);
+            std::vector<float> const before = attention(type, problem);
             for (int64_t j = 0; j < problem.positions; ++j)
             {
                 for (int64_t d = 0; d < problem.valueChannels && j != problem.positions / 2; ++d)
@@ -313,18 +402,18 @@ void addDegenerateRows()
                     problem.value[static_cast<size_t>(d * problem.positions + j)] = j % 2 == 0 ? NAN : -kINFINITY;
                 }
             }
-            check(attention(ElementType::kFLOAT, problem) == before, "a value outside the support entered the sum");
+            check(attention(type, problem) == before, "a value outside the support entered the sum");
             problem.value[static_cast<size_t>(problem.positions / 2)] = kINFINITY;
-            std::vector<float> const infinite = attention(ElementType::kFLOAT, problem);
+            std::vector<float> const infinite = attention(type, problem);
             for (int64_t row = 0; row < problem.positions; ++row)
             {
                 check(infinite[static_cast<size_t>(row)] == kINFINITY, "row ", row);
             }
         });
-    addTest("a NaN in a value reaches the rows that give it a weight and no others of their warp",
-        []
+    add("a NaN in a value reaches the rows that give it a weight and no others of their warp",
+        [type]
         {
-            Problem problem = small();
+            Problem problem = small(type);
             for (float& q : problem.query)
             {
                 q *= 0.1F; // supports of a few dozen keys
@@ -349,12 +438,12 @@ void addDegenerateRows()
                 bad += 1;
                 check(bad < weights.size(), "no key has a weight in one of the rows 0 to 2 and none in another");
             }
-            std::vector<float> const before = attention(ElementType::kFLOAT, problem);
+            std::vector<float> const before = attention(type, problem);
             for (int64_t d = 0; d < problem.valueChannels; ++d)
             {
                 problem.value[static_cast<size_t>(d * problem.positions) + bad] = NAN;
             }
-            std::vector<float> const after = attention(ElementType::kFLOAT, problem);
+            std::vector<float> const after = attention(type, problem);
             for (int64_t row = 0; row < problem.positions; ++row)
             {
                 auto const at = static_cast<size_t>(row);
@@ -364,6 +453,19 @@ void addDegenerateRows()
                 check(weight > 0.0 || after[at] == before[at], "row ", row, " changed");
             }
         });
+}
+
+void addProperties()
+{
+    auto const addTest = [](std::string name, std::function<void()> const& body)
+    {
+        hspan::test::addTest(std::move(name),
+            [=]
+            {
+                gVariant = {};
+                body();
+            });
+    };
     addTest("scores near the end of the FP32 range give the dominant key's value",
         []
         {
@@ -379,10 +481,6 @@ void addDegenerateRows()
                 check(output[row] == problem.value[17], "row ", row, ": got ", output[row]);
             }
         });
-}
-
-void addProperties()
-{
     addTest("equal scores give the mean of the values",
         []
         {
@@ -401,13 +499,20 @@ void addProperties()
     addTest("results agree bit by bit whatever the schedule",
         []
         {
-            Problem const problem = problemOf(ElementType::kFLOAT, Regime::kSPARSE, 1, 24, 40, 150);
-            std::vector<float> const once = attention(ElementType::kFLOAT, problem, 1);
-            int32_t const order = gLaneOrder;
-            gLaneOrder = 0;
-            std::vector<float> const forward = attention(ElementType::kFLOAT, problem, 2);
-            gLaneOrder = order;
-            check(once == forward, "they differ");
+            for (ElementType const type : {ElementType::kFLOAT, ElementType::kHALF})
+            {
+                Problem const problem = problemOf(type, Regime::kSPARSE, 1, 24, 40, 150);
+                for (int32_t const capacity : {0, 16})
+                {
+                    gVariant.capacity = capacity;
+                    std::vector<float> const once = attention(type, problem, 1);
+                    int32_t const order = gLaneOrder;
+                    gLaneOrder = 0;
+                    std::vector<float> const forward = attention(type, problem, 2);
+                    gLaneOrder = order;
+                    check(once == forward, "they differ");
+                }
+            }
         });
     addTest("more batches than the grid has places are all computed", []
         { checkAgainstReference(ElementType::kFLOAT, problemOf(ElementType::kFLOAT, Regime::kSPARSE, 7, 3, 2, 33)); });
@@ -452,6 +557,175 @@ void addProperties()
         });
 }
 
+//! Scores query[0] * key[j] with a query of ones and one channel: the caller writes the scores down as keys.
+Problem withScores(std::vector<float> const& scores)
+{
+    Problem problem{1, 1, 4, static_cast<int64_t>(scores.size()), {}, scores, {}};
+    problem.query.assign(scores.size(), 1.0F);
+    for (size_t i = 0; i < 4 * scores.size(); ++i)
+    {
+        problem.value.push_back(static_cast<float>(i * 37 % 64) - 31.0F);
+    }
+    return problem;
+}
+
+//! Whether a tile took the dense route.
+bool isDense(Problem const& problem, int32_t capacity)
+{
+    gVariant = {2, capacity, TensorLayout::kLINEAR};
+    std::vector<float> const output = attention(ElementType::kHALF, problem);
+    int64_t const products = hspanEmulatedProducts();
+    compare(ElementType::kHALF, problem, output, Scores::kEXACT, 1);
+    return products > 0;
+}
+
+void addRoutes()
+{
+    addTest("a support of exactly the list's capacity stays on the list, one more does not",
+        []
+        {
+            for (int32_t const capacity : {64, 100, 128})
+            {
+                std::vector<float> scores(200, 0.0F);
+                std::fill_n(scores.begin() + 20, capacity, 5.0F);
+                check(!isDense(withScores(scores), capacity), "capacity ", capacity, " took the dense route");
+                scores.back() = 5.0F;
+                check(isDense(withScores(scores), capacity), "capacity ", capacity, " and one took lists");
+            }
+        });
+    addTest("ties at the border of the support stay or go together",
+        []
+        {
+            // Three scores of 1 + 1/3 over a hundred of 1: the hundred have weight 0, by a hair or exactly.
+            for (float const border : {1.0F, 0.9995117F, 1.0009766F})
+            {
+                std::vector<float> scores(160, border);
+                for (size_t const j : {3U, 70U, 150U})
+                {
+                    scores[j] = 1.3330078F;
+                }
+                for (int32_t const capacity : {0, 64, 103})
+                {
+                    isDense(withScores(scores), capacity); // compares with the reference
+                }
+            }
+        });
+    addTest("scores that fall, that rise and that repeat fill and tighten the lists in every pattern",
+        []
+        {
+            for (int32_t const pattern : {0, 1, 2, 3})
+            {
+                std::vector<float> scores;
+                for (int32_t j = 0; j < 330; ++j)
+                {
+                    float const rising = static_cast<float>(j) / 128.0F;
+                    scores.push_back(pattern == 0 ? rising
+                            : pattern == 1        ? -rising
+                            : pattern == 2        ? static_cast<float>(j % 7) / 16.0F
+                                                  : static_cast<float>(j * j % 61) / 32.0F - 1.0F);
+                }
+                for (int32_t const capacity : {16, 64, 128})
+                {
+                    isDense(withScores(scores), capacity);
+                }
+            }
+        });
+    addTest("rows of one warp that overflow do not change what other warps' rows get",
+        []
+        {
+            Problem problem = problemOf(ElementType::kHALF, Regime::kSPARSE, 1, 16, 24, 200);
+            gVariant = {2, 64, TensorLayout::kLINEAR};
+            std::vector<float> const before = attention(ElementType::kHALF, problem);
+            for (int64_t c = 0; c < 16; ++c)
+            {
+                problem.query[static_cast<size_t>(c * 200 + 9)] = 0.0F; // all scores equal: 200 candidates
+            }
+            std::vector<float> const after = attention(ElementType::kHALF, problem);
+            check(hspanEmulatedProducts() > 0, "the row stayed on its list");
+            checkAgainstReference(ElementType::kHALF, problem);
+            for (int64_t row = 64; row < 200; ++row)
+            {
+                for (int64_t d = 0; d < 24; ++d)
+                {
+                    auto const at = static_cast<size_t>(d * 200 + row);
+                    check(after[at] == before[at], "row ", row, " of another tile changed");
+                }
+            }
+        });
+    addTest("tile shapes agree bit by bit, routes within the contract",
+        []
+        {
+            for (ElementType const type : {ElementType::kHALF, ElementType::kBFLOAT16})
+            {
+                for (Regime const regime : {Regime::kSPARSE, Regime::kDENSE, Regime::kTIES})
+                {
+                    Problem const problem = problemOf(type, regime, 1, 24, 40, 150);
+                    for (int32_t const capacity : {0, 20})
+                    {
+                        std::vector<float> first;
+                        for (int32_t config = 2; config < attentionConfigCount(); ++config)
+                        {
+                            gVariant = {config, capacity, static_cast<TensorLayout>(config % 2)};
+                            std::vector<float> const output = attention(type, problem);
+                            compare(type, problem, output, Scores::kEXACT, 1);
+                            // Where lists are ample no tile can go another way than in another shape.
+                            check(first.empty() || capacity != 0 || output == first, attentionConfigName(config),
+                                " differs");
+                            first = output;
+                        }
+                    }
+                }
+            }
+        });
+    addTest("a configuration that does not serve the problem is refused",
+        []
+        {
+            alignas(256) static unsigned char memory[1024];
+            auto const launch = [&](int32_t config, ElementType type, int64_t channels, int64_t values)
+            {
+                return launchSparsemaxAttention({type, TensorLayout::kLINEAR, {1, channels, values, 1}}, config, memory,
+                    memory, memory, memory, memory, nullptr);
+            };
+            check(launch(2, ElementType::kHALF, 129, 4) == cudaErrorInvalidValue, "129 score channels");
+            check(launch(2, ElementType::kHALF, 4, 257) == cudaErrorInvalidValue, "257 value channels");
+            check(launch(-1, ElementType::kHALF, 4, 4) == cudaErrorInvalidValue, "-1");
+            check(launch(attentionConfigCount(), ElementType::kHALF, 4, 4) == cudaErrorInvalidValue, "no such number");
+            simt::emulation::options().computeCapability = 75;
+            check(launch(2, ElementType::kHALF, 4, 4) == cudaErrorInvalidValue, "an old GPU");
+            check(!isAttentionConfigSupported(2, ElementType::kHALF, 4, 4, 75), "an old GPU");
+            check(isAttentionConfigSupported(1, ElementType::kHALF, 4, 4, 75), "plain kernels run everywhere");
+            simt::emulation::options().computeCapability = 86;
+            for (int32_t config = 0; config < attentionConfigCount(); ++config)
+            {
+                check(attentionConfigName(config) != nullptr, config);
+                check(isAttentionConfigSupported(config, ElementType::kBFLOAT16, 128, 256, 80), config);
+            }
+            check(attentionConfigName(attentionConfigCount()) == nullptr, "a name for no configuration");
+        });
+    addTest("the workspace never shrinks when a size grows, and is linear in the number of positions",
+        []
+        {
+            for (int32_t config = 0; config < attentionConfigCount(); ++config)
+            {
+                auto const bytes = [config](int64_t n, int64_t c, int64_t d, int64_t l)
+                { return attentionWorkspaceBytes({ElementType::kHALF, TensorLayout::kLINEAR, {n, c, d, l}}, config); };
+                for (int64_t const l : {1, 63, 1023, 1024, 16384, 65536, 1 << 20, 1 << 21})
+                {
+                    for (int64_t const c : {1, 96, 128, 129})
+                    {
+                        size_t const least = bytes(2, c, 192, l);
+                        check(bytes(3, c, 192, l) >= least && bytes(2, c + 40, 192, l) >= least
+                                && bytes(2, c, 300, l) >= least && bytes(2, c, 192, l + 1) >= least,
+                            "config ", config, " L ", l, " C ", c);
+                    }
+                }
+                // Copies of 2 (96 + 96 + 192) bytes per position, and 16384 rows with lists of 1024 entries.
+                size_t const lists = 16384U * (32U + 1024U * 8U);
+                check(bytes(1, 96, 192, 65536) <= 65536U * 768U + lists, "more than the README says");
+            }
+        });
+}
+
 } // namespace
 
 int main(int argc, char** argv)
@@ -459,7 +733,11 @@ int main(int argc, char** argv)
     std::string const order = argc > 1 ? argv[1] : "forward";
     gLaneOrder = order == "reverse" ? 1 : order == "shuffled" ? 2 : 0;
     addSizes(order == "forward");
-    addDegenerateRows();
+    addDegenerateRows(ElementType::kFLOAT, {});
+    addDegenerateRows(ElementType::kHALF, {});
+    addDegenerateRows(ElementType::kHALF, {2, 16, TensorLayout::kCHANNELS_LAST});
+    addDegenerateRows(ElementType::kBFLOAT16, {3, 40, TensorLayout::kLINEAR});
     addProperties();
+    addRoutes();
     return runAll();
 }

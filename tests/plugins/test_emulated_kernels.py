@@ -1,6 +1,15 @@
 """The CUDA kernels on emulated hardware: the C++ tests, the golden vectors, random problems.
 
-What each mistake in the kernels runs into; every one was made, seen to fail there, and taken back:
+The tiled kernels are broken on purpose by these tests themselves, in the ways of MUTATIONS: a copy of the source is
+changed, compiled together with tests/cpp/mutation_probe.cpp, and must fail there.
+
+1. the tail of the keys, a tile that is not full, is dropped
+2. tightening a list forgets ties: of equal neighbours only the first stays
+3. the query fragments are loaded from the wrong rows
+4. the barrier between the arrival of a tile and its use is missing (the schedule is hostile: lanes and warps run ahead)
+5. the support is counted one too large
+
+What each mistake in the plain kernels runs into; every one was made, seen to fail there, and taken back:
 
 =====================================================  ==============================================================
 mistake                                                test that fails
@@ -35,6 +44,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +53,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -55,11 +67,47 @@ CTESTS = [
     "attention_shuffled",
     "emulation",
     "emulation_ucontext",
+    "exact_threshold",
     "threshold",
 ]
 UNIT = 2.0**-24  # u, the rounding unit of FP32
 DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ELEMENT_TYPES = {name: number for number, name in enumerate(DTYPES)}
+
+#: Automatic, plain, and the tile shapes where they serve the type.
+CONFIGS = {"fp32": [0, 1], "fp16": [0, 1, 2, 3, 4], "bf16": [0, 1, 2, 3, 4]}
+
+KERNELS = Path(__file__).resolve().parents[2] / "plugins" / "kernels"
+CPP_TESTS = Path(__file__).resolve().parents[1] / "cpp"
+
+#: What is broken, in which file, what stands there (once), what is put there.
+MUTATIONS = {
+    "the tail of the keys is dropped": (
+        "tensor_tile.cuh",
+        "int32_t const tiles = (key.positions + kKEYS - 1) / kKEYS;",
+        "int32_t const tiles = key.positions / kKEYS;",
+    ),
+    "tightening forgets ties": (
+        "candidate_list.cuh",
+        "bool const stays = ",
+        "bool const stays = !(i > 0 && i < count && scores[i - 1] == score) && ",
+    ),
+    "query fragments come from the wrong rows": (
+        "tensor_tile.cuh",
+        "return &rows[lane % 16][column + lane / 16 * 8];",
+        "return &rows[(lane + 8) % 16][column + lane / 16 * 8];",
+    ),
+    "the barrier before a tile is used is missing": (
+        "tensor_tile.cuh",
+        "if (simt::anyInBlock(stop))",
+        "if (stop)",
+    ),
+    "the support is counted one too large": (
+        "exact_threshold.cuh",
+        "floorQuotient(sum - kONE, count)",
+        "floorQuotient(sum - kONE, count + 1)",
+    ),
+}
 
 Attention = Callable[..., NDArray[np.generic]]
 
@@ -87,14 +135,29 @@ def attention(emulated: ctypes.CDLL) -> Attention:
     """attention(dtype name, query (N, C, L), key (N, C, L), value (N, D, L)) -> (N, D, L), by the CUDA kernels."""
 
     def run(
-        dtype: str, query: NDArray, key: NDArray, value: NDArray, *, order: int = 2, seed: int = 1
+        dtype: str,
+        query: NDArray,
+        key: NDArray,
+        value: NDArray,
+        *,
+        config: int = 0,
+        capacity: int = 0,
+        order: int = 2,
+        seed: int = 1,
     ) -> NDArray:
         arrays = [np.ascontiguousarray(array.astype(DTYPES[dtype])) for array in (query, key, value)]
         output = np.empty_like(arrays[2])
         (batch, channels, positions), values = arrays[0].shape, arrays[2].shape[1]
         pointers = [array.ctypes.data for array in (*arrays, output)]
         status = emulated.hspanEmulatedAttention(
-            *(ELEMENT_TYPES[dtype], 0, 0, 0, 86), batch, channels, values, positions, *pointers, order, seed
+            *(ELEMENT_TYPES[dtype], 0, config, capacity, 86),
+            batch,
+            channels,
+            values,
+            positions,
+            *pointers,
+            order,
+            seed,
         )
         assert status == 0, emulated.hspanEmulatedError().decode()
         return output
@@ -192,7 +255,9 @@ def test_random_problems_agree_with_float64(dtype: str, attention: Attention, da
     stored = [array.astype(DTYPES[dtype]) for array in arrays]
     expected, tolerance = attention_reference(*stored)
     order = data.draw(st.integers(0, 2), label="lane order")
-    actual = attention(dtype, *stored, order=order, seed=1).astype(np.float64)
+    config = data.draw(st.sampled_from(CONFIGS[dtype]), label="configuration")
+    capacity = data.draw(st.sampled_from([0, 1, 16, 64, 80]), label="capacity of the lists")
+    actual = attention(dtype, *stored, config=config, capacity=capacity, order=order).astype(np.float64)
     allowed = tolerance + rounding(dtype, np.maximum(np.abs(expected), np.abs(actual)))
     assert (np.abs(actual - expected) <= allowed).all()
 
@@ -243,3 +308,88 @@ def test_emulated_conversions_agree_with_numpy(dtype: str, element_type: int, em
     back = [emulated.hspanEmulatedToFloat(element_type, number) for number in range(2**16)]
     everything = np.arange(2**16, dtype=np.uint16).view(DTYPES[dtype]).astype(np.float32)
     np.testing.assert_array_equal(np.array(back, dtype=np.float32), everything)
+
+
+@pytest.mark.parametrize("regime", ["sparse", "dense", "flat", "large"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_errors_are_at_most_twice_those_of_torch_in_the_same_dtype(
+    dtype: str, regime: str, attention: Attention
+) -> None:
+    generator = np.random.default_rng(7)
+    scale = {"sparse": 2.0, "dense": 0.003, "flat": 0.0, "large": 30.0}[regime]
+    shapes = [(1, 96, 200), (1, 96, 200), (1, 24, 200)]
+    arrays = [generator.normal(size=shape).astype(np.float32) for shape in shapes]
+    arrays[0] *= 96**-0.25
+    arrays[1] *= 96**-0.25 * scale
+    torch_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    query, key, value = (torch.from_numpy(array).to(torch_dtype) for array in arrays)
+    weights = sparsemax_reference((query.mT @ key).double().numpy())
+    reference = (value @ torch.from_numpy(weights).to(torch_dtype).mT).double().numpy()
+    expected, _ = attention_reference(*(tensor.double().numpy() for tensor in (query, key, value)))
+    stored = [tensor.double().numpy() for tensor in (query, key, value)]
+    allowed = 2 * np.abs(reference - expected).max()
+    for config, capacity in [(1, 0), (2, 0), (2, 20), (3, 0), (4, 150)]:
+        actual = attention(dtype, *stored, config=config, capacity=capacity).astype(np.float64)
+        assert np.abs(actual - expected).max() <= allowed, (config, capacity)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_routes_differ_by_at_most_one_rounding(dtype: str, attention: Attention) -> None:
+    """Both routes lie within their bounds of the same exact result, far closer than numbers of the type lie together:
+    so they round to the same number or to neighbours."""
+    generator = np.random.default_rng(8)
+    arrays = [generator.normal(size=(1, channels, 190)) * 0.25 for channels in (16, 16, 40)]
+    by_list = attention(dtype, *arrays, config=2).astype(np.float64)
+    by_stream = attention(dtype, *arrays, config=2, capacity=1).astype(np.float64)
+    largest = np.abs(arrays[2].astype(DTYPES[dtype]).astype(np.float64)).max()
+    spacing = 2 * rounding(dtype, np.maximum(np.abs(by_list), np.abs(by_stream)))
+    difference = np.abs(by_list - by_stream)
+    assert (difference <= spacing + 2 * 2.0**-17 * largest).all()
+    assert (difference == 0).mean() > 0.9
+
+
+@pytest.mark.parametrize("regime", [3.0, 0.3, 0.003, 0.0])
+def test_fp32_is_within_a_relative_error_of_1e_5(regime: float, attention: Attention) -> None:
+    generator = np.random.default_rng(9)
+    arrays = [generator.normal(size=(2, channels, 130)).astype(np.float32) for channels in (96, 96, 24)]
+    arrays[0] *= 96**-0.25
+    arrays[1] *= 96**-0.25 * regime
+    expected, _ = attention_reference(*arrays)
+    actual = attention("fp32", *arrays).astype(np.float64)
+    assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.fixture(scope="session")
+def probe(emulation_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """probe(folder of kernels) compiles tests/cpp/mutation_probe.cpp with them, runs it and returns what it prints."""
+
+    def run(kernels: Path) -> str:
+        executable = tmp_path_factory.mktemp("probe") / "probe"
+        libraries = emulation_folder / "tests" / "cpp"
+        command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-ffp-contract=off", "-march=native"]
+        command += [f"-I{folder}" for folder in (CPP_TESTS / "emulation", kernels, CPP_TESTS)]
+        command += [str(CPP_TESTS / "mutation_probe.cpp"), "-o", str(executable)]
+        command += [f"-L{libraries}", "-lhspan_emulated", f"-Wl,-rpath,{libraries}"]
+        compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert compiled.returncode == 0, compiled.stderr
+        done = subprocess.run([executable], capture_output=True, text=True, check=False, timeout=120)
+        return done.stdout if done.returncode >= 0 else f"FAILED: signal {-done.returncode}"
+
+    return run
+
+
+def test_the_probe_passes_with_the_kernels_as_they_are(probe: Callable[[Path], str]) -> None:
+    assert probe(KERNELS).strip().endswith(" 0 failed")
+
+
+@pytest.mark.parametrize("mistake", list(MUTATIONS))
+def test_mistakes_in_the_kernels_are_noticed(
+    mistake: str, probe: Callable[[Path], str], tmp_path: Path
+) -> None:
+    name, right, wrong = MUTATIONS[mistake]
+    broken = tmp_path / "kernels"
+    shutil.copytree(KERNELS, broken)
+    source = (broken / name).read_text()
+    assert source.count(right) == 1, "the kernels have changed; change the mistake as well"
+    (broken / name).write_text(source.replace(right, wrong))
+    assert "FAILED" in probe(broken)
