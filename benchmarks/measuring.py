@@ -34,7 +34,9 @@ def available_memory_bytes() -> int:
 def peak_memory_bytes(call: Callable[[], Any]) -> tuple[Any, int]:
     """The call's result, and how far resident memory rose during the call above what it was before."""
     status = Path("/proc/self/status")
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls left in the allocator must not hide what this one takes
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # what earlier calls left in the allocator must not hide what this one takes
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
     before = _kilobytes(status, "VmRSS")
     result = call()

@@ -6,6 +6,9 @@ convolutions of 16 channels, against the same layers in PyTorch with a rounding 
 10,000 differ, by one rounding that falls the other way, at every optimisation level; left to itself, ONNX
 Runtime is as far from them as FP32 is. So graph optimisations, which change the order of sums only, stay on.
 
+The attention is computed by the native CPU library where there is one (`trt_hspan.runtime.onnxruntime_session`): the
+same float32 arithmetic as the function body's, without L x L tensors.
+
 Never imports torch.
 """
 
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
 # Tensors of L x L float32 that the function body keeps alive at a time, per picture. *Measured* peaks with
 # ONNX Runtime 1.32 at 64x64 to 128x128 pixels: 3.0 to 3.7.
 SCORE_TENSORS: Final = 3.5
+
+# With the native attention: tensors of the up-scaled features, which are the largest. *Measured* peaks of
+# hspan-tiny-x4 at 128x160 pixels, FP32 and emulated FP16: 3.5 and 3.8.
+UPSCALED_TENSORS: Final = 3.5
 
 
 class OnnxRuntimeRunner(Runner):
@@ -66,11 +73,14 @@ class OnnxRuntimeRunner(Runner):
         self.scale = metadata.scale
         self.res_scale = metadata.res_scale
         self.source_sha256 = metadata.source_sha256
+        self._features = _features_before_output(self._model)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._session: Any = None
 
     def activate(self) -> None:
         from trt_hspan.graph import model_for_cpu
+        from trt_hspan.ops.native import native_library
+        from trt_hspan.runtime.onnxruntime_session import SplitSession, parts_from_model
 
         ort = _onnxruntime()
         options = ort.SessionOptions()
@@ -80,10 +90,19 @@ class OnnxRuntimeRunner(Runner):
         # Sizes differ from picture to picture, so nothing is planned for one. The arena stays: without it the
         # L x L tensors are mapped anew by every node of the Newton loop (measured: 4.6 times slower).
         options.enable_mem_pattern = False
-        try:
-            self._session = ort.InferenceSession(
-                model_for_cpu(self._model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+
+        def open_session(model: onnx.ModelProto) -> Any:
+            return ort.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
+
+        model, library = model_for_cpu(self._model), native_library()
+        try:
+            if library is None:
+                self._session = _WholeSession(open_session(model))
+            else:
+                parts = parts_from_model(model, self.where)
+                self._session = SplitSession(parts, open_session, library, threads=self._threads)
         except _failures() as error:
             raise _told(self.where, "ONNX Runtime cannot load it", error) from error
 
@@ -99,15 +118,39 @@ class OnnxRuntimeRunner(Runner):
             options = _onnxruntime().RunOptions()
             # Give L x L buffers back after each picture, so that the next size does not come on top.
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-            output: Float32Array = self._session.run([OUTPUT_NAME], {INPUT_NAME: batch}, options)[0]
+            output: Float32Array = self._session.run(OUTPUT_NAME, INPUT_NAME, batch, options)
         except _failures() as error:
             raise _told(self.where, "ONNX Runtime failed", error) from error
         return output
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """The score tensors of the function body, `SCORE_TENSORS` of (N, L, L) float32 with L = H * W."""
+        """With the native library `UPSCALED_TENSORS` of (N, features, scale * H, scale * W) float32; else the score
+        tensors of the function body, `SCORE_TENSORS` of (N, L, L) float32 with L = H * W."""
+        from trt_hspan.ops.native import native_library
+
         n, _, height, width = shape
-        return int(SCORE_TENSORS * 4 * n * (height * width) ** 2)
+        if native_library() is None:
+            return int(SCORE_TENSORS * 4 * n * (height * width) ** 2)
+        return int(UPSCALED_TENSORS * 4 * n * self._features * height * width * (self.scale or 1) ** 2)
+
+
+class _WholeSession:
+    """The whole graph in one session, attention by its function body."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def run(self, output: str, name: str, batch: Float32Array, run_options: Any) -> Float32Array:
+        result: Float32Array = self._session.run([output], {name: batch}, run_options)[0]
+        return result
+
+
+def _features_before_output(model: onnx.ModelProto) -> int:
+    """Input channels of the last convolution, which sees the up-scaled features; 0 where there is none."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in weights]
+    sizes = [weights[node.input[1]].dims for node in convolutions]
+    return next((int(size[1]) for size in reversed(sizes) if size[2:] != [1, 1]), 0)
 
 
 def _onnxruntime() -> Any:

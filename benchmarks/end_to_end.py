@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""The published x4 network on a CPU, whole pictures without tiles: this package beside the dense eager formulation.
+
+The peer is the same network in PyTorch with the attention of the official code: a dense score matrix and
+`entmax.sparsemax(k=128)`. All forms have the same seeded random weights (preset hspan-x4) and see the same crop of
+a photograph. Every measurement is a process of its own: time is the best of the runs that a few seconds allow, memory
+the rise of resident memory during the first run, above the loaded network; PSNR is against the peer's result, or
+against this package's in PyTorch where the peer does not fit in memory.
+
+    python benchmarks/end_to_end.py [--json] [--threads 2] [--sizes 48 96 192]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from measuring import available_memory_bytes, best_seconds, in_child, peak_memory_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+PRESET: Final = "hspan-x4"
+FORMS: Final = {
+    "eager": "dense eager, entmax",
+    "torch": "this package, PyTorch",
+    "onnxruntime": "this package, ONNX Runtime",
+}
+# L x L float32 matrices of the dense form, measured where rows are dense.
+EAGER_SCORE_MATRICES: Final = 18
+# A run that takes longer is not repeated.
+REPEAT_BELOW_S: Final = 15.0
+
+
+def picture(side: int) -> npt.NDArray[np.float32]:
+    """(1, 3, side, side) RGB in [0, 1]: the middle of the shipped photograph."""
+    from importlib.resources import as_file, files
+
+    import numpy as np
+
+    from trt_hspan.runtime.images import read_image
+
+    with as_file(files("trt_hspan") / "data" / "chelsea.png") as path:
+        image = read_image(path)
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    crop = image[top : top + side, left : left + side, :3].astype(np.float32) / 255
+    return np.ascontiguousarray(crop.transpose(2, 0, 1)[None])
+
+
+def dense_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """As the official code: the whole score matrix, sparsemax of each row, a product with the values."""
+    from entmax import sparsemax
+
+    q, k, v = (tensor.flatten(2).transpose(1, 2) for tensor in (query, key, value))
+    weights = sparsemax(q @ k.transpose(1, 2), dim=-1, k=128)
+    return (weights @ v).transpose(1, 2).reshape(value.shape)
+
+
+def measure(form: str, side: int, threads: int, folder: str) -> dict[str, Any]:
+    """One measurement, in this process. The result goes to `folder`; it is compared with what lies there."""
+    import numpy as np
+
+    from trt_hspan.runtime.runner import Runner
+
+    runner: Runner
+    if form == "onnxruntime":
+        from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
+
+        runner = OnnxRuntimeRunner(Path(folder) / "network.onnx", threads=threads)
+    else:
+        import trt_hspan.model.hspan as network
+        from trt_hspan.runtime.torch_runner import TorchRunner
+
+        if form == "eager":
+            network.high_similarity_pass_attention = dense_attention
+        runner = TorchRunner(PRESET, threads=threads)
+    batch = picture(side)
+    with runner:
+        runner.run(batch[..., :16, :16])  # what is loaded once does not count
+        start = time.perf_counter()
+        output, peak = peak_memory_bytes(lambda: runner.run(batch))
+        seconds = time.perf_counter() - start
+        if seconds < REPEAT_BELOW_S:
+            seconds = min(seconds, best_seconds(lambda: runner.run(batch), runs=2))
+    report: dict[str, Any] = {
+        "form": form,
+        "side": side,
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "backend": runner.label,
+    }
+    for peer in ("eager", "torch"):
+        reference = Path(folder) / f"{peer}_{side}.npy"
+        if peer != form and reference.exists():
+            error = float(np.mean((output.astype(np.float64) - np.load(reference)) ** 2))
+            report["compared_with"] = peer
+            report["psnr_db"] = 10 * math.log10(1 / error) if error > 0 else None
+            break
+    np.save(Path(folder) / f"{form}_{side}.npy", output)
+    return report
+
+
+def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
+    from trt_hspan.cli.output import progress
+    from trt_hspan.export import export_onnx
+
+    rows: list[dict[str, Any]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="hspan-") as folder,
+        progress("measuring", total=len(sides) * len(FORMS)) as bar,
+    ):
+        export_onnx(PRESET, Path(folder) / "network.onnx")
+        for side in sides:
+            for form in FORMS:
+                bar.update(bar.task_ids[0], description=f"{FORMS[form]}, {side}x{side}")
+                needed = EAGER_SCORE_MATRICES * 4 * side**4 if form == "eager" else 0
+                if needed > available_memory_bytes():
+                    row: dict[str, Any] = {"form": form, "side": side, "does_not_fit_bytes": needed}
+                else:
+                    row = in_child(
+                        __file__, {"form": form, "side": side, "threads": threads, "folder": folder}
+                    )
+                rows.append(row)
+                bar.advance(bar.task_ids[0])
+    peers = {row["side"]: row for row in rows if row["form"] == "eager" and "seconds" in row}
+    for row in rows:
+        peer = peers.get(row["side"])
+        if peer is not None and row is not peer:
+            row["times_faster"] = peer["seconds"] / row["seconds"]
+            row["share_of_memory"] = row["peak_bytes"] / peer["peak_bytes"]
+    return rows
+
+
+def print_report(rows: list[dict[str, Any]], threads: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{PRESET}, whole pictures, {threads} threads", title_justify="left")
+    table.add_column("input")
+    table.add_column("form")
+    for column in ("seconds", "faster", "peak MB", "of the peer's", "PSNR dB"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        start = [f"{row['side']}x{row['side']}", FORMS[row["form"]]]
+        if "seconds" not in row:
+            table.add_row(*start, f"needs about {row['does_not_fit_bytes'] / 1e9:.0f} GB")
+            continue
+        table.add_row(
+            *start,
+            f"{row['seconds']:.2f}",
+            f"{row['times_faster']:.1f}x" if "times_faster" in row else "",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['share_of_memory']:.2f}" if "share_of_memory" in row else "",
+            f"{row['psnr_db']:.1f}" if row.get("psnr_db") else "",
+        )
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times the published x4 network on a CPU.")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[48, 96, 192])
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(**json.loads(options.child))))
+        return
+    try:
+        import entmax  # noqa: F401
+    except ImportError:
+        sys.exit("benchmarks/end_to_end.py: entmax is not installed; pip install 'trt-hspan[benchmark]'")
+    rows = run_all(options.sizes, options.threads)
+    if options.json:
+        print(json.dumps({"threads": options.threads, "rows": rows}, indent=2))
+    else:
+        print_report(rows, options.threads)
+
+
+if __name__ == "__main__":
+    main()
