@@ -1,0 +1,170 @@
+"""Quantised graphs on a CPU: the emulation against exact integers, and integer kernels against the emulation."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from trt_hspan import HspanError
+from trt_hspan.graph import QuantizedType, model_for_cpu, quantization_from_model
+from trt_hspan.graph.cpu import model_in_float32
+from trt_hspan.graph.integer_cpu import model_with_integer_kernels
+from trt_hspan.graph.quantized import convolution_macs, quantized_type_from_model
+from trt_hspan.quantization.insertion import LayerScales, model_with_qdq
+
+RANDOM = np.random.default_rng(0)
+WEIGHTS = [RANDOM.normal(size=(8, 8, 3, 3)).astype(np.float16) for _ in range(2)]
+BIASES = [RANDOM.normal(size=8).astype(np.float16) for _ in range(2)]
+SCALES = LayerScales(
+    activations={"x": 0.03125}, weight=tuple(np.linspace(0.01, 0.02, 8).astype(np.float16).tolist())
+)
+HIDDEN = LayerScales(activations={"r": 0.25}, weight=SCALES.weight)
+
+
+def two_convolutions(base: int, *, cast: bool = True) -> onnx.ModelProto:
+    """input -> Cast -> Conv -> Relu -> Conv -> Cast -> output, in the base type."""
+    dtype = helper.tensor_dtype_to_np_dtype(base)
+    nodes = [
+        helper.make_node("Cast", ["input"], ["x"], to=base),
+        helper.make_node("Conv", ["x", "w0", "b0"], ["c"], name="first", pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "w1", "b1"], ["y"], name="second", pads=[1] * 4),
+        helper.make_node("Cast", ["y"], ["output"], to=TensorProto.FLOAT),
+    ]
+    stored = {"w0": WEIGHTS[0], "w1": WEIGHTS[1], "b0": BIASES[0], "b1": BIASES[1]}
+    initializers = [numpy_helper.from_array(v.astype(dtype), k) for k, v in stored.items()]
+    infos = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 8, "h", "w"]) for n in ("input", "output")
+    ]
+    graph = helper.make_graph(nodes, "two", infos[:1], infos[1:], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+def run(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    result: NDArray[np.float32] = session.run(None, {"input": x})[0]
+    return result
+
+
+def picture() -> NDArray[np.float32]:
+    return np.random.default_rng(1).normal(size=(1, 8, 6, 7)).astype(np.float32)
+
+
+def integer_convolution(x: NDArray[np.float64], layer: int, scales: LayerScales) -> NDArray[np.float64]:
+    """Exact: INT8 times INT8 summed up in int64, one multiplication by both scales, the bias. Tests' own loops."""
+    (scale,) = scales.activations.values()
+    codes = np.clip(np.rint(x[0] / scale), -128, 127).astype(np.int64)
+    per_channel = np.array(scales.weight)
+    weight = np.clip(np.rint(WEIGHTS[layer].astype(np.float64) / per_channel[:, None, None, None]), -127, 127)
+    padded = np.pad(codes, ((0, 0), (1, 1), (1, 1)))
+    height, width = codes.shape[1:]
+    total = np.zeros((8, height, width), np.int64)
+    for dy in range(3):
+        for dx in range(3):
+            window = padded[:, dy : dy + height, dx : dx + width]
+            total += np.einsum("oc,chw->ohw", weight[:, :, dy, dx].astype(np.int64), window)
+    return (total * scale * per_channel[:, None, None] + BIASES[layer].astype(np.float64)[:, None, None])[
+        None
+    ]
+
+
+def test_the_emulation_is_exact_integer_arithmetic_rounded_once_to_the_base_type() -> None:
+    model = model_with_qdq(two_convolutions(TensorProto.FLOAT16), {"first": SCALES, "second": HIDDEN}, "int8")
+    x = picture()
+    hidden = np.maximum(integer_convolution(x.astype(np.float16).astype(np.float64), 0, SCALES), 0)
+    expected = integer_convolution(hidden.astype(np.float16).astype(np.float64), 1, HIDDEN)
+    found = run(model_for_cpu(model), x)
+    # float32 sums round below a half-precision step: one such step, and no step of INT8, may differ.
+    np.testing.assert_allclose(found, expected.astype(np.float16), rtol=2.0**-10, atol=2.0**-10)
+
+
+def test_fp8_runs_with_its_own_rounding() -> None:
+    scales = LayerScales(activations={"x": 0.0078125}, weight=(0.0078125,) * 8)
+    model = model_with_qdq(two_convolutions(TensorProto.FLOAT), {"first": scales}, "fp8")
+    assert quantized_type_from_model(model) == "fp8"
+    plain = two_convolutions(TensorProto.FLOAT)
+    x = picture()
+    e4m3 = np.clip(x / 0.0078125, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * np.float32(
+        0.0078125
+    )
+    weight = next(tensor for tensor in plain.graph.initializer if tensor.name == "w0")
+    values = (
+        np.clip(WEIGHTS[0].astype(np.float64) / 0.0078125, -448, 448)
+        .astype(ml_dtypes.float8_e4m3fn)
+        .astype(np.float32)
+    )
+    weight.CopyFrom(numpy_helper.from_array(values * np.float32(0.0078125), "w0"))
+    np.testing.assert_allclose(run(model_for_cpu(model), x), run(plain, e4m3), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_integer_kernels_compute_what_the_emulation_does(base: int) -> None:
+    model = model_with_qdq(two_convolutions(base), {"first": SCALES, "second": HIDDEN}, "int8")
+    integer, count = model_with_integer_kernels(model)
+    assert count == 1  # the second convolution's result is not quantised
+    assert [node.op_type for node in integer.graph.node].count("QLinearConv") == 1
+    x = picture()
+    found, expected = run(integer, x), run(model_for_cpu(model), x)
+    # A value on the edge of two steps may take the other one: that changes an output by 0.25 times a weight.
+    assert np.median(np.abs(found - expected)) < 2.0**-9 * np.abs(expected).max()
+    assert np.abs(found - expected).max() <= 6 * 0.25 * np.abs(WEIGHTS[1]).max()
+    assert np.abs(expected).max() > 10
+
+
+def test_a_graph_with_two_quantised_types_is_refused() -> None:
+    model = model_with_qdq(two_convolutions(TensorProto.FLOAT), {"first": SCALES}, "int8")
+    fp8 = model_with_qdq(two_convolutions(TensorProto.FLOAT), {"second": HIDDEN}, "fp8")
+    second = [
+        node for node in fp8.graph.node if node.name == "second" or node.output[0].startswith(("r_", "w1_"))
+    ]
+    kept = [node for node in model.graph.node if node.name != "second"]
+    mixed = onnx.ModelProto()
+    mixed.CopyFrom(model)
+    del mixed.graph.node[:]
+    mixed.graph.node.extend([*kept[:-1], *second, kept[-1]])
+    renamed = {"zero_point": "zero_fp8", "zero_point_8": "zero_fp8_8"}
+    for node in second:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+    del mixed.graph.node[:]
+    mixed.graph.node.extend([*kept[:-1], *second, kept[-1]])
+    names = {tensor.name for tensor in mixed.graph.initializer}
+    for tensor in fp8.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+        if tensor.name not in names:
+            mixed.graph.initializer.append(tensor)
+    with pytest.raises(HspanError, match="mixes int8 and fp8 convolutions"):
+        quantized_type_from_model(mixed)
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_facts_count_convolutions_and_their_work(kind: QuantizedType) -> None:
+    plain = two_convolutions(TensorProto.FLOAT16)
+    assert quantization_from_model(plain) is None
+    # 8 x 8 channels x 9 taps on 16 x 16 pixels
+    assert convolution_macs(plain) == dict.fromkeys(("first", "second"), 8 * 8 * 9 * 16 * 16)
+    facts = quantization_from_model(model_with_qdq(plain, {"second": HIDDEN}, kind))
+    assert facts is not None
+    assert (facts.type, facts.convolutions, facts.quantized_convolutions) == (kind, 2, 1)
+    assert facts.mac_share == 0.5
+
+
+def test_a_convolution_with_a_quantised_input_but_float_weights_does_not_count() -> None:
+    half = LayerScales(activations={"x": 0.5}, weight=None)
+    assert (
+        quantization_from_model(model_with_qdq(two_convolutions(TensorProto.FLOAT), {"first": half}, "int8"))
+        is None
+    )
+
+
+def test_float32_arithmetic_leaves_no_rounding() -> None:
+    model = two_convolutions(TensorProto.FLOAT16)
+    x = picture()
+    exact = run(model_in_float32(model), x)
+    np.testing.assert_allclose(exact, run(two_convolutions(TensorProto.FLOAT), x), rtol=1e-6, atol=1e-6)
+    assert np.abs(exact - run(model_for_cpu(model), x)).max() > 1e-3

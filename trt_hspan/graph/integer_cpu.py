@@ -1,0 +1,202 @@
+"""INT8 convolutions in ONNX Runtime's integer kernels (QLinearConv; VNNI where the CPU has it).
+
+Owns the rewriting, for speed on a CPU; what an engine computes is checked with `model_for_cpu`. ONNX Runtime fuses
+Q/DQ to integer kernels only where a convolution's output is quantised too. TensorRT wants Q/DQ on inputs alone, so that
+nothing is fused in its graphs (*measured* with 1.32: every convolution runs in float32). Here a convolution becomes a
+QLinearConv when all that follows it, up to the next quantised convolution, is a ReLU or a pixel shuffle: the first one
+of each residual block, and the upsampler's. Those whose result is added to something need float32 sums and keep them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from trt_hspan.graph.cpu import model_for_cpu
+from trt_hspan.graph.quantized import quantized_convolutions
+
+# Activations as uint8 around 128: the kernels for unsigned times signed are the fast ones.
+_ZERO: Final = 128
+_CPUINFO: Final = Path("/proc/cpuinfo")
+_VNNI_FLAGS: Final = {"avx512_vnni", "avx_vnni", "avx_vnni_int8"}
+_ZERO_NAME: Final = "integer_zero"
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A convolution and what follows it up to the quantisation of the next one's input."""
+
+    quantize_input: onnx.NodeProto
+    convolution: onnx.NodeProto
+    between: tuple[onnx.NodeProto, ...]
+    quantize_output: onnx.NodeProto
+
+
+def has_vnni() -> bool:
+    """Whether this CPU multiplies unsigned by signed bytes without saturating in between."""
+    try:
+        flags = _CPUINFO.read_text().split()
+    except OSError:
+        return False
+    return not _VNNI_FLAGS.isdisjoint(flags)
+
+
+def model_with_integer_kernels(
+    model: onnx.ModelProto, *, vnni: bool | None = None
+) -> tuple[onnx.ModelProto, int]:
+    """A copy for ONNX Runtime's CPU provider, and how many convolutions became integer kernels.
+
+    An integer kernel rounds its bias to a multiple of both scales, and rounds its result once where the graph rounds to
+    its base type first: single values differ by one step of the next quantisation.
+
+    Args:
+        model: quantised to INT8; any base type, which is emulated as by `model_for_cpu`.
+        vnni: whether weights may be signed; None asks the CPU. Without VNNI, ONNX Runtime's kernels for unsigned times
+            signed bytes add pairs of products in 16 bits with saturation (*measured*: results 19 steps off), so that
+            weights are stored unsigned there, which is exact and slower.
+    """
+    signed = has_vnni() if vnni is None else vnni
+    prepared = onnx.ModelProto()
+    prepared.CopyFrom(model)
+    chains = _chains(prepared)
+    for chain in chains:
+        _rewrite(prepared, chain, signed_weights=signed)
+    _drop_dead_nodes(prepared)
+    return model_for_cpu(prepared), len(chains)
+
+
+def _chains(model: onnx.ModelProto) -> list[_Chain]:
+    makers = {name: node for node in model.graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    quantized = {name for name, kind in quantized_convolutions(model).items() if kind == "int8"}
+    outputs = {value.name for value in model.graph.output}
+    found = []
+    for node in model.graph.node:
+        if node.op_type != "Conv" or node.name not in quantized or len(node.input) < 3:
+            continue
+        between: list[onnx.NodeProto] = []
+        last = node
+        while True:
+            following = readers.get(last.output[0], [])
+            if len(following) != 1 or last.output[0] in outputs:
+                break
+            last = following[0]
+            if last.op_type == "QuantizeLinear":
+                source = makers[makers[node.input[0]].input[0]]
+                found.append(_Chain(source, node, tuple(between), last))
+                break
+            if last.op_type not in ("Relu", "DepthToSpace"):
+                break
+            between.append(last)
+    return found
+
+
+def _rewrite(model: onnx.ModelProto, chain: _Chain, *, signed_weights: bool) -> None:
+    """Puts the integer nodes where the convolution stood; the nodes that they replace lose their readers."""
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    node = chain.convolution
+    dequantize = next(n for n in graph.node if n.output and n.output[0] == node.input[1])
+    stored, weight_scale = (weights[name] for name in dequantize.input[:2])
+    input_scale = _float32(weights[chain.quantize_input.input[1]])
+    output_scale = _float32(weights[chain.quantize_output.input[1]])
+    scales = _float32(weight_scale)
+    bias = np.rint(
+        _float32(weights[node.input[2]]).astype(np.float64) / (input_scale.astype(np.float64) * scales)
+    )
+    weight = numpy_helper.to_array(stored)
+    if not signed_weights:
+        weight = (weight.astype(np.int16) + _ZERO).astype(np.uint8)
+    name = node.name
+    constants: dict[str, npt.NDArray[Any]] = {
+        f"{name}/input_scale": input_scale,
+        f"{name}/weight_scale": scales,
+        f"{name}/weight_zero": np.full(scales.shape, 0 if signed_weights else _ZERO, weight.dtype),
+        f"{name}/output_scale": output_scale,
+        f"{name}/bias": bias.astype(np.int32),
+        f"{name}/weight": weight,
+    }
+    if _ZERO_NAME not in weights:
+        constants[_ZERO_NAME] = np.array(_ZERO, np.uint8)
+    graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in constants.items())
+    made = _unsigned_input(model, chain, f"{name}/input_scale")
+    current = f"{name}/integer"
+    made.append(
+        helper.make_node(
+            "QLinearConv",
+            [
+                made[-1].output[0],
+                f"{name}/input_scale",
+                _ZERO_NAME,
+                f"{name}/weight",
+                f"{name}/weight_scale",
+                f"{name}/weight_zero",
+                f"{name}/output_scale",
+                _ZERO_NAME,
+                f"{name}/bias",
+            ],
+            [current],
+            name=current,
+        )
+    )
+    made[-1].attribute.extend(node.attribute)
+    for step in chain.between:
+        following = f"{step.name}/integer"
+        if step.op_type == "Relu":
+            made.append(helper.make_node("Clip", [current, _ZERO_NAME], [following], name=following))
+        else:
+            made.append(helper.make_node("DepthToSpace", [current], [following], name=following))
+            made[-1].attribute.extend(step.attribute)
+        current = following
+    # The next convolution reads the unsigned values through a DequantizeLinear of the same scale.
+    reader = next(n for n in graph.node if chain.quantize_output.output[0] in n.input)
+    reader.input[0] = current
+    reader.input[1] = f"{name}/output_scale"
+    if len(reader.input) > 2:
+        reader.input[2] = _ZERO_NAME
+    position = list(graph.node).index(node)
+    for offset, new in enumerate(made):
+        graph.node.insert(position + offset, new)
+
+
+def _unsigned_input(model: onnx.ModelProto, chain: _Chain, scale: str) -> list[onnx.NodeProto]:
+    """A QuantizeLinear to uint8 of what the convolution reads, in float32."""
+    value = chain.quantize_input.input[0]
+    wide, quantized = f"{chain.convolution.name}/input_fp32", f"{chain.convolution.name}/input_u8"
+    return [
+        helper.make_node("Cast", [value], [wide], name=wide, to=TensorProto.FLOAT),
+        helper.make_node("QuantizeLinear", [wide, scale, _ZERO_NAME], [quantized], name=quantized),
+    ]
+
+
+def _drop_dead_nodes(model: onnx.ModelProto) -> None:
+    outputs = {value.name for value in model.graph.output}
+    while True:
+        read = {name for node in model.graph.node for name in node.input} | outputs
+        kept = [node for node in model.graph.node if read.intersection(node.output)]
+        if len(kept) == len(model.graph.node):
+            break
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+    read = {name for node in model.graph.node for name in node.input}
+    left = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(left)
+    known = {name for node in model.graph.node for name in node.output}
+    infos = [value for value in model.graph.value_info if value.name in known]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(infos)
+
+
+def _float32(tensor: onnx.TensorProto) -> npt.NDArray[np.float32]:
+    values: npt.NDArray[np.float32] = numpy_helper.to_array(tensor).astype(np.float32)
+    return values
