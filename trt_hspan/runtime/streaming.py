@@ -10,7 +10,6 @@ temporary file.)
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import threading
@@ -190,11 +189,7 @@ def write_strips(target: StripTarget, strips: Iterator[npt.NDArray[Any]]) -> Non
         thread.start()
         try:
             with open(write_end, "wb", buffering=0) as pipe:  # noqa: PTH123  # a descriptor, not a path
-                _send_png(pipe, target, strips)
-        except BrokenPipeError:
-            thread.join()
-            if not failures:  # pragma: no cover  # libvips closed its end and says that all is well
-                raise
+                _send_png(pipe, target, strips, failures)
         finally:
             thread.join()
         if failures:
@@ -228,11 +223,8 @@ def _save(target: StripTarget, temporary: Path, read_end: int, failures: list[Ba
     except BaseException as error:  # noqa: BLE001  # told by the thread that started this one
         failures.append(error)
     finally:
-        with contextlib.suppress(UnboundLocalError):
-            del (
-                image,
-                source,
-            )  # libvips gives its copy of the descriptor back, so that a blocked writer wakes up
+        while os.read(read_end, 1 << 20):  # a writer that waits for room in the pipe must not wait for ever
+            pass
         os.close(read_end)
 
 
@@ -241,20 +233,27 @@ def _needs_bigtiff(target: StripTarget) -> bool:
     return size > 4 << 30
 
 
-def _send_png(pipe: Any, target: StripTarget, strips: Iterator[npt.NDArray[Any]]) -> None:
-    """A PNG of level 0: a signature, sizes, and rows that a zlib stream wraps without compressing them."""
+def _send_png(
+    pipe: Any, target: StripTarget, strips: Iterator[npt.NDArray[Any]], failures: list[BaseException]
+) -> None:
+    """A PNG of level 0: a signature, sizes, and rows that a zlib stream wraps without compressing them.
+
+    Ends early when the reader has failed.
+    """
+
+    def send(data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[pipe.write(view) :]
 
     def chunk(kind: bytes, data: bytes) -> None:
-        for part in (struct.pack(">I", len(data)) + kind, data, struct.pack(">I", zlib.crc32(kind + data))):
-            view = memoryview(part)
-            while view:
-                view = view[pipe.write(view) :]
+        send(struct.pack(">I", len(data)) + kind)
+        send(data)
+        send(struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
 
     kind = target.pixels
     depth = 8 * np.dtype(kind.dtype).itemsize
-    view = memoryview(b"\x89PNG\r\n\x1a\n")
-    while view:
-        view = view[pipe.write(view) :]
+    send(b"\x89PNG\r\n\x1a\n")
     header = struct.pack(
         ">IIBBBBB", target.width, target.height, depth, _COLOUR_TYPES[kind.channels], 0, 0, 0
     )
@@ -264,6 +263,8 @@ def _send_png(pipe: Any, target: StripTarget, strips: Iterator[npt.NDArray[Any]]
     step = max(1, _CHUNK_BYTES // row_bytes)
     for strip in strips:
         for top in range(0, len(strip), step):
+            if failures:
+                return
             part = strip[top : top + step]
             rows = np.zeros((len(part), 1 + row_bytes), np.uint8)  # each row begins with filter type 0
             ordered = part if depth == 8 else part.astype(">u2")

@@ -1,0 +1,256 @@
+"""`trt-hspan upscale` on folders, pipes, odd files, and when it is stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.command_line import CommandLine
+from support.small_networks import write_attention_network
+
+from trt_hspan.runtime import memory, tile_size
+from trt_hspan.runtime.pictures import encode_image, read_picture, write_picture
+
+
+def pixels(height: int = 12, width: int = 14, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
+    random = np.random.default_rng(height)
+    return random.integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """Scale 1, a second to load."""
+    return write_attention_network(tmp_path / "network.onnx")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three good pictures, and four files that are none."""
+    root = tmp_path / "in"
+    for name, picture in [
+        ("a.png", pixels(dtype=np.uint16)),
+        ("sub/grey.jpg", pixels(9, 9, 1)),
+        ("sub/alpha.webp", pixels(9, 8, 4)),
+        ("folder.png/one.png", pixels(1, 1)),
+    ]:
+        write_picture(root / name, picture)
+    (root / "zero.png").touch()
+    (root / "words.jpg").write_text("no picture")
+    (root / "cut.png").write_bytes(encode_image(pixels(50, 50), ".png")[:3000])
+    return root
+
+
+def test_a_folder_with_bad_files_does_the_rest_and_tells_at_the_end(
+    run: CommandLine, tmp_path: Path, folder: Path, network: Path
+) -> None:
+    out = tmp_path / "out"
+    result = run("upscale", folder, "-o", out, "--onnx", network, "--json")
+    assert result.code == 1
+    lines = result.err.strip().splitlines()
+    assert len(lines) == 3
+    for name, line in zip(("cut.png", "words.jpg", "zero.png"), lines, strict=True):
+        assert line.startswith(f"trt-hspan: error: {folder / name}: ")
+    report = json.loads(result.out)
+    assert (report["done"], report["skipped"], report["failed"]) == (4, 0, 3)
+    assert {Path(entry["input"]).name for entry in report["files"] if entry["error"]} == {
+        "cut.png",
+        "words.jpg",
+        "zero.png",
+    }
+    assert read_picture(out / "a.png").pixels.dtype == np.uint16
+    assert read_picture(out / "sub" / "grey.jpg").pixels.shape == (9, 9, 1)
+    assert read_picture(out / "sub" / "alpha.webp").pixels.shape == (9, 8, 4)
+    assert read_picture(out / "folder.png" / "one.png").pixels.shape == (1, 1, 3)
+    again = json.loads(run("upscale", folder, "-o", out, "--onnx", network, "--json").out)
+    assert (again["done"], again["skipped"], again["failed"]) == (0, 4, 3)
+    other = run("upscale", folder / "a.png", "-o", out, "--onnx", network, "--tile", "16x16")
+    assert other.code == 1
+    assert "was made with another network or other options; give --overwrite" in other.err
+
+
+def test_patterns_several_inputs_and_another_format(
+    run: CommandLine, tmp_path: Path, folder: Path, network: Path
+) -> None:
+    out = tmp_path / "out"
+    words = (folder / "a.png", folder / "sub" / "*.webp", "--format", "tif", "--compare")
+    result = run("upscale", *words, "-o", out, "--onnx", network)
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in out.iterdir() if path.name[0] != ".") == [
+        "a.tif",
+        "a_compare.png",
+        "alpha.tif",
+        "alpha_compare.png",
+    ]
+    assert read_picture(out / "a_compare.png").pixels.shape == (12, 14 + 8 + 14, 3)
+    assert "done" in result.out
+
+
+def test_cmyk_palette_and_interlaced_files_pass(run: CommandLine, tmp_path: Path, network: Path) -> None:
+    Image.new("CMYK", (9, 8), (10, 90, 30, 0)).save(tmp_path / "cmyk.jpg")
+    Image.fromarray(pixels()).quantize(16).save(tmp_path / "palette.png")
+    for name in ("cmyk.jpg", "palette.png"):
+        result = run("upscale", tmp_path / name, "-o", tmp_path / f"out_{name}", "--onnx", network)
+        assert result.code == 0, result.err
+        assert read_picture(tmp_path / f"out_{name}").pixels.shape[2] == 3
+
+
+def test_memory_that_is_short_means_tiles_and_the_report_says_so(
+    run: CommandLine, tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_picture(tmp_path / "a.png", pixels(40, 40))
+    for module in (memory, tile_size):
+        monkeypatch.setattr(module, "available_memory_bytes", lambda: 1000)
+    words = ("upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", "--onnx", network)
+    result = run(*words, "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["tiles"] > 1
+    assert report["tile_height"] < 40
+    assert "attention sees one tile at a time" in run(*words).out
+    line = run(*words, "--tile", "none").error_line
+    assert "a.png: 40x40 pixels as a whole need about" in line
+    assert "leave out --tile none" in line
+
+
+def test_the_effect_of_tiles_is_measured(run: CommandLine, tmp_path: Path, network: Path) -> None:
+    write_picture(tmp_path / "a.png", pixels(30, 30))
+    words = (
+        "upscale",
+        tmp_path / "a.png",
+        "-o",
+        tmp_path / "b.png",
+        "--onnx",
+        network,
+        "--tile-effect",
+        "--json",
+    )
+    tiled = json.loads(run(*words, "--tile", "16x16", "--overlap", "4").out)
+    assert 10 < tiled["tile_effect"]["psnr_db"] < 120
+    assert tiled["tile_effect"]["max_abs_difference"] > 0
+    whole = json.loads(run(*words).out)
+    assert whole["tile_effect"] is None
+    assert whole["why_no_tile_effect"] == "the picture was taken as a whole"
+
+
+def test_official_protocol_tells_a_picture_that_is_too_small(
+    run: CommandLine, tmp_path: Path, network: Path
+) -> None:
+    write_picture(tmp_path / "a.png", pixels(40, 40))
+    words = (
+        "upscale",
+        tmp_path / "a.png",
+        "-o",
+        tmp_path / "b.png",
+        "--onnx",
+        network,
+        "--protocol",
+        "official",
+    )
+    assert json.loads(run(*words, "--json").out)["tiles"] == 4
+    write_picture(tmp_path / "a.png", pixels(20, 20))
+    assert "too small to be quartered" in run(*words).error_line
+
+
+def test_a_picture_of_another_size_than_a_static_network_is_tiled(run: CommandLine, tmp_path: Path) -> None:
+    network = write_attention_network(tmp_path / "a.onnx", shape=(1, 3, 20, 16))
+    write_picture(tmp_path / "a.png", pixels(50, 9))
+    words = ("upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", "--onnx", network)
+    assert run(*words).code == 0
+    assert read_picture(tmp_path / "b.png").pixels.shape == (50, 9, 3)
+    assert "--tile 16x16: is 1x3x16x16, but" in run(*words, "--tile", "16x16").error_line
+
+
+# Other processes
+# ----------------------------------------------------------------------------------------------
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "trt_hspan", "upscale", *map(str, words)]
+
+
+def test_pipes_carry_a_picture_in_its_own_format_or_another(tmp_path: Path, network: Path) -> None:
+    for data, options, expected in [
+        (encode_image(pixels(), ".jpg"), (), "JPEG"),
+        (encode_image(pixels(), ".png"), ("--format", "webp"), "WEBP"),
+    ]:
+        done = subprocess.run(
+            command("-", "-o", "-", "--onnx", network, *options), input=data, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found = Image.open(io.BytesIO(done.stdout))
+        assert (found.format, found.size) == (expected, (14, 12))
+
+
+def test_a_pipe_with_one_end_in_a_file(run: CommandLine, tmp_path: Path, network: Path) -> None:
+    target = tmp_path / "b.tif"
+    done = subprocess.run(
+        command("-", "-o", target, "--onnx", network),
+        input=encode_image(pixels(), ".png"),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    assert read_picture(target).pixels.shape == (12, 14, 3)
+    for words, message in [
+        (("-", "a.png", "-o", "-"), "a pipe carries one picture"),
+        (("a.png", "-o", "-", "--json"), "--json: does not go with a pipe"),
+        (("a.png", "-o", "-", "--compare"), "--compare: does not go with a pipe"),
+    ]:
+        result = run("upscale", *words, "--onnx", network)
+        assert result.code == 2
+        assert message in result.error_line
+
+
+def test_bytes_that_are_no_picture_come_out_as_one_line(network: Path) -> None:
+    for data in (b"", b"words"):
+        done = subprocess.run(
+            command("-", "-o", "-", "--onnx", network), input=data, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(b"trt-hspan: error: standard input: ")
+        assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_job_that_is_stopped_leaves_whole_files_and_goes_on_later(
+    tmp_path: Path, network: Path, kind: signal.Signals
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for index in range(12):
+        write_picture(source / f"{index:02}.png", pixels(100 + index, 90))
+    process = subprocess.Popen(
+        command(source, "-o", out, "--onnx", network, "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*.png")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(kind)
+    _, err = process.communicate()
+    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert 0 < len(finished) < 12
+    for path in out.glob("*.png"):
+        assert read_picture(path).pixels.shape[1] == 90
+    if kind is not signal.SIGKILL:  # nobody can tidy up after that one
+        assert process.returncode == 130
+        assert b"interrupted; nothing half-written was left" in err
+        assert {path.name for path in out.iterdir() if path.name[0] == "."} <= {".trt-hspan-journal.jsonl"}
+    done = subprocess.run(
+        command(source, "-o", out, "--onnx", network, "--json"), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["done"] + report["skipped"], report["failed"]) == (12, 0)
+    assert report["skipped"] == len(finished)
+    assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
+    assert len(list(out.glob("[0-9]*.png"))) == 12

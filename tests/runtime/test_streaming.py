@@ -1,0 +1,176 @@
+"""Pictures that never lie in memory whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pyvips
+from PIL import Image
+from support.runner_doubles import NearestRunner
+from support.torch_function_runner import TorchFunctionRunner, convolutions
+
+from trt_hspan.errors import HspanError
+from trt_hspan.runtime import picture_files, streaming
+from trt_hspan.runtime.picture_files import WriteOptions, upscale_picture_file
+from trt_hspan.runtime.pictures import read_picture, write_picture
+from trt_hspan.runtime.streaming import size_for_streaming, upscale_stream
+from trt_hspan.runtime.upscaling import UpscaleOptions, Upscaler
+
+
+def pixels(channels: int, dtype: type = np.uint8) -> np.ndarray:
+    random = np.random.default_rng(0)
+    return random.integers(0, np.iinfo(dtype).max, (71, 53, channels), dtype, endpoint=True)
+
+
+def stream(source: Path, target: Path, *, scale: int = 2, **options: object) -> np.ndarray:
+    with NearestRunner(scale=scale) as runner:
+        upscale_stream(Upscaler(runner, UpscaleOptions(tile=(24, 20), overlap=4)), source, target, **options)
+    return read_picture(target).pixels
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_every_kind_of_pixel_arrives(tmp_path: Path, suffix: str, channels: int, dtype: type) -> None:
+    write_picture(tmp_path / f"a{suffix}", pixels(channels, dtype))
+    found = stream(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, pixels(channels, dtype).repeat(2, 0).repeat(2, 1))
+
+
+def test_jpeg_keeps_profile_and_exif_and_takes_a_quality(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    Image.fromarray(pixels(3)).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    upright = read_picture(tmp_path / "a.jpg").pixels
+    assert size_for_streaming(tmp_path / "a.jpg", ".png") == upright.shape[:2] == (53, 71)
+    # Two JPEG decoders may round a value differently.
+    found = stream(tmp_path / "a.jpg", tmp_path / "b.png").astype(int)
+    assert np.abs(found - upright.repeat(2, 0).repeat(2, 1)).max() <= 3
+    stream(tmp_path / "a.jpg", tmp_path / "good.jpg")
+    stream(tmp_path / "a.jpg", tmp_path / "bad.jpg", quality=10)
+    assert (tmp_path / "bad.jpg").stat().st_size < (tmp_path / "good.jpg").stat().st_size
+    written = Image.open(tmp_path / "good.jpg").getexif()
+    assert (written[0x010F], written.get(0x0112, 1)) == ("Maker", 1)
+
+
+def test_a_streamed_result_is_the_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_picture(tmp_path / "a.png", pixels(3))
+    results = []
+    for most in (streaming.STREAM_PIXELS, 100):
+        monkeypatch.setattr(picture_files, "STREAM_PIXELS", most)
+        with TorchFunctionRunner(convolutions(2), 2) as runner:
+            upscaler = Upscaler(runner, UpscaleOptions(tile=(24, 20), overlap=8))
+            report = upscale_picture_file(upscaler, tmp_path / "a.png", tmp_path / "b.png")
+        assert report.streamed is (most == 100)
+        assert (report.tiles, report.output_height, report.output_width) == (16, 142, 106)
+        results.append(read_picture(tmp_path / "b.png").pixels)
+    np.testing.assert_array_equal(*results)
+
+
+def test_out_of_memory_begins_again_with_smaller_tiles(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", pixels(3))
+    runner = TorchFunctionRunner(convolutions(2), 2)
+    with runner:
+        upscale_stream(Upscaler(runner), tmp_path / "a.png", tmp_path / "whole.png")
+        runner.most_pixels = 30 * 30
+        upscaler = Upscaler(runner, UpscaleOptions(overlap=6))
+        plan = upscale_stream(upscaler, tmp_path / "a.png", tmp_path / "b.png")
+    assert upscaler.shrinks
+    assert plan.tile_height * plan.tile_width <= 30 * 30
+    difference = (
+        read_picture(tmp_path / "b.png").pixels.astype(int) - read_picture(tmp_path / "whole.png").pixels
+    )
+    assert np.abs(difference).max() <= 1  # sums in another order may round the other way
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "whole.png"]
+
+
+def test_truncated_input_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", np.tile(pixels(3), (4, 4, 1)))
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(HspanError, match=r"a\.png: a damaged or truncated picture") as caught:
+        stream(tmp_path / "a.png", tmp_path / "b.png")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_format_that_cannot_hold_the_size_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", np.zeros((2, 33_000, 1), np.uint8))
+    with pytest.raises(HspanError, match=r"b\.jpg: cannot write 66000x4 pixels as \.jpg") as caught:
+        stream(tmp_path / "a.png", tmp_path / "b.jpg")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_failure_of_the_network_leaves_nothing(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", pixels(3))
+    with pytest.raises(HspanError, match="values are NaN"), NearestRunner(spoil=np.nan) as runner:
+        upscale_stream(Upscaler(runner), tmp_path / "a.png", tmp_path / "b.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_what_needs_the_whole_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_picture(tmp_path / "a.png", pixels(3))
+    monkeypatch.setattr(picture_files, "STREAM_PIXELS", 100)
+    with NearestRunner(scale=2) as runner:
+        for writing, option in (
+            (WriteOptions(compare=True), "--compare"),
+            (WriteOptions(tile_effect=True), "--tile"),
+        ):
+            with pytest.raises(HspanError, match=f"too large for {option}"):
+                upscale_picture_file(Upscaler(runner), tmp_path / "a.png", tmp_path / "b.png", writing)
+        both = UpscaleOptions(protocol="official", self_ensemble=True)
+        with pytest.raises(HspanError, match="turns whole pictures"):
+            upscale_picture_file(Upscaler(runner, both), tmp_path / "a.png", tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("a.gif", ".png"), ("a.png", ".webp"), ("none.png", ".png")])
+def test_what_cannot_be_streamed_says_so(tmp_path: Path, name: str, suffix: str) -> None:
+    if not name.startswith("none"):
+        Image.fromarray(pixels(3)).save(tmp_path / name)
+    assert size_for_streaming(tmp_path / name, suffix) is None
+
+
+_CHILD = """
+import json, resource, sys
+from pathlib import Path
+from support.runner_doubles import NearestRunner
+from trt_hspan.runtime.picture_files import upscale_picture_file
+from trt_hspan.runtime.upscaling import Upscaler
+with NearestRunner(scale=1) as runner:
+    report = upscale_picture_file(Upscaler(runner), Path(sys.argv[1]), Path(sys.argv[2]))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"peak": peak, "pixels": report.output_height * report.output_width, "streamed": report.streamed}))
+"""
+
+
+def test_120_megapixels_pass_through_less_than_a_gigabyte(tmp_path: Path) -> None:
+    # 360 MB of pixels on either side; a strip picture, where one row of tiles is 30,000 pixels wide.
+    width, height = 30_000, 4_000
+    position = pyvips.Image.xyz(width, height)
+    channels = [position[0] % 256, position[1] % 256, (position[0] + position[1]) // 64 % 256]
+    picture = channels[0].bandjoin(channels[1:]).cast("uchar").copy(interpretation="srgb")
+    picture.tiffsave(str(tmp_path / "a.tif"), compression="lzw")
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, tmp_path / "a.tif", tmp_path / "b.tif"],
+        cwd=Path(__file__).parents[1],
+        env={"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["streamed"]
+    assert report["pixels"] == width * height == 120_000_000
+    assert report["peak"] < 1_000_000_000
+    written = pyvips.Image.new_from_file(str(tmp_path / "b.tif"), access="sequential")
+    assert (
+        written - pyvips.Image.new_from_file(str(tmp_path / "a.tif"), access="sequential")
+    ).abs().max() == 0
