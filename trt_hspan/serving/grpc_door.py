@@ -17,6 +17,7 @@ import grpc.aio
 from trt_hspan.serving.access import OPEN_METHODS, SHARED_METHODS, is_local, shared_memory_refusal
 from trt_hspan.serving.admission import Admission, RefusedError
 from trt_hspan.serving.events import log_event
+from trt_hspan.serving.http_door import RESTARTING
 from trt_hspan.serving.server import LOOPBACK, TritonPorts
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
@@ -112,8 +113,8 @@ class GrpcDoor:
                 code = _CODES[error.status]
                 await context.abort(code, error.message)
             except grpc.aio.AioRpcError as error:
-                code = error.code()
-                await context.abort(code, _told(error))
+                code, details = _told(error)
+                await context.abort(code, details)
             finally:
                 self._tell(name, context, code, started=started, received=len(message), sent=len(data))
             return data
@@ -140,8 +141,8 @@ class GrpcDoor:
                 code = _CODES[error.status]
                 await context.abort(code, error.message)
             except grpc.aio.AioRpcError as error:
-                code = error.code()
-                await context.abort(code, _told(error))
+                code, details = _told(error)
+                await context.abort(code, details)
             finally:
                 self._tell("ModelStreamInfer", context, code, started=started, received=received, sent=sent)
 
@@ -194,11 +195,16 @@ def _check_region(message: bytes) -> None:
         raise RefusedError(403, refusal)
 
 
-def _told(error: grpc.aio.AioRpcError) -> str:
-    details = error.details() or ""
-    if error.code() is grpc.StatusCode.UNAVAILABLE and "ailed to connect" in details:
-        return "the server restarts; try again in a moment"
-    return details
+def _told(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str]:
+    """Code and details for the client."""
+    code, details = error.code(), error.details() or ""
+    if RESTARTING in details:
+        return grpc.StatusCode.UNAVAILABLE, "the model restarts; try again in a moment"
+    if code is grpc.StatusCode.UNAVAILABLE and any(
+        word in details for word in ("connect", "Socket closed", "reset")
+    ):
+        return code, "the server restarts; try again in a moment"
+    return code, details
 
 
 def _peer(context: Any) -> str | None:

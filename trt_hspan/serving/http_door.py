@@ -30,6 +30,8 @@ _PASSED_ON: Final = (_JSON_LENGTH, "Content-Type", "Accept-Encoding", "triton-re
 _PASSED_BACK: Final = (_JSON_LENGTH, "Content-Type", "Content-Encoding")
 # Triton answers 500 to JSON that it cannot read, which is the client's fault.
 _CLIENT_FAULTS: Final = ("failed to parse", "Unable to parse", "Unexpected", "JSON")
+# What it says while one of its Python processes, which somebody killed, is not back yet.
+RESTARTING: Final = "is not healthy"
 _QUIET: Final = ("/v2/health/", "/metrics")
 _CONTENT_TYPES: Final = {
     "png": "image/png",
@@ -203,6 +205,8 @@ class HttpDoor:
             method, url, headers=headers, data=body if method == "POST" else None, allow_redirects=False
         ) as response:
             data = await response.read()
+            if response.status >= 400 and RESTARTING.encode() in data[:1000]:
+                raise RefusedError(503, "the model restarts; try again in a moment")
             back = {name: response.headers[name] for name in _PASSED_BACK if name in response.headers}
             return response.status, back, data
 

@@ -131,6 +131,16 @@ def image_models(folder: str | os.PathLike[str]) -> list[str]:
     ]
 
 
+def python_instances(folder: str | os.PathLike[str]) -> dict[str, int]:
+    """For each model with the Python backend, how many instances its configuration asks for."""
+    found = {}
+    for path in sorted(Path(folder).glob("*/config.pbtxt")):
+        config = config_from_text(path.read_text())
+        if config.backend == "python":
+            found[path.parent.name] = sum(max(1, group.count) for group in config.instance_group) or 1
+    return found
+
+
 @contextmanager
 def _stage(target: Path) -> Iterator[Path]:
     """A hidden folder beside the target: on the same disk, and no model of a repository that is watched."""
@@ -216,12 +226,15 @@ def _require_same_interface(old: Path, new: Path) -> None:
 
 
 def _sums(folder: Path) -> str:
-    """`sha256sum`'s lines for every file below, this one apart."""
-    lines = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != SUMS and "__pycache__" not in path.parts:
-            lines.append(f"{sha256_from_file(path)}  {path.relative_to(folder).as_posix()}\n")
-    return "".join(lines)
+    """`sha256sum`'s lines for what a server loads: models and the plugin library."""
+    loaded = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and (path.parent != folder or path.suffix == ".so")
+        and "__pycache__" not in path.parts
+    ]
+    return "".join(f"{sha256_from_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in loaded)
 
 
 def repository_signature(folder: str | os.PathLike[str]) -> dict[str, str]:

@@ -11,15 +11,23 @@ import logging
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import aiohttp
+
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.serving.events import log_event
 from trt_hspan.serving.limits import ServingLimits
-from trt_hspan.serving.repository import image_models, repository_models, repository_signature
+from trt_hspan.serving.repository import (
+    image_models,
+    python_instances,
+    repository_models,
+    repository_signature,
+)
 from trt_hspan.serving.server import TritonServer
 from trt_hspan.serving.triton_install import TritonInstall
 
@@ -27,6 +35,9 @@ from trt_hspan.serving.triton_install import TritonInstall
 GRACE_SECONDS: Final = 30.0
 # So many ends of tritonserver within so many seconds, and it is not started again.
 _MAX_ENDS, _WITHIN_SECONDS = 5, 60.0
+# Triton's Python processes are counted this often; one that is missing so many times in a row is brought back.
+_STUB_CHECK_SECONDS: Final = 0.5
+_STUB_CHECKS: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +130,7 @@ class _Server:
         self._grpc = GrpcDoor(self._triton.ports, self._admission)
         self._reload_wanted = asyncio.Event()
         self._ends: list[float] = []
+        self._starting = True
 
     async def run(self, on_ready: Callable[[Serving], None]) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -148,6 +160,7 @@ class _Server:
                 page=f"{serving.http_url}/" if self._spec.page else None,
             )
             on_ready(serving)
+            self._starting = False
             await self._until_stopped()
             log_event("stopping", in_flight=self._admission.in_flight)
         log_event("stopped")
@@ -234,6 +247,7 @@ class _Server:
         tasks = [
             asyncio.create_task(self._keep_alive()),
             asyncio.create_task(self._keep_loaded()),
+            asyncio.create_task(self._keep_stubs()),
             asyncio.create_task(self._stop.wait()),
         ]
         try:
@@ -249,6 +263,7 @@ class _Server:
         """Starts tritonserver again whenever it ends."""
         while True:
             code = await self._triton.wait()
+            self._starting = True
             now = time.monotonic()
             self._ends = [moment for moment in self._ends if now - moment < _WITHIN_SECONDS] + [now]
             log_event("tritonserver-died", level=logging.ERROR, code=code, why=self._triton.failure())
@@ -265,6 +280,7 @@ class _Server:
                 log_event("restart-failed", level=logging.ERROR, why=str(error))
                 await asyncio.sleep(1)
                 continue
+            self._starting = False
             log_event("restarted", pid=self._triton.pid)
 
     async def _keep_loaded(self) -> None:
@@ -288,11 +304,36 @@ class _Server:
             if changed:
                 self._images[:] = image_models(self._spec.repository)  # the door's too
 
+    async def _keep_stubs(self) -> None:
+        """Brings back Python processes of models that died and that Triton does not start again."""
+        lacking: Counter[str] = Counter()
+        while True:
+            await asyncio.sleep(_STUB_CHECK_SECONDS)
+            if self._starting:
+                lacking.clear()
+                continue
+            now = await asyncio.to_thread(self._triton.stub_counts)
+            for name, whole in python_instances(self._spec.repository).items():
+                lacking[name] = lacking[name] + 1 if now[name] < whole and name in self._signature else 0
+                if lacking[name] >= _STUB_CHECKS and not self._starting:
+                    lacking[name] = 0
+                    await self._revive(name, left=now[name], whole=whole)
+
+    async def _revive(self, name: str, *, left: int, whole: int) -> None:
+        log_event("stub-died", level=logging.ERROR, model=name, left=left, of=whole)
+        try:
+            await self._triton.revive(name)
+        except (HspanError, OSError, ValueError, aiohttp.ClientError) as error:
+            log_event("revive-failed", level=logging.ERROR, model=name, why=str(error))
+            return
+        self._signature = repository_signature(self._spec.repository)
+        log_event("revived", model=name)
+
     async def _load(self, name: str) -> None:
         started = time.monotonic()
         try:
             await self._triton.load(name)
-        except (HspanError, OSError) as error:
+        except (HspanError, OSError, aiohttp.ClientError) as error:
             log_event("reload-failed", level=logging.ERROR, model=name, why=str(error))
             return
         log_event("reload", model=name, seconds=time.monotonic() - started)

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +189,35 @@ class TritonServer:
                 raise HspanError(
                     model, _model_error(text) or text[:300], "the version before is still served"
                 )
+
+    def stub_counts(self) -> Counter[str]:
+        """How many Python processes each model has now."""
+        import psutil
+
+        found: Counter[str] = Counter()
+        try:
+            children = [] if self.pid is None else psutil.Process(self.pid).children(recursive=True)
+        except psutil.Error:
+            children = []
+        for process in children:
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if process.status() != psutil.STATUS_ZOMBIE and len(words) > 1 and words[1].endswith(".py"):
+                    found[Path(words[1]).parts[-3]] += 1  # .../MODEL/VERSION/model.py
+        return found
+
+    async def revive(self, model: str) -> None:
+        """Loads a model anew whose Python processes died.
+
+        *Measured*: Triton 2.51 starts a stub again that dies at work, but not one that dies while it waits.
+
+        Raises:
+            HspanError: as `load`. OSError: the repository cannot be written.
+        """
+        versions = [path for path in (self._repository / model).iterdir() if path.name.isdigit()]
+        newest = max(versions, key=lambda path: int(path.name))
+        (newest / "model.py").touch()  # Triton loads again only what changed
+        await self.load(model)
 
     async def stop(self, grace: float = 35.0) -> None:
         """Ends the process: gracefully at first, by force after `grace` seconds. Nothing is left behind."""

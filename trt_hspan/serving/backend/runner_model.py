@@ -92,7 +92,7 @@ class RunnerModel:
         return [members[start : start + count] for start in range(0, len(members), count)]
 
     def _run(self, members: list[int], inputs: list[Any]) -> list[Any]:
-        batch = inputs[members[0]] if len(members) == 1 else np.concatenate([inputs[i] for i in members])
+        batch = np.concatenate([inputs[index] for index in members])  # a copy: Triton's own is read-only
         try:
             output = self._runner.run(batch)
         except HspanError as error:

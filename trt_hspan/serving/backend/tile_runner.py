@@ -94,7 +94,8 @@ class TileRunner(Runner):
                 tensor = self._pb.get_output_tensor_by_name(response, "output")
                 return np.array(array_from_tensor(tensor))
             error = response.error()
-            if error.code() != self._pb.TritonError.UNAVAILABLE:
+            restarting = "is not healthy" in error.message()  # its process was killed; the server sees to it
+            if error.code() != self._pb.TritonError.UNAVAILABLE and not restarting:
                 raise HspanError(model.name, error.message())
             if time.monotonic() > deadline:
                 raise BusyError(model.name, "stayed too busy for this picture's tiles", "send it again later")

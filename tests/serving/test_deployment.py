@@ -1,0 +1,133 @@
+"""The files around a repository, held against the schemas of the programs that read them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from support.small_engine import SmallEngine
+
+from trt_hspan.serving.networks import networks_from_engines
+from trt_hspan.serving.repository import write_repository
+
+# Kubernetes' own schemas cover its own kinds; these are the required parts of the operators' definitions:
+# monitoring.coreos.com/v1 ServiceMonitor and serving.kserve.io/v1beta1 InferenceService.
+_MONITOR = {"selector", "endpoints"}
+_ENDPOINT = {"port", "path", "interval"}
+
+
+@pytest.fixture(scope="module")
+def repository(small_engine: SmallEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deployed") / "models"
+    return write_repository(folder, networks_from_engines([small_engine.plan], name="My Net_1")).folder
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def test_kubernetes_kinds_fit_kubernetes_schemas(repository: Path) -> None:
+    own = [d for d in documents(repository / "kubernetes.yaml") if d["kind"] != "ServiceMonitor"]
+    assert [d["kind"] for d in own] == ["Deployment", "Service", "ConfigMap", "HorizontalPodAutoscaler"]
+    for document in own:
+        kubernetes_validate.validate(document, "1.30", strict=True)
+
+
+def test_validator_would_notice(repository: Path) -> None:
+    deployment = documents(repository / "kubernetes.yaml")[0]
+    deployment["spec"]["replica"] = 2
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, "1.30", strict=True)
+
+
+def test_parts_refer_to_each_other(repository: Path) -> None:
+    found = {d["kind"]: d for d in documents(repository / "kubernetes.yaml")}
+    pod = found["Deployment"]["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    (container,) = pod["spec"]["containers"]
+    ports = {port["name"] for port in container["ports"]}
+    assert labels == found["Deployment"]["spec"]["selector"]["matchLabels"]
+    assert labels == found["Service"]["spec"]["selector"]
+    assert {p["targetPort"] for p in found["Service"]["spec"]["ports"]} == ports
+    monitor = found["ServiceMonitor"]["spec"]
+    assert set(monitor) == _MONITOR
+    assert set(monitor["endpoints"][0]) == _ENDPOINT
+    assert monitor["selector"]["matchLabels"] == found["Service"]["metadata"]["labels"]
+    assert monitor["endpoints"][0]["port"] in {p["name"] for p in found["Service"]["spec"]["ports"]}
+    scaler = found["HorizontalPodAutoscaler"]["spec"]
+    assert scaler["scaleTargetRef"]["name"] == found["Deployment"]["metadata"]["name"]
+    (rule,) = yaml.safe_load(found["ConfigMap"]["data"]["config.yaml"])["rules"]
+    assert scaler["metrics"][0]["pods"]["metric"]["name"] == rule["name"]["as"]
+    assert "nv_inference_queue_duration_us" in rule["metricsQuery"]
+
+
+def test_inference_service_runs_the_same_image(repository: Path) -> None:
+    (service,) = documents(repository / "kserve.yaml")
+    assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    (container,) = service["spec"]["predictor"]["containers"]
+    assert container["name"] == "kserve-container"
+    (deployment, *_) = documents(repository / "kubernetes.yaml")
+    (own,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert (container["image"], container["resources"]) == (own["image"], own["resources"])
+    # The container is a pod's container too, and so has Kubernetes' own schema.
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [container]}}
+    kubernetes_validate.validate(pod, "1.30", strict=True)
+
+
+def test_names_suit_kubernetes(repository: Path) -> None:
+    for path in ("kubernetes.yaml", "kserve.yaml"):
+        for document in documents(repository / path):
+            assert re.fullmatch(r"my-net-1(-adapter-rule)?", document["metadata"]["name"])
+
+
+def test_compose_mounts_files_that_exist(repository: Path) -> None:
+    (compose,) = documents(repository / "docker-compose.yaml")
+    assert set(compose["services"]) == {"my-net-1", "prometheus", "grafana"}
+    for service in compose["services"].values():
+        for mount in service.get("volumes", []):
+            assert (repository / mount.split(":")[0]).is_file(), mount
+    (prometheus,) = documents(repository / "prometheus.yaml")
+    assert prometheus["scrape_configs"][0]["static_configs"][0]["targets"] == ["my-net-1:8002"]
+
+
+def test_dashboard_asks_for_figures_that_triton_gives(repository: Path) -> None:
+    """Names as tests/serving/test_server.py scrapes them, and NVIDIA's list of metrics for GPUs."""
+    known = {
+        *("nv_inference_request_success", "nv_inference_request_failure", "nv_inference_count"),
+        *("nv_inference_exec_count", "nv_inference_request_duration_us", "nv_inference_queue_duration_us"),
+        *("nv_inference_compute_input_duration_us", "nv_inference_compute_infer_duration_us"),
+        *("nv_inference_compute_output_duration_us", "nv_inference_pending_request_count"),
+        *("nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_cpu_memory_used_bytes"),
+    }
+    dashboard = json.loads((repository / "grafana-dashboard.json").read_text())
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) == 8
+    (datasource,) = documents(repository / "grafana-datasource.yaml")
+    for panel in panels:
+        assert panel["datasource"]["uid"] == datasource["datasources"][0]["uid"]
+        for target in panel["targets"]:
+            assert set(re.findall(r"nv_\w+", target["expr"])) <= known
+            assert target["expr"].count("(") == target["expr"].count(")")
+
+
+def test_dockerfile_copies_what_is_there(repository: Path) -> None:
+    text = (repository / "Dockerfile").read_text()
+    (wheel,) = re.findall(r"^COPY (\S+\.whl) ", text, re.MULTILINE)
+    assert (repository / wheel).is_file()
+    assert 'ENTRYPOINT ["sh", "/models/start.sh"]' in text
+    ignored = (repository / ".dockerignore").read_text().split()
+    assert wheel not in ignored
+    assert "SHA256SUMS" not in ignored
+    checked = [line.split()[1] for line in (repository / "SHA256SUMS").read_text().splitlines()]
+    assert "My_Net_1/1/small.plan" in checked
+    assert not [name for name in checked if name in ignored or name.endswith(".yaml")]
+
+
+def test_start_script_is_plain_shell(repository: Path) -> None:
+    subprocess.run(["sh", "-n", str(repository / "start.sh")], check=True)

@@ -1,0 +1,352 @@
+"""Model repositories from engines: layouts, Triton's own reading of config.pbtxt, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command_line import CommandLine
+from support.permissions import read_only
+from support.small_engine import SmallEngine
+
+from trt_hspan.engine.manifest import PluginRecord, read_manifest
+from trt_hspan.engine.plugin_library import default_plugin_path
+from trt_hspan.errors import HspanError
+from trt_hspan.files import sha256_from_file
+from trt_hspan.serving.containers import TENSORRT_BY_IMAGE, image_for_tensorrt
+from trt_hspan.serving.model_config import config_from_text
+
+
+def engine_as(small: SmallEngine, folder: Path, name: str, **changes: Any) -> Path:
+    """A copy of the engine whose manifest says something else; export never runs a plan."""
+    folder.mkdir(exist_ok=True)
+    plan = folder / f"{name}.plan"
+    plan.write_bytes(small.plan.read_bytes())
+    manifest = small.manifest
+    (folder / manifest.onnx_file).write_bytes(small.onnx.read_bytes())
+    profile = changes.pop("profile_max", None)
+    if profile is not None:
+        changes["profile"] = dataclasses.replace(manifest.profile, opt=profile, max=profile)
+    plan.with_suffix(".json").write_text(dataclasses.replace(manifest, **changes).as_json())
+    read_manifest(plan)
+    return plan
+
+
+@pytest.fixture
+def classic(small_engine: SmallEngine, tmp_path: Path) -> Path:
+    """An engine of classic TensorRT, as far as its manifest tells."""
+    return engine_as(
+        small_engine, tmp_path / "engines", "net", flavor="tensorrt", tensorrt_version="10.8.0.43"
+    )
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def config_of(repository: Path, model: str) -> Any:
+    return config_from_text((repository / model / "config.pbtxt").read_text())
+
+
+def test_one_engine_becomes_two_models_and_everything_around_them(
+    run: CommandLine, classic: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "model_repository"
+    result = run("serve", "export", classic, "-o", repository, "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["models"] == {"net": "tensorrt", "net_image": "python"}
+    assert report["image"] == "nvcr.io/nvidia/tritonserver:25.02-py3"
+    (wheel,) = repository.glob("*.whl")
+    assert files_below(repository) == {
+        "net/config.pbtxt",
+        "net/1/model.plan",
+        "net_image/config.pbtxt",
+        "net_image/1/model.py",
+        "start.sh",
+        "Dockerfile",
+        ".dockerignore",
+        "docker-compose.yaml",
+        "kubernetes.yaml",
+        "kserve.yaml",
+        "prometheus.yaml",
+        "grafana-dashboard.json",
+        "grafana-provisioning.yaml",
+        "grafana-datasource.yaml",
+        "SHA256SUMS",
+        wheel.name,
+    }
+    folders = {path.name for path in repository.iterdir() if path.is_dir()}
+    assert folders == {"net", "net_image"}, "Triton takes every folder for a model"
+    assert "FROM nvcr.io/nvidia/tritonserver:25.02-py3" in (repository / "Dockerfile").read_text()
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=repository, check=True)
+
+
+def test_config_of_the_raw_model_says_what_the_manifest_says(
+    run: CommandLine, classic: Path, tmp_path: Path, small_engine: SmallEngine
+) -> None:
+    repository = tmp_path / "models"
+    assert run("serve", "export", classic, "-o", repository, "--queue-length", 7, "--instances", 2).code == 0
+    config = config_of(repository, "net")
+    profile = small_engine.manifest.profile
+    assert (config.name, config.backend, config.platform) == ("net", "tensorrt", "tensorrt_plan")
+    assert config.max_batch_size == profile.max[0]
+    assert [(t.name, list(t.dims)) for t in config.input] == [("input", [3, -1, -1])]
+    assert [(t.name, list(t.dims)) for t in config.output] == [("output", [3, -1, -1])]
+    assert [group.count for group in config.instance_group] == [2]
+    assert list(config.instance_group[0].profile) == ["0"]
+    assert config.version_policy.latest.num_versions == 1
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 30_000_000)
+    assert policy.timeout_action == type(policy).REJECT
+    assert dict(config.cc_model_filenames) == {"8.6": "model.plan"}
+    warm = {tuple(w.inputs["input"].dims) for w in config.model_warmup}
+    assert warm == {tuple(shape[1:]) for shape in (profile.min, profile.opt, profile.max)}
+
+
+def test_three_engines_of_one_network_share_a_picture_model(
+    run: CommandLine, small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    """Two GPUs for one profile are one raw model; another profile is a second one: a bucket."""
+    common = {"flavor": "tensorrt", "tensorrt_version": "10.9.0.34"}
+    folder = tmp_path / "engines"
+    engines = [
+        engine_as(small_engine, folder, "a", targets=("sm_86",), **common),
+        engine_as(small_engine, folder, "b", targets=("sm_89",), **common),
+        engine_as(small_engine, folder, "c", targets=("sm_86",), profile_max=(1, 3, 64, 64), **common),
+    ]
+    repository = tmp_path / "models"
+    result = run("serve", "export", *engines, "-o", repository, "--name", "net", "--json")
+    assert result.code == 0, result.err
+    assert list(json.loads(result.out)["models"]) == ["net_32x32", "net_64x64", "net_image"]
+    config = config_of(repository, "net_32x32")
+    assert dict(config.cc_model_filenames) == {"8.6": "model_sm_86.plan", "8.9": "model_sm_89.plan"}
+    assert config.default_model_filename == ""
+    assert files_below(repository / "net_32x32") == {
+        "config.pbtxt",
+        "1/model_sm_86.plan",
+        "1/model_sm_89.plan",
+    }
+    buckets = json.loads(config_of(repository, "net_image").parameters["raw_models"].string_value)
+    assert [(b["name"], b["max"]) for b in buckets] == [
+        ("net_32x32", [1, 3, 32, 32]),
+        ("net_64x64", [1, 3, 64, 64]),
+    ]
+
+
+def test_rtx_engine_goes_to_the_python_backend(
+    run: CommandLine, small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models"
+    result = run("serve", "export", small_engine.plan, "-o", repository, "--json")
+    assert json.loads(result.out)["models"] == {"small": "python", "small_image": "python"}
+    assert {"1/model.py", "1/small.plan", "1/small.json", "1/small.onnx"} <= files_below(repository / "small")
+    version = small_engine.manifest.tensorrt_version
+    assert f"tensorrt-rtx=={version}" in (repository / "Dockerfile").read_text()
+
+
+def test_plugin_is_wired_in_both_ways(run: CommandLine, small_engine: SmallEngine, tmp_path: Path) -> None:
+    library = default_plugin_path()
+    record = PluginRecord(
+        file=library.name, sha256=sha256_from_file(library), abi_version=1, architectures=("sm_86",)
+    )
+    engine = engine_as(
+        small_engine,
+        tmp_path / "engines",
+        "net",
+        flavor="tensorrt",
+        tensorrt_version="10.8.0.43",
+        plugin=record,
+    )
+    repository = tmp_path / "models"
+    assert run("serve", "export", engine, "-o", repository).code == 0
+    assert sha256_from_file(repository / library.name) == record.sha256
+    double = tmp_path / "tritonserver"
+    double.write_text('#!/bin/sh\necho "$LD_PRELOAD"\nprintf "%s\\n" "$@"\n')
+    double.chmod(0o755)
+
+    def started(wiring: str) -> list[str]:
+        done = subprocess.run(
+            ["sh", str(repository / "start.sh"), "--id=mine"],
+            env={"PATH": "/usr/bin:/bin", "TRITONSERVER": str(double), "PLUGIN_WIRING": wiring},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.splitlines()
+
+    plugin = repository / library.name
+    by_flag, by_preload = started("flag"), started("preload")
+    assert f"--backend-config=tensorrt,plugins={plugin}" in by_flag
+    assert by_flag[0] == ""
+    assert by_preload[0] == f"{plugin}:libnvinfer.so.10"
+    assert not [word for word in by_preload if "plugins=" in word]
+    assert {f"--model-repository={repository}", "--id=mine"} <= set(by_flag)
+
+
+def test_start_script_refuses_files_that_were_changed(
+    run: CommandLine, classic: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models"
+    assert run("serve", "export", classic, "-o", repository).code == 0
+    with (repository / "net" / "1" / "model.plan").open("ab") as plan:
+        plan.write(b"x")
+    done = subprocess.run(["sh", str(repository / "start.sh")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "export the repository again" in done.stderr
+
+
+def test_second_version_is_added_and_sums_follow(run: CommandLine, classic: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    assert run("serve", "export", classic, "-o", repository).code == 0
+    result = run("serve", "export", classic, "-o", repository, "--add-version", "--json")
+    assert json.loads(result.out)["version"] == 2
+    assert {path.name for path in (repository / "net").iterdir()} == {"1", "2", "config.pbtxt"}
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=repository, check=True)
+    assert not list(tmp_path.glob(".models.*"))
+
+
+def test_wheel_of_this_package_can_be_installed(run: CommandLine, classic: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    assert run("serve", "export", classic, "-o", repository).code == 0
+    (wheel,) = repository.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        record = archive.read(next(name for name in names if name.endswith("/RECORD"))).decode()
+        listed = {line.split(",")[0] for line in record.splitlines()}
+    assert listed == names
+    assert "trt_hspan/serving/backend/image_model.py" in names
+    target = tmp_path / "site"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
+    subprocess.run(command, check=True)
+    code = "import trt_hspan.serving.backend.image_model as m; print(m.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(target)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(str(target))
+
+
+# What is refused.
+
+
+def test_rtx_engine_for_the_tensorrt_backend(
+    run: CommandLine, small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    result = run("serve", "export", small_engine.plan, "-o", tmp_path / "m", "--backend", "tensorrt")
+    assert result.code == 1
+    assert "built by tensorrt-rtx" in result.error_line
+    assert not (tmp_path / "m").exists()
+
+
+def test_tensorrt_that_no_image_is_known_for(
+    run: CommandLine, small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    engine = engine_as(small_engine, tmp_path / "e", "net", flavor="tensorrt", tensorrt_version="11.4.0.1")
+    result = run("serve", "export", engine, "-o", tmp_path / "m")
+    assert (result.code, "no Triton image is known" in result.error_line) == (1, True)
+    assert not (tmp_path / "m").exists()
+    assert run("serve", "export", engine, "-o", tmp_path / "m", "--image", "mine:1").code == 0
+    assert "FROM mine:1" in (tmp_path / "m" / "Dockerfile").read_text()
+
+
+def test_missing_and_wrong_plugin(run: CommandLine, small_engine: SmallEngine, tmp_path: Path) -> None:
+    record = PluginRecord(file="x.so", sha256="0" * 64, abi_version=1, architectures=())
+    engine = engine_as(
+        small_engine,
+        tmp_path / "e",
+        "net",
+        flavor="tensorrt",
+        tensorrt_version="10.8.0.43",
+        plugin=record,
+    )
+    missing = run("serve", "export", engine, "-o", tmp_path / "m", "--plugin", tmp_path / "none.so")
+    assert "there is no plugin library here" in missing.error_line
+    wrong = run("serve", "export", engine, "-o", tmp_path / "m", "--plugin", default_plugin_path())
+    assert "net.plan was built with 000000000000" in wrong.error_line
+
+
+def test_engine_that_its_manifest_does_not_vouch_for(run: CommandLine, classic: Path, tmp_path: Path) -> None:
+    with classic.open("ab") as plan:
+        plan.write(b"x")
+    result = run("serve", "export", classic, "-o", tmp_path / "m")
+    assert (result.code, "vouches for" in result.error_line) == (1, True)
+    assert "no such file" in run("serve", "export", tmp_path / "no.plan", "-o", tmp_path / "m").error_line
+
+
+def test_folder_that_is_not_empty_or_not_writable(run: CommandLine, classic: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("x")
+    assert "is not empty" in run("serve", "export", classic, "-o", full).error_line
+    assert files_below(full) == {"mine.txt"}
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    with read_only(closed):
+        result = run("serve", "export", classic, "-o", closed / "m")
+    assert (result.code, "no permission" in result.error_line) == (1, True)
+
+
+def test_failure_half_way_leaves_nothing(
+    run: CommandLine, classic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trt_hspan.serving.repository.write_own_wheel", full_disk)
+    result = run("serve", "export", classic, "-o", tmp_path / "m")
+    assert "the disk is full" in result.error_line
+    assert [path.name for path in tmp_path.iterdir()] == ["engines"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--add-version"], "no such folder"),
+        (["--backend", "onnx"], "--backend"),
+        (["--queue-length", 0], "--queue-length"),
+        (["--name", "///"], "--name"),
+    ],
+)
+def test_options_that_make_no_sense(
+    run: CommandLine, classic: Path, tmp_path: Path, words: list[object], told: str
+) -> None:
+    result = run("serve", "export", classic, "-o", tmp_path / "m", *words)
+    assert result.code in (1, 2)
+    assert told in result.error_line
+    assert not (tmp_path / "m").exists()
+
+
+def test_newest_image_with_a_tensorrt_is_taken() -> None:
+    assert image_for_tensorrt("10.8.0.43").endswith(":25.02-py3")
+    assert all(image_for_tensorrt(version) for version in TENSORRT_BY_IMAGE.values())
+    with pytest.raises(HspanError, match="no Triton image"):
+        image_for_tensorrt("9.9")
+
+
+def test_same_engine_gives_the_same_bytes(run: CommandLine, classic: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run("serve", "export", classic, "-o", tmp_path / name).code == 0
+    digests = [hashlib.sha256((tmp_path / name / "SHA256SUMS").read_bytes()).digest() for name in "ab"]
+    assert digests[0] == digests[1]

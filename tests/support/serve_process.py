@@ -1,0 +1,119 @@
+"""`trt-hspan serve` as a process of its own, as users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+class ServeProcess:
+    """A running server. `ready` is what it said when it was ready."""
+
+    def __init__(self, *words: object, ports: tuple[int, int, int] = (0, 0, 0), timeout: float = 120) -> None:
+        numbers = zip(("--port", "--grpc-port", "--metrics-port"), ports, strict=True)
+        options = [str(word) for pair in numbers for word in pair]
+        self.events: list[dict[str, Any]] = []
+        self.stderr = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "trt_hspan", "serve", "run", *map(str, words), *options, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self._arrived = threading.Condition()
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._read, self._read_errors)
+        ]
+        for thread in self._threads:
+            thread.start()
+        try:
+            self.ready = self.wait_for("ready", timeout)
+        except BaseException:
+            self.process.kill()
+            raise
+
+    @property
+    def http(self) -> str:
+        return str(self.ready["http"])
+
+    @property
+    def http_address(self) -> str:
+        return self.http.removeprefix("http://")
+
+    @property
+    def grpc_address(self) -> str:
+        return str(self.ready["grpc"])
+
+    @property
+    def metrics(self) -> str:
+        return str(self.ready["metrics"])
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        metrics = self.metrics.removesuffix("/metrics")
+        http, grpc, metrics_port = (
+            int(text.rpartition(":")[2]) for text in (self.http, self.grpc_address, metrics)
+        )
+        return http, grpc, metrics_port
+
+    def wait_for(self, event: str, timeout: float = 60, *, after: int = 0) -> dict[str, Any]:
+        """The first event of this name from number `after` on."""
+        deadline = time.monotonic() + timeout
+        with self._arrived:
+            while True:
+                for found in self.events[after:]:
+                    if found["event"] == event:
+                        return found
+                left = deadline - time.monotonic()
+                if left <= 0 or (self.process.poll() is not None and not self._threads[0].is_alive()):
+                    raise AssertionError(f"no event {event!r}: {self.events[-20:]} {self.stderr}")
+                self._arrived.wait(min(left, 0.5))
+
+    def triton(self) -> psutil.Process:
+        """The tritonserver under it."""
+        (found,) = [p for p in psutil.Process(self.process.pid).children() if p.name() == "tritonserver"]
+        return found
+
+    def stubs(self) -> list[psutil.Process]:
+        """Triton's Python processes."""
+        return [p for p in self.triton().children(recursive=True) if "python_backend_stub" in p.name()]
+
+    def everything(self) -> list[psutil.Process]:
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
+        """Tells it to stop; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(timeout)
+        for thread in self._threads:
+            thread.join(10)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._arrived:
+                self.events.append(json.loads(line))
+                self._arrived.notify_all()
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.stderr += line
+
+
+def left_in_shared_memory(pid: int) -> list[Path]:
+    """What a server with this process id left in /dev/shm."""
+    return list(Path("/dev/shm").glob(f"trt_hspan_{pid}_*"))
