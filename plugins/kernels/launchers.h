@@ -83,7 +83,9 @@ TiledWorkspace tiledWorkspace(AttentionProblem const& problem, int32_t capacity)
 //! Elements from one position to the next in a token-major copy.
 int64_t preparedPitch(int64_t channels);
 
-//! Tensor cores: compute capability 8.0 on. The caller has checked the sizes against the limits.
+//! Compute capability 8.0 on. The caller has checked the sizes against the limits.
+cudaError_t launchTiledFloat(AttentionProblem const& problem, TileShape shape, int32_t capacity,
+    AttentionPointers const& pointers, cudaStream_t stream);
 cudaError_t launchTiledHalf(AttentionProblem const& problem, TileShape shape, int32_t capacity,
     AttentionPointers const& pointers, cudaStream_t stream);
 cudaError_t launchTiledBFloat16(AttentionProblem const& problem, TileShape shape, int32_t capacity,

@@ -70,22 +70,22 @@ bool isInRange(AttentionShape const& shape)
     return perBatch == 0 || shape.batch <= INT64_MAX / 16 / perBatch;
 }
 
-bool tilesServe(ElementType type, int64_t scoreChannels, int64_t valueChannels, int32_t computeCapability)
+bool tilesServe(
+    TileShape shape, ElementType type, int64_t scoreChannels, int64_t valueChannels, int32_t computeCapability)
 {
-    return type != ElementType::kFLOAT && scoreChannels <= kMAX_TILED_SCORE_CHANNELS
-        && valueChannels <= kMAX_TILED_VALUE_CHANNELS && computeCapability >= kLEAST_TILED_CAPABILITY;
+    return (type != ElementType::kFLOAT || shape != TileShape::k128x64) && scoreChannels > 0
+        && scoreChannels <= kMAX_TILED_SCORE_CHANNELS && valueChannels <= kMAX_TILED_VALUE_CHANNELS
+        && computeCapability >= kLEAST_TILED_CAPABILITY;
 }
 
 //! What kAUTOMATIC_CONFIG stands for.
 int32_t chosenConfig(AttentionProblem const& problem, int32_t computeCapability)
 {
     AttentionShape const& shape = problem.shape;
-    if (shape.positions > kMAX_TILED_POSITIONS
-        || !tilesServe(problem.type, shape.scoreChannels, shape.valueChannels, computeCapability))
-    {
-        return kPLAIN_CONFIG;
-    }
-    return shape.batch * shape.positions <= kFEW_ROWS ? kSMALL_TILE_CONFIG : kFIRST_TILED_CONFIG;
+    int32_t const tiled = shape.batch * shape.positions <= kFEW_ROWS ? kSMALL_TILE_CONFIG : kFIRST_TILED_CONFIG;
+    bool const served = shape.positions <= kMAX_TILED_POSITIONS
+        && tilesServe(kCONFIGS[tiled].shape, problem.type, shape.scoreChannels, shape.valueChannels, computeCapability);
+    return served ? tiled : kPLAIN_CONFIG;
 }
 
 size_t plainWorkspaceBytes(AttentionShape const& shape)
@@ -145,7 +145,8 @@ bool isAttentionConfigSupported(
     {
         return false;
     }
-    return !kCONFIGS[config].isTiled || tilesServe(type, scoreChannels, valueChannels, computeCapability);
+    return !kCONFIGS[config].isTiled
+        || tilesServe(kCONFIGS[config].shape, type, scoreChannels, valueChannels, computeCapability);
 }
 
 int32_t currentComputeCapability() noexcept
@@ -169,9 +170,7 @@ size_t attentionWorkspaceBytes(AttentionProblem const& problem, int32_t config) 
     tiled.shape.scoreChannels = std::min(shape.scoreChannels, kMAX_TILED_SCORE_CHANNELS);
     tiled.shape.valueChannels = std::min(shape.valueChannels, kMAX_TILED_VALUE_CHANNELS);
     tiled.shape.positions = std::min(shape.positions, kMAX_TILED_POSITIONS);
-    bool const served
-        = tilesServe(problem.type, tiled.shape.scoreChannels, tiled.shape.valueChannels, kLEAST_TILED_CAPABILITY);
-    return mayBeTiled && served ? std::max(plain, static_cast<size_t>(tiledWorkspace(tiled, 0).bytes)) : plain;
+    return mayBeTiled ? std::max(plain, static_cast<size_t>(tiledWorkspace(tiled, 0).bytes)) : plain;
 }
 
 cudaError_t launchWithCapacity(AttentionProblem const& problem, int32_t config, int32_t capacity,
@@ -203,13 +202,19 @@ cudaError_t launchWithCapacity(AttentionProblem const& problem, int32_t config, 
         return cudaErrorInvalidValue;
     }
     if (shape.positions > kMAX_TILED_POSITIONS
-        || !tilesServe(problem.type, shape.scoreChannels, shape.valueChannels, computeCapability))
+        || !tilesServe(
+            kCONFIGS[chosen].shape, problem.type, shape.scoreChannels, shape.valueChannels, computeCapability))
     {
         return cudaErrorInvalidValue;
     }
     TileShape const tile = kCONFIGS[chosen].shape;
-    return problem.type == ElementType::kHALF ? launchTiledHalf(problem, tile, capacity, pointers, stream)
-                                              : launchTiledBFloat16(problem, tile, capacity, pointers, stream);
+    switch (problem.type)
+    {
+    case ElementType::kFLOAT: return launchTiledFloat(problem, tile, capacity, pointers, stream);
+    case ElementType::kHALF: return launchTiledHalf(problem, tile, capacity, pointers, stream);
+    case ElementType::kBFLOAT16: return launchTiledBFloat16(problem, tile, capacity, pointers, stream);
+    }
+    return cudaErrorInvalidValue;
 }
 
 cudaError_t launchSparsemaxAttention(AttentionProblem const& problem, int32_t config, void const* query,

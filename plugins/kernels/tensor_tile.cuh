@@ -213,7 +213,7 @@ HSPAN_DEVICE bool streamTiles(KeyStage<T, kKEYS>& stage, QueryFragments const& q
         {
             float scores[kKEYS / 8][4];
             computeScores<kKEYS>(scores, query, stage.rows + buffer, key, firstKey);
-            stop = consume(scores, firstKey);
+            stop = consume(scores, firstKey) || stop;
         }
     }
     return simt::anyInBlock(stop);

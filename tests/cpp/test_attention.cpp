@@ -311,7 +311,8 @@ void addDegenerateRows(ElementType type, Variant variant)
 {
     auto const add = [variant, type](std::string const& name, std::function<void()> const& body)
     {
-        addTest(name + ", " + kTYPE_NAMES[static_cast<size_t>(type)] + " lists of " + std::to_string(variant.capacity),
+        addTest(name + ", " + kTYPE_NAMES[static_cast<size_t>(type)] + " " + attentionConfigName(variant.config)
+                + ", lists of " + std::to_string(variant.capacity),
             [=]
             {
                 gVariant = variant;
@@ -655,7 +656,7 @@ void addRoutes()
     addTest("tile shapes agree bit by bit, routes within the contract",
         []
         {
-            for (ElementType const type : {ElementType::kHALF, ElementType::kBFLOAT16})
+            for (ElementType const type : {ElementType::kFLOAT, ElementType::kHALF, ElementType::kBFLOAT16})
             {
                 for (Regime const regime : {Regime::kSPARSE, Regime::kDENSE, Regime::kTIES})
                 {
@@ -665,6 +666,10 @@ void addRoutes()
                         std::vector<float> first;
                         for (int32_t config = 2; config < attentionConfigCount(); ++config)
                         {
+                            if (!isAttentionConfigSupported(config, type, 24, 40, 86))
+                            {
+                                continue;
+                            }
                             gVariant = {config, capacity, static_cast<TensorLayout>(config % 2)};
                             std::vector<float> const output = attention(type, problem);
                             compare(type, problem, output, Scores::kEXACT, 1);
@@ -733,7 +738,9 @@ int main(int argc, char** argv)
     std::string const order = argc > 1 ? argv[1] : "forward";
     gLaneOrder = order == "reverse" ? 1 : order == "shuffled" ? 2 : 0;
     addSizes(order == "forward");
+    addDegenerateRows(ElementType::kFLOAT, {1, 0, TensorLayout::kLINEAR});
     addDegenerateRows(ElementType::kFLOAT, {});
+    addDegenerateRows(ElementType::kFLOAT, {2, 16, TensorLayout::kCHANNELS_LAST});
     addDegenerateRows(ElementType::kHALF, {});
     addDegenerateRows(ElementType::kHALF, {2, 16, TensorLayout::kCHANNELS_LAST});
     addDegenerateRows(ElementType::kBFLOAT16, {3, 40, TensorLayout::kLINEAR});

@@ -1,0 +1,174 @@
+//! \file fma_tile.cuh
+//! Score tiles in FP32 without tensor cores (and so without TF32): the same tiles, lanes and rows as tensor_tile.cuh.
+//!
+//! A score is one chain of fused multiply-adds over ascending channels, as in the plain kernels. Slices of kSLICE
+//! channels of the query tile and of a key tile are copied asynchronously into one of two buffers while the other is in
+//! use.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include <simt.h>
+
+#include "tiled_arguments.cuh"
+
+namespace hspan
+{
+
+constexpr int32_t kSLICE{32};    //!< channels in a buffer
+constexpr int32_t kPER_PIECE{4}; //!< floats in 16 bytes
+constexpr int32_t kSLICE_PIECES{kSLICE / kPER_PIECE};
+
+//! Floats from one row to the next: an odd multiple of 16 bytes, so that eight rows lie in different banks.
+constexpr int32_t kSLICE_PITCH{kSLICE + kPER_PIECE};
+
+//! One image's queries or keys: (L, pitch), rows aligned to 16 bytes.
+struct FloatRows
+{
+    float const* data;
+    int64_t pitch;
+    int32_t positions; //!< L
+    int32_t channels;  //!< C
+};
+
+//! A tile of kWARPS_ * 16 rows and kKEYS_ keys, as the kernels take it.
+template <int32_t kWARPS_, int32_t kKEYS_>
+struct FmaTile
+{
+    static constexpr int32_t kWARPS{kWARPS_};
+    static constexpr int32_t kKEYS{kKEYS_};
+    static constexpr int32_t kROWS{kWARPS * kROWS_OF_WARP};
+    static constexpr int32_t kTHREADS{kWARPS * simt::kWARP_SIZE};
+    static constexpr int32_t kBLOCKS{kWARPS == 2 ? 4 : 3}; //!< that are to fit a multiprocessor
+
+    struct alignas(16) Stage
+    {
+        float query[2][kROWS][kSLICE_PITCH];
+        float key[2][kKEYS][kSLICE_PITCH];
+    };
+
+    //! Queries pass through the stage with every key tile.
+    struct Query
+    {
+    };
+
+    HSPAN_DEVICE static FloatRows operand(TiledArguments<float> const& arguments, float const* image)
+    {
+        return {image, arguments.scorePitch, arguments.positions, arguments.scoreChannels};
+    }
+
+    HSPAN_DEVICE static void loadQueries(
+        Query& /*query*/, Stage& /*stage*/, FloatRows const& /*rows*/, int64_t /*firstRow*/)
+    {
+    }
+
+    //! Starts copying one slice of channels of kCOUNT rows; what lies past the last row or channel becomes zero.
+    template <int32_t kCOUNT>
+    HSPAN_DEVICE static void startSlice(
+        float (*target)[kSLICE_PITCH], FloatRows const& source, int64_t first, int32_t firstChannel)
+    {
+        static_assert(kTHREADS % kSLICE_PIECES == 0 && kCOUNT % (kTHREADS / kSLICE_PIECES) == 0, "whole rounds");
+        int32_t const channel = simt::threadIndex() % kSLICE_PIECES * kPER_PIECE;
+        HSPAN_UNROLL
+        for (int32_t i = 0; i < kCOUNT / (kTHREADS / kSLICE_PIECES); ++i)
+        {
+            int32_t const row = simt::threadIndex() / kSLICE_PIECES + i * (kTHREADS / kSLICE_PIECES);
+            bool const inside = first + row < source.positions && firstChannel + channel < source.channels;
+            int64_t const at = inside ? (first + row) * source.pitch + firstChannel + channel : 0;
+            simt::copyAsync(&target[row][channel], source.data + at, inside);
+        }
+    }
+
+    //! Adds the products of one slice to the scores.
+    HSPAN_DEVICE static void accumulate(float (&scores)[kKEYS / 8][4], Stage const& stage, int32_t buffer)
+    {
+        int32_t const lane = simt::laneIndex();
+        int32_t const row = simt::warpIndex() * kROWS_OF_WARP + lane / 4;
+        int32_t const key = lane % 4 * 2;
+        HSPAN_UNROLL_BY(2)
+        for (int32_t channel = 0; channel < kSLICE; channel += kPER_PIECE)
+        {
+            auto const low = *reinterpret_cast<simt::Float4 const*>(&stage.query[buffer][row][channel]);
+            auto const high = *reinterpret_cast<simt::Float4 const*>(&stage.query[buffer][row + 8][channel]);
+            HSPAN_UNROLL
+            for (int32_t i = 0; i < kKEYS / 8; ++i)
+            {
+                HSPAN_UNROLL
+                for (int32_t j = 0; j < 2; ++j)
+                {
+                    auto const k = *reinterpret_cast<simt::Float4 const*>(&stage.key[buffer][8 * i + key + j][channel]);
+                    scores[i][j] = addProducts(low, k, scores[i][j]);
+                    scores[i][j + 2] = addProducts(high, k, scores[i][j + 2]);
+                }
+            }
+        }
+    }
+
+    HSPAN_DEVICE static float addProducts(simt::Float4 const& a, simt::Float4 const& b, float sum)
+    {
+        sum = simt::multiplyAdd(a.x, b.x, sum);
+        sum = simt::multiplyAdd(a.y, b.y, sum);
+        sum = simt::multiplyAdd(a.z, b.z, sum);
+        return simt::multiplyAdd(a.w, b.w, sum);
+    }
+
+    //! As streamTiles() in tensor_tile.cuh.
+    template <typename Consume>
+    HSPAN_DEVICE static bool stream(Stage& stage, Query const& /*query*/, FloatRows const& query, FloatRows const& key,
+        int64_t firstRow, bool wanted, Consume const& consume)
+    {
+        int32_t const tiles = (key.positions + kKEYS - 1) / kKEYS;
+        bool stop = false;
+        int32_t buffer = 0;
+        simt::syncBlock(); // the buffers' last readers are done
+        startSlice<kROWS>(stage.query[0], query, firstRow, 0);
+        startSlice<kKEYS>(stage.key[0], key, 0, 0);
+        for (int32_t tile = 0; tile < tiles; ++tile)
+        {
+            int64_t const firstKey = static_cast<int64_t>(tile) * kKEYS;
+            float scores[kKEYS / 8][4] = {};
+            for (int32_t channel = 0; channel < key.channels; channel += kSLICE)
+            {
+                simt::waitForCopies();
+                if (simt::anyInBlock(stop)) // also: the slice is complete, and the other buffer's readers are done
+                {
+                    return true;
+                }
+                bool const isLastSlice = channel + kSLICE >= key.channels;
+                if (!isLastSlice || tile + 1 < tiles)
+                {
+                    int32_t const nextChannel = isLastSlice ? 0 : channel + kSLICE;
+                    startSlice<kROWS>(stage.query[1 - buffer], query, firstRow, nextChannel);
+                    startSlice<kKEYS>(
+                        stage.key[1 - buffer], key, isLastSlice ? firstKey + kKEYS : firstKey, nextChannel);
+                }
+                if (wanted)
+                {
+                    accumulate(scores, stage, buffer);
+                }
+                buffer = 1 - buffer;
+            }
+            if (wanted)
+            {
+                int64_t const own = firstKey + simt::laneIndex() % 4 * 2;
+                HSPAN_UNROLL
+                for (int32_t i = 0; i < kKEYS / 8; ++i)
+                {
+                    HSPAN_UNROLL
+                    for (int32_t j = 0; j < 4; ++j)
+                    {
+                        if (own + 8 * i + j % 2 >= key.positions)
+                        {
+                            scores[i][j] = -INFINITY;
+                        }
+                    }
+                }
+                stop = consume(scores, firstKey) || stop;
+            }
+        }
+        return simt::anyInBlock(stop);
+    }
+};
+
+} // namespace hspan
