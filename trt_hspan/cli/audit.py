@@ -89,18 +89,20 @@ def subject_of_audit(model: str, precision: str | None, res_scale: float = 0.1) 
     suffix = Path(model).suffix.lower()
     if suffix not in (".onnx", ".plan"):
         from trt_hspan.evaluation.ranges import checked_low_precision
-        from trt_hspan.export.to_onnx import HSPAN_KEEP_FP32, float32_onnx_from_model
+        from trt_hspan.export.to_onnx import float32_onnx_from_model
+        from trt_hspan.graph.headroom import HSPAN_KEEP_FP32
         from trt_hspan.model import load_model
 
-        kind = checked_low_precision(precision or "fp16")
+        wanted = checked_low_precision(precision or "fp16")
         network = load_model(model, res_scale=res_scale)
         return Subject(
-            graph=float32_onnx_from_model(network, precision=kind),
-            precision=kind,
+            graph=float32_onnx_from_model(network, precision=wanted),
+            precision=wanted,
             keep_fp32=HSPAN_KEEP_FP32,
             scale=network.config.scale,
         )
     from trt_hspan.graph import base_precision_from_model, load_onnx, metadata_from_model, require_attention
+    from trt_hspan.graph.headroom import HSPAN_KEEP_FP32, is_hspan, tail_with_headroom
 
     path = Path(model)
     if suffix == ".plan":
@@ -112,9 +114,15 @@ def subject_of_audit(model: str, precision: str | None, res_scale: float = 0.1) 
     own = base_precision_from_model(graph)
     if own != "fp32" and precision not in (None, own):
         raise UsageError("--precision", f"{precision}, but {model} computes in {own}", "audit its checkpoint")
+    kind = precision or (own if own != "fp32" else "fp16")
+    keep: tuple[str, ...] = ()
+    if own == "fp32" and is_hspan(graph):  # as export would write it
+        keep = HSPAN_KEEP_FP32
+        graph = tail_with_headroom(graph) if kind == "fp16" else graph
     return Subject(
         graph=graph,
-        precision=precision or (own if own != "fp32" else "fp16"),
+        precision=kind,
+        keep_fp32=keep,
         scale=metadata_from_model(graph).scale or 1,
     )
 

@@ -111,7 +111,8 @@ def build(
     keep_fp32: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NODE", help="A node to keep in float32, a pattern, or at-risk (see --audit); repeatable."
+            metavar="NODE",
+            help="A node to keep in float32, a pattern, or with --audit: at-risk, or budget:DB; repeatable.",
         ),
     ] = None,
     recipe: options.RecipeFile = None,

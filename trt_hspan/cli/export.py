@@ -36,7 +36,8 @@ def export(
     keep_fp32: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NODE", help="A node to keep in float32, a pattern, or at-risk (see --audit); repeatable."
+            metavar="NODE",
+            help="A node to keep in float32, a pattern, or with --audit: at-risk, or budget:DB; repeatable.",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

@@ -12,6 +12,7 @@ import onnx
 
 from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.errors import UsageError
+from trt_hspan.evaluation.budgeted_ranges import kept_within_budget
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.evaluation.range_request import AT_RISK, RangeRequest
 from trt_hspan.evaluation.ranges import audit_ranges
@@ -61,19 +62,31 @@ def export_audited(
     model = load_model(checkpoint, res_scale=res_scale)
     samples = request.samples(model.config.scale)
     graph = float32_onnx_from_model(model, precision=precision, opset=opset, static=static)
-    names = tuple(name for name in request.keep_fp32 if name != AT_RISK)
-    kept = nodes_from_patterns(graph, names)
+    metadata = checkpoint_metadata(checkpoint, model, precision)
+
+    def typed(kept: tuple[str, ...]) -> onnx.ModelProto:
+        everything = (*HSPAN_KEEP_FP32, *kept)
+        return typed_onnx(graph, precision, keep_fp32=everything, metadata=metadata, where=checkpoint)
+
+    kept = nodes_from_patterns(graph, request.names)
     audit = None
     if request.pictures is not None:
         audit = audit_ranges(graph, samples, precision, keep_fp32=HSPAN_KEEP_FP32, on_picture=on_picture)
         if AT_RISK in request.keep_fp32:
             kept = tuple(dict.fromkeys((*kept, *audit.cure)))
+        if request.budget_db is not None:
+            named = kept
+            chosen = kept_within_budget(
+                lambda more: typed((*named, *more)),
+                graph,
+                audit,
+                samples,
+                request.budget_db,
+                where=os.fspath(checkpoint),
+            )
+            kept = tuple(dict.fromkeys((*kept, *chosen)))
         audit = replace(audit, kept_fp32=kept)
-    metadata = checkpoint_metadata(checkpoint, model, precision)
-    typed = typed_onnx(
-        graph, precision, keep_fp32=(*HSPAN_KEEP_FP32, *kept), metadata=metadata, where=checkpoint
-    )
-    save_onnx(typed, target)
+    save_onnx(typed(kept), target)
     return audit
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +11,7 @@ from trt_hspan.errors import UsageError
 from trt_hspan.evaluation.datasets import Sample, samples_from_folder, shipped_samples
 
 AT_RISK: Final = "at-risk"
+BUDGET: Final = "budget:"
 BUILTIN: Final = "builtin"
 
 
@@ -21,11 +23,11 @@ class RangeRequest:
         pictures: a folder for `samples_from_folder`, the word "builtin" for the shipped photographs, or None for
             no audit.
         keep_fp32: names or patterns of nodes that stay in float32; the word "at-risk" stands for all nodes that
-            the audit finds.
+            the audit finds, "budget:0.01" for as many of them as it takes to lose at most 0.01 dB of PSNR-Y.
         limit: audit the first so many pictures only; None takes all.
 
     Raises:
-        UsageError: "at-risk" without pictures.
+        UsageError: "at-risk" or a budget without pictures, both of them, or a budget that is no number of dB.
     """
 
     pictures: str | os.PathLike[str] | None = None
@@ -33,8 +35,27 @@ class RangeRequest:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if AT_RISK in self.keep_fp32 and self.pictures is None:
-            raise UsageError("--keep-fp32", f"{AT_RISK} needs an audit", "add --audit DIR")
+        words = [word for word in self.keep_fp32 if word == AT_RISK or word.startswith(BUDGET)]
+        if words and self.pictures is None:
+            raise UsageError("--keep-fp32", f"{words[0]} needs an audit", "add --audit DIR")
+        if len(set(words)) > 1:
+            raise UsageError(
+                "--keep-fp32", f"{' and '.join(words)} contradict each other", "give one of them"
+            )
+        for word in words:
+            if word != AT_RISK:
+                _budget_from_text(word)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names and patterns."""
+        return tuple(n for n in self.keep_fp32 if n != AT_RISK and not n.startswith(BUDGET))
+
+    @property
+    def budget_db(self) -> float | None:
+        """The most PSNR-Y that may be lost; None without a budget."""
+        texts = [word for word in self.keep_fp32 if word.startswith(BUDGET)]
+        return _budget_from_text(texts[0]) if texts else None
 
     def require_low(self, precision: str | None) -> None:
         """Raises: UsageError when anything is asked for that a float32 network has no use for; None is not known."""
@@ -49,6 +70,18 @@ class RangeRequest:
         if self.pictures is None:
             return []
         return samples_from_audit_option(self.pictures, scale)[: self.limit]
+
+
+def _budget_from_text(text: str) -> float:
+    try:
+        budget_db = float(text.removeprefix(BUDGET))
+    except ValueError:
+        budget_db = math.nan
+    if not (math.isfinite(budget_db) and budget_db > 0):
+        raise UsageError(
+            "--keep-fp32", f"got {text!r}, expected a positive number of dB", "write it like budget:0.01"
+        )
+    return budget_db
 
 
 def samples_from_audit_option(pictures: str | os.PathLike[str], scale: int) -> list[Sample]:
