@@ -19,6 +19,8 @@ import pytest
 
 from cuda_standin import engine_double
 from cuda_standin.conftest import CLASSIC, HANDLES, RTX, Driver, Release
+from trt_hspan.benchmarking.bench import BenchSpec, run_bench
+from trt_hspan.engine.spec import ImageSize
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.runtime import engine_session
 from trt_hspan.runtime.cuda_device import CudaDevice
@@ -516,3 +518,26 @@ def test_the_counters_see_what_a_runner_holds(make_engine: MakeEngine, driver: D
             runner.run(batch(0, 1, 3, 8, 8))
         held = driver.alive()
     assert all(held[name] > before[name] for name in HANDLES if name != "graph")
+
+
+def test_an_engine_is_benchmarked_with_and_without_graphs_and_by_stages(make_engine: MakeEngine) -> None:
+    sizes = (ImageSize(height=8, width=8), ImageSize(height=12, width=10))
+    spec = BenchSpec(sources=(str(make_engine(RTX)),), sizes=sizes, batches=(1, 2), seconds=0.02)
+    report = run_bench(spec)
+    assert [found.cuda_graph for found in report.measurements] == [True] * 4 + [False] * 4
+    for found in report.measurements:
+        assert found.gpu_stages_ms is not None
+        assert set(found.gpu_stages_ms) == {"upload", "compute", "download"}
+        assert found.gpu_stages_ms["compute"] > 0
+        assert found.gpu_bytes is not None
+        assert found.gpu_bytes["activation_bytes"] >= 64 * found.batch * found.height * found.width
+        assert found.images_per_second > 0
+        assert found.note is None
+
+
+def test_a_benchmark_says_why_there_was_no_graph(make_engine: MakeEngine) -> None:
+    plan = make_engine(RTX)
+    engine_double.UNCAPTURABLE.add((1, 3, 8, 8))
+    sizes = (ImageSize(height=8, width=8),)
+    (found,) = run_bench(BenchSpec(sources=(str(plan),), sizes=sizes, graphs="on", seconds=0.02)).measurements
+    assert "operation not permitted" in (found.note or "")

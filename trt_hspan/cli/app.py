@@ -14,6 +14,7 @@ import typer
 
 from trt_hspan.cli import (
     audit,
+    bench,
     build,
     client,
     demo,
@@ -46,6 +47,7 @@ app.command("audit")(audit.audit)
 app.command("validate")(validate.validate)
 app.command("upscale")(upscale.upscale)
 app.command("demo")(demo.demo)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("inspect")(inspect.inspect)
 app.add_typer(plugin.app, name="plugin")

@@ -1,0 +1,1 @@
+"""Timing networks on this machine: behind `trt-hspan bench`."""
