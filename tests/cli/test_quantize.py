@@ -311,3 +311,9 @@ def test_a_quantised_build_that_makes_no_sense_is_one_line(
     assert message in result.error_line
     assert result.code == code
     assert not files_in(tmp_path)
+
+
+def test_export_sends_int8_to_quantize(run: CommandLine, tmp_path: Path) -> None:
+    result = run("export", "hspan-tiny-x4", "-o", tmp_path / "net.onnx", "--precision", "int8")
+    assert result.code == 2
+    assert "int8 needs pictures to measure ranges on; use trt-hspan quantize" in result.error_line

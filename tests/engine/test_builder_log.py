@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trt_hspan.engine.builder_log import figures_from_log, is_figure, line_from_errors
+from trt_hspan.engine.builder_log import figures_from_log, is_about_scales, is_figure, line_from_errors
 
 LAYERS = """Engine Layer Information:
 Layer(Myelin): {ForeignNode[a...b]}, Tactic: 0x0000000000000000, input (Float[1,3,-1,-1]) -> output (Float[1,3,-1,-1])
@@ -66,3 +66,16 @@ def test_an_endless_error_is_cut() -> None:
 
 def test_no_error_gives_no_line() -> None:
     assert line_from_errors([]) is None
+
+
+def test_convolutions_that_were_fused_with_their_scales_are_counted() -> None:
+    messages = [
+        " (foreignNode) Converting conv weight scales to fp32.",
+        " (foreignNode) Converting conv activation scales to fp32.",
+        " (foreignNode) Converting conv weight scales to fp32.",
+    ]
+    assert all(map(is_figure, messages))
+    assert figures_from_log(messages).quantized_convolutions == 2
+    assert figures_from_log(["Total Weights Memory: 3 bytes"]).quantized_convolutions is None
+    assert is_about_scales(messages[1])
+    assert not is_about_scales("Total Weights Memory: 3 bytes")

@@ -19,6 +19,7 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.export.tidy import fold_constants, name_nodes
 from trt_hspan.graph import (
     INPUT_NAME,
+    NETWORK_PRECISIONS,
     OUTPUT_NAME,
     PRECISIONS,
     OnnxMetadata,
@@ -202,6 +203,10 @@ def checked_precision(text: str) -> Precision:
     for precision in PRECISIONS:
         if text == precision:
             return precision
+    if text in NETWORK_PRECISIONS:
+        raise UsageError(
+            "--precision", f"{text} needs pictures to measure ranges on", "use trt-hspan quantize"
+        )
     raise UsageError("--precision", f"{text!r} is unknown", f"choose {', '.join(PRECISIONS)}")
 
 
