@@ -168,6 +168,36 @@ def test_a_picture_of_another_size_than_a_static_network_is_tiled(run: CommandLi
     assert "--tile 16x16: is 1x3x16x16, but" in run(*words, "--tile", "16x16").error_line
 
 
+def test_options_for_files_that_are_not_there_are_wrong_usage(
+    run: CommandLine, tmp_path: Path, network: Path
+) -> None:
+    write_picture(tmp_path / "a.png", pixels())
+    (tmp_path / "v.mp4").touch()
+    for source, target, option, message in [
+        ("a.png", "b.png", ("--codec", "libx264"), "--codec: is for videos, and there is none"),
+        ("a.png", "b.png", ("--crf", "9"), "--crf: is for videos"),
+        ("v.mp4", "b.mp4", ("--quality", "9"), "--quality: is for pictures, and there is none"),
+        ("v.mp4", "b.mp4", ("--compare",), "--compare: is for pictures"),
+        ("v.mp4", "b.mp4", ("--codec", "nosuch"), "--codec: no encoder is named 'nosuch'"),
+    ]:
+        result = run("upscale", tmp_path / source, "-o", tmp_path / target, "--onnx", network, *option)
+        assert result.code == 2
+        assert message in result.error_line
+
+
+def test_a_terminal_sees_share_throughput_and_time_left(
+    run: CommandLine, tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal then
+    monkeypatch.setenv("COLUMNS", "200")
+    for index in range(3):
+        write_picture(tmp_path / "in" / f"{index}.png", pixels())
+    result = run("upscale", tmp_path / "in", "-o", tmp_path / "out", "--onnx", network)
+    assert result.code == 0
+    for words in ("3 of 3: 2.png", "100%", "MP/s", "left"):
+        assert words in result.err
+
+
 # Other processes
 # ----------------------------------------------------------------------------------------------
 

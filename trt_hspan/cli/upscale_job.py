@@ -66,8 +66,7 @@ def run_upscale(request: UpscaleRequest) -> int:
                 "--format", "is for folders and pipes; OUT's suffix says the format", "leave it out"
             )
         check_writable(output / ".any" if is_folder else output)
-        if any(task.is_video for task in tasks):
-            require_encoder(request.video)
+        _require_used(request, tasks)
         runner = _runner(request)
         journal = Journal(output, _settings(request, runner)) if is_folder else None
         progress = WorkProgress(tasks)
@@ -96,6 +95,24 @@ def run_upscale(request: UpscaleRequest) -> int:
                 on_end=progress.end,
             )
         return _tell_all(request, runner, upscaler, report)
+
+
+def _require_used(request: UpscaleRequest, tasks: list[Task]) -> None:
+    """Raises: UsageError when an option is for files that are not there, or no encoder has that name."""
+    videos = sum(task.is_video for task in tasks)
+    for option, asked in (("--codec", request.video.codec), ("--crf", request.video.crf)):
+        if asked is not None and not videos:
+            raise UsageError(option, "is for videos, and there is none", "leave it out")
+    for option, given in (
+        ("--quality", request.writing.quality is not None),
+        ("--compare", request.writing.compare),
+        ("--tile-effect", request.writing.tile_effect),
+        ("--format", request.suffix is not None),
+    ):
+        if given and videos == len(tasks):
+            raise UsageError(option, "is for pictures, and there is none", "leave it out")
+    if videos:
+        require_encoder(request.video)
 
 
 def _runner(request: UpscaleRequest) -> Runner:
@@ -129,6 +146,8 @@ def _run_pipe(request: UpscaleRequest) -> int:
         ("--json", request.json and to_pipe),
         ("--compare", request.writing.compare),
         ("--tile-effect", request.writing.tile_effect),
+        ("--codec", request.video.codec is not None),
+        ("--crf", request.video.crf is not None),
     ):
         if asked:
             raise UsageError(option, "does not go with a pipe", "leave it out, or name files")
