@@ -109,10 +109,13 @@ def run(
         work_time_ms=work_time_ms,
         body_time_ms=body_time_ms,
     )
-    from trt_hspan.serving.serve import ServeSpec
+    from trt_hspan.runtime.opening import device_from_text
+    from trt_hspan.serving.serve import ServeSpec, require_free_ports
 
     spec = {"host": host, "http_port": port, "grpc_port": grpc_port, "metrics_port": metrics_port}
-    ServeSpec(repository=Path(), limits=limits, **spec)  # type: ignore[arg-type] # wrong ports are told first
+    device_from_text(device)
+    # Before the network is looked at, which takes seconds.
+    require_free_ports(ServeSpec(repository=Path(), limits=limits, **spec))  # type: ignore[arg-type]
     options = {"device": device, "res_scale": res_scale, "tile": tile, "name": name, "plugin": plugin}
     if Path(network).is_dir():
         given = [

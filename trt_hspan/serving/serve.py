@@ -86,6 +86,21 @@ class Serving:
     triton_pid: int
 
 
+def require_free_ports(spec: ServeSpec) -> None:
+    """Checks, before any work, that the server can listen where it shall.
+
+    Raises:
+        HspanError: a port is taken or needs permission, or the host is no address of this machine.
+        UsageError: the host is no address at all.
+    """
+    for port, option in (
+        (spec.http_port, "--port"),
+        (spec.grpc_port, "--grpc-port"),
+        (spec.metrics_port, "--metrics-port"),
+    ):
+        _bound(spec.host, port, option).close()
+
+
 async def serve(
     spec: ServeSpec,
     install: TritonInstall,
