@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint format setup plugin train clean help fuzz
+.PHONY: demo test soak lint format setup plugin jetson train clean help fuzz
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -17,6 +17,10 @@ demo: setup plugin
 # Two processes with one thread each: on two cores, threads that wait for each other cost more than they do.
 test: lint plugin
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Five minutes and 2,000 mixed requests at a real server.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_load.py -m soak -s
 
 lint: setup
 	$(BIN)/ruff check .
@@ -33,6 +37,11 @@ format: setup
 plugin: setup
 	$(BIN)/trt-hspan plugin build
 	$(BIN)/trt-hspan plugin build --cpu
+
+# Packages for Jetson Orin and Thor, into dist/: cross compiled here, no board and no GPU needed. docs/jetson.md
+jetson: setup
+	bash scripts/setup_cross.sh required
+	$(BIN)/python scripts/jetson_package.py --jobs 2
 
 setup: $(VENV)/.ready
 
