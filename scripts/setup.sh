@@ -45,3 +45,5 @@ if [ -z "$browser" ]; then
     say "no Chromium: the tests of the report in a browser will be skipped (sudo apt-get install chromium)"
   fi
 fi
+
+bash scripts/setup_cross.sh

@@ -110,7 +110,7 @@ def test_no_nvcc_is_one_line_with_the_way_out(bare_machine: Path) -> None:
 
 def test_an_old_cuda_is_told(bare_machine: Path) -> None:
     nvcc = program(bare_machine / "nvcc", "echo 'Cuda compilation tools, release 11.8, V11.8.89'")
-    with pytest.raises(HspanError, match=f"{nvcc}: is CUDA 11.8, 12.6 or newer is needed"):
+    with pytest.raises(HspanError, match=f"{nvcc}: is CUDA 11.8, 12.4 or newer is needed"):
         find_toolchain()
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
+from trt_hspan.engine.plugin_cmake import progress_from_line, run_logged
 from trt_hspan.engine.plugin_library import (
     LIBRARY_NAME,
     architecture_from_target,
@@ -34,7 +33,6 @@ DEFAULT_ARCHITECTURES: Final = (75, 80, 86, 89, 120)
 _SOURCE_FOLDERS: Final = ("device", "kernels", "tensorrt")
 
 _LOG_NAME: Final = "build.log"
-_CONFIGURE_FRACTION: Final = 0.1  # of the whole time; measured, roughly
 
 
 @dataclass(frozen=True)
@@ -228,62 +226,13 @@ def _compile(
     try:
         with log.open("w") as stream:
             tell(BuildProgress(fraction=0.0, phase="configuring"))
-            for _ in _run(configure, environment, stream, log):
+            for _ in run_logged(configure, environment, stream, log):
                 pass
-            for line in _run(
+            for line in run_logged(
                 [toolchain.cmake, "--build", build, "--parallel", str(jobs)], environment, stream, log
             ):
-                if state := _progress_from_line(line):
+                if state := progress_from_line(line):
                     tell(state)
     except OSError as error:
         raise error_from_os_error(folder, error) from error
     return build / "plugins" / LIBRARY_NAME
-
-
-def _run(
-    command: list[str | Path], environment: dict[str, str], log: IO[str], log_path: Path
-) -> Iterator[str]:
-    """Runs a command, copies its output to the log and yields its lines; raises when it fails."""
-    lines: list[str] = []
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                log.write(line)
-                lines.append(line.rstrip())
-                yield lines[-1]
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode != 0:
-        raise HspanError("plugin", f"does not compile: {_first_error(lines)}", f"the whole log is {log_path}")
-
-
-def _first_error(lines: list[str]) -> str:
-    """The first line that reads like an error; of CMake's messages the text under the headline."""
-    for index, line in enumerate(lines):
-        if line.startswith("CMake Error"):
-            text = " ".join(following.strip() for following in lines[index + 1 : index + 8]).strip()
-            return text[:300] or line
-        if re.search(r"\b(fatal )?error\b|No space left", line, re.IGNORECASE) and not line.startswith("["):
-            return line.strip()[:300]
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-
-
-def _progress_from_line(line: str) -> BuildProgress | None:
-    """From ninja's "[3/9] Building ..." or make's "[ 33%] Building ..."."""
-    if match := re.match(r"\[(\d+)/(\d+)\] (.*)", line):
-        done = int(match[1]) / int(match[2])
-    elif match := re.match(r"\[ *(\d+)(%)\] (.*)", line):
-        done = int(match[1]) / 100
-    else:
-        return None
-    phase = re.sub(r"(Building \w+ object).*/", r"\1 ", match[3])
-    return BuildProgress(fraction=_CONFIGURE_FRACTION + (1 - _CONFIGURE_FRACTION) * done, phase=phase)

@@ -26,7 +26,7 @@ HEADER_WHEEL_FILE: Final = "kernel_lens-2.0.1-py3-none-any.whl"
 HEADER_WHEEL_SHA256: Final = "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0"
 _HEADERS_IN_WHEEL: Final = "kernel_lens/include/tensorrt/"
 
-OLDEST_CUDA: Final = (12, 6)
+OLDEST_CUDA: Final = (12, 4)
 OLDEST_CMAKE: Final = (3, 22)
 _DOWNLOAD_SECONDS: Final = 300
 _SYSTEM_NVCC: Final = "/usr/local/cuda/bin/nvcc"
@@ -73,7 +73,7 @@ def find_toolchain(
         library_path=_wheel_library_path(compiler),
         host_compiler=find_host_compiler(),
         cmake=find_cmake(),
-        ninja=_program("ninja"),
+        ninja=find_ninja(),
         headers=find_tensorrt_headers(tensorrt_root),
     )
 
@@ -128,6 +128,11 @@ def find_cmake() -> Path:
             cmake, f"is version {_dotted(version)}, 3.22 or newer is needed", "pip install cmake"
         )
     return cmake
+
+
+def find_ninja() -> Path | None:
+    """Ninja on PATH or beside this Python; None when make is to be used."""
+    return _program("ninja")
 
 
 def find_tensorrt_headers(root: str | os.PathLike[str] | None = None) -> Path:
@@ -190,7 +195,7 @@ def _checked_cuda_version(nvcc: Path) -> str:
     version = (int(match[1]), int(match[2]))
     if version < OLDEST_CUDA:
         raise HspanError(
-            nvcc, f"is CUDA {_dotted(version)}, 12.6 or newer is needed", "install a newer CUDA toolkit"
+            nvcc, f"is CUDA {_dotted(version)}, 12.4 or newer is needed", "install a newer CUDA toolkit"
         )
     return _dotted(version)
 

@@ -1,0 +1,67 @@
+"""The command behind `make jetson`: arguments, progress, what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.packaging.targets import TARGETS, Target, target_from_name
+
+
+def main(words: list[str] | None = None) -> int:
+    """Builds the packages named, or all. The exit code is that of the error, which is one line on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="jetson_package", description="Builds packages for Jetson boards, on a machine that is none."
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(each.name for each in TARGETS))
+    parser.add_argument("-o", "--output", type=Path, default=Path("dist"), help="the packages' folder (dist)")
+    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time (2)")
+    parser.add_argument(
+        "--json", action="store_true", help="print where the packages are, and their manifests"
+    )
+    arguments = parser.parse_args(words)
+    try:
+        if arguments.jobs < 1:
+            raise UsageError("--jobs", f"got {arguments.jobs}, expected at least 1")
+        targets = [target_from_name(name) for name in arguments.targets] or list(TARGETS)
+        _build(targets, arguments.output, jobs=arguments.jobs, as_json=arguments.json)
+    except HspanError as error:
+        print(f"jetson_package: error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+def _build(targets: list[Target], output: Path, *, jobs: int, as_json: bool) -> None:
+    from trt_hspan.cli.output import print_json, print_table, progress
+    from trt_hspan.engine.progress import BuildProgress
+    from trt_hspan.packaging.jetson_package import build_jetson_package
+
+    packages = []
+    with progress("building", total=1.0) as bar:
+        task = bar.task_ids[0]
+        for target in targets:
+
+            def show(state: BuildProgress, name: str = target.name) -> None:
+                bar.update(task, completed=state.fraction, description=f"{name}: {state.phase}")
+
+            packages.append(build_jetson_package(target, output, jobs=jobs, on_progress=show))
+    if as_json:
+        listed = [
+            {"archive": str(each.archive), "deb": each.deb and str(each.deb), "manifest": each.manifest}
+            for each in packages
+        ]
+        print_json({"packages": listed})
+        return
+    for each in packages:
+        plugin = each.manifest["files"][0]
+        rows = {
+            "archive": each.archive,
+            "deb": each.deb or "none: dpkg-deb is missing",
+            "for": f"{each.target.boards}; JetPack {each.target.jetpack}, {each.target.system}",
+            "plugin": f"sm_{each.target.architecture}, CUDA {plugin['plugin']['cuda_version']}",
+            "needs": plugin["needs"],
+            "loads": ", ".join(plugin["libraries"]),
+        }
+        print_table(each.target.name, rows)
