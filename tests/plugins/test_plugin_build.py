@@ -46,6 +46,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(plugin_toolchain, "_SYSTEM_NVCC", str(tmp_path / "none"))
     monkeypatch.setattr(plugin_toolchain, "_SYSTEM_PREFIXES", (str(tmp_path / "none"),))
+    plugin_toolchain.sysconfig.get_config_vars()  # reads a module, which an empty path would hide
     monkeypatch.setattr(plugin_toolchain.sys, "path", [])
     monkeypatch.setattr(plugin_toolchain.sysconfig, "get_path", lambda name: str(tmp_path / "none"))
     return folder

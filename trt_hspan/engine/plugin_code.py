@@ -204,7 +204,7 @@ def resources_from_ptxas(text: str) -> dict[str, Resources]:
         used = re.search(r"Used (\d+) registers", part)
         frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         if name is None or used is None or frame is None:
-            raise HspanError("ptxas", "its report reads differently here", "use CUDA 12.6 to 13")
+            raise HspanError("ptxas", "its report reads differently here", "use CUDA 12.4 to 13")
         shared = re.search(r"(\d+)(?:\+\d+)? bytes smem", part)
         found[name[1]] = Resources(
             registers=int(used[1]),
