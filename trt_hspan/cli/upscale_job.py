@@ -183,8 +183,8 @@ def _suffix_of_format(name: str) -> str:
 def _tell_one(request: UpscaleRequest, runner: Runner, upscaler: Upscaler, task: Task, result: Any) -> int:
     report = {
         "input": str(task.source),
-        **_result_rows(result),
         "output": str(task.target),
+        **_result_rows(result),
         **_runner_rows(runner),
         "out_of_memory": upscaler.shrinks or None,
     }
