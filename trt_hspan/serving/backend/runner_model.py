@@ -16,6 +16,7 @@ import numpy as np
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.serving.backend.tensors import array_from_tensor, model_parameters, tensor_from_array
+from trt_hspan.serving.backend.watchdog import die_with_parent
 from trt_hspan.serving.limits import limits_from_parameters
 
 
@@ -29,6 +30,7 @@ class RunnerModel:
     def initialize(self, args: dict[str, str]) -> None:
         import triton_python_backend_utils as pb_utils
 
+        die_with_parent()
         self._pb = pb_utils
         parameters = model_parameters(json.loads(args["model_config"]))
         name = args["model_name"]
