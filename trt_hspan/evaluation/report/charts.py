@@ -40,9 +40,9 @@ def layer_chart(modules: Sequence[str], lines: Sequence[Line]) -> str:
     parts = [
         _svg_open(height, "PSNR of each module's output against FP32, in decibels, one line per network")
     ]
-    for tick in range(low, high + 1, 10 if high - low <= 80 else 20):
-        parts.append(plot.horizontal(tick, f"{tick}"))
-    parts.append(f'<text class="axis" x="{_LEFT - 44}" y="{_TOP + 2}">dB</text>')
+    ticks = range(low, high + 1, 10 if high - low <= 80 else 20)
+    for tick in ticks:
+        parts.append(plot.horizontal(tick, f"{tick} dB" if tick == ticks[-1] else f"{tick}"))
     for index, module in enumerate(modules):
         if module.count(".") <= 1:
             x = plot.x(index)
