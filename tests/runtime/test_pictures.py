@@ -161,6 +161,17 @@ def test_palettes_become_colours(transparent: bool) -> None:
     np.testing.assert_array_equal(found[..., :3], np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize(("transparent", "channels"), [(False, 1), (True, 2)])
+def test_a_palette_of_greys_is_grey(transparent: bool, channels: int) -> None:
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
+    image.putpalette([level for index in range(64) for level in (255 - index,) * 3])
+    stream = io.BytesIO()
+    image.save(stream, "PNG", **({"transparency": 5} if transparent else {}))
+    found = decode_image(stream.getvalue()).pixels
+    assert found.shape == (8, 8, channels)
+    np.testing.assert_array_equal(found[..., 0].ravel(), 255 - np.arange(64))
+
+
 def test_black_and_white_becomes_grey_and_a_colour_key_alpha() -> None:
     stream = io.BytesIO()
     Image.fromarray(np.eye(9, dtype=bool)).save(stream, "PNG")

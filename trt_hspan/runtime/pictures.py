@@ -90,7 +90,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
 def decode_image(data: bytes, *, where: object = "picture") -> Picture:
     """A picture from the bytes of a file, recognised by content.
 
-    Turned upright by its EXIF orientation. Palettes become RGB, with alpha where they have it; black and white
+    Turned upright by its EXIF orientation. Palettes become RGB, or grey, with alpha where they have it; black and white
     becomes grey; CMYK becomes sRGB through its profile, without one by plain complement. Of an animation or
     several pages the first is taken.
 
@@ -280,7 +280,10 @@ def _plain_mode(image: Image.Image, where: object) -> tuple[Image.Image, bool]:
     if mode in ("LA", "RGBA") or mode.startswith("I;16"):
         return image, True
     if mode in ("P", "PA"):
-        return image.convert("RGBA" if transparent or mode == "PA" else "RGB"), True
+        colours = image.getpalette() or []
+        grey = colours[::3] == colours[1::3] == colours[2::3]
+        opaque = not transparent and mode == "P"
+        return image.convert(("L" if grey else "RGB") if opaque else ("LA" if grey else "RGBA")), True
     if mode in ("La", "RGBa"):
         return image.convert(mode.upper()), True
     if mode == "CMYK":
