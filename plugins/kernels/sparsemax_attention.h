@@ -77,12 +77,14 @@ size_t attentionWorkspaceBytes(AttentionProblem const& problem, int32_t config) 
 //!     output[n][d][i] = sum over j with p_ij > 0 of p_ij value[n][d][j],   p_i = sparsemax_j(q_i . k_j),
 //! where sparsemax(s)_j = max(s_j - tau, 0) and tau solves sum_j max(s_j - tau, 0) = 1 (Martins and Astudillo 2016).
 //!
-//! Numeric contract. Scores, threshold, weights and sums are FP32 whatever the element type; the output is rounded
-//! once. With u = 2^-24, every score is one chain of fused multiply-adds over ascending channels, so it carries an
-//! error of at most C u sum_c |q_c k_c| and is the same bit pattern in every pass. Given the scores, each output
-//! differs from the exact one by at most 96 u max |v_j| over the j of positive weight (plugins/README.md derives it),
-//! independent of L.
-//! Equal scores get equal weights. No result depends on scheduling: two runs agree bit by bit.
+//! Numeric contract. Scores, threshold, weights and sums are FP32 or better whatever the element type; the output is
+//! rounded once. u = 2^-24. Outside tensor cores every score is one chain of fused multiply-adds over ascending
+//! channels, off by at most C u sum_c |q_c k_c|; on tensor cores it is summed in FP32 in the order of the hardware. In
+//! all passes of a configuration it is the same bit pattern. Given the scores, each output differs from the exact one
+//! by at most 96 u max |v_j| over the j of positive weight; for FP16 and BF16 in tiles on the dense route by (2^-17 +
+//! (130 + L / 512) u) max |v_j| (plugins/README.md derives both). Equal scores get equal weights. In tiled
+//! configurations the threshold and the weights are the same bits for every tile shape and route. No result depends on
+//! scheduling: two runs agree bit by bit.
 //!
 //! Degenerate rows. A row with a NaN or +inf score, or with no score above -inf, is NaN in all its channels; other
 //! rows are untouched. A score of -inf has weight 0. Positions of weight 0 contribute nothing, even where their
