@@ -56,6 +56,7 @@ def main() -> int:
     )
     parser.add_argument("--calibration", default="builtin", help="folder of pictures, or builtin")
     parser.add_argument("--base", default="fp16", choices=FLOATS, help="type of what INT8 leaves alone")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="of INT8 calibration")
     parser.add_argument("--tiles", type=int, default=8, help="calibration tiles")
     parser.add_argument("--limit", type=int, help="compare on the first so many pictures")
     parser.add_argument("--threads", type=int, default=1)
@@ -133,7 +134,7 @@ def made_networks(arguments: argparse.Namespace, folder: Path, scale: int) -> It
         path = export_onnx(arguments.checkpoint, folder / f"{precision}.onnx", precision=precision)
         yield Network(label=precision, path=path)
     plan = TilePlan(count=arguments.tiles)
-    for method in METHODS:
+    for method in arguments.methods:
         note(f"quantising, {method}")
         request = QuantizationRequest(
             precision="int8", calibration=arguments.calibration, method=method, tiles=plan, use_cache=False
