@@ -16,6 +16,7 @@ _DEFAULT_NETWORK = "hspan-tiny-x4"
 _PICTURES = "Pictures"
 _TILES = "Tiles"
 _VIDEO = "Video"
+_CLUSTER = "Cluster"
 
 
 def upscale(
@@ -153,6 +154,21 @@ def upscale(
             rich_help_panel=_VIDEO,
         ),
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|auto|ray://HOST:PORT",
+            help="Pictures on many workers through Ray; inputs and OUT may be URIs such as s3://bucket/folder. "
+            "--threads is for each worker.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="At one time.", show_default="one for each GPU or processor", rich_help_panel=_CLUSTER
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Up-scale pictures, folders and videos of any size.
@@ -168,6 +184,8 @@ def upscale(
         )
     if official_min_size is not None and protocol != "official":
         raise UsageError("--official-min-size", "is for --protocol official", "leave it out")
+    if workers is not None and cluster is None:
+        raise UsageError("--workers", "is for --cluster", "leave it out")
     from trt_hspan.cli.upscale_job import UpscaleRequest, run_upscale
     from trt_hspan.runtime.picture_files import WriteOptions
     from trt_hspan.runtime.tiling import OFFICIAL_MIN_SIZE
@@ -194,6 +212,10 @@ def upscale(
         overwrite=overwrite,
         json=json,
     )
+    if cluster is not None:
+        from trt_hspan.cli.upscale_cluster import run_upscale_on_cluster
+
+        raise typer.Exit(run_upscale_on_cluster(request, cluster, workers))
     raise typer.Exit(run_upscale(request))
 
 

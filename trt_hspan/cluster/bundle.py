@@ -1,0 +1,87 @@
+"""A network as bytes, so that workers on other machines need no copy of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trt_hspan.errors import HspanError
+from trt_hspan.files import error_from_os_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkBundle:
+    """What `open_runner` needs, wherever it runs.
+
+    Attributes:
+        name: a preset's name, or the file among `files` to open.
+        files: name -> content; empty for a preset.
+        res_scale, device, threads: as `open_runner` takes them.
+    """
+
+    name: str
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    res_scale: float = 0.1
+    device: str = "auto"
+    threads: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over name and content of everything; another network has another one."""
+        digest = hashlib.sha256(self.name.encode())
+        for name, content in sorted(self.files.items()):
+            digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
+        return digest.hexdigest()
+
+    @contextmanager
+    def on_disk(self) -> Iterator[str]:
+        """Writes the files to a temporary folder and gives what to open there."""
+        if not self.files:
+            yield self.name
+            return
+        with tempfile.TemporaryDirectory(prefix="trt-hspan-") as folder:
+            for name, content in self.files.items():
+                (Path(folder) / name).write_bytes(content)
+            yield str(Path(folder) / self.name)
+
+
+def bundle_from_network(
+    network: str | Path, *, res_scale: float = 0.1, device: str = "auto", threads: int | None = None
+) -> NetworkBundle:
+    """Packs a checkpoint, an ONNX file, an engine with its manifest, ONNX file and plugin library, or a preset's name.
+
+    Raises:
+        HspanError: a file is missing; an engine is not what its manifest vouches for.
+    """
+    path = Path(network)
+    name = str(network)
+    names: list[Path] = []
+    if path.suffix == ".plan":
+        names = _engine_files(path)
+        name = path.name
+    elif path.suffix:
+        names, name = [path], path.name
+    try:
+        files = {file.name: file.read_bytes() for file in names}
+    except OSError as error:
+        raise error_from_os_error(Path(error.filename or path), error, action="read") from error
+    return NetworkBundle(name=name, files=files, res_scale=res_scale, device=device, threads=threads)
+
+
+def _engine_files(plan: Path) -> list[Path]:
+    from trt_hspan.engine.manifest import manifest_path, verify_manifest
+    from trt_hspan.engine.plugin_library import default_plugin_path
+
+    manifest = verify_manifest(plan)
+    files = [plan, manifest_path(plan), plan.parent / manifest.onnx_file]
+    if manifest.plugin is not None:
+        beside = plan.parent / manifest.plugin.file
+        library = beside if beside.is_file() else default_plugin_path()
+        if not library.is_file():
+            raise HspanError(library, "the engine's plugin library is missing", "trt-hspan plugin build")
+        files.append(library)
+    return files

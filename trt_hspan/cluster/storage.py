@@ -1,0 +1,102 @@
+"""Files by path or URI. Owns the difference between the two; fsspec knows the object stores.
+
+A plain path is a file of this machine, or of a file system that all machines share.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from trt_hspan.errors import HspanError
+from trt_hspan.files import write_bytes as write_file_bytes
+
+_MARK = "://"
+
+
+def is_uri(place: str) -> bool:
+    """Whether this names an object store, such as s3://bucket/folder."""
+    return _MARK in place and not place.startswith("file" + _MARK)
+
+
+def joined(place: str, name: str) -> str:
+    """`place` / `name`."""
+    return f"{place.rstrip('/')}/{name}" if is_uri(place) else os.path.join(place, name)  # noqa: PTH118
+
+
+def suffix_of(place: str) -> str:
+    """The suffix in lower case, with its dot."""
+    return PurePosixPath(place.rsplit(_MARK, maxsplit=1)[-1]).suffix.lower()
+
+
+def read_bytes(uri: str) -> bytes:
+    """All of an object. Raises: HspanError when it cannot be read."""
+    system, path = _system(uri)
+    try:
+        return bytes(system.cat_file(path))
+    except Exception as error:
+        raise _failure(uri, error, "read") from error
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes an object, whole or not at all. Raises: HspanError when it cannot be written."""
+    if not is_uri(uri):
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        write_file_bytes(Path(uri), data)
+        return
+    system, path = _system(uri)
+    try:
+        system.makedirs(system._parent(path), exist_ok=True)
+        system.pipe_file(path, data)  # object stores show an object when all of it has arrived
+    except Exception as error:
+        raise _failure(uri, error, "written") from error
+
+
+def objects_in(uri: str) -> list[str]:
+    """Names of all objects below a place, relative to it, sorted; empty when there are none.
+
+    Raises:
+        HspanError: the place cannot be listed.
+    """
+    system, path = _system(uri)
+    root = path.rstrip("/") + "/"
+    try:
+        found = system.find(path) if system.exists(path) else []
+    except Exception as error:
+        raise _failure(uri, error, "listed") from error
+    return sorted(name[len(root) :] for name in found if name.startswith(root))
+
+
+def exists(place: str) -> bool:
+    """Whether there is such a file or object. Raises: HspanError when the store does not answer."""
+    if not is_uri(place):
+        return Path(place).exists()
+    system, path = _system(place)
+    try:
+        return bool(system.exists(path))
+    except Exception as error:
+        raise _failure(place, error, "looked for") from error
+
+
+def _system(uri: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+    except ImportError:
+        raise HspanError(uri, "is a URI, and fsspec is missing", "pip install 'trt-hspan[cluster]'") from None
+    try:
+        system, path = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise HspanError(
+            uri, f"no access to this kind of store ({error})", "install its fsspec package"
+        ) from None
+    return system, path
+
+
+def _failure(uri: str, error: BaseException, action: str) -> HspanError:
+    if isinstance(error, HspanError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return HspanError(uri, "no such object", "check the URI")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return HspanError(uri, f"cannot be {action}: {reason}", "check the URI and the credentials")
