@@ -46,4 +46,19 @@ if [ -z "$browser" ]; then
   fi
 fi
 
+# The C++ runtime is built by its tests, where the headers of its libraries are.
+absent=()
+for pair in libpng-dev:png.h libjpeg-dev:jpeglib.h libssl-dev:openssl/evp.h nlohmann-json3-dev:nlohmann/json.hpp libcli11-dev:CLI/CLI.hpp; do
+  [ -e "/usr/include/${pair#*:}" ] || absent+=("${pair%%:*}")
+done
+if [ "${#absent[@]}" -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing ${absent[*]}, which the C++ runtime is built with"
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${absent[@]}" >/dev/null; } ||
+      say "they could not be installed: the tests of the C++ runtime will be skipped"
+  else
+    say "the tests of the C++ runtime will be skipped (sudo apt-get install ${absent[*]})"
+  fi
+fi
+
 bash scripts/setup_cross.sh
