@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trt_hspan.errors import HspanError
@@ -44,9 +44,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.is_dir():
             raise HspanError(target, "is a folder, expected a file name", "name a file in it")
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
+        # Named before it is made: an interruption in between must not leave it behind.
+        temporary = target.parent / f".{target.stem}.{secrets.token_hex(4)}{target.suffix}"
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
@@ -57,7 +57,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise error_from_os_error(target, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # it may never have been made
+                temporary.unlink()
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:

@@ -262,14 +262,14 @@ def test_a_job_that_is_stopped_leaves_whole_files_and_goes_on_later(
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 60
-    while not list(out.glob("*.png")) and process.poll() is None:
+    while not list(out.glob("[0-9]*.png")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(kind)
     _, err = process.communicate()
-    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    finished = {path.name: path.stat().st_mtime_ns for path in out.glob("[0-9]*.png")}
     assert 0 < len(finished) < 12
-    for path in out.glob("*.png"):
+    for path in out.glob("[0-9]*.png"):
         assert read_picture(path).pixels.shape[1] == 90
     if kind is not signal.SIGKILL:  # nobody can tidy up after that one
         assert process.returncode == 130
