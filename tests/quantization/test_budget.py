@@ -13,7 +13,7 @@ from support.quantization_plan import PLAN
 from trt_hspan import HspanError
 from trt_hspan.evaluation.metrics import psnr_y
 from trt_hspan.graph import model_for_cpu
-from trt_hspan.graph.quantized import quantized_convolutions
+from trt_hspan.graph.quantized import convolution_macs, quantized_convolutions
 from trt_hspan.quantization.budget import BudgetResult, choose_layers
 from trt_hspan.quantization.layers import layers_to_quantize
 from trt_hspan.quantization.measure import HeldOut, Measurement
@@ -26,8 +26,8 @@ from trt_hspan.runtime.images import image_from_tensor, tensor_from_image
 class KnownLosses(HeldOut):
     """Each quantised layer costs what it is said to cost; costs add up, but the first two halve each other."""
 
-    def __init__(self, costs: dict[str, float], *, together: float = 1.0) -> None:
-        self.costs, self.together = costs, together
+    def __init__(self, costs: dict[str, float], *, together: float = 1.0, db_per_loss: float = 3e4) -> None:
+        self.costs, self.together, self.db_per_loss = costs, together, db_per_loss
         self.measured: list[set[str]] = []
 
     def measure(self, model: onnx.ModelProto) -> Measurement:
@@ -36,7 +36,7 @@ class KnownLosses(HeldOut):
         loss = sum(self.costs[name] for name in quantized)
         if set(list(self.costs)[:2]) <= quantized:
             loss *= self.together
-        psnr = 100.0 - 100.0 * loss
+        psnr = 100.0 - self.db_per_loss * loss
         return Measurement(psnr_db=psnr, worst_psnr_db=psnr, psnr_y_db=30.0 - loss, loss_db=loss)
 
 
@@ -69,11 +69,21 @@ def test_the_most_sensitive_layers_go_back_first_and_only_as_many_as_needed(
 ) -> None:
     costs = {name: 0.001 * index for index, name in enumerate(names)}
     total = sum(costs.values())
-    result = search(source, int8, KnownLosses(costs), total - costs[names[-1]] - costs[names[-2]])
+    result = search(source, int8, KnownLosses(costs), total - costs[names[-1]] - costs[names[-2]] + 1e-9)
     assert kept(result) == set(names[-2:])
     assert set(result.choices) == set(names)
     assert "alone it loses" in result.choices[names[-1]].why
     assert "the loss falls to" in result.choices[names[-1]].why
+
+
+def test_of_two_layers_with_one_error_the_one_with_less_work_goes_back(
+    source: Source, int8: Quantized, names: list[str]
+) -> None:
+    work = convolution_macs(source.base)
+    large, small = "body.0.body.0.body.0/Conv", "body.0.body.2.conv_match1.0/Conv"
+    assert work[large] > 2 * work[small]
+    costs = dict.fromkeys(names, 0.0) | {large: 0.1, small: 0.1}
+    assert kept(search(source, int8, KnownLosses(costs, db_per_loss=100.0), 0.1 + 1e-9)) == {small}
 
 
 def test_a_layer_whose_return_was_not_needed_in_the_end_is_quantised_again(
