@@ -39,10 +39,10 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_audit_names_the_nodes_and_decides_nothing(run: CommandLine, loud: Path, pictures: Path) -> None:
-    result = run("audit", loud, "--pictures", pictures, "--json")
+    result = run("audit", loud, "--pictures", pictures, "--limit", 1, "--json")
     assert result.code == 0, result.err
     report = json.loads(result.out)
-    assert (report["precision"], report["limit"], report["pictures"]) == ("fp16", 65504.0, 2)
+    assert (report["precision"], report["limit"], report["pictures"]) == ("fp16", 65504.0, 1)
     assert "body.0/Add" in report["at_risk"]
     assert set(report["cure"]) > {"body.0/Add", "body.1.body.0.body.0/Conv"}
     table = run("audit", loud, "--pictures", pictures, "--limit", 1)

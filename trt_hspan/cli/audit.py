@@ -46,10 +46,13 @@ def audit(
     """Print the range of every node against the type's limit. Decides nothing: the exit code is 0 either way."""
     from trt_hspan.cli.output import print_json, progress
     from trt_hspan.evaluation.range_request import samples_from_audit_option
-    from trt_hspan.evaluation.ranges import audit_ranges, checked_low_precision
+    from trt_hspan.evaluation.ranges import audit_ranges, check_tile, checked_low_precision
+    from trt_hspan.quantization.tiles import check_place
 
     if precision is not None:
         checked_low_precision(precision)
+    check_tile(tile)
+    check_place(pictures)
     subject = subject_of_audit(model, precision, res_scale)
     samples = samples_from_audit_option(pictures, subject.scale)[:limit]
     with progress("auditing", total=len(samples)) as bar:

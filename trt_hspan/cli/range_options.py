@@ -24,6 +24,7 @@ def range_request(
 
     Raises:
         UsageError: the options contradict each other or the precision.
+        HspanError: there is no such folder, or it holds no pictures.
     """
     if audit is None and not keep_fp32:
         return None
@@ -31,6 +32,10 @@ def range_request(
 
     request = RangeRequest(pictures=audit, keep_fp32=tuple(keep_fp32 or ()))
     request.require_low(precision)
+    if audit is not None:
+        from trt_hspan.quantization.tiles import check_place
+
+        check_place(audit)
     return request
 
 

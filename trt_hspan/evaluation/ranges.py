@@ -73,8 +73,7 @@ def audit_ranges(
             holds no attention, or ONNX Runtime fails.
     """
     low_type = checked_low_precision(precision)
-    if tile < 16:
-        raise UsageError("--tile", f"got {tile}, expected at least 16 pixels")
+    check_tile(tile)
     where = model.graph.name or "model"
     require_attention(model, where)
     if not samples:
@@ -99,6 +98,12 @@ def audit_ranges(
         tile=tile,
         nodes=_Verdict(twin, nodes, gathered, low_nodes, low_type).ranges(),
     )
+
+
+def check_tile(tile: int) -> None:
+    """Raises: UsageError for tiles in which convolutions see more padding than picture."""
+    if tile < 16:
+        raise UsageError("--tile", f"got {tile}, expected at least 16 pixels")
 
 
 def checked_low_precision(text: str) -> LowPrecision:
