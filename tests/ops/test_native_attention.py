@@ -6,13 +6,14 @@ that plugins/README.md bounds given the scores: 96 u max |v|, u = 2^-24, which i
 The tests were checked by breaking the kernel on purpose; each mistake made some of them fail:
 
 - the keys beyond the last one of a ragged panel are not masked;
-- a group of panels is skipped when its maxima equal the bound of a tie (`listCandidates` keeps one score per vector);
+- of several candidates in one vector, such as ties, only the first is kept;
 - the lanes of the second half of a register tile are stored in the first half's place;
 - the support counts one score too many in Newton's step;
 - what follows a list in its last vector is not set to -inf;
 - the last rows of a tile that is not full are left out;
 - the threshold is held in one float;
-- a weight of zero is multiplied with a value that is NaN.
+- a weight of zero is multiplied with a value that is NaN;
+- the maxima of a group are those of its last panel alone.
 """
 
 from __future__ import annotations
