@@ -1,8 +1,8 @@
 """Compiles the stand-in driver and, where PyCUDA is not installed, PyCUDA against it. Once; kept under build/.
 
 What comes out is the real PyCUDA: it links to a library called libcuda.so.1, whichever that is. Its own setup compiles
-40 files one after the other in four minutes; here Boost.Python is one translation unit, nothing is optimised and two
-compilers run at a time, which takes half a minute on two idle cores.
+40 files one after the other; here Boost.Python is one translation unit, nothing is optimised and two
+compilers run at a time, which takes a good minute of processor time.
 """
 
 from __future__ import annotations
