@@ -185,13 +185,17 @@ class _Transcoding:
                 output.metadata.update(self._container.metadata)
                 copied, dropped = self._copied_streams(output)
                 stream = self._added_stream(output)
+                waiting: list[Any] = []  # copied packets
                 wanted = [self._video, *copied]
                 for packet in self._packets(wanted):
                     if packet.stream is not self._video:
                         if packet.dts is not None:
-                            self._prepared(stream)
                             packet.stream = copied[packet.stream]
-                            output.mux(packet)
+                            waiting.append(packet)
+                        if self._encoder is None:
+                            continue  # the header, written with the first packet, says how large frames are
+                        while waiting:
+                            output.mux(waiting.pop(0))
                         continue
                     for frame in self._decoded(packet):
                         output.mux(self._encoded(stream, frame))
@@ -200,7 +204,8 @@ class _Transcoding:
                             on_frame(done, total)
                 if not done:
                     raise HspanError(self._source, "holds no frame that can be read", "copy it again")
-                output.mux(stream.encode(None))
+                for packet in (*waiting, *stream.encode(None)):
+                    output.mux(packet)
         except av.error.FFmpegError as error:
             if isinstance(error, OSError) and error.errno and error.errno > 0:
                 raise error_from_os_error(self._target, error) from error
@@ -240,12 +245,6 @@ class _Transcoding:
             except (ValueError, self._av.error.FFmpegError) as error:
                 dropped.append(f"{stream.type} stream {stream.index}: {error}")
         return copied, dropped
-
-    def _prepared(self, stream: Any) -> None:
-        """The header is written with the first packet, and must know the size of the frames by then."""
-        if self._encoder is None:
-            context = self._video.codec_context
-            self._configure(stream, context.height, context.width)
 
     def _configure(self, stream: Any, height: int, width: int) -> None:
         scale = self._upscaler.scale
