@@ -93,7 +93,7 @@ HSPAN_DEVICE void gatherRow(float (&output)[kMAX_VALUE_CHANNELS + 1], RowResult 
 
 //! Writes the output of kGATHER_ROWS rows, except those on the dense route.
 template <typename T>
-HSPAN_KERNEL(kGATHER_WARPS* simt::kWARP_SIZE)
+HSPAN_KERNEL_FITTING(kGATHER_WARPS* simt::kWARP_SIZE, 3)
 gatherKernel(TiledArguments<T> arguments)
 {
     HSPAN_SHARED(GatherStage, stage);
