@@ -40,20 +40,20 @@ class Admission:
         return self._in_flight
 
     @contextmanager
-    def slot(self) -> Iterator[Reservation]:
-        """A place for one inference request.
+    def slot(self, *, counted: bool = True) -> Iterator[Reservation]:
+        """A place for one request; what is no inference is not counted, only its bytes.
 
         Raises:
             RefusedError: 503 when all are taken. The models' own queues refuse too; this one guards the memory.
         """
-        if self._in_flight >= 2 * self.limits.queue_length:
+        if counted and self._in_flight >= 2 * self.limits.queue_length:
             raise RefusedError(503, f"the server is busy with {self._in_flight} requests; try again later")
-        self._in_flight += 1
+        self._in_flight += counted
         reservation = Reservation(self)
         try:
             yield reservation
         finally:
-            self._in_flight -= 1
+            self._in_flight -= counted
             reservation.release()
 
     def take(self, count: int) -> None:

@@ -50,6 +50,7 @@ class AsyncUpscaleClient:
         self.url = server_url_from_text(url)
         self._model, self._timeout, self._retry = model, timeout_seconds, retry or RetryPolicy()
         self._connections = connections
+        self._found: dict[bool, str] = {}  # the picture model, the raw model
         self._client: Any = None
         self._module: Any = None
 
@@ -85,7 +86,9 @@ class AsyncUpscaleClient:
     async def model_names(self) -> list[str]:
         """The models that are ready. Raises: HspanError when the server cannot be reached."""
         options = {"as_json": True} if self.url.protocol == "grpc" else {}
-        return names_from_index(await self._told(lambda: self._client.get_model_repository_index(**options)))
+        return names_from_index(
+            await self._patiently(lambda: self._client.get_model_repository_index(**options))
+        )
 
     async def upscale_picture(self, picture: bytes, *, format: str = "png") -> bytes:
         """Up-scales a picture file. Arguments, result and errors as `UpscaleClient.upscale_picture`."""
@@ -106,7 +109,9 @@ class AsyncUpscaleClient:
     async def _model_or_only(self, *, image: bool) -> str:
         if self._model is not None:
             return self._model
-        return model_of_kind(await self.model_names(), self.url, image=image)
+        if image not in self._found:
+            self._found[image] = model_of_kind(await self.model_names(), self.url, image=image)
+        return self._found[image]
 
     def _infer(self, model: str, tensor: Any, parameters: dict[str, Any]) -> Awaitable[Any]:
         options: dict[str, Any] = {"parameters": parameters or None}

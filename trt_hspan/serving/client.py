@@ -56,6 +56,7 @@ class UpscaleClient:
         self.url = server_url_from_text(url)
         self._model, self._timeout, self._retry = model, timeout_seconds, retry or RetryPolicy()
         self._shared = shared_memory
+        self._found: dict[bool, str] = {}  # the picture model, the raw model
         if self.url.protocol == "grpc":
             import tritonclient.grpc as module
 
@@ -97,7 +98,7 @@ class UpscaleClient:
             HspanError: the server cannot be reached.
         """
         options = {"as_json": True} if self.url.protocol == "grpc" else {}
-        return names_from_index(self._told(lambda: self._client.get_model_repository_index(**options)))
+        return names_from_index(self._patiently(lambda: self._client.get_model_repository_index(**options)))
 
     def upscale_picture(self, picture: bytes, *, format: str = "png") -> bytes:
         """Up-scales a picture file.
@@ -115,7 +116,7 @@ class UpscaleClient:
             UsageError: an unknown format.
         """
         require_picture(picture, format)
-        model = self._model or model_of_kind(self.model_names(), self.url, image=True)
+        model = self._model_or_only(image=True)
         tensor = image_input(self._module, picture)
         with self._in_shared_memory(tensor, np.frombuffer(picture, np.uint8)[None]):
             result = self._patiently(lambda: self._infer(model, tensor, "upscaled", {"format": format}))
@@ -137,7 +138,7 @@ class UpscaleClient:
             HspanError: as `upscale_picture`; or the batch has another shape or type than the server takes.
         """
         require_batch(batch)
-        model = self._model or model_of_kind(self.model_names(), self.url, image=False)
+        model = self._model_or_only(image=False)
         tensor = raw_input(self._module, batch)
         n, _, height, width = batch.shape
         room = 0 if scale is None else 4 * n * 3 * height * width * scale**2
@@ -146,6 +147,13 @@ class UpscaleClient:
             if region is None:
                 return np.array(result.as_numpy("output"))
             return region.output((n, 3, height * (scale or 1), width * (scale or 1)))
+
+    def _model_or_only(self, *, image: bool) -> str:
+        if self._model is not None:
+            return self._model
+        if image not in self._found:
+            self._found[image] = model_of_kind(self.model_names(), self.url, image=image)
+        return self._found[image]
 
     def _infer(
         self, model: str, tensor: Any, output: str, parameters: dict[str, Any], region: _Region | None = None

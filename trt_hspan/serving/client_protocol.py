@@ -96,7 +96,7 @@ def error_from_client(url: ServerUrl, error: BaseException) -> HspanError:
     connecting = any(word in message for word in _CONNECTING)
     full = status == "StatusCode.RESOURCE_EXHAUSTED" and "larger than" not in message
     if full or (status in _BUSY and not connecting):
-        return ServerBusyError(url.text, message, "try again later")
+        return ServerBusyError(url.text, message, None if "again" in message else "try again later")
     if status == "StatusCode.DEADLINE_EXCEEDED" or "timed out" in message:
         return late
     if status == "StatusCode.UNAVAILABLE":

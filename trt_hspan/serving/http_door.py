@@ -148,7 +148,7 @@ class HttpDoor:
             raise RefusedError(*refusal)
         if request.method != "POST":
             return await self._forward(request, b"")
-        with self._admission.slot() as reservation:
+        with self._admission.slot(counted=path.endswith("/infer")) as reservation:
             body = await self._body(request, reservation)
             _check_json_length(request, len(body))
             if path.endswith("/register"):

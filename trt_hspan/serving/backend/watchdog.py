@@ -1,6 +1,6 @@
 """Ends this process when Triton is gone.
 
-*Measured* with Triton 2.51: a stub that waits for the answer of another model when tritonserver is killed waits for ever.
+*Measured* with Triton 2.51: a stub that waits for another model's answer when tritonserver is killed waits for ever.
 """
 
 from __future__ import annotations

@@ -1,0 +1,268 @@
+"""The clients against the real server, and against servers that are busy, gone or silent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.browser import headless_chromium
+from support.command_line import CommandLine
+from support.serve_process import ServeProcess
+from support.served_pictures import pixels_of, png
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.runtime.runner import Runner
+from trt_hspan.serving.async_client import AsyncUpscaleClient
+from trt_hspan.serving.client import UpscaleClient
+from trt_hspan.serving.client_protocol import (
+    RetryPolicy,
+    ServerBusyError,
+    ServerUnreachableError,
+    server_url_from_text,
+)
+
+PATIENT = RetryPolicy(attempts=40, first_delay_seconds=0.1, max_delay_seconds=2.0)
+
+
+def urls(server: ServeProcess) -> dict[str, str]:
+    return {"http": server.http, "grpc": f"grpc://{server.grpc_address}"}
+
+
+def require_same_pictures(files: list[bytes]) -> None:
+    """Batches of different sizes add up in different orders, which may turn one rounding to 8 bits around."""
+    pictures = np.stack([pixels_of(data) for data in files]).astype(int)
+    assert np.abs(pictures - pictures[0]).max() <= 1
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_pictures_and_tensors_come_back(
+    server: ServeProcess, runner: Runner, picture: bytes, protocol: str, shared_memory: bool
+) -> None:
+    batch = np.random.default_rng(4).random((1, 3, 10, 14), np.float32)
+    with UpscaleClient(urls(server)[protocol], shared_memory=shared_memory) as client:
+        assert client.is_ready()
+        assert client.model_names() == ["hspan-tiny-x4", "hspan-tiny-x4_image"]
+        assert pixels_of(client.upscale_picture(picture)).shape == (80, 120, 3)
+        np.testing.assert_array_equal(client.upscale_tensor(batch, scale=4), runner.run(batch))
+        np.testing.assert_array_equal(client.upscale_tensor(batch), runner.run(batch))
+    assert not list(Path("/dev/shm").glob("client_*"))
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_asynchronous_client_does_many_at_a_time(
+    server: ServeProcess, runner: Runner, picture: bytes, protocol: str
+) -> None:
+    batch = np.random.default_rng(5).random((1, 3, 10, 14), np.float32)
+
+    async def work() -> None:
+        async with AsyncUpscaleClient(urls(server)[protocol], retry=PATIENT) as client:
+            assert await client.is_ready()
+            files = await asyncio.gather(*(client.upscale_picture(picture) for _ in range(6)))
+            require_same_pictures(files)
+            np.testing.assert_array_equal(await client.upscale_tensor(batch), runner.run(batch))
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_patient_clients_all_get_through_an_overload(server: ServeProcess, protocol: str) -> None:
+    """80 pictures at a queue of 16: some are refused at first, and none at last."""
+    picture = png(48, 48)
+
+    async def work() -> list[bytes]:
+        async with AsyncUpscaleClient(urls(server)[protocol], retry=PATIENT, connections=100) as client:
+            return list(await asyncio.gather(*(client.upscale_picture(picture) for _ in range(80))))
+
+    seen = len(server.events)
+    require_same_pictures(asyncio.run(work()))
+    statuses = {event["status"] for event in server.events[seen:] if event["event"] == "request"}
+    assert statuses & {"503", "UNAVAILABLE", "RESOURCE_EXHAUSTED"}, (
+        "nothing was refused, so nothing was tried"
+    )
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_refusal_is_one_line(server: ServeProcess, protocol: str) -> None:
+    with UpscaleClient(urls(server)[protocol]) as client:
+        with pytest.raises(HspanError, match="not a picture that can be read") as refused:
+            client.upscale_picture(b"nonsense")
+        assert "\n" not in str(refused.value)
+        with pytest.raises(HspanError, match=r"expected .N, 3, H, W. float32"):
+            client.upscale_tensor(np.zeros((1, 1, 4, 4), np.float32))
+        with pytest.raises(UsageError, match="--format"):
+            client.upscale_picture(b"x", format="exe")
+    with (
+        UpscaleClient(urls(server)[protocol], model="nobody") as client,
+        pytest.raises(HspanError, match="nobody"),
+    ):
+        client.upscale_picture(png(8, 8))
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_nobody_at_the_url(protocol: str) -> None:
+    with UpscaleClient(f"{protocol}://127.0.0.1:1") as client:
+        assert not client.is_ready()
+        with pytest.raises(ServerUnreachableError, match="no Triton server answers there"):
+            client.upscale_picture(b"x")
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_server_that_never_answers(protocol: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"{protocol}://127.0.0.1:{silent.getsockname()[1]}"
+        with UpscaleClient(url, model="x", timeout_seconds=0.5) as client, pytest.raises(HspanError):
+            client.upscale_picture(b"x")
+
+
+@contextmanager
+def busy_server(refusals: int) -> Iterator[tuple[str, list[str]]]:
+    """Says 503 so many times, then 404; notes each request."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(self.path)
+            body = json.dumps({"error": "busy" if len(asked) <= refusals else "enough"}).encode()
+            self.send_response(503 if len(asked) <= refusals else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    double = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=double.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{double.server_port}", asked
+    finally:
+        double.shutdown()
+        double.server_close()
+
+
+def test_busy_server_is_asked_again_and_other_errors_are_not() -> None:
+    quick = RetryPolicy(attempts=4, first_delay_seconds=0.01, max_delay_seconds=0.02)
+    with busy_server(refusals=2) as (url, asked):
+        with UpscaleClient(url, model="m", retry=quick) as client, pytest.raises(HspanError, match="enough"):
+            client.upscale_picture(b"x")
+        assert len(asked) == 3
+    with busy_server(refusals=99) as (url, asked):
+        with (
+            UpscaleClient(url, model="m", retry=quick) as client,
+            pytest.raises(ServerBusyError, match="busy"),
+        ):
+            client.upscale_picture(b"x")
+        assert len(asked) == 4
+
+
+def test_delays_double_up_to_the_longest() -> None:
+    policy = RetryPolicy(first_delay_seconds=1, max_delay_seconds=5)
+    for attempt, longest in ((1, 1), (2, 2), (3, 4), (4, 5), (9, 5)):
+        delays = [policy.delay_seconds(attempt) for _ in range(50)]
+        assert longest / 2 <= min(delays) <= max(delays) <= longest
+
+
+@pytest.mark.parametrize(
+    "text", ["", "localhost", "ftp://a:1", "http://a", "http://a:0", "http://a:99999", "http://a:1/x"]
+)
+def test_url_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--url"):
+        server_url_from_text(text)
+
+
+def test_command_writes_results_and_tells_what_failed(
+    run: CommandLine, server: ServeProcess, picture: bytes, tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    good.write_bytes(picture)
+    bad.write_bytes(b"nonsense")
+    result = run("client", good, "--url", server.http, "-o", tmp_path / "out.webp", "--json")
+    assert result.code == 0, result.err
+    (report,) = json.loads(result.out)["pictures"]
+    assert report["milliseconds"] > 0
+    assert pixels_of((tmp_path / "out.webp").read_bytes()).shape == (80, 120, 3)
+    result = run("client", good, bad, "--url", f"grpc://{server.grpc_address}", "-o", tmp_path / "all")
+    assert result.code == 1
+    assert "bad.png" in result.error_line
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["good_upscaled.png"]
+    result = run("client", good, "--url", server.http, "--shared-memory", "-o", tmp_path / "all")
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["missing.png"], "missing.png: no such file"),
+        (["{picture}", "--url", "http://127.0.0.1:1"], "no Triton server answers there"),
+        (["{picture}", "--url", "nonsense"], "--url"),
+        (["{picture}", "--format", "exe"], "--format"),
+        (["{picture}", "-o", "x.exe"], "cannot tell the format"),
+        (["{picture}", "{picture}"], "two pictures would become"),
+    ],
+)
+def test_command_that_makes_no_sense(
+    run: CommandLine, picture: bytes, tmp_path: Path, words: list[str], told: str
+) -> None:
+    path = tmp_path / "p.png"
+    path.write_bytes(picture)
+    result = run("client", *(word.replace("{picture}", str(path)) for word in words))
+    assert result.code in (1, 2)
+    assert told in result.error_line
+    assert [found.name for found in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_page_shows_before_and_after_and_the_latency(
+    server: ServeProcess, picture: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "holiday <b>.png"
+    path.write_bytes(picture)
+    errors: list[str] = []
+    with headless_chromium() as browser:
+        page = browser.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{server.http}/")
+        page.set_input_files("#file", str(path))
+        page.wait_for_selector("body[data-latency-ms]", timeout=60_000)
+        message = page.inner_text("#message")
+        assert "30\u00d720 to 120\u00d780 in" in message
+        assert "of which the server took" in message
+        assert float(page.get_attribute("body", "data-latency-ms") or 0) > 0
+        clip = "getComputedStyle(document.getElementById('before')).clipPath"
+        assert page.evaluate(clip) == "inset(0px 50% 0px 0px)"
+        page.fill("#slider", "20")
+        assert page.evaluate(clip) == "inset(0px 80% 0px 0px)"
+        assert page.get_attribute("#save", "download") == "holiday <b>_upscaled.png"
+        # A dropped file takes the same way; one that is no picture is told in the server's words.
+        page.evaluate(
+            """() => {
+                const data = new DataTransfer();
+                data.items.add(new File(["nonsense"], "x.png"));
+                document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: data}));
+            }"""
+        )
+        page.wait_for_selector("#message.error", timeout=60_000)
+        assert "not a picture that can be read" in page.inner_text("#message")
+    assert not errors
+
+
+def test_page_is_served_only_when_asked_for_and_only_by_get(server: ServeProcess) -> None:
+    import urllib.error
+    import urllib.request
+
+    with urllib.request.urlopen(f"{server.http}/") as response:
+        assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{server.http}/", data=b"x")
+    assert refused.value.code == 405
