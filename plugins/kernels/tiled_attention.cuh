@@ -4,8 +4,6 @@
 #pragma once
 
 #include "dense.cuh"
-#include "dense_float.cuh"
-#include "fma_tile.cuh"
 #include "gather.cuh"
 #include "launchers.h"
 #include "prepare.cuh"
@@ -69,14 +67,6 @@ cudaError_t launchDense(TiledArguments<T> const& arguments, int64_t slots, cudaS
 {
     simt::Grid const grid{slots / kDENSE_ROWS, 1, (arguments.valueChannels + kDENSE_SLICE - 1) / kDENSE_SLICE};
     return simt::launch(&denseKernel<T>, grid, kDENSE_THREADS, stream, arguments);
-}
-
-template <>
-inline cudaError_t launchDense(TiledArguments<float> const& arguments, int64_t slots, cudaStream_t stream)
-{
-    simt::Grid const grid{
-        slots / kDENSE_FLOAT_ROWS, 1, (arguments.valueChannels + kDENSE_FLOAT_SLICE - 1) / kDENSE_FLOAT_SLICE};
-    return simt::launch(&denseFloatKernel<float>, grid, kDENSE_FLOAT_THREADS, stream, arguments);
 }
 
 //! Selection, gathering and the dense route for all rows. The caller has checked that the sizes are within the limits.
@@ -150,19 +140,6 @@ cudaError_t launchTiled(AttentionProblem const& problem, TileShape shape, int32_
     case TileShape::k32x64: return launchTiles<T, TensorTile<T, 2, 64>>(problem, capacity, pointers, stream);
     case TileShape::k64x64: return launchTiles<T, TensorTile<T, 4, 64>>(problem, capacity, pointers, stream);
     case TileShape::k128x64: return launchTiles<T, TensorTile<T, 8, 64>>(problem, capacity, pointers, stream);
-    }
-    return cudaErrorInvalidValue;
-}
-
-template <>
-inline cudaError_t launchTiled<float>(AttentionProblem const& problem, TileShape shape, int32_t capacity,
-    AttentionPointers const& pointers, cudaStream_t stream)
-{
-    switch (shape)
-    {
-    case TileShape::k32x64: return launchTiles<float, FmaTile<2, 64>>(problem, capacity, pointers, stream);
-    case TileShape::k64x64: return launchTiles<float, FmaTile<4, 64>>(problem, capacity, pointers, stream);
-    case TileShape::k128x64: break; // its stage exceeds 48 KiB
     }
     return cudaErrorInvalidValue;
 }
