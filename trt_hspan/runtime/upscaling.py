@@ -8,6 +8,8 @@ Owns the order of the steps. Coordinates are in `tiling`, sums in `blending`, si
 from __future__ import annotations
 
 import contextlib
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
@@ -143,14 +145,18 @@ class Upscaler:
         """
         plan = self.plan(height, width, what=what, highest=highest)
         scale, done = self.scale, 0
-        held: tuple[int, npt.NDArray[Any]] | None = None
 
-        def output_of(row_index: int, column_index: int) -> Float32Array:
-            nonlocal held, done
-            if held is None or held[0] != row_index:
-                held = (row_index, _rows_of_span(rows, plan.rows[row_index], height))
-            window = _columns_of_span(held[1], plan.columns[column_index], width)
-            output = self._run(pixels.tensor_from_pixels(window), pixels.fills_constant)
+        def inputs() -> Iterator[Float32Array]:
+            for row in plan.rows:
+                held = _rows_of_span(rows, row, height)
+                for column in plan.columns:
+                    yield pixels.tensor_from_pixels(_columns_of_span(held, column, width))
+
+        outputs = self._outputs(inputs(), pixels.fills_constant)
+
+        def output_of(_row: int, _column: int) -> Float32Array:
+            nonlocal done
+            output = next(outputs)  # both go row by row
             done += 1
             if on_tile is not None:
                 on_tile(done, plan.count)
@@ -218,27 +224,55 @@ class Upscaler:
         result = self.whole(tensor.pixels_from_tensor(batch), tensor, on_tile=on_tile, what=what)
         return tensor.tensor_from_pixels(cast(Float32Array, result))
 
-    def _run(self, batch: Float32Array, fills_constant: bool) -> Float32Array:
-        """One tile of all items of a batch: (N, 3, h, w) -> (N, 3, s * h, s * w)."""
-        if fills_constant and len(batch) > 1 and np.ptp(batch[1]) == 0:
-            colour = self._run(batch[:1], False)
-            return np.concatenate([colour, np.full_like(colour, batch[1, 0, 0, 0])])
-        if self.options.self_ensemble and self.options.protocol == "tiled":
-            return ensemble_mean(batch, lambda turned, _: self._infer(turned))
-        return self._infer(batch)
+    def _outputs(self, tiles: Iterator[Float32Array], fills_constant: bool) -> Iterator[Float32Array]:
+        """Tiles of all items of a batch, (N, 3, h, w) -> (N, 3, s * h, s * w), in their order.
 
-    def _infer(self, batch: Float32Array) -> Float32Array:
+        A constant second item, which is alpha, is filled in without a run where `fills_constant`.
+        """
+        whole: deque[Float32Array] = deque()
+
+        def needed() -> Iterator[Float32Array]:
+            for tile in tiles:
+                whole.append(tile)
+                yield tile[:1] if fills_constant and len(tile) > 1 and np.ptp(tile[1]) == 0 else tile
+
+        for output in self._turned_outputs(needed()):
+            tile = whole.popleft()
+            if len(output) < len(tile):
+                output = np.concatenate([output, np.full_like(output, tile[1, 0, 0, 0])])  # noqa: PLW2901
+            yield output
+
+    def _turned_outputs(self, tiles: Iterator[Float32Array]) -> Iterator[Float32Array]:
+        if not self.options.self_ensemble or self.options.protocol == "official":
+            yield from self._run_many(tiles)
+            return
+        for tile in tiles:
+            yield ensemble_mean(tile, lambda turned, _: next(self._run_many(iter([turned]))))
+
+    def _run_many(self, tiles: Iterator[Float32Array]) -> Iterator[Float32Array]:
+        """All runs in one `run_many`, so that a device can overlap one tile's transfers with another's work."""
+        waiting: deque[tuple[int, int]] = deque()  # of each tile that was handed over: its items, its runs
+
+        def runs() -> Iterator[Float32Array]:
+            for tile in tiles:
+                parts = self._parts(tile)
+                waiting.append((len(tile), len(parts)))
+                yield from parts
+
+        results = iter(self.runner.run_many(runs()))
+        for first in results:
+            items, count = waiting.popleft()
+            output = first if count == 1 else np.concatenate([first, *itertools.islice(results, count - 1)])
+            yield output[:items]
+
+    def _parts(self, batch: Float32Array) -> list[Float32Array]:
         """As many items at a time as the network takes; a network for larger batches gets the last one repeated."""
         low, high = self.runner.min_shape[0] or 1, self.runner.max_shape[0] or len(batch)
-        outputs = []
-        for start in range(0, len(batch), high):
-            part = batch[start : start + high]
-            missing = max(0, low - len(part))
-            if missing:
-                part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-            output = self.runner.run(part)
-            outputs.append(output[: len(output) - missing])
-        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+        parts = [batch[start : start + high] for start in range(0, len(batch), high)]
+        missing = max(0, low - len(parts[-1]))
+        if missing:
+            parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], missing, axis=0)])
+        return parts
 
     def _official_ensemble(
         self, image: npt.NDArray[Any], pixels: PixelFormat | TensorFormat, on_tile: OnTile | None
