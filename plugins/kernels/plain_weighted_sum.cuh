@@ -151,7 +151,7 @@ HSPAN_DEVICE void addTile(OutputSums<kCHANNELS>& sums, ValueStage<kCHANNELS>& st
 //! Writes the output of one tile of rows and one slice of kCHANNELS channels.
 //! Grid: x row tiles, y batches (strided), z channel slices.
 template <typename T, int32_t kCHANNELS>
-HSPAN_KERNEL(kTHREADS_PER_BLOCK)
+HSPAN_KERNEL_FITTING(kTHREADS_PER_BLOCK, 2)
 weightedSumKernel(T const* query, T const* key, T const* value, TwoFloat const* thresholds, T* output, Strides strides,
     Strides valueStrides, int64_t batch, int32_t scoreChannels, int32_t valueChannels, int32_t positions)
 {
