@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.command_line import CommandLine
-from support.serve_process import ServeProcess, left_in_shared_memory
+from support.serve_process import ServeProcess, left_in_shared_memory, still_runs
 from support.served_pictures import pixels_of, png
 from support.small_engine import SmallEngine
 
@@ -46,9 +46,13 @@ def upscale(server: ServeProcess, data: bytes) -> tuple[int, bytes]:
         connection.close()
 
 
-def gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=seconds)
-    return not alive
+def gone(processes: list[psutil.Process], seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(map(still_runs, processes)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def test_exported_repository_is_served_and_takes_up_version_two_without_a_dropped_request(

@@ -117,3 +117,11 @@ class ServeProcess:
 def left_in_shared_memory(pid: int) -> list[Path]:
     """What a server with this process id left in /dev/shm."""
     return list(Path("/dev/shm").glob(f"trt_hspan_{pid}_*"))
+
+
+def still_runs(process: psutil.Process) -> bool:
+    """Not if it has ended and waits for its parent to ask: that is as good as gone."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

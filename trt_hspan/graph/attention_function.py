@@ -100,6 +100,12 @@ def model_with_plugin_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [function for function in model.functions if (function.domain, function.name) != (DOMAIN, OP_TYPE)]
     del result.functions[:]
     result.functions.extend(kept)
+    for node in result.graph.node:
+        # The plugin's one attribute at its default: the parser warns of every attribute that a node leaves out.
+        if (node.domain, node.op_type) == (DOMAIN, OP_TYPE) and not any(
+            a.name == "io_format" for a in node.attribute
+        ):
+            node.attribute.append(onnx.helper.make_attribute("io_format", "any"))
     return result
 
 

@@ -68,7 +68,8 @@ class HttpDoor:
         """The application for an aiohttp runner with `auto_decompress=False`."""
         app = web.Application()
         app.cleanup_ctx.append(self._with_session)
-        app.router.add_route("*", "/{path:.*}", self._answer, expect_handler=self._expect)
+        # A dot would leave paths with a line break to aiohttp, which tells nobody of them.
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._answer, expect_handler=self._expect)
         return app
 
     def metrics_application(self) -> web.Application:
