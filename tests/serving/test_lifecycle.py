@@ -48,10 +48,9 @@ def upscale(server: ServeProcess, data: bytes) -> tuple[int, bytes]:
 
 def gone(processes: list[psutil.Process], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
-    while any(map(still_runs, processes)):
+    while any(map(still_runs, psutil.wait_procs(processes, timeout=0.2)[1])):
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.1)
     return True
 
 

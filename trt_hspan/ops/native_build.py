@@ -87,7 +87,7 @@ def _run(*command: str | Path) -> None:
     if result.returncode == 0:
         return
     told = _first_error([line.strip() for line in result.stdout.splitlines() if line.strip()])
-    if re.search("CMAKE_CXX_COMPILER|find the compiler", told):
+    if re.search("CMAKE_CXX_COMPILER|find (the )?compiler", told):
         raise HspanError("plugin", f"no C++ compiler: {told}", "install g++, or set CXX")
     raise HspanError(
         "plugin", f"the CPU library does not compile: {told}", "it needs a C++17 compiler: GCC 9 or Clang 12"
