@@ -1,7 +1,7 @@
 """The attention operator in chunks of queries, in standard ONNX operators, with statistics of its scores.
 
-Owns the text. For measuring only: what is exported holds the body of `graph.attention_function`, whose Newton
-iteration this repeats for some rows at a time, so that memory is O(chunk * L) and not O(L * L), L = H * W.
+Owns the text around the Newton iteration, which is that of `graph.attention_function`. For measuring only: it takes
+some rows at a time, so that memory is O(chunk * L) and not O(L * L), L = H * W.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import onnx.parser
 
 from trt_hspan.engine.range_record import LowPrecision
 from trt_hspan.graph import attention_nodes
+from trt_hspan.graph.attention_function import WEIGHTS_TEXT
 
 _DOMAIN: Final = "hspan.audit"
 _NAME: Final = "ChunkedAttention"
@@ -41,11 +42,11 @@ _TEXT: Final = """
     key_rounded = Cast <to = 1> (key_low)
     chunk = Constant <value_ints = [{chunk}]> ()
     zero = Constant <value_ints = [0]> ()
-    one = Constant <value_ints = [1]> ()
+    one_1 = Constant <value_ints = [1]> ()
     length = Shape <start = 1, end = 2> (query_nlc)
-    last_index = Sub (length, one)
+    last_index = Sub (length, one_1)
     last_chunk = Div (last_index, chunk)
-    chunks = Add (last_chunk, one)
+    chunks = Add (last_chunk, one_1)
     filled = Mul (chunks, chunk)
     missing = Sub (filled, length)
     zeros_2 = Constant <value_ints = [0, 0, 0, 0]> ()
@@ -61,11 +62,11 @@ _TEXT: Final = """
         again = Identity (go_on)
         last_axis = Constant <value_ints = [-1]> ()
         lowest = Constant <value_float = -1.0> ()
-        unit = Constant <value_float = 1.0> ()
+        one = Constant <value_float = 1.0> ()
         step_1 = Unsqueeze (step, zero)
         first = Mul (step_1, chunk)
         end = Add (first, chunk)
-        query_nqc = Slice (query_filled, first, end, one)
+        query_nqc = Slice (query_filled, first, end, one_1)
         scores_nqk = MatMul (query_nqc, key_ncl)
         sizes_nqk = Abs (scores_nqk)
         largest_here = ReduceMax <keepdims = 0> (sizes_nqk)
@@ -84,29 +85,7 @@ _TEXT: Final = """
         error_nqk = Where (deciding_nqk, told_nqk, nothing)
         error_here = ReduceMax <keepdims = 0> (error_nqk)
         error_out = Max (error_in, error_here)
-        rows_shape = Shape (largest_nq1)
-        start_nq1 = Expand (lowest, rows_shape)
-        no_limit = Constant <value_int = 9223372036854775807> ()
-        tau_nq1 = Loop <body = newton (int64 iteration, bool running, float[n, q, k] tau_in) =>
-                                     (bool any_rising, float[n, q, k] tau_out) {{
-            distance_nqk = Sub (shifted_nqk, tau_in)
-            excess_nqk = Relu (distance_nqk)
-            excess_sum = ReduceSum <keepdims = 1> (excess_nqk, last_axis)
-            active_nqk = Greater (shifted_nqk, tau_in)
-            active_32 = Cast <to = 1> (active_nqk)
-            active_count = ReduceSum <keepdims = 1> (active_32, last_axis)
-            surplus = Sub (excess_sum, unit)
-            rise = Div (surplus, active_count)
-            risen = Add (tau_in, rise)
-            rising = Greater (risen, tau_in)
-            tau_out = Where (rising, risen, tau_in)
-            rising_32 = Cast <to = 1> (rising)
-            most_rising = ReduceMax <keepdims = 0> (rising_32)
-            half = Constant <value_float = 0.5> ()
-            any_rising = Greater (most_rising, half)
-        }}> (no_limit, yes, start_nq1)
-        above_nqk = Sub (shifted_nqk, tau_nq1)
-        weights_nqk = Relu (above_nqk)
+{weights}
         attended_ncd = MatMul (weights_nqk, value_nld)
     }}> (trips, yes, nothing, nothing)
     attended_ntcd = Transpose <perm = [1, 0, 2, 3]> (attended_tncd)
@@ -114,7 +93,7 @@ _TEXT: Final = """
     depth = Shape <start = 2, end = 3> (value_nld)
     flat_shape = Concat <axis = 0> (flat_shape_start, filled, depth)
     attended_nfd = Reshape (attended_ntcd, flat_shape)
-    attended_nld = Slice (attended_nfd, zero, length, one)
+    attended_nld = Slice (attended_nfd, zero, length, one_1)
     attended_ndl = Transpose <perm = [0, 2, 1]> (attended_nld)
     value_shape = Shape (value)
     output = Reshape (attended_ndl, value_shape)
@@ -140,7 +119,12 @@ def with_chunked_attention(model: onnx.ModelProto, precision: LowPrecision) -> o
         node.output.extend(score_outputs(node.output[0]))
     opset = next(entry.version for entry in result.opset_import if entry.domain in ("", "ai.onnx"))
     text = _TEXT.format(
-        domain=_DOMAIN, name=_NAME, opset=opset, low=_ELEMENT_TYPE[precision], chunk=QUERIES_PER_CHUNK
+        domain=_DOMAIN,
+        name=_NAME,
+        opset=opset,
+        low=_ELEMENT_TYPE[precision],
+        chunk=QUERIES_PER_CHUNK,
+        weights=WEIGHTS_TEXT,
     )
     result.functions.append(onnx.parser.parse_function(text))
     result.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))

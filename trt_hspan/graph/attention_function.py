@@ -20,6 +20,33 @@ LOWEST_OPSET: Final = 18
 # no row rises any more. Comparisons with NaN are false, so rows with NaN never keep it going. Their sum
 # is NaN whatever a backend's Relu and ReduceMax make of NaN, and it replaces their result.
 # No TopK: its k would have to exceed every support, and a support can be the whole picture.
+#: Rows of scores minus their maximum -> their weights. Reads shifted_nqk, largest_nq1 and the constants last_axis,
+#: lowest (-1), one (1) and yes; gives weights_nqk. Text for the body of a function, or of a loop in one.
+WEIGHTS_TEXT: Final = """\
+    rows_shape = Shape (largest_nq1)
+    start_nq1 = Expand (lowest, rows_shape)
+    no_limit = Constant <value_int = 9223372036854775807> ()
+    tau_nq1 = Loop <body = newton (int64 iteration, bool running, float[n, q, k] tau_in) =>
+                                 (bool any_rising, float[n, q, k] tau_out) {
+        distance_nqk = Sub (shifted_nqk, tau_in)
+        excess_nqk = Relu (distance_nqk)
+        excess_sum = ReduceSum <keepdims = 1> (excess_nqk, last_axis)
+        active_nqk = Greater (shifted_nqk, tau_in)
+        active_32 = Cast <to = 1> (active_nqk)
+        active_count = ReduceSum <keepdims = 1> (active_32, last_axis)
+        surplus = Sub (excess_sum, one)
+        rise = Div (surplus, active_count)
+        risen = Add (tau_in, rise)
+        rising = Greater (risen, tau_in)
+        tau_out = Where (rising, risen, tau_in)
+        rising_32 = Cast <to = 1> (rising)
+        most_rising = ReduceMax <keepdims = 0> (rising_32)
+        half = Constant <value_float = 0.5> ()
+        any_rising = Greater (most_rising, half)
+    }> (no_limit, yes, start_nq1)
+    above_nqk = Sub (shifted_nqk, tau_nq1)
+    weights_nqk = Relu (above_nqk)"""
+
 _TEXT: Final = """
 <domain: "{domain}", opset_import: ["" : {opset}]>
 {name} (query, key, value) => (output)
@@ -41,29 +68,7 @@ _TEXT: Final = """
     largest_nq1 = ReduceMax <keepdims = 1> (scores_nqk, last_axis)
     shifted_nqk = Sub (scores_nqk, largest_nq1)
     total_nq1 = ReduceSum <keepdims = 1> (shifted_nqk, last_axis)
-    rows_shape = Shape (largest_nq1)
-    start_nq1 = Expand (lowest, rows_shape)
-    no_limit = Constant <value_int = 9223372036854775807> ()
-    tau_nq1 = Loop <body = newton (int64 step, bool go_on, float[n, q, k] tau_in) =>
-                                 (bool any_rising, float[n, q, k] tau_out) {{
-        distance_nqk = Sub (shifted_nqk, tau_in)
-        excess_nqk = Relu (distance_nqk)
-        excess_sum = ReduceSum <keepdims = 1> (excess_nqk, last_axis)
-        active_nqk = Greater (shifted_nqk, tau_in)
-        active_32 = Cast <to = 1> (active_nqk)
-        active_count = ReduceSum <keepdims = 1> (active_32, last_axis)
-        surplus = Sub (excess_sum, one)
-        rise = Div (surplus, active_count)
-        risen = Add (tau_in, rise)
-        rising = Greater (risen, tau_in)
-        tau_out = Where (rising, risen, tau_in)
-        rising_32 = Cast <to = 1> (rising)
-        most_rising = ReduceMax <keepdims = 0> (rising_32)
-        half = Constant <value_float = 0.5> ()
-        any_rising = Greater (most_rising, half)
-    }}> (no_limit, yes, start_nq1)
-    above_nqk = Sub (shifted_nqk, tau_nq1)
-    weights_nqk = Relu (above_nqk)
+{weights}
     attended_nld = MatMul (weights_nqk, value_nld)
     broken_nq1 = IsNaN (total_nq1)
     checked_nld = Where (broken_nq1, total_nq1, attended_nld)
@@ -81,7 +86,9 @@ def attention_function(opset: int) -> onnx.FunctionProto:
     The body is exact for every support size. Scores, threshold and sums are float32 whatever the inputs
     are. Memory is O(N * L * L), L = H * W.
     """
-    return onnx.parser.parse_function(_TEXT.format(domain=DOMAIN, name=OP_TYPE, opset=opset))
+    return onnx.parser.parse_function(
+        _TEXT.format(domain=DOMAIN, name=OP_TYPE, opset=opset, weights=WEIGHTS_TEXT)
+    )
 
 
 def model_with_attention_function(model: onnx.ModelProto) -> onnx.ModelProto:
