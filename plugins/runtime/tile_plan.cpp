@@ -51,6 +51,16 @@ int featherLength(int overlap)
     return overlap - 2 * (3 * overlap / 8);
 }
 
+float risingWeight(std::size_t k, std::size_t length)
+{
+    return static_cast<float>(2 * k + 1) / static_cast<float>(2 * length);
+}
+
+float fallingWeight(std::size_t k, std::size_t length)
+{
+    return risingWeight(length - 1 - k, length);
+}
+
 TilePlan tilePlan(Size picture, Size tile, int overlap, Size minimum)
 {
     if (picture.height < 1 || picture.width < 1)

@@ -2,6 +2,7 @@
 // runtime.
 #pragma once
 
+#include <cstddef>
 #include <vector>
 
 namespace hspan
@@ -44,6 +45,11 @@ TilePlan tilePlan(Size picture, Size tile, int overlap, Size minimum);
 
 // Pixels of the ramp between two tiles.
 int featherLength(int overlap);
+
+// Weight number k (from 0) of a ramp of `length` output pixels: (2k + 1) / 2 length, and the same backwards. Between
+// two tiles the two sum to 1 within one rounding.
+float risingWeight(std::size_t k, std::size_t length);
+float fallingWeight(std::size_t k, std::size_t length);
 
 // Which pixel of 0 ... size - 1 stands at `position` beyond the end, mirrored at the last pixel without repeating it.
 int reflectedIndex(int position, int size);

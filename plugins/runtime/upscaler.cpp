@@ -23,17 +23,6 @@ std::size_t z(int value)
     return static_cast<std::size_t>(value);
 }
 
-// Weight number k of a ramp of `length` output pixels: (2k + 1) / 2 length.
-float rising(std::size_t k, std::size_t length)
-{
-    return static_cast<float>(2 * k + 1) / static_cast<float>(2 * length);
-}
-
-float falling(std::size_t k, std::size_t length)
-{
-    return rising(length - 1 - k, length);
-}
-
 // Where the rise, the body and the fall begin and the fall ends, in output pixels of the tile.
 struct Edges
 {
@@ -283,13 +272,13 @@ Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string co
                         for (std::size_t k = 0; k < riseLength; ++k)
                         {
                             target[k] = ramp[(plane * strip.rows + y) * riseLength + k]
-                                + source[horizontal.rise + k] * rising(k, riseLength);
+                                + source[horizontal.rise + k] * risingWeight(k, riseLength);
                         }
                         std::copy(source + horizontal.body, source + horizontal.fall, target + riseLength);
                         for (std::size_t k = 0; k < fallLength; ++k)
                         {
                             next[(plane * strip.rows + y) * fallLength + k]
-                                = source[horizontal.fall + k] * falling(k, fallLength);
+                                = source[horizontal.fall + k] * fallingWeight(k, fallLength);
                         }
                     }
                 }
@@ -308,7 +297,7 @@ Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string co
                     float const* before = carried.row(plane, y);
                     for (std::size_t x = 0; x < strip.columns; ++x)
                     {
-                        target[x] = before[x] + target[x] * rising(y, riseRows);
+                        target[x] = before[x] + target[x] * risingWeight(y, riseRows);
                     }
                 }
             }
@@ -327,7 +316,7 @@ Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string co
                     float* target = carried.row(plane, y);
                     for (std::size_t x = 0; x < strip.columns; ++x)
                     {
-                        target[x] = source[x] * falling(y, fallRows);
+                        target[x] = source[x] * fallingWeight(y, fallRows);
                     }
                 }
             }

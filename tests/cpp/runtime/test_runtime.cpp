@@ -130,6 +130,43 @@ void checkSpans(std::vector<Span> const& spans, Json const& expected, std::size_
     }
 }
 
+//! The plans and ramps that both runtimes are held to, made apart from either's code.
+void addSharedTests(std::string const& path)
+{
+    addTest("plans are those of the rules",
+        [path]
+        {
+            Bytes const bytes = readFile(path, 1 << 24);
+            Json const plans = Json::parse(bytes.begin(), bytes.end()).at("tiled");
+            check(plans.size() >= 10, "too few plans");
+            for (std::size_t i = 0; i < plans.size(); ++i)
+            {
+                Json const& golden = plans[i];
+                Size const size{golden["height"].get<int>(), golden["width"].get<int>()};
+                Size const tile = golden["tile"].is_null() ? size : sizeFrom(golden["tile"]);
+                TilePlan const plan = tilePlan(size, tile, golden["overlap"].get<int>(), sizeFrom(golden["minimum"]));
+                checkSpans(plan.rows, golden["rows"], i);
+                checkSpans(plan.columns, golden["columns"], i);
+            }
+        });
+    addTest("ramps are those of the rules",
+        [path]
+        {
+            Bytes const bytes = readFile(path, 1 << 24);
+            Json const ramps = Json::parse(bytes.begin(), bytes.end()).at("ramps");
+            check(ramps.size() >= 3, "too few ramps");
+            for (Json const& golden : ramps)
+            {
+                auto const length = golden["length"].get<std::size_t>();
+                for (std::size_t k = 0; k < length; ++k)
+                {
+                    check(risingWeight(k, length) == golden["rising"][k].get<float>(), "rising ", k, " of ", length);
+                    check(fallingWeight(k, length) == golden["falling"][k].get<float>(), "falling ", k, " of ", length);
+                }
+            }
+        });
+}
+
 void addGoldenTests(std::string const& path)
 {
     addTest("plans are those of the Python runtime",
@@ -239,12 +276,13 @@ void addFileTests()
 
 int main(int argc, char** argv)
 {
-    if (argc != 2)
+    if (argc != 3)
     {
-        std::fprintf(stderr, "usage: test_runtime tiles.json\n");
+        std::fprintf(stderr, "usage: test_runtime tile_plans.json tiles.json\n");
         return 2;
     }
-    addGoldenTests(argv[1]);
+    addSharedTests(argv[1]);
+    addGoldenTests(argv[2]);
     addFileTests();
     return hspan::test::runAll();
 }
