@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trt_hspan.cluster.tasks import ClusterJournal, ClusterTask
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.runtime.jobs import refusal_line
 
 if TYPE_CHECKING:
     from trt_hspan.cluster.bundle import NetworkBundle
@@ -134,8 +135,10 @@ class ClusterJob:
             if reason == "":
                 yield index, ClusterReport(task=task, outcome="skipped")
             elif reason is not None:
-                line = str(HspanError(task.target, reason, "give --overwrite or another folder"))
-                yield index, ClusterReport(task=task, outcome="failed", error=line)
+                yield (
+                    index,
+                    ClusterReport(task=task, outcome="failed", error=refusal_line(task.target, reason)),
+                )
 
     def _begin(self, indices: Sequence[int]) -> None:
         if self.journal is not None:

@@ -9,12 +9,12 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from trt_hspan.cluster.storage import exists, is_uri, joined, objects_in, read_bytes, suffix_of, write_bytes
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.images import READ_SUFFIXES, WRITE_FORMATS
-from trt_hspan.runtime.jobs import Journal, Task, tasks_from_inputs
+from trt_hspan.runtime.jobs import Journal, Task, reason_for_state, tasks_from_inputs, why_not
 
 _JOURNAL_FOLDER: Final = ".trt-hspan-journal"
 _FLUSH_S: Final = 10.0
@@ -115,22 +115,13 @@ class ClusterJournal:
     def why_not(self, task: ClusterTask) -> str | None:
         """None: to be done; empty: finished before; else why the target stays as it is."""
         if self._local is not None:
-            state: Literal["absent", "finished", "other settings", "other source", "unknown"]
-            state = self._local.state(Task(source=Path(task.source), target=Path(task.target)))
-            reasons = {
-                "absent": None,
-                "finished": "",
-                "unknown": "exists and was not made by this command",
-                "other settings": "was made with another network or other options",
-                "other source": "was made from an earlier state of its source",
-            }
-            return reasons[state]
+            return why_not(self._local, Task(source=Path(task.source), target=Path(task.target)))
         if not exists(task.target):
             return None
         known = self._entries.get(task.target)
         if known is None:
-            return "exists and was not made by this command"
-        return "" if known == self._settings else "was made with another network or other options"
+            return reason_for_state("unknown")
+        return reason_for_state("finished" if known == self._settings else "other settings")
 
     def begin(self, task: ClusterTask) -> None:
         """Notes that work on a target begins; a store's result counts when it is finished."""

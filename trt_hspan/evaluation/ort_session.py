@@ -9,7 +9,11 @@ from typing import Any
 import onnx
 
 from trt_hspan.graph import INPUT_NAME
-from trt_hspan.runtime import onnxruntime_runner as backend
+from trt_hspan.runtime.onnxruntime_runner import (
+    error_from_onnxruntime,
+    imported_onnxruntime,
+    onnxruntime_failures,
+)
 from trt_hspan.runtime.runner import Float32Array
 
 
@@ -24,7 +28,7 @@ def open_session(model: onnx.ModelProto, where: str, threads: int | None = None)
     Raises:
         HspanError: ONNX Runtime is not installed, or cannot load the model.
     """
-    ort = backend._onnxruntime()
+    ort = imported_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
@@ -32,14 +36,14 @@ def open_session(model: onnx.ModelProto, where: str, threads: int | None = None)
     options.enable_mem_pattern = False
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except backend._failures() as error:
-        raise backend._told(where, "ONNX Runtime cannot load it", error) from error
+    except onnxruntime_failures() as error:
+        raise error_from_onnxruntime(where, "ONNX Runtime cannot load it", error) from error
 
 
 def run_session(session: Any, names: Sequence[str], batch: Float32Array, where: str) -> list[Any]:
     """The outputs of these names for one input. Raises: HspanError when ONNX Runtime fails."""
     try:
         values: list[Any] = session.run(list(names), {INPUT_NAME: batch})
-    except backend._failures() as error:
-        raise backend._told(where, "ONNX Runtime failed", error) from error
+    except onnxruntime_failures() as error:
+        raise error_from_onnxruntime(where, "ONNX Runtime failed", error) from error
     return values

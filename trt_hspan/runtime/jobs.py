@@ -25,6 +25,27 @@ JOURNAL_NAME: Final = ".trt-hspan-journal.jsonl"
 Outcome = Literal["done", "skipped", "failed"]
 
 
+TargetState = Literal["absent", "finished", "other settings", "other source", "unknown"]
+#: None: to be done; empty: finished before; else why the target stays as it is.
+_REASONS: Final[dict[TargetState, str | None]] = {
+    "absent": None,
+    "finished": "",
+    "unknown": "exists and was not made by this command",
+    "other settings": "was made with another network or other options",
+    "other source": "was made from an earlier state of its source",
+}
+
+
+def reason_for_state(state: TargetState) -> str | None:
+    """Why a target of this state is not made: None: it is to be made; empty: finished before."""
+    return _REASONS[state]
+
+
+def refusal_line(target: object, reason: str) -> str:
+    """The one line that tells of a target that stays as it is."""
+    return str(HspanError(target, reason, "give --overwrite or another folder"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One file to make from another."""
@@ -221,7 +242,7 @@ class Journal:
         ).hexdigest()[:16]
         self._entries = self._read()
 
-    def state(self, task: Task) -> Literal["absent", "finished", "other settings", "other source", "unknown"]:
+    def state(self, task: Task) -> TargetState:
         """What is known of a task's target."""
         if not task.target.exists():
             return "absent"
@@ -313,11 +334,11 @@ def run_tasks(
     report = JobReport()
     for task in tasks:
         started = time.perf_counter()
-        refused = None if overwrite or journal is None else _refusal(journal, task)
-        if refused == "":
+        reason = None if overwrite or journal is None else why_not(journal, task)
+        if reason == "":
             entry = TaskReport(task=task, outcome="skipped")
-        elif refused:
-            entry = TaskReport(task=task, outcome="failed", error=refused)
+        elif reason is not None:
+            entry = TaskReport(task=task, outcome="failed", error=refusal_line(task.target, reason))
         else:
             if on_begin is not None:
                 on_begin(task)
@@ -328,19 +349,9 @@ def run_tasks(
     return report
 
 
-def _refusal(journal: Journal, task: Task) -> str | None:
-    """None: to be done; empty: finished before; else why the target stays as it is."""
-    state = journal.state(task)
-    if state == "absent":
-        return None
-    if state == "finished":
-        return ""
-    reasons = {
-        "unknown": "exists and was not made by this command",
-        "other settings": "was made with another network or other options",
-        "other source": "was made from an earlier state of its source",
-    }
-    return str(HspanError(task.target, reasons[state], "give --overwrite or another folder"))
+def why_not(journal: Journal, task: Task) -> str | None:
+    """Why a task is not to be done: None: it is to be done; empty: finished before; else why its target stays."""
+    return reason_for_state(journal.state(task))
 
 
 def _attempt(task: Task, do: Callable[[Task], Any], journal: Journal | None, started: float) -> TaskReport:

@@ -60,7 +60,7 @@ class OnnxRuntimeRunner(Runner):
             require_attention,
         )
 
-        ort = _onnxruntime()
+        ort = imported_onnxruntime()
         self.where = os.fspath(path if stands_in_for is None else stands_in_for[0])
         self._model = load_onnx(path)
         require_attention(self._model, self.where)
@@ -82,7 +82,7 @@ class OnnxRuntimeRunner(Runner):
         from trt_hspan.ops.native import native_library
         from trt_hspan.runtime.onnxruntime_session import SplitSession, parts_from_model
 
-        ort = _onnxruntime()
+        ort = imported_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -103,8 +103,8 @@ class OnnxRuntimeRunner(Runner):
             else:
                 parts = parts_from_model(model, self.where)
                 self._session = SplitSession(parts, open_session, library, threads=self._threads)
-        except _failures() as error:
-            raise _told(self.where, "ONNX Runtime cannot load it", error) from error
+        except onnxruntime_failures() as error:
+            raise error_from_onnxruntime(self.where, "ONNX Runtime cannot load it", error) from error
 
     def deactivate(self) -> None:
         self._session = None
@@ -115,12 +115,12 @@ class OnnxRuntimeRunner(Runner):
         if self._session is None:
             raise RuntimeError("the runner is not active: use it in a `with` block")
         try:
-            options = _onnxruntime().RunOptions()
+            options = imported_onnxruntime().RunOptions()
             # Give L x L buffers back after each picture, so that the next size does not come on top.
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
             output: Float32Array = self._session.run(OUTPUT_NAME, INPUT_NAME, batch, options)
-        except _failures() as error:
-            raise _told(self.where, "ONNX Runtime failed", error) from error
+        except onnxruntime_failures() as error:
+            raise error_from_onnxruntime(self.where, "ONNX Runtime failed", error) from error
         return output
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
@@ -153,7 +153,8 @@ def _features_before_output(model: onnx.ModelProto) -> int:
     return next((int(size[1]) for size in reversed(sizes) if size[2:] != [1, 1]), 0)
 
 
-def _onnxruntime() -> Any:
+def imported_onnxruntime() -> Any:
+    """The package, imported when it is needed. Raises: HspanError when it is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -161,7 +162,7 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _failures() -> tuple[type[BaseException], ...]:
+def onnxruntime_failures() -> tuple[type[BaseException], ...]:
     """What ONNX Runtime raises: a dozen classes of its own without a common base, and pybind11's."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -171,7 +172,8 @@ def _failures() -> tuple[type[BaseException], ...]:
     return (*own, RuntimeError, ValueError, MemoryError)
 
 
-def _told(where: str, what: str, error: BaseException) -> HspanError:
+def error_from_onnxruntime(where: str, what: str, error: BaseException) -> HspanError:
+    """One line for what ONNX Runtime raised; `where` and `what` begin it."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
         return HspanError(where, f"{what}: out of memory", "give a smaller picture")
