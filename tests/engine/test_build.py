@@ -246,6 +246,8 @@ def test_an_unknown_target_is_refused_with_the_known_ones(network: Path) -> None
 def test_an_optimisation_level_is_refused_where_it_would_do_nothing(network: Path) -> None:
     with pytest.raises(UsageError, match="--opt-level: TensorRT-RTX tunes nothing"):
         build(network, optimization_level=5)
+    with pytest.raises(UsageError, match="tactic_dram_mib: TensorRT-RTX tunes nothing"):
+        build(network, tactic_dram_mib=512)
 
 
 def test_a_plugin_is_refused_where_it_would_not_be_used(network: Path, plugin_library: Path) -> None:

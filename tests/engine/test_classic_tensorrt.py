@@ -61,10 +61,12 @@ def test_the_network_is_strongly_typed_in_every_release(
 
 
 def test_options_reach_the_builder(tensorrt: Release, network: Path, serving_plugin: Path) -> None:
-    build_engine(spec_for(network, serving_plugin, workspace_mib=64, optimization_level=5))
+    build_engine(
+        spec_for(network, serving_plugin, workspace_mib=64, tactic_dram_mib=512, optimization_level=5)
+    )
     assert tensorrt.built is not None
     config = tensorrt.built[1]
-    assert config.pools == {MemoryPoolType.WORKSPACE: 64 << 20}
+    assert config.pools == {MemoryPoolType.WORKSPACE: 64 << 20, MemoryPoolType.TACTIC_DRAM: 512 << 20}
     assert config.builder_optimization_level == 5
     assert tensorrt.module.BuilderFlag.TF32 not in config.flags
     assert config.profiles[0].shapes == {"input": ((1, 3, 16, 16), (1, 3, 128, 128), (1, 3, 256, 256))}

@@ -183,6 +183,7 @@ def test_repeated_targets_count_once() -> None:
         ({"output": Path("a.engine")}, "--output: got 'a.engine'; name a file that ends in .plan"),
         ({"targets": ("ampere",)}, "--target"),
         ({"workspace_mib": 0}, "--workspace-mib: got 0"),
+        ({"tactic_dram_mib": 0}, "tactic_dram_mib: got 0"),
         ({"optimization_level": 6}, "--opt-level: got 6, expected 0 to 5"),
         ({"optimization_level": -1}, "--opt-level: got -1"),
     ],

@@ -47,6 +47,7 @@ class DataType(enum.Enum):
 
 class MemoryPoolType(enum.Enum):
     WORKSPACE = 0
+    TACTIC_DRAM = 4
 
 
 class CreationFlag10(enum.IntEnum):

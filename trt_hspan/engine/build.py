@@ -185,6 +185,8 @@ def _check_combination(spec: EngineSpec, flavor: Flavor, attention: Attention) -
         )
     if flavor == "tensorrt-rtx" and spec.optimization_level is not None:
         raise UsageError("--opt-level", "TensorRT-RTX tunes nothing while it builds", "leave it out")
+    if flavor == "tensorrt-rtx" and spec.tactic_dram_mib is not None:
+        raise UsageError("tactic_dram_mib", "TensorRT-RTX tunes nothing while it builds", "leave it out")
     if attention == "function" and spec.plugin is not None:
         raise UsageError(
             "--plugin", f"has no use: {flavor} takes the function body", "add --attention plugin"
@@ -243,6 +245,7 @@ def _request(spec: EngineSpec, tools: _Tools, network: _Network) -> BuildRequest
         shapes=None if network.is_static else network.profile.shapes(network.channels),
         targets=spec.targets,
         workspace_bytes=None if spec.workspace_mib is None else spec.workspace_mib * _MIB,
+        tactic_dram_bytes=None if spec.tactic_dram_mib is None else spec.tactic_dram_mib * _MIB,
         optimization_level=spec.optimization_level,
     )
 

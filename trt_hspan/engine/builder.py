@@ -45,7 +45,9 @@ class BuildRequest:
         shapes: min, opt and max shape of the one input; None for a network without dynamic dimensions.
         targets: compute capabilities for TensorRT-RTX; empty leaves TensorRT's default.
         tf32: whether float32 products may be rounded to TF32 (10 bits of mantissa).
-        workspace_bytes, optimization_level: None leaves TensorRT's default.
+        workspace_bytes: limit of scratch memory within a layer; None leaves TensorRT's default.
+        tactic_dram_bytes: limit of the memory that trial runs take while it builds; None likewise.
+        optimization_level: None likewise.
     """
 
     where: object
@@ -54,6 +56,7 @@ class BuildRequest:
     targets: tuple[str, ...] = ()
     tf32: bool = False
     workspace_bytes: int | None = None
+    tactic_dram_bytes: int | None = None
     optimization_level: int | None = None
 
 
@@ -152,6 +155,8 @@ def _config(trt: Any, builder: Any, network: Any, request: BuildRequest, log: Co
         config.clear_flag(trt.BuilderFlag.TF32)
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    if request.tactic_dram_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_DRAM, request.tactic_dram_bytes)
     if request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
     if request.targets:
