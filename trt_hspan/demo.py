@@ -82,7 +82,7 @@ def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> D
     for kind in kinds:
         clock.start(f"build a TensorRT-RTX engine, attention as {kind}")
         plan = output / "engines" / f"{CHECKPOINT}_fp16_{kind}.plan"
-        spec = EngineSpec(onnx=onnx, output=plan, flavor="tensorrt-rtx", attention=kind, profile=_PROFILE)
+        spec = EngineSpec(onnx=onnx, output=plan, flavor="tensorrt-rtx", attention=kind, profiles=(_PROFILE,))
         engines[kind] = plan, build_engine(spec)
     plan = engines["function"][0]
 

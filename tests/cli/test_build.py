@@ -19,6 +19,7 @@ from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.engine.plugin_library import default_plugin_path
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import load_onnx, metadata_from_model
+from trt_hspan.runtime.passport import build_command
 
 ROOT = Path(__file__).resolve().parents[2]
 RTX = ("--flavor", "tensorrt-rtx")
@@ -88,8 +89,30 @@ def test_every_shape_option_reaches_the_profile(run: CommandLine, network: Path)
     plan = network.with_suffix(".plan")
     result = run("build", "--onnx", network, *RTX, *shapes, *batches, "-o", plan)
     assert result.code == 0, result.err
-    profile = verify_manifest(plan).profile
+    profile = verify_manifest(plan).profiles[0]
     assert (profile.min, profile.opt, profile.max) == ((2, 3, 8, 16), (3, 3, 16, 16), (4, 3, 24, 32))
+
+
+def test_more_profiles_come_after_that_of_the_other_options(run: CommandLine, network: Path) -> None:
+    plan = network.with_suffix(".plan")
+    more = ("--profile", "min=16x16,opt=24x24,max=2x32x32", "--profile", "min=8x8,max=3x12x12")
+    result = run("build", "--onnx", network, *SMALL, *more, "-o", plan)
+    assert result.code == 0, result.err
+    assert "profile 1" in result.out
+    profiles = verify_manifest(plan).profiles
+    assert [profile.max for profile in profiles] == [(1, 3, 24, 32), (2, 3, 32, 32), (3, 3, 12, 12)]
+    shown = run("inspect", plan)
+    assert all(text in shown.out for text in ("1: min 1x3x16x16", "max 2x3x32x32", "2: min 1x3x8x8"))
+    told = json.loads(run("inspect", plan, "--json").out)["facts"]["profiles"]
+    assert [item["max"] for item in told] == [list(profile.max) for profile in profiles]
+    assert min(item["activation_memory_bytes"] for item in told) > 0
+    verdict = run("doctor", plan, "--json")
+    assert "at its largest shape, 32x32" in verdict.out
+    # The command that doctor names builds the same profiles.
+    assert build_command(plan, verify_manifest(plan)).count("--profile") == 3
+    result = run("build", "--onnx", network, *RTX, *more, "-o", plan)
+    assert result.code == 0, result.err
+    assert verify_manifest(plan).profiles == profiles[1:], "no default profile beside those asked for"
 
 
 def test_the_plugin_on_tensorrt_rtx_builds_and_says_what_is_unknown(run: CommandLine, network: Path) -> None:
@@ -108,6 +131,14 @@ def test_the_plugin_on_tensorrt_rtx_builds_and_says_what_is_unknown(run: Command
     [
         (["--min", "64x64", "--max", "32x128"], "--min: 64x64 exceeds --max 32x128"),
         (["--max", "64"], "--max: got '64', expected height x width"),
+        (
+            ["--profile", "64"],
+            "--profile: got '64', expected min, opt and max as HxW or NxHxW; write it like min=",
+        ),
+        (
+            ["--profile", "max=64x64"] * 2,
+            "--profile: profiles 0 and 1 both take min=1x16x16,opt=1x64x64,max=1x64x64",
+        ),
         (["--min-batch", "0"], "--min-batch: got 0"),
         (["--precision", "int3"], "--precision: got 'int3'"),
         (["--precision", "fp32"], "net_fp16.onnx computes in fp16; export it again"),

@@ -109,8 +109,6 @@ def manifest_for(plan: Path, release: Release, profiles: tuple[Profile, ...]) ->
     def sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    low = tuple(map(min, zip(*(profile[0] for profile in profiles), strict=True)))
-    high = tuple(map(max, zip(*(profile[2] for profile in profiles), strict=True)))
     tensors = [
         IoTensor(name=name, dtype="float32", shape=(-1, 3, -1, -1), mode=name) for name in ("input", "output")
     ]  # type: ignore[arg-type]
@@ -129,7 +127,10 @@ def manifest_for(plan: Path, release: Release, profiles: tuple[Profile, ...]) ->
         quantization=None,
         attention="function",
         scale=2,
-        profile=ProfileRecord(min=low, opt=profiles[0][1], max=high),
+        profiles=tuple(
+            ProfileRecord(min=low, opt=best, max=high, activation_memory_bytes=None)
+            for low, best, high in profiles
+        ),
         io_tensors=tuple(tensors),
         activation_memory_bytes=None,
         activation_memory_source=None,

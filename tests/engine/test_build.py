@@ -29,7 +29,7 @@ def spec_for(network: Path, **changes: Any) -> EngineSpec:
     arguments: dict[str, Any] = {
         "onnx": network,
         "output": network.parent / "engines" / "net.plan",
-        "profile": SMALL,
+        "profiles": (SMALL,),
         "flavor": "tensorrt-rtx",
         **changes,
     }
@@ -53,10 +53,28 @@ def test_an_engine_comes_with_its_model_and_a_manifest_that_vouches_for_both(net
     assert manifest.plan_size_bytes == (folder / "net.plan").stat().st_size > 1000
     assert (manifest.flavor, manifest.precision, manifest.attention) == ("tensorrt-rtx", "fp16", "function")
     assert (manifest.scale, manifest.source_sha256, manifest.targets) == (1, "c" * 64, ())
-    assert manifest.profile.min == (1, 3, 16, 16)
-    assert manifest.profile.opt == manifest.profile.max == (1, 3, 24, 32)
+    assert manifest.profiles[0].min == (1, 3, 16, 16)
+    assert manifest.profiles[0].opt == manifest.profiles[0].max == (1, 3, 24, 32)
     assert manifest.plugin is None
     assert manifest.build_time_seconds > 0
+
+
+def test_an_engine_of_two_profiles_takes_the_shapes_of_both(network: Path) -> None:
+    large = ProfileRequest(
+        min=ImageSize(height=24, width=32), max=ImageSize(height=64, width=64), max_batch=2
+    )
+    manifest = build(network, profiles=(SMALL, large))
+    assert [(p.min, p.opt, p.max) for p in manifest.profiles] == [
+        ((1, 3, 16, 16), (1, 3, 24, 32), (1, 3, 24, 32)),
+        ((1, 3, 24, 32), (1, 3, 64, 64), (2, 3, 64, 64)),
+    ]
+    # TensorRT tells each profile's own: the score matrices of two pictures of 64x64 alone are these many bytes.
+    small, most = (p.activation_memory_bytes or 0 for p in manifest.profiles)
+    assert 4 * (24 * 32) ** 2 <= small < 4 * 2 * (64 * 64) ** 2 <= most
+    assert manifest.activation_memory_bytes == most
+    alone = build(network, output=network.parent / "alone.plan")
+    assert alone.profiles == manifest.profiles[:1]
+    assert manifest.plan_size_bytes > alone.plan_size_bytes
 
 
 def test_inputs_and_outputs_are_float32_of_free_size(network: Path) -> None:
@@ -120,8 +138,8 @@ def test_the_plugin_needs_a_fraction_of_the_function_bodys_memory(
 ) -> None:
     """At L = 96 * 96 one float32 score matrix alone is 4 * L * L = 340 MB, and the function body needs two."""
     large = ProfileRequest(max=ImageSize(height=96, width=96))
-    function = build(network, attention="function", profile=large)
-    plugin = build(network, attention="plugin", plugin=plugin_library, profile=large)
+    function = build(network, attention="function", profiles=(large,))
+    plugin = build(network, attention="plugin", plugin=plugin_library, profiles=(large,))
     assert function.activation_memory_source == plugin.activation_memory_source == "builder log"
     assert function.activation_memory_bytes is not None
     assert plugin.activation_memory_bytes is not None
@@ -141,10 +159,10 @@ def test_a_memory_figure_that_cannot_be_right_is_left_out(
 ) -> None:
     """At 216x216 the scores pass 2^31 elements, and TensorRT-RTX reports less than at 200x200."""
     with caplog.at_level(logging.WARNING):
-        beyond = build(network, profile=ProfileRequest(max=ImageSize(height=216, width=216)))
+        beyond = build(network, profiles=(ProfileRequest(max=ImageSize(height=216, width=216)),))
     assert (beyond.activation_memory_bytes, beyond.activation_memory_source) == (None, None)
     assert "at 216x216 the function body has 2176782336 scores in one tensor" in caplog.text
-    below = build(network, profile=ProfileRequest(max=ImageSize(height=200, width=200)))
+    below = build(network, profiles=(ProfileRequest(max=ImageSize(height=200, width=200)),))
     assert below.activation_memory_bytes is not None
     assert below.activation_memory_bytes > 4 * (200 * 200) ** 2
 
@@ -166,7 +184,7 @@ def test_a_target_without_the_arithmetic_fails_in_tensorrts_words(network: Path)
 
 def test_a_workspace_too_small_fails_and_names_the_option(network: Path) -> None:
     with pytest.raises(HspanError, match=r"workspace.*raise --workspace-mib"):
-        build(network, workspace_mib=1, profile=ProfileRequest(max=ImageSize(height=64, width=64)))
+        build(network, workspace_mib=1, profiles=(ProfileRequest(max=ImageSize(height=64, width=64)),))
     assert_nothing_was_written(network)
 
 
@@ -181,21 +199,25 @@ def test_progress_rises_to_the_end(network: Path) -> None:
 
 def test_a_batch_range_is_built(network: Path) -> None:
     request = ProfileRequest(max=ImageSize(height=16, width=16), opt_batch=2, max_batch=4)
-    manifest = build(network, profile=request)
-    assert (manifest.profile.min[0], manifest.profile.opt[0], manifest.profile.max[0]) == (1, 2, 4)
+    manifest = build(network, profiles=(request,))
+    assert (manifest.profiles[0].min[0], manifest.profiles[0].opt[0], manifest.profiles[0].max[0]) == (
+        1,
+        2,
+        4,
+    )
 
 
 def test_a_model_of_fixed_size_needs_no_profile(tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "net.onnx", shape=(1, 3, 20, 28))
-    manifest = build(network, profile=ProfileRequest())
-    assert manifest.profile.min == manifest.profile.max == (1, 3, 20, 28)
+    manifest = build(network, profiles=(ProfileRequest(),))
+    assert manifest.profiles[0].min == manifest.profiles[0].max == (1, 3, 20, 28)
     assert manifest.io_tensors[0].shape == (1, 3, 20, 28)
 
 
 def test_a_model_of_fixed_picture_size_may_have_a_free_batch(tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "net.onnx", shape=("N", 3, 20, 28))
-    manifest = build(network, profile=ProfileRequest(max_batch=2))
-    assert (manifest.profile.min, manifest.profile.max) == ((1, 3, 20, 28), (2, 3, 20, 28))
+    manifest = build(network, profiles=(ProfileRequest(max_batch=2),))
+    assert (manifest.profiles[0].min, manifest.profiles[0].max) == ((1, 3, 20, 28), (2, 3, 20, 28))
 
 
 def test_a_profile_that_contradicts_a_fixed_size_is_refused(tmp_path: Path) -> None:
@@ -208,7 +230,7 @@ def test_a_profile_that_contradicts_a_fixed_size_is_refused(tmp_path: Path) -> N
 
 def test_a_model_of_one_channel_builds(tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "net.onnx", shape=("N", 1, "H", "W"))
-    assert build(network).profile.opt == (1, 1, 24, 32)
+    assert build(network).profiles[0].opt == (1, 1, 24, 32)
 
 
 def test_tf32_is_off(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +404,7 @@ def test_a_full_disk_leaves_the_old_engine_as_it_was(network: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "write_text", write_text)
     with pytest.raises(HspanError, match=r"net\.json: the disk is full; free some space"):
-        build(network, profile=ProfileRequest(max=ImageSize(height=40, width=40)))
+        build(network, profiles=(ProfileRequest(max=ImageSize(height=40, width=40)),))
     assert verify_manifest(plan) == old
     assert sorted(path.name for path in plan.parent.iterdir()) == ["net.json", "net.onnx", "net.plan"]
 

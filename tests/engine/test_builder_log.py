@@ -16,7 +16,7 @@ def test_memory_and_layers_are_read() -> None:
     figures = figures_from_log(
         ["Total Activation Memory: 16580608 bytes", "Total Weights Memory: 22208 bytes", LAYERS]
     )
-    assert figures.activation_memory_bytes == 16580608
+    assert figures.activation_memory_bytes == (16580608,)
     assert figures.weights_memory_bytes == 22208
     assert figures.engine_layer_counts == {"Myelin": 1, "PluginV3": 2}
 
@@ -25,14 +25,14 @@ def test_what_the_log_does_not_say_is_none() -> None:
     figures = figures_from_log(
         ["Max Scratch Memory: 5 bytes", "the Total Activation Memory: 7 bytes", "Layer(x): y"]
     )
-    assert figures.activation_memory_bytes is None
+    assert figures.activation_memory_bytes == ()
     assert figures.weights_memory_bytes is None
     assert figures.engine_layer_counts is None
 
 
-def test_several_engines_in_one_plan_are_added() -> None:
+def test_each_profile_has_its_activations() -> None:
     figures = figures_from_log(["Total Activation Memory: 3 bytes", "Total Activation Memory: 4 bytes"])
-    assert figures.activation_memory_bytes == 7
+    assert figures.activation_memory_bytes == (3, 4)
 
 
 @pytest.mark.parametrize(

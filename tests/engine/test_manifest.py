@@ -27,7 +27,7 @@ PLAN, ONNX = b"a plan", b"a model"
 
 def manifest(**changes: Any) -> EngineManifest:
     made = EngineManifest(
-        format_version=2,
+        format_version=3,
         plan_sha256=hashlib.sha256(PLAN).hexdigest(),
         plan_size_bytes=len(PLAN),
         onnx_file="x4.onnx",
@@ -51,7 +51,14 @@ def manifest(**changes: Any) -> EngineManifest:
         ),
         attention="plugin",
         scale=4,
-        profile=ProfileRecord(min=(1, 3, 16, 16), opt=(1, 3, 64, 64), max=(2, 3, 64, 96)),
+        profiles=(
+            ProfileRecord(
+                min=(1, 3, 16, 16), opt=(1, 3, 64, 64), max=(2, 3, 64, 96), activation_memory_bytes=1234
+            ),
+            ProfileRecord(
+                min=(1, 3, 64, 64), opt=(1, 3, 64, 64), max=(1, 3, 128, 160), activation_memory_bytes=None
+            ),
+        ),
         io_tensors=(IoTensor(name="input", dtype="float32", shape=(-1, 3, -1, -1), mode="input"),),
         activation_memory_bytes=1234,
         activation_memory_source="builder log",
@@ -129,8 +136,36 @@ def test_what_is_no_json_object_is_refused(plan: Path, content: bytes) -> None:
 @pytest.mark.parametrize("version", [0, 1, "1", None, True, 1.0])
 def test_another_format_version_is_refused(plan: Path, version: object) -> None:
     write(plan, format_version=version)
-    with pytest.raises(HspanError, match=r"format_version is .*, expected 2"):
+    with pytest.raises(HspanError, match=r"format_version is .*, expected 3"):
         read_manifest(plan)
+
+
+def test_a_manifest_of_format_2_is_read_as_one_with_one_profile(plan: Path) -> None:
+    document = json.loads(manifest(profiles=manifest().profiles[:1]).as_json())
+    (profile,) = document.pop("profiles")
+    del profile["activation_memory_bytes"]
+    plan.with_suffix(".json").write_text(json.dumps(document | {"format_version": 2, "profile": profile}))
+    assert read_manifest(plan) == manifest(profiles=manifest().profiles[:1])
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        ({}, "the key profiles is missing"),
+        ({"profile": None}, r"profiles\[0\] is None, expected an object"),
+        ({"profile": {"min": [1], "opt": [1]}}, r"the key profiles\[0\]\.max is missing"),
+    ],
+)
+def test_a_damaged_manifest_of_format_2_is_told(plan: Path, profile: dict[str, object], message: str) -> None:
+    document = json.loads(manifest().as_json()) | {"format_version": 2}
+    del document["profiles"]
+    plan.with_suffix(".json").write_text(json.dumps(document | profile))
+    with pytest.raises(HspanError, match=message):
+        read_manifest(plan)
+
+
+def test_the_largest_profile_takes_the_most_pixels() -> None:
+    assert manifest().largest_profile.max == (1, 3, 128, 160)
 
 
 @pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(EngineManifest)][1:])
@@ -155,9 +190,10 @@ def test_every_missing_key_is_named(plan: Path, key: str) -> None:
         ({"targets": "sm_86"}, "targets is 'sm_86', expected a list"),
         ({"targets": [86]}, r"targets\[0\] is 86, expected a string"),
         (
-            {"profile": {"min": [1], "opt": [1], "max": ["1"]}},
-            r"profile\.max\[0\] is '1', expected an integer",
+            {"profiles": [{"min": [1], "opt": [1], "max": ["1"], "activation_memory_bytes": None}]},
+            r"profiles\[0\]\.max\[0\] is '1', expected an integer",
         ),
+        ({"profiles": []}, "profiles is empty, expected one at least"),
         ({"io_tensors": [{}]}, r"the key io_tensors\[0\]\.name is missing"),
         ({"network_layer_counts": {"CAST": "1"}}, r"network_layer_counts\.CAST is '1', expected an integer"),
         ({"network_layer_counts": []}, r"network_layer_counts is \[\], expected an object"),

@@ -27,11 +27,11 @@ def test_network_with_the_block_becomes_an_engine(
         flavor="tensorrt-rtx",
         attention=attention,
         plugin=plugin_library if attention == "plugin" else None,
-        profile=ProfileRequest(max=ImageSize(height=64, width=48)),
+        profiles=(ProfileRequest(max=ImageSize(height=64, width=48)),),
     )
     manifest = build_engine(spec)
     assert manifest.network_layer_counts.get("PLUGIN_V3", 0) == (1 if attention == "plugin" else 0)
-    assert manifest.profile.max == (1, 1, 64, 48)
+    assert manifest.profiles[0].max == (1, 1, 64, 48)
     assert manifest.precision == "fp16"
     assert sorted(path.name for path in spec.output.parent.iterdir()) == [
         "edsr.json",

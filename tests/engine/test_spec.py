@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from trt_hspan.engine.spec import (
     ProfileRequest,
     default_output,
     image_size_from_text,
+    profile_request_from_text,
+    profiles_for,
     target_from_text,
 )
 from trt_hspan.errors import UsageError
@@ -159,6 +162,75 @@ def test_a_request_may_repeat_what_the_model_has_fixed() -> None:
 def test_a_request_that_contradicts_a_fixed_model_is_refused(request_: ProfileRequest, option: str) -> None:
     with pytest.raises(UsageError, match=option):
         request_.profile_for("plugin", batch=1, height=32, width=48)
+
+
+def shapes_of(text: str) -> object:
+    return profile_request_from_text(text).profile_for("plugin").shapes(3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "min=1x64x64,opt=1x128x96,max=2x256x256",
+        " max = 2X256x256 , min=64x64,opt=128x96",
+        "min=1x3x64x64,opt=128x96,max=2x3x256x256",
+    ],
+)
+def test_a_profile_is_read_in_every_way_of_writing_it(text: str) -> None:
+    assert shapes_of(text) == ((1, 3, 64, 64), (1, 3, 128, 96), (2, 3, 256, 256))
+
+
+def test_parts_of_a_profile_may_be_missing() -> None:
+    assert shapes_of("max=4x64x64") == ((1, 3, 16, 16), (1, 3, 64, 64), (4, 3, 64, 64))
+
+
+def test_a_profile_is_written_as_it_is_read() -> None:
+    profile = profile_request_from_text("min=1x64x64,opt=1x128x96,max=2x256x256").profile_for("plugin")
+    assert profile.text == "min=1x64x64,opt=1x128x96,max=2x256x256"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "got '', expected min, opt and max"),
+        ("64x64:96x96:128x128", "write it like min=64x64,opt=128x128"),
+        ("min=64x64,min=64x64", "expected min, opt and max as HxW or NxHxW"),
+        ("min=64", "expected min, opt and max"),
+        ("min=64x64x64x64x64", "expected min, opt and max"),
+        ("max=0x64", "asks for a size of 0"),
+        ("max=1x1x64x64", "asks for 1 channels; networks take N x 3 x H x W"),
+        (
+            "min=128x128,max=64x64",
+            "--profile min=128x128,max=64x64: min 128x128 exceeds max 64x64; make min at most",
+        ),
+        ("min=4x8x8,max=2x64x64", "min batch 4 exceeds max batch 2"),
+    ],
+)
+def test_a_profile_that_makes_no_sense_is_one_line(text: str, line: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(line)) as caught:
+        profile_request_from_text(text)
+    assert str(caught.value).startswith("--profile")
+
+
+def test_the_same_profile_twice_is_refused() -> None:
+    requests = [
+        ProfileRequest(max=size(64, 64)),
+        profile_request_from_text("max=96x96"),
+        ProfileRequest(max=size(64, 64)),
+    ]
+    with pytest.raises(UsageError, match="profiles 0 and 2 both take min=1x16x16,opt=1x64x64,max=1x64x64"):
+        profiles_for(requests, "plugin")
+    assert len(profiles_for(requests[:2], "plugin")) == 2
+
+
+def test_a_profile_beside_a_fixed_model_is_refused() -> None:
+    requests = [ProfileRequest(), profile_request_from_text("max=96x96")]
+    with pytest.raises(
+        UsageError, match="--profile max=96x96: max height 96, but the model was exported with"
+    ):
+        profiles_for(requests, "plugin", batch=1, height=32, width=48)
+    with pytest.raises(UsageError, match="--profile: an engine needs one profile at least"):
+        spec(profiles=())
 
 
 def spec(**changes: object) -> EngineSpec:

@@ -24,7 +24,7 @@ def test_an_engine_is_described_by_its_manifest(small_engine: SmallEngine) -> No
     assert found.kind == "engine"
     assert f"tensorrt-rtx {manifest.tensorrt_version}" in found.facts["built_by"]
     assert found.facts["precision"] == "fp16"
-    assert found.facts["profile"]["max"] == list(manifest.profile.max)
+    assert found.facts["profiles"][0]["max"] == list(manifest.profiles[0].max)
     assert found.facts["activation_memory_bytes"] == manifest.activation_memory_bytes
     assert found.facts["plan_bytes"] == small_engine.plan.stat().st_size
     assert found.facts["vouched_for"] == "plan and ONNX file are those of the manifest"

@@ -33,7 +33,7 @@ def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     output = tmp_path_factory.mktemp("gpu") / f"{request.param}.plan"
     profile = ProfileRequest(max=ImageSize(height=64, width=64), max_batch=2)
     build_engine(
-        EngineSpec(onnx=exported("small_x4", precision=request.param), output=output, profile=profile)
+        EngineSpec(onnx=exported("small_x4", precision=request.param), output=output, profiles=(profile,))
     )
     return output
 

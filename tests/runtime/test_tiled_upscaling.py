@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from support.torch_function_runner import TorchFunctionRunner, convolutions, glo
 
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.runtime import memory, tile_size
+from trt_hspan.runtime.runner import ShapeLimit
 from trt_hspan.runtime.tile_effect import tile_effect
 from trt_hspan.runtime.upscaling import (
     UpscaleOptions,
@@ -358,6 +360,59 @@ def test_a_fixed_size_is_the_size_of_every_tile(free: Callable[[int | None], Non
 def test_thin_pictures_get_long_tiles(free: Callable[[int | None], None]) -> None:
     free(None)
     assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), 16, 100_000) == (16, 4096)
+
+
+class SeveralProfiles(TorchFunctionRunner):
+    """Takes what lies in one of some ranges of (height, width), as an engine with several profiles."""
+
+    def __init__(self, *ranges: tuple[tuple[int, int], tuple[int, int]], **arguments: Any) -> None:
+        super().__init__(convolutions(2), 2, **arguments)
+        self.ranges = ranges
+
+    @property
+    def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
+        return tuple(((1, 3, *low), (1, 3, *high)) for low, high in self.ranges)
+
+    def require_shape(self, shape: tuple[int, ...], what: object) -> None:
+        assert any(
+            low[0] <= shape[2] <= high[0] and low[1] <= shape[3] <= high[1] for low, high in self.ranges
+        ), shape
+
+
+def test_tiles_fit_one_of_several_profiles(free: Callable[[int | None], None]) -> None:
+    free(None)
+    runner = SeveralProfiles(((16, 16), (64, 64)), ((128, 128), (256, 256)))
+    sizes: list[tuple[object, tuple[int, int], tuple[int, int]]] = [
+        ("auto", (50, 60), (50, 60)),  # as a whole in the small one
+        ("auto", (5, 60), (16, 60)),
+        ("auto", (100, 70), (128, 128)),  # between both: grows to the large one
+        ("auto", (200, 256), (200, 256)),
+        ("auto", (600, 600), (224, 224)),  # the large one, trimmed
+        ("auto", (600, 20), (224, 128)),
+        ((64, 48), (600, 600), (64, 48)),
+        ("none", (130, 5), (130, 128)),
+    ]
+    for tile, picture, expected in sizes:
+        plan = tile_size.plan_for_picture(runner, *picture, tile=tile)  # type: ignore[arg-type]
+        assert (plan.tile_height, plan.tile_width) == expected, (tile, picture)
+    network = untiled(convolutions(2), batch(100, 70))
+    found = upscale_batch(runner, batch(100, 70))
+    # Grown by reflection, which the network sees at the edge only.
+    np.testing.assert_allclose(found[..., :190, :130], network[..., :190, :130], rtol=0, atol=ROUNDING)
+
+
+def test_out_of_memory_steps_down_into_a_smaller_profile(free: Callable[[int | None], None]) -> None:
+    free(None)
+    runner = SeveralProfiles(((16, 16), (64, 64)), ((128, 128), (256, 256)), most_pixels=50 * 64)
+    found = upscale_batch(runner, batch(250, 250), UpscaleOptions(overlap=8))
+    assert found.shape == (1, 3, 500, 500)
+    assert [shape[2:] for shape in dict.fromkeys(runner.shapes)] == [
+        (250, 250),
+        (128, 250),
+        (128, 128),
+        (64, 64),
+        (32, 64),
+    ]
 
 
 def test_smaller_tiles_end_at_the_least_size() -> None:

@@ -33,7 +33,7 @@ def engine_as(small: SmallEngine, folder: Path, name: str, **changes: Any) -> Pa
     (folder / manifest.onnx_file).write_bytes(small.onnx.read_bytes())
     profile = changes.pop("profile_max", None)
     if profile is not None:
-        changes["profile"] = dataclasses.replace(manifest.profile, opt=profile, max=profile)
+        changes["profiles"] = (dataclasses.replace(manifest.profiles[0], opt=profile, max=profile),)
     plan.with_suffix(".json").write_text(dataclasses.replace(manifest, **changes).as_json())
     read_manifest(plan)
     return plan
@@ -95,7 +95,7 @@ def test_config_of_the_raw_model_says_what_the_manifest_says(
     repository = tmp_path / "models"
     assert run("serve", "export", classic, "-o", repository, "--queue-length", 7, "--instances", 2).code == 0
     config = config_of(repository, "net")
-    profile = small_engine.manifest.profile
+    profile = small_engine.manifest.profiles[0]
     assert (config.name, config.backend, config.platform) == ("net", "tensorrt", "tensorrt_plan")
     assert config.max_batch_size == profile.max[0]
     assert [(t.name, list(t.dims)) for t in config.input] == [("input", [3, -1, -1])]

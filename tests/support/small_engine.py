@@ -34,7 +34,7 @@ def build_small_engine(folder: Path, onnx: Path) -> SmallEngine:
         onnx=onnx,
         output=folder / "small.plan",
         flavor="tensorrt-rtx",
-        profile=ProfileRequest(max=ImageSize(height=32, width=32)),
+        profiles=(ProfileRequest(max=ImageSize(height=32, width=32)),),
         targets=("sm_86",),
     )
     return SmallEngine(spec.output, build_engine(spec))

@@ -225,7 +225,9 @@ def _tensor(value: onnx.ValueInfoProto) -> Named:
 
 
 class Engine:
-    device_memory_size_v2 = 5000
+    @staticmethod
+    def get_device_memory_size_for_profile_v2(index: int) -> int:
+        return 5000 + index
 
 
 class Runtime:

@@ -22,6 +22,7 @@ from trt_hspan.benchmarking.sampling import Latency, sample_latency
 from trt_hspan.engine.spec import ImageSize
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+from trt_hspan.runtime.tile_size import size_ranges
 
 GraphChoice = Literal["on", "off", "both"]
 DEFAULT_SIZES: Final = (ImageSize(height=48, width=48), ImageSize(height=96, width=96))
@@ -35,7 +36,8 @@ class BenchSpec:
 
     Args:
         sources: engines, ONNX files, checkpoints or presets.
-        sizes: of the input; empty takes the network's fixed size, or 48x48 and 96x96 within its limits.
+        sizes: of the input; empty takes the network's fixed size, or 48x48 and 96x96 within its limits, for an engine
+            with several profiles within those of each.
         batches: pictures in one run.
         device: as `open_runner` takes it.
         graphs: CUDA graphs of engines on a GPU; None is "both" there.
@@ -102,6 +104,7 @@ class Measurement:
         host_peak_bytes: how far resident memory rose while it ran; None where Linux does not tell.
         gpu_bytes: device memory for activations, inputs and outputs; None without a GPU.
         speedup_over_peer: the peer's median latency over this one's; None without a peer.
+        profile: the engine's optimisation profile that took the shape, where it has several; None without a GPU.
         note: why there is no CUDA graph, when it was asked for.
     """
 
@@ -120,6 +123,7 @@ class Measurement:
     host_peak_bytes: int | None = None
     gpu_bytes: dict[str, int] | None = None
     speedup_over_peer: float | None = None
+    profile: int | None = None
     note: str | None = None
 
 
@@ -170,11 +174,11 @@ def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: Non
 
 def sizes_for(runner: Runner, spec: BenchSpec) -> tuple[ImageSize, ...]:
     """The sizes to measure on a network. Raises: HspanError when one that was asked for does not fit it."""
-    low, high = runner.min_shape, runner.max_shape
     sizes = spec.sizes or tuple(
         dict.fromkeys(
-            ImageSize(height=_clamp(size.height, low[2], high[2]), width=_clamp(size.width, low[3], high[3]))
-            for size in DEFAULT_SIZES
+            ImageSize(height=height, width=width)
+            for known in size_ranges(runner)
+            for height, width in (known.bounded(size.height, size.width) for size in DEFAULT_SIZES)
         )
     )
     for size in sizes:
@@ -308,6 +312,9 @@ def _measure(
         host_peak_bytes=peak.bytes,
         gpu_bytes=asdict(runner.session.memory) if isinstance(runner, TensorRtRunner) else None,
         speedup_over_peer=None if peer is None else peer.latency.p50_ms / latency.p50_ms,
+        profile=runner.session.profile_for(shape)
+        if isinstance(runner, TensorRtRunner) and len(runner.shape_ranges) > 1
+        else None,
         note=runner.session.capture_failures.get(shape) if isinstance(runner, TensorRtRunner) else None,
     )
 
@@ -443,7 +450,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _clamp(value: int, low: int | None, high: int | None) -> int:
-    return min(max(value, low or 1), high or value)

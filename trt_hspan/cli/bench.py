@@ -97,9 +97,10 @@ def _row(found: Measurement) -> list[str]:
     if found.gpu_bytes is not None:
         peak = sum(found.gpu_bytes.values())
     graph = {None: "", True: ", graph", False: ", no graph"}[found.cuda_graph]
+    profile = "" if found.profile is None else f", profile {found.profile}"
     unstable = "" if latency.stable else " *"
     return [
-        f"{found.network}{graph}",
+        f"{found.network}{profile}{graph}",
         f"{found.height}x{found.width}",
         str(found.batch),
         f"{latency.p50_ms:.2f}{unstable}",

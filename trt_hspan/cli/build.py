@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -13,8 +14,8 @@ from trt_hspan.cli.quantized_build import build_quantized, chain_from_options
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
-    from trt_hspan.engine.manifest import EngineManifest
-    from trt_hspan.engine.spec import EngineSpec, ImageSize
+    from trt_hspan.engine.manifest import EngineManifest, ProfileRecord
+    from trt_hspan.engine.spec import EngineSpec, ImageSize, ProfileRequest
     from trt_hspan.evaluation.range_request import RangeRequest
 
 _RTX_PLUGIN_NOTE = (
@@ -62,6 +63,13 @@ def build(
     min_batch: Annotated[int | None, typer.Option(help="Smallest batch.", show_default="1")] = None,
     opt_batch: Annotated[int | None, typer.Option(help="Batch to tune for.", show_default="1")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Largest batch.", show_default="1")] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="min=HxW,opt=HxW,max=NxHxW",
+            help="One more optimisation profile, repeatable; the first one if no option above is given.",
+        ),
+    ] = None,
     flavor: Annotated[
         str | None,
         typer.Option(
@@ -170,13 +178,16 @@ def build(
         onnx=onnx if onnx is not None else Path(),
         output=output if output is not None else _default_output(checkpoint, onnx, precision),
         precision=cast("Precision | None", precision),
-        profile=ProfileRequest(
-            min=_size("--min", min_size),
-            opt=_size("--opt", opt_size),
-            max=_size("--max", max_size),
-            min_batch=min_batch,
-            opt_batch=opt_batch,
-            max_batch=max_batch,
+        profiles=_profiles(
+            ProfileRequest(
+                min=_size("--min", min_size),
+                opt=_size("--opt", opt_size),
+                max=_size("--max", max_size),
+                min_batch=min_batch,
+                opt_batch=opt_batch,
+                max_batch=max_batch,
+            ),
+            profile or (),
         ),
         flavor=cast("Flavor | None", flavor),
         attention=cast("Attention | None", attention),
@@ -207,6 +218,14 @@ def _size(option: str, text: str | None) -> ImageSize | None:
     from trt_hspan.engine.spec import image_size_from_text
 
     return None if text is None else image_size_from_text(text, option=option)
+
+
+def _profiles(first: ProfileRequest, more: Sequence[str]) -> tuple[ProfileRequest, ...]:
+    """Profile 0 is that of --min, --opt and --max, unless none of them was given and --profile was."""
+    from trt_hspan.engine.spec import ProfileRequest, profile_request_from_text
+
+    asked = tuple(map(profile_request_from_text, more))
+    return asked if asked and first == ProfileRequest() else (first, *asked)
 
 
 def _default_output(checkpoint: str | None, onnx: Path | None, precision: str | None) -> Path:
@@ -294,7 +313,6 @@ def _print(spec: EngineSpec, manifest: EngineManifest, *, as_json: bool) -> None
 
 
 def _summary(spec: EngineSpec, manifest: EngineManifest) -> dict[str, object]:
-    profile = manifest.profile
     plugin = manifest.plugin
     layers = manifest.network_layer_counts
     default = "TensorRT-RTX's default set"
@@ -306,14 +324,24 @@ def _summary(spec: EngineSpec, manifest: EngineManifest) -> dict[str, object]:
         "targets": ", ".join(manifest.targets) or default,
         "precision": _precision_text(manifest),
         "attention": manifest.attention if plugin is None else f"plugin, {plugin.file} {plugin.sha256[:12]}",
-        "shapes": ", ".join(
-            f"{name} {'x'.join(map(str, shape))}"
-            for name, shape in (("min", profile.min), ("opt", profile.opt), ("max", profile.max))
-        ),
+        **_profile_rows(manifest.profiles),
         "activation memory": _size_text(manifest.activation_memory_bytes),
         "weights": _size_text(manifest.weights_memory_bytes),
         "layers": f"{sum(layers.values())}, of them {layers.get('PLUGIN_V3', 0)} plugins",
         "build time": f"{manifest.build_time_seconds:.1f} s",
+    }
+
+
+def _profile_rows(profiles: Sequence[ProfileRecord]) -> dict[str, object]:
+    def text(profile: ProfileRecord) -> str:
+        shapes = (("min", profile.min), ("opt", profile.opt), ("max", profile.max))
+        return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes)
+
+    if len(profiles) == 1:
+        return {"shapes": text(profiles[0])}
+    return {
+        f"profile {index}": f"{text(profile)}: {_size_text(profile.activation_memory_bytes) or 'unknown'}"
+        for index, profile in enumerate(profiles)
     }
 
 

@@ -57,8 +57,8 @@ def _readable(name: str, value: Any) -> Any:
     """Sizes in MB, shapes with an x, lists of words with commas."""
     if name.endswith("_bytes") and isinstance(value, int):
         return _megabytes(value)
-    if name == "profile":
-        return ", ".join(f"{side} {_shape(shape)}" for side, shape in value.items())
+    if name == "profiles":
+        return "\n".join(f"{index}: {_profile(item)}" for index, item in enumerate(value))
     if name == "weights_memory_by_type":
         return ", ".join(f"{kind} {_megabytes(size)}" for kind, size in value.items())
     if name == "tensors":
@@ -66,6 +66,12 @@ def _readable(name: str, value: Any) -> Any:
     if isinstance(value, list):
         value = ", ".join(map(str, value))
     return value if not isinstance(value, bool) else "yes" if value else "no"
+
+
+def _profile(item: dict[str, Any]) -> str:
+    shapes = ", ".join(f"{side} {_shape(item[side])}" for side in ("min", "opt", "max"))
+    memory = item["activation_memory_bytes"]
+    return shapes if memory is None else f"{shapes}, activations {_megabytes(memory)}"
 
 
 def _megabytes(size: int) -> str:

@@ -78,13 +78,14 @@ def cost_from_manifest(cost: NetworkCost, manifest: EngineManifest) -> NetworkCo
             "holds the attention as a function body, whose memory grows with the square of the pixels",
             "build it with --attention plugin, as Jetson engines are",
         )
-    if manifest.activation_memory_bytes is None:
+    profile = manifest.largest_profile
+    if profile.activation_memory_bytes is None:
         raise HspanError("engine", "its manifest gives no activation memory", "plan with --onnx instead")
-    n, _, height, width = manifest.profile.max
+    n, _, height, width = profile.max
     return dataclasses.replace(
         cost,
         weights_bytes=manifest.weights_memory_bytes or cost.weights_bytes,
-        activation_bytes_per_pixel=manifest.activation_memory_bytes / (n * height * width),
+        activation_bytes_per_pixel=profile.activation_memory_bytes / (n * height * width),
         source=f"{manifest.flavor} {manifest.tensorrt_version}, from the manifest",
     )
 

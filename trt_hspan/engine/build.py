@@ -27,7 +27,7 @@ from trt_hspan.engine.manifest import (
 )
 from trt_hspan.engine.output_set import check_writable, staged_files
 from trt_hspan.engine.progress import BuildProgress
-from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, ImageProfile, Precision
+from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, ImageProfile, Precision, profiles_for
 from trt_hspan.engine.tensorrt_api import load_plugin_library, load_tensorrt, select_flavor
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import sha256_from_file
@@ -72,7 +72,7 @@ class _Network:
 
     model: onnx.ModelProto
     precision: Precision
-    profile: ImageProfile
+    profiles: tuple[ImageProfile, ...]
     channels: int
     is_static: bool
 
@@ -153,7 +153,7 @@ def check_fp8_targets(precision: Precision | None, flavor: Flavor, targets: tupl
 
 
 def _network(spec: EngineSpec, attention: Attention) -> _Network:
-    """Reads the model and fits precision and profile to it."""
+    """Reads the model and fits precision and profiles to it."""
     model = load_onnx(spec.onnx)
     require_attention(model, spec.onnx)
     precision = precision_from_model(model)
@@ -169,7 +169,7 @@ def _network(spec: EngineSpec, attention: Attention) -> _Network:
     return _Network(
         model=model,
         precision=precision,
-        profile=spec.profile.profile_for(attention, batch=batch, height=height, width=width),
+        profiles=profiles_for(spec.profiles, attention, batch=batch, height=height, width=width),
         channels=channels,
         is_static=None not in (batch, height, width),
     )
@@ -242,7 +242,9 @@ def _request(spec: EngineSpec, tools: _Tools, network: _Network) -> BuildRequest
     return BuildRequest(
         where=spec.output,
         model=prepare(network.model).SerializeToString(),
-        shapes=None if network.is_static else network.profile.shapes(network.channels),
+        profiles=()
+        if network.is_static
+        else tuple(profile.shapes(network.channels) for profile in network.profiles),
         targets=spec.targets,
         workspace_bytes=None if spec.workspace_mib is None else spec.workspace_mib * _MIB,
         tactic_dram_bytes=None if spec.tactic_dram_mib is None else spec.tactic_dram_mib * _MIB,
@@ -254,8 +256,10 @@ def _manifest(
     tools: _Tools, network: _Network, built: BuiltPlan, *, plan_file: Path, onnx_file: Path
 ) -> EngineManifest:
     metadata = metadata_from_model(network.model)
-    low, best, high = network.profile.shapes(network.channels)
-    is_plausible = _is_activation_memory_plausible(tools.attention, network.profile)
+    profiles = _profile_records(tools, network, built)
+    memory = [profile.activation_memory_bytes for profile in profiles]
+    known = [figure for figure in memory if figure is not None]
+    has_memory = len(known) == len(memory)
     return EngineManifest(
         format_version=FORMAT_VERSION,
         plan_sha256=sha256_from_file(plan_file),
@@ -271,10 +275,10 @@ def _manifest(
         quantization=_quantization_record(network.model, built),
         attention=tools.attention,
         scale=metadata.scale,
-        profile=ProfileRecord(min=low, opt=best, max=high),
+        profiles=profiles,
         io_tensors=built.io_tensors,
-        activation_memory_bytes=built.activation_memory_bytes if is_plausible else None,
-        activation_memory_source=built.activation_memory_source if is_plausible else None,
+        activation_memory_bytes=max(known) if has_memory else None,
+        activation_memory_source=built.activation_memory_source if has_memory else None,
         weights_memory_bytes=built.weights_memory_bytes,
         network_layer_counts=built.network_layer_counts,
         engine_layer_counts=built.engine_layer_counts,
@@ -283,6 +287,23 @@ def _manifest(
         source_sha256=metadata.source_sha256,
         created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _profile_records(tools: _Tools, network: _Network, built: BuiltPlan) -> tuple[ProfileRecord, ...]:
+    records = []
+    memory = built.activation_memory_bytes
+    for index, profile in enumerate(network.profiles):
+        low, best, high = profile.shapes(network.channels)
+        plausible = _is_activation_memory_plausible(tools.attention, profile) and memory is not None
+        records.append(
+            ProfileRecord(
+                min=low,
+                opt=best,
+                max=high,
+                activation_memory_bytes=memory[index] if plausible and memory is not None else None,
+            )
+        )
+    return tuple(records)
 
 
 def _quantization_record(model: onnx.ModelProto, built: BuiltPlan) -> QuantizationRecord | None:

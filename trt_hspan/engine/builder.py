@@ -1,4 +1,4 @@
-"""From ONNX bytes to a plan: parser, optimisation profile, builder options, the build. Takes TensorRT as a module.
+"""From ONNX bytes to a plan: parser, optimisation profiles, builder options, the build. Takes TensorRT as a module.
 
 Owns the calls to the builder; files, manifests and the choice of attention are the caller's.
 """
@@ -42,7 +42,8 @@ class BuildRequest:
     Args:
         where: what errors are about, such as the ONNX file.
         model: a serialised ONNX model with all weights inside.
-        shapes: min, opt and max shape of the one input; None for a network without dynamic dimensions.
+        profiles: min, opt and max shape of the one input, for each profile; empty for a network without dynamic
+            dimensions.
         targets: compute capabilities for TensorRT-RTX; empty leaves TensorRT's default.
         tf32: whether float32 products may be rounded to TF32 (10 bits of mantissa).
         workspace_bytes: limit of scratch memory within a layer; None leaves TensorRT's default.
@@ -52,7 +53,7 @@ class BuildRequest:
 
     where: object
     model: bytes
-    shapes: tuple[Shape, Shape, Shape] | None
+    profiles: tuple[tuple[Shape, Shape, Shape], ...]
     targets: tuple[str, ...] = ()
     tf32: bool = False
     workspace_bytes: int | None = None
@@ -62,13 +63,17 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltPlan:
-    """A plan and what TensorRT told about it. `data` is a buffer; the rest is as in `EngineManifest`."""
+    """A plan and what TensorRT told about it. `data` is a buffer; the rest is as in `EngineManifest`.
+
+    Attributes:
+        activation_memory_bytes: of each profile, in order; None when TensorRT did not say.
+    """
 
     data: Any
     io_tensors: tuple[IoTensor, ...]
     network_layer_counts: Mapping[str, int]
     engine_layer_counts: Mapping[str, int] | None
-    activation_memory_bytes: int | None
+    activation_memory_bytes: tuple[int, ...] | None
     activation_memory_source: Literal["engine", "builder log"] | None
     weights_memory_bytes: int | None
     quantized_convolutions: int | None
@@ -132,10 +137,13 @@ def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: Collecte
             _advice(request),
         )
     figures = figures_from_log(log.figures)
-    from_engine = _activation_memory_from_engine(trt, plan)
+    count = max(1, len(request.profiles))
+    from_engine = _activation_memory_from_engine(trt, plan, count)
     from_log = figures.activation_memory_bytes
     source: Literal["engine", "builder log"] | None = "engine" if from_engine is not None else "builder log"
-    memory = from_log if from_engine is None else from_engine
+    memory = from_engine
+    if memory is None and len(from_log) == count:
+        memory = from_log
     return BuiltPlan(
         data=plan,
         io_tensors=_io_tensors(network),
@@ -165,9 +173,9 @@ def _config(trt: Any, builder: Any, network: Any, request: BuildRequest, log: Co
         for index, target in enumerate(request.targets):
             if not config.set_compute_capability(known[target], index):
                 raise HspanError("--target", f"TensorRT refuses {target}: {log.first_error}")
-    if request.shapes is not None:
+    for shapes in request.profiles:
         profile = builder.create_optimization_profile()
-        profile.set_shape(network.get_input(0).name, *request.shapes)
+        profile.set_shape(network.get_input(0).name, *shapes)
         if config.add_optimization_profile(profile) < 0:
             raise HspanError(request.where, f"TensorRT refuses these shapes: {log.first_error}")
     return config
@@ -207,8 +215,8 @@ def _layer_counts(network: Any) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _activation_memory_from_engine(trt: Any, plan: Any) -> int | None:
-    """What the engine itself asks for, or None where it is not to be opened.
+def _activation_memory_from_engine(trt: Any, plan: Any, profiles: int) -> tuple[int, ...] | None:
+    """What the engine itself asks for in each profile, or None where it is not to be opened.
 
     TensorRT's engine is for the GPU at hand. TensorRT-RTX's may be for another one, and opening one that holds a
     plugin is something that NVIDIA does not document.
@@ -216,7 +224,9 @@ def _activation_memory_from_engine(trt: Any, plan: Any) -> int | None:
     if trt.__name__ != MODULE_OF["tensorrt"] or not gpu_architectures():
         return None
     engine = trt.Runtime(tensorrt_logger(trt)).deserialize_cuda_engine(plan)
-    return None if engine is None else int(engine.device_memory_size_v2)
+    if engine is None:
+        return None
+    return tuple(int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(profiles))
 
 
 def _call_in_thread(work: Callable[[], _T], *, poll: Callable[[], None], cancel: Callable[[], None]) -> _T:

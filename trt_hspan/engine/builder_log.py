@@ -21,13 +21,13 @@ class BuildFigures:
     """Figures from one engine's build. None: the log did not say.
 
     Args:
-        activation_memory_bytes: for all activations at the profile's largest shapes.
+        activation_memory_bytes: for all activations at a profile's largest shapes, one figure a profile, in order.
         weights_memory_bytes: for all weights.
         engine_layer_counts: layers of the built engine by kind; fused regions count once.
         quantized_convolutions: convolutions that the builder fused with their scales; None when it names none.
     """
 
-    activation_memory_bytes: int | None
+    activation_memory_bytes: tuple[int, ...]
     weights_memory_bytes: int | None
     engine_layer_counts: Mapping[str, int] | None
     quantized_convolutions: int | None
@@ -36,22 +36,26 @@ class BuildFigures:
 def figures_from_log(messages: Iterable[str]) -> BuildFigures:
     """Reads the lines "Total Activation|Weights Memory: N bytes" and the "Engine Layer Information".
 
-    TensorRT-RTX 1.7 writes each once an engine; should a plan hold several engines, their figures are added,
-    which is what they need at most.
+    *Measured* on TensorRT-RTX 1.7.1: however many targets, the activations' line comes once for each profile, in their
+    order, the weights' once, and the layers' once, with the layers of all profiles.
     """
-    totals: dict[str, int] = {}
+    activations: list[int] = []
+    weights: int | None = None
     layers: Counter[str] | None = None
     fused = 0
     for message in messages:
         if (match := _MEMORY.match(message)) is not None:
-            totals[match["what"]] = totals.get(match["what"], 0) + int(match["bytes"])
+            if match["what"] == "Activation":
+                activations.append(int(match["bytes"]))
+            else:
+                weights = (weights or 0) + int(match["bytes"])
         elif message.startswith(_LAYERS):
             layers = (layers or Counter()) + Counter(found["kind"] for found in _LAYER.finditer(message))
         elif _QUANTIZED_CONVOLUTION in message:
             fused += 1
     return BuildFigures(
-        activation_memory_bytes=totals.get("Activation"),
-        weights_memory_bytes=totals.get("Weights"),
+        activation_memory_bytes=tuple(activations),
+        weights_memory_bytes=weights,
         engine_layer_counts=None if layers is None else dict(sorted(layers.items())),
         quantized_convolutions=fused or None,
     )

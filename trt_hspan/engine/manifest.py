@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from trt_hspan.engine.typed_json import MistypedError, dataclass_from_json
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, sha256_from_file
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_ONE_PROFILE_VERSION = 2  # had one `profile`, without a memory figure of its own
 _BUILD_AGAIN = "build the engine again with trt-hspan build"
 
 
@@ -42,11 +44,17 @@ class PluginRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileRecord:
-    """Shapes (N, 3, H, W) of the input: smallest accepted, tuned for, largest accepted."""
+    """Shapes (N, 3, H, W) of the input: smallest accepted, tuned for, largest accepted.
+
+    Args:
+        activation_memory_bytes: device memory for activations at `max` in this profile, as TensorRT reports it; None
+            when it reported none, or a figure that cannot be right.
+    """
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
     max: tuple[int, ...]
+    activation_memory_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,7 @@ class EngineManifest:
     """Everything about an engine that a user or a program may ask without opening it.
 
     Args:
-        format_version: of this file; 2.
+        format_version: of this file; 3.
         onnx_file: file name of the model it was built from, in the manifest's folder.
         plugin: the plugin library, None when the attention is not the plugin.
         flavor: which TensorRT; `tensorrt_version` is its version. Engines run with no other.
@@ -97,12 +105,14 @@ class EngineManifest:
         quantization: what is quantised; None when nothing is.
         targets: compute capabilities asked for; empty means the default set of TensorRT-RTX.
         scale: the network upscales by this factor; None for a network that is not HSPAN's.
-        activation_memory_bytes: device memory for activations at the profile's largest shapes, as TensorRT
-            reports it; None when TensorRT reported none, or a figure that cannot be right.
+        profiles: what one run may take, one TensorRT optimisation profile each, in TensorRT's order.
+        activation_memory_bytes: the largest figure of the profiles, since one run uses one of them; None when one of
+            theirs is None.
         activation_memory_source: "engine" (asked of the deserialised engine), "builder log", or None.
         weights_memory_bytes: device memory for weights as the builder's log reports it, or None.
         network_layer_counts: layers of the parsed network by type; a plugin counts as PLUGIN_V3.
-        engine_layer_counts: layers of the built engine by kind, from the builder's log; None without one.
+        engine_layer_counts: layers of the built engine by kind, of all profiles together, from the builder's log;
+            None without one.
         build_time_seconds: wall time inside the builder.
         source_sha256: hash of the checkpoint behind the model, when the model says so.
         created_utc: ISO 8601.
@@ -123,7 +133,7 @@ class EngineManifest:
     quantization: QuantizationRecord | None
     attention: Attention
     scale: int | None
-    profile: ProfileRecord
+    profiles: tuple[ProfileRecord, ...]
     io_tensors: tuple[IoTensor, ...]
     activation_memory_bytes: int | None
     activation_memory_source: Literal["engine", "builder log"] | None
@@ -135,6 +145,11 @@ class EngineManifest:
     source_sha256: str | None
     created_utc: str
     range_audit: RangeAudit | None = None
+
+    @property
+    def largest_profile(self) -> ProfileRecord:
+        """The profile that takes the most pixels in one run."""
+        return max(self.profiles, key=lambda profile: math.prod(profile.max))
 
     def as_json(self) -> str:
         """The manifest as a JSON document; tuples become lists."""
@@ -178,16 +193,32 @@ def manifest_from_json(text: str, *, where: str | os.PathLike[str]) -> EngineMan
     if not isinstance(document, dict):
         raise HspanError(where, "is not a manifest: expected a JSON object", _BUILD_AGAIN)
     version = document.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is int and version == _ONE_PROFILE_VERSION:
+        document = _with_profiles(document)
+    elif type(version) is not int or version != FORMAT_VERSION:
         raise HspanError(
             where,
             f"format_version is {version!r}, expected {FORMAT_VERSION}",
             f"{_BUILD_AGAIN} of this version",
         )
     try:
-        return dataclass_from_json(document, EngineManifest)
+        manifest = dataclass_from_json(document, EngineManifest)
     except MistypedError as error:
         raise HspanError(where, str(error), _BUILD_AGAIN) from None
+    if not manifest.profiles:
+        raise HspanError(where, "profiles is empty, expected one at least", _BUILD_AGAIN)
+    return manifest
+
+
+def _with_profiles(document: dict[str, object]) -> dict[str, object]:
+    """A manifest of format 2 in today's format. What is missing or mistyped stays so, for the reader to name."""
+    upgraded = document | {"format_version": FORMAT_VERSION}
+    if "profile" in upgraded and "profiles" not in upgraded:
+        profile = upgraded.pop("profile")
+        if isinstance(profile, dict):
+            profile = profile | {"activation_memory_bytes": document.get("activation_memory_bytes")}
+        upgraded["profiles"] = [profile]
+    return upgraded
 
 
 def verify_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:

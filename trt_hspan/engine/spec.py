@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -161,7 +161,10 @@ class ProfileRequest:
         with _errors_of_profile(self.text):
             rows = [
                 _complete(
-                    [None if size is None else getattr(size, name) for size in (self.min, self.opt, self.max)],
+                    [
+                        None if size is None else getattr(size, name)
+                        for size in (self.min, self.opt, self.max)
+                    ],
                     defaults=(MIN_SIZE, OPT_SIZE, MAX_SIZE[attention]),
                     fixed=fixed,
                     options=("--min", "--opt", "--max"),
@@ -274,7 +277,7 @@ class EngineSpec:
     onnx: Path
     output: Path
     precision: Precision | None = None
-    profiles: tuple[ProfileRequest, ...] = (ProfileRequest(),)
+    profiles: tuple[ProfileRequest, ...] = field(default_factory=lambda: (ProfileRequest(),))
     flavor: Flavor | None = None
     attention: Attention | None = None
     targets: tuple[str, ...] = ()
@@ -332,7 +335,7 @@ def default_output(source: str | os.PathLike[str], precision: str) -> Path:
 
 @contextmanager
 def _errors_of_profile(text: str | None) -> Iterator[None]:
-    """Errors about --min, --opt-batch and so on become errors about the --profile with this text, where there is one."""
+    """Errors about --min, --opt-batch and so on become errors about the --profile with this text, if it is one."""
     try:
         yield
     except UsageError as error:

@@ -65,7 +65,7 @@ def inspect_engine(plan: Path) -> Inspection:
         vouched = "plan and ONNX file are those of the manifest"
     except HspanError as error:
         vouched = f"NO: {error}"
-    record, profile = manifest.plugin, manifest.profile
+    record = manifest.plugin
     facts = {
         "built_by": f"{manifest.flavor} {manifest.tensorrt_version}, trt-hspan {manifest.tool_version}",
         "built_at": manifest.created_utc,
@@ -78,7 +78,11 @@ def inspect_engine(plan: Path) -> Inspection:
         "attention": manifest.attention,
         "plugin": None if record is None else asdict(record),
         "scale": manifest.scale,
-        "profile": {name: list(getattr(profile, name)) for name in ("min", "opt", "max")},
+        "profiles": [
+            {name: list(getattr(profile, name)) for name in ("min", "opt", "max")}
+            | {"activation_memory_bytes": profile.activation_memory_bytes}
+            for profile in manifest.profiles
+        ],
         "tensors": [asdict(tensor) for tensor in manifest.io_tensors],
         "plan_bytes": manifest.plan_size_bytes,
         "activation_memory_bytes": manifest.activation_memory_bytes,

@@ -138,10 +138,11 @@ def _validity_reasons(plan: Path, manifest: Any) -> list[str]:
 def _memory_notes(manifest: Any) -> list[str]:
     from trt_hspan.inspection.nvidia import gpu_states
 
-    needed = manifest.activation_memory_bytes
+    profile = manifest.largest_profile
+    needed = profile.activation_memory_bytes
     if needed is None:
         return []
-    height, width = manifest.profile.max[2:]
+    height, width = profile.max[2:]
     text = f"at its largest shape, {height}x{width}, it takes {needed / 1e6:.1f} MB for activations"
     gpus = gpu_states()
     if gpus and gpus[0].free_bytes is not None:

@@ -85,9 +85,14 @@ def build_command(plan: Path, manifest: EngineManifest, *, target: str | None = 
         words += ["--target", target]
     if manifest.attention == "plugin":
         words += ["--attention", "plugin"]
-    low, high = manifest.profile.min, manifest.profile.max
-    words += ["--min", f"{low[2]}x{low[3]}", "--max", f"{high[2]}x{high[3]}", "-o", str(plan)]
-    return " ".join(words)
+    if len(manifest.profiles) == 1 and manifest.profiles[0].max[0] == 1:
+        low, high = manifest.profiles[0].min, manifest.profiles[0].max
+        words += ["--min", f"{low[2]}x{low[3]}", "--max", f"{high[2]}x{high[3]}"]
+    else:
+        for profile in manifest.profiles:
+            shapes = {"min": profile.min, "opt": profile.opt, "max": profile.max}
+            words += ["--profile", ",".join(f"{name}={n}x{h}x{w}" for name, (n, _, h, w) in shapes.items())]
+    return " ".join([*words, "-o", str(plan)])
 
 
 def _gpu(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError | None:

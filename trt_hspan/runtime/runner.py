@@ -62,6 +62,14 @@ class Runner(abc.ABC):
         return self.min_shape
 
     @property
+    def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
+        """The smallest and largest (N, 3, H, W) of each range of shapes that one run takes; engines may have several.
+
+        `min_shape` and `max_shape` are the smallest and the largest of all ranges: not all between them need fit.
+        """
+        return ((self.min_shape, self.max_shape),)
+
+    @property
     def label(self) -> str:
         """One phrase for tables: backend, precision, and whether it is an emulation."""
         suffix = ", emulated on CPU" if self.emulated else ""

@@ -97,14 +97,17 @@ class TensorRtRunner(Runner):
     @property
     def min_shape(self) -> ShapeLimit:
         """The smallest shape that some profile takes."""
-        n, channels, height, width = self._manifest.profile.min
-        return (n, channels, height, width)
+        return min((low for low, _ in self.shape_ranges), key=_pixels_first)
 
     @property
     def max_shape(self) -> ShapeLimit:
-        """The largest shape that some profile takes."""
-        n, channels, height, width = self._manifest.profile.max
-        return (n, channels, height, width)
+        """The largest shape that some profile takes: the one with the most pixels in a picture."""
+        return max((high for _, high in self.shape_ranges), key=_pixels_first)
+
+    @property
+    def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
+        """Of each profile, in TensorRT's order."""
+        return tuple((_limit(profile.min), _limit(profile.max)) for profile in self._manifest.profiles)
 
     @property
     def session(self) -> EngineSession:
@@ -136,17 +139,20 @@ class TensorRtRunner(Runner):
             return self._engine.layer_information()
 
     def require_shape(self, shape: tuple[int, ...], what: object) -> None:
-        """Checks the engine's profile. Raises: HspanError when the shape lies outside."""
-        low, high = self._manifest.profile.min, self._manifest.profile.max
-        if len(shape) != len(low) or not all(
-            a <= size <= b for a, size, b in zip(low, shape, high, strict=True)
+        """Checks the engine's profiles. Raises: HspanError when the shape lies outside of each."""
+        ranges = [(profile.min, profile.max) for profile in self._manifest.profiles]
+        if any(
+            len(shape) == len(low)
+            and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
+            for low, high in ranges
         ):
-            limits = " to ".join("x".join(map(str, side)) for side in (low, high))
-            raise HspanError(
-                what,
-                f"is {'x'.join(map(str, shape))}, but {self.where} takes {limits} (N x C x H x W)",
-                "build the engine for larger or smaller pictures: --min, --max",
-            )
+            return
+        limits = " or ".join(" to ".join("x".join(map(str, side)) for side in sides) for sides in ranges)
+        raise HspanError(
+            what,
+            f"is {'x'.join(map(str, shape))}, but {self.where} takes {limits} (N x C x H x W)",
+            "build the engine for larger or smaller pictures: --min, --max, --profile",
+        )
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
         """Input and result on the host, pinned and as handed over; what the engine itself needs is on the GPU."""
@@ -255,3 +261,13 @@ class TensorRtRunner(Runner):
                 plan_sha256=self._manifest.plan_sha256,
                 tensorrt_version=self._manifest.tensorrt_version,
             )
+
+
+def _limit(shape: tuple[int, ...]) -> ShapeLimit:
+    n, channels, height, width = shape
+    return (n, channels, height, width)
+
+
+def _pixels_first(shape: ShapeLimit) -> tuple[int, int]:
+    n, _, height, width = shape
+    return (height or 0) * (width or 0), n or 0

@@ -5,6 +5,9 @@ It asks the runner for limits and estimates and Linux for free memory; it runs n
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from trt_hspan.errors import UsageError
@@ -24,6 +27,30 @@ SMALLEST_SIDE: Final = 16
 # What is left of free memory for everything that the runner's lower estimate leaves out.
 _MEMORY_SHARE: Final = 0.5
 DEFAULT_OVERLAP: Final = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRange:
+    """Inputs that one run takes: (height, width) of the smallest and the largest; None where memory alone limits it."""
+
+    low: tuple[int, int]
+    high: tuple[int | None, int | None]
+
+    def bounded(self, height: int, width: int) -> tuple[int, int]:
+        """The nearest (height, width) that is taken."""
+        return _clamp(height, self.low[0], self.high[0]), _clamp(width, self.low[1], self.high[1])
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of a picture that has grown to what is taken at least."""
+        return max(height, self.low[0]), max(width, self.low[1])
+
+    def holds_padded(self, height: int, width: int) -> bool:
+        """Whether a picture of this size, grown as `padded`, is taken."""
+        return self.bounded(height, width) == self.padded(height, width)
+
+    def starts_by(self, size: tuple[int, int]) -> bool:
+        """Whether something of at most this size is taken."""
+        return self.low[0] <= size[0] and self.low[1] <= size[1]
 
 
 def plan_for_picture(
@@ -53,21 +80,30 @@ def plan_for_picture(
             fit the network.
         UsageError: the overlap does not suit the tile.
     """
-    low, _ = _limits(runner)
+    ranges: Sequence[SizeRange] = size_ranges(runner)
     if tile == "none":
-        size = (max(height, low[0]), max(width, low[1]))
+        taken = _range_of_whole(ranges, height, width) or _largest(ranges)
+        size = taken.padded(height, width)
         runner.require_shape((1, CHANNELS, *size), what)
         require_memory(runner, (1, CHANNELS, *size), what, "leave out --tile none, or give a smaller picture")
-        return tile_plan(height, width, None, 0, minimum=low)
-    side = auto_tile(runner, height, width) if tile == "auto" else tile
+        return tile_plan(height, width, None, 0, minimum=taken.low)
     if tile != "auto":
-        runner.require_shape((1, CHANNELS, *side), f"--tile {side[0]}x{side[1]}")
+        runner.require_shape((1, CHANNELS, *tile), f"--tile {tile[0]}x{tile[1]}")
     if limit is not None:
-        side = (max(low[0], min(side[0], limit[0])), max(low[1], min(side[1], limit[1])))
+        ranges = _below(ranges, limit)
+    if tile == "auto":
+        side, taken = _auto_tile(runner, ranges, height, width)
+    else:
+        side, taken = _given_tile(ranges, tile, limit)
+    if limit is not None:
+        side = taken.bounded(min(side[0], limit[0]), min(side[1], limit[1]))
     pixels = chosen_overlap(overlap, side, (height, width))
     if tile == "auto":
-        side = (trimmed_tile(height, side[0], pixels, low[0]), trimmed_tile(width, side[1], pixels, low[1]))
-    return tile_plan(height, width, side, pixels, minimum=low)
+        side = (
+            trimmed_tile(height, side[0], pixels, taken.low[0]),
+            trimmed_tile(width, side[1], pixels, taken.low[1]),
+        )
+    return tile_plan(height, width, side, pixels, minimum=taken.low)
 
 
 def chosen_overlap(overlap: int | None, tile: tuple[int, int], picture: tuple[int, int]) -> int:
@@ -93,29 +129,46 @@ def auto_tile(runner: Runner, height: int, width: int) -> tuple[int, int]:
     Returns:
         (height, width), within what the runner takes; its smallest when nothing fits the memory.
     """
-    low, high = _limits(runner)
+    return _auto_tile(runner, size_ranges(runner), height, width)[0]
+
+
+def _auto_tile(
+    runner: Runner, ranges: Sequence[SizeRange], height: int, width: int
+) -> tuple[tuple[int, int], SizeRange]:
     available = available_memory_bytes()
     budget = None if available is None else int(available * _MEMORY_SHARE)
-
-    def bounded(size: tuple[int, int]) -> tuple[int, int]:
-        return _clamp(size[0], low[0], high[0]), _clamp(size[1], low[1], high[1])
 
     def fits(size: tuple[int, int]) -> bool:
         return budget is None or runner.memory_bytes((1, CHANNELS, *size)) <= budget
 
-    whole = (max(height, low[0]), max(width, low[1]))
-    unlimited = None in high  # a profile was chosen by somebody who knows what the GPU can do
-    if bounded(whole) == whole and (not unlimited or height * width <= AUTO_TILE_SIDE**2) and fits(whole):
-        return whole
-    side = AUTO_TILE_SIDE if unlimited else max(high[0] or 0, high[1] or 0)
+    taken = _range_of_whole(ranges, height, width)
+    if taken is not None:
+        whole = taken.padded(height, width)
+        # A profile was chosen by somebody who knows what the GPU can do.
+        in_time = None not in taken.high or height * width <= AUTO_TILE_SIDE**2
+        if in_time and fits(whole):
+            return whole, taken
+    taken = _largest(ranges)
+    side = AUTO_TILE_SIDE if None in taken.high else max(taken.high[0] or 0, taken.high[1] or 0)
     while True:
         tall = min(height, side)
         wide = min(width, side * side // tall)
         tall = min(height, side * side // wide)
-        size = bounded((tall, wide))
+        size = taken.bounded(tall, wide)
         if fits(size) or side <= SMALLEST_SIDE:
-            return size
+            return size, taken
         side = max(SMALLEST_SIDE, (side - 1) // SIDE_STEP * SIDE_STEP)
+
+
+def _given_tile(
+    ranges: Sequence[SizeRange], tile: tuple[int, int], limit: tuple[int, int] | None
+) -> tuple[tuple[int, int], SizeRange]:
+    """A tile that was asked for, no larger than the limit, and the range that takes it."""
+    if limit is not None:
+        tile = (min(tile[0], limit[0]), min(tile[1], limit[1]))
+    holding = [known for known in ranges if known.bounded(*tile) == tile]
+    taken = min(holding, key=_area) if holding else _largest(ranges)
+    return taken.bounded(*tile), taken
 
 
 def trimmed_tile(size: int, tile: int, overlap: int, low: int) -> int:
@@ -130,7 +183,8 @@ def trimmed_tile(size: int, tile: int, overlap: int, low: int) -> int:
 
 def smaller_tile(runner: Runner, tile: tuple[int, int]) -> tuple[int, int] | None:
     """What to try after a tile did not fit in memory: the longer side halved; None when nothing smaller is left."""
-    low, _ = _limits(runner)
+    ranges = size_ranges(runner)
+    low = [min(known.low[axis] for known in ranges) for axis in (0, 1)]
     halves = [
         min(side, max(SMALLEST_SIDE, floor, -(side // -(2 * SIDE_STEP)) * SIDE_STEP))
         for side, floor in zip(tile, low, strict=True)
@@ -138,13 +192,51 @@ def smaller_tile(runner: Runner, tile: tuple[int, int]) -> tuple[int, int] | Non
     shorter = [(halves[0], tile[1]), (tile[0], halves[1])]
     if tile[1] > tile[0]:
         shorter.reverse()
-    return next((size for size in shorter if size != tile), None)
+    return next((size for size in shorter if size != tile and any(r.starts_by(size) for r in ranges)), None)
 
 
-def _limits(runner: Runner) -> tuple[tuple[int, int], tuple[int | None, int | None]]:
-    """(height, width) of the smallest and the largest input; None where only memory sets a limit."""
-    low, high = runner.min_shape, runner.max_shape
-    return (low[2] or 1, low[3] or 1), (high[2], high[3])
+def size_ranges(runner: Runner) -> tuple[SizeRange, ...]:
+    """What one run takes, in height and width: a range for each profile of an engine."""
+    return tuple(
+        SizeRange(low=(low[2] or 1, low[3] or 1), high=(high[2], high[3]))
+        for low, high in runner.shape_ranges
+    )
+
+
+def batch_limits(runner: Runner, height: int, width: int, *, wanted: int) -> tuple[int, int]:
+    """How many pictures of a size one run takes, at least and at most; at most `wanted` where nothing sets a limit.
+
+    Of several ranges that take the size it is the one for the most pictures.
+    """
+    found = [
+        (high[0] or wanted, low[0] or 1)
+        for (low, high), size in zip(runner.shape_ranges, size_ranges(runner), strict=True)
+        if size.bounded(height, width) == (height, width)
+    ]
+    most, least = max(found, default=(wanted, 1))
+    return least, most
+
+
+def _range_of_whole(ranges: Sequence[SizeRange], height: int, width: int) -> SizeRange | None:
+    """The range that takes a picture with the least padding, the smallest if several do; None if none takes it."""
+    fitting = [known for known in ranges if known.holds_padded(height, width)]
+    return min(
+        fitting, key=lambda known: (math.prod(known.padded(height, width)), _area(known)), default=None
+    )
+
+
+def _below(ranges: Sequence[SizeRange], limit: tuple[int, int]) -> Sequence[SizeRange]:
+    """The ranges that take something within a limit; if none does, the one that starts lowest."""
+    fitting = [known for known in ranges if known.starts_by(limit)]
+    return fitting or [min(ranges, key=lambda known: math.prod(known.low))]
+
+
+def _largest(ranges: Sequence[SizeRange]) -> SizeRange:
+    return max(ranges, key=_area)
+
+
+def _area(known: SizeRange) -> float:
+    return math.prod(math.inf if side is None else side for side in known.high)
 
 
 def _clamp(size: int, low: int, high: int | None) -> int:

@@ -21,7 +21,7 @@ from trt_hspan.runtime.blending import blended_strips
 from trt_hspan.runtime.pixels import PixelFormat, TensorFormat
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 from trt_hspan.runtime.self_ensemble import TURNS, ensemble_mean
-from trt_hspan.runtime.tile_size import plan_for_picture, smaller_tile
+from trt_hspan.runtime.tile_size import batch_limits, plan_for_picture, smaller_tile
 from trt_hspan.runtime.tiling import Span, TilePlan, official_plan
 from trt_hspan.runtime.upscale_options import DEFAULT_OPTIONS, UpscaleOptions
 
@@ -267,7 +267,7 @@ class Upscaler:
 
     def _parts(self, batch: Float32Array) -> list[Float32Array]:
         """As many items at a time as the network takes; a network for larger batches gets the last one repeated."""
-        low, high = self.runner.min_shape[0] or 1, self.runner.max_shape[0] or len(batch)
+        low, high = batch_limits(self.runner, batch.shape[2], batch.shape[3], wanted=len(batch))
         parts = [batch[start : start + high] for start in range(0, len(batch), high)]
         missing = max(0, low - len(parts[-1]))
         if missing:

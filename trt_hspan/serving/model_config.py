@@ -32,6 +32,7 @@ class RawModelSpec:
         plans: for TensorRT: file name of the plan for each compute capability ("8.6"); "" is the default.
         parameters: for the Python backend, beside the limits.
         instances: copies of the model on each device.
+        profile: for TensorRT: which of the engine's optimisation profiles takes these shapes.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RawModelSpec:
     plans: Mapping[str, str]
     parameters: Mapping[str, str]
     instances: int = 1
+    profile: int = 0
 
 
 def raw_model_config(spec: RawModelSpec, *, scale: int, limits: ServingLimits) -> Any:
@@ -59,7 +61,7 @@ def raw_model_config(spec: RawModelSpec, *, scale: int, limits: ServingLimits) -
     if spec.backend == "tensorrt":
         config.platform = "tensorrt_plan"
         group.kind = type(group).KIND_GPU
-        group.profile.append("0")
+        group.profile.append(str(spec.profile))
         config.default_model_filename = spec.plans.get("", "")
         for capability, plan in spec.plans.items():
             if capability:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
 
 BackendChoice = Literal["auto", "tensorrt", "python"]
+#: Smallest, tuned for and largest shape, and the number of the profile in its engine.
+_Bucket = tuple[Shape, Shape, Shape, int]
 #: Largest side of a tile on a CPU, where nothing else sets a limit; see docs/serving.md.
 CPU_TILE: Final = 64
 CPU_BATCH: Final = 4
@@ -123,7 +125,8 @@ def networks_from_engines(
     """The networks behind some engines, each vouched for by its manifest.
 
     Engines of one network and precision become one network: those of one profile for several GPUs one raw model,
-    those of several profiles one raw model each, between which the picture model chooses.
+    those of several profiles one raw model each, between which the picture model chooses. An engine with several
+    profiles gets one raw model for each.
 
     Args:
         engines: `.plan` files.
@@ -178,15 +181,20 @@ def _network_from_group(
     first = members[0][1]
     chosen: Backend = "python" if backend == "python" or first.flavor != "tensorrt" else "tensorrt"
     library = _plugin_for(members, plugin)
-    buckets: dict[tuple[Shape, Shape, Shape], list[tuple[Path, EngineManifest]]] = defaultdict(list)
+    buckets: dict[_Bucket, list[tuple[Path, EngineManifest]]] = defaultdict(list)
     for engine, manifest in members:
-        profile = manifest.profile
-        buckets[_shape(profile.min), _shape(profile.opt), _shape(profile.max)].append((engine, manifest))
+        for index, profile in enumerate(manifest.profiles):
+            shapes = (_shape(profile.min), _shape(profile.opt), _shape(profile.max))
+            buckets[(*shapes, index)].append((engine, manifest))
     base = model_name_from_text(name or members[0][0].stem)
     raw_models, files = [], {}
-    for (low, best, high), engines in buckets.items():
-        stem = f"{base}_{high[2]}x{high[3]}" if name is not None else engines[0][0].stem
+    for (low, best, high, index), engines in buckets.items():
+        stem = engines[0][0].stem
+        if name is not None or len(engines[0][1].profiles) > 1:
+            stem = f"{base if name is not None else stem}_{high[2]}x{high[3]}"
         raw_name = base if len(buckets) == 1 else model_name_from_text(stem)
+        if raw_name in files:
+            raw_name = f"{raw_name}_profile{index}"
         plans, parameters, contents = _raw_contents(engines, chosen, library)
         raw_models.append(
             RawModelSpec(
@@ -199,6 +207,7 @@ def _network_from_group(
                 plans=plans,
                 parameters=parameters,
                 instances=instances,
+                profile=index,
             )
         )
         files[raw_name] = contents

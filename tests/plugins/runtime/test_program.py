@@ -62,7 +62,7 @@ def test_info_says_what_the_engine_is_without_a_gpu(
     assert info["flavor"] == "tensorrt-rtx"
     assert info["tensorrt_version"] == manifest.tensorrt_version
     assert info["scale"] == manifest.scale
-    assert info["largest"] == list(manifest.profile.max)
+    assert info["largest"] == list(manifest.profiles[0].max)
     assert info["program"].startswith("tensorrt-rtx " + ".".join(manifest.tensorrt_version.split(".")[:3]))
 
 

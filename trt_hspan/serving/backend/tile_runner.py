@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, ShapeLimit
 from trt_hspan.serving.backend.tensors import array_from_tensor, tensor_from_array
 
 _RETRY_SECONDS: Final = 0.02
@@ -64,6 +64,11 @@ class TileRunner(Runner):
     @property
     def max_shape(self) -> tuple[int | None, int | None, int | None, int | None]:
         return self._models[-1].max
+
+    @property
+    def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
+        """Of each model: a tile must fit one of them."""
+        return tuple((model.min, model.max) for model in self._models)
 
     def activate(self) -> None:
         pass
