@@ -58,7 +58,7 @@ def parsed_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print both tables as one JSON object")
     parser.add_argument(
-        "--arch", action="append", metavar="86", help="a compute capability, repeatable; all from 7.5 to 12.0"
+        "--arch", action="append", metavar="86", help="a compute capability, repeatable; all from 7.5 to 12.1"
     )
     parser.add_argument("--nvcc", metavar="PROGRAM", help="the CUDA compiler; searched for")
     parser.add_argument("--nvdisasm", metavar="PROGRAM", help="the disassembler; searched for")

@@ -31,7 +31,7 @@ from trt_hspan.engine.plugin_toolchain import (
 from trt_hspan.errors import HspanError
 
 #: Everything between Turing and Blackwell that the project compiles for.
-ALL_ARCHITECTURES: Final = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120)
+ALL_ARCHITECTURES: Final = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 
 #: The instructions that a loop is about: matrix products on tensor cores, else fused multiply-adds.
 _MATRIX: Final = ("HMMA", "HGMMA", "QGMMA", "UTCHMMA")

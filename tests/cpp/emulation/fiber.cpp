@@ -1,11 +1,11 @@
 #include "fiber.h"
 
 #include <cstdint>
-#include <cstdlib>
+#include <cstring>
 
-// Saving the six callee-saved registers takes nanoseconds; ucontext makes a system call for the signal mask each time.
+// Saving the callee-saved registers takes nanoseconds; ucontext makes a system call for the signal mask each time.
 // Both ways are tested: HSPAN_FIBER_UCONTEXT chooses the portable one.
-#if defined(__x86_64__) && !defined(HSPAN_FIBER_UCONTEXT)
+#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(HSPAN_FIBER_UCONTEXT)
 #define HSPAN_FIBER_REGISTERS 1
 #else
 #include <ucontext.h>
@@ -21,7 +21,10 @@ thread_local Fiber* gCurrent{nullptr};
 
 #ifdef HSPAN_FIBER_REGISTERS
 
+//! Saves the callee-saved registers and the stack pointer to *saved, and goes on where `next` was saved.
 extern "C" void hspanSwitchStack(void** saved, void* next);
+
+#ifdef __x86_64__
 
 asm(R"(
     .text
@@ -47,6 +50,71 @@ hspanSwitchStack:
     .size hspanSwitchStack, .-hspanSwitchStack
 )");
 
+namespace
+{
+//! A stack on which hspanSwitchStack() finds zeros for the registers and the address to go on at. At a function's
+//! entry the stack pointer is 8 below a multiple of 16; `ret` takes the address.
+void* stackBefore(uintptr_t end, void (*function)())
+{
+    auto* const top = reinterpret_cast<uintptr_t*>(end);
+    std::memset(top - 8, 0, 8 * sizeof *top);
+    top[-2] = reinterpret_cast<uintptr_t>(function);
+    return top - 8;
+}
+} // namespace
+
+#else
+
+// AAPCS64: x19 to x29, the link register x30, and the lower halves of v8 to v15.
+asm(R"(
+    .text
+    .globl hspanSwitchStack
+    .hidden hspanSwitchStack
+    .type hspanSwitchStack, %function
+hspanSwitchStack:
+    sub sp, sp, #160
+    stp x19, x20, [sp, #0]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp, #0]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+    .size hspanSwitchStack, .-hspanSwitchStack
+)");
+
+namespace
+{
+//! A stack on which hspanSwitchStack() finds zeros for the registers and, for x30, the address to go on at.
+void* stackBefore(uintptr_t end, void (*function)())
+{
+    auto* const top = reinterpret_cast<uintptr_t*>(end);
+    std::memset(top - 20, 0, 20 * sizeof *top);
+    top[-20 + 11] = reinterpret_cast<uintptr_t>(function);
+    return top - 20;
+}
+} // namespace
+
+#endif
+
 struct Fiber::Platform
 {
     std::unique_ptr<unsigned char[]> stack{new unsigned char[kSTACK_BYTES]};
@@ -59,15 +127,7 @@ void Fiber::prepare(void (*entry)(void*), void* argument)
     mEntry = entry;
     mArgument = argument;
     auto const end = reinterpret_cast<uintptr_t>(mPlatform->stack.get() + kSTACK_BYTES) & ~uintptr_t{15};
-    // At a function's entry the stack pointer is 8 below a multiple of 16; `ret` takes the address of run().
-    auto* const top = reinterpret_cast<uintptr_t*>(end);
-    top[-1] = 0;
-    top[-2] = reinterpret_cast<uintptr_t>(&Fiber::run);
-    for (int32_t i = 3; i <= 8; ++i)
-    {
-        top[-i] = 0;
-    }
-    mPlatform->own = top - 8;
+    mPlatform->own = stackBefore(end, &Fiber::run);
 }
 
 void Fiber::resume()
