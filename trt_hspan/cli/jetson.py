@@ -1,13 +1,14 @@
-"""`trt-hspan jetson`: what fits a Jetson board, told before anything is flashed."""
+"""`trt-hspan jetson`: plans for boards, and the commands for the board itself."""
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from trt_hspan.cli import jetson_device, jetson_service
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,10 +16,26 @@ if TYPE_CHECKING:
     from trt_hspan.edge.plan import BoardPlan
 
 app = typer.Typer(
-    help="Plan engines for Jetson boards.",
+    help="Jetson boards: plan anywhere; build, validate, bench and serve on the board, without PyTorch.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.command("build")(jetson_device.build)
+app.command("validate")(jetson_device.validate)
+app.command("bench")(jetson_device.bench)
+app.command("reference")(jetson_device.reference)
+app.command("watch")(jetson_service.watch)
+app.add_typer(jetson_service.app, name="service")
+
+
+def main() -> NoReturn:
+    """`hspan-jetson ...` is `trt-hspan jetson ...`."""
+    from trt_hspan.cli.app import main as run
+
+    words = sys.argv[1:]
+    run(words if words[:1] == ["--version"] else ["jetson", *words])
 
 
 @app.command("boards")
@@ -50,7 +67,10 @@ def boards(json: Annotated[bool, typer.Option("--json", help="Print the boards a
 
 @app.command("plan")
 def plan(
-    board: Annotated[str, typer.Option(help="The board; `trt-hspan jetson boards` lists them.")],
+    board: Annotated[
+        str,
+        typer.Option(help="`trt-hspan jetson boards` lists the names; auto is the one that this runs on."),
+    ],
     size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Of the picture or frame that goes in.")],
     scale: Annotated[
         int | None, typer.Option(help="2, 3 or 4: the published network of that scale, in FP16.")
@@ -62,22 +82,28 @@ def plan(
     engine: Annotated[
         Path | None, typer.Option(help="A built .plan: its manifest's memory figures are used.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of --scale and --checkpoint: fp32, fp16 or bf16.")] = "fp16",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of --scale and --checkpoint: fp32, fp16 or bf16.", show_default="fp16"),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Tell whether a network fits a board, in which tiles, and the least time it can take."""
     from trt_hspan.cli.output import print_json
-    from trt_hspan.edge.boards import board_from_name
+    from trt_hspan.edge import device
+    from trt_hspan.edge.detection import chosen_board
     from trt_hspan.edge.plan import plan_for_board
 
-    chosen = board_from_name(board)
-    width, height = _size(size)
+    chosen = chosen_board(board, device.this_device()).board
+    width, height = jetson_device.size_from_text(size)
     sources = [source for source in (scale, checkpoint, onnx, engine) if source is not None]
     if len(sources) != 1:
         raise UsageError("jetson plan", "expected exactly one of --scale, --checkpoint, --onnx and --engine")
-    if scale is not None and scale not in (2, 3, 4):
-        raise UsageError("--scale", f"got {scale}, expected 2, 3 or 4")
-    cost = _cost(checkpoint or (f"hspan-x{scale}" if scale else None), onnx, engine, precision)
+    if precision is not None and scale is None and checkpoint is None:
+        raise UsageError(
+            "--precision", "is for --scale and --checkpoint; a file holds its own", "leave it out"
+        )
+    cost = _cost(scale, checkpoint, onnx, engine, precision or "fp16")
     result = plan_for_board(cost, chosen, height, width)
     if json:
         print_json(_report(result))
@@ -87,14 +113,13 @@ def plan(
         raise typer.Exit(1)
 
 
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
-    if match is None:
-        raise UsageError("--size", f"got {text!r}, expected WIDTHxHEIGHT such as 640x360")
-    return int(match[1]), int(match[2])
+def _cost(
+    scale: int | None, checkpoint: str | None, onnx: Path | None, engine: Path | None, precision: str
+) -> NetworkCost:
+    if scale is not None:
+        from trt_hspan.edge.published_costs import published_cost
 
-
-def _cost(checkpoint: str | None, onnx: Path | None, engine: Path | None, precision: str) -> NetworkCost:
+        return published_cost(scale, precision)
     from trt_hspan.cli.output import progress
     from trt_hspan.edge.network_cost import network_cost
     from trt_hspan.edge.plan import cost_from_manifest
@@ -133,7 +158,7 @@ def _print(plan: BoardPlan) -> None:
             "memory": f"{plan.memory.total / 1e9:.2f} of {plan.board.memory_bytes / 1e9:.2f} GB with the largest tile",
             **{f"  {name}": f"{size / 1e6:,.0f} MB" for name, size in memory.items()},
             "memory model": plan.cost.source,
-            "floor": f"{plan.floor_ms:.1f} ms by {plan.floor_by}: a bound from published peaks, not a measurement",
+            "floor": f"{plan.floor_ms:,.1f} ms by {plan.floor_by}: a bound from published peaks, not a measurement",
             "attention": f"{plan.attention_share:.0%} of the arithmetic, at least",
             "power mode": f"{plan.board.power_mode} (nvpmodel), for the peaks above",
         },

@@ -21,9 +21,13 @@ class Board:
         name: as `--board` takes it.
         title: as NVIDIA calls it.
         memory_bytes: shared by CPU and GPU.
-        reserved_bytes: left to the system, other programs and the CUDA context; an assumption, see docs/jetson.md.
-        rates: published peaks, at the clocks of the power mode `power_mode`.
-        power_mode: in which the clocks behind `rates` are reached.
+        reserved_bytes: left to the system, other programs and the CUDA context; an assumption, see
+            docs/jetson-first-picture.md.
+        rates: published peaks, at the GPU clock `gpu_mhz`.
+        gpu_mhz: the GPU's highest clock without "Super" modes.
+        power_mode: a power mode in which that clock is reached, as nvpmodel calls it.
+        modules: NVIDIA's part numbers, as the device tree's `compatible` holds them.
+        family: what the device tree's `model` says of it.
         target: the package for it, as `make jetson` names it.
         workspace_mib: limit of TensorRT's scratch memory while it builds on the board.
     """
@@ -33,13 +37,23 @@ class Board:
     memory_bytes: int
     reserved_bytes: int
     rates: PeakRates
+    gpu_mhz: float
     power_mode: str
+    modules: tuple[str, ...]
+    family: str
     target: str
     workspace_mib: int
 
 
-def _orin(name: str, title: str, gib: int, rates: tuple[float, float], mode: str) -> Board:
-    sparse_tops, gbps = rates
+def _reserved(gib: int) -> int:
+    """1.5 GiB for a system without a desktop and the CUDA context, and an eighth of what is beyond 4 GiB."""
+    return _GIB * 3 // 2 + max(0, gib - 4) * _GIB // 8
+
+
+def _orin(
+    name: str, title: str, gib: int, rates: tuple[float, float, float], mode: str, *modules: str
+) -> Board:
+    sparse_tops, gbps, mhz = rates
     return Board(
         name=name,
         title=title,
@@ -53,25 +67,27 @@ def _orin(name: str, title: str, gib: int, rates: tuple[float, float], mode: str
             memory_gbps=gbps,
             source=_ORIN,
         ),
+        gpu_mhz=mhz,
         power_mode=mode,
+        modules=modules,
+        family=" ".join(title.split()[1:3]),
         target="jetson-orin",
         workspace_mib=256 * gib // 4,
     )
 
 
-def _reserved(gib: int) -> int:
-    """1.5 GiB for a system without a desktop and the CUDA context, and an eighth of what is beyond 4 GiB."""
-    return _GIB * 3 // 2 + max(0, gib - 4) * _GIB // 8
-
-
-#: Without "Super" clocks: what every carrier and cooler reaches.
+#: Without "Super" clocks: what every carrier and cooler reaches. Rates: sparse INT8 TOPS of the GPU, GB/s, MHz.
 BOARDS: Final = (
-    _orin("orin-nano-4g", "Jetson Orin Nano 4GB", 4, (20.0, 34.0), "10W"),
-    _orin("orin-nano-8g", "Jetson Orin Nano 8GB", 8, (40.0, 68.0), "15W"),
-    _orin("orin-nx-8g", "Jetson Orin NX 8GB", 8, (50.0, 102.4), "20W"),
-    _orin("orin-nx-16g", "Jetson Orin NX 16GB", 16, (60.0, 102.4), "25W"),
-    _orin("agx-orin-32g", "Jetson AGX Orin 32GB", 32, (108.0, 204.8), "40W"),
-    _orin("agx-orin-64g", "Jetson AGX Orin 64GB", 64, (170.0, 204.8), "MAXN"),
+    _orin("orin-nano-4g", "Jetson Orin Nano 4GB", 4, (20.0, 34.0, 625.0), "10W", "p3767-0004"),
+    _orin("orin-nano-8g", "Jetson Orin Nano 8GB", 8, (40.0, 68.0, 625.0), "15W", "p3767-0003", "p3767-0005"),
+    _orin("orin-nx-8g", "Jetson Orin NX 8GB", 8, (50.0, 102.4, 765.0), "MAXN", "p3767-0001"),
+    _orin("orin-nx-16g", "Jetson Orin NX 16GB", 16, (60.0, 102.4, 918.0), "MAXN", "p3767-0000"),
+    _orin(
+        "agx-orin-32g", "Jetson AGX Orin 32GB", 32, (108.0, 204.8, 930.0), "MAXN", "p3701-0000", "p3701-0004"
+    ),
+    _orin(
+        "agx-orin-64g", "Jetson AGX Orin 64GB", 64, (170.0, 204.8, 1300.0), "MAXN", "p3701-0000", "p3701-0005"
+    ),
     Board(
         name="agx-thor",
         title="Jetson AGX Thor (T5000)",
@@ -85,7 +101,10 @@ BOARDS: Final = (
             memory_gbps=273.0,
             source=_THOR,
         ),
+        gpu_mhz=1575.0,
         power_mode="MAXN",
+        modules=("p3834-0008",),
+        family="AGX Thor",
         target="jetson-thor",
         workspace_mib=8192,
     ),
@@ -97,4 +116,9 @@ def board_from_name(name: str) -> Board:
     for board in BOARDS:
         if board.name == name:
             return board
-    raise UsageError("--board", f"got {name!r}, expected one of {', '.join(board.name for board in BOARDS)}")
+    raise UsageError("--board", f"got {name!r}, expected one of {board_names()}")
+
+
+def board_names() -> str:
+    """All names, for error lines."""
+    return ", ".join(board.name for board in BOARDS)

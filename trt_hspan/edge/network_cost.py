@@ -16,7 +16,7 @@ from trt_hspan.errors import HspanError
 if TYPE_CHECKING:
     import onnx
 
-_COUNTED_PIXELS: Final = 16 * 16
+GRAPH_SOURCE: Final = "largest sum of live tensors of the graph, pointwise layers merged"
 # Layers that a builder merges into the one before or after: their results are never in memory beside their inputs.
 _MERGED: Final = frozenset({"Relu", "PRelu", "Cast", "Identity", "Mul", "QuantizeLinear", "DequantizeLinear"})
 
@@ -42,6 +42,7 @@ class NetworkCost:
         macs_per_pixel: multiply-accumulates of all convolutions for one input pixel.
         attention: one entry per block.
         source: where `activation_bytes_per_pixel` comes from.
+        fixed_size: (height, width) in pixels of the only input that the network takes; None when it takes any.
     """
 
     scale: int
@@ -52,13 +53,14 @@ class NetworkCost:
     macs_per_pixel: float
     attention: tuple[AttentionSizes, ...]
     source: str
+    fixed_size: tuple[int, int] | None = None
 
 
 def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkCost:
-    """Reads the costs from a graph that this project wrote, with free height and width.
+    """Reads the costs from a graph that this project wrote.
 
     Raises:
-        HspanError: the model says no scale, or its shapes cannot be inferred.
+        HspanError: the model says no scale, its input is no picture, or its shapes cannot be inferred.
     """
     from trt_hspan.graph import attention_nodes, metadata_from_model, precision_from_model
     from trt_hspan.graph.quantized import convolution_macs, shapes_on_a_small_input
@@ -67,6 +69,9 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
     if scale is None:
         raise HspanError(where, "does not say its scale", "export it with trt-hspan export")
     shapes = shapes_on_a_small_input(model)
+    given = _input_dimensions(model, where)
+    counted = shapes[given.name]
+    pixels = counted[0] * counted[2] * counted[3]
     blocks = []
     for node in attention_nodes(model):
         query, value = shapes[node.input[0]], shapes[node.input[2]]
@@ -78,11 +83,29 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
         precision=precision,
         element_bytes=element_bytes,
         weights_bytes=sum(len(_content(tensor)) for tensor in model.graph.initializer),
-        activation_bytes_per_pixel=_peak_elements(model, shapes) * element_bytes / _COUNTED_PIXELS,
-        macs_per_pixel=sum(convolution_macs(model).values()) / _COUNTED_PIXELS,
+        activation_bytes_per_pixel=_peak_elements(model, shapes) * element_bytes / pixels,
+        macs_per_pixel=sum(convolution_macs(model).values()) / pixels,
         attention=tuple(blocks),
-        source="largest sum of live tensors of the graph, pointwise layers merged",
+        source=GRAPH_SOURCE,
+        fixed_size=given.fixed_size,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Input:
+    name: str
+    fixed_size: tuple[int, int] | None
+
+
+def _input_dimensions(model: onnx.ModelProto, where: object) -> _Input:
+    """The one input (N, C, H, W). Raises: HspanError when there is no such input."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    sizes = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
+    if len(sizes) != 4:
+        raise HspanError(where, "expected one input (N, C, H, W)", "export it with trt-hspan export")
+    fixed = (sizes[2], sizes[3]) if sizes[2] and sizes[3] else None
+    return _Input(name=inputs[0].name, fixed_size=fixed)
 
 
 def _content(tensor: onnx.TensorProto) -> bytes:

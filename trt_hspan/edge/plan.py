@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -115,11 +118,18 @@ def plan_for_board(cost: NetworkCost, board: Board, height: int, width: int) -> 
         height, width: of the picture that goes into the network, in pixels.
 
     Raises:
-        UsageError: the picture has no pixels.
+        UsageError: the picture has no pixels, or the network takes another size only.
     """
     if min(height, width) < 1:
         raise UsageError("--size", f"{width}x{height} is no size", "give WIDTHxHEIGHT, such as 640x360")
-    tile = _largest_tile(cost, board, height, width)
+    if cost.fixed_size not in (None, (height, width)):
+        fixed_height, fixed_width = cost.fixed_size or (0, 0)
+        raise UsageError(
+            "--size",
+            f"{width}x{height}, but the network was exported for {fixed_width}x{fixed_height} only",
+            "ask for that size, or export it without --static",
+        )
+    tile = cost.fixed_size or _largest_tile(cost, board, height, width)
     overlap = min(DEFAULT_OVERLAP, min(tile) // 4) if tile != (height, width) else 0
     tile = (trimmed_tile(height, tile[0], overlap, 1), trimmed_tile(width, tile[1], overlap, 1))
     tiles = tile_plan(height, width, tile, overlap)
@@ -138,31 +148,42 @@ def plan_for_board(cost: NetworkCost, board: Board, height: int, width: int) -> 
     )
 
 
-def _largest_tile(cost: NetworkCost, board: Board, height: int, width: int) -> tuple[int, int]:
-    def fits(size: tuple[int, int]) -> bool:
-        return memory_for_tile(cost, board, *size).total <= board.memory_bytes
+def least_ms(cost: NetworkCost, board: Board, tiles: TilePlan) -> float:
+    """Milliseconds that no implementation beats on the board, for all tiles of a picture; see `BoardPlan.floor_ms`."""
+    arithmetic, traffic, _ = _floors(cost, board, tiles)
+    return max(arithmetic, traffic)
 
-    size = (height, width)
-    side = max(height, width)
-    while not fits(size) and side > SMALLEST_SIDE:
-        side = max(SMALLEST_SIDE, (side - 1) // SIDE_STEP * SIDE_STEP)
-        size = (min(height, side), min(width, side))
-    return size
+
+def _largest_tile(cost: NetworkCost, board: Board, height: int, width: int) -> tuple[int, int]:
+    """The whole picture, or a square of S x S pixels, S the largest multiple of 8 that fits; cut to the picture."""
+
+    def size(steps: int) -> tuple[int, int]:
+        return min(height, steps * SIDE_STEP), min(width, steps * SIDE_STEP)
+
+    def too_large(steps: int) -> bool:
+        return memory_for_tile(cost, board, *size(steps)).total > board.memory_bytes
+
+    if memory_for_tile(cost, board, height, width).total <= board.memory_bytes:
+        return height, width
+    smallest = SMALLEST_SIDE // SIDE_STEP
+    choices = range(smallest, (max(height, width) - 1) // SIDE_STEP + 1)
+    fitting = bisect.bisect_left(choices, True, key=too_large)
+    return size(choices[fitting - 1] if fitting else smallest)
 
 
 def _floors(cost: NetworkCost, board: Board, tiles: TilePlan) -> tuple[float, float, float]:
     """Milliseconds by arithmetic and by traffic, and the attention's share of the arithmetic."""
     convolution = attention = moved = 0.0
     attention_type = "fp32" if cost.precision == "fp32" else "fp16"
-    for row in tiles.rows:
-        for column in tiles.columns:
-            pixels = row.length * column.length
-            convolution += 2 * cost.macs_per_pixel * pixels
-            moved += cost.weights_bytes + _CHANNELS * _FLOAT_BYTES * pixels * (1 + cost.scale**2)
-            for block in cost.attention:
-                work = attention_work(pixels, block.score_channels, block.value_channels, attention_type)
-                attention += work.sparse_flops
-                moved += work.bytes
+    rows, columns = (Counter(span.length for span in spans) for spans in (tiles.rows, tiles.columns))
+    for (height, down), (width, across) in itertools.product(rows.items(), columns.items()):
+        pixels, count = height * width, down * across
+        convolution += count * 2 * cost.macs_per_pixel * pixels
+        moved += count * (cost.weights_bytes + _CHANNELS * _FLOAT_BYTES * pixels * (1 + cost.scale**2))
+        for block in cost.attention:
+            work = attention_work(pixels, block.score_channels, block.value_channels, attention_type)
+            attention += count * work.sparse_flops
+            moved += count * work.bytes
     rates = board.rates
     peak = rates.fp32_tflops if cost.precision == "fp32" else rates.tensor_tflops
     faster = 2 if cost.precision in ("int8", "fp8") else 1  # at most: what stays in the base type is slower
