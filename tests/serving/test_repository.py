@@ -43,7 +43,7 @@ def engine_as(small: SmallEngine, folder: Path, name: str, **changes: Any) -> Pa
 def classic(small_engine: SmallEngine, tmp_path: Path) -> Path:
     """An engine of classic TensorRT, as far as its manifest tells."""
     return engine_as(
-        small_engine, tmp_path / "engines", "net", flavor="tensorrt", tensorrt_version="10.8.0.43"
+        small_engine, tmp_path / "engines", "net", flavor="tensorrt", tensorrt_version="10.7.0.23"
     )
 
 
@@ -63,7 +63,7 @@ def test_one_engine_becomes_two_models_and_everything_around_them(
     assert result.code == 0, result.err
     report = json.loads(result.out)
     assert report["models"] == {"net": "tensorrt", "net_image": "python"}
-    assert report["image"] == "nvcr.io/nvidia/tritonserver:25.02-py3"
+    assert report["image"] == "nvcr.io/nvidia/tritonserver:24.12-py3"
     (wheel,) = repository.glob("*.whl")
     assert files_below(repository) == {
         "net/config.pbtxt",
@@ -85,7 +85,7 @@ def test_one_engine_becomes_two_models_and_everything_around_them(
     }
     folders = {path.name for path in repository.iterdir() if path.is_dir()}
     assert folders == {"net", "net_image"}, "Triton takes every folder for a model"
-    assert "FROM nvcr.io/nvidia/tritonserver:25.02-py3" in (repository / "Dockerfile").read_text()
+    assert "FROM nvcr.io/nvidia/tritonserver:24.12-py3" in (repository / "Dockerfile").read_text()
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=repository, check=True)
 
 
@@ -115,7 +115,7 @@ def test_three_engines_of_one_network_share_a_picture_model(
     run: CommandLine, small_engine: SmallEngine, tmp_path: Path
 ) -> None:
     """Two GPUs for one profile are one raw model; another profile is a second one: a bucket."""
-    common = {"flavor": "tensorrt", "tensorrt_version": "10.9.0.34"}
+    common = {"flavor": "tensorrt", "tensorrt_version": "10.5.0.18"}
     folder = tmp_path / "engines"
     engines = [
         engine_as(small_engine, folder, "a", targets=("sm_86",), **common),
@@ -162,7 +162,7 @@ def test_plugin_is_wired_in_both_ways(run: CommandLine, small_engine: SmallEngin
         tmp_path / "engines",
         "net",
         flavor="tensorrt",
-        tensorrt_version="10.8.0.43",
+        tensorrt_version="10.7.0.23",
         plugin=record,
     )
     repository = tmp_path / "models"
@@ -278,7 +278,7 @@ def test_missing_and_wrong_plugin(run: CommandLine, small_engine: SmallEngine, t
         tmp_path / "e",
         "net",
         flavor="tensorrt",
-        tensorrt_version="10.8.0.43",
+        tensorrt_version="10.7.0.23",
         plugin=record,
     )
     missing = run("serve", "export", engine, "-o", tmp_path / "m", "--plugin", tmp_path / "none.so")
@@ -338,11 +338,13 @@ def test_options_that_make_no_sense(
     assert not (tmp_path / "m").exists()
 
 
-def test_newest_image_with_a_tensorrt_is_taken() -> None:
-    assert image_for_tensorrt("10.8.0.43").endswith(":25.02-py3")
+def test_image_holds_the_very_tensorrt_of_the_engine() -> None:
+    assert image_for_tensorrt("10.7.0.23").endswith(":24.12-py3")
+    assert image_for_tensorrt("10.7.0").endswith(":24.12-py3")
     assert all(image_for_tensorrt(version) for version in TENSORRT_BY_IMAGE.values())
-    with pytest.raises(HspanError, match="no Triton image"):
-        image_for_tensorrt("9.9")
+    for other in ("9.9", "10.3.0.30", "10.7.0.2", "1"):  # 10.3.0.30 is JetPack's build of 10.3
+        with pytest.raises(HspanError, match=r"no Triton image is known.*--image"):
+            image_for_tensorrt(other)
 
 
 def test_same_engine_gives_the_same_bytes(run: CommandLine, classic: Path, tmp_path: Path) -> None:

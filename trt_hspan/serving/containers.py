@@ -1,8 +1,9 @@
 """NVIDIA's Triton images: which holds which TensorRT. A table; knows nothing of engines.
 
-A classic engine runs only with the TensorRT version that built it, so the image decides. Source: the table of container
-versions in the Triton Inference Server release notes,
-https://docs.nvidia.com/deeplearning/triton-inference-server/release-notes/ .
+A classic engine runs only with the TensorRT version that built it, so the image decides. Only what NVIDIA's release
+notes spell out for the plain -py3 image stands here. Source of each line: docs/introduction/release_notes.md of
+https://github.com/triton-inference-server/server at the commit beside it. Later notes name no TensorRT but refer to a
+support matrix; the matrix in docs/introduction/compatibility.md is of the -trtllm images, which hold other versions.
 """
 
 from __future__ import annotations
@@ -11,22 +12,15 @@ from typing import Final
 
 from trt_hspan.errors import HspanError
 
-#: Image tag -> TensorRT's major.minor.patch.
+#: Image tag -> the TensorRT in it.
 TENSORRT_BY_IMAGE: Final = {
-    "24.08": "10.3.0",
-    "24.09": "10.4.0",
-    "24.10": "10.5.0",
-    "24.11": "10.6.0",
-    "24.12": "10.7.0",
-    "25.01": "10.8.0",
-    "25.02": "10.8.0",
-    "25.03": "10.9.0",
-    "25.04": "10.9.0",
-    "25.05": "10.10.0",
-    "25.06": "10.11.0",
+    "24.08": "10.3.0.26",  # 7669321, 2024-11-15
+    "24.10": "10.5.0.18",  # 9fac69d, 2024-12-18
+    "24.12": "10.7.0.23",  # tag v2.53.0
 }
-#: For repositories that need no TensorRT of the image.
-DEFAULT_IMAGE: Final = "25.06"
+#: For repositories that need no TensorRT of the image; tag v2.64.0 of the same repository. Newer than 25.07, which
+#: mended Triton's fault with chunked bodies.
+DEFAULT_IMAGE: Final = "25.12"
 
 
 def image_name(tag: str) -> str:
@@ -38,15 +32,14 @@ def image_for_tensorrt(version: str) -> str:
     """The newest known image with this TensorRT.
 
     Args:
-        version: "10.8.0.43" or "10.8.0".
+        version: "10.7.0.23"; with three numbers, "10.7.0", any build of it.
 
     Raises:
         HspanError: none is known.
     """
-    wanted = ".".join(version.split(".")[:3])
-    tags = [tag for tag, holds in TENSORRT_BY_IMAGE.items() if holds == wanted]
+    tags = [tag for tag, holds in TENSORRT_BY_IMAGE.items() if version in (holds, holds.rpartition(".")[0])]
     if not tags:
-        known = ", ".join(dict.fromkeys(TENSORRT_BY_IMAGE.values()))
+        known = ", ".join(TENSORRT_BY_IMAGE.values())
         raise HspanError(
             f"TensorRT {version}",
             f"no Triton image is known to hold it; known are {known}",
