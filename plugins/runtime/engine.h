@@ -3,20 +3,29 @@
 
 #include "manifest.h"
 
-#include <string>
+#include <cstdint>
+#include <vector>
 
 namespace hspan
 {
+
+// The smallest and the largest input (N, 3, H, W).
+struct ShapeRange
+{
+    Shape least;
+    Shape largest;
+};
 
 class Engine
 {
 public:
     virtual ~Engine() = default;
 
-    // The network's factor, and the smallest and largest input (N, 3, H, W) of one run.
+    // The network's factor.
     virtual int scale() const = 0;
-    virtual Shape least() const = 0;
-    virtual Shape largest() const = 0;
+
+    // What one run takes; at least one range. An engine has one for each of its profiles.
+    virtual std::vector<ShapeRange> ranges() const = 0;
 
     // Main or device memory that one run on this input takes, where it is known; 0 otherwise.
     virtual std::int64_t memoryBytes(Shape const& input) const = 0;

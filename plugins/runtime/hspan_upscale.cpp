@@ -201,10 +201,15 @@ void printInfo(Arguments const& arguments)
 {
     VouchedPlan const plan = readVouchedPlan(arguments.engine, arguments.plugin);
     Manifest const& manifest = plan.manifest;
+    nlohmann::ordered_json profiles = nlohmann::ordered_json::array();
+    for (ProfileRecord const& profile : manifest.profiles)
+    {
+        profiles.push_back({{"min", profile.min}, {"opt", profile.opt}, {"max", profile.max}});
+    }
     nlohmann::ordered_json report{{"engine", arguments.engine}, {"program", tensorRtDescription()},
         {"flavor", manifest.flavor}, {"tensorrt_version", manifest.tensorrtVersion}, {"targets", manifest.targets},
-        {"precision", manifest.precision}, {"scale", manifest.scale}, {"least", manifest.profileMin},
-        {"largest", manifest.profileMax}, {"plugin", manifest.plugin ? manifest.plugin->file : ""}};
+        {"precision", manifest.precision}, {"scale", manifest.scale}, {"profiles", profiles},
+        {"largest", largestProfile(manifest).max}, {"plugin", manifest.plugin ? manifest.plugin->file : ""}};
     if (arguments.json)
     {
         std::cout << report.dump() << std::endl;

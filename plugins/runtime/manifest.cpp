@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <initializer_list>
 
 namespace hspan
@@ -13,7 +14,9 @@ namespace
 
 using Json = nlohmann::json;
 
-constexpr int kFORMAT_VERSION = 2;
+constexpr int kFORMAT_VERSION = 3;
+constexpr int kONE_PROFILE_VERSION = 2; // had one `profile`, without a memory figure of its own
+constexpr std::size_t kMAX_PROFILES = 64;
 constexpr std::int64_t kMAX_SIDE = 1 << 20;
 constexpr int kMAX_SCALE = 16;
 constexpr int kMAX_DEPTH = 32;
@@ -30,8 +33,10 @@ public:
     {
         if (!mObject.is_object())
         {
-            throw Error(
-                mWhere, (mPrefix.empty() ? "is not a manifest" : name("")) + ": expected a JSON object", kBUILD_AGAIN);
+            throw Error(mWhere,
+                (mPrefix.empty() ? "is not a manifest" : mPrefix.substr(0, mPrefix.size() - 1))
+                    + ": expected a JSON object",
+                kBUILD_AGAIN);
         }
     }
 
@@ -227,6 +232,53 @@ void readTensors(Reader const& reader, std::string const& where, Manifest& manif
     }
 }
 
+// `memory` is the object that holds activation_memory_bytes: the profile itself, or in format 2 the whole manifest.
+ProfileRecord readProfile(Reader const& reader, std::string const& where, std::string const& name, Reader const& memory)
+{
+    ProfileRecord profile{reader.shape("min", 1), reader.shape("opt", 1), reader.shape("max", 1), {}};
+    for (std::size_t i = 0; i < profile.min.size(); ++i)
+    {
+        if (profile.min[i] > profile.opt[i] || profile.opt[i] > profile.max[i])
+        {
+            throw Error(where, name + ": expected min <= opt <= max in every dimension", kBUILD_AGAIN);
+        }
+    }
+    if (profile.min[1] != 3 || profile.max[1] != 3)
+    {
+        throw Error(where, name + ": expected 3 channels", kBUILD_AGAIN);
+    }
+    if (!memory.isNull("activation_memory_bytes"))
+    {
+        profile.activationMemoryBytes = memory.integer("activation_memory_bytes", 0, std::int64_t{1} << 50);
+    }
+    return profile;
+}
+
+void readProfiles(Reader const& reader, std::string const& where, Manifest& manifest)
+{
+    Json const& profiles = reader.at("profiles");
+    if (!profiles.is_array() || profiles.empty() || profiles.size() > kMAX_PROFILES)
+    {
+        throw reader.mistyped("profiles", "a list of 1 to " + std::to_string(kMAX_PROFILES) + " profiles");
+    }
+    for (std::size_t i = 0; i < profiles.size(); ++i)
+    {
+        std::string const name = "profiles[" + std::to_string(i) + "]";
+        Reader const profile(profiles[i], where, name + ".");
+        manifest.profiles.push_back(readProfile(profile, where, name, profile));
+    }
+}
+
+double elements(Shape const& shape)
+{
+    double product = 1;
+    for (std::int64_t const size : shape)
+    {
+        product *= static_cast<double>(size);
+    }
+    return product;
+}
+
 } // namespace
 
 Manifest manifestFromJson(std::string const& text, std::string const& where)
@@ -239,7 +291,8 @@ Manifest manifestFromJson(std::string const& text, std::string const& where)
     }
     Reader const reader(document, where);
     Json const& version = reader.at("format_version");
-    if (!version.is_number_integer() || version != kFORMAT_VERSION)
+    bool const oneProfile = version.is_number_integer() && version == kONE_PROFILE_VERSION;
+    if (!oneProfile && (!version.is_number_integer() || version != kFORMAT_VERSION))
     {
         throw Error(where, "format_version is another than " + std::to_string(kFORMAT_VERSION),
             std::string(kBUILD_AGAIN) + " of this version");
@@ -262,27 +315,48 @@ Manifest manifestFromJson(std::string const& text, std::string const& where)
         throw Error(where, "holds no scale: not a super-resolution engine", kBUILD_AGAIN);
     }
     manifest.scale = static_cast<int>(reader.integer("scale", 1, kMAX_SCALE));
-    Reader const profile = reader.inner("profile");
-    manifest.profileMin = profile.shape("min", 1);
-    manifest.profileOpt = profile.shape("opt", 1);
-    manifest.profileMax = profile.shape("max", 1);
-    for (std::size_t i = 0; i < 4; ++i)
+    if (oneProfile)
     {
-        if (manifest.profileMin[i] > manifest.profileOpt[i] || manifest.profileOpt[i] > manifest.profileMax[i])
-        {
-            throw Error(where, "profile: expected min <= opt <= max in every dimension", kBUILD_AGAIN);
-        }
+        manifest.profiles = {readProfile(reader.inner("profile"), where, "profile", reader)};
     }
-    if (manifest.profileMin[1] != 3 || manifest.profileMax[1] != 3)
+    else
     {
-        throw Error(where, "profile: expected 3 channels", kBUILD_AGAIN);
+        readProfiles(reader, where, manifest);
     }
     readTensors(reader, where, manifest);
-    if (!reader.isNull("activation_memory_bytes"))
-    {
-        manifest.activationMemoryBytes = reader.integer("activation_memory_bytes", 0, std::int64_t{1} << 50);
-    }
     return manifest;
+}
+
+bool takes(ProfileRecord const& profile, Shape const& shape)
+{
+    for (std::size_t i = 0; i < shape.size(); ++i)
+    {
+        if (shape[i] < profile.min[i] || shape[i] > profile.max[i])
+        {
+            return false;
+        }
+    }
+    return true;
+}
+
+std::size_t profileFor(std::vector<ProfileRecord> const& profiles, Shape const& shape)
+{
+    std::size_t found = profiles.size();
+    for (std::size_t i = 0; i < profiles.size(); ++i)
+    {
+        if (takes(profiles[i], shape)
+            && (found == profiles.size() || elements(profiles[i].max) < elements(profiles[found].max)))
+        {
+            found = i;
+        }
+    }
+    return found;
+}
+
+ProfileRecord const& largestProfile(Manifest const& manifest)
+{
+    return *std::max_element(manifest.profiles.begin(), manifest.profiles.end(),
+        [](ProfileRecord const& a, ProfileRecord const& b) { return elements(a.max) < elements(b.max); });
 }
 
 std::string manifestPath(std::string const& planPath)

@@ -19,6 +19,15 @@ struct PluginRecord
     std::int64_t abiVersion;
 };
 
+// One optimisation profile: the smallest input, the one tuned for, and the largest.
+struct ProfileRecord
+{
+    Shape min;
+    Shape opt;
+    Shape max;
+    std::optional<std::int64_t> activationMemoryBytes; // at max
+};
+
 struct Manifest
 {
     std::string planSha256;
@@ -29,13 +38,19 @@ struct Manifest
     std::vector<std::string> targets; // compute capabilities such as "sm_87"; empty: whatever the flavour takes
     std::string precision;
     int scale;
-    Shape profileMin;
-    Shape profileOpt;
-    Shape profileMax;
+    std::vector<ProfileRecord> profiles; // in TensorRT's order; at least one
     std::string inputName;
     std::string outputName;
-    std::optional<std::int64_t> activationMemoryBytes; // at profileMax
 };
+
+// Whether min <= shape <= max in every dimension.
+bool takes(ProfileRecord const& profile, Shape const& shape);
+
+// The profile that takes a shape, the one with the smallest max if several do; profiles.size() if none does.
+std::size_t profileFor(std::vector<ProfileRecord> const& profiles, Shape const& shape);
+
+// The profile that takes the most pixels in one run.
+ProfileRecord const& largestProfile(Manifest const& manifest);
 
 // Throws Error: not JSON, another format version, a key missing or mistyped, shapes that make no sense, or an engine
 // whose input and output are not those of a super-resolution network (one float32 tensor each, 3 channels).

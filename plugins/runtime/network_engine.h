@@ -31,13 +31,10 @@ public:
     {
         return mLimits.scale;
     }
-    Shape least() const override
+    std::vector<ShapeRange> ranges() const override
     {
-        return {1, 3, mLimits.least_height, mLimits.least_width};
-    }
-    Shape largest() const override
-    {
-        return {1, 3, mLimits.largest_height, mLimits.largest_width};
+        return {
+            {{1, 3, mLimits.least_height, mLimits.least_width}, {1, 3, mLimits.largest_height, mLimits.largest_width}}};
     }
     std::int64_t memoryBytes(Shape const&) const override
     {

@@ -22,7 +22,6 @@ namespace
 {
 
 constexpr std::size_t kMAX_GRAPHS = 8;
-constexpr int kPROFILE = 0;
 
 void check(cudaError_t status, std::string const& what)
 {
@@ -31,7 +30,8 @@ void check(cudaError_t status, std::string const& what)
         return;
     }
     bool const memory = status == cudaErrorMemoryAllocation;
-    cudaGetLastError(); // CUDA keeps an error that is not fatal until somebody asks
+    cudaGetLastError(); // CUDA keeps an error that is not fatal until somebody
+                        // asks
     throw Error("GPU", what + ": " + cudaGetErrorString(status), memory ? "use smaller tiles: --tile" : "",
         memory ? Code::kOUT_OF_MEMORY : Code::kFAILED);
 }
@@ -59,7 +59,8 @@ public:
         }
     }
 
-    // The first error since the last call: later ones are mostly its consequences.
+    // The first error since the last call: later ones are mostly its
+    // consequences.
     std::string takeReason()
     {
         std::lock_guard<std::mutex> const lock(mMutex);
@@ -123,7 +124,8 @@ private:
     cudaStream_t mStream = nullptr;
 };
 
-// Memory for one tensor on both sides. On an integrated GPU, which shares the memory, the two are one: no copies.
+// Memory for one tensor on both sides. On an integrated GPU, which shares the
+// memory, the two are one: no copies.
 class Buffer
 {
 public:
@@ -272,33 +274,40 @@ public:
         {
             throw refused(mLogger, mWhere, "TensorRT refuses the engine");
         }
-        mContext.reset(mEngine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
-        if (!mContext || !mContext->setOptimizationProfileAsync(kPROFILE, mStream.get()))
+        for (std::size_t i = 0; i < mManifest.profiles.size(); ++i)
         {
-            throw refused(mLogger, mWhere, "TensorRT cannot create an execution context");
+            mContexts.emplace_back(
+                mEngine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
+            if (!mContexts[i] || !mContexts[i]->setOptimizationProfileAsync(static_cast<int>(i), mStream.get()))
+            {
+                throw refused(mLogger, mWhere, "TensorRT cannot create an execution context");
+            }
         }
-        mStream.wait("cannot choose the profile");
+        mStream.wait("cannot choose the profiles");
     }
 
     int scale() const override
     {
         return mManifest.scale;
     }
-    Shape least() const override
+    std::vector<ShapeRange> ranges() const override
     {
-        return mManifest.profileMin;
-    }
-    Shape largest() const override
-    {
-        return mManifest.profileMax;
+        std::vector<ShapeRange> result;
+        for (ProfileRecord const& profile : mManifest.profiles)
+        {
+            result.push_back({profile.min, profile.max});
+        }
+        return result;
     }
 
     std::int64_t memoryBytes(Shape const& input) const override
     {
-        Shape const& largest = mManifest.profileMax;
+        std::size_t const taken = profileFor(mManifest.profiles, input);
+        ProfileRecord const& profile
+            = taken < mManifest.profiles.size() ? mManifest.profiles[taken] : largestProfile(mManifest);
         auto const pixels = [](Shape const& shape) { return static_cast<double>(shape[0] * shape[2] * shape[3]); };
         double const activations
-            = static_cast<double>(mManifest.activationMemoryBytes.value_or(0)) * pixels(input) / pixels(largest);
+            = static_cast<double>(profile.activationMemoryBytes.value_or(0)) * pixels(input) / pixels(profile.max);
         double const tensors = static_cast<double>(bytesOf(input)) * (1.0 + scale() * scale());
         return static_cast<std::int64_t>(activations + tensors);
     }
@@ -317,7 +326,8 @@ public:
         cudaGraphExec_t graph = mGraphs.find(mShape);
         if (graph == nullptr)
         {
-            enqueue(); // the first run of a shape lets TensorRT allocate and choose; it must not be captured
+            enqueue(); // the first run of a shape lets TensorRT allocate and choose;
+                       // it must not be captured
             mStream.wait("the run failed");
             if (mOptions.cudaGraphs)
             {
@@ -337,6 +347,12 @@ private:
     {
         Shape const output{shape[0], shape[1], shape[2] * scale(), shape[3] * scale()};
         mShape = {};
+        std::size_t const profile = profileFor(mManifest.profiles, shape);
+        if (profile == mContexts.size())
+        {
+            throw Error(mWhere, "has no profile for this input", "build the engine for other sizes");
+        }
+        mContext = mContexts[profile].get();
         bool moved = mInput.reserve(bytesOf(shape));
         moved = mOutput.reserve(bytesOf(output)) || moved;
         nvinfer1::Dims dims{};
@@ -437,7 +453,8 @@ private:
     std::size_t mActivationBytes = 0;
     Buffer mInput;
     Buffer mOutput;
-    std::unique_ptr<nvinfer1::IExecutionContext> mContext;
+    std::vector<std::unique_ptr<nvinfer1::IExecutionContext>> mContexts; // one for each profile
+    nvinfer1::IExecutionContext* mContext = nullptr;                     // that of mShape
     GraphCache mGraphs;
     Shape mShape{};
     std::size_t mOutputBytes = 0;
@@ -460,7 +477,8 @@ std::unique_ptr<Engine> openTensorRtEngine(
     if (status != cudaSuccess)
     {
         throw Error("GPU", std::string("cannot be used: ") + cudaGetErrorString(status),
-            "install NVIDIA's driver on a machine with a GPU, or run inside its container toolkit");
+            "install NVIDIA's driver on a machine with a GPU, or run "
+            "inside its container toolkit");
     }
     if (options.device < 0 || options.device >= count)
     {

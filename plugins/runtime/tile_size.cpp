@@ -3,7 +3,10 @@
 #include "error.h"
 
 #include <algorithm>
+#include <iterator>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace hspan
 {
@@ -24,51 +27,136 @@ std::string text(Size size)
     return std::to_string(size.height) + "x" + std::to_string(size.width);
 }
 
-void requireFits(Size size, TileLimits const& limits, std::string const& what)
+Size bounded(SizeRange const& range, Size size)
 {
-    if (size.height < limits.least.height || size.width < limits.least.width || size.height > limits.largest.height
-        || size.width > limits.largest.width)
-    {
-        throw Error(what,
-            text(size) + " does not fit the engine, which takes " + text(limits.least) + " to " + text(limits.largest)
-                + " (height x width)",
-            "use --tile auto, or build the engine for other sizes");
-    }
+    return Size{std::max(range.least.height, std::min(size.height, range.largest.height)),
+        std::max(range.least.width, std::min(size.width, range.largest.width))};
 }
 
-} // namespace
-
-Size autoTile(Size picture, TileLimits const& limits)
+Size padded(SizeRange const& range, Size size)
 {
-    Size const low = limits.least;
-    Size const high = limits.largest;
-    std::int64_t const budget = limits.availableBytes / 2;
-    auto const bounded = [&](int height, int width)
+    return Size{std::max(size.height, range.least.height), std::max(size.width, range.least.width)};
+}
+
+bool same(Size a, Size b)
+{
+    return a.height == b.height && a.width == b.width;
+}
+
+std::int64_t area(Size size)
+{
+    return std::int64_t{size.height} * size.width;
+}
+
+bool startsBy(SizeRange const& range, Size size)
+{
+    return range.least.height <= size.height && range.least.width <= size.width;
+}
+
+SizeRange const& largestRange(std::vector<SizeRange> const& ranges)
+{
+    return *std::max_element(ranges.begin(), ranges.end(),
+        [](SizeRange const& a, SizeRange const& b) { return area(a.largest) < area(b.largest); });
+}
+
+// The range that takes a picture with the least padding, the smallest if several do; null if none takes it.
+SizeRange const* rangeOfWhole(std::vector<SizeRange> const& ranges, Size picture)
+{
+    SizeRange const* found = nullptr;
+    auto const cost
+        = [&](SizeRange const& range) { return std::pair{area(padded(range, picture)), area(range.largest)}; };
+    for (SizeRange const& range : ranges)
     {
-        return Size{
-            std::max(low.height, std::min(height, high.height)), std::max(low.width, std::min(width, high.width))};
-    };
+        if (same(bounded(range, picture), padded(range, picture)) && (found == nullptr || cost(range) < cost(*found)))
+        {
+            found = &range;
+        }
+    }
+    return found;
+}
+
+// The ranges that take something within a limit; if none does, the one that starts lowest.
+std::vector<SizeRange> rangesBelow(std::vector<SizeRange> const& ranges, Size limit)
+{
+    std::vector<SizeRange> found;
+    std::copy_if(ranges.begin(), ranges.end(), std::back_inserter(found),
+        [&](SizeRange const& range) { return startsBy(range, limit); });
+    if (found.empty())
+    {
+        found.push_back(*std::min_element(ranges.begin(), ranges.end(),
+            [](SizeRange const& a, SizeRange const& b) { return area(a.least) < area(b.least); }));
+    }
+    return found;
+}
+
+void requireFits(Size size, std::vector<SizeRange> const& ranges, std::string const& what)
+{
+    std::string known;
+    for (SizeRange const& range : ranges)
+    {
+        if (same(bounded(range, size), size))
+        {
+            return;
+        }
+        known += (known.empty() ? "" : " or ") + text(range.least) + " to " + text(range.largest);
+    }
+    throw Error(what, text(size) + " does not fit the engine, which takes " + known + " (height x width)",
+        "use --tile auto, or build the engine for other sizes");
+}
+
+struct Tile
+{
+    Size size;
+    SizeRange range; // takes it
+};
+
+// The largest tile that profiles and memory allow; the whole picture if they do.
+Tile autoTile(Size picture, TileLimits const& limits, std::vector<SizeRange> const& ranges)
+{
+    std::int64_t const budget = limits.availableBytes / 2;
     auto const fits = [&](Size size)
     { return limits.availableBytes == 0 || !limits.memoryBytes || limits.memoryBytes(size) <= budget; };
-    Size const whole{std::max(picture.height, low.height), std::max(picture.width, low.width)};
-    if (whole.height <= high.height && whole.width <= high.width && fits(whole))
+    if (SizeRange const* range = rangeOfWhole(ranges, picture); range != nullptr && fits(padded(*range, picture)))
     {
-        return whole;
+        return {padded(*range, picture), *range};
     }
-    for (int side = std::max(high.height, high.width);;)
+    SizeRange const& range = largestRange(ranges);
+    for (int side = std::max(range.largest.height, range.largest.width);;)
     {
         std::int64_t const pixels = static_cast<std::int64_t>(side) * side;
         auto tall = static_cast<std::int64_t>(std::min(picture.height, side));
         auto const wide = std::min<std::int64_t>(picture.width, pixels / tall);
         tall = std::min<std::int64_t>(picture.height, pixels / wide);
-        Size const size = bounded(static_cast<int>(tall), static_cast<int>(wide));
+        Size const size = bounded(range, {static_cast<int>(tall), static_cast<int>(wide)});
         if (fits(size) || side <= kSMALLEST_SIDE)
         {
-            return size;
+            return {size, range};
         }
         side = std::max(kSMALLEST_SIDE, (side - 1) / kSIDE_STEP * kSIDE_STEP);
     }
 }
+
+// A tile that was asked for, and the smallest range that takes it.
+Tile givenTile(Size size, std::vector<SizeRange> const& ranges)
+{
+    SizeRange const* found = nullptr;
+    for (SizeRange const& range : ranges)
+    {
+        if (same(bounded(range, size), size) && (found == nullptr || area(range.largest) < area(found->largest)))
+        {
+            found = &range;
+        }
+    }
+    SizeRange const& range = found == nullptr ? largestRange(ranges) : *found;
+    return {bounded(range, size), range};
+}
+
+Size smaller(Size size, Size limit)
+{
+    return Size{std::min(size.height, limit.height), std::min(size.width, limit.width)};
+}
+
+} // namespace
 
 int trimmedTile(int size, int tile, int overlap, int least)
 {
@@ -106,45 +194,58 @@ int chosenOverlap(std::optional<int> overlap, Size tile, Size picture)
 
 TilePlan planForPicture(Size picture, TileChoice const& choice, TileLimits const& limits, std::optional<Size> limit)
 {
-    Size const low = limits.least;
     if (choice.mode == TileMode::kNONE)
     {
-        Size const whole{std::max(picture.height, low.height), std::max(picture.width, low.width)};
-        requireFits(whole, limits, "picture");
-        return tilePlan(picture, whole, 0, low);
+        SizeRange const* found = rangeOfWhole(limits.ranges, picture);
+        SizeRange const& range = found == nullptr ? largestRange(limits.ranges) : *found;
+        Size const whole = padded(range, picture);
+        requireFits(whole, limits.ranges, "picture");
+        return tilePlan(picture, whole, 0, range.least);
     }
-    Size side = choice.mode == TileMode::kAUTO ? autoTile(picture, limits) : choice.size;
     if (choice.mode == TileMode::kSIZE)
     {
-        requireFits(side, limits, "--tile");
+        requireFits(choice.size, limits.ranges, "--tile");
     }
+    std::vector<SizeRange> const ranges = limit ? rangesBelow(limits.ranges, *limit) : limits.ranges;
+    Tile tile = choice.mode == TileMode::kAUTO ? autoTile(picture, limits, ranges)
+                                               : givenTile(limit ? smaller(choice.size, *limit) : choice.size, ranges);
     if (limit)
     {
-        side.height = std::max(low.height, std::min(side.height, limit->height));
-        side.width = std::max(low.width, std::min(side.width, limit->width));
+        tile.size = bounded(tile.range, smaller(tile.size, *limit));
     }
-    int const overlap = chosenOverlap(choice.overlap, side, picture);
+    int const overlap = chosenOverlap(choice.overlap, tile.size, picture);
     if (choice.mode == TileMode::kAUTO)
     {
-        side.height = trimmedTile(picture.height, side.height, overlap, low.height);
-        side.width = trimmedTile(picture.width, side.width, overlap, low.width);
+        tile.size.height = trimmedTile(picture.height, tile.size.height, overlap, tile.range.least.height);
+        tile.size.width = trimmedTile(picture.width, tile.size.width, overlap, tile.range.least.width);
     }
-    return tilePlan(picture, side, overlap, low);
+    return tilePlan(picture, tile.size, overlap, tile.range.least);
 }
 
-std::optional<Size> smallerTile(Size tile, Size least)
+std::optional<Size> smallerTile(Size tile, std::vector<SizeRange> const& ranges)
 {
+    Size least = ranges.front().least;
+    for (SizeRange const& range : ranges)
+    {
+        least = smaller(least, range.least);
+    }
     auto const halved = [](int side, int floor)
     { return std::min(side, std::max({kSMALLEST_SIDE, floor, dividedUp(side, 2 * kSIDE_STEP) * kSIDE_STEP})); };
-    Size const shorter{halved(tile.height, least.height), tile.width};
-    Size const narrower{tile.height, halved(tile.width, least.width)};
-    bool const heightChanges = shorter.height != tile.height;
-    bool const widthChanges = narrower.width != tile.width;
+    Size shorter[]{{halved(tile.height, least.height), tile.width}, {tile.height, halved(tile.width, least.width)}};
     if (tile.width > tile.height)
     {
-        return widthChanges ? std::optional(narrower) : heightChanges ? std::optional(shorter) : std::nullopt;
+        std::swap(shorter[0], shorter[1]);
     }
-    return heightChanges ? std::optional(shorter) : widthChanges ? std::optional(narrower) : std::nullopt;
+    for (Size const size : shorter)
+    {
+        bool const taken
+            = std::any_of(ranges.begin(), ranges.end(), [&](SizeRange const& range) { return startsBy(range, size); });
+        if (!same(size, tile) && taken)
+        {
+            return size;
+        }
+    }
+    return std::nullopt;
 }
 
 } // namespace hspan

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <vector>
 
 namespace hspan
 {
@@ -25,11 +26,17 @@ struct TileChoice
     std::optional<int> overlap; // empty: 32 pixels, or a quarter of the tile's shorter side if that is less
 };
 
-// What decides: the engine's profile, its memory for one input, and the memory that is free (0 where unknown).
-struct TileLimits
+// Inputs that one run takes: the smallest and the largest.
+struct SizeRange
 {
     Size least;
     Size largest;
+};
+
+// What decides: the engine's profiles, its memory for one input, and the memory that is free (0 where unknown).
+struct TileLimits
+{
+    std::vector<SizeRange> ranges; // at least one
     std::function<std::int64_t(Size)> memoryBytes;
     std::int64_t availableBytes = 0;
 };
@@ -39,11 +46,10 @@ struct TileLimits
 TilePlan planForPicture(
     Size picture, TileChoice const& choice, TileLimits const& limits, std::optional<Size> limit = {});
 
-Size autoTile(Size picture, TileLimits const& limits);
 int trimmedTile(int size, int tile, int overlap, int least);
 int chosenOverlap(std::optional<int> overlap, Size tile, Size picture);
 
 // What to try after a tile did not fit in memory: the longer side halved; nothing when there is nothing smaller.
-std::optional<Size> smallerTile(Size tile, Size least);
+std::optional<Size> smallerTile(Size tile, std::vector<SizeRange> const& ranges);
 
 } // namespace hspan

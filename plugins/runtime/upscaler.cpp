@@ -132,9 +132,35 @@ float sampleValue(Image const& image, int y, int x, int channel)
     return static_cast<float>(wide) / 65535.0F;
 }
 
-Size sideLimits(Shape const& shape)
+Size sides(Shape const& shape)
 {
     return Size{static_cast<int>(shape[2]), static_cast<int>(shape[3])};
+}
+
+std::vector<SizeRange> sizeRanges(Engine const& engine)
+{
+    std::vector<SizeRange> result;
+    for (ShapeRange const& range : engine.ranges())
+    {
+        result.push_back({sides(range.least), sides(range.largest)});
+    }
+    return result;
+}
+
+// How many pictures of a size one run takes at least.
+std::int64_t leastBatch(Engine const& engine, Size size)
+{
+    std::int64_t least = 0;
+    for (ShapeRange const& range : engine.ranges())
+    {
+        bool const fits = size.height >= range.least[2] && size.width >= range.least[3]
+            && size.height <= range.largest[2] && size.width <= range.largest[3];
+        if (fits && (least == 0 || range.least[0] < least))
+        {
+            least = range.least[0];
+        }
+    }
+    return std::max<std::int64_t>(1, least);
 }
 
 } // namespace
@@ -147,8 +173,9 @@ Upscaler::Upscaler(std::unique_ptr<Engine> engine, TileChoice const& choice)
 
 TilePlan Upscaler::plan(Size picture) const
 {
-    TileLimits limits{sideLimits(mEngine->least()), sideLimits(mEngine->largest()), [this](Size size)
-        { return mEngine->memoryBytes({mEngine->least()[0], 3, size.height, size.width}); }, availableMemoryBytes()};
+    TileLimits limits{sizeRanges(*mEngine),
+        [this](Size size) { return mEngine->memoryBytes({leastBatch(*mEngine, size), 3, size.height, size.width}); },
+        availableMemoryBytes()};
     return planForPicture(picture, mChoice, limits, mLimit);
 }
 
@@ -168,7 +195,7 @@ Image Upscaler::upscale(Image const& image, std::string const& where)
                 throw;
             }
             Size const tried{tiles.rows.front().length, tiles.columns.front().length};
-            std::optional<Size> const smaller = smallerTile(tried, sideLimits(mEngine->least()));
+            std::optional<Size> const smaller = smallerTile(tried, sizeRanges(*mEngine));
             if (!smaller)
             {
                 throw;
@@ -186,7 +213,7 @@ Image Upscaler::upscale(Image const& image, std::string const& where)
 
 void Upscaler::fillInput(Image const& image, Span const& row, Span const& column, bool alpha)
 {
-    std::int64_t const batch = mEngine->least()[0];
+    std::int64_t const batch = leastBatch(*mEngine, {row.length, column.length});
     float* target = mEngine->input({batch, 3, row.length, column.length});
     std::size_t const plane = z(row.length) * z(column.length);
     int const first = alpha ? image.channels - 1 : 0;
@@ -221,7 +248,8 @@ float const* Upscaler::runTile(
     if (alpha)
     { // mostly opaque: where it is constant there is nothing to infer
         std::size_t const inner = z(row.length) * z(column.length);
-        float const* input = mEngine->input({mEngine->least()[0], 3, row.length, column.length});
+        float const* input
+            = mEngine->input({leastBatch(*mEngine, {row.length, column.length}), 3, row.length, column.length});
         float const first = input[0];
         if (std::all_of(input, input + inner, [first](float value) { return value == first; }))
         {

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from support.runner_doubles import NearestRunner
-from trt_hspan.runtime.runner import Float32Array
+from trt_hspan.runtime.runner import Float32Array, ShapeLimit
 
 
 class BoundedRunner(NearestRunner):
     """A network of neighbourhoods, with a profile: each output pixel depends on the tile it is computed in."""
 
-    def __init__(self, least: tuple[int, int], largest: tuple[int, int], *, scale: int = 2) -> None:
+    def __init__(
+        self,
+        least: tuple[int, int],
+        largest: tuple[int, int],
+        *,
+        scale: int = 2,
+        more: Sequence[tuple[tuple[int, int], tuple[int, int]]] = (),
+    ) -> None:
         super().__init__(scale=scale)
-        self._least, self._largest = least, largest
+        self._least, self._largest, self._more = least, largest, more
 
     @property
     def min_shape(self) -> tuple[int, int, int, int]:
@@ -22,6 +31,13 @@ class BoundedRunner(NearestRunner):
     @property
     def max_shape(self) -> tuple[int, int, int, int]:
         return (1, 3, *self._largest)
+
+    @property
+    def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
+        """The first profile, and those of `more`."""
+        return tuple(
+            ((1, 3, *low), (1, 3, *high)) for low, high in ((self._least, self._largest), *self._more)
+        )
 
     def infer(self, batch: Float32Array) -> Float32Array:
         return np.stack([neighbours_network(item, self.factor) for item in batch])

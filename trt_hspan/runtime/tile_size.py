@@ -209,12 +209,12 @@ def batch_limits(runner: Runner, height: int, width: int, *, wanted: int) -> tup
     Of several ranges that take the size it is the one for the most pictures.
     """
     found = [
-        (high[0] or wanted, low[0] or 1)
+        (high[0] or wanted, -(low[0] or 1))
         for (low, high), size in zip(runner.shape_ranges, size_ranges(runner), strict=True)
         if size.bounded(height, width) == (height, width)
     ]
-    most, least = max(found, default=(wanted, 1))
-    return least, most
+    most, least = max(found, default=(wanted, -1))
+    return -least, most
 
 
 def _range_of_whole(ranges: Sequence[SizeRange], height: int, width: int) -> SizeRange | None:

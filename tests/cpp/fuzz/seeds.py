@@ -13,7 +13,7 @@ from PIL import Image
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
 
 MANIFEST = {
-    "format_version": 2,
+    "format_version": 3,
     "plan_sha256": "0" * 64,
     "plan_size_bytes": 5,
     "plugin": {"file": "libhspan_plugin.so", "sha256": "0" * 64, "abi_version": 1},
@@ -22,7 +22,15 @@ MANIFEST = {
     "targets": ["sm_87"],
     "precision": "fp16",
     "scale": 2,
-    "profile": {"min": [1, 3, 8, 8], "opt": [1, 3, 64, 64], "max": [1, 3, 128, 128]},
+    "profiles": [
+        {
+            "min": [1, 3, 8, 8],
+            "opt": [1, 3, 64, 64],
+            "max": [1, 3, 128, 128],
+            "activation_memory_bytes": 1000,
+        },
+        {"min": [1, 3, 8, 8], "opt": [2, 3, 8, 8], "max": [4, 3, 16, 16], "activation_memory_bytes": None},
+    ],
     "io_tensors": [
         {"name": "input", "dtype": "float32", "shape": [-1, 3, -1, -1], "mode": "input"},
         {"name": "output", "dtype": "float32", "shape": [-1, 3, -1, -1], "mode": "output"},

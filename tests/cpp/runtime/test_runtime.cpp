@@ -48,13 +48,9 @@ public:
     {
         return 3;
     }
-    Shape least() const override
+    std::vector<ShapeRange> ranges() const override
     {
-        return {1, 3, 8, 8};
-    }
-    Shape largest() const override
-    {
-        return {1, 3, 24, 32};
+        return {{{1, 3, 8, 8}, {1, 3, 24, 32}}};
     }
     std::int64_t memoryBytes(Shape const&) const override
     {
@@ -184,6 +180,40 @@ void addGoldenTests(std::string const& path)
                 checkSpans(plan.columns, golden["columns"], i);
             }
         });
+    addTest("several profiles are chosen between as in the Python runtime",
+        [path]
+        {
+            Bytes const bytes = readFile(path, 1 << 24);
+            Json const plans = Json::parse(bytes.begin(), bytes.end()).at("profiles");
+            check(plans.size() >= 40, "too few plans");
+            for (std::size_t i = 0; i < plans.size(); ++i)
+            {
+                Json const& golden = plans[i];
+                TileLimits limits;
+                for (Json const& range : golden["ranges"])
+                {
+                    limits.ranges.push_back({sizeFrom(range[0]), sizeFrom(range[1])});
+                }
+                std::optional<Size> limit;
+                if (!golden["limit"].is_null())
+                {
+                    limit = sizeFrom(golden["limit"]);
+                }
+                TileChoice choice;
+                if (!golden["tile"].is_null())
+                {
+                    choice.mode = TileMode::kSIZE;
+                    choice.size = sizeFrom(golden["tile"]);
+                }
+                TilePlan const plan = planForPicture(sizeFrom(golden["size"]), choice, limits, limit);
+                checkSpans(plan.rows, golden["rows"], i);
+                checkSpans(plan.columns, golden["columns"], i);
+                std::optional<Size> const next
+                    = smallerTile({plan.rows.front().length, plan.columns.front().length}, limits.ranges);
+                Json const found = next ? Json::array({next->height, next->width}) : Json();
+                check(found == golden["next"], "after plan ", i, " comes ", found.dump());
+            }
+        });
     addTest("pictures in tiles have the bits of the Python runtime",
         [path]
         {
@@ -258,6 +288,9 @@ void addFileTests()
             check(contains(messageOf([] { manifestFromJson("{}", "m"); }), "format_version is missing"), "empty");
             check(contains(messageOf([] { manifestFromJson(std::string(5000, '['), "m"); }), "too deeply"), "deep");
             check(contains(messageOf([] { manifestFromJson("{\"format_version\": 2}", "m"); }), "is missing"), "short");
+            check(contains(messageOf([] { manifestFromJson("{\"format_version\": 3}", "m"); }), "is missing"), "short");
+            check(
+                contains(messageOf([] { manifestFromJson("{\"format_version\": 1}", "m"); }), "another than 3"), "old");
         });
     addTest("a library for another processor is recognised",
         []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from support.tile_networks import BoundedRunner
 
-from trt_hspan.runtime.tiling import tile_plan
+from trt_hspan.runtime.tile_size import plan_for_picture, smaller_tile
+from trt_hspan.runtime.tiling import Span, tile_plan
 from trt_hspan.runtime.upscaling import UpscaleOptions, upscale_array
 
 GOLDEN = Path(__file__).parent / "golden" / "tiles.json"
@@ -30,18 +32,14 @@ def golden_document() -> dict[str, Any]:
         overlap = draw.randint(0, max(1, min(tile)) // 2)
         size = (draw.randint(1, 1500), draw.randint(1, 1500))
         plan = tile_plan(*size, tile, overlap, minimum=minimum)
-        spans = [
-            [[s.start, s.length, s.rise_start, s.rise_length, s.fall_start, s.fall_length] for s in axis]
-            for axis in (plan.rows, plan.columns)
-        ]
         plans.append(
             {
                 "size": size,
                 "tile": tile,
                 "overlap": overlap,
                 "minimum": minimum,
-                "rows": spans[0],
-                "columns": spans[1],
+                "rows": _spans(plan.rows),
+                "columns": _spans(plan.columns),
             }
         )
     pictures = []
@@ -58,7 +56,38 @@ def golden_document() -> dict[str, Any]:
                     "sha256": sha256(result.astype(f"<u{bits // 8}").tobytes()).hexdigest(),
                 }
             )
-    return {"plans": plans, "pictures": pictures}
+    return {"plans": plans, "profiles": _plans_of_several_profiles(), "pictures": pictures}
+
+
+def _plans_of_several_profiles() -> list[dict[str, Any]]:
+    """Plans for engines with two or three profiles, and the tile that is tried when memory runs out."""
+    draw = random.Random(2)
+    plans = []
+    for number in range(60):
+        lows = [(draw.randint(1, 300), draw.randint(1, 300)) for _ in range(draw.randint(2, 3))]
+        ranges = [(low, (draw.randint(low[0], 400), draw.randint(low[1], 400))) for low in lows]
+        size = (draw.randint(1, 1500), draw.randint(1, 1500))
+        limit = (draw.randint(16, 400), draw.randint(16, 400)) if number % 3 == 0 else None
+        low, high = draw.choice(ranges)
+        tile = (draw.randint(low[0], high[0]), draw.randint(low[1], high[1])) if number % 4 == 0 else None
+        runner = BoundedRunner(*ranges[0], more=ranges[1:])
+        plan = plan_for_picture(runner, *size, tile=tile or "auto", limit=limit)
+        plans.append(
+            {
+                "ranges": ranges,
+                "size": size,
+                "limit": limit,
+                "tile": tile,
+                "rows": _spans(plan.rows),
+                "columns": _spans(plan.columns),
+                "next": smaller_tile(runner, (plan.tile_height, plan.tile_width)),
+            }
+        )
+    return plans
+
+
+def _spans(axis: Sequence[Span]) -> list[list[int]]:
+    return [[s.start, s.length, s.rise_start, s.rise_length, s.fall_start, s.fall_length] for s in axis]
 
 
 def golden_picture(height: int, width: int, channels: int, bits: int) -> np.ndarray[Any, np.dtype[Any]]:

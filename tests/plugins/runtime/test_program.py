@@ -46,6 +46,25 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
+def test_profiles_of_both_formats_are_read(program: Path, engine: Path) -> None:
+    profiles = [
+        {"min": [1, 3, 8, 8], "opt": [1, 3, 8, 8], "max": [4, 3, 16, 16], "activation_memory_bytes": None},
+        {"min": [1, 3, 8, 8], "opt": [1, 3, 8, 8], "max": [1, 3, 64, 48], "activation_memory_bytes": 7},
+    ]
+    _edit(engine, {"profiles": profiles})
+    info = json.loads(_run(program, "-e", engine, "--info", "--json").stdout)
+    assert [profile["max"] for profile in info["profiles"]] == [[4, 3, 16, 16], [1, 3, 64, 48]]
+    assert info["largest"] == [1, 3, 64, 48]
+    manifest = json.loads(engine.with_suffix(".json").read_text())
+    one = {key: manifest.pop("profiles")[0][key] for key in ("min",)} | {
+        "opt": [1, 3, 8, 8],
+        "max": [1, 3, 9, 9],
+    }
+    engine.with_suffix(".json").write_text(json.dumps(manifest | {"format_version": 2, "profile": one}))
+    info = json.loads(_run(program, "-e", engine, "--info", "--json").stdout)
+    assert [profile["max"] for profile in info["profiles"]] == [[1, 3, 9, 9]]
+
+
 def _edit(plan: Path, change: dict[str, Any]) -> None:
     path = plan.with_suffix(".json")
     manifest = json.loads(path.read_text())
@@ -62,7 +81,9 @@ def test_info_says_what_the_engine_is_without_a_gpu(
     assert info["flavor"] == "tensorrt-rtx"
     assert info["tensorrt_version"] == manifest.tensorrt_version
     assert info["scale"] == manifest.scale
-    assert info["largest"] == list(manifest.profiles[0].max)
+    (profile,) = manifest.profiles
+    assert info["profiles"] == [{"min": [*profile.min], "opt": [*profile.opt], "max": [*profile.max]}]
+    assert info["largest"] == list(profile.max)
     assert info["program"].startswith("tensorrt-rtx " + ".".join(manifest.tensorrt_version.split(".")[:3]))
 
 
@@ -75,6 +96,11 @@ def test_without_a_driver_a_good_engine_fails_in_one_line(
     assert not (tmp_path / "out.png").exists()
 
 
+def _profile(**changes: Any) -> dict[str, Any]:
+    profile = {"min": [1, 3, 1, 1], "opt": [1, 3, 8, 8], "max": [1, 3, 8, 8], "activation_memory_bytes": None}
+    return {"profiles": [profile | changes]}
+
+
 BAD_MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "another hash": ({"plan_sha256": "0" * 64}, "SHA-256"),
     "no hash": ({"plan_sha256": "abc"}, "64 hexadecimal digits"),
@@ -84,13 +110,17 @@ BAD_MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "an absurd scale": ({"scale": 10**30}, "integer from 1 to 16"),
     "a negative scale": ({"scale": -2}, "integer from 1 to 16"),
     "a profile upside down": (
-        {"profile": {"min": [1, 3, 64, 64], "opt": [1, 3, 8, 8], "max": [1, 3, 64, 64]}},
+        _profile(min=[1, 3, 64, 64], opt=[1, 3, 8, 8], max=[1, 3, 64, 64]),
         "min <= opt <= max",
     ),
-    "a profile of text": ({"profile": "large"}, "JSON object"),
+    "a profile of text": ({"profiles": ["large"]}, "profiles[0]: expected a JSON object"),
+    "no profiles": ({"profiles": []}, "profiles: expected a list of 1 to 64 profiles"),
+    "a flood of profiles": ({"profiles": [{}] * 65}, "profiles: expected a list of 1 to 64 profiles"),
+    "no list of profiles": ({"profiles": {}}, "profiles: expected a list of 1 to 64 profiles"),
+    "memory of text": (_profile(activation_memory_bytes="7"), "profiles[0].activation_memory_bytes"),
     "huge sizes": (
-        {"profile": {"min": [1, 3, 1, 1], "opt": [1, 3, 8, 8], "max": [1, 3, 2**62, 8]}},
-        "profile.max",
+        _profile(max=[1, 3, 2**62, 8]),
+        "profiles[0].max",
     ),
     "no tensors": ({"io_tensors": []}, "io_tensors"),
     "a plugin in another folder": (
