@@ -30,8 +30,7 @@ void check(cudaError_t status, std::string const& what)
         return;
     }
     bool const memory = status == cudaErrorMemoryAllocation;
-    cudaGetLastError(); // CUDA keeps an error that is not fatal until somebody
-                        // asks
+    cudaGetLastError(); // CUDA keeps an error that is not fatal until somebody asks
     throw Error("GPU", what + ": " + cudaGetErrorString(status), memory ? "use smaller tiles: --tile" : "",
         memory ? Code::kOUT_OF_MEMORY : Code::kFAILED);
 }
@@ -59,8 +58,7 @@ public:
         }
     }
 
-    // The first error since the last call: later ones are mostly its
-    // consequences.
+    // The first error since the last call: later ones are mostly its consequences.
     std::string takeReason()
     {
         std::lock_guard<std::mutex> const lock(mMutex);
@@ -124,8 +122,7 @@ private:
     cudaStream_t mStream = nullptr;
 };
 
-// Memory for one tensor on both sides. On an integrated GPU, which shares the
-// memory, the two are one: no copies.
+// Memory for one tensor on both sides. On an integrated GPU, which shares the memory, the two are one: no copies.
 class Buffer
 {
 public:
@@ -326,8 +323,7 @@ public:
         cudaGraphExec_t graph = mGraphs.find(mShape);
         if (graph == nullptr)
         {
-            enqueue(); // the first run of a shape lets TensorRT allocate and choose;
-                       // it must not be captured
+            enqueue(); // the first run of a shape lets TensorRT allocate and choose; it must not be captured
             mStream.wait("the run failed");
             if (mOptions.cudaGraphs)
             {
@@ -477,8 +473,7 @@ std::unique_ptr<Engine> openTensorRtEngine(
     if (status != cudaSuccess)
     {
         throw Error("GPU", std::string("cannot be used: ") + cudaGetErrorString(status),
-            "install NVIDIA's driver on a machine with a GPU, or run "
-            "inside its container toolkit");
+            "install NVIDIA's driver on a machine with a GPU, or run inside its container toolkit");
     }
     if (options.device < 0 || options.device >= count)
     {
