@@ -58,6 +58,26 @@ def test_pictures_and_tensors_come_back(
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_one_region_serves_requests_of_every_size_and_outlives_a_forgetful_server(
+    server: ServeProcess, runner: Runner, picture: bytes, protocol: str
+) -> None:
+    draw = np.random.default_rng(6)
+    with UpscaleClient(urls(server)[protocol], shared_memory=True) as client:
+        for height, width in ((8, 9), (20, 30), (8, 8)):
+            batch = draw.random((1, 3, height, width), np.float32)
+            np.testing.assert_array_equal(client.upscale_tensor(batch, scale=4), runner.run(batch))
+            assert len(list(Path("/dev/shm").glob("client_*"))) == 1
+        # As after a restart of the server: it knows of no region.
+        client._client.unregister_system_shared_memory(client._region.name)
+        np.testing.assert_array_equal(client.upscale_tensor(batch, scale=4), runner.run(batch))
+        with pytest.raises(HspanError, match="not a picture"):
+            client.upscale_picture(b"nonsense")
+        assert not list(Path("/dev/shm").glob("client_*")), "a failed request may still write there"
+        assert pixels_of(client.upscale_picture(picture)).shape == (80, 120, 3)
+    assert not list(Path("/dev/shm").glob("client_*"))
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_asynchronous_client_does_many_at_a_time(
     server: ServeProcess, runner: Runner, picture: bytes, protocol: str
 ) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,10 @@ from trt_hspan.serving.client_protocol import (
 )
 
 _T = TypeVar("_T")
+# What Triton says of a region that it was not told of.
+_UNKNOWN_REGION: Final = "Unable to find shared memory region"
+# How long Triton may take to let go of one.
+_RELEASE_SECONDS: Final = 2.0
 
 
 class UpscaleClient:
@@ -39,6 +43,7 @@ class UpscaleClient:
         timeout_seconds: for one attempt.
         retry: when a busy server is asked again.
         shared_memory: send tensors and pictures, and get tensors, through /dev/shm; for a server on this machine.
+            One region is kept, as large as the largest request so far.
 
     Raises:
         UsageError: not such a URL.
@@ -56,6 +61,7 @@ class UpscaleClient:
         self.url = server_url_from_text(url)
         self._model, self._timeout, self._retry = model, timeout_seconds, retry or RetryPolicy()
         self._shared = shared_memory
+        self._region: _Region | None = None
         self._found: dict[bool, str] = {}  # the picture model, the raw model
         if self.url.protocol == "grpc":
             import tritonclient.grpc as module
@@ -82,7 +88,10 @@ class UpscaleClient:
 
     def close(self) -> None:
         """Closes the connections."""
-        self._client.close()
+        try:
+            self._drop_region()
+        finally:
+            self._client.close()
 
     def is_ready(self) -> bool:
         """Whether the server answers and all its models are ready."""
@@ -118,8 +127,8 @@ class UpscaleClient:
         require_picture(picture, format)
         model = self._model_or_only(image=True)
         tensor = image_input(self._module, picture)
-        with self._in_shared_memory(tensor, np.frombuffer(picture, np.uint8)[None]):
-            result = self._patiently(lambda: self._infer(model, tensor, "upscaled", {"format": format}))
+        values = np.frombuffer(picture, np.uint8)[None]
+        result, _ = self._sent(model, tensor, values, "upscaled", parameters={"format": format})
         return bytes(result.as_numpy("upscaled").tobytes())
 
     def upscale_tensor(
@@ -141,12 +150,44 @@ class UpscaleClient:
         model = self._model_or_only(image=False)
         tensor = raw_input(self._module, batch)
         n, _, height, width = batch.shape
-        room = 0 if scale is None else 4 * n * 3 * height * width * scale**2
-        with self._in_shared_memory(tensor, batch, room=room) as region:
-            result = self._patiently(lambda: self._infer(model, tensor, "output", {}, region))
-            if region is None:
-                return np.array(result.as_numpy("output"))
-            return region.output((n, 3, height * (scale or 1), width * (scale or 1)))
+        shape = (n, 3, height * (scale or 1), width * (scale or 1))
+        room = 0 if scale is None or not self._shared else 4 * math.prod(shape)
+        result, region = self._sent(model, tensor, batch, "output", room=room)
+        if region is None or not room:
+            return np.array(result.as_numpy("output"))
+        return region.output(shape, offset=batch.nbytes)
+
+    def _sent(
+        self,
+        model: str,
+        tensor: Any,
+        values: npt.NDArray[Any],
+        output: str,
+        *,
+        room: int = 0,
+        parameters: dict[str, Any] | None = None,
+    ) -> tuple[Any, _Region | None]:
+        """The answer, and the region that holds the input and with `room` bytes the output."""
+        if not self._shared:
+            return self._patiently(lambda: self._infer(model, tensor, output, parameters)), None
+        region = self._shared_region(values, room)
+        tensor.set_shared_memory(region.name, values.nbytes)
+        place = (region, values.nbytes, room) if room else None
+
+        def ask() -> Any:
+            try:
+                return self._infer(model, tensor, output, parameters, place)
+            except client_failures() as error:
+                if _UNKNOWN_REGION not in str(error):
+                    raise
+                self._register(region)  # the server was started anew
+                return self._infer(model, tensor, output, parameters, place)
+
+        try:
+            return self._patiently(ask), region
+        except BaseException:
+            self._drop_region()  # a server that is late must not write into the next request's
+            raise
 
     def _model_or_only(self, *, image: bool) -> str:
         if self._model is not None:
@@ -156,11 +197,17 @@ class UpscaleClient:
         return self._found[image]
 
     def _infer(
-        self, model: str, tensor: Any, output: str, parameters: dict[str, Any], region: _Region | None = None
+        self,
+        model: str,
+        tensor: Any,
+        output: str,
+        parameters: dict[str, Any] | None,
+        place: tuple[_Region, int, int] | None = None,
     ) -> Any:
         wanted = self._module.InferRequestedOutput(output)
-        if region is not None:
-            wanted.set_shared_memory(region.name, region.room, offset=region.offset)
+        if place is not None:
+            region, offset, room = place
+            wanted.set_shared_memory(region.name, room, offset=offset)
         options: dict[str, Any] = {"parameters": parameters or None}
         if self.url.protocol == "grpc":
             options["client_timeout"] = self._timeout
@@ -180,28 +227,38 @@ class UpscaleClient:
         except client_failures() as error:
             raise error_from_client(self.url, error) from error
 
-    @contextlib.contextmanager
-    def _in_shared_memory(
-        self, tensor: Any, values: npt.NDArray[Any], *, room: int = 0
-    ) -> Iterator[_Region | None]:
-        """Puts the tensor's values into a region of /dev/shm, registered while the block runs.
+    def _shared_region(self, values: npt.NDArray[Any], room: int) -> _Region:
+        """The region with these values in it, registered; it is made anew only when it has become too small."""
+        size = values.nbytes + room
+        if self._region is not None and self._region.size < size:
+            self._drop_region()
+        if self._region is None:
+            self._region = _Region(size)
+            self._register(self._region)
+        self._region.fill(values)
+        return self._region
 
-        Yields:
-            The region when it has room for the result, else None.
+    def _register(self, region: _Region) -> None:
+        self._told(lambda: self._client.register_system_shared_memory(region.name, region.key, region.size))
+
+    def _drop_region(self) -> None:
+        """Gives the region up, on both sides.
+
+        Triton lets go of a region a moment after it has answered; a server that has gone does not matter.
         """
-        if not self._shared:
-            yield None
+        region, self._region = self._region, None
+        if region is None:
             return
-        region = _Region(values, room)
+        deadline = time.monotonic() + _RELEASE_SECONDS
         try:
-            self._told(
-                lambda: self._client.register_system_shared_memory(region.name, region.key, region.size)
-            )
-            try:
-                tensor.set_shared_memory(region.name, values.nbytes)
-                yield region if room else None
-            finally:
-                self._told(lambda: self._client.unregister_system_shared_memory(region.name))
+            while True:
+                try:
+                    self._client.unregister_system_shared_memory(region.name)
+                    return
+                except client_failures() as error:
+                    if "in use" not in str(error) or time.monotonic() > deadline:
+                        return
+                    time.sleep(0.002)
         finally:
             region.close()
 
@@ -209,20 +266,19 @@ class UpscaleClient:
 class _Region:
     """One shared-memory region: the input, then room for the output."""
 
-    def __init__(self, values: npt.NDArray[Any], room: int) -> None:
+    def __init__(self, size: int) -> None:
         from tritonclient.utils import shared_memory
 
         self._library = shared_memory
         self.name = f"client_{os.getpid()}_{uuid.uuid4().hex}"
-        self.key = f"/{self.name}"
-        self.offset, self.room, self.size = values.nbytes, room, values.nbytes + room
-        self._handle = shared_memory.create_shared_memory_region(self.name, self.key, self.size)
-        shared_memory.set_shared_memory_region(self._handle, [np.ascontiguousarray(values)])
+        self.key, self.size = f"/{self.name}", size
+        self._handle = shared_memory.create_shared_memory_region(self.name, self.key, size)
 
-    def output(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        values = self._library.get_contents_as_numpy(
-            self._handle, np.float32, list(shape), offset=self.offset
-        )
+    def fill(self, values: npt.NDArray[Any]) -> None:
+        self._library.set_shared_memory_region(self._handle, [np.ascontiguousarray(values)])
+
+    def output(self, shape: tuple[int, ...], *, offset: int) -> npt.NDArray[np.float32]:
+        values = self._library.get_contents_as_numpy(self._handle, np.float32, list(shape), offset=offset)
         return np.array(values)
 
     def close(self) -> None:
