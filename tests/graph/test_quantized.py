@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trt_hspan import HspanError
 from trt_hspan.graph import QuantizedType, model_for_cpu, quantization_from_model
 from trt_hspan.graph.cpu import model_in_float32
-from trt_hspan.graph.integer_cpu import model_with_integer_kernels
+from trt_hspan.graph.integer_cpu import has_vnni, model_with_integer_kernels
 from trt_hspan.graph.quantized import convolution_macs, quantized_type_from_model
 from trt_hspan.quantization.insertion import LayerScales, model_with_qdq
 
@@ -114,6 +114,25 @@ def test_integer_kernels_compute_what_the_emulation_does(base: int) -> None:
     assert np.median(np.abs(found - expected)) < 2.0**-9 * np.abs(expected).max()
     assert np.abs(found - expected).max() <= 6 * 0.25 * np.abs(WEIGHTS[1]).max()
     assert np.abs(expected).max() > 10
+
+
+def test_integer_kernels_do_not_saturate_in_between() -> None:
+    """Pairs of the largest products, 2 * 255 * 127, do not fit 16 bits."""
+    model = two_convolutions(TensorProto.FLOAT)
+    largest = {"w0": np.full((8, 8, 3, 3), 1.27, np.float32), "b0": np.zeros(8, np.float32)}
+    for tensor in model.graph.initializer:
+        if tensor.name in largest:
+            tensor.CopyFrom(numpy_helper.from_array(largest[tensor.name], tensor.name))
+    first = LayerScales(activations={"x": 0.03125}, weight=(0.01,) * 8)
+    hidden = LayerScales(activations={"r": 4.0}, weight=SCALES.weight)
+    quantized = model_with_qdq(model, {"first": first, "second": hidden}, "int8")
+    x = np.full((1, 8, 6, 7), 127 * 0.03125, np.float32)
+    expected = run(model_for_cpu(quantized), x)
+    assert np.abs(expected).max() > 100
+    # Without VNNI signed weights are wrong, which is why they are not used there.
+    for signed in (False, True) if has_vnni() else (False,):
+        integer, _ = model_with_integer_kernels(quantized, vnni=signed)
+        np.testing.assert_allclose(run(integer, x), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_a_graph_with_two_quantised_types_is_refused() -> None:

@@ -49,6 +49,48 @@ def test_few_weights_end_within_a_quarter_of_the_best_of_all_choices() -> None:
     assert energy(weight, moments, flips)[0] <= 1.25 * min(every)
 
 
+def descent_reference(
+    weight: NDArray[np.float64], scales: NDArray[np.float64], moments: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """The best single flip from nearest rounding until none gains, channel by channel."""
+    ratio = weight.reshape(len(weight), -1) / scales[:, None]
+    flips = np.zeros(ratio.shape, dtype=bool)
+    for row, exact in enumerate(ratio):
+        error = np.rint(exact) - exact
+        step = np.where(exact > np.rint(exact), 1.0, -1.0)
+        step[np.abs(np.rint(exact) + step) > 127] = 0.0
+        while True:
+            move = np.where(flips[row], -step, step)
+            gain = np.diag(moments) * move**2 + 2.0 * move * (error @ moments)
+            best = gain.argmin()
+            if gain[best] >= -1e-9:
+                break
+            error[best] += move[best]
+            flips[row, best] ^= True
+    return flips.reshape(weight.shape)
+
+
+def test_smooth_inputs_end_below_what_descent_from_nearest_rounding_reaches() -> None:
+    totals = np.zeros(2)
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        # Three shades mixed into 16 channels, the same at all nine taps but for a little noise.
+        shades = random.normal(size=(2000, 3)) @ random.normal(size=(3, 16))
+        inputs = np.repeat(shades, 9, axis=1) + 0.05 * random.normal(size=(2000, 144))
+        weight, moments = random.normal(size=(8, 16, 3, 3)), inputs.T @ inputs / len(inputs)
+        scales = weight_scales(weight, "int8", np.float64)
+        plain = energy(weight, moments, descent_reference(weight, scales, moments))
+        found = energy(weight, moments, best_flips(weight, scales, moments))
+        assert (found <= plain * (1 + 1e-9)).all()
+        totals += plain.sum(), found.sum()
+    assert totals[1] < 0.8 * totals[0]
+
+
+def test_an_input_of_zeros_leaves_nearest_rounding() -> None:
+    weight, _ = problem(2, (3, 2, 3, 3))
+    assert not best_flips(weight, weight_scales(weight, "int8", np.float64), np.zeros((18, 18))).any()
+
+
 def test_unrelated_inputs_leave_nearest_rounding() -> None:
     weight, _ = problem(1, (3, 2, 3, 3))
     assert not best_flips(weight, weight_scales(weight, "int8", np.float64), np.eye(18)).any()

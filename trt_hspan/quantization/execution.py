@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import onnx
 
 from trt_hspan.errors import HspanError
 from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, model_for_cpu, model_with_attention_function
+from trt_hspan.ops.native import native_library
+from trt_hspan.runtime.onnxruntime_session import SplitSession, parts_from_model
 
 Float32Array = npt.NDArray[np.float32]
 
 
 class Network:
-    """A graph that is ready to run on this CPU.
+    """A graph that is ready to run on this CPU; the attention in the native library where there is one.
 
     Args:
         model: with or without a function body, of any precision; what runs is `graph.model_for_cpu` of it.
@@ -28,17 +31,26 @@ class Network:
 
     def __init__(self, model: onnx.ModelProto, *, where: str) -> None:
         self._where = where
-        self._session = session_from_bytes(
-            model_for_cpu(model_with_attention_function(model)).SerializeToString(), where=where
-        )
+        prepared, library = model_for_cpu(model_with_attention_function(model)), native_library()
+        self._run: Callable[[Float32Array], Float32Array]
+        if library is None:
+            whole = session_from_bytes(prepared.SerializeToString(), where=where)
+            self._run = lambda batch: whole.run([OUTPUT_NAME], {INPUT_NAME: batch})[0]
+        else:
+            split = SplitSession(
+                parts_from_model(prepared, where),
+                lambda part: session_from_bytes(part.SerializeToString(), where=where),
+                library,
+                threads=_threads(),
+            )
+            self._run = lambda batch: split.run(OUTPUT_NAME, INPUT_NAME, batch, None)
 
     def run(self, batch: Float32Array) -> Float32Array:
         """(N, 3, H, W) float32 to the network's output. Raises: HspanError when ONNX Runtime fails."""
         try:
-            output: Float32Array = self._session.run([OUTPUT_NAME], {INPUT_NAME: batch})[0]
+            return self._run(batch)
         except Exception as error:  # its classes have no common base
             raise HspanError(self._where, f"ONNX Runtime failed: {error}", "use smaller tiles") from error
-        return output
 
 
 def onnxruntime() -> Any:

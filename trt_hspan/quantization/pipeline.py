@@ -396,7 +396,7 @@ def _cache_file(
 
 
 # Part of a cached table's key: raise it when the same pictures come to give other numbers.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 def _cached_table(path: Path) -> CalibrationTable | None:
