@@ -2,15 +2,17 @@
 """Accuracy, size and CPU time of every precision, beside ONNX Runtime's own post-training quantisation.
 
 Networks, all made from one checkpoint in one run: FP32, FP16, BF16; INT8 by `trt-hspan quantize` with each
-calibration method, every convolution of the body quantised; and `onnxruntime.quantization.quantize_static` with its
-defaults, on the FP32 file. All INT8 networks see the same calibration tiles. All are compared with
-PyTorch FP32 on the same pictures.
+calibration method, every convolution of the body quantised, and within each of `--budget-db`; and
+`onnxruntime.quantization.quantize_static` with its defaults, on the FP32 file. All INT8 networks see the same
+calibration tiles; a budget is held on tiles of calibration pictures that are left out for it. All are compared with
+PyTorch FP32 on the same pictures, whole.
 
 Everything runs on the CPU. FP16 and BF16 are emulated there (a rounding after every node), so their times say nothing
 about a GPU; INT8 convolutions really run as integers where ONNX Runtime has a kernel for them. Time is the best of
 several runs of the middle of the first picture, at most 64x64 input pixels, after one run to warm up.
 
     python benchmarks/precision.py [--json] [--images DIR] [--calibration builtin|DIR] [--checkpoint hspan-tiny-x4]
+        [--budget-db 0.03]
 """
 
 from __future__ import annotations
@@ -57,7 +59,11 @@ def main() -> int:
     parser.add_argument("--calibration", default="builtin", help="folder of pictures, or builtin")
     parser.add_argument("--base", default="fp16", choices=FLOATS, help="type of what INT8 leaves alone")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="of INT8 calibration")
-    parser.add_argument("--tiles", type=int, default=8, help="calibration tiles")
+    parser.add_argument(
+        "--budget-db", nargs="+", type=float, default=[], help="of further INT8 networks, mse"
+    )
+    parser.add_argument("--held-out", help="pictures to hold the budget on; some of --calibration otherwise")
+    parser.add_argument("--tiles", type=int, default=32, help="calibration tiles")
     parser.add_argument("--limit", type=int, help="compare on the first so many pictures")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -134,15 +140,24 @@ def made_networks(arguments: argparse.Namespace, folder: Path, scale: int) -> It
         path = export_onnx(arguments.checkpoint, folder / f"{precision}.onnx", precision=precision)
         yield Network(label=precision, path=path)
     plan = TilePlan(count=arguments.tiles)
-    for method in arguments.methods:
-        note(f"quantising, {method}")
+    source = source_from_path(folder / "fp32.onnx", base=arguments.base)
+    wanted = [(method, None) for method in arguments.methods]
+    wanted += [("mse", budget) for budget in arguments.budget_db]
+    for method, budget in wanted:
+        label = method if budget is None else f"{method}, budget {budget:g} dB"
+        note(f"quantising, {label}")
         request = QuantizationRequest(
-            precision="int8", calibration=arguments.calibration, method=method, tiles=plan, use_cache=False
+            precision="int8",
+            calibration=arguments.calibration,
+            method=method,
+            budget_db=budget,
+            held_out=None if budget is None else arguments.held_out,
+            tiles=plan,
+            use_cache=False,
         )
-        source = source_from_path(folder / "fp32.onnx", base=arguments.base)
-        path = folder / f"int8_{method}.onnx"
+        path = folder / f"int8_{method}_{budget}.onnx"
         save_onnx(quantize(source, request).model, path)
-        yield Network(label=f"int8, {method}", path=path)
+        yield Network(label=f"int8, {label}", path=path)
     note("quantising by ONNX Runtime's defaults")
     tiles = tiles_from_samples(pictures_for_calibration(arguments.calibration, scale), plan)
     path = folder / "int8_onnxruntime.onnx"
