@@ -1,11 +1,24 @@
 from __future__ import annotations
 
+import importlib
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 from support.command_line import CommandLine
 from support.export_cache import ExportCache
+from support.jetson_root import write_jetson_root
 from support.small_engine import SmallEngine
+
+from trt_hspan.edge import device
+from trt_hspan.edge.boards import board_from_name
+from trt_hspan.edge.device import device_from_root
+from trt_hspan.edge.network_cost import network_cost
+from trt_hspan.edge.plan import least_ms
+from trt_hspan.graph import load_onnx
+from trt_hspan.runtime.tiling import tile_plan
 
 
 def test_boards_are_listed_with_their_published_figures(run: CommandLine) -> None:
@@ -26,6 +39,72 @@ def test_plan_tells_memory_tiles_and_floor(run: CommandLine, exported: ExportCac
     assert plan["measured"] is False
     assert plan["memory_total_bytes"] == sum(plan["memory_bytes"].values())
     assert plan["floor_ms"] > 0
+
+
+def test_the_published_network_is_planned_without_an_export(run: CommandLine) -> None:
+    done = run("jetson", "plan", "--board", "orin-nano-8g", "--size", "640x360", "--scale", "2", "--json")
+    plan = json.loads(done.out)
+    assert plan["fits"] is True
+    assert plan["memory_bytes"].keys() == {"weights", "activations", "workspace", "tensors", "reserved"}
+    assert plan["floor_ms"] > 1000
+    assert (plan["tile_width"], plan["tile_height"]) == (640, 360)
+
+
+def test_plan_finds_the_board_that_it_runs_on(
+    run: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = device_from_root(write_jetson_root(tmp_path))
+    monkeypatch.setattr(device, "this_device", lambda: facts)
+    done = run("jetson", "plan", "--board", "auto", "--size", "64x48", "--scale", "4", "--json")
+    assert json.loads(done.out)["board"] == "orin-nano-8g"
+
+
+def test_a_benchmark_stands_beside_the_boards_floor(run: CommandLine, small_engine: SmallEngine) -> None:
+    words = ("jetson", "bench", small_engine.plan, "--board", "orin-nano-8g", "--size", "24x16")
+    report = json.loads(run(*words, "--seconds", "0.05", "--json").out)
+    (measured,) = report["measurements"]
+    assert (measured["width"], measured["height"], measured["emulated"]) == (24, 16, True)
+    cost = network_cost(load_onnx(small_engine.onnx))
+    least = least_ms(cost, board_from_name("orin-nano-8g"), tile_plan(16, 24, None, 0))
+    assert report["floors_ms"] == {"16x24": least}
+    done = run(*words, "--seconds", "0.05")
+    (row,) = [line for line in done.out.splitlines() if "24x16" in line]
+    # What a CPU takes is no multiple of the board's floor.
+    assert row.rstrip(" │").endswith("-")
+    assert "this machine, not the board" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (("--size", "900x900"), 1, "--size 900x900"),
+        (("--size", "900"), 2, "WIDTHxHEIGHT"),
+        (("--seconds", "0"), 2, "--seconds"),
+        (("--board", "pi"), 2, "orin-nano-8g"),
+        (("--device", "gpu"), 1, "cannot run on a GPU"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_is_one_line(
+    run: CommandLine, small_engine: SmallEngine, words: tuple[str, ...], code: int, part: str
+) -> None:
+    done = run("jetson", "bench", small_engine.plan, "--board", "agx-thor", *words)
+    assert done.code == code
+    assert part in done.error_line
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"), [(["boards", "--json"], '"orin-nano-8g"'), (["--version"], "trt-hspan ")]
+)
+def test_hspan_jetson_is_this_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], meant: str
+) -> None:
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    (entry,) = re.findall(r'^hspan-jetson = "([\w.]+):(\w+)"$', project.read_text(), re.MULTILINE)
+    monkeypatch.setattr(sys, "argv", ["hspan-jetson", *words])
+    with pytest.raises(SystemExit) as stopped:
+        getattr(importlib.import_module(entry[0]), entry[1])()
+    assert stopped.value.code == 0
+    assert meant in capsys.readouterr().out
 
 
 def test_plan_prints_a_table_that_says_it_measured_nothing(run: CommandLine, exported: ExportCache) -> None:
@@ -52,6 +131,17 @@ def test_an_engine_with_a_function_body_is_no_jetson_engine(
         (("--board", "agx-thor", "--size", "0x9", "--scale", "2"), "WIDTHxHEIGHT"),
         (("--board", "agx-thor", "--size", "64x48"), "exactly one"),
         (("--board", "agx-thor", "--size", "64x48", "--scale", "5"), "expected 2, 3 or 4"),
+        (
+            ("--board", "agx-thor", "--size", "64x48", "--scale", "2", "--precision", "int8"),
+            "fp32, fp16, bf16",
+        ),
+        (
+            ("--board", "agx-thor", "--size", "64x48", "--onnx", "a.onnx", "--precision", "fp32"),
+            "holds its own",
+        ),
+        (("--board", "agx-thor", "--size", "1e3x48", "--scale", "2"), "WIDTHxHEIGHT"),
+        (("--board", "agx-thor", "--size", "\u0666x\u0664", "--scale", "2"), "WIDTHxHEIGHT"),
+        (("--board", "agx-thor", "--size", "64x48", "--scale", "2", "--engine", "e.plan"), "exactly one"),
     ],
 )
 def test_wrong_usage_is_one_line(run: CommandLine, arguments: tuple[str, ...], part: str) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import onnx.parser
 import pytest
 from support.export_cache import ExportCache
 
+from trt_hspan import export_onnx
 from trt_hspan.edge.network_cost import AttentionSizes, network_cost
-from trt_hspan.errors import HspanError
+from trt_hspan.edge.published_costs import published_cost
+from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.graph import OnnxMetadata, load_onnx, with_metadata
 
 TEXT = """
@@ -64,3 +68,63 @@ def test_half_precision_halves_activations_and_weights(exported: ExportCache) ->
     half = network_cost(load_onnx(exported("small_x4", precision="fp16")))
     assert half.activation_bytes_per_pixel == pytest.approx(full.activation_bytes_per_pixel / 2, rel=0.05)
     assert full.weights_bytes / 2 <= half.weights_bytes <= 0.6 * full.weights_bytes
+
+
+def test_a_fixed_size_costs_the_same_for_a_pixel() -> None:
+    free, fixed = _model(), _model()
+    for value, size in zip(fixed.graph.input[0].type.tensor_type.shape.dim, (1, 3, 8, 40), strict=True):
+        value.dim_value = size
+    one, other = network_cost(free), network_cost(fixed)
+    assert other.fixed_size == (8, 40)
+    assert one.fixed_size is None
+    assert other.macs_per_pixel == one.macs_per_pixel
+    assert other.activation_bytes_per_pixel == one.activation_bytes_per_pixel
+
+
+def test_a_model_of_two_inputs_is_refused() -> None:
+    model = _model()
+    model.graph.input.append(onnx.helper.make_tensor_value_info("other", 1, (1, 3)))
+    with pytest.raises(HspanError, match="expected one input"):
+        network_cost(model)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_weights_and_arithmetic_of_the_published_networks_are_those_of_their_layers(scale: int) -> None:
+    import torch
+
+    from trt_hspan.model.hspan import HSPAN
+    from trt_hspan.model.presets import PRESETS
+
+    with torch.device("meta"):
+        network = HSPAN(PRESETS[f"hspan-x{scale}"])
+        macs = 0
+
+        def count(layer: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+            nonlocal macs
+            macs += output.numel() * layer.weight[0].numel()  # type: ignore[index, union-attr]
+
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.register_forward_hook(count)
+        with torch.no_grad():
+            network(torch.empty(1, 3, 16, 16))
+    parameters = sum(parameter.numel() for parameter in network.state_dict().values())
+    assert published_cost(scale, "fp32").macs_per_pixel == macs / 256
+    assert published_cost(scale, "fp32").weights_bytes == pytest.approx(4 * parameters, abs=16)
+    # The two largest feature maps are alive while the last convolution but one runs.
+    assert published_cost(scale, "fp32").activation_bytes_per_pixel == 2 * 192 * scale**2 * 4
+    halves = [published_cost(scale, precision).weights_bytes for precision in ("fp16", "bf16")]
+    assert halves == pytest.approx([2 * parameters] * 2, rel=0.001)
+
+
+@pytest.mark.slow
+def test_the_published_network_costs_what_its_export_costs(tmp_path: Path) -> None:
+    path = export_onnx("hspan-x2", tmp_path / "published.onnx", precision="fp16")
+    assert network_cost(load_onnx(path)) == published_cost(2, "fp16")
+
+
+def test_costs_that_are_not_known_are_refused() -> None:
+    with pytest.raises(UsageError, match="--scale: got 5, expected 2, 3 or 4"):
+        published_cost(5, "fp16")
+    with pytest.raises(UsageError, match="--precision: got 'int8', expected one of fp32, fp16, bf16"):
+        published_cost(2, "int8")

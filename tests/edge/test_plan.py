@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 
 from trt_hspan.edge.boards import BOARDS, Board, board_from_name
 from trt_hspan.edge.network_cost import AttentionSizes, NetworkCost
-from trt_hspan.edge.plan import memory_for_tile, plan_for_board
+from trt_hspan.edge.plan import least_ms, memory_for_tile, plan_for_board
 from trt_hspan.errors import UsageError
+from trt_hspan.runtime.tiling import Span, TilePlan, tile_plan
 
 COST = NetworkCost(
     scale=2,
@@ -76,3 +78,45 @@ def test_names_and_sizes_that_make_no_sense_are_refused() -> None:
         board_from_name("raspberry")
     with pytest.raises(UsageError, match="is no size"):
         plan_for_board(COST, NANO, 0, 5)
+
+
+def test_a_picture_of_a_million_pixels_a_side_is_planned_at_once() -> None:
+    started = time.perf_counter()
+    plan = plan_for_board(COST, NANO, 999_999, 999_999)
+    assert time.perf_counter() - started < 5
+    assert plan.fits
+    side = plan.tiles.tile_height
+    assert side % 8 == 0
+    assert memory_for_tile(COST, NANO, side + 8, side + 8).total > NANO.memory_bytes
+    assert plan.floor_ms == pytest.approx(
+        plan.tiles.count * least_ms(COST, NANO, tile_plan(side, side, None, 0))
+    )
+
+
+def test_tiles_of_several_sizes_count_as_they_are() -> None:
+    tiles = TilePlan(10, 10, (_span(3), _span(4), _span(4)), (_span(5), _span(7)))
+    each = [least_ms(COST, NANO, TilePlan(h, w, (_span(h),), (_span(w),))) for h in (3, 4, 4) for w in (5, 7)]
+    assert least_ms(COST, NANO, tiles) == pytest.approx(sum(each))
+
+
+def _span(length: int) -> Span:
+    return Span(0, length, 0, 0, length, 0)
+
+
+def test_a_network_of_one_size_is_planned_for_that_size_only() -> None:
+    fixed = dataclasses.replace(COST, fixed_size=(48, 64))
+    assert plan_for_board(fixed, NANO, 48, 64).whole
+    with pytest.raises(UsageError, match="640x360, but the network was exported for 64x48 only"):
+        plan_for_board(fixed, NANO, 360, 640)
+    # It cannot be cut either.
+    assert not plan_for_board(fixed, _with_memory(NANO, 70_000_000), 48, 64).fits
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 999_999), (7, 3), (16, 17)])
+def test_odd_sizes_are_planned_within_the_memory_when_they_fit(size: tuple[int, int]) -> None:
+    for mib in (70, 90, 4096):
+        board = _with_memory(NANO, mib << 20)
+        plan = plan_for_board(COST, board, *size)
+        assert plan.fits == (plan.memory.total <= board.memory_bytes)
+        assert plan.tiles.tile_height <= max(size[0], 16)
+        assert plan.floor_ms > 0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trt_hspan.edge.device import DeviceFacts
     from trt_hspan.edge.reference import ReferenceReport
     from trt_hspan.engine.manifest import EngineManifest
+    from trt_hspan.engine.spec import ImageSize
 
 BoardOption = Annotated[
     str, typer.Option(help="auto is the board that this runs on; `trt-hspan jetson boards` lists all names.")
@@ -235,6 +236,8 @@ def bench(
         best = manifest.largest_profile.opt
         wanted = [(best[3], best[2])]
     sizes = tuple(ImageSize(height=height, width=width) for width, height in wanted)
+    for one in sizes:
+        _require_in_profile(engine, manifest, one)
     floors = floors_for_sizes(engine.parent / manifest.onnx_file, found.board, sizes)
     spec = BenchSpec(
         sources=(str(engine),), sizes=sizes, device=device, seconds=seconds, plugin=plugin or device_plugin()
@@ -264,6 +267,21 @@ def bench(
     if any(one.emulated for one in report.measurements):
         notes["measured on"] = f"this machine, not the board: {report.picked[str(engine)]}"
     print_table("", notes)
+
+
+def _require_in_profile(engine: Path, manifest: EngineManifest, size: ImageSize) -> None:
+    """Raises: HspanError for a size that the engine does not take, though what emulates it here would."""
+    shape = (1, 3, size.height, size.width)
+    for profile in manifest.profiles:
+        if all(a <= b <= c for a, b, c in zip(profile.min, shape, profile.max, strict=True)):
+            return
+    largest = manifest.largest_profile
+    limits = f"{_size_text(largest.min)} to {_size_text(largest.max)}"
+    raise HspanError(
+        f"--size {_size_text(shape)}",
+        f"{engine} takes {limits}",
+        "give a size in between, or build the engine with another --size",
+    )
 
 
 def size_from_text(text: str, *, option: str = "--size") -> tuple[int, int]:
