@@ -20,10 +20,13 @@ import pytest
 from cuda_standin import engine_double
 from cuda_standin.conftest import CLASSIC, HANDLES, RTX, Driver, Release
 from trt_hspan.benchmarking.bench import BenchSpec, run_bench
+from trt_hspan.cli import main
+from trt_hspan.edge.reference import ReferencePicture, StoredReference, write_reference
 from trt_hspan.engine.spec import ImageSize
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.runtime import engine_session
 from trt_hspan.runtime.cuda_device import CudaDevice
+from trt_hspan.runtime.images import tensor_from_image
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
@@ -542,3 +545,50 @@ def test_a_benchmark_says_why_there_was_no_graph(make_engine: MakeEngine) -> Non
     sizes = (ImageSize(height=8, width=8),)
     (found,) = run_bench(BenchSpec(sources=(str(plan),), sizes=sizes, graphs="on", seconds=0.02)).measurements
     assert "operation not permitted" in (found.note or "")
+
+
+def test_a_board_validates_and_times_its_engine(
+    make_engine: MakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`jetson validate` and `jetson bench` with classic TensorRT, as a board runs them."""
+    plan = make_engine(CLASSIC)
+    manifest = json.loads(plan.with_suffix(".json").read_text())
+    plan.with_suffix(".json").write_text(json.dumps(manifest | {"source_sha256": "c" * 64}))
+    picture = (batch(0, 8, 6, 3) * 255).astype(np.uint8)
+    with OnnxRuntimeRunner(plan.with_suffix(".onnx"), threads=1) as runner:
+        output = runner.run(tensor_from_image(picture))[0]
+    stored = StoredReference(
+        network="small",
+        source_sha256="c" * 64,
+        scale=2,
+        res_scale=0.1,
+        made_by="ONNX Runtime",
+        pictures=(ReferencePicture(name="noise", picture=picture, output=output),),
+    )
+    write_reference(tmp_path / "r.npz", stored)
+
+    def told(*words: object) -> Any:
+        with pytest.raises(SystemExit) as stopped:
+            main(["jetson", *map(str, words), "--json"])
+        assert stopped.value.code == 0
+        return json.loads(capsys.readouterr().out)
+
+    report = told("validate", plan, "--reference", tmp_path / "r.npz", "--min-psnr", 100)
+    assert (report["passed"], report["emulated"]) == (True, False)
+    assert report["candidate"].startswith("TensorRT 10.3.0")
+    words = (
+        "bench",
+        plan,
+        "--board",
+        "orin-nano-8g",
+        "--size",
+        "6x8",
+        "--seconds",
+        "0.05",
+        "--device",
+        "gpu",
+    )
+    timed = told(*words)
+    assert {one["cuda_graph"] for one in timed["measurements"]} == {True, False}
+    assert all(not one["emulated"] for one in timed["measurements"])
+    assert timed["floors_ms"].keys() == {"8x6"}
