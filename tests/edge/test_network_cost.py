@@ -41,9 +41,9 @@ def test_a_small_graph_costs_what_can_be_counted_by_hand() -> None:
     assert cost.attention == (AttentionSizes(score_channels=4, value_channels=4),)
 
 
-def test_a_model_without_a_scale_is_refused() -> None:
-    model = _model()
-    del model.metadata_props[:]
+@pytest.mark.parametrize("scale", [None, 0, -2])
+def test_a_model_without_a_scale_is_refused(scale: int | None) -> None:
+    model = with_metadata(_model(), OnnxMetadata(scale=scale))
     with pytest.raises(HspanError, match="does not say its scale"):
         network_cost(model)
 

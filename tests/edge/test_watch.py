@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.permissions import read_only
 from support.small_engine import SmallEngine
 
 from trt_hspan.edge.watch import FAILURES_IN_A_ROW, FolderWatch, WatchSpec, tell_systemd
@@ -129,6 +130,18 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path: Path, folder: FolderWatch) 
     (tmp_path / "in").rename(tmp_path / "elsewhere")
     with pytest.raises(HspanError, match="no such file or folder"):
         folder.look()
+
+
+@pytest.mark.parametrize("name", ["in", "out", "in/done", "in/failed"])
+def test_a_folder_that_cannot_be_written_is_told_at_the_start(
+    tmp_path: Path, folder: FolderWatch, network: Network, name: str
+) -> None:
+    spec = WatchSpec(incoming=tmp_path / "in", outgoing=tmp_path / "out")
+    with (
+        read_only(tmp_path / name),
+        pytest.raises(HspanError, match=f"{name}.*: no permission to write here"),
+    ):
+        FolderWatch(spec, network.upscale, network.probe)
 
 
 def test_folders_must_not_share_files() -> None:

@@ -66,7 +66,7 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
     from trt_hspan.graph.quantized import convolution_macs, shapes_on_a_small_input
 
     scale = metadata_from_model(model).scale
-    if scale is None:
+    if scale is None or scale < 1:
         raise HspanError(where, "does not say its scale", "export it with trt-hspan export")
     shapes = shapes_on_a_small_input(model)
     given = _input_dimensions(model, where)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from trt_hspan.engine.output_set import check_writable
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error, write_text
 from trt_hspan.runtime.images import READ_SUFFIXES, WRITE_FORMATS
@@ -78,7 +79,7 @@ class FolderWatch:
             loop ends, so that a new process can start with a new engine.
 
         Raises:
-            HspanError: a folder cannot be made.
+            HspanError: a folder cannot be made or written.
         """
         self._spec, self._upscale, self._probe = spec, upscale, probe
         self._seen: dict[Path, _Stamp] = {}
@@ -88,6 +89,8 @@ class FolderWatch:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise error_from_os_error(folder, error) from error
+        for folder in (spec.outgoing, spec.incoming, spec.incoming / FAILED, spec.incoming / DONE):
+            check_writable(folder / ".any")
 
     def look(self, *, stop: Callable[[], bool] = lambda: False) -> list[Handled]:
         """One look at the folder: handles what has stood still since the last one, the oldest first.
