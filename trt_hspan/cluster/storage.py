@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import write_bytes as write_file_bytes
 
 _MARK = "://"
+# Stores with real folders, which must be there before a file is. In the others a name with slashes is enough, and
+# "making the folder" would make a bucket of a mistyped name.
+_WITH_FOLDERS: Final = frozenset(["ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs"])
 
 
 def is_uri(place: str) -> bool:
@@ -47,7 +50,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     system, path = _system(uri)
     try:
-        system.makedirs(system._parent(path), exist_ok=True)
+        if _WITH_FOLDERS.intersection(_protocols(system)):
+            system.makedirs(system._parent(path), exist_ok=True)
         system.pipe_file(path, data)  # object stores show an object when all of it has arrived
     except Exception as error:
         raise _failure(uri, error, "written") from error
@@ -91,6 +95,10 @@ def _system(uri: str) -> tuple[Any, str]:
             uri, f"no access to this kind of store ({error})", "install its fsspec package"
         ) from None
     return system, path
+
+
+def _protocols(system: Any) -> tuple[str, ...]:
+    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
 
 
 def _failure(uri: str, error: BaseException, action: str) -> HspanError:
