@@ -9,12 +9,14 @@ import http.client
 import json
 import re
 import socket
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
@@ -155,7 +157,9 @@ def test_picture_larger_than_the_tile_comes_in_tiles(server: ServeProcess, runne
     status, body, headers = ask(server, "POST", "/upscale", large)
     assert (status, headers["Content-Type"]) == (200, "image/png")
     np.testing.assert_array_equal(pixels_of(body), upscaled_reference(runner, large))
-    assert statistics(server, RAW)["inference_count"] - before["inference_count"] >= 2
+    until(
+        lambda: statistics(server, RAW), lambda now: now["inference_count"] - before["inference_count"] >= 2
+    )
 
 
 @pytest.mark.parametrize(("kind", "start"), [("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF"), ("tiff", b"II*")])
@@ -190,6 +194,15 @@ def test_compressed_request_and_response_are_understood(server: ServeProcess, pi
     assert pixels_of(result.as_numpy("upscaled").tobytes()).shape == (80, 120, 3)
 
 
+def until(ask_again: Callable[[], Any], enough: Callable[[Any], bool], seconds: float = 5) -> Any:
+    """What it says once that is enough."""
+    deadline = time.monotonic() + seconds
+    while not enough(found := ask_again()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
 def statistics(server: ServeProcess, model: str) -> dict[str, int]:
     with triton_client(server, "http") as (_, client):
         (found,) = client.get_inference_statistics(model)["model_stats"]
@@ -209,7 +222,11 @@ def test_requests_at_the_same_time_are_batched(server: ServeProcess) -> None:
             await asyncio.gather(*(client.infer(RAW, [tensor]) for _ in range(12)))
 
     asyncio.run(flood())
-    after, metrics_after = statistics(server, RAW), executions_in_metrics(server)
+    # Triton answers first and counts a moment later.
+    after = until(
+        lambda: statistics(server, RAW), lambda now: now["inference_count"] >= before["inference_count"] + 12
+    )
+    metrics_after = until(lambda: executions_in_metrics(server), lambda now: now > metrics_before)
     requests = after["inference_count"] - before["inference_count"]
     executions = after["execution_count"] - before["execution_count"]
     assert requests == 12
@@ -306,6 +323,76 @@ def test_client_that_does_not_finish_is_told_so(server: ServeProcess) -> None:
 
 
 @pytest.mark.parametrize(
+    "sent", [b"", b"GET /v2 HTTP/1.1\r\nHost: x\r\nA: b"], ids=["nothing", "half a header"]
+)
+def test_client_that_never_finishes_its_header_is_let_go(server: ServeProcess, sent: bytes) -> None:
+    host, _, port = server.http_address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(sent)
+        started = time.monotonic()
+        answer = b"".join(iter(lambda: connection.recv(1000), b""))
+        assert 1.0 < time.monotonic() - started < 10
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"Content-Length: %d" % len(body) in head
+    assert "too long" in error_of(body)
+
+
+def test_grpc_client_that_never_sends_its_message_is_told_so(server: ServeProcess) -> None:
+    """As many as the door takes at a time; afterwards there is room again."""
+    done = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        done.wait(30)
+        yield from ()
+
+    batch = np.zeros((1, 3, 8, 8), np.float32)
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        silent = [
+            channel.stream_unary("/inference.GRPCInferenceService/ModelInfer").future(never())
+            for _ in range(70)
+        ]
+        streams = [
+            channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(never())
+            for _ in range(20)
+        ]
+        # Those that wait take no place of the other door.
+        assert infer_over_http(server, RAW, batch, "input", "FP32")[0] == 200
+        codes = {call.exception(timeout=30).code().name for call in silent}
+        assert codes <= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+        assert "DEADLINE_EXCEEDED" in codes
+        done.set()
+        for stream in streams:
+            stream.cancel()
+    with triton_client(server, "grpc") as (module, client):
+        tensor = module.InferInput("input", list(batch.shape), "FP32")
+        tensor.set_data_from_numpy(batch)
+        assert client.infer(RAW, [tensor]).as_numpy("output").shape == (1, 3, 32, 32)
+
+
+def test_what_is_no_http_is_one_line_of_the_log(server: ServeProcess) -> None:
+    host, _, port = server.http_address.rpartition(":")
+    seen, errors = len(server.events), server.stderr
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST /upscale HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: nonsense\r\n\r\nabc")
+        assert b" 400 Bad Request" in connection.recv(100)
+    event = server.wait_for("Error handling request from 127.0.0.1", after=seen)
+    assert "Transfer-Encoding" in event["why"]
+    assert server.stderr == errors
+
+
+def test_not_a_number_comes_back_as_such_and_harms_nobody(server: ServeProcess) -> None:
+    batch = np.full((1, 3, 8, 8), 0.5, np.float32)
+    batch[0, 0, 0, 0] = np.nan
+    status, output = infer_over_http(server, RAW, batch, "input", "FP32")
+    assert status == 200
+    assert np.isnan(output).any()
+    status, output = infer_over_http(server, RAW, np.nan_to_num(batch), "input", "FP32")
+    assert status == 200
+    assert np.isfinite(output).all()
+
+
+@pytest.mark.parametrize(
     ("tensor", "name", "kind", "told"),
     [
         (np.zeros((1, 3, 8), np.float32), "input", "FP32", "unexpected shape"),
@@ -313,8 +400,10 @@ def test_client_that_does_not_finish_is_told_so(server: ServeProcess) -> None:
         (np.zeros((1, 3, 8, 8), np.uint8), "input", "UINT8", "data-type"),
         (np.zeros((1, 3, 8, 8), np.float32), "picture", "FP32", "picture"),
         (np.zeros((1, 3, 200, 200), np.float32), "input", "FP32", "40000 pixels"),
+        (np.zeros((1, 3, 0, 8), np.float32), "input", "FP32", ""),
+        (np.zeros((0, 3, 8, 8), np.float32), "input", "FP32", ""),
     ],
-    ids=["three dimensions", "four channels", "uint8", "another name", "too large"],
+    ids=["three dimensions", "four channels", "uint8", "another name", "too large", "no rows", "no batch"],
 )
 def test_wrong_tensor_is_refused(
     server: ServeProcess, tensor: np.ndarray, name: str, kind: str, told: str
@@ -397,7 +486,9 @@ def test_one_bad_picture_in_a_batch_fails_alone(server: ServeProcess, picture: b
     results = asyncio.run(together())
     failed = [isinstance(result, InferenceServerException) for result in results]
     assert failed == [False, True, False, False, True, False, False, False]
-    after = statistics(server, IMAGE)
+    after = until(
+        lambda: statistics(server, IMAGE), lambda now: now["inference_count"] - before["inference_count"] >= 6
+    )
     assert after["execution_count"] - before["execution_count"] < 8, "nothing was batched"
 
 

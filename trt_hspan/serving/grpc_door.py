@@ -5,6 +5,7 @@ Messages pass unparsed, but for the registration of shared memory.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import urllib.parse
@@ -25,6 +26,8 @@ _QUIET: Final = ("ServerLive", "ServerReady", "ModelReady")
 # A message holds a little more than the tensors.
 _FRAMING_BYTES: Final = 1 << 16
 _CODES: Final = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -43,6 +46,7 @@ class GrpcDoor:
         self._ports, self._admission = ports, admission
         self._channel: Any = None
         self._server: Any = None
+        self._streams = 0
 
     async def bind(self, address: str) -> int:
         """Binds the port without serving yet; the port that was bound.
@@ -57,6 +61,7 @@ class GrpcDoor:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.max_ping_strikes", 5),
+                ("grpc.server_handshake_timeout_ms", self._admission.limits.body_time_ms),
             ],
             maximum_concurrent_rpcs=4 * self._admission.limits.queue_length,
         )
@@ -95,13 +100,15 @@ class GrpcDoor:
         name = path.removeprefix(_SERVICE)
         if name == "ModelStreamInfer":
             return grpc.stream_stream_rpc_method_handler(self._streamed(path))
-        return grpc.unary_unary_rpc_method_handler(self._unary(path, name))
+        # On the wire this is a unary call; as a stream, the door sees a client that never sends its message.
+        return grpc.stream_unary_rpc_method_handler(self._unary(path, name))
 
-    def _unary(self, path: str, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        async def answer(message: bytes, context: Any) -> bytes:
+    def _unary(self, path: str, name: str) -> Callable[[AsyncIterator[bytes], Any], Awaitable[bytes]]:
+        async def answer(messages: AsyncIterator[bytes], context: Any) -> bytes:
             started = time.perf_counter()
-            code, data = grpc.StatusCode.OK, b""
+            code, data, message = grpc.StatusCode.OK, b"", b""
             try:
+                message = await self._message(messages)
                 self._check(name, message, context)
                 if name == "ModelInfer":
                     with self._admission.slot() as reservation:
@@ -121,6 +128,16 @@ class GrpcDoor:
 
         return answer
 
+    async def _message(self, messages: AsyncIterator[bytes]) -> bytes:
+        """The one message of a unary call. Raises: RefusedError when it does not come, or not in time."""
+        limit = self._admission.limits.body_time_ms
+        try:
+            return await asyncio.wait_for(anext(messages), limit / 1000)
+        except asyncio.TimeoutError:
+            raise RefusedError(408, f"the request took longer than {limit} ms to arrive") from None
+        except StopAsyncIteration:
+            raise RefusedError(400, "the call has no message") from None
+
     def _streamed(self, path: str) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
         async def answer(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             started, code = time.perf_counter(), grpc.StatusCode.OK
@@ -132,11 +149,16 @@ class GrpcDoor:
                     received += len(message)
                     yield message
 
+            opened = False
             try:
-                with self._admission.slot():
-                    async for message in self._channel.stream_stream(path)(counted()):
-                        sent += len(message)
-                        yield message
+                # A stream may be idle: it takes no place of a request. Its requests are counted by Triton's queue.
+                if self._streams >= self._admission.limits.queue_length:
+                    raise RefusedError(503, f"{self._streams} streams are open; try again later")
+                self._streams += 1
+                opened = True
+                async for message in self._channel.stream_stream(path)(counted()):
+                    sent += len(message)
+                    yield message
             except RefusedError as error:
                 code = _CODES[error.status]
                 await context.abort(code, error.message)
@@ -144,6 +166,7 @@ class GrpcDoor:
                 code, details = _told(error)
                 await context.abort(code, details)
             finally:
+                self._streams -= opened
                 self._tell("ModelStreamInfer", context, code, started=started, received=received, sent=sent)
 
         return answer

@@ -20,7 +20,7 @@ from typing import Final
 import aiohttp
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.serving.events import log_event
+from trt_hspan.serving.events import HTTP_LOGGER, log_event
 from trt_hspan.serving.limits import ServingLimits
 from trt_hspan.serving.repository import (
     image_models,
@@ -33,6 +33,8 @@ from trt_hspan.serving.triton_install import TritonInstall
 
 #: Seconds that requests under way are given when the server stops.
 GRACE_SECONDS: Final = 30.0
+# How long what a refused client still sends is read and dropped, so that it gets to read the refusal.
+_LINGERING_SECONDS: Final = 2.0
 # So many ends of tritonserver within so many seconds, and it is not started again.
 _MAX_ENDS, _WITHIN_SECONDS = 5, 60.0
 # Triton's Python processes are counted this often; one that is missing so many times in a row is brought back.
@@ -183,12 +185,16 @@ class _Server:
     async def _open(self, stack: contextlib.AsyncExitStack, sockets: Sequence[socket.socket]) -> None:
         from aiohttp import web
 
+        from trt_hspan.serving.patience import PatientSite
+
         for app, sock in zip(
             (self._http.application(), self._http.metrics_application()), sockets, strict=True
         ):
             runner = web.AppRunner(
                 app,
                 access_log=None,
+                logger=HTTP_LOGGER,
+                lingering_time=_LINGERING_SECONDS,
                 auto_decompress=False,
                 handler_cancellation=True,
                 shutdown_timeout=GRACE_SECONDS,
@@ -196,7 +202,7 @@ class _Server:
             )
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            await web.SockSite(runner, sock, backlog=512).start()
+            await PatientSite(runner, sock, self._spec.limits.body_time_ms / 1000).start()
         await self._grpc.start()
         stack.push_async_callback(self._grpc.stop, GRACE_SECONDS)
 
