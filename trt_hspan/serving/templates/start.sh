@@ -11,6 +11,11 @@ here=$$(cd "$$(dirname "$$0")" && pwd)
 key=$${ADMIN_KEY:-$$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 plugin="$$here/$plugin"
 if [ -f "$$plugin" ]; then
+  case "$${PLUGIN_WIRING:-flag}:$$here" in
+    preload:*[:\ ]* | flag:*\;*)
+      echo "start.sh: $$here: this path would be taken apart on the way to TensorRT; move the folder" >&2
+      exit 2 ;;
+  esac
   case "$${PLUGIN_WIRING:-flag}" in
     flag) set -- --backend-config="tensorrt,plugins=$$plugin" "$$@" ;;
     preload) export LD_PRELOAD="$$plugin:$nvinfer$${LD_PRELOAD:+:$$LD_PRELOAD}" ;;
