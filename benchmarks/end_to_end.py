@@ -32,6 +32,7 @@ PRESET: Final = "hspan-x4"
 FORMS: Final = {
     "eager": "dense eager, entmax",
     "torch": "this package, PyTorch",
+    "torch-bf16": "this package, PyTorch BF16",
     "onnxruntime": "this package, ONNX Runtime",
 }
 # L x L float32 matrices of the dense form; measured at 96x96: 4.2 of them in memory at a time.
@@ -81,7 +82,7 @@ def measure(form: str, side: int, threads: int, folder: str) -> dict[str, Any]:
 
         if form == "eager":
             network.high_similarity_pass_attention = dense_attention
-        runner = TorchRunner(PRESET, threads=threads)
+        runner = TorchRunner(PRESET, threads=threads, precision="bf16" if form == "torch-bf16" else "fp32")
     batch = picture(side)
     with runner:
         runner.run(batch[..., :16, :16])  # what is loaded once does not count
@@ -111,6 +112,7 @@ def measure(form: str, side: int, threads: int, folder: str) -> dict[str, Any]:
 def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
     from trt_hspan.cli.output import progress
     from trt_hspan.export import export_onnx
+    from trt_hspan.runtime.torch_runner import has_bf16_instructions
 
     rows: list[dict[str, Any]] = []
     with (
@@ -121,6 +123,10 @@ def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
         for side in sides:
             for form in FORMS:
                 bar.update(bar.task_ids[0], description=f"{FORMS[form]}, {side}x{side}")
+                if form == "torch-bf16" and not has_bf16_instructions():
+                    rows.append({"form": form, "side": side, "lacks": "BF16 instructions"})
+                    bar.advance(bar.task_ids[0])
+                    continue
                 needed = EAGER_SCORE_MATRICES * 4 * side**4 if form == "eager" else 0
                 if needed > available_memory_bytes():
                     row: dict[str, Any] = {"form": form, "side": side, "does_not_fit_bytes": needed}
@@ -133,7 +139,7 @@ def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
     peers = {row["side"]: row for row in rows if row["form"] == "eager" and "seconds" in row}
     for row in rows:
         peer = peers.get(row["side"])
-        if peer is not None and row is not peer:
+        if peer is not None and row is not peer and "seconds" in row:
             row["times_faster"] = peer["seconds"] / row["seconds"]
             row["share_of_memory"] = row["peak_bytes"] / peer["peak_bytes"]
     return rows
@@ -151,7 +157,12 @@ def print_report(rows: list[dict[str, Any]], threads: int) -> None:
     for row in rows:
         start = [f"{row['side']}x{row['side']}", FORMS[row["form"]]]
         if "seconds" not in row:
-            table.add_row(*start, f"needs about {row['does_not_fit_bytes'] / 1e9:.0f} GB")
+            why = (
+                f"lacks {row['lacks']}"
+                if "lacks" in row
+                else f"needs about {row['does_not_fit_bytes'] / 1e9:.0f} GB"
+            )
+            table.add_row(*start, why)
             continue
         table.add_row(
             *start,

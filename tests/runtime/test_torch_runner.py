@@ -48,7 +48,7 @@ def test_memory_estimate_grows_with_the_picture_and_not_with_its_square(small_x4
 
 def test_bf16_stays_close_to_float32(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     # The processor of the test may lack the instructions; the numbers are the same without them.
-    monkeypatch.setattr(torch_runner, "_has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)
     with TorchRunner(small_x4.checkpoint, res_scale=small_x4.res_scale, precision="bf16") as runner:
         output = runner.run(small_x4.input)
     assert runner.label.endswith(", BF16")
@@ -60,7 +60,7 @@ def test_bf16_stays_close_to_float32(small_x4: GoldenNetwork, monkeypatch: pytes
 
 
 def test_bf16_needs_a_processor_that_has_it(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_runner, "_has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: False)
     with pytest.raises(HspanError, match="run it in fp32"):
         TorchRunner(small_x4.checkpoint, precision="bf16")
     with pytest.raises(UsageError, match="fp32 or bf16, got 'fp8'"):

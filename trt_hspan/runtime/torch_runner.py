@@ -48,7 +48,7 @@ class TorchRunner(Runner):
         self.name = f"PyTorch {torch.__version__.split('+')[0]}"
         if precision not in ("fp32", "bf16"):
             raise UsageError("precision", f"PyTorch on a CPU runs fp32 or bf16, got {precision!r}")
-        if precision == "bf16" and not _has_bf16_instructions():
+        if precision == "bf16" and not has_bf16_instructions():
             raise HspanError(
                 self.where,
                 "this processor computes BF16 hundreds of times slower than FP32",
@@ -111,7 +111,7 @@ def _keep_in_float32(module: nn.Module) -> None:
     module.forward = in_float32
 
 
-def _has_bf16_instructions() -> bool:
+def has_bf16_instructions() -> bool:
     """AVX-512 BF16 on x86-64; on other processors PyTorch's own kernels decide, which use what there is."""
     import platform
 
