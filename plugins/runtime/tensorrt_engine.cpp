@@ -2,6 +2,7 @@
 
 #include "error.h"
 #include "passport.h"
+#include "tensorrt_library.h"
 
 #include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>
@@ -260,8 +261,10 @@ public:
         , mInput(shared)
         , mOutput(shared)
     {
+        TensorRtLibrary const& library = tensorRtLibrary(); // before the plugin, which asks for it when it loads
         loadPlugin(plan);
-        mRuntime.reset(nvinfer1::createInferRuntime(mLogger));
+        // The library's own version, not the headers': what is called here is the same in all of a generation.
+        mRuntime.reset(static_cast<nvinfer1::IRuntime*>(library.createRuntime(&mLogger, library.version())));
         if (!mRuntime)
         {
             throw refused(mLogger, mWhere, "TensorRT cannot start");
@@ -456,18 +459,13 @@ private:
     std::size_t mOutputBytes = 0;
 };
 
-std::string libraryVersion()
-{
-    return std::to_string(getInferLibMajorVersion()) + "." + std::to_string(getInferLibMinorVersion()) + "."
-        + std::to_string(getInferLibPatchVersion());
-}
-
 } // namespace
 
 std::unique_ptr<Engine> openTensorRtEngine(
     std::string const& planPath, std::string const& pluginPath, GpuOptions const& options)
 {
     VouchedPlan const plan = readVouchedPlan(planPath, pluginPath);
+    std::string const version = tensorRtLibrary().versionText();
     int count = 0;
     cudaError_t const status = cudaGetDeviceCount(&count);
     if (status != cudaSuccess)
@@ -488,8 +486,7 @@ std::unique_ptr<Engine> openTensorRtEngine(
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device), "cannot ask the GPU");
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, options.device), "cannot ask the GPU");
     check(cudaDeviceGetAttribute(&integrated, cudaDevAttrIntegrated, options.device), "cannot ask the GPU");
-    checkMachine(
-        plan, Machine{HSPAN_TENSORRT_FLAVOR, libraryVersion(), "sm_" + std::to_string(major) + std::to_string(minor)});
+    checkMachine(plan, Machine{HSPAN_TENSORRT_FLAVOR, version, "sm_" + std::to_string(major) + std::to_string(minor)});
     return std::make_unique<TensorRtEngine>(plan, options, integrated != 0);
 }
 
@@ -497,8 +494,17 @@ std::string tensorRtDescription()
 {
     int version = 0;
     check(cudaRuntimeGetVersion(&version), "cannot ask CUDA's runtime");
-    return std::string(HSPAN_TENSORRT_FLAVOR) + " " + libraryVersion() + ", CUDA " + std::to_string(version / 1000)
-        + "." + std::to_string(version % 1000 / 10);
+    std::string tensorrt;
+    try
+    {
+        tensorrt = tensorRtLibrary().versionText();
+    }
+    catch (Error const&)
+    { // a description of what is here needs no TensorRT
+        tensorrt = "(not installed)";
+    }
+    return std::string(HSPAN_TENSORRT_FLAVOR) + " " + tensorrt + ", CUDA " + std::to_string(version / 1000) + "."
+        + std::to_string(version % 1000 / 10);
 }
 
 } // namespace hspan

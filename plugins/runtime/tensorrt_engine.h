@@ -19,11 +19,11 @@ struct GpuOptions
 };
 
 // Reads manifest, plan and plugin, checks the passport, and opens the engine.
-// Throws Error: as passport.h; no driver, no such GPU, TensorRT refuses the plan, out of memory.
+// Throws Error: as passport.h; no TensorRT, no driver, no such GPU, TensorRT refuses the plan, out of memory.
 std::unique_ptr<Engine> openTensorRtEngine(
     std::string const& planPath, std::string const& pluginPath, GpuOptions const& options);
 
-// "tensorrt 10.3.0, CUDA 12.6", as linked.
+// "tensorrt 10.3.0, CUDA 12.6", as linked or loaded; "(not installed)" for a TensorRT that cannot be loaded.
 std::string tensorRtDescription();
 
 } // namespace hspan

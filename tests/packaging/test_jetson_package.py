@@ -12,38 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.arm64 import needs_cross_compiler
 
 from trt_hspan.engine.plugin_build import sources_folder
-from trt_hspan.engine.plugin_library import PLUGIN_ABI_VERSION, plugin_info_from_library
+from trt_hspan.engine.plugin_library import PLUGIN_ABI_VERSION
 from trt_hspan.engine.plugin_toolchain import find_cmake
 from trt_hspan.errors import HspanError
-from trt_hspan.packaging import command, cross_toolkit, jetson_package
+from trt_hspan.packaging import command, cross_sysroot, cross_toolkit, jetson_package
+from trt_hspan.packaging.archive import JetsonPackage, PackageContents, PackageFile, pack
+from trt_hspan.packaging.cross_sysroot import prepare_sysroot
 from trt_hspan.packaging.cross_toolkit import (
     CROSS_COMPILER,
-    CROSS_PACKAGE,
     TOOLKITS,
     Wheel,
     find_cross_compiler,
     prepare_toolkit,
 )
-from trt_hspan.packaging.elf import check_runs_on, elf_needs_from_file
-from trt_hspan.packaging.jetson_package import PackageFile, build_cross_plugin, pack
-from trt_hspan.packaging.targets import TARGETS, target_from_name
+from trt_hspan.packaging.debian import version_from_file_name
+from trt_hspan.packaging.portable_files import build_wheel
+from trt_hspan.packaging.targets import TARGETS, Target, target_from_name
 
 ORIN = target_from_name("jetson-orin")
 ROOT = sources_folder()
-
-needs_cross_compiler = pytest.mark.skipif(
-    shutil.which(CROSS_COMPILER) is None,
-    reason=f"{CROSS_COMPILER} is not installed (apt install {CROSS_PACKAGE})",
-)
-QEMU = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-
-
-@pytest.fixture(scope="module")
-def plugin() -> Path:
-    """The plugin for Jetson Orin, compiled in the checkout's build folder unless it is up to date."""
-    return build_cross_plugin(ORIN)
 
 
 def arm_library(folder: Path, text: str, name: str = "libhspan_plugin.so") -> Path:
@@ -184,59 +174,53 @@ def test_a_system_without_debians_packages_is_told(monkeypatch: pytest.MonkeyPat
         cross_toolkit._fetched_debian("12.4", "0" * 64, tmp_path)
 
 
-# --- the plugin for Jetson Orin
+# --- libraries
 
 
-@needs_cross_compiler
-def test_the_plugin_runs_on_jetpack_6(plugin: Path) -> None:
-    needs = elf_needs_from_file(plugin)
-    check_runs_on(needs, ORIN)
-    assert needs.machine == "aarch64"
-    assert needs.exported == ("getCreators", "hspanPluginInfo", "setLoggerFinder")
-    assert needs.newest("GLIBC") == (2, 34)
-    assert "libcudart.so.12" in needs.libraries
-    info = plugin_info_from_library(plugin)
-    assert (info.machine, info.cubin_architectures) == ("aarch64", (87,))
-    assert info.cuda_version.startswith("12.")
+def test_a_named_sysroot_is_used_and_must_be_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    named = tmp_path / "mine"
+    monkeypatch.setenv("HSPAN_CROSS_SYSROOT", str(named))
+    with pytest.raises(
+        HspanError, match=r"usr/include/png\.h: no such file: HSPAN_CROSS_SYSROOT names a folder"
+    ):
+        prepare_sysroot(tmp_path / "sysroot")
+    for name in cross_sysroot._NEEDED:
+        (named / name).parent.mkdir(parents=True, exist_ok=True)
+        (named / name).touch()
+    assert prepare_sysroot(tmp_path / "sysroot") == named
+    assert not (tmp_path / "sysroot").exists()
 
 
-@needs_cross_compiler
-def test_the_plugin_waits_for_no_symbol_of_tensorrt(plugin: Path) -> None:
-    """One binary serves TensorRT 10 and 11: it links against neither, and asks the process when it runs."""
-    needs = elf_needs_from_file(plugin)
-    assert not [name for name in needs.libraries if "nvinfer" in name or "tensorrt" in name]
-    assert not [
-        name
-        for name in needs.undefined
-        if "nvinfer" in name.lower() or name in {"getPluginRegistry", "getLogger"}
-    ]
+def test_a_sysroot_without_debians_packages_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HspanError, match=r"libpng-dev: needs apt-get, .* by HSPAN_CROSS_SYSROOT"):
+        prepare_sysroot(tmp_path / "cross" / "sysroot")
+    assert list((tmp_path / "cross").iterdir()) == []
 
 
-@needs_cross_compiler
-@pytest.mark.skipif(
-    QEMU is None, reason="qemu's user emulation is not installed (apt install qemu-user-static)"
-)
-def test_the_plugin_loads_on_an_emulated_64_bit_arm(plugin: Path, tmp_path: Path) -> None:
-    source = tmp_path / "load.c"
-    source.write_text(
-        "#include <dlfcn.h>\n#include <stdio.h>\n"
-        "int main(int argc, char** argv)\n{\n"
-        "    void* library = dlopen(argv[argc - 1], RTLD_NOW);\n"
-        "    if (!library) { puts(dlerror()); return 1; }\n"
-        '    puts(((char const* (*)(void))dlsym(library, "hspanPluginInfo"))());\n'
-        "    int count = 0;\n"
-        '    ((void* (*)(int*))dlsym(library, "getCreators"))(&count);\n'
-        '    printf("%d\\n", count);\n    return 0;\n}\n'
-    )
-    program = tmp_path / "load"
-    subprocess.run([CROSS_COMPILER, "-xc", source, "-o", program], check=True)
-    runtime = ROOT / "build" / "cross" / ORIN.toolkit / "lib64"
-    paths = ["-L", "/usr/aarch64-linux-gnu", "-E", f"LD_LIBRARY_PATH={runtime}"]
-    done = subprocess.run([QEMU, *paths, program, plugin], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    info, count = done.stdout.splitlines()
-    assert json.loads(info)["cubin_architectures"] == [87]
-    assert count == "1"
+def test_a_mirror_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """apt-get that knows a mirror of Debian and reaches none."""
+    script = '#!/bin/sh\n[ "$1" = indextargets ] && { echo Debian Debian http://localhost/; exit; }\n'
+    for name, text in (("apt-get", script + "echo E: no route >&2; exit 100\n"), ("dpkg-deb", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HspanError, match=r"libpng-dev: cannot be fetched: E: no route; name a folder"):
+        prepare_sysroot(tmp_path / "cross" / "sysroot")
+    assert list((tmp_path / "cross").iterdir()) == []
+
+
+def test_versions_are_those_of_the_file_names() -> None:
+    name = Path("libjpeg62-turbo-dev_1%3a2.1.5-2_arm64.deb")
+    assert version_from_file_name(name) == ("libjpeg62-turbo-dev", "1:2.1.5-2")
+
+
+def test_a_wheel_that_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Offline, pip cannot fetch what builds the wheel."""
+    for name, value in (("PIP_NO_INDEX", "1"), ("PIP_CONFIG_FILE", "/dev/null"), ("PIP_FIND_LINKS", "")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(HspanError, match=r"wheel: cannot be built: .*; look at the network"):
+        build_wheel(tmp_path)
 
 
 # --- packages
@@ -250,10 +234,14 @@ def test_a_package_holds_what_its_manifest_vouches_for(tmp_path: Path) -> None:
         PackageFile(library, "lib/libhspan_plugin.so"),
         PackageFile(tmp_path / "notes.txt", "share/notes.txt"),
     ]
-    package = pack(ORIN, files, tmp_path / "out")
+    package = pack(
+        ORIN, PackageContents(files=files, links={"lib/other.so": "libhspan_plugin.so"}), tmp_path / "out"
+    )
     with tarfile.open(package.archive) as tar:
         top = f"hspan-jetson-orin-{package.manifest['version']}"
-        contents = {name.removeprefix(f"{top}/"): member(tar, name) for name in tar.getnames()}
+        assert tar.getmember(f"{top}/lib/other.so").linkname == "libhspan_plugin.so"
+        files_inside = [entry.name for entry in tar.getmembers() if entry.isfile()]
+        contents = {name.removeprefix(f"{top}/"): member(tar, name) for name in files_inside}
     manifest = json.loads(contents.pop("share/hspan/package.json"))
     assert manifest == package.manifest
     assert {each["path"]: each["sha256"] for each in manifest["files"]} == {
@@ -269,7 +257,9 @@ def test_a_package_holds_what_its_manifest_vouches_for(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 def test_the_debian_package_holds_the_same_files(tmp_path: Path) -> None:
     library = arm_library(tmp_path / "in", described())
-    package = pack(ORIN, [PackageFile(library, "lib/libhspan_plugin.so")], tmp_path / "out")
+    package = pack(
+        ORIN, PackageContents(files=[PackageFile(library, "lib/libhspan_plugin.so")]), tmp_path / "out"
+    )
     assert package.deb is not None
     subprocess.run(["dpkg-deb", "-x", package.deb, tmp_path / "root"], check=True)
     assert (tmp_path / "root/opt/hspan/lib/libhspan_plugin.so").read_bytes() == library.read_bytes()
@@ -313,7 +303,7 @@ def test_what_would_not_run_on_the_target_is_not_packed(tmp_path: Path) -> None:
         check=True,
     )
     with pytest.raises(HspanError, match=r"built too new for jetson-orin: it needs GLIBC_2\.38"):
-        pack(ORIN, [PackageFile(new, "lib/libhspan_plugin.so")], tmp_path / "out")
+        pack(ORIN, PackageContents(files=[PackageFile(new, "lib/libhspan_plugin.so")]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -321,12 +311,12 @@ def test_what_would_not_run_on_the_target_is_not_packed(tmp_path: Path) -> None:
 def test_a_plugin_for_another_gpu_is_not_packed(tmp_path: Path) -> None:
     library = arm_library(tmp_path / "in", described(architecture=110))
     with pytest.raises(HspanError, match="holds no code for sm_87; build it with the preset jetson-orin"):
-        pack(ORIN, [PackageFile(library, "lib/libhspan_plugin.so")], tmp_path / "out")
+        pack(ORIN, PackageContents(files=[PackageFile(library, "lib/libhspan_plugin.so")]), tmp_path / "out")
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(HspanError, match="no such file or folder"):
-        pack(ORIN, [PackageFile(tmp_path / "none", "share/none")], tmp_path / "out")
+        pack(ORIN, PackageContents(files=[PackageFile(tmp_path / "none", "share/none")]), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -350,10 +340,11 @@ def test_the_command_prints_where_the_packages_are(
 ) -> None:
     library = arm_library(tmp_path / "in", described())
 
-    def packed(target: Any, output: Path, **_: Any) -> Any:
-        return pack(target, [PackageFile(library, "lib/libhspan_plugin.so")], output)
+    def packed(targets: list[Target], output: Path, **_: Any) -> list[JetsonPackage]:
+        contents = PackageContents(files=[PackageFile(library, "lib/libhspan_plugin.so")])
+        return [pack(target, contents, output) for target in targets]
 
-    monkeypatch.setattr(jetson_package, "build_jetson_package", packed)
+    monkeypatch.setattr(jetson_package, "build_jetson_packages", packed)
     assert command.main(["jetson-orin", "-o", str(tmp_path / "out"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)["packages"]
     assert Path(printed[0]["archive"]).is_file()

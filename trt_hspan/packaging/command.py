@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.packaging.targets import TARGETS, Target, target_from_name
@@ -36,17 +37,15 @@ def main(words: list[str] | None = None) -> int:
 def _build(targets: list[Target], output: Path, *, jobs: int, as_json: bool) -> None:
     from trt_hspan.cli.output import print_json, print_table, progress
     from trt_hspan.engine.progress import BuildProgress
-    from trt_hspan.packaging.jetson_package import build_jetson_package
+    from trt_hspan.packaging.jetson_package import build_jetson_packages
 
-    packages = []
     with progress("building", total=1.0) as bar:
         task = bar.task_ids[0]
-        for target in targets:
 
-            def show(state: BuildProgress, name: str = target.name) -> None:
-                bar.update(task, completed=state.fraction, description=f"{name}: {state.phase}")
+        def show(state: BuildProgress) -> None:
+            bar.update(task, completed=state.fraction, description=state.phase)
 
-            packages.append(build_jetson_package(target, output, jobs=jobs, on_progress=show))
+        packages = build_jetson_packages(targets, output, jobs=jobs, on_progress=show)
     if as_json:
         listed = [
             {"archive": str(each.archive), "deb": each.deb and str(each.deb), "manifest": each.manifest}
@@ -61,7 +60,19 @@ def _build(targets: list[Target], output: Path, *, jobs: int, as_json: bool) -> 
             "deb": each.deb or "none: dpkg-deb is missing",
             "for": f"{each.target.boards}; JetPack {each.target.jetpack}, {each.target.system}",
             "plugin": f"sm_{each.target.architecture}, CUDA {plugin['plugin']['cuda_version']}",
-            "needs": plugin["needs"],
-            "loads": ", ".join(plugin["libraries"]),
+            "needs": _newest(each.manifest["files"]),
+            "loads": ", ".join(
+                sorted({name for file in each.manifest["files"] for name in file.get("libraries", ())})
+            ),
         }
         print_table(each.target.name, rows)
+
+
+def _newest(files: list[dict[str, Any]]) -> str:
+    """The newest symbol versions that any file of a package asks for."""
+    newest: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        for family, version in file.get("needs", {}).items():
+            number = tuple(map(int, version.split(".")))
+            newest[family] = max(newest.get(family, ()), number)
+    return ", ".join(f"{family} {'.'.join(map(str, number))}" for family, number in sorted(newest.items()))

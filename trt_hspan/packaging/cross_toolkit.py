@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -20,6 +19,7 @@ from typing import Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, sha256_from_file
+from trt_hspan.packaging.debian import fetch_debian_packages, run_fetching, unpack_debian_package
 
 #: Names another CUDA 12 toolkit to take the compiler from, instead of Debian's.
 CUDA12_VARIABLE: Final = "HSPAN_CUDA12_ROOT"
@@ -27,7 +27,6 @@ CUDA12_VARIABLE: Final = "HSPAN_CUDA12_ROOT"
 CROSS_COMPILER: Final = "aarch64-linux-gnu-g++"
 CROSS_PACKAGE: Final = "g++-aarch64-linux-gnu"
 
-_SECONDS: Final = 900
 _PROGRAMS: Final = ("nvcc", "ptxas", "fatbinary", "cudafe++", "nvlink", "bin2c")
 _READY: Final = ".complete"
 
@@ -120,7 +119,6 @@ TOP = $(_HERE_)/..
 NVVMIR_LIBRARY_DIR = $(TOP)/nvvm/libdevice
 PATH += $(TOP)/nvvm/bin:$(_HERE_):
 INCLUDES += "-I$(TOP)/include" $(_SPACE_)
-SYSTEM_INCLUDES += "-isystem" "$(TOP)/include/cccl" $(_SPACE_)
 LIBRARIES =+ $(_SPACE_) "-L$(TOP)/lib64"
 """
 
@@ -196,7 +194,7 @@ def _fetched_wheel(wheel: Wheel, folder: Path) -> Path:
     machine = "aarch64" if wheel.aarch64 else "x86_64"
     for tag in ("manylinux1", "manylinux2010", "manylinux2014", "manylinux_2_17", "manylinux_2_27"):
         command += ["--platform", f"{tag}_{machine}"]
-    _run(command, wheel.requirement, "look at the network and at pip's configuration")
+    run_fetching(command, wheel.requirement, "look at the network and at pip's configuration")
     found = set(folder.glob("*.whl")) - before
     if len(found) != 1:
         raise HspanError(wheel.requirement, "pip fetched no wheel", "look at pip's configuration")
@@ -222,36 +220,11 @@ def _fetched_debian(version: str, sha256: str, folder: Path) -> Path:
     """Debian's package of the compiler, unpacked; fetched by apt from the mirror that this system uses."""
     package = "nvidia-cuda-toolkit"
     advice = f"name a CUDA 12 toolkit by {CUDA12_VARIABLE}"
-    for program in ("apt-get", "dpkg-deb"):
-        if shutil.which(program) is None:
-            raise HspanError(package, f"needs {program}, which is not here", advice)
-    targets = _run(
-        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"],
-        package,
-        advice,
+    (found,) = fetch_debian_packages(
+        [f"{package}={version}"], folder, suite="trixie", component="non-free", advice=advice
     )
-    words = [line.split() for line in targets.splitlines()]
-    mirrors = [each[2] for each in words if each[:2] == ["Debian", "Debian"] and len(each) == 3]
-    if not mirrors:
-        raise HspanError(package, "this system has no Debian package source", advice)
-    state = folder / "apt"
-    for part in ("lists/partial", "cache/archives/partial"):
-        (state / part).mkdir(parents=True)
-    (state / "sources.list").write_text(f"deb {mirrors[0]} trixie non-free\n")
-    options = [f"Dir::Etc::SourceList={state / 'sources.list'}", "Dir::Etc::SourceParts=/dev/null"]
-    options += [
-        f"Dir::State::Lists={state / 'lists'}",
-        f"Dir::Cache={state / 'cache'}",
-        "APT::Sandbox::User=",
-    ]
-    apt = ["apt-get", "-qq", *(word for option in options for word in ("-o", option))]
-    _run([*apt, "update"], package, advice)
-    _run([*apt, "download", f"{package}={version}"], package, advice, folder=folder)
-    found = list(folder.glob(f"{package}_*.deb"))
-    if len(found) != 1:
-        raise HspanError(package, f"apt-get fetched no version {version}", advice)
-    _check_hash(found[0], sha256, package)
-    _run(["dpkg-deb", "-x", str(found[0]), str(folder / "debian")], package, advice)
+    _check_hash(found, sha256, package)
+    unpack_debian_package(found, folder / "debian", advice=advice)
     return folder / "debian"
 
 
@@ -310,22 +283,3 @@ def _check_hash(path: Path, expected: str, name: str) -> None:
         raise HspanError(
             name, f"the registry sent a file with SHA-256 {actual}, expected {expected}", "try another mirror"
         )
-
-
-def _run(command: list[str], where: str, advice: str, *, folder: Path | None = None) -> str:
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-            cwd=folder,
-            errors="replace",
-        )
-    except subprocess.TimeoutExpired as error:
-        raise HspanError(where, f"no answer in {_SECONDS} s", advice) from error
-    if done.returncode != 0:
-        lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        raise HspanError(where, f"cannot be fetched: {lines[-1]}", advice)
-    return done.stdout

@@ -45,10 +45,12 @@ _SYSTEM_LIBRARIES: Final = frozenset(
     {
         *("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"),
         *("libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "ld-linux-aarch64.so.1"),
+        "libcrypto.so.3",
     }
 )
 
-#: Ubuntu 22.04 has glibc 2.35 and the libraries of GCC 12.3; Ubuntu 24.04 has glibc 2.39 and those of GCC 14.2.
+#: Ubuntu 22.04 has glibc 2.35, the libraries of GCC 12.3 and OpenSSL 3.0.2; Ubuntu 24.04 has glibc 2.39, those of
+#: GCC 14.2 and OpenSSL 3.0.13.
 TARGETS: Final = (
     Target(
         name="jetson-orin",
@@ -59,7 +61,13 @@ TARGETS: Final = (
         tensorrt="10.3",
         architecture=87,
         machine="aarch64",
-        limits={"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30), "CXXABI": (1, 3, 13), "GCC": (12, 0, 0)},
+        limits={
+            "GLIBC": (2, 35),
+            "GLIBCXX": (3, 4, 30),
+            "CXXABI": (1, 3, 13),
+            "GCC": (12, 0, 0),
+            "OPENSSL": (3, 0, 2),
+        },
         # JetPack's own runtime: a static one of a newer CUDA 12 might ask more of the driver than it has.
         libraries=_SYSTEM_LIBRARIES | {"libcudart.so.12"},
         toolkit="cuda-12",
@@ -74,7 +82,13 @@ TARGETS: Final = (
         tensorrt="10.13",
         architecture=110,
         machine="aarch64",
-        limits={"GLIBC": (2, 39), "GLIBCXX": (3, 4, 33), "CXXABI": (1, 3, 15), "GCC": (14, 0, 0)},
+        limits={
+            "GLIBC": (2, 39),
+            "GLIBCXX": (3, 4, 33),
+            "CXXABI": (1, 3, 15),
+            "GCC": (14, 0, 0),
+            "OPENSSL": (3, 0, 13),
+        },
         libraries=_SYSTEM_LIBRARIES,
         toolkit="cuda-13",
         cuda_runtime="Static",
