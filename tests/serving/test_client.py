@@ -96,7 +96,7 @@ def test_asynchronous_client_does_many_at_a_time(
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_patient_clients_all_get_through_an_overload(server: ServeProcess, protocol: str) -> None:
     """80 pictures at a queue of 16: some are refused at first, and none at last."""
-    picture = png(48, 48)
+    picture = png(32, 32)
 
     async def work() -> list[bytes]:
         async with AsyncUpscaleClient(urls(server)[protocol], retry=PATIENT, connections=100) as client:
@@ -264,6 +264,12 @@ def test_page_shows_before_and_after_and_the_latency(
         page.fill("#slider", "20")
         assert page.evaluate(clip) == "inset(0px 80% 0px 0px)"
         assert page.get_attribute("#save", "download") == "holiday <b>_upscaled.png"
+        for width, height in ((1366, 768), (390, 844)):  # a laptop and a phone: all of it is in sight
+            page.set_viewport_size({"width": width, "height": height})
+            box = page.locator("#view").bounding_box()
+            assert box is not None
+            assert box["y"] + box["height"] <= height
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
         # A dropped file takes the same way; one that is no picture is told in the server's words.
         page.evaluate(
             """() => {
