@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
+import json
 import os
 import signal
 import socket
@@ -131,6 +133,38 @@ def test_killed_with_a_request_under_way_it_leaves_nothing_and_starts_again_on_i
     assert gone(processes, 5)
     assert not left_in_shared_memory(second.process.pid)
     assert second.events[-1]["event"] == "stopped"
+
+
+def test_repository_of_three_engines_is_served_and_tiles_find_their_bucket(
+    small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    engines = []
+    for side in (24, 28, 32):
+        folder = tmp_path / f"to_{side}"
+        folder.mkdir()
+        plan = small_engine.copy_to(folder)
+        profile = dataclasses.replace(
+            small_engine.manifest.profiles[0], opt=(1, 3, side, side), max=(1, 3, side, side)
+        )
+        manifest = dataclasses.replace(small_engine.manifest, profiles=(profile,))
+        plan.with_suffix(".json").write_text(manifest.as_json())
+        engines.append(plan)
+    written = write_repository(tmp_path / "models", networks_from_engines(engines, name="net"))
+    assert written.models == ("net_24x24", "net_28x28", "net_32x32", "net_image")
+    server = ServeProcess(written.folder)
+    try:
+        assert server.ready["models"].split(",") == list(written.models)
+        host, _, port = server.http_address.rpartition(":")
+        for side, used in ((20, "net_24x24"), (26, "net_28x28"), (60, "net_32x32")):
+            status, body = upscale(server, png(side, side))
+            assert (status, pixels_of(body).shape) == (200, (4 * side, 4 * side, 3))
+            connection = http.client.HTTPConnection(host, int(port), timeout=30)
+            connection.request("GET", f"/v2/models/{used}/stats")
+            (found,) = json.loads(connection.getresponse().read())["model_stats"]
+            connection.close()
+            assert int(found["inference_count"]) >= 1, used
+    finally:
+        assert server.stop() == 0
 
 
 @contextlib.contextmanager

@@ -211,7 +211,9 @@ def _cluster(spec: ClusterSpec) -> Iterator[int]:
                 num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
             )
         elif mine:
-            ray.init(address=spec.address, log_to_driver=False, logging_level=logging.ERROR)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # what it warns of, it raises too
+                ray.init(address=spec.address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # noqa: BLE001  # Ray raises many kinds here
         reason = " ".join(str(error).split())[:200]
         raise HspanError(
