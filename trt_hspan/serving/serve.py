@@ -187,8 +187,11 @@ class _Server:
 
         from trt_hspan.serving.patience import PatientSite
 
-        for app, sock in zip(
-            (self._http.application(), self._http.metrics_application()), sockets, strict=True
+        for app, sock, option in zip(
+            (self._http.application(), self._http.metrics_application()),
+            sockets,
+            ("--port", "--metrics-port"),
+            strict=True,
         ):
             runner = web.AppRunner(
                 app,
@@ -202,7 +205,10 @@ class _Server:
             )
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            await PatientSite(runner, sock, self._spec.limits.body_time_ms / 1000).start()
+            try:
+                await PatientSite(runner, sock, self._spec.limits.body_time_ms / 1000).start()
+            except OSError as error:  # somebody was quicker to listen there
+                raise _port_taken(self._spec.host, sock.getsockname()[1], option) from error
         await self._grpc.start()
         stack.push_async_callback(self._grpc.stop, GRACE_SECONDS)
 
@@ -370,7 +376,8 @@ def _bound(host: str, port: int, option: str) -> socket.socket:
         raise UsageError("--host", f"got {host!r}: {error.strerror or error}", "name an address") from None
     sock = socket.socket(family, kind, protocol)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port:  # a port of the kernel's choice must be nobody else's, even before anybody listens there
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
     except PermissionError:
         sock.close()
