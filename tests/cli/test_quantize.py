@@ -251,6 +251,19 @@ def test_the_whole_chain_builds_for_four_targets_and_the_manifest_counts(
     assert verify_manifest(second).quantization == record
 
 
+def test_after_a_build_that_the_compiler_refused_convolutions_are_quantised_all_the_same(
+    run: CommandLine, network: Path, photographs: Path, tmp_path: Path
+) -> None:
+    words = ("--precision", "int8", "--calibration", photographs, *QUICK, *RTX, "-o", tmp_path / "net.plan")
+    refused = run("build", "--onnx", network, *RTX, "--target", "sm_75", "-o", tmp_path / "refused.plan")
+    assert refused.code == 1
+    assert "Turing" in refused.error_line
+    assert run("build", "--onnx", network, *words, "--target", "sm_86").code == 0
+    record = verify_manifest(tmp_path / "net.plan").quantization
+    assert record is not None
+    assert record.builder_convolutions == record.quantized_convolutions > 0
+
+
 def test_fp8_builds_where_gpus_have_it_and_the_error_names_where_not(
     run: CommandLine, network: Path, photographs: Path, tmp_path: Path
 ) -> None:
