@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from support.serve_process import ServeProcess, left_in_shared_memory, still_runs
 from support.served_pictures import png
@@ -26,7 +27,9 @@ def server() -> Iterator[ServeProcess]:
     yield running
     processes = running.everything()
     assert running.stop() == 0, running.stderr
+    # What watches a process looks twice a second.
     # One that has ended and waits for its parent to ask is as good as gone.
+    psutil.wait_procs(processes, timeout=3)
     assert not [process for process in processes if still_runs(process)]
     assert not left_in_shared_memory(running.process.pid)
 

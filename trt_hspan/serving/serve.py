@@ -376,9 +376,12 @@ def _bound(host: str, port: int, option: str) -> socket.socket:
         raise UsageError("--host", f"got {host!r}: {error.strerror or error}", "name an address") from None
     sock = socket.socket(family, kind, protocol)
     try:
-        if port:  # a port of the kernel's choice must be nobody else's, even before anybody listens there
+        # A port of the kernel's choice must be nobody else's, even before anybody listens there; and a server that
+        # is started anew must get its port although connections of the one before linger.
+        if port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except PermissionError:
         sock.close()
         raise HspanError(
