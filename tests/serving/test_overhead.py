@@ -1,4 +1,4 @@
-"""The benchmark of the server's overhead: every way gives the bare result, and the verdict is the one of its docstring."""
+"""The benchmark of the overhead: every way gives the bare result, and the verdict is the one of its docstring."""
 
 from __future__ import annotations
 
