@@ -6,6 +6,7 @@ Only the PNG and TIFF decoders are used, by name: libvips knows many more format
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -143,9 +144,15 @@ def with_metadata(image: Any, metadata: Metadata, *, grey: bool) -> Any:
 
 
 def vips(where: object = "16-bit colour") -> Any:
-    """The pyvips module. Raises: HspanError when it is not installed or cannot load libvips."""
+    """The pyvips module. Raises: HspanError when it is not installed or cannot load libvips.
+
+    libvips logs a warning for each row of a damaged file; the error that is raised says it once. Only debugging shows
+    the warnings.
+    """
     try:
         import pyvips
     except (ImportError, OSError) as error:
         raise HspanError(where, f"needs pyvips, which cannot be loaded ({error})", _INSTALL) from error
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        logging.getLogger("pyvips").setLevel(logging.ERROR)
     return pyvips
