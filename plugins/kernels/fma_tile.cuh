@@ -86,7 +86,7 @@ struct FmaTile
         int32_t const lane = simt::laneIndex();
         int32_t const row = simt::warpIndex() * kROWS_OF_WARP + lane / 4;
         int32_t const key = lane % 4 * 2;
-        HSPAN_UNROLL_BY(2)
+        HSPAN_UNROLL_BY(1)
         for (int32_t channel = 0; channel < kSLICE; channel += kPER_PIECE)
         {
             auto const low = *reinterpret_cast<simt::Float4 const*>(&stage.query[buffer][row][channel]);

@@ -53,7 +53,7 @@ HSPAN_DEVICE void gatherRow(float (&output)[kMAX_VALUE_CHANNELS + 1], RowResult 
         int32_t const length = left < kCHAIN ? left : kCHAIN;
         float const ownWeight = lane < length ? weightOf(row, scores[first + lane]) : 0.0F;
         int32_t const ownKey = lane < length ? keys[first + lane] : 0;
-        HSPAN_UNROLL_BY(4)
+        HSPAN_UNROLL_BY(2)
         for (int32_t entry = 0; entry < length; ++entry)
         {
             float const weight = simt::shuffle(ownWeight, entry);
