@@ -29,6 +29,7 @@ def write_plot(report: BenchReport, path: Path) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     lines: dict[str, list[Measurement]] = {}
     for measurement in report.measurements:
@@ -48,6 +49,9 @@ def write_plot(report: BenchReport, path: Path) -> None:
     sizes = {f"{m.height}x{m.width}": m.height * m.width for m in report.measurements}
     axes.set_xticks(list(sizes.values()), list(sizes), rotation=30)
     axes.minorticks_off()
+    # Times within one power of ten would else have no tick at all.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=30))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.set_title(f"{report.machine['processor']}", fontsize=10)
     axes.legend(fontsize=8)
