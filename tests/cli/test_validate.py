@@ -13,10 +13,11 @@ from onnx import numpy_helper
 from support.command_line import CommandLine, CommandResult
 from support.export_cache import ExportCache
 from support.golden import GOLDEN, GoldenNetwork
-from support.small_engine import SmallEngine
+from support.small_engine import SmallEngine, build_small_engine
 from support.small_networks import write_attention_network
 
 from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.engine.spec import ImageSize, ProfileRequest
 from trt_hspan.evaluation import datasets
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.graph import load_onnx, save_onnx
@@ -117,6 +118,48 @@ def test_engine_without_a_gpu_is_emulated_and_says_why(
     assert report["emulated"] is True
     assert report["why_emulated"] == "no NVIDIA GPU with a driver here"
     assert report["precision"] == "fp16"
+
+
+@pytest.fixture(scope="module")
+def engine_of_two_profiles(exported: ExportCache, tmp_path_factory: pytest.TempPathFactory) -> SmallEngine:
+    """The largest input, three pictures of 24x32, is that of the second profile."""
+    profiles = [
+        ProfileRequest(max=ImageSize(height=32, width=32)),
+        ProfileRequest(max=ImageSize(height=24, width=32), max_batch=3),
+    ]
+    folder = tmp_path_factory.mktemp("two_profiles")
+    return build_small_engine(folder, exported("small_x4", precision="fp16"), profiles)
+
+
+@needs_no_gpu
+@pytest.mark.parametrize(
+    ("fixture", "largest"), [("small_engine", (1, 3, 32, 32)), ("engine_of_two_profiles", (3, 3, 24, 32))]
+)
+def test_report_of_an_engine_tells_its_cost_at_the_largest_profile(
+    run: CommandLine,
+    request: pytest.FixtureRequest,
+    small_x4: GoldenNetwork,
+    benchmark_set: Path,
+    tmp_path: Path,
+    fixture: str,
+    largest: tuple[int, ...],
+) -> None:
+    engine: SmallEngine = request.getfixturevalue(fixture)
+    shape = "\N{MULTIPLICATION SIGN}".join(str(size) for size in largest)
+    result = run(
+        *("validate", engine.plan, "--checkpoint", small_x4.checkpoint, "--images", benchmark_set),
+        *("--report", tmp_path / "out"),
+    )
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "report.json"]
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert f"engine's largest input (FP16: {shape})" in page
+    assert f"{engine.manifest.build_time_seconds:.2f} s" in page
+    (network,) = json.loads((tmp_path / "out" / "report.json").read_text())["networks"]
+    assert network["file"] == engine.plan.name
+    assert network["size_bytes"] == engine.plan.stat().st_size
+    assert network["activation_memory_bytes"] == engine.manifest.activation_memory_bytes
+    assert [layer["module"] for layer in network["layers"]][-1] == "add_mean"
 
 
 def test_without_pictures_the_shipped_photograph_is_used(

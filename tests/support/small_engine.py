@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +29,18 @@ class SmallEngine:
         return folder / self.plan.name
 
 
-def build_small_engine(folder: Path, onnx: Path) -> SmallEngine:
-    """TensorRT-RTX, function body, one target, pictures of 16x16 to 32x32."""
+SMALL_PROFILE = ProfileRequest(max=ImageSize(height=32, width=32))
+
+
+def build_small_engine(
+    folder: Path, onnx: Path, profiles: Sequence[ProfileRequest] = (SMALL_PROFILE,)
+) -> SmallEngine:
+    """TensorRT-RTX, function body, one target, pictures of up to 32x32 unless other profiles are given."""
     spec = EngineSpec(
         onnx=onnx,
         output=folder / "small.plan",
         flavor="tensorrt-rtx",
-        profiles=(ProfileRequest(max=ImageSize(height=32, width=32)),),
+        profiles=tuple(profiles),
         targets=("sm_86",),
     )
     return SmallEngine(spec.output, build_engine(spec))
