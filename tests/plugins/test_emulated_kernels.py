@@ -68,6 +68,7 @@ CTESTS = [
     "emulation",
     "emulation_ucontext",
     "exact_threshold",
+    "large_strides",
     "threshold",
 ]
 UNIT = 2.0**-24  # u, the rounding unit of FP32

@@ -1,0 +1,161 @@
+//! \file test_large_strides.cpp
+//! Tensors whose elements lie further apart than 32 bits can count: few rows, 2^26 elements from one to the next. The
+//! memory is mapped and not reserved, so that only the pages that are touched exist.
+#include <algorithm>
+#include <random>
+
+#include <simt.h>
+
+#include <sys/mman.h>
+
+#include "check.h"
+#include "fma_tile.cuh"
+#include "reference.h"
+#include "tiled_attention.cuh"
+
+namespace hspan
+{
+
+//! Defined with the kernels of FP32.
+template <>
+cudaError_t launchDense(TiledArguments<float> const& arguments, int64_t slots, cudaStream_t stream);
+
+} // namespace hspan
+
+using namespace hspan;
+using namespace hspan::test;
+
+namespace
+{
+
+constexpr int64_t kPITCH{(int64_t{1} << 26) + 8};
+constexpr int64_t kPOSITIONS{70}; // of which all from 32 on lie beyond 2^31 elements, from 64 on beyond 2^32
+constexpr int32_t kCHANNELS{72};  // likewise
+
+//! Room for `bytes` bytes of zeros that cost nothing before they are written.
+class SparseMemory
+{
+public:
+    explicit SparseMemory(size_t bytes)
+        : mBytes{bytes}
+        , mData{mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)}
+    {
+        check(mData != MAP_FAILED, "no room for ", bytes, " bytes of addresses");
+        madvise(mData, bytes, MADV_NOHUGEPAGE); // a large page for each row would be half a gigabyte
+    }
+
+    SparseMemory(SparseMemory const&) = delete;
+    SparseMemory& operator=(SparseMemory const&) = delete;
+
+    ~SparseMemory()
+    {
+        munmap(mData, mBytes);
+    }
+
+    template <typename T>
+    T* as() const
+    {
+        return static_cast<T*>(mData);
+    }
+
+private:
+    size_t mBytes;
+    void* mData;
+};
+
+//! Rows of a tensor at kPITCH from each other, and what they hold as (C, L).
+template <typename T>
+std::vector<float> fill(T* rows, uint32_t seed, float scale)
+{
+    std::mt19937 generator{seed};
+    std::normal_distribution<float> normal;
+    std::vector<float> values(static_cast<size_t>(kCHANNELS * kPOSITIONS));
+    for (int64_t row = 0; row < kPOSITIONS; ++row)
+    {
+        for (int64_t channel = 0; channel < kCHANNELS; ++channel)
+        {
+            T const element = simt::fromFloat<T>(scale * normal(generator));
+            rows[row * kPITCH + channel] = element;
+            values[static_cast<size_t>(channel * kPOSITIONS + row)] = simt::toFloat(element);
+        }
+    }
+    return values;
+}
+
+//! \brief Launches selection, gathering and the dense route on such tensors.
+//!
+//! Lists of `capacity` entries decide the route. Of the output the channels lie far apart if it is not channels-last.
+template <typename T, typename Tile>
+void checkKernels(int32_t capacity, bool isChannelsLast)
+{
+    simt::emulation::options() = {simt::emulation::LaneOrder::kSHUFFLED, 1, 86};
+    size_t const bytes = static_cast<size_t>(kPITCH * std::max<int64_t>(kPOSITIONS, kCHANNELS)) * sizeof(T);
+    SparseMemory const query{bytes};
+    SparseMemory const key{bytes};
+    SparseMemory const value{bytes};
+    SparseMemory const output{bytes};
+    Problem const problem{1, kCHANNELS, kCHANNELS, kPOSITIONS, fill(query.as<T>(), 1, 0.5F), fill(key.as<T>(), 2, 0.5F),
+        fill(value.as<T>(), 3, 1.0F)};
+    std::vector<RowResult> results(kSLOT_ALIGNMENT);
+    std::vector<float> listScores(static_cast<size_t>(kSLOT_ALIGNMENT * capacity));
+    std::vector<int32_t> listKeys(listScores.size());
+    TiledArguments<T> arguments{};
+    arguments.query = query.as<T>();
+    arguments.key = key.as<T>();
+    arguments.value = value.as<T>();
+    arguments.output = output.as<T>();
+    arguments.scorePitch = kPITCH;
+    arguments.valuePitch = kPITCH;
+    arguments.outputChannel = isChannelsLast ? 1 : kPITCH;
+    arguments.outputPosition = isChannelsLast ? kCHANNELS : 1; // written up to the pitch, padding included
+    arguments.scoreChannels = kCHANNELS;
+    arguments.valueChannels = kCHANNELS;
+    arguments.positions = kPOSITIONS;
+    arguments.capacity = capacity;
+    arguments.slotsPerImage = kSLOT_ALIGNMENT;
+    arguments.slots = kSLOT_ALIGNMENT;
+    arguments.results = results.data();
+    arguments.listScores = listScores.data();
+    arguments.listKeys = listKeys.data();
+    constexpr int32_t kROWS{Tile::kWARPS * kROWS_OF_WARP};
+    auto const succeeded = [](cudaError_t status) { check(status == cudaSuccess, simt::emulation::lastError()); };
+    succeeded(simt::launch(
+        &selectKernel<T, Tile>, {kSLOT_ALIGNMENT / kROWS, 1, 1}, Tile::kWARPS * simt::kWARP_SIZE, nullptr, arguments));
+    succeeded(simt::launch(&gatherKernel<T>, {kSLOT_ALIGNMENT / kGATHER_ROWS, 1, 1}, kGATHER_WARPS * simt::kWARP_SIZE,
+        nullptr, arguments));
+    succeeded(launchDense<T>(arguments, kSLOT_ALIGNMENT, nullptr));
+    for (int64_t row = 0; row < kPOSITIONS; ++row)
+    {
+        check((results[static_cast<size_t>(row)].count == kDENSE) == (capacity < kPOSITIONS), "row ", row,
+            " took another route");
+        RowReference const expected = rowReference(problem, 0, row, Scores::kEXACT);
+        for (int64_t d = 0; d < kCHANNELS; ++d)
+        {
+            float const got
+                = simt::toFloat(arguments.output[d * arguments.outputChannel + row * arguments.outputPosition]);
+            double const want = expected.output[static_cast<size_t>(d)];
+            double const most = expected.tolerance[static_cast<size_t>(d)]
+                + (sizeof(T) == 2 ? std::fabs(want) * 0x1p-11 + 0x1p-25 : 0.0);
+            check(std::fabs(got - want) <= most, "row ", row, " channel ", d, ": got ", got, ", expected ", want);
+        }
+    }
+}
+
+} // namespace
+
+int main()
+{
+    for (int32_t const capacity : {static_cast<int32_t>(kPOSITIONS), 1})
+    {
+        std::string const suffix = capacity == 1 ? ", on the dense route" : ", on lists";
+        addTest("rows that lie 2^26 elements apart, FP16" + suffix,
+            [=] { checkKernels<simt::Half, TensorTile<simt::Half, 4, 64>>(capacity, true); });
+        addTest("rows that lie 2^26 elements apart, FP32" + suffix,
+            [=] { checkKernels<float, FmaTile<4, 64>>(capacity, true); });
+        addTest("output channels that lie 2^26 elements apart, FP16" + suffix,
+            [=] { checkKernels<simt::Half, TensorTile<simt::Half, 2, 64>>(capacity, false); });
+        addTest("output channels that lie 2^26 elements apart, FP32" + suffix,
+            [=] { checkKernels<float, FmaTile<2, 64>>(capacity, false); });
+    }
+    return runAll();
+}
