@@ -67,6 +67,15 @@ def test_folder_of_the_other_scale_is_missing(tmp_path: Path) -> None:
         samples_from_folder(tmp_path, 2)
 
 
+def test_hint_for_an_empty_folder_names_the_scale(tmp_path: Path) -> None:
+    with pytest.raises(
+        HspanError, match=r"put pictures there, or HR/NAME\.png and LR_bicubic/X2/NAMEx2\.png"
+    ):
+        samples_from_folder(tmp_path, 2)
+    with pytest.raises(HspanError, match=r"no such folder; check the path"):
+        samples_from_folder(tmp_path / "none", 2)
+
+
 @pytest.mark.parametrize(
     ("lost", "message"),
     [

@@ -102,18 +102,29 @@ def samples_from_folder(path: str | os.PathLike[str], scale: int) -> list[Sample
     folder = Path(path)
     if folder.is_file():
         return [Sample(name=folder.name, low_resolution=folder, ground_truth=None, scale=scale)]
-    if not folder.is_dir():
-        raise HspanError(folder, "no such folder", "check the path")
     if (folder / "HR").is_dir() or (folder / "LR_bicubic").is_dir():
         return _benchmark_samples(folder, scale)
+    pictures = plain_pictures(folder, scale)
+    return [Sample(name=p.name, low_resolution=p, ground_truth=None, scale=scale) for p in pictures]
+
+
+def plain_pictures(folder: Path, scale: int | None = None) -> list[Path]:
+    """The pictures of a folder that is no benchmark set, by name. `scale` is for the hint; None is not known.
+
+    Raises:
+        HspanError: no such folder, or no pictures in it.
+    """
+    if not folder.is_dir():
+        raise HspanError(folder, "no such folder", "check the path")
     pictures = _pictures(folder)
     if not pictures:
+        factor = "SCALE" if scale is None else scale
         raise HspanError(
             folder,
             "holds no pictures",
-            f"put pictures there, or HR/NAME.png and LR_bicubic/X{scale}/NAMEx{scale}.png",
+            f"put pictures there, or HR/NAME.png and LR_bicubic/X{factor}/NAMEx{factor}.png",
         )
-    return [Sample(name=p.name, low_resolution=p, ground_truth=None, scale=scale) for p in pictures]
+    return pictures
 
 
 def shipped_samples(scale: int) -> list[Sample]:

@@ -164,11 +164,8 @@ def _feeds(data: CalibrationData, step: Callable[[], None]) -> Iterator[_OneTile
         yield _OneTile({INPUT_NAME: tensor_from_image(tile.low)})
         step()
     if not varied:
-        raise HspanError(
-            "calibration",
-            f"every one of the {data.pictures} pictures is of a single colour",
-            "give photographs",
-        )
+        which = "the only picture" if data.pictures == 1 else f"every one of the {data.pictures} pictures"
+        raise HspanError("calibration", f"{which} is of a single colour", "give photographs")
 
 
 class _OneTile:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.evaluation.datasets import Sample, samples_from_folder
+from trt_hspan.evaluation.datasets import Sample, plain_pictures, samples_from_folder
 from trt_hspan.files import error_from_os_error, sha256_from_file
 
 Uint8Array = npt.NDArray[np.uint8]
@@ -89,8 +89,12 @@ def check_place(place: str) -> None:
     folder = Path(place)
     if place == BUILTIN:
         _shipped()
-    elif not (folder / "HR").is_dir() and not (folder / "LR_bicubic").is_dir():
-        pictures_for_calibration(place, 1)
+        return
+    try:
+        if not (folder.is_file() or (folder / "HR").is_dir() or (folder / "LR_bicubic").is_dir()):
+            plain_pictures(folder)
+    except OSError as error:
+        raise error_from_os_error(folder, error, action="read") from error
 
 
 def with_ground_truth(samples: Sequence[Sample]) -> list[Sample]:
