@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,8 +14,10 @@ from support.export_cache import ExportCache
 from support.small_networks import attention_network
 from support.synthetic_pictures import picture
 
+from trt_hspan.cli import quantization_options
 from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.graph import load_onnx, precision_from_model, save_onnx
+from trt_hspan.quantization.pipeline import Quantized
 
 QUICK = ("--tiles", "4", "--tile", "16", "--method", "minmax", "--rounding", "nearest")
 RTX = ("--flavor", "tensorrt-rtx", "--max", "24x24")
@@ -95,6 +99,22 @@ def test_ground_truth_gives_a_loss(
     report = json.loads(result.out)
     assert abs(report["loss_db"]) < 3
     assert report["psnr_against_fp32_db"] > 20
+
+
+def test_a_loss_that_rounds_to_nothing_has_no_sign(
+    run: CommandLine, network: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize = quantization_options.quantize_with_progress
+
+    def slightly_better(*arguments: Any) -> Quantized:
+        found = quantize(*arguments)
+        return replace(found, recipe=replace(found.recipe, loss_db=-1e-5))
+
+    monkeypatch.setattr(quantization_options, "quantize_with_progress", slightly_better)
+    words = ("--calibration", photographs, *QUICK, "--json")
+    result = run("quantize", network, "-o", tmp_path / "net.onnx", *words)
+    assert result.code == 0, result.err
+    assert '"loss_db": 0.0,' in result.out
 
 
 def test_sensitivity_writes_figures_and_a_chart(
@@ -186,11 +206,14 @@ def spoiled_folder(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("empty", "pictures: holds no pictures"),
+        (
+            "empty",
+            "pictures: holds no pictures; put pictures there, or HR/NAME.png and LR_bicubic/XSCALE/NAMExSCALE.png",
+        ),
         ("text", "a.png: not a picture that can be read"),
         ("truncated", "a.png: a damaged or truncated picture"),
         ("small", "a.png: gives an input of 30x10 pixels, expected at least 16x16"),
-        ("constant", "every one of the 1 pictures is of a single colour"),
+        ("constant", "the only picture is of a single colour"),
     ],
 )
 def test_pictures_that_do_not_serve_are_told_in_one_line(

@@ -19,6 +19,11 @@ def print_json(report: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(_plain(report), indent=2, allow_nan=False))
 
 
+def rounded(value: float, digits: int) -> float:
+    """`round`, but what rounds to minus zero is zero."""
+    return round(value, digits) + 0.0
+
+
 def print_table(title: str, rows: Mapping[str, Any]) -> None:
     """Prints names and values as a two-column table on stdout; None is shown as a dash."""
     from rich.console import Console

@@ -109,6 +109,7 @@ def quantize(
 
 
 def _report(quantized: Quantized, written: list[Path]) -> dict[str, object]:
+    from trt_hspan.cli.output import rounded
     from trt_hspan.files import sha256_from_file
 
     recipe, facts, table, measured = quantized.recipe, quantized.facts, quantized.table, quantized.measurement
@@ -131,7 +132,7 @@ def _report(quantized: Quantized, written: list[Path]) -> dict[str, object]:
         "calibration_tiles": None if table is None else table.tiles,
         "calibration_from_cache": quantized.calibration_was_cached,
         "budget_db": recipe.budget_db,
-        "loss_db": None if recipe.loss_db is None else round(recipe.loss_db, 4),
+        "loss_db": None if recipe.loss_db is None else rounded(recipe.loss_db, 4),
         "psnr_against_fp32_db": None if measured is None else round(measured.psnr_db, 2),
         "worst_psnr_against_fp32_db": None if measured is None else round(measured.worst_psnr_db, 2),
         "model_sha256": recipe.model_sha256,

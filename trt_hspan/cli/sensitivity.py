@@ -85,8 +85,12 @@ def sensitivity(
 
 
 def _rows(report: SensitivityReport) -> dict[str, object]:
+    from trt_hspan.cli.output import rounded
+
     def text(psnr_db: float, loss_db: float | None) -> str:
-        return f"{psnr_db:6.2f} dB against FP32" + ("" if loss_db is None else f", loss {loss_db:+.4f} dB")
+        return f"{psnr_db:6.2f} dB against FP32" + (
+            "" if loss_db is None else f", loss {rounded(loss_db, 4):+.4f} dB"
+        )
 
     return {
         f"{report.base_precision} alone": text(report.base.psnr_db, report.base.loss_db),

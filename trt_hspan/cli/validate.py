@@ -214,7 +214,7 @@ def _failure(report: ValidationReport) -> str:
 
 
 def _print_report(report: ValidationReport) -> None:
-    from trt_hspan.cli.output import print_rows, print_table
+    from trt_hspan.cli.output import print_rows, print_table, rounded
 
     total = report.total
     with_truth = total.reference_quality is not None
@@ -251,7 +251,7 @@ def _print_report(report: ValidationReport) -> None:
     }
     if total.psnr_y_loss_db is not None:
         budget = "" if report.budget_db is None else f", budget {report.budget_db:g} dB"
-        notes["PSNR-Y lost"] = f"{total.psnr_y_loss_db:+.4f} dB{budget}"
+        notes["PSNR-Y lost"] = f"{rounded(total.psnr_y_loss_db, 4):+.4f} dB{budget}"
     if report.emulated:
         notes["executed"] = "emulated on CPU" + (f": {report.why_emulated}" if report.why_emulated else "")
     print_table("", notes)
