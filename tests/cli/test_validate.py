@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +20,7 @@ from support.small_networks import write_attention_network
 
 from trt_hspan.engine.gpu import gpu_architectures
 from trt_hspan.engine.spec import ImageSize, ProfileRequest
-from trt_hspan.evaluation import datasets
+from trt_hspan.evaluation import compare, datasets
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.graph import load_onnx, save_onnx
 from trt_hspan.runtime.images import read_image, write_image
@@ -98,6 +100,26 @@ def test_table_says_who_ran_how_and_that_it_passed(
         "the same",
     ):
         assert words in result.out, words
+
+
+def test_a_loss_that_rounds_to_nothing_is_not_told_as_a_gain(
+    run: CommandLine,
+    exported: ExportCache,
+    small_x4: GoldenNetwork,
+    benchmark_set: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    validate_all = compare.validate_all
+
+    def slightly_better(*arguments: Any, **options: Any) -> list[compare.ValidationReport]:
+        reports = validate_all(*arguments, **options)
+        return [replace(found, total=replace(found.total, psnr_y_loss_db=-1e-5)) for found in reports]
+
+    monkeypatch.setattr(compare, "validate_all", slightly_better)
+    words = ("--checkpoint", small_x4.checkpoint, "--images", benchmark_set, "--limit", 1)
+    result = run("validate", exported("small_x4"), *words)
+    assert result.code == 0, result.err
+    assert "+0.0000 dB" in result.out
 
 
 @needs_no_gpu
