@@ -67,7 +67,9 @@ Exclude = Annotated[
     typer.Option(metavar="NODE", help="Leave this layer in the base type, a name or pattern; repeatable."),
 ]
 Tiles = Annotated[int, typer.Option(help="Tiles to cut; at least one from each picture.")]
-TileSide = Annotated[int, typer.Option("--tile", help="Side of a tile in input pixels.")]
+TileSide = Annotated[
+    int, typer.Option("--tile", help="Side of a tile in input pixels; held-out ones are twice as wide.")
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure ranges anew, and keep no table.")]
 RecipeFile = Annotated[
     Path | None,

@@ -319,7 +319,9 @@ def _data(samples: Sequence[Sample], plan: tiles.TilePlan) -> calibration.Calibr
 def _held_out(
     source: Source, samples: Sequence[Sample], plan: tiles.TilePlan, progress: OnProgress
 ) -> HeldOut:
-    limited = tiles.TilePlan(count=min(plan.count, 16), side=plan.side)
+    # Fewer and larger than the calibration's: a small crop may be all smooth background, whose loss in dB says nothing
+    # about the picture's.
+    limited = tiles.TilePlan(count=min(plan.count, 16), side=2 * plan.side)
     steps = _counter(progress, "float32 on held-out pictures", tiles.tile_count(samples, limited))
     return HeldOut(
         source.reference,
