@@ -73,7 +73,8 @@ def test_an_engine_of_two_profiles_takes_the_shapes_of_both(network: Path) -> No
     assert 4 * (24 * 32) ** 2 <= small < 4 * 2 * (64 * 64) ** 2 <= most
     assert manifest.activation_memory_bytes == most
     alone = build(network, output=network.parent / "alone.plan")
-    assert alone.profiles == manifest.profiles[:1]
+    first = manifest.profiles[0]
+    assert [(p.min, p.opt, p.max) for p in alone.profiles] == [(first.min, first.opt, first.max)]
     assert manifest.plan_size_bytes > alone.plan_size_bytes
 
 
