@@ -16,6 +16,7 @@ from support.torch_function_runner import TorchFunctionRunner, convolutions
 
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime import picture_files, streaming
+from trt_hspan.runtime.memory import array_of_own_pages
 from trt_hspan.runtime.picture_files import WriteOptions, upscale_picture_file
 from trt_hspan.runtime.pictures import read_picture, write_picture
 from trt_hspan.runtime.streaming import size_for_streaming, upscale_stream
@@ -137,6 +138,30 @@ def test_what_cannot_be_streamed_says_so(tmp_path: Path, name: str, suffix: str)
     assert size_for_streaming(tmp_path / name, suffix) is None
 
 
+def test_libvips_has_its_threads_back_after_a_stream(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", pixels(3))
+    before = pyvips.concurrency_get()
+    pyvips.concurrency_set(3)
+    try:
+        during = []
+        with NearestRunner(scale=2) as runner:
+            upscale_stream(
+                Upscaler(runner),
+                tmp_path / "a.png",
+                tmp_path / "b.png",
+                on_tile=lambda *_: during.append(pyvips.concurrency_get()),
+            )
+        assert during == [1]
+        assert pyvips.concurrency_get() == 3
+    finally:
+        pyvips.concurrency_set(before)
+
+
+def test_pages_that_the_system_has_not_are_a_lack_of_memory() -> None:
+    with pytest.raises(MemoryError, match="not enough memory"):
+        array_of_own_pages((1 << 60,), np.uint8)
+
+
 _CHILD = """
 import json, resource, sys
 from pathlib import Path
@@ -151,7 +176,8 @@ print(json.dumps({"peak": peak, "pixels": report.output_height * report.output_w
 
 
 def test_120_megapixels_pass_through_less_than_a_gigabyte(tmp_path: Path) -> None:
-    # 360 MB of pixels on either side; a strip picture, where one row of tiles is 30,000 pixels wide.
+    # 360 MB of pixels on either side; a strip picture, where one row of tiles is 30,000 pixels wide. libvips's own
+    # buffers would grow with the number of processors.
     width, height = 30_000, 4_000
     position = pyvips.Image.xyz(width, height)
     channels = [position[0] % 256, position[1] % 256, (position[0] + position[1]) // 64 % 256]
@@ -160,7 +186,11 @@ def test_120_megapixels_pass_through_less_than_a_gigabyte(tmp_path: Path) -> Non
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, tmp_path / "a.tif", tmp_path / "b.tif"],
         cwd=Path(__file__).parents[1],
-        env={"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}", "PATH": ""},
+        env={
+            "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}",
+            "PATH": "",
+            "VIPS_CONCURRENCY": "64",
+        },
         capture_output=True,
         text=True,
         check=False,

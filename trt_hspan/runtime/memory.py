@@ -1,11 +1,16 @@
-"""Main memory: whether there is enough for a run, told before the work, and keeping what was freed."""
+"""Main memory: whether there is enough for a run, told before the work; keeping what was freed, or giving it back."""
 
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime.runner import Runner
@@ -69,6 +74,23 @@ def _container_bytes(limit: Path, use: Path) -> int | None:
         return max(0, int(limit.read_text()) - int(use.read_text()))
     except (OSError, ValueError):  # no container, or the word "max"
         return None
+
+
+def array_of_own_pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array of zeros whose pages go back to the system when it is dropped.
+
+    Allocators keep freed blocks of up to some tens of megabytes, and blocks of such sizes that come and go leave gaps
+    between smaller ones: a stream of pictures' rows then takes several times what is in use.
+
+    Raises:
+        MemoryError: the system has none left.
+    """
+    size = math.prod(shape)
+    try:
+        pages = mmap.mmap(-1, max(1, size * np.dtype(dtype).itemsize))
+    except OSError as error:
+        raise MemoryError(f"not enough memory for {shape} {np.dtype(dtype)}") from error
+    return np.frombuffer(pages, dtype, size).reshape(shape)
 
 
 def keep_freed_memory() -> None:

@@ -15,6 +15,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.files import atomic_path
 from trt_hspan.runtime.deep_pictures import metadata_from_vips, vips, with_metadata
 from trt_hspan.runtime.images import damaged
+from trt_hspan.runtime.memory import array_of_own_pages
 from trt_hspan.runtime.pictures import Metadata
 from trt_hspan.runtime.pixels import PixelFormat
 from trt_hspan.runtime.tiling import TilePlan
@@ -47,6 +49,9 @@ _LOADERS: Final = (
 )
 _COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's, by channels
 _CHUNK_BYTES: Final = 4 << 20
+# libvips's number of threads before the first stream began, then a 1 for each stream.
+_THREADS_BEFORE: Final[list[int]] = []
+_THREADS_LOCK: Final = threading.Lock()
 
 
 def size_for_streaming(path: Path, suffix: str) -> tuple[int, int] | None:
@@ -81,6 +86,25 @@ def _opened(path: Path, access: str = "sequential") -> Any:
         raise damaged(path, error) from error
 
 
+@contextmanager
+def _one_thread_of_libvips(where: object) -> Iterator[None]:
+    """libvips holds rows in proportion to its threads, on 32 of them more than 1,000 rows in each buffer; decoders
+    and encoders work on one."""
+    library = vips(where)
+    with _THREADS_LOCK:
+        if not _THREADS_BEFORE:
+            _THREADS_BEFORE.append(library.concurrency_get())
+        _THREADS_BEFORE.append(1)
+        library.concurrency_set(1)
+    try:
+        yield
+    finally:
+        with _THREADS_LOCK:
+            _THREADS_BEFORE.pop()
+            if len(_THREADS_BEFORE) == 1:  # no other stream is left
+                library.concurrency_set(_THREADS_BEFORE.pop())
+
+
 class PictureRows:
     """The rows of a picture file, upright, grey or sRGB, with alpha where it has it, 8 or 16 bits.
 
@@ -105,8 +129,9 @@ class PictureRows:
         self.height, self.width = int(image.height), int(image.width)
         dtype: type[np.uint8] | type[np.uint16] = np.uint16 if image.format == "ushort" else np.uint8
         self.pixels = PixelFormat(channels=image.bands, dtype=dtype, where=path)
-        self._top = 0
-        self._held = np.empty((0, self.width, image.bands), dtype)
+        self._rows_at_a_time = max(1, _CHUNK_BYTES // (self.width * image.bands * np.dtype(dtype).itemsize))
+        self._top = self._count = 0  # the rows that are held, in the first rows of the buffer
+        self._buffer = array_of_own_pages((0, self.width, image.bands), dtype)
 
     def _plain(self, image: Any) -> Any:
         if image.format not in ("uchar", "ushort") or image.bands > 5:
@@ -138,19 +163,24 @@ class PictureRows:
         Raises:
             HspanError: the file is damaged or truncated there.
         """
-        end = self._top + len(self._held)
-        kept = self._held[top - self._top :] if top < end else self._held[:0]
-        missing = bottom - max(top, end)
-        if missing > 0:
-            start = max(top, end)
+        kept = self._buffer[max(0, top - self._top) : self._count]
+        if bottom - top > len(self._buffer):
+            larger = array_of_own_pages((bottom - top, *self._buffer.shape[1:]), self.pixels.dtype)
+            larger[: len(kept)] = kept
+            self._buffer = larger
+        else:
+            self._buffer[: len(kept)] = kept
+        self._top, self._count = top, len(kept)
+        while self._count < bottom - top:
+            count = min(self._rows_at_a_time, bottom - top - self._count)
             try:
-                data = self._region.fetch(0, start, self.width, missing)
+                data = self._region.fetch(0, top + self._count, self.width, count)
             except self._library.Error as error:
                 raise damaged(self._path, error) from error
-            fresh = np.frombuffer(data, self.pixels.dtype).reshape(missing, self.width, self.pixels.channels)
-            kept = np.concatenate([kept, fresh])
-        self._top, self._held = top, kept
-        return kept[: bottom - top]
+            fresh = np.frombuffer(data, self.pixels.dtype).reshape(count, *self._buffer.shape[1:])
+            self._buffer[self._count : self._count + count] = fresh
+            self._count += count
+        return self._buffer[: bottom - top]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +339,13 @@ def upscale_stream(
             "is too large for self-ensemble by the official protocol, which turns whole pictures",
             "leave out --protocol official or --self-ensemble",
         )
+    with _one_thread_of_libvips(source):
+        return _upscale_stream(upscaler, source, target, quality, on_tile)
+
+
+def _upscale_stream(
+    upscaler: Upscaler, source: Path, target: Path, quality: int | None, on_tile: OnTile | None
+) -> TilePlan:
     while True:
         rows = PictureRows(source)
         kind, scale = rows.pixels, upscaler.scale
