@@ -119,7 +119,8 @@ hspan_status hspan_open(char const* plan, char const* plugin, hspan_tiling tilin
             require(plan != nullptr && upscaler != nullptr, "hspan_open", "plan and upscaler must not be NULL");
             *upscaler = nullptr;
 #ifdef HSPAN_TENSORRT_FLAVOR
-            auto engine = hspan::openTensorRtEngine(plan, plugin != nullptr ? plugin : "", hspan::GpuOptions{});
+            hspan::VouchedPlan const vouched = hspan::readVouchedPlan(plan, plugin != nullptr ? plugin : "");
+            auto engine = hspan::openTensorRtEngine(vouched, hspan::GpuOptions{});
             *upscaler = new hspan_upscaler{hspan::Upscaler(std::move(engine), tileChoice(tiling))};
 #else
             static_cast<void>(plugin);
@@ -187,7 +188,9 @@ hspan_status hspan_upscale_file(hspan_upscaler* upscaler, char const* input, cha
             require(upscaler != nullptr && input != nullptr && output != nullptr, "hspan_upscale_file",
                 "a pointer is NULL");
             hspan::requireWritableSuffix(output);
+            hspan::requireWritableFolder(output);
             Image const image = hspan::imageFromBytes(hspan::readFile(input, hspan::kMAX_FILE_BYTES), input);
+            hspan::requireFormatHolds(output, upscaler->upscaler.resultOf(image, input));
             hspan::Bytes const bytes = hspan::bytesFromImage(upscaler->upscaler.upscale(image, input), output);
             hspan::writeFile(output, bytes.data(), bytes.size());
         });

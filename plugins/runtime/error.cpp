@@ -33,6 +33,17 @@ Error::Error(std::string const& where, std::string const& what, std::string cons
 {
 }
 
+Error::Error(std::string const& text, Code code)
+    : std::runtime_error(text)
+    , mCode(code)
+{
+}
+
+Error Error::again(Error const& error, Code code)
+{
+    return Error(error.what(), code);
+}
+
 Error errorFromErrno(std::string const& where, std::string const& action, int number)
 {
     std::string const reason = std::generic_category().message(number);

@@ -22,12 +22,17 @@ public:
     Error(
         std::string const& where, std::string const& what, std::string const& nextStep = "", Code code = Code::kFAILED);
 
+    // The same line with another code.
+    static Error again(Error const& error, Code code);
+
     Code code() const noexcept
     {
         return mCode;
     }
 
 private:
+    Error(std::string const& text, Code code);
+
     Code mCode;
 };
 

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <fcntl.h>
@@ -48,6 +49,31 @@ public:
 
 private:
     int mFd;
+};
+
+// Signals that end a program would leave the temporary file behind.
+class SignalsLater
+{
+public:
+    SignalsLater()
+    {
+        sigset_t set;
+        ::sigemptyset(&set);
+        for (int const number : {SIGINT, SIGTERM, SIGHUP})
+        {
+            ::sigaddset(&set, number);
+        }
+        ::pthread_sigmask(SIG_BLOCK, &set, &mBefore);
+    }
+    SignalsLater(SignalsLater const&) = delete;
+    SignalsLater& operator=(SignalsLater const&) = delete;
+    ~SignalsLater()
+    {
+        ::pthread_sigmask(SIG_SETMASK, &mBefore, nullptr);
+    }
+
+private:
+    sigset_t mBefore{};
 };
 
 } // namespace
@@ -108,8 +134,17 @@ Bytes readFile(std::string const& path, std::uint64_t limit)
     return bytes;
 }
 
+void requireWritableFolder(std::string const& path)
+{
+    if (::access(folderFromPath(path).c_str(), W_OK | X_OK) != 0)
+    {
+        throw errorFromErrno(path, "write", errno);
+    }
+}
+
 void writeFile(std::string const& path, void const* data, std::size_t size)
 {
+    SignalsLater const signals;
     std::string temporary = path + ".XXXXXX";
     Descriptor file(::mkostemp(temporary.data(), O_CLOEXEC));
     if (file.get() < 0)

@@ -14,7 +14,10 @@ using Bytes = std::vector<std::uint8_t>;
 // Throws Error: missing, a folder, unreadable, empty, or longer than `limit` bytes.
 Bytes readFile(std::string const& path, std::uint64_t limit);
 
-// The file is there whole, or as it was before. Throws Error.
+// Checks before any work that files can be written beside this one. Throws Error.
+void requireWritableFolder(std::string const& path);
+
+// The file is there whole, or as it was before; SIGINT, SIGTERM and SIGHUP wait until then. Throws Error.
 void writeFile(std::string const& path, void const* data, std::size_t size);
 
 // 64 lower-case hexadecimal digits.

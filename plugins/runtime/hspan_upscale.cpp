@@ -1,8 +1,10 @@
 // hspan-upscale: pictures or raw frames through an engine, without Python.
 
+#include "deferred_engine.h"
 #include "error.h"
 #include "image.h"
 #include "passport.h"
+#include "pipes.h"
 #include "tensorrt_engine.h"
 #include "upscaler.h"
 
@@ -10,14 +12,14 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
+#include <memory>
+#include <set>
 #include <string>
 #include <sys/stat.h>
-#include <unistd.h>
 #include <vector>
 
 namespace
@@ -50,6 +52,12 @@ double seconds(Clock::time_point since)
 void say(std::string const& text)
 {
     std::cerr << "hspan-upscale: " << text << '\n';
+}
+
+// One line; bytes of a file's name that are no UTF-8 become question marks.
+std::string textFromJson(nlohmann::ordered_json const& json)
+{
+    return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 // "AxB" -> two numbers. Throws Error.
@@ -102,9 +110,12 @@ std::string targetFor(std::string const& input, Arguments const& arguments)
     return arguments.output + "/" + name.substr(0, name.rfind('.')) + ".png";
 }
 
-void upscaleFile(Upscaler& upscaler, std::string const& input, std::string const& output, Arguments const& arguments)
+void upscaleFile(DeferredEngine& engine, Upscaler& upscaler, std::string const& input, Arguments const& arguments)
 {
+    std::string const output = targetFor(input, arguments);
     Image const image = imageFromBytes(readFile(input, kMAX_FILE_BYTES), input);
+    requireFormatHolds(output, upscaler.resultOf(image, input));
+    engine.open();
     std::vector<double> times;
     Image result;
     for (int i = 0; i < arguments.repeat; ++i)
@@ -124,7 +135,7 @@ void upscaleFile(Upscaler& upscaler, std::string const& input, std::string const
         nlohmann::ordered_json report{{"input", input}, {"output", output}, {"input_width", image.width},
             {"input_height", image.height}, {"output_width", result.width}, {"output_height", result.height},
             {"runs", arguments.repeat}, {"median_seconds", median}, {"first_seconds", times.front()}};
-        std::cout << report.dump() << std::endl;
+        printLine(textFromJson(report));
     }
     else
     {
@@ -135,51 +146,16 @@ void upscaleFile(Upscaler& upscaler, std::string const& input, std::string const
     }
 }
 
-// Fills the buffer from standard input; returns what came before the end.
-std::size_t readFully(std::uint8_t* data, std::size_t size)
-{
-    std::size_t done = 0;
-    while (done < size)
-    {
-        ssize_t const count = ::read(STDIN_FILENO, data + done, size - done);
-        if (count < 0 && errno != EINTR)
-        {
-            throw errorFromErrno("standard input", "read", errno);
-        }
-        if (count == 0)
-        {
-            break;
-        }
-        done += count > 0 ? static_cast<std::size_t>(count) : 0;
-    }
-    return done;
-}
-
-void writeFully(std::uint8_t const* data, std::size_t size)
-{
-    for (std::size_t done = 0; done < size;)
-    {
-        ssize_t const count = ::write(STDOUT_FILENO, data + done, size - done);
-        if (count < 0 && errno == EPIPE)
-        {
-            throw Error("standard output", "the program that reads it has ended");
-        }
-        if (count < 0 && errno != EINTR)
-        {
-            throw errorFromErrno("standard output", "write", errno);
-        }
-        done += count > 0 ? static_cast<std::size_t>(count) : 0;
-    }
-}
-
 // Frames of 8-bit RGB, rows from top to bottom, without any header: ffmpeg's rgb24, GStreamer's RGB.
-void upscaleFrames(Upscaler& upscaler, Arguments const& arguments)
+void upscaleFrames(DeferredEngine& engine, Upscaler& upscaler, Arguments const& arguments)
 {
     auto const [width, height] = pairFromText(arguments.raw, "--raw");
     Image frame = imageWithSize("--raw", width, height, 3, 8);
+    upscaler.resultOf(frame, "--raw");
+    engine.open(); // a camera should not wait for it
     for (long count = 0;; ++count)
     {
-        std::size_t const read = readFully(frame.samples.data(), frame.samples.size());
+        std::size_t const read = readInput(frame.samples.data(), frame.samples.size());
         if (read == 0)
         {
             say(std::to_string(count) + " frames");
@@ -193,7 +169,7 @@ void upscaleFrames(Upscaler& upscaler, Arguments const& arguments)
                 "check that the frames are " + arguments.raw + " 8-bit RGB");
         }
         Image const result = upscaler.upscale(frame, "frame " + std::to_string(count));
-        writeFully(result.samples.data(), result.samples.size());
+        writeOutput(result.samples.data(), result.samples.size());
     }
 }
 
@@ -212,12 +188,12 @@ void printInfo(Arguments const& arguments)
         {"largest", largestProfile(manifest).max}, {"plugin", manifest.plugin ? manifest.plugin->file : ""}};
     if (arguments.json)
     {
-        std::cout << report.dump() << std::endl;
+        printLine(textFromJson(report));
         return;
     }
     for (auto const& [key, value] : report.items())
     {
-        std::cout << key << ": " << (value.is_string() ? value.get<std::string>() : value.dump()) << '\n';
+        printLine(key + ": " + (value.is_string() ? value.get<std::string>() : textFromJson(value)));
     }
 }
 
@@ -244,10 +220,31 @@ void checkArguments(Arguments const& arguments)
         throw Error(
             arguments.output, "is no folder, and there are several pictures", "make the folder first", Code::kUSAGE);
     }
+    std::set<std::string> targets;
     for (std::string const& input : arguments.inputs)
     {
-        requireWritableSuffix(targetFor(input, arguments));
+        std::string const target = targetFor(input, arguments);
+        requireWritableSuffix(target);
+        requireWritableFolder(target);
+        if (!targets.insert(target).second)
+        {
+            throw Error(
+                target, "two of the pictures would be written there", "give one of them another name", Code::kUSAGE);
+        }
     }
+}
+
+// Files first: a plan that is not what its manifest says, and pictures that cannot be read or do not fit, are told
+// before TensorRT and the GPU are woken, which takes seconds.
+std::unique_ptr<DeferredEngine> vouchedEngine(Arguments const& arguments)
+{
+    GpuOptions options;
+    options.device = arguments.device;
+    options.cudaGraphs = !arguments.noCudaGraph;
+    options.onNotice = say;
+    auto const vouched = std::make_shared<VouchedPlan>(readVouchedPlan(arguments.engine, arguments.plugin));
+    return std::make_unique<DeferredEngine>(
+        vouched->manifest, [vouched, options] { return openTensorRtEngine(*vouched, options); });
 }
 
 int run(Arguments const& arguments)
@@ -259,15 +256,13 @@ int run(Arguments const& arguments)
         printInfo(arguments);
         return 0;
     }
-    GpuOptions options;
-    options.device = arguments.device;
-    options.cudaGraphs = !arguments.noCudaGraph;
-    options.onNotice = say;
-    Upscaler upscaler(openTensorRtEngine(arguments.engine, arguments.plugin, options), choice);
+    std::unique_ptr<DeferredEngine> deferred = vouchedEngine(arguments);
+    DeferredEngine& engine = *deferred;
+    Upscaler upscaler(std::move(deferred), choice);
     upscaler.onShrink = say;
     if (!arguments.raw.empty())
     {
-        upscaleFrames(upscaler, arguments);
+        upscaleFrames(engine, upscaler, arguments);
         return 0;
     }
     std::size_t failed = 0;
@@ -275,11 +270,11 @@ int run(Arguments const& arguments)
     {
         try
         {
-            upscaleFile(upscaler, input, targetFor(input, arguments), arguments);
+            upscaleFile(engine, upscaler, input, arguments);
         }
         catch (Error const& error)
         {
-            if (arguments.inputs.size() == 1)
+            if (arguments.inputs.size() == 1 || engine.failed())
             {
                 throw;
             }

@@ -13,6 +13,8 @@ namespace hspan
 namespace
 {
 
+constexpr int kMAX_JPEG_SIDE = 65500; // libjpeg's own limit
+
 enum class Format
 {
     kNONE,
@@ -45,7 +47,7 @@ bool startsWith(Bytes const& bytes, std::initializer_list<int> magic)
 
 } // namespace
 
-Image imageWithSize(std::string const& where, std::int64_t width, std::int64_t height, int channels, int bits)
+void requireSize(std::string const& where, std::int64_t width, std::int64_t height)
 {
     if (width < 1 || height < 1)
     {
@@ -58,6 +60,11 @@ Image imageWithSize(std::string const& where, std::int64_t width, std::int64_t h
                 + std::to_string(kMAX_PIXELS / 1000000) + " million accepted",
             "cut it into smaller pictures");
     }
+}
+
+Image imageWithSize(std::string const& where, std::int64_t width, std::int64_t height, int channels, int bits)
+{
+    requireSize(where, width, height);
     Image image;
     image.width = static_cast<int>(width);
     image.height = static_cast<int>(height);
@@ -92,8 +99,29 @@ void requireWritableSuffix(std::string const& path)
     }
 }
 
+void requireFormatHolds(std::string const& path, PictureShape const& picture)
+{
+    Format const format = formatFromSuffix(path);
+    bool const alpha = picture.channels == 2 || picture.channels == 4;
+    char const* const next = "write .png instead";
+    if (alpha && (format == Format::kJPEG || format == Format::kPNM))
+    {
+        throw Error(
+            path, format == Format::kJPEG ? "JPEG cannot hold transparency" : "PPM cannot hold transparency", next);
+    }
+    if (format == Format::kJPEG && picture.bits != 8)
+    {
+        throw Error(path, "JPEG cannot hold 16 bits", next);
+    }
+    if (format == Format::kJPEG && (picture.width > kMAX_JPEG_SIDE || picture.height > kMAX_JPEG_SIDE))
+    {
+        throw Error(path, "JPEG cannot hold sides above " + std::to_string(kMAX_JPEG_SIDE) + " pixels", next);
+    }
+}
+
 Bytes bytesFromImage(Image const& image, std::string const& path)
 {
+    requireFormatHolds(path, {image.width, image.height, image.channels, image.bits});
     switch (formatFromSuffix(path))
     {
     case Format::kPNG: return pngFromImage(image, path);

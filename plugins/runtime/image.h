@@ -58,13 +58,28 @@ Bytes bytesFromImage(Image const& image, std::string const& path);
 // Checks before any work that bytesFromImage knows the suffix. Throws Error.
 void requireWritableSuffix(std::string const& path);
 
+// What a picture will be, before its samples exist.
+struct PictureShape
+{
+    std::int64_t width;
+    std::int64_t height;
+    int channels;
+    int bits;
+};
+
+// Checks before any work that the format of this name holds such a picture. Throws Error, as bytesFromImage.
+void requireFormatHolds(std::string const& path, PictureShape const& picture);
+
+// Throws Error unless 1 <= width, height and width * height <= kMAX_PIXELS.
+void requireSize(std::string const& where, std::int64_t width, std::int64_t height);
+
 // The eight EXIF orientations (1 is upright). Others leave the picture as it is.
 Image uprightImage(Image image, int orientation);
 
 // EXIF's orientation in a JPEG's APP1 segment; 1 when there is none or it is damaged.
 int orientationFromExif(std::uint8_t const* data, std::size_t size) noexcept;
 
-// One reader and writer per format; imageFromBytes and bytesFromImage choose.
+// One reader and writer per format; imageFromBytes and bytesFromImage choose, and check what a format holds.
 Image imageFromPng(Bytes const& bytes, std::string const& where);
 Image imageFromJpeg(Bytes const& bytes, std::string const& where);
 Image imageFromPnm(Bytes const& bytes, std::string const& where);

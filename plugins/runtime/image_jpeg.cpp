@@ -15,8 +15,7 @@ namespace
 {
 
 constexpr int kQUALITY = 95;
-constexpr int kMAX_SIDE = 65500; // libjpeg's own limit
-constexpr int kMAX_SCANS = 100;  // a progressive file may hold thousands and take minutes
+constexpr int kMAX_SCANS = 100; // a progressive file may hold thousands and take minutes
 
 struct Failure : jpeg_error_mgr
 {
@@ -203,16 +202,6 @@ Image imageFromJpeg(Bytes const& bytes, std::string const& where)
 
 Bytes jpegFromImage(Image const& image, std::string const& where)
 {
-    if (image.bits != 8 || image.hasAlpha())
-    {
-        throw Error(where, image.hasAlpha() ? "JPEG cannot hold transparency" : "JPEG cannot hold 16 bits",
-            "write .png instead");
-    }
-    if (image.width > kMAX_SIDE || image.height > kMAX_SIDE)
-    {
-        throw Error(
-            where, "JPEG cannot hold sides above " + std::to_string(kMAX_SIDE) + " pixels", "write .png instead");
-    }
     Writing writing;
     prepare(writing.failure);
     writing.codec.err = &writing.failure;

@@ -122,12 +122,8 @@ Image imageFromPnm(Bytes const& bytes, std::string const& where)
     return image;
 }
 
-Bytes pnmFromImage(Image const& image, std::string const& where)
+Bytes pnmFromImage(Image const& image, std::string const&)
 {
-    if (image.hasAlpha())
-    {
-        throw Error(where, "PPM cannot hold transparency", "write .png instead");
-    }
     std::string const header = std::string(image.channels == 3 ? "P6" : "P5") + "\n" + std::to_string(image.width) + " "
         + std::to_string(image.height) + "\n" + (image.bits == 8 ? "255" : "65535") + "\n";
     Bytes bytes(header.begin(), header.end());

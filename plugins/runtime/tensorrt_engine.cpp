@@ -1,14 +1,12 @@
 #include "tensorrt_engine.h"
 
+#include "cuda_objects.h"
+#include "deferred_engine.h"
 #include "error.h"
-#include "passport.h"
 #include "tensorrt_library.h"
 
 #include <NvInferRuntime.h>
-#include <cuda_runtime_api.h>
 
-#include <cstring>
-#include <list>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -21,20 +19,6 @@ namespace hspan
 {
 namespace
 {
-
-constexpr std::size_t kMAX_GRAPHS = 8;
-
-void check(cudaError_t status, std::string const& what)
-{
-    if (status == cudaSuccess)
-    {
-        return;
-    }
-    bool const memory = status == cudaErrorMemoryAllocation;
-    cudaGetLastError(); // CUDA keeps an error that is not fatal until somebody asks
-    throw Error("GPU", what + ": " + cudaGetErrorString(status), memory ? "use smaller tiles: --tile" : "",
-        memory ? Code::kOUT_OF_MEMORY : Code::kFAILED);
-}
 
 // TensorRT says why it refuses something only here.
 class Logger : public nvinfer1::ILogger
@@ -80,166 +64,6 @@ Error refused(Logger& logger, std::string const& where, std::string const& what)
         memory ? "use smaller tiles: --tile" : "build the engine again on this machine",
         memory ? Code::kOUT_OF_MEMORY : Code::kFAILED);
 }
-
-struct DeviceFree
-{
-    void operator()(void* pointer) const noexcept
-    {
-        cudaFree(pointer);
-    }
-};
-struct HostFree
-{
-    void operator()(void* pointer) const noexcept
-    {
-        cudaFreeHost(pointer);
-    }
-};
-
-class Stream
-{
-public:
-    Stream()
-    {
-        check(cudaStreamCreateWithFlags(&mStream, cudaStreamNonBlocking), "cannot create a stream");
-    }
-    Stream(Stream const&) = delete;
-    Stream& operator=(Stream const&) = delete;
-    ~Stream()
-    {
-        cudaStreamDestroy(mStream);
-    }
-
-    cudaStream_t get() const
-    {
-        return mStream;
-    }
-    void wait(std::string const& what)
-    {
-        check(cudaStreamSynchronize(mStream), what);
-    }
-
-private:
-    cudaStream_t mStream = nullptr;
-};
-
-// Memory for one tensor on both sides. On an integrated GPU, which shares the memory, the two are one: no copies.
-class Buffer
-{
-public:
-    explicit Buffer(bool shared)
-        : mShared(shared)
-    {
-    }
-
-    // Returns whether the addresses changed.
-    bool reserve(std::size_t bytes)
-    {
-        if (bytes <= mBytes)
-        {
-            return false;
-        }
-        mHost.reset();
-        mDevice.reset();
-        mBytes = 0;
-        void* host = nullptr;
-        check(cudaHostAlloc(&host, bytes, mShared ? cudaHostAllocMapped : cudaHostAllocDefault),
-            "cannot allocate " + std::to_string(bytes) + " bytes of pinned memory");
-        mHost.reset(host);
-        void* device = nullptr;
-        if (mShared)
-        {
-            check(cudaHostGetDevicePointer(&device, host, 0), "cannot map memory for the GPU");
-            mMapped = device;
-        }
-        else
-        {
-            check(cudaMalloc(&device, bytes), "cannot allocate " + std::to_string(bytes) + " bytes");
-            mDevice.reset(device);
-        }
-        mBytes = bytes;
-        return true;
-    }
-
-    float* host() const
-    {
-        return static_cast<float*>(mHost.get());
-    }
-    void* device() const
-    {
-        return mShared ? mMapped : mDevice.get();
-    }
-
-    void upload(std::size_t bytes, cudaStream_t stream) const
-    {
-        if (!mShared)
-        {
-            check(cudaMemcpyAsync(device(), mHost.get(), bytes, cudaMemcpyHostToDevice, stream), "cannot upload");
-        }
-    }
-    void download(std::size_t bytes, cudaStream_t stream) const
-    {
-        if (!mShared)
-        {
-            check(cudaMemcpyAsync(mHost.get(), device(), bytes, cudaMemcpyDeviceToHost, stream), "cannot download");
-        }
-    }
-
-private:
-    bool mShared;
-    std::size_t mBytes = 0;
-    std::unique_ptr<void, HostFree> mHost;
-    std::unique_ptr<void, DeviceFree> mDevice;
-    void* mMapped = nullptr;
-};
-
-// One captured run per shape, the least recently used first to go.
-class GraphCache
-{
-public:
-    GraphCache() = default;
-    GraphCache(GraphCache const&) = delete;
-    GraphCache& operator=(GraphCache const&) = delete;
-    ~GraphCache()
-    {
-        clear();
-    }
-
-    cudaGraphExec_t find(Shape const& shape)
-    {
-        for (auto entry = mEntries.begin(); entry != mEntries.end(); ++entry)
-        {
-            if (entry->first == shape)
-            {
-                mEntries.splice(mEntries.begin(), mEntries, entry);
-                return mEntries.front().second;
-            }
-        }
-        return nullptr;
-    }
-
-    void insert(Shape const& shape, cudaGraphExec_t graph)
-    {
-        mEntries.emplace_front(shape, graph);
-        if (mEntries.size() > kMAX_GRAPHS)
-        {
-            cudaGraphExecDestroy(mEntries.back().second);
-            mEntries.pop_back();
-        }
-    }
-
-    void clear()
-    {
-        for (auto const& entry : mEntries)
-        {
-            cudaGraphExecDestroy(entry.second);
-        }
-        mEntries.clear();
-    }
-
-private:
-    std::list<std::pair<Shape, cudaGraphExec_t>> mEntries;
-};
 
 std::size_t bytesOf(Shape const& shape)
 {
@@ -292,24 +116,11 @@ public:
     }
     std::vector<ShapeRange> ranges() const override
     {
-        std::vector<ShapeRange> result;
-        for (ProfileRecord const& profile : mManifest.profiles)
-        {
-            result.push_back({profile.min, profile.max});
-        }
-        return result;
+        return rangesFromManifest(mManifest);
     }
-
     std::int64_t memoryBytes(Shape const& input) const override
     {
-        std::size_t const taken = profileFor(mManifest.profiles, input);
-        ProfileRecord const& profile
-            = taken < mManifest.profiles.size() ? mManifest.profiles[taken] : largestProfile(mManifest);
-        auto const pixels = [](Shape const& shape) { return static_cast<double>(shape[0] * shape[2] * shape[3]); };
-        double const activations
-            = static_cast<double>(profile.activationMemoryBytes.value_or(0)) * pixels(input) / pixels(profile.max);
-        double const tensors = static_cast<double>(bytesOf(input)) * (1.0 + scale() * scale());
-        return static_cast<std::int64_t>(activations + tensors);
+        return memoryBytesFromManifest(mManifest, input);
     }
 
     float* input(Shape const& shape) override
@@ -461,10 +272,8 @@ private:
 
 } // namespace
 
-std::unique_ptr<Engine> openTensorRtEngine(
-    std::string const& planPath, std::string const& pluginPath, GpuOptions const& options)
+std::unique_ptr<Engine> openTensorRtEngine(VouchedPlan const& plan, GpuOptions const& options)
 {
-    VouchedPlan const plan = readVouchedPlan(planPath, pluginPath);
     std::string const version = tensorRtLibrary().versionText();
     int count = 0;
     cudaError_t const status = cudaGetDeviceCount(&count);

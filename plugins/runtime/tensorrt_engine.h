@@ -1,7 +1,8 @@
-// An engine on the GPU. The only file besides its .cpp that knows TensorRT and CUDA.
+// An engine on the GPU. Here begins what knows TensorRT and CUDA.
 #pragma once
 
 #include "engine.h"
+#include "passport.h"
 
 #include <functional>
 #include <memory>
@@ -18,10 +19,9 @@ struct GpuOptions
     std::function<void(std::string const&)> onNotice;
 };
 
-// Reads manifest, plan and plugin, checks the passport, and opens the engine.
-// Throws Error: as passport.h; no TensorRT, no driver, no such GPU, TensorRT refuses the plan, out of memory.
-std::unique_ptr<Engine> openTensorRtEngine(
-    std::string const& planPath, std::string const& pluginPath, GpuOptions const& options);
+// Checks the rest of the passport, the machine's side, and opens the engine; the plan is not needed afterwards.
+// Throws Error: as checkMachine; no TensorRT, no driver, no such GPU, TensorRT refuses the plan, out of memory.
+std::unique_ptr<Engine> openTensorRtEngine(VouchedPlan const& plan, GpuOptions const& options);
 
 // "tensorrt 10.3.0, CUDA 12.6", as linked or loaded; "(not installed)" for a TensorRT that cannot be loaded.
 std::string tensorRtDescription();

@@ -179,6 +179,15 @@ TilePlan Upscaler::plan(Size picture) const
     return planForPicture(picture, mChoice, limits, mLimit);
 }
 
+PictureShape Upscaler::resultOf(Image const& image, std::string const& where) const
+{
+    PictureShape const result{
+        std::int64_t{image.width} * scale(), std::int64_t{image.height} * scale(), image.channels, image.bits};
+    requireSize(where + ", up-scaled", result.width, result.height);
+    plan({image.height, image.width});
+    return result;
+}
+
 Image Upscaler::upscale(Image const& image, std::string const& where)
 {
     for (;;)
@@ -198,7 +207,10 @@ Image Upscaler::upscale(Image const& image, std::string const& where)
             std::optional<Size> const smaller = smallerTile(tried, sizeRanges(*mEngine));
             if (!smaller)
             {
-                throw;
+                throw Error(where,
+                    "out of memory even with tiles of " + std::to_string(tried.height) + "x"
+                        + std::to_string(tried.width),
+                    "end other programs that use it", Code::kOUT_OF_MEMORY);
             }
             mLimit = smaller;
             if (onShrink)

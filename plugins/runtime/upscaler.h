@@ -36,6 +36,10 @@ public:
 
     TilePlan plan(Size picture) const;
 
+    // What upscale() will make of a picture; runs nothing.
+    // Throws Error: the picture does not fit the engine, the result has too many pixels.
+    PictureShape resultOf(Image const& image, std::string const& where) const;
+
 private:
     Image attempt(Image const& image, TilePlan const& plan, std::string const& where);
     // One plane set (colour or alpha) of one tile: 3 planes, reflected where the tile leaves the picture.

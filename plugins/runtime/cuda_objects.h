@@ -1,0 +1,99 @@
+// CUDA's objects with owners: a stream, memory on both sides, captured runs. Knows nothing of TensorRT.
+#pragma once
+
+#include "manifest.h"
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <list>
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace hspan
+{
+
+// Throws Error unless the status is cudaSuccess; kOUT_OF_MEMORY when an allocation failed.
+void check(cudaError_t status, std::string const& what);
+
+struct DeviceFree
+{
+    void operator()(void* pointer) const noexcept
+    {
+        cudaFree(pointer);
+    }
+};
+struct HostFree
+{
+    void operator()(void* pointer) const noexcept
+    {
+        cudaFreeHost(pointer);
+    }
+};
+
+class Stream
+{
+public:
+    Stream();
+    Stream(Stream const&) = delete;
+    Stream& operator=(Stream const&) = delete;
+    ~Stream();
+
+    cudaStream_t get() const
+    {
+        return mStream;
+    }
+    void wait(std::string const& what);
+
+private:
+    cudaStream_t mStream = nullptr;
+};
+
+// Memory for one tensor on both sides. On an integrated GPU, which shares the memory, the two are one: no copies.
+class Buffer
+{
+public:
+    explicit Buffer(bool shared);
+
+    // Returns whether the addresses changed.
+    bool reserve(std::size_t bytes);
+
+    float* host() const
+    {
+        return static_cast<float*>(mHost.get());
+    }
+    void* device() const
+    {
+        return mShared ? mMapped : mDevice.get();
+    }
+
+    void upload(std::size_t bytes, cudaStream_t stream) const;
+    void download(std::size_t bytes, cudaStream_t stream) const;
+
+private:
+    bool mShared;
+    std::size_t mBytes = 0;
+    std::unique_ptr<void, HostFree> mHost;
+    std::unique_ptr<void, DeviceFree> mDevice;
+    void* mMapped = nullptr;
+};
+
+// One captured run per shape, the least recently used first to go.
+class GraphCache
+{
+public:
+    GraphCache() = default;
+    GraphCache(GraphCache const&) = delete;
+    GraphCache& operator=(GraphCache const&) = delete;
+    ~GraphCache();
+
+    cudaGraphExec_t find(Shape const& shape); // nullptr when there is none
+    void insert(Shape const& shape, cudaGraphExec_t graph);
+    void clear();
+
+private:
+    std::list<std::pair<Shape, cudaGraphExec_t>> mEntries;
+};
+
+} // namespace hspan

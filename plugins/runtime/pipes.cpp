@@ -1,0 +1,54 @@
+#include "pipes.h"
+
+#include "error.h"
+
+#include <cerrno>
+#include <unistd.h>
+
+namespace hspan
+{
+
+std::size_t readInput(std::uint8_t* data, std::size_t size)
+{
+    std::size_t done = 0;
+    while (done < size)
+    {
+        ssize_t const count = ::read(STDIN_FILENO, data + done, size - done);
+        if (count < 0 && errno != EINTR)
+        {
+            throw errorFromErrno("standard input", "read", errno);
+        }
+        if (count == 0)
+        {
+            break;
+        }
+        done += count > 0 ? static_cast<std::size_t>(count) : 0;
+    }
+    return done;
+}
+
+void writeOutput(void const* data, std::size_t size)
+{
+    auto const* bytes = static_cast<std::uint8_t const*>(data);
+    for (std::size_t done = 0; done < size;)
+    {
+        ssize_t const count = ::write(STDOUT_FILENO, bytes + done, size - done);
+        if (count < 0 && errno == EPIPE)
+        {
+            throw Error("standard output", "the program that reads it has ended");
+        }
+        if (count < 0 && errno != EINTR)
+        {
+            throw errorFromErrno("standard output", "write", errno);
+        }
+        done += count > 0 ? static_cast<std::size_t>(count) : 0;
+    }
+}
+
+void printLine(std::string const& text)
+{
+    std::string const line = text + "\n";
+    writeOutput(line.data(), line.size());
+}
+
+} // namespace hspan

@@ -1,0 +1,283 @@
+// CUDA's runtime on main memory: the functions that the C++ runtime calls, with work done only when something waits for
+// it, so that a missing wait shows. Device memory is apart from host memory unless the GPU is an integrated one.
+//   HSPAN_DOUBLE_GPUS        how many GPUs there are (1)
+//   HSPAN_DOUBLE_INTEGRATED  1: the GPU shares the memory
+//   HSPAN_DOUBLE_MEMORY      bytes that the GPU has (no limit)
+//   HSPAN_DOUBLE_CAPTURE     0: streams cannot be captured
+//   HSPAN_DOUBLE_REPORT      a file that gets the counts as JSON when the program ends
+
+#include "cuda_double.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+using Work = std::vector<std::function<void()>>;
+
+struct CUstream_st
+{
+    Work pending;
+    bool capturing = false;
+};
+struct CUgraph_st
+{
+    Work work;
+};
+struct CUgraphExec_st
+{
+    Work work;
+};
+
+namespace
+{
+
+long long number(char const* name, long long otherwise)
+{
+    char const* const text = std::getenv(name);
+    return text != nullptr ? std::atoll(text) : otherwise;
+}
+
+struct State
+{
+    std::map<void*, std::size_t> allocated; // device memory, and mapped host memory
+    std::size_t inUse = 0;
+    int allocations = 0;
+    int copies = 0;
+    int captures = 0;
+    int launches = 0;
+    int waits = 0;
+    int open = 0; // streams, graphs and host memory that somebody still owns
+
+    ~State()
+    {
+        char const* const path = std::getenv("HSPAN_DOUBLE_REPORT");
+        std::FILE* const file = path != nullptr ? std::fopen(path, "w") : nullptr;
+        if (file != nullptr)
+        {
+            std::fprintf(file,
+                "{\"allocations\": %d, \"copies\": %d, \"captures\": %d, \"launches\": %d, \"waits\": %d, \"left\": "
+                "%d}\n",
+                allocations, copies, captures, launches, waits, open + static_cast<int>(allocated.size()));
+            std::fclose(file);
+        }
+    }
+};
+State gState;
+
+cudaError_t allocate(void** pointer, std::size_t size)
+{
+    ++gState.allocations;
+    auto const limit = static_cast<std::size_t>(number("HSPAN_DOUBLE_MEMORY", 1LL << 60));
+    if (gState.inUse + size > limit)
+    {
+        return cudaErrorMemoryAllocation;
+    }
+    *pointer = std::malloc(size);
+    gState.allocated[*pointer] = size;
+    gState.inUse += size;
+    return cudaSuccess;
+}
+
+void release(void* pointer)
+{
+    auto const found = gState.allocated.find(pointer);
+    if (found == gState.allocated.end())
+    {
+        std::fputs("the double of CUDA: freed what was not allocated\n", stderr);
+        std::abort();
+    }
+    gState.inUse -= found->second;
+    gState.allocated.erase(found);
+    std::free(pointer);
+}
+
+bool integrated()
+{
+    return number("HSPAN_DOUBLE_INTEGRATED", 0) != 0;
+}
+
+} // namespace
+
+extern "C"
+{
+
+    void hspanDoubleLaunch(cudaStream_t stream, std::function<void()> const* work)
+    {
+        stream->pending.push_back(*work);
+    }
+
+    cudaError_t cudaGetDeviceCount(int* count)
+    {
+        *count = static_cast<int>(number("HSPAN_DOUBLE_GPUS", 1));
+        return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
+    }
+
+    cudaError_t cudaSetDevice(int)
+    {
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int)
+    {
+        switch (attribute)
+        {
+        case cudaDevAttrComputeCapabilityMajor: *value = 8; return cudaSuccess;
+        case cudaDevAttrComputeCapabilityMinor: *value = 7; return cudaSuccess;
+        case cudaDevAttrIntegrated: *value = integrated() ? 1 : 0; return cudaSuccess;
+        default: return cudaErrorInvalidValue;
+        }
+    }
+
+    char const* cudaGetErrorString(cudaError_t error)
+    {
+        return error == cudaErrorMemoryAllocation ? "out of memory"
+            : error == cudaErrorNoDevice          ? "no CUDA-capable device is detected"
+                                                  : "another error";
+    }
+
+    cudaError_t cudaGetLastError()
+    {
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaRuntimeGetVersion(int* version)
+    {
+        *version = 12060;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaMalloc(void** pointer, std::size_t size)
+    {
+        return allocate(pointer, size);
+    }
+
+    cudaError_t cudaFree(void* pointer)
+    {
+        release(pointer);
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaHostAlloc(void** pointer, std::size_t size, unsigned int flags)
+    {
+        if (((flags & cudaHostAllocMapped) != 0) != integrated())
+        {
+            return cudaErrorInvalidValue;
+        }
+        if (integrated())
+        {
+            return allocate(pointer, size);
+        }
+        *pointer = std::malloc(size);
+        ++gState.open;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaFreeHost(void* pointer)
+    {
+        if (integrated())
+        {
+            release(pointer);
+            return cudaSuccess;
+        }
+        std::free(pointer);
+        --gState.open;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned int)
+    {
+        *device = host;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int)
+    {
+        *stream = new CUstream_st;
+        ++gState.open;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaStreamDestroy(cudaStream_t stream)
+    {
+        delete stream;
+        --gState.open;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+    {
+        if (stream->capturing)
+        {
+            return cudaErrorStreamCaptureUnsupported;
+        }
+        ++gState.waits;
+        for (auto const& work : std::exchange(stream->pending, {}))
+        {
+            work();
+        }
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaMemcpyAsync(void* target, void const* source, std::size_t size, cudaMemcpyKind, cudaStream_t stream)
+    {
+        ++gState.copies;
+        stream->pending.push_back([=] { std::memcpy(target, source, size); });
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode)
+    {
+        if (number("HSPAN_DOUBLE_CAPTURE", 1) == 0)
+        {
+            return cudaErrorStreamCaptureUnsupported;
+        }
+        if (!stream->pending.empty())
+        {
+            return cudaErrorIllegalState;
+        }
+        stream->capturing = true;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph)
+    {
+        *graph = new CUgraph_st{std::exchange(stream->pending, {})};
+        stream->capturing = false;
+        ++gState.captures;
+        ++gState.open;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long)
+    {
+        *executable = new CUgraphExec_st{graph->work};
+        ++gState.open;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+    {
+        delete graph;
+        --gState.open;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream)
+    {
+        ++gState.launches;
+        stream->pending.insert(stream->pending.end(), executable->work.begin(), executable->work.end());
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable)
+    {
+        delete executable;
+        --gState.open;
+        return cudaSuccess;
+    }
+
+} // extern "C"
