@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -29,6 +30,7 @@ from trt_hspan.packaging.cross_toolkit import (
     prepare_toolkit,
 )
 from trt_hspan.packaging.debian import version_from_file_name
+from trt_hspan.packaging.package_lock import lock_from_file
 from trt_hspan.packaging.portable_files import build_wheel
 from trt_hspan.packaging.targets import TARGETS, Target, target_from_name
 
@@ -210,6 +212,56 @@ def test_a_mirror_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch
     assert list((tmp_path / "cross").iterdir()) == []
 
 
+def send_packages(monkeypatch: pytest.MonkeyPatch, content: bytes = b"deb") -> None:
+    """Stands in for apt: every package, of this content."""
+
+    def fetched(folder: Path) -> list[Path]:
+        folder.mkdir()
+        paths = [folder / f"{name}_1.0_arm64.deb" for name in cross_sysroot._PACKAGES]
+        for path in paths:
+            path.write_bytes(content)
+        return paths
+
+    monkeypatch.setattr(cross_sysroot, "_fetched", fetched)
+
+
+def test_every_package_that_is_linked_with_is_pinned() -> None:
+    lock = lock_from_file()
+    assert set(lock) == {*cross_sysroot.STATIC_PACKAGES, *cross_sysroot.SHARED_PACKAGES}
+    assert all(re.fullmatch("[0-9a-f]{64}", each.sha256) for each in lock.values())
+
+
+def test_a_package_that_is_not_the_pinned_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    send_packages(monkeypatch)
+    digest = hashlib.sha256(b"deb").hexdigest()
+    with pytest.raises(HspanError) as caught:
+        prepare_sysroot(tmp_path / "cross" / "sysroot")
+    pinned = lock_from_file()["libpng-dev"]
+    assert str(caught.value) == (
+        f"libpng-dev: the mirror sent version 1.0 with SHA-256 {digest}, pinned is {pinned.version} with "
+        f"{pinned.sha256}; take it over with python scripts/jetson_package.py --refresh-lock, or name a folder "
+        "with these libraries for aarch64 by HSPAN_CROSS_SYSROOT"
+    )
+    assert list((tmp_path / "cross").iterdir()) == []
+
+
+def test_a_refreshed_lock_pins_what_the_mirror_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    send_packages(monkeypatch)
+    lock = tmp_path / "lock.json"
+    lock.write_text("{}")
+    with pytest.raises(
+        HspanError, match="is no lock of packages; write it anew: python scripts/jetson_package"
+    ):
+        lock_from_file(lock)
+    assert set(cross_sysroot.refresh_lock(lock)) == set(cross_sysroot._PACKAGES)
+    assert cross_sysroot.refresh_lock(lock) == {}
+    assert lock_from_file(lock)["zlib1g-dev"].version == "1.0"
+    send_packages(monkeypatch, b"another")
+    assert len(cross_sysroot.refresh_lock(lock)) == len(cross_sysroot._PACKAGES)
+
+
 def test_versions_are_those_of_the_file_names() -> None:
     name = Path("libjpeg62-turbo-dev_1%3a2.1.5-2_arm64.deb")
     assert version_from_file_name(name) == ("libjpeg62-turbo-dev", "1:2.1.5-2")
@@ -323,6 +375,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     ("words", "code", "line"),
     [
         (["jetson-nano"], 2, "target: got 'jetson-nano', expected one of jetson-orin, jetson-thor"),
+        (["jetson-orin", "--refresh-lock"], 2, "--refresh-lock: builds nothing, so it takes no targets"),
         (["--jobs", "0"], 2, "--jobs: got 0, expected at least 1"),
     ],
 )

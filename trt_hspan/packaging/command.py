@@ -22,8 +22,18 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--json", action="store_true", help="print where the packages are, and their manifests"
     )
+    parser.add_argument(
+        "--refresh-lock",
+        action="store_true",
+        help="pin the versions and hashes that Debian's mirror has now; builds nothing",
+    )
     arguments = parser.parse_args(words)
     try:
+        if arguments.refresh_lock:
+            if arguments.targets:
+                raise UsageError("--refresh-lock", "builds nothing, so it takes no targets")
+            _refresh()
+            return 0
         if arguments.jobs < 1:
             raise UsageError("--jobs", f"got {arguments.jobs}, expected at least 1")
         targets = [target_from_name(name) for name in arguments.targets] or list(TARGETS)
@@ -32,6 +42,16 @@ def main(words: list[str] | None = None) -> int:
         print(f"jetson_package: error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     return 0
+
+
+def _refresh() -> None:
+    from trt_hspan.cli.output import print_table
+    from trt_hspan.packaging.cross_sysroot import refresh_lock
+    from trt_hspan.packaging.package_lock import LOCK_FILE
+
+    changed = refresh_lock()
+    rows = {name: f"{each.version}, SHA-256 {each.sha256}" for name, each in changed.items()}
+    print_table(str(LOCK_FILE), rows or {"changed": "nothing"})
 
 
 def _build(targets: list[Target], output: Path, *, jobs: int, as_json: bool) -> None:

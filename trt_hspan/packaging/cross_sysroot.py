@@ -3,11 +3,11 @@
 They are those of Debian 12, whose glibc is near that of the oldest target; what they ask of the target's is checked
 when a package is packed. libpng, libjpeg and zlib go into the programs, because Debian's and Ubuntu's libjpeg have
 different sonames and a board may lack the others; libcrypto stays the board's, which gets its security updates.
+Each package is pinned by version and hash (`package_lock`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -17,10 +17,14 @@ from typing import Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
-from trt_hspan.packaging.debian import (
-    fetch_debian_packages,
-    unpack_debian_package,
-    version_from_file_name,
+from trt_hspan.packaging.debian import fetch_debian_packages, unpack_debian_package
+from trt_hspan.packaging.package_lock import (
+    LOCK_FILE,
+    LockedPackage,
+    lock_from_file,
+    lock_from_packages,
+    require_locked,
+    write_lock,
 )
 
 #: Names a folder with usr/include and usr/lib/aarch64-linux-gnu of one's own, instead of Debian's packages.
@@ -37,6 +41,7 @@ STATIC_PACKAGES: Final = (
 )
 #: Headers, and the library itself, which the linker looks into.
 SHARED_PACKAGES: Final = ("libssl-dev", "libssl3")
+_PACKAGES: Final = (*STATIC_PACKAGES, *SHARED_PACKAGES)
 
 _READY: Final = ".complete"
 _NEEDED: Final = (
@@ -64,29 +69,28 @@ def prepare_sysroot(folder: Path, *, tell: Callable[[str], None] = lambda _: Non
         The sysroot: `folder`, or the one that HSPAN_CROSS_SYSROOT names.
 
     Raises:
-        HspanError: the packages cannot be fetched, or a folder that was named lacks one of the libraries.
+        HspanError: the packages cannot be fetched or are not the pinned ones, or a folder that was named lacks one of
+            the libraries.
     """
     if named := os.environ.get(SYSROOT_VARIABLE):
         _check(Path(named), f"{SYSROOT_VARIABLE} names a folder without it")
         return Path(named).absolute()
     folder = folder.absolute()
-    packages = (*STATIC_PACKAGES, *SHARED_PACKAGES)
-    if _recorded(folder).keys() == set(packages):
+    lock = lock_from_file()
+    if _recorded(folder) == lock:
         return folder
-    tell(f"{', '.join(packages)} of Debian {SUITE} for arm64")
+    tell(f"{', '.join(_PACKAGES)} of Debian {SUITE} for arm64")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".sysroot.", dir=folder.parent) as scratch:
             tree, fetched = Path(scratch) / "tree", Path(scratch) / "fetched"
-            fetched.mkdir()
-            found = fetch_debian_packages(
-                packages, fetched, suite=SUITE, component="main", architecture="arm64", advice=_ADVICE
-            )
+            found = _fetched(fetched)
+            packages = lock_from_packages(found)
+            require_locked(packages, lock, _ADVICE)
             for package in found:
                 unpack_debian_package(package, tree, advice=_ADVICE)
             _check(tree, "Debian's packages hold it no more")
-            versions = dict(map(version_from_file_name, found))
-            (tree / _READY).write_text(json.dumps(versions))
+            write_lock(packages, tree / _READY)
             tree.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
             tree.rename(folder)
@@ -95,10 +99,39 @@ def prepare_sysroot(folder: Path, *, tell: Callable[[str], None] = lambda _: Non
     return folder
 
 
+def refresh_lock(lock_file: Path = LOCK_FILE) -> dict[str, LockedPackage]:
+    """Pins what Debian's mirror has now.
+
+    Args:
+        lock_file: where to.
+
+    Returns:
+        The packages that were pinned otherwise before, or not at all.
+
+    Raises:
+        HspanError: the packages cannot be fetched, or the lock file cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="trt-hspan-lock-") as scratch:
+        packages = lock_from_packages(_fetched(Path(scratch) / "fetched"))
+    try:
+        before = lock_from_file(lock_file)
+    except HspanError:
+        before = {}
+    write_lock(packages, lock_file)
+    return {name: each for name, each in packages.items() if before.get(name) != each}
+
+
+def _fetched(folder: Path) -> list[Path]:
+    folder.mkdir()
+    return fetch_debian_packages(
+        _PACKAGES, folder, suite=SUITE, component="main", architecture="arm64", advice=_ADVICE
+    )
+
+
 def linked_versions(sysroot: Path) -> dict[str, str]:
     """Debian's versions of the packages that are linked into programs; empty for a sysroot that a user named."""
-    versions = _recorded(sysroot)
-    return {name: versions[name] for name in STATIC_PACKAGES if name in versions}
+    packages = _recorded(sysroot)
+    return {name: packages[name].version for name in STATIC_PACKAGES if name in packages}
 
 
 def notices(sysroot: Path) -> list[Path]:
@@ -107,12 +140,11 @@ def notices(sysroot: Path) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def _recorded(folder: Path) -> dict[str, str]:
+def _recorded(folder: Path) -> dict[str, LockedPackage]:
     try:
-        versions = json.loads((folder / _READY).read_text())
-    except (OSError, ValueError):
+        return lock_from_file(folder / _READY)
+    except HspanError:
         return {}
-    return versions if isinstance(versions, dict) else {}
 
 
 def _check(folder: Path, why: str) -> None:
