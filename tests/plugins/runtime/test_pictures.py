@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import struct
 import zlib
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from support.hostile_pictures import HOSTILE, png_file
 
 from .conftest import RuntimeLibrary, StatusError, Upscaler
 
@@ -63,15 +62,6 @@ def test_palettes_and_bits_become_whole_samples(copier: Upscaler, tmp_path: Path
     assert np.array_equal(_copied(copier, tmp_path, tmp_path / "bits.png"), np.asarray(bits.convert("L")))
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _png(width: int, height: int, data: bytes, *, interlace: int = 0) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlace)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
-
-
 def test_interlaced_png_is_read(copier: Upscaler, tmp_path: Path) -> None:
     pixels = _pixels((8, 8, 3))
     passes = [
@@ -86,7 +76,7 @@ def test_interlaced_png_is_read(copier: Upscaler, tmp_path: Path) -> None:
     rows = b"".join(
         b"\0" + row.tobytes() for top, left, dy, dx in passes for row in pixels[top::dy, left::dx]
     )
-    (tmp_path / "a.png").write_bytes(_png(8, 8, zlib.compress(rows), interlace=1))
+    (tmp_path / "a.png").write_bytes(png_file(8, 8, zlib.compress(rows), interlace=1))
     assert np.array_equal(_copied(copier, tmp_path, tmp_path / "a.png"), pixels)
 
 
@@ -129,43 +119,6 @@ def test_netpbm_files_pass_both_ways(copier: Upscaler, tmp_path: Path, kind: str
     (tmp_path / "a.ppm").write_bytes(content)
     copier.upscale_file(tmp_path / "a.ppm", tmp_path / "b.ppm")
     assert (tmp_path / "b.ppm").read_bytes() == content.replace(b"# a comment\n", b"")
-
-
-def _jpeg(mode: str = "RGB") -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(_pixels((64, 64, 3))).convert(mode).save(stream, "JPEG")
-    return stream.getvalue()
-
-
-def _whole_png() -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(_pixels((64, 64, 3))).save(stream, "PNG")
-    return stream.getvalue()
-
-
-HOSTILE = {
-    "empty": (b"", "is empty"),
-    "text": (b"hello, this is no picture\n", "not a picture"),
-    "png magic only": (b"\x89PNG\r\n\x1a\n", "PNG"),
-    "half a png": (_whole_png()[:3000], "damaged or truncated PNG"),
-    "png with flipped bits": (
-        _whole_png()[:5000] + b"\xff" * 40 + _whole_png()[5040:],
-        "damaged or truncated PNG",
-    ),
-    "png of no size": (_png(0, 5, b""), "damaged or truncated PNG"),
-    "png that claims much": (_png(60000, 60000, zlib.compress(b"\0" * 99)), "bytes can hold"),
-    "png of too many pixels": (_png(30000, 30000, bytes(90_000)), "million accepted"),
-    "png with too few rows": (_png(8, 8, zlib.compress(b"\0" * 25)), "damaged or truncated PNG"),
-    "jpeg magic only": (b"\xff\xd8\xff", "JPEG"),
-    "half a jpeg": (_jpeg()[: len(_jpeg()) // 2], "damaged or truncated JPEG"),
-    "cmyk jpeg": (_jpeg("CMYK"), "4 colour components"),
-    "ppm without pixels": (b"P6\n9 9\n255\n", "damaged or truncated PPM"),
-    "ppm without sizes": (b"P6\n", "damaged or truncated PPM"),
-    "ppm of a huge size": (b"P6\n99999 99999\n255\n" + b"\0" * 99, "million accepted"),
-    "ppm of an endless size": (b"P6\n" + b"9" * 400 + b" 1\n255\n", "damaged or truncated PPM"),
-    "ppm of 7 levels": (b"P5\n2 2\n7\n\0\0\0\0", "7 levels"),
-    "ppm that ends in a comment": (b"P6\n#", "damaged or truncated PPM"),
-}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.small_engine import SmallEngine
+from support.upscale_program import only_line
 
 from trt_hspan.engine.gpu import gpu_architectures
 
@@ -24,14 +25,6 @@ def _run(program: Path, *arguments: object, stdin: bytes = b"") -> subprocess.Co
     return subprocess.run(
         [program, *map(str, arguments)], input=stdin, capture_output=True, check=False, timeout=60
     )
-
-
-def _only_line(done: subprocess.CompletedProcess[bytes], code: int) -> str:
-    assert done.returncode == code, done.stderr
-    assert done.stdout == b""
-    (line,) = done.stderr.decode().splitlines()
-    assert line.startswith("hspan-upscale: error: ")
-    return line
 
 
 @pytest.fixture
@@ -91,7 +84,7 @@ def test_info_says_what_the_engine_is_without_a_gpu(
 def test_without_a_driver_a_good_engine_fails_in_one_line(
     program: Path, engine: Path, picture: Path, tmp_path: Path
 ) -> None:
-    line = _only_line(_run(program, "-e", engine, picture, "-o", tmp_path / "out.png"), 1)
+    line = only_line(_run(program, "-e", engine, picture, "-o", tmp_path / "out.png"), 1)
     assert "driver" in line
     assert not (tmp_path / "out.png").exists()
 
@@ -134,7 +127,7 @@ BAD_MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_bad_manifest_is_one_line(program: Path, engine: Path, name: str) -> None:
     change, part = BAD_MANIFESTS[name]
     _edit(engine, change)
-    assert part in _only_line(_run(program, "-e", engine, "--info"), 1)
+    assert part in only_line(_run(program, "-e", engine, "--info"), 1)
 
 
 @pytest.mark.parametrize(
@@ -151,17 +144,17 @@ def test_a_bad_manifest_is_one_line(program: Path, engine: Path, name: str) -> N
 )
 def test_a_hostile_manifest_is_one_line(program: Path, engine: Path, content: bytes, part: str) -> None:
     engine.with_suffix(".json").write_bytes(content)
-    assert part in _only_line(_run(program, "-e", engine, "--info"), 1)
+    assert part in only_line(_run(program, "-e", engine, "--info"), 1)
 
 
 def test_a_truncated_or_changed_plan_is_not_opened(program: Path, engine: Path) -> None:
     content = engine.read_bytes()
     engine.write_bytes(content[:-1])
-    assert "vouches for" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    assert "vouches for" in only_line(_run(program, "-e", engine, "--info"), 1)
     engine.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "SHA-256" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    assert "SHA-256" in only_line(_run(program, "-e", engine, "--info"), 1)
     engine.unlink()
-    assert "no such file" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    assert "no such file" in only_line(_run(program, "-e", engine, "--info"), 1)
 
 
 @pytest.mark.parametrize(
@@ -183,20 +176,7 @@ def test_a_truncated_or_changed_plan_is_not_opened(program: Path, engine: Path) 
 def test_wrong_usage_is_one_line_and_exit_code_2(
     program: Path, arguments: tuple[str, ...], part: str
 ) -> None:
-    assert part in _only_line(_run(program, *arguments), 2)
-
-
-@needs_no_gpu
-def test_a_broken_pipe_is_an_error_and_no_signal(program: Path, engine: Path) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    with subprocess.Popen(
-        [program, "-e", engine, "--raw", "8x8"], stdin=subprocess.PIPE, stdout=writing, stderr=subprocess.PIPE
-    ) as process:
-        os.close(writing)
-        _, errors = process.communicate(bytes(8 * 8 * 3), timeout=60)
-    assert process.returncode == 1
-    assert len(errors.decode().splitlines()) == 1
+    assert part in only_line(_run(program, *arguments), 2)
 
 
 def _record_plugin(plan: Path, library: bytes, *, abi: int = 2) -> Path:
@@ -229,15 +209,15 @@ def test_the_plugin_is_checked_before_anything_of_it_runs(program: Path, engine:
     plugin = _record_plugin(engine, _library())
     assert _run(program, "-e", engine, "--info").returncode == 0
     plugin.write_bytes(_library() + b"more")
-    assert "SHA-256" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    assert "SHA-256" in only_line(_run(program, "-e", engine, "--info"), 1)
     _record_plugin(engine, _library(machine=_ELSEWHERE))
-    assert "this program is not" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    assert "this program is not" in only_line(_run(program, "-e", engine, "--info"), 1)
     _record_plugin(engine, _library(abi=7))
-    assert "ABI version 7, the engine needs 2" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    assert "ABI version 7, the engine needs 2" in only_line(_run(program, "-e", engine, "--info"), 1)
     _record_plugin(engine, b"no library at all")
-    assert "not a shared library" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    assert "not a shared library" in only_line(_run(program, "-e", engine, "--info"), 1)
     plugin.unlink()
-    assert "no such file" in _only_line(_run(program, "-e", engine, "--info"), 1)
+    assert "no such file" in only_line(_run(program, "-e", engine, "--info"), 1)
 
 
 def test_another_plugin_can_be_named(program: Path, engine: Path, tmp_path: Path) -> None:

@@ -1,0 +1,309 @@
+"""hspan-upscale, native or emulated, and what is expected of it: the same checks wherever it runs.
+
+The engines are those of tests/cpp/gpu_double: its doubles of TensorRT and CUDA execute a small network on main memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from support.hostile_pictures import HOSTILE
+from support.tile_networks import BoundedRunner
+from trt_hspan.runtime.upscaling import UpscaleOptions, upscale_array
+
+SCALE = 3
+#: The largest input of the double's engines, height and width.
+LARGEST = (24, 32)
+_BYTES_PER_PIXEL = 64
+_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class UpscaleProgram:
+    """How it is started.
+
+    Attributes:
+        command: the program, with an emulator before it where one is needed.
+        flavor: of the engines that it takes.
+    """
+
+    command: Sequence[str]
+    flavor: str = "tensorrt"
+
+    def run(
+        self,
+        *arguments: object,
+        stdin: bytes = b"",
+        stdout: int = subprocess.PIPE,
+        **environment: object,
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*self.command, *map(str, arguments)],
+            input=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=_SECONDS,
+            env={**os.environ, **{name: str(value) for name, value in environment.items()}},
+        )
+
+    def counts(self, folder: Path, *arguments: object, **environment: object) -> dict[str, int]:
+        """What the double of CUDA counted in a run that succeeds."""
+        report = folder / "report"
+        done = self.run(*arguments, HSPAN_DOUBLE_REPORT=report, **environment)
+        assert done.returncode == 0, done.stderr
+        counts: dict[str, int] = json.loads(report.read_text())
+        report.unlink()
+        return counts
+
+    def engine(self, folder: Path, **changes: Any) -> Path:
+        """A plan of the double's and its manifest; `changes` are made in the manifest."""
+        plan = folder / "double.plan"
+        plan.write_bytes(changes.pop("content", f"hspan double {SCALE} {_BYTES_PER_PIXEL}\n".encode()))
+        height, width = LARGEST
+        profile = {
+            "min": [1, 3, 8, 8],
+            "opt": [1, 3, height, width],
+            "max": [1, 3, height, width],
+            "activation_memory_bytes": height * width * _BYTES_PER_PIXEL,
+        }
+        manifest = {
+            "format_version": 3,
+            "plan_sha256": sha256(plan.read_bytes()).hexdigest(),
+            "plan_size_bytes": plan.stat().st_size,
+            "plugin": None,
+            "flavor": self.flavor,
+            "tensorrt_version": "10.3.0.30",
+            "targets": ["sm_87"],
+            "precision": "fp16",
+            "scale": SCALE,
+            "profiles": [profile],
+            "io_tensors": [
+                {"name": name, "mode": name, "dtype": "float32", "shape": [-1, 3, -1, -1]}
+                for name in ("input", "output")
+            ],
+        }
+        plan.with_suffix(".json").write_text(json.dumps({**manifest, **changes}))
+        return plan
+
+
+def only_line(done: subprocess.CompletedProcess[bytes], code: int) -> str:
+    """The one line of an error; nothing else was printed, and no signal ended the program."""
+    assert done.returncode == code, done
+    assert not done.stdout
+    (line,) = done.stderr.decode(errors="replace").splitlines()
+    assert line.startswith("hspan-upscale: error: ")
+    return line
+
+
+def line_after_broken_pipe(command: Sequence[object], frames: bytes, wanted: int) -> str:
+    """Feeds frames, reads so many bytes of the result, and ends reading. The line that the program leaves."""
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [str(word) for word in command], stdin=subprocess.PIPE, stdout=writing, stderr=subprocess.PIPE
+    ) as process:
+        os.close(writing)
+        assert process.stdin is not None
+        if wanted:
+            process.stdin.write(frames)
+            process.stdin.flush()
+            with os.fdopen(reading, "rb", closefd=False) as stream:
+                assert len(stream.read(wanted)) == wanted
+        os.close(reading)
+        _, errors = process.communicate(frames * 4, timeout=_SECONDS)
+    return only_line(subprocess.CompletedProcess([], process.returncode, b"", errors), 1)
+
+
+def _picture(size: tuple[int, ...], seed: int = 0) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+
+
+def expected_pixels(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
+    """What the Python runtime makes of it with the double's network."""
+    with BoundedRunner((8, 8), LARGEST, scale=SCALE) as runner:
+        return upscale_array(runner, image, UpscaleOptions())
+
+
+class ProgramContract:
+    """Subclasses are collected by pytest and give the fixture `program`."""
+
+    @pytest.fixture
+    def engine(self, program: UpscaleProgram, tmp_path: Path) -> Path:
+        return program.engine(tmp_path)
+
+    @pytest.fixture
+    def picture(self, tmp_path: Path) -> Path:
+        Image.fromarray(_picture((50, 41, 3))).save(tmp_path / "in.png")
+        return tmp_path / "in.png"
+
+    def test_an_engine_gives_the_python_runtimes_pixels(
+        self, program: UpscaleProgram, engine: Path, tmp_path: Path
+    ) -> None:
+        for channels in (3, 4):
+            image = _picture((50, 41, channels), channels)
+            Image.fromarray(image).save(tmp_path / "in.png")
+            program.counts(tmp_path, "-e", engine, tmp_path / "in.png", "-o", tmp_path / "out.png")
+            assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), expected_pixels(image))
+
+    def test_graphs_and_shared_memory_change_no_pixel_and_leak_nothing(
+        self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        words = ("-e", engine, picture, "--repeat", 2, "-o")
+        plain = program.counts(tmp_path, *words, tmp_path / "a.png", "--no-cuda-graph")
+        graphs = program.counts(tmp_path, *words, tmp_path / "b.png")
+        shared = program.counts(tmp_path, *words, tmp_path / "c.png", HSPAN_DOUBLE_INTEGRATED=1)
+        uncaptured = program.run(*words, tmp_path / "d.png", HSPAN_DOUBLE_CAPTURE=0)
+        contents = {(tmp_path / f"{name}.png").read_bytes() for name in "abcd"}
+        assert len(contents) == 1
+        tiles = plain["copies"] // 4  # two runs, up and down
+        assert tiles > 1
+        assert (plain["captures"], plain["launches"]) == (0, 0)
+        # The first tile is run plainly and captured; all others replay it.
+        assert (graphs["captures"], graphs["launches"]) == (1, 2 * tiles - 1)
+        assert shared["copies"] == 0
+        assert graphs["allocations"] == plain["allocations"] == 3  # input, output, activations
+        assert plain["left"] == graphs["left"] == shared["left"] == 0
+        assert uncaptured.stderr.count(b"no CUDA graph") == 1
+
+    @pytest.mark.parametrize("where", ["main", "shared"])
+    def test_out_of_memory_makes_tiles_smaller_or_is_one_line(
+        self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path, where: str
+    ) -> None:
+        words = ("-e", engine, picture, "-o", tmp_path / "out.png")
+        shared = {"HSPAN_DOUBLE_INTEGRATED": int(where == "shared")}
+        done = program.run(*words, HSPAN_DOUBLE_MEMORY=100_000, **shared)
+        assert done.returncode == 0
+        assert re.search(rb"out of memory with tiles of \d+x\d+, going on with \d+x\d+\n", done.stderr)
+        assert Image.open(tmp_path / "out.png").size == (123, 150)
+        (tmp_path / "out.png").unlink()
+        done = program.run(*words, HSPAN_DOUBLE_MEMORY=1000, **shared)
+        *notes, error = done.stderr.decode().splitlines()
+        assert done.returncode == 1
+        assert all("going on with" in note for note in notes)
+        assert "out of memory even with tiles of 16x16" in error
+        done = program.run(*words, "--tile", "none", HSPAN_DOUBLE_MEMORY=1000, **shared)
+        assert "does not fit the engine" in only_line(done, 1)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["double.json", "double.plan", "in.png"]
+
+    def test_hostile_pictures_are_told_before_the_gpu_is_touched(
+        self, program: UpscaleProgram, engine: Path, tmp_path: Path
+    ) -> None:
+        bad, output = tmp_path / "bad", tmp_path / "out.png"
+        output.write_bytes(b"the user's")
+        for name, (content, part) in HOSTILE.items():
+            bad.write_bytes(content)
+            # A GPU that is not there: had the engine been opened, the line would be another.
+            line = only_line(program.run("-e", engine, bad, "-o", output, HSPAN_DOUBLE_GPUS=0), 1)
+            assert part in line, name
+            assert str(bad) in line
+        for missing, part in ((tmp_path / "none.png", "no such file"), (tmp_path, "is a folder")):
+            line = only_line(program.run("-e", engine, missing, "-o", output, HSPAN_DOUBLE_GPUS=0), 1)
+            assert part in line
+        assert output.read_bytes() == b"the user's"
+        assert len(list(tmp_path.iterdir())) == 4
+
+    def test_what_cannot_be_done_is_told_before_the_gpu_is_touched(
+        self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "large.pgm").write_bytes(b"P5\n4000 4000\n255\n" + bytes(16_000_000))
+        Image.fromarray(_picture((9, 9, 4))).save(tmp_path / "clear.png")
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "in.ppm").touch()
+        for words, code, part in (
+            ((tmp_path / "large.pgm", "-o", "o.png"), 1, "up-scaled: claims 12000x12000 pixels"),
+            ((tmp_path / "clear.png", "-o", "o.jpg"), 1, "JPEG cannot hold transparency"),
+            ((picture, "-o", tmp_path / "none" / "o.png"), 1, "no such file"),
+            ((picture, "-o", "o.png", "--tile", "none"), 1, "does not fit the engine"),
+            ((picture, "-o", "o.png", "--tile", "99x99"), 1, "does not fit the engine"),
+            ((picture, "-o", "o.png", "--tile", "16x16", "--overlap", "15"), 2, "overlap"),
+            ((picture, tmp_path / "in.ppm", "-o", tmp_path / "sub"), 2, "two of the pictures"),
+            (("--raw", "40000x40000"), 1, "million accepted"),
+            (("--raw", "4000x4000"), 1, "up-scaled: claims"),
+        ):
+            done = program.run("-e", engine, *words, HSPAN_DOUBLE_GPUS=0)
+            assert part in only_line(done, code), words
+        assert not list((tmp_path / "sub").iterdir())
+
+    def test_an_engine_that_cannot_be_opened_is_one_line(
+        self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "out.png"
+        words = ("-e", engine, picture, "-o", output)
+        line = only_line(program.run(*words, HSPAN_DOUBLE_GPUS=0), 1)
+        assert "driver" in line
+        assert "--device: 3 does not exist" in only_line(program.run(*words, "--device", 3), 2)
+        line = only_line(program.run(*words, HSPAN_DOUBLE_TENSORRT="10.9.1"), 1)
+        assert "10.3.0.30, here is 10.9.1" in line
+        program.engine(tmp_path, targets=["sm_110", "sm_121"])
+        assert "built for sm_110, sm_121, this GPU is sm_87" in only_line(program.run(*words), 1)
+        other = "tensorrt-rtx" if program.flavor == "tensorrt" else "tensorrt"
+        program.engine(tmp_path, flavor=other)
+        assert f"is a {other} engine" in only_line(program.run(*words), 1)
+        # Vouched for, and none of TensorRT's all the same; told once, not for each picture.
+        program.engine(tmp_path, content=b"nonsense")
+        line = only_line(program.run("-e", engine, picture, picture.parent / "more.png", "-o", tmp_path), 1)
+        assert "TensorRT refuses the engine" in line
+        assert "magicTag" in line
+        assert not output.exists()
+
+    def test_one_bad_picture_of_several_is_counted(
+        self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "bad.jpg").write_bytes(HOSTILE["half a jpeg"][0])
+        (tmp_path / "to").mkdir()
+        done = program.run("-e", engine, tmp_path / "bad.jpg", picture, "-o", tmp_path / "to", "--json")
+        assert done.returncode == 1
+        assert [json.loads(line)["output_width"] for line in done.stdout.splitlines()] == [123]
+        first, last = done.stderr.decode().splitlines()
+        assert "damaged or truncated JPEG" in first
+        assert last == "hspan-upscale: error: 1 of 2 pictures failed"
+        assert [path.name for path in (tmp_path / "to").iterdir()] == ["in.png"]
+
+    def test_frames_pass_through_the_pipe(self, program: UpscaleProgram, engine: Path) -> None:
+        frames = [_picture((20, 30, 3), seed) for seed in range(3)]
+        stdin = b"".join(frame.tobytes() for frame in frames)
+        done = program.run("-e", engine, "--raw", "30x20", stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == b"".join(expected_pixels(frame).tobytes() for frame in frames)
+        assert done.stderr == b"hspan-upscale: 3 frames\n"
+        cut = program.run("-e", engine, "--raw", "30x20", stdin=stdin[:-7])
+        assert cut.returncode == 1
+        assert b"ends inside frame 2: 1793 of 1800 bytes" in cut.stderr
+        assert len(cut.stdout) == 2 * len(done.stdout) // 3
+
+    @pytest.mark.parametrize("wanted", [0, 1, 30 * 20 * 3 * SCALE**2])
+    def test_a_reader_that_ends_is_an_error_and_no_signal(
+        self, program: UpscaleProgram, engine: Path, wanted: int
+    ) -> None:
+        command = [*program.command, "-e", engine, "--raw", "30x20"]
+        line = line_after_broken_pipe(command, bytes(30 * 20 * 3), wanted)
+        assert line == "hspan-upscale: error: standard output: the program that reads it has ended"
+
+    def test_output_that_cannot_be_written_is_one_line(
+        self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        with Path("/dev/full").open("wb") as full:
+            words: list[Mapping[str, Any]] = [
+                {"arguments": ("--info", "--json")},
+                {"arguments": ("--info",)},
+                {"arguments": ("--raw", "30x20"), "stdin": bytes(1800)},
+                {"arguments": (picture, "-o", tmp_path / "out.png", "--json")},
+            ]
+            for each in words:
+                done = program.run(
+                    "-e", engine, *each["arguments"], stdin=each.get("stdin", b""), stdout=full.fileno()
+                )
+                assert "standard output: no space left" in only_line(done, 1)
