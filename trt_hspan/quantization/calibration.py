@@ -36,8 +36,11 @@ from trt_hspan.runtime.images import tensor_from_image
 METHODS: Final[tuple[Method, ...]] = get_args(Method)[:-1]
 #: Bins of a histogram over 0..largest.
 BINS: Final = 2048
-#: Bins over -largest..largest for the entropy method, whose search is slow: its time grows with their number.
-ENTROPY_BINS: Final = 1024
+#: Values of a quantised activation that the entropy method reckons with; ONNX Runtime's default of 128 is for 7 bits.
+ENTROPY_LEVELS: Final = 255
+#: Its bins over -largest..largest. It merges whole bins to levels, so their number is a multiple of the levels'; the
+#: time of its search grows with the square.
+ENTROPY_BINS: Final = 4 * ENTROPY_LEVELS
 #: Thresholds that the mse method tries, as parts of the largest magnitude.
 _TRIED: Final = np.linspace(0.2, 1.0, 161)
 
@@ -224,8 +227,11 @@ def _histogram_ranges(
     """Ranges by percentile, entropy or mse; none by minmax, for which only the moments are wanted."""
     from onnxruntime.quantization import calibrate as ort
 
-    family = ort.EntropyCalibrater if method == "entropy" else ort.PercentileCalibrater
-    bins = ENTROPY_BINS if method == "entropy" else BINS
+    entropy = method == "entropy"
+    family = ort.EntropyCalibrater if entropy else ort.PercentileCalibrater
+    bins = {"num_bins": BINS}
+    if entropy:
+        bins = {"num_bins": ENTROPY_BINS, "num_quantized_bins": ENTROPY_LEVELS}
     names = [name for name, value in largest.items() if value > 0.0]
     wanted = sorted({*names, *(m.tensor for m in moments.values())})
 
@@ -244,12 +250,14 @@ def _histogram_ranges(
             feed = data_reader.get_next()
             values = dict(zip(wanted, self.infer_session.run(wanted, feed), strict=True))
             if method != "minmax":
-                self.collector.collect({name: [values[name]] for name in names})
+                self.collector.collect(
+                    {name: [_telling(values[name]) if entropy else values[name]] for name in names}
+                )
             for moment in moments.values():
                 moment.add(values[moment.tensor])
 
     calibrater = Histograms(
-        path, augmented_model_path=str(path.with_name("histograms.onnx")), symmetric=True, num_bins=bins
+        path, augmented_model_path=str(path.with_name("histograms.onnx")), symmetric=True, **bins
     )
     calibrater.augment_graph()
     calibrater.create_inference_session()
@@ -264,6 +272,16 @@ def _histogram_ranges(
             return {name: mse_range(histograms[name][0], largest[name], kind) for name in names}
         found = calibrater.compute_data()
     return {name: max(abs(float(v)) for v in found[name].range_value) for name in names}
+
+
+def _telling(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Values that tell entropy something about a scale: those that are not 0, which every scale keeps exactly.
+
+    After a ReLU nine of ten are 0. Counted, they would be all that entropy sees: it would keep the bin around 0 narrow
+    and cut the range to an eighth.
+    """
+    telling: npt.NDArray[np.floating] = values[values != 0]
+    return telling
 
 
 def _empty_collector(ort: Any, calibrater: Any, largest: Mapping[str, float]) -> Any:

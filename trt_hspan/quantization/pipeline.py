@@ -398,7 +398,7 @@ def _cache_file(
 
 
 # Part of a cached table's key: raise it when the same pictures come to give other numbers.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 def _cached_table(path: Path) -> CalibrationTable | None:
