@@ -17,7 +17,9 @@ from support.synthetic_pictures import picture
 from trt_hspan.cli import quantization_options
 from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.graph import load_onnx, precision_from_model, save_onnx
+from trt_hspan.quantization import pipeline
 from trt_hspan.quantization.pipeline import Quantized
+from trt_hspan.quantization.sensitivity import SensitivityReport
 
 QUICK = ("--tiles", "4", "--tile", "16", "--method", "minmax", "--rounding", "nearest")
 RTX = ("--flavor", "tensorrt-rtx", "--max", "24x24")
@@ -115,6 +117,25 @@ def test_a_loss_that_rounds_to_nothing_has_no_sign(
     result = run("quantize", network, "-o", tmp_path / "net.onnx", *words)
     assert result.code == 0, result.err
     assert '"loss_db": 0.0,' in result.out
+
+
+def test_sensitivity_too_prints_a_loss_that_rounds_to_nothing_as_none(
+    run: CommandLine, network: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = pipeline.measure_sensitivity
+
+    def slightly_better(*arguments: Any, **named: Any) -> SensitivityReport:
+        found = measure(*arguments, **named)
+        base, everything = (replace(m, loss_db=-1e-5) for m in (found.base, found.everything))
+        layers = tuple(replace(layer, loss_db=-2e-5) for layer in found.layers)
+        return replace(found, base=base, everything=everything, layers=layers)
+
+    monkeypatch.setattr(pipeline, "measure_sensitivity", slightly_better)
+    words = ("--calibration", "builtin", *QUICK, "--exclude", "body.*")
+    result = run("sensitivity", network, "-o", tmp_path / "net.json", *words)
+    assert result.code == 0, result.err
+    assert result.out.count("loss +0.0000 dB") == 3  # the base type, all layers, and the one layer
+    assert "-0.0000" not in result.out
 
 
 def test_sensitivity_writes_figures_and_a_chart(
