@@ -20,13 +20,13 @@ from typing import Any
 from trt_hspan.engine import rtx_wheel
 from trt_hspan.engine.builder_log import is_about_scales, is_figure, line_from_errors
 from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.engine.install_advice import install_advice
 from trt_hspan.engine.progress import PhaseTracker
 from trt_hspan.engine.spec import Flavor
 from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
 
 MODULE_OF: dict[Flavor, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_EXTRA_OF: dict[Flavor, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 _LOG = logging.getLogger("trt_hspan.tensorrt")
 
 
@@ -213,4 +213,4 @@ def _is_findable(module: str) -> bool:
 
 
 def _not_installed(flavor: Flavor) -> HspanError:
-    return HspanError(flavor, "is not installed", f"pip install 'trt-hspan[{_EXTRA_OF[flavor]}]'")
+    return HspanError(flavor, "is not installed", install_advice(flavor))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trt_hspan.engine.install_advice import install_advice
 from trt_hspan.errors import HspanError
 
 State = Literal["ok", "absent", "broken"]
@@ -107,7 +108,7 @@ def examine_engine(plan: Path, *, plugin: Path | None = None) -> EngineVerdict:
     reasons = [str(line) for line in engine_mismatches(plan, manifest, this_machine(), plugin=plugin)]
     reasons += _validity_reasons(plan, manifest)
     if importlib.util.find_spec("pycuda") is None:
-        reasons.append("PyCUDA: is not installed; pip install 'trt-hspan[gpu]'")
+        reasons.append(f"PyCUDA: is not installed; {install_advice('pycuda')}")
     notes = list(_memory_notes(manifest))
     if manifest.flavor == "tensorrt-rtx" and manifest.plugin is not None:
         notes.append("NVIDIA documents no plugin support for TensorRT-RTX: whether it executes is unknown")
@@ -209,8 +210,7 @@ def _gpus() -> list[Finding]:
 def _flavor(flavor: Any) -> Finding:
     from trt_hspan.engine.tensorrt_api import installed_flavors, known_targets, load_tensorrt
 
-    extra = "gpu" if flavor == "tensorrt" else "rtx"
-    install = f"pip install 'trt-hspan[{extra}]'"
+    install = install_advice("tensorrt" if flavor == "tensorrt" else "tensorrt-rtx")
     if flavor not in installed_flavors():
         return Finding(name=flavor, state="absent", detail="not installed", next_step=install)
     try:
@@ -230,7 +230,7 @@ def _pycuda() -> Finding:
             name="PyCUDA",
             state="absent",
             detail="not installed",
-            next_step="pip install 'trt-hspan[gpu]' to run engines",
+            next_step=f"{install_advice('pycuda')} to run engines",
         )
     try:
         pycuda_driver()

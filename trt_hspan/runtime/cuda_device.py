@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from trt_hspan.engine.install_advice import install_advice
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.runtime.runner import Float32Array
 
@@ -186,7 +187,7 @@ def pycuda_driver() -> Any:
     try:
         import pycuda.driver
     except ModuleNotFoundError as error:
-        raise HspanError("PyCUDA", "is not installed", "pip install 'trt-hspan[gpu]'") from error
+        raise HspanError("PyCUDA", "is not installed", install_advice("pycuda")) from error
     except ImportError as error:
         raise HspanError(
             "PyCUDA", f"does not load: {error}", "install the NVIDIA driver, or PyCUDA again"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from trt_hspan.engine.install_advice import install_advice, is_jetson
 from trt_hspan.errors import HspanError
 from trt_hspan.ops.names import OP_TYPE, PLUGIN_VERSION
 
@@ -108,12 +109,10 @@ def _gpu(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError |
 def _flavor(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError | None:
     if manifest.flavor in machine.flavors:
         return None
-    extra = "rtx" if manifest.flavor == "tensorrt-rtx" else "gpu"
-    return HspanError(
-        plan,
-        f"was built by {manifest.flavor}, which is not installed here",
-        f"pip install 'trt-hspan[{extra}]' '{_requirement(manifest)}'",
-    )
+    advice = install_advice(manifest.flavor)
+    if not is_jetson():
+        advice += f" '{_requirement(manifest)}'"
+    return HspanError(plan, f"was built by {manifest.flavor}, which is not installed here", advice)
 
 
 def _version(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError | None:
@@ -128,7 +127,8 @@ def _version(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanErr
     return HspanError(
         plan,
         f"was built by {manifest.flavor} version {manifest.tensorrt_version}, installed is {installed}",
-        f"{build_command(plan, manifest)}, or pip install '{_requirement(manifest)}'",
+        build_command(plan, manifest)
+        + ("" if is_jetson() else f", or pip install '{_requirement(manifest)}'"),
     )
 
 

@@ -1,0 +1,30 @@
+"""How to install what runs engines. On a Jetson TensorRT is JetPack's, and PyPI's is for other machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal
+
+Part = Literal["tensorrt", "tensorrt-rtx", "pycuda"]
+
+_JETSON_FILE: Final = Path("/etc/nv_tegra_release")
+_ELSEWHERE: Final[dict[Part, str]] = {
+    "tensorrt": "pip install 'trt-hspan[gpu]'",
+    "tensorrt-rtx": "pip install 'trt-hspan[rtx]'",
+    "pycuda": "pip install 'trt-hspan[gpu]'",
+}
+_ON_A_JETSON: Final[dict[Part, str]] = {
+    "tensorrt": "sudo apt install python3-libnvinfer",
+    "tensorrt-rtx": "TensorRT-RTX does not run on a Jetson: build the engine on it with trt-hspan build",
+    "pycuda": "pip install 'trt-hspan[jetson]'",
+}
+
+
+def is_jetson() -> bool:
+    """Whether this is a Jetson with NVIDIA's Linux."""
+    return _JETSON_FILE.exists()
+
+
+def install_advice(part: Part) -> str:
+    """The next step where `part` is missing on this machine."""
+    return (_ON_A_JETSON if is_jetson() else _ELSEWHERE)[part]
