@@ -8,88 +8,17 @@
 //! vectorised Newton passes over their scores and a matrix product with the values.
 #pragma once
 
-#include "packing.h"
-#include "threshold.h"
+#include "refinement.h"
 
 namespace hspan::cpu
 {
 namespace
 {
 
-constexpr int64_t kROWS = 6;             //!< query rows of a register tile
-constexpr int64_t kWIDTH = 2 * kLANES;   //!< keys, or value channels, of a register tile
-constexpr int64_t kGROUP = 8;            //!< panels of keys that share one vector of maxima
 constexpr int64_t kCHAIN = 64;           //!< products that are summed in one float
-constexpr int64_t kDEPTH = 1024;         //!< value rows that are packed at a time for the matrix product
-constexpr int64_t kLEAST_LIST = 1 << 16; //!< entries of the lists
-constexpr int64_t kMOST_ROWS = 4096;     //!< rows that wait in the lists, at most
 constexpr int64_t kLEAST_DENSE_ROWS = 6; //!< fewer dense rows in a tile are gathered
 constexpr int64_t kTILE_BYTES = 8 << 20; //!< of scores
 constexpr int64_t kMOST_TILE_ROWS = 48;
-constexpr uint64_t kALIGNMENT = 64;
-
-//! A row whose weights stand in the lists.
-struct ListedRow
-{
-    int64_t row;
-    int64_t begin;
-    int64_t count;
-};
-
-//! The memory of one thread.
-struct Workspace
-{
-    float* query;     //!< [tile rows / kROWS][channels][kROWS]
-    float* panel;     //!< [channels][kWIDTH]
-    float* scores;    //!< [tile rows][stride]; later weights, for dense rows
-    float* maxima;    //!< [tile rows][groups][kLANES]
-    float* slab;      //!< [positions][kLANES] values for gathering
-    float* block;     //!< [kDEPTH][kWIDTH] values for the matrix product
-    TwoVec* totals;   //!< [tile rows][2]
-    float* listed;    //!< scores, later weights
-    int32_t* index;   //!< their keys
-    ListedRow* rows;  //!< [kMOST_ROWS]
-    int64_t* dense;   //!< [tile rows] rows of the tile on the dense route
-    int64_t stride;   //!< floats from one row of scores to the next
-    int64_t panels;   //!< of keys
-    int64_t groups;   //!< of panels
-    int64_t listSize; //!< entries of the lists
-    int64_t listUsed;
-    int64_t rowsUsed;
-    uint64_t bytes;
-};
-
-template <typename T>
-void place(T*& pointer, int64_t count, char* base, uint64_t& bytes)
-{
-    pointer = reinterpret_cast<T*>(base + bytes);
-    bytes += (static_cast<uint64_t>(count) * sizeof(T) + kALIGNMENT - 1) / kALIGNMENT * kALIGNMENT;
-}
-
-//! Where everything lies in memory that starts at `base`.
-Workspace workspaceAt(Problem const& problem, char* base)
-{
-    Workspace w{};
-    w.panels = (problem.positions + kWIDTH - 1) / kWIDTH;
-    w.groups = (w.panels + kGROUP - 1) / kGROUP;
-    w.stride = w.panels * kWIDTH;
-    // Rows that start at the same offset in a page would compete for the same lines of the cache.
-    w.stride += w.stride % 1024 == 0 ? kWIDTH : 0;
-    // A whole row fits, whatever its support.
-    w.listSize = (problem.positions < kLEAST_LIST ? kLEAST_LIST : problem.positions) + kLANES;
-    place(w.query, problem.tileRows * problem.scoreChannels, base, w.bytes);
-    place(w.panel, problem.packedKey == nullptr ? problem.scoreChannels * kWIDTH : 0, base, w.bytes);
-    place(w.scores, problem.tileRows * w.stride, base, w.bytes);
-    place(w.maxima, problem.tileRows * w.groups * kLANES, base, w.bytes);
-    place(w.slab, problem.positions * kLANES, base, w.bytes);
-    place(w.block, kDEPTH * kWIDTH, base, w.bytes);
-    place(w.totals, problem.tileRows * 2, base, w.bytes);
-    place(w.listed, w.listSize, base, w.bytes);
-    place(w.index, w.listSize, base, w.bytes);
-    place(w.rows, kMOST_ROWS, base, w.bytes);
-    place(w.dense, problem.tileRows, base, w.bytes);
-    return w;
-}
 
 //! sum[r][half] = over k < depth of left(r, k) right[k][half], one chain of fused multiply-adds each.
 template <typename Left>
@@ -133,19 +62,10 @@ void scoreTile(Problem const& problem, Workspace& w, int64_t rows)
 {
     int64_t const channels = problem.scoreChannels;
     int64_t const ragged = problem.positions % kWIDTH;
-    Tensor<T> const key(problem.key);
     Vec const lowest = broadcast(-__builtin_inff());
     for (int64_t p = 0; p < w.panels; ++p)
     {
-        float const* panel = w.panel;
-        if (problem.packedKey != nullptr)
-        {
-            panel = problem.packedKey + p * channels * kWIDTH;
-        }
-        else
-        {
-            packPositions<kWIDTH>(key, channels, p * kWIDTH, problem.positions, w.panel);
-        }
+        float const* panel = panelOfKeys<T>(problem, w, p);
         for (int64_t start = 0; start < rows; start += kROWS)
         {
             float const* query = w.query + start * channels;
@@ -212,12 +132,11 @@ int64_t listCandidates(Workspace& w, float const* scores, float const* maxima, f
     return end - w.listUsed;
 }
 
-//! Turns the scores at the end of the lists into weights, drops those of weight 0, and keeps the row.
-void keepListed(Workspace& w, int64_t row, int64_t count, Split threshold)
+//! Turns a row's listed scores into weights, and drops those of weight 0.
+void weighListed(Workspace& w, ListedRow& row, Split threshold)
 {
-    int64_t const begin = w.listUsed;
-    int64_t end = begin;
-    for (int64_t i = begin; i < begin + count; ++i)
+    int64_t end = row.begin;
+    for (int64_t i = row.begin; i < row.begin + row.count; ++i)
     {
         float const weight = excess(w.listed[i], threshold);
         int32_t const index = w.index[i];
@@ -225,8 +144,25 @@ void keepListed(Workspace& w, int64_t row, int64_t count, Split threshold)
         w.index[end] = index;
         end += weight > 0.0F ? 1 : 0;
     }
-    w.rows[w.rowsUsed++] = {row, begin, end - begin};
-    w.listUsed = end;
+    row.count = static_cast<int32_t>(end - row.begin);
+    row.refined = -1;
+}
+
+//! Keeps the row whose candidates, `count` of them, stand at the end of the lists.
+void keepListed(Workspace& w, int64_t row, int64_t count, double bound, Refinement const& refinement)
+{
+    // Vectors are read whole: what follows the list weighs nothing.
+    store(w.listed + w.listUsed + count, broadcast(-__builtin_inff()));
+    ListedRow& kept = w.rows[w.rowsUsed++];
+    kept = {w.listUsed, static_cast<int32_t>(row), static_cast<int32_t>(count), 0, refinement.bound, refinement.shift};
+    if (refinement.isNeeded)
+    {
+        w.waitsForScores = true;
+        w.listUsed += roundedUp(count, kLANES);
+        return;
+    }
+    weighListed(w, kept, threshold(w.listed + w.listUsed, (count + kLANES - 1) / kLANES, bound));
+    w.listUsed += kept.count;
 }
 
 template <typename T>
@@ -255,6 +191,17 @@ void storeNan(Problem const& problem, int64_t row)
 template <typename T>
 void gather(Problem const& problem, Workspace& w)
 {
+    if (w.waitsForScores)
+    {
+        refineListed<T>(problem, w);
+        for (ListedRow* row = w.rows; row < w.rows + w.rowsUsed; ++row)
+        {
+            if (row->refined >= 0)
+            {
+                weighListed(w, *row, threshold(w.listed + row->begin, (row->count + kLANES - 1) / kLANES, row->bound));
+            }
+        }
+    }
     Tensor<T> const value(problem.value);
     for (int64_t d = 0; w.rowsUsed != 0 && d < problem.valueChannels; d += kLANES)
     {
@@ -289,6 +236,7 @@ void gather(Problem const& problem, Workspace& w)
     }
     w.rowsUsed = 0;
     w.listUsed = 0;
+    w.waitsForScores = false;
 }
 
 //! part[r][half] += over k < depth of left[r][k] right[k][half]. A function of its own: the compiler then keeps the
@@ -320,18 +268,18 @@ void multiplyDense(Problem const& problem, Workspace& w, int64_t first, int64_t 
         for (int64_t j = 0; j < problem.positions; j += kDEPTH)
         {
             int64_t const depth = lesser(kDEPTH, problem.positions - j);
-            packChannels<kWIDTH>(value, d, problem.valueChannels, j, depth, w.block);
+            packChannels<kWIDTH>(value, d, problem.valueChannels, j, depth, w.slab);
             for (int64_t start = 0; start < count; start += kROWS)
             {
                 float const* weights[kROWS];
                 for (int64_t r = 0; r < kROWS; ++r)
                 {
-                    weights[r] = w.scores + w.dense[lesser(start + r, count - 1)] * w.stride + j;
+                    weights[r] = w.scores + w.dense[lesser(start + r, count - 1)].row * w.stride + j;
                 }
                 Vec part[kROWS][2] = {};
                 for (int64_t k = 0; k < depth; k += kCHAIN)
                 {
-                    addProduct(weights, w.block + k * kWIDTH, lesser(kCHAIN, depth - k), part);
+                    addProduct(weights, w.slab + k * kWIDTH, lesser(kCHAIN, depth - k), part);
                     for (float const*& row : weights)
                     {
                         row += kCHAIN;
@@ -349,7 +297,7 @@ void multiplyDense(Problem const& problem, Workspace& w, int64_t first, int64_t 
             float values[kWIDTH];
             store(values, valueOf(w.totals[2 * i]));
             store(values + kLANES, valueOf(w.totals[2 * i + 1]));
-            storeChannels<T>(problem, first + w.dense[i], d, kWIDTH, values);
+            storeChannels<T>(problem, first + w.dense[i].row, d, kWIDTH, values);
         }
     }
 }
@@ -382,8 +330,13 @@ void runTile(Problem const& problem, Workspace& w, int64_t first, int64_t rows)
         : problem.route == HSPAN_CPU_ROUTE_GATHER || !problem.valueIsFinite               ? problem.positions
                                                                                           : problem.gatherLimit;
     int64_t denseRows = 0;
+    double norms[kROWS];
     for (int64_t r = 0; r < rows; ++r)
     {
+        if (r % kROWS == 0)
+        {
+            queryNorms(problem, w, r, norms);
+        }
         float* scores = w.scores + r * w.stride;
         float const* maxima = w.maxima + r * w.groups * kLANES;
         if (!isFinite && isUndefined(scores, problem.positions))
@@ -395,17 +348,23 @@ void runTile(Problem const& problem, Workspace& w, int64_t first, int64_t rows)
         {
             gather<T>(problem, w);
         }
-        double const bound = thresholdBound(maxima, w.groups);
+        double bound = thresholdBound(maxima, w.groups);
+        Refinement const refinement = refinementOf<T>(problem, w, r, norms[r % kROWS], bound);
         int64_t const count = listCandidates(w, scores, maxima, floatBelow(bound), limit);
         if (count >= 0)
         {
-            // Vectors are read whole: what follows the list weighs nothing.
-            store(w.listed + w.listUsed + count, broadcast(-__builtin_inff()));
-            keepListed(w, first + r, count, threshold(w.listed + w.listUsed, (count + kLANES - 1) / kLANES, bound));
-            continue;
+            keepListed(w, first + r, count, bound, refinement);
         }
-        weigh(scores, w.panels * 2, threshold(scores, w.panels * 2, bound));
-        w.dense[denseRows++] = r;
+        else
+        {
+            w.dense[denseRows++] = {r, refinement.isNeeded ? refinement.bound : bound, refinement};
+        }
+    }
+    refineDense<T>(problem, w, denseRows);
+    for (int64_t i = 0; i < denseRows; ++i)
+    {
+        float* scores = w.scores + w.dense[i].row * w.stride;
+        weigh(scores, w.panels * 2, threshold(scores, w.panels * 2, w.dense[i].bound));
     }
     if (denseRows >= kLEAST_DENSE_ROWS || (denseRows > 0 && limit == 0))
     {
@@ -419,7 +378,7 @@ void runTile(Problem const& problem, Workspace& w, int64_t first, int64_t rows)
         {
             gather<T>(problem, w);
         }
-        float const* weights = w.scores + w.dense[i] * w.stride;
+        float const* weights = w.scores + w.dense[i].row * w.stride;
         int64_t const begin = w.listUsed;
         for (int64_t j = 0; j < problem.positions; ++j)
         {
@@ -427,7 +386,8 @@ void runTile(Problem const& problem, Workspace& w, int64_t first, int64_t rows)
             w.index[w.listUsed] = static_cast<int32_t>(j);
             w.listUsed += weights[j] > 0.0F ? 1 : 0;
         }
-        w.rows[w.rowsUsed++] = {first + w.dense[i], begin, w.listUsed - begin};
+        int32_t const count = static_cast<int32_t>(w.listUsed - begin);
+        w.rows[w.rowsUsed++] = {begin, static_cast<int32_t>(first + w.dense[i].row), count, -1, 0.0F, 0.0};
     }
 }
 
@@ -453,6 +413,7 @@ void prepareTyped(Problem& problem)
 {
     Tensor<T> const key(problem.key);
     problem.largestKey = largestMagnitude(key, problem.scoreChannels, problem.positions);
+    problem.largestKeyNorm = largestNorm(key, problem.scoreChannels, problem.positions);
     float const largestValue = largestMagnitude(Tensor<T>(problem.value), problem.valueChannels, problem.positions);
     problem.valueIsFinite = largestValue < __builtin_inff();
     for (int64_t j = 0; problem.packedKey != nullptr && j < problem.positions; j += kWIDTH)

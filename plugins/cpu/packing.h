@@ -37,6 +37,11 @@ HSPAN_INLINE int64_t lesser(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+HSPAN_INLINE int64_t greater(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 HSPAN_INLINE int64_t roundedUp(int64_t x, int64_t step)
 {
     return (x + step - 1) / step * step;

@@ -19,10 +19,11 @@ struct Problem
     int64_t positions;
     int32_t type;
     int32_t route;
-    int64_t tileRows;    //!< a multiple of the register tile's rows
-    int64_t gatherLimit; //!< candidates of a row, at most
-    float* packedKey;    //!< all keys in panels, or null: each tile packs its own
-    float largestKey;    //!< greatest |key|; infinite when there is an infinity or a NaN
+    int64_t tileRows;      //!< a multiple of the register tile's rows
+    int64_t gatherLimit;   //!< candidates of a row, at most
+    float* packedKey;      //!< all keys in panels, or null: each tile packs its own
+    float largestKey;      //!< greatest |key|; infinite when there is an infinity or a NaN
+    double largestKeyNorm; //!< greatest |key position|_2 among the finite ones
     bool valueIsFinite;
     int64_t nextTile; //!< the next tile that nobody works on; changed atomically
 };
@@ -36,7 +37,7 @@ struct Kernel
     bool (*wantsPackedKey)(Problem const& problem); //!< whether packing all keys once pays
     uint64_t (*packedKeyBytes)(Problem const& problem);
     uint64_t (*workspaceBytes)(Problem const& problem); //!< of one thread, aligned to 64
-    void (*prepare)(Problem& problem);                  //!< fills packedKey, largestKey and valueIsFinite
+    void (*prepare)(Problem& problem);                  //!< fills packedKey, largestKey, largestKeyNorm, valueIsFinite
     void (*run)(Problem& problem, void* workspace);     //!< takes tiles until none is left
 };
 

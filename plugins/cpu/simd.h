@@ -42,10 +42,16 @@ typedef float Vec __attribute__((vector_size(4 * kLANES), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLANES), may_alias));
 typedef double DoubleVec __attribute__((vector_size(8 * kLANES), may_alias));
 typedef float UnalignedVec __attribute__((vector_size(4 * kLANES), aligned(4), may_alias));
+typedef double UnalignedDoubleVec __attribute__((vector_size(8 * kLANES), aligned(8), may_alias));
 
 HSPAN_INLINE Vec load(float const* pointer)
 {
     return *reinterpret_cast<UnalignedVec const*>(pointer);
+}
+
+HSPAN_INLINE DoubleVec load(double const* pointer)
+{
+    return *reinterpret_cast<UnalignedDoubleVec const*>(pointer);
 }
 
 HSPAN_INLINE void store(float* pointer, Vec x)
@@ -133,12 +139,15 @@ HSPAN_INLINE float largestLane(Vec x)
 
 HSPAN_INLINE double sumOfLanes(DoubleVec const& x)
 {
-    double result = 0;
-    for (int64_t i = 0; i < kLANES; ++i)
+    double sum[4] = {};
+    for (int64_t i = 0; i < kLANES; i += 4)
     {
-        result += x[i];
+        sum[0] += x[i];
+        sum[1] += x[i + 1];
+        sum[2] += x[i + 2];
+        sum[3] += x[i + 3];
     }
-    return result;
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 HSPAN_INLINE int64_t sumOfLanes(IntVec x)

@@ -11,6 +11,7 @@ iterates rise, the active set shrinks, and the result is exact after finitely ma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -21,6 +22,9 @@ from trt_hspan.ops.native import ElementType, NativeLibrary, NativeOptions, Oper
 
 # Score rows are worked on in chunks of about this size, so that the Newton passes stay in the cache.
 _CHUNK_BYTES = 2 << 20
+
+# Of a row's scores, in units of 2^-24; more than that is computed in float64.
+_LIKELY_ERROR_ALLOWED: Final = 16.0
 
 _NATIVE_TYPES: Final[dict[torch.dtype, ElementType]] = {
     torch.float32: "float32",
@@ -41,9 +45,10 @@ def high_similarity_pass_attention(query: Tensor, key: Tensor, value: Tensor) ->
         value: (N, D, H, W), same dtype.
 
     Returns:
-        (N, D, H, W) in the inputs' dtype. Scores, thresholds and sums are float32 (float64 for float64
-        inputs). Rows of equal scores weigh every position 1 / L. A row with a NaN or +inf score is NaN;
-        a score of -inf weighs 0, and a row of nothing but -inf is NaN.
+        (N, D, H, W) in the inputs' dtype. Scores, thresholds and sums are float32; scores whose rounding would show
+        are float64 until their row's maximum is subtracted (float64 inputs: all is float64). Rows of equal scores
+        weigh every position 1 / L. A row with a NaN or +inf score is NaN; a score of -inf weighs 0, and a row of
+        nothing but -inf is NaN.
 
     Raises:
         ValueError: the shapes or dtypes do not fit together.
@@ -105,11 +110,40 @@ def _chunk_rows(tokens: Tensor) -> int:
     return max(1, _CHUNK_BYTES // (tokens.shape[1] * tokens.element_size()))
 
 
-def _weights(query_rows: Tensor, key: Tensor) -> Tensor:
-    """Sparsemax weights (R, L) of R query rows (R, C) over all keys (L, C)."""
-    scores = query_rows @ key.T
-    scores -= scores.amax(-1, keepdim=True)
-    return scores.sub_(sparsemax_threshold(scores)).clamp_min_(0)
+def _wide_type(tensor: Tensor) -> torch.dtype:
+    """Float64 where the device has it."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _weights_of_rows(query: Tensor, key: Tensor) -> Callable[[slice], Tensor]:
+    """Sparsemax weights (R, L) of any R rows of query (L, C) over all keys (L, C), as a function of the rows.
+
+    Where the rounding of float32 scores would show, they are computed in float64, and their distances from the row's
+    maximum are what is rounded: plugins/cpu/README.md derives when. The threshold's last step is one of float64.
+    """
+    wide = _wide_type(query)
+    norms = torch.linalg.vector_norm(key, dim=-1, dtype=wide)
+    largest = norms.where(norms.isfinite(), 0).amax()
+    likely_error = query.shape[1] ** 0.5 * torch.linalg.vector_norm(query, dim=-1, dtype=wide) * largest
+    is_refined = (likely_error > _LIKELY_ERROR_ALLOWED) & (query.dtype != wide)
+    wide_key = key.to(wide) if bool(is_refined.any()) else key
+
+    def weights(rows: slice) -> Tensor:
+        scores = query[rows] @ key.T
+        scores -= scores.amax(-1, keepdim=True)
+        refined = is_refined[rows].nonzero().flatten()
+        if len(refined):
+            rounded = scores[refined]
+            exact = (query[rows][refined].to(wide) @ wide_key.T).masked_fill_(rounded.isneginf(), -torch.inf)
+            exact -= exact.amax(-1, keepdim=True)
+            scores[refined] = rounded.where(rounded.isnan(), exact.to(scores.dtype))
+        excess = scores.sub_(sparsemax_threshold(scores)).clamp_min_(0)
+        surplus = excess.sum(-1, keepdim=True, dtype=wide) - 1
+        support = excess > 0
+        correction = (surplus / support.sum(-1, keepdim=True)).to(excess.dtype)
+        return excess.sub_(correction * support).clamp_min_(0)
+
+    return weights
 
 
 def reference_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -118,9 +152,10 @@ def reference_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     out = torch.empty_like(v)
     rows = _chunk_rows(q)
     for n in range(q.shape[0]):
+        weights = _weights_of_rows(q[n], k[n])
         for start in range(0, q.shape[1], rows):
-            weights = _weights(q[n, start : start + rows], k[n])
-            torch.mm(weights, v[n], out=out[n, start : start + rows])
+            span = slice(start, start + rows)
+            torch.mm(weights(span), v[n], out=out[n, span])
     return _image(out, value)
 
 
@@ -193,9 +228,10 @@ def _attention_backward(
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     rows = _chunk_rows(q)
     for n in range(q.shape[0]):
+        weights_of = _weights_of_rows(q[n], k[n])
         for start in range(0, q.shape[1], rows):
             span = slice(start, start + rows)
-            weights = _weights(q[n, span], k[n])
+            weights = weights_of(span)
             dv[n].addmm_(weights.T, g[n, span])
             support = weights > 0
             dweights = (g[n, span] @ v[n].T).mul_(support)

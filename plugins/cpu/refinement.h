@@ -1,0 +1,253 @@
+//! \file refinement.h
+//! Scores in double, for rows where the rounding of float scores would show in the output.
+//!
+//! Subtracting a constant from a row changes no weight. Of a row that is refined, the scores that can matter are
+//! computed again in double from the tensors, where products are exact, and what is kept as a float is their distance
+//! from the row's maximum. Only scores within 1 of the maximum matter, so that rounds by less than u, however large the
+//! scores are. README.md derives when a row is refined and why no score of the support is lost.
+#pragma once
+
+#include "threshold.h"
+#include "workspace.h"
+
+namespace hspan::cpu
+{
+namespace
+{
+
+//! A row is refined when sqrt(C) |q| max |k|, its scores' likely error in units of u, is greater.
+constexpr double likelyErrorAllowed(float)
+{
+    return 16;
+}
+
+constexpr double likelyErrorAllowed(Half)
+{
+    return 0x1p24 * 0x1p-11 / 32; // the output's own unit of rounding is 2^-11
+}
+
+constexpr double likelyErrorAllowed(BFloat16)
+{
+    return 0x1p24 * 0x1p-8 / 32;
+}
+
+//! The greatest Euclidean norm among the positions that hold neither an infinity nor a NaN.
+template <typename T>
+double largestNorm(Tensor<T> tensor, int64_t channels, int64_t positions)
+{
+    constexpr int64_t kBLOCK = 64;
+    double largest = 0;
+    for (int64_t first = 0; first < positions; first += kBLOCK)
+    {
+        int64_t const count = lesser(kBLOCK, positions - first);
+        double sum[kBLOCK] = {};
+        if (tensor.positionStride == 1)
+        {
+            for (int64_t c = 0; c < channels; ++c)
+            {
+                T const* source = tensor.at(c, first);
+                for (int64_t i = 0; i < count; ++i)
+                {
+                    double const x = widened(source[i]);
+                    sum[i] += x * x;
+                }
+            }
+        }
+        else
+        {
+            for (int64_t i = 0; i < count; ++i)
+            {
+                T const* source = tensor.at(0, first + i);
+                for (int64_t c = 0; c < channels; ++c)
+                {
+                    double const x = widened(source[c * tensor.channelStride]);
+                    sum[i] += x * x;
+                }
+            }
+        }
+        for (int64_t i = 0; i < count; ++i)
+        {
+            largest = sum[i] > largest && sum[i] < __builtin_inf() ? sum[i] : largest;
+        }
+    }
+    return __builtin_sqrt(largest);
+}
+
+//! A row's query in the packed tile; one channel to the next is kROWS away.
+HSPAN_INLINE float const* packedQuery(Problem const& problem, Workspace const& w, int64_t r)
+{
+    return w.query + r / kROWS * kROWS * problem.scoreChannels + r % kROWS;
+}
+
+//! Euclidean norms of the queries of kROWS rows of the tile, from row `start` on.
+void queryNorms(Problem const& problem, Workspace const& w, int64_t start, double (&norms)[kROWS])
+{
+    float const* query = packedQuery(problem, w, start);
+    double sum[kROWS] = {};
+    for (int64_t c = 0; c < problem.scoreChannels; ++c)
+    {
+        for (int64_t i = 0; i < kROWS; ++i)
+        {
+            double const x = query[c * kROWS + i];
+            sum[i] += x * x;
+        }
+    }
+    for (int64_t i = 0; i < kROWS; ++i)
+    {
+        norms[i] = __builtin_sqrt(sum[i]);
+    }
+}
+
+//! The first key with the row's greatest score.
+int64_t firstLargest(Workspace const& w, int64_t r)
+{
+    float const* scores = w.scores + r * w.stride;
+    float const* maxima = w.maxima + r * w.groups * kLANES;
+    Vec maximum = load(maxima);
+    for (int64_t g = 1; g < w.groups; ++g)
+    {
+        maximum = larger(load(maxima + g * kLANES), maximum);
+    }
+    float const largest = largestLane(maximum);
+    int64_t group = 0;
+    while (largestLane(load(maxima + group * kLANES)) < largest)
+    {
+        ++group;
+    }
+    int64_t j = group * kGROUP * kWIDTH;
+    while (scores[j] < largest)
+    {
+        ++j;
+    }
+    return j;
+}
+
+//! Whether and how row `r` of the tile is refined. Depends on the row and the image's keys, on nothing else.
+//! \param norm of its query.
+//! \param bound not above the threshold of the float scores; lowered here so that every score above it that matters,
+//!     as exact scores have it, has a float score above it too.
+template <typename T>
+Refinement refinementOf(Problem const& problem, Workspace const& w, int64_t r, double norm, double& bound)
+{
+    double const channels = static_cast<double>(problem.scoreChannels);
+    double const product = norm * problem.largestKeyNorm;
+    if (!(__builtin_sqrt(channels) * product > likelyErrorAllowed(T{})))
+    {
+        return {};
+    }
+    // Cauchy-Schwarz on the bound of a chain of C sums: no score is further from its float than this.
+    double const relative = (channels + 3) * kROUNDING;
+    double const largestError = product * (relative < 0.5 ? relative / (1 - relative) : 1);
+    bound -= 2 * largestError;
+    Tensor<T> const key(problem.key);
+    int64_t const j = firstLargest(w, r);
+    float const* query = packedQuery(problem, w, r);
+    double shift = 0;
+    for (int64_t c = 0; c < problem.scoreChannels; ++c)
+    {
+        shift += static_cast<double>(query[c * kROWS]) * widened(*key.at(c, j));
+    }
+    // The shifted maximum is not below 0, so neither is the threshold below -1, but for rounding to float.
+    double const below = bound - shift > -1 ? bound - shift : -1;
+    return {true, floatBelow(below - 4 * kROUNDING * (1 + 2 * largestError)), shift};
+}
+
+//! Exact scores of the listed rows that wait for them, less the row's shift, in the place of the float scores.
+//! Keys are packed for all rows together, as many as fit into a cache.
+template <typename T>
+void refineListed(Problem const& problem, Workspace& w)
+{
+    Tensor<T> const query(problem.query);
+    Tensor<T> const key(problem.key);
+    for (int64_t c = problem.scoreChannels; c < w.slices * kLANES; ++c)
+    {
+        w.queryRow[c] = 0;
+    }
+    for (int64_t first = 0; first < problem.positions; first += w.span)
+    {
+        int64_t const last = lesser(first + w.span, problem.positions);
+        for (int64_t s = 0; s < w.slices; ++s)
+        {
+            packChannels<kLANES>(
+                key, s * kLANES, problem.scoreChannels, first, last - first, w.slab + s * w.span * kLANES);
+        }
+        for (ListedRow* row = w.rows; row < w.rows + w.rowsUsed; ++row)
+        {
+            // Keys of a row ascend.
+            int32_t const* index = w.index + row->begin;
+            int32_t e = row->refined;
+            if (e < 0 || e == row->count || index[e] >= last)
+            {
+                continue;
+            }
+            for (int64_t c = 0; c < problem.scoreChannels; ++c)
+            {
+                w.queryRow[c] = widened(*query.at(c, row->row));
+            }
+            for (; e < row->count && index[e] < last; ++e)
+            {
+                float const* keyRow = w.slab + (index[e] - first) * kLANES;
+                DoubleVec sum{};
+                for (int64_t s = 0; s < w.slices; ++s)
+                {
+                    sum += load(w.queryRow + s * kLANES)
+                        * __builtin_convertvector(load(keyRow + s * w.span * kLANES), DoubleVec);
+                }
+                w.listed[row->begin + e] = static_cast<float>(sumOfLanes(sum) - row->shift);
+            }
+            row->refined = e;
+        }
+    }
+}
+
+//! sum[half] = over the channels of the row's query times kWIDTH keys. A function of its own: the compiler then keeps
+//! the sums in registers.
+__attribute__((noinline)) void multiplyExactly(
+    float const* query, float const* panel, int64_t channels, DoubleVec (&result)[2])
+{
+    DoubleVec sum[2] = {};
+    for (int64_t c = 0; c < channels; ++c)
+    {
+        double const factor = query[c * kROWS];
+        sum[0] += factor * __builtin_convertvector(load(panel + c * kWIDTH), DoubleVec);
+        sum[1] += factor * __builtin_convertvector(load(panel + c * kWIDTH + kLANES), DoubleVec);
+    }
+    result[0] = sum[0];
+    result[1] = sum[1];
+}
+
+//! Exact scores of the tile's dense rows that need them, less the row's shift, in the place of the float scores.
+//! What is -inf as a float stays that.
+template <typename T>
+void refineDense(Problem const& problem, Workspace& w, int64_t denseRows)
+{
+    bool isNeeded = false;
+    for (int64_t i = 0; i < denseRows; ++i)
+    {
+        isNeeded |= w.dense[i].refinement.isNeeded;
+    }
+    Vec const lowest = broadcast(-__builtin_inff());
+    for (int64_t p = 0; isNeeded && p < w.panels; ++p)
+    {
+        float const* panel = panelOfKeys<T>(problem, w, p);
+        for (DenseRow const* row = w.dense; row < w.dense + denseRows; ++row)
+        {
+            if (!row->refinement.isNeeded)
+            {
+                continue;
+            }
+            DoubleVec sum[2];
+            multiplyExactly(packedQuery(problem, w, row->row), panel, problem.scoreChannels, sum);
+            float* scores = w.scores + row->row * w.stride + p * kWIDTH;
+            for (int64_t half = 0; half < 2; ++half)
+            {
+                Vec const before = load(scores + half * kLANES);
+                Vec const after = __builtin_convertvector(sum[half] - row->refinement.shift, Vec);
+                store(scores + half * kLANES, before > lowest ? after : lowest);
+            }
+        }
+    }
+}
+
+} // namespace
+} // namespace hspan::cpu
