@@ -242,7 +242,10 @@ def print_table(report: dict[str, Any]) -> None:
 
 def number(value: float | None, form: str) -> str:
     """The number, or a dash."""
-    return "-" if value is None else format(value, form)
+    if value is None:
+        return "-"
+    text = format(value, form)
+    return text if float(text) else text.replace("-", "+")  # what rounds to nothing has no minus
 
 
 def note(text: str) -> None:
