@@ -198,7 +198,8 @@ void gather(Problem const& problem, Workspace& w)
         {
             if (row->refined >= 0)
             {
-                weighListed(w, *row, threshold(w.listed + row->begin, (row->count + kLANES - 1) / kLANES, row->bound));
+                int64_t const vectors = (row->count + kLANES - 1) / kLANES;
+                weighListed(w, *row, refinedThreshold(w.listed + row->begin, vectors, row->bound));
             }
         }
     }
@@ -357,14 +358,18 @@ void runTile(Problem const& problem, Workspace& w, int64_t first, int64_t rows)
         }
         else
         {
-            w.dense[denseRows++] = {r, refinement.isNeeded ? refinement.bound : bound, refinement};
+            w.dense[denseRows++] = {r, bound, refinement};
         }
     }
     refineDense<T>(problem, w, denseRows);
     for (int64_t i = 0; i < denseRows; ++i)
     {
-        float* scores = w.scores + w.dense[i].row * w.stride;
-        weigh(scores, w.panels * 2, threshold(scores, w.panels * 2, w.dense[i].bound));
+        DenseRow const& row = w.dense[i];
+        float* scores = w.scores + row.row * w.stride;
+        int64_t const vectors = w.panels * 2;
+        weigh(scores, vectors,
+            row.refinement.isNeeded ? refinedThreshold(scores, vectors, row.refinement.bound)
+                                    : threshold(scores, vectors, row.bound));
     }
     if (denseRows >= kLEAST_DENSE_ROWS || (denseRows > 0 && limit == 0))
     {

@@ -3,8 +3,8 @@
 //!
 //! Subtracting a constant from a row changes no weight. Of a row that is refined, the scores that can matter are
 //! computed again in double from the tensors, where products are exact, and what is kept as a float is their distance
-//! from the row's maximum. Only scores within 1 of the maximum matter, so that rounds by less than u, however large the
-//! scores are. README.md derives when a row is refined and why no score of the support is lost.
+//! from one of the greatest. Only scores within 1 of the maximum matter, so that rounds by less than u, however large
+//! the scores are. README.md derives when a row is refined and why no score of the support is lost.
 #pragma once
 
 #include "threshold.h"
@@ -147,9 +147,26 @@ Refinement refinementOf(Problem const& problem, Workspace const& w, int64_t r, d
     {
         shift += static_cast<double>(query[c * kROWS]) * widened(*key.at(c, j));
     }
-    // The shifted maximum is not below 0, so neither is the threshold below -1, but for rounding to float.
-    double const below = bound - shift > -1 ? bound - shift : -1;
-    return {true, floatBelow(below - 4 * kROUNDING * (1 + 2 * largestError)), shift};
+    // Rounding the shifted scores to float moves their threshold, too.
+    return {true, floatBelow(bound - shift - 4 * kROUNDING * (1 + 2 * largestError)), shift};
+}
+
+//! The threshold of a row of shifted scores, from which their maximum is subtracted first.
+//! \param bound as in Refinement.
+Split refinedThreshold(float* scores, int64_t vectors, float bound)
+{
+    Vec maximum = load(scores);
+    for (int64_t v = 1; v < vectors; ++v)
+    {
+        maximum = larger(load(scores + v * kLANES), maximum);
+    }
+    float const largest = largestLane(maximum);
+    for (int64_t v = 0; v < vectors; ++v)
+    {
+        store(scores + v * kLANES, load(scores + v * kLANES) - broadcast(largest));
+    }
+    double const below = static_cast<double>(bound) - largest;
+    return threshold(scores, vectors, below > -1 ? below : -1);
 }
 
 //! Exact scores of the listed rows that wait for them, less the row's shift, in the place of the float scores.

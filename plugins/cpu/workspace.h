@@ -22,7 +22,7 @@ constexpr uint64_t kALIGNMENT = 64;
 struct Refinement
 {
     bool isNeeded;
-    float bound;  //!< not above the threshold of the shifted scores
+    float bound;  //!< not above the threshold of the shifted scores, as floats
     double shift; //!< subtracted from the row's scores
 };
 
