@@ -18,6 +18,7 @@ from trt_hspan.benchmarking.bench import BenchSpec, run_bench
 from trt_hspan.benchmarking.peer import eager_reference
 from trt_hspan.engine.spec import ImageSize
 from trt_hspan.errors import HspanError
+from trt_hspan.runtime import torch_runner
 from trt_hspan.runtime.torch_runner import TorchRunner
 
 SMALL = ImageSize(height=8, width=6)
@@ -96,6 +97,32 @@ def test_the_peer_computes_the_same_network_without_our_kernel(
         np.testing.assert_allclose(run(batch), expected, rtol=0, atol=1e-4)
 
 
+def test_a_checkpoint_is_measured_in_each_precision(
+    run: CommandLine, small_x4: GoldenNetwork, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)
+    words = [
+        "bench",
+        small_x4.checkpoint,
+        network,
+        "--size",
+        "8x8",
+        "--seconds",
+        BRIEF,
+        "--threads",
+        1,
+        "--json",
+    ]
+    result = run(*words, "--precision", "fp32", "--precision", "bf16")
+    found = json.loads(result.out)["measurements"]
+    assert [one["network"].split(", ")[1] for one in found] == ["FP32", "BF16", "FP32"]
+    assert [one["source"] for one in found] == [str(small_x4.checkpoint)] * 2 + [str(network)]
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: False)
+    refused = run(*words, "--precision", "bf16")
+    assert (refused.code, refused.out) == (1, "")
+    assert "no BF16 instructions" in refused.error_line
+
+
 def test_a_fixed_size_is_measured_without_being_named(tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "net.onnx", shape=(1, 3, 8, 10))
     (found,) = run_bench(BenchSpec(sources=(str(network),), seconds=BRIEF, threads=1)).measurements
@@ -145,6 +172,8 @@ def test_the_table_says_percentiles_stages_and_what_it_ran_on(run: CommandLine, 
         (["--peer", "torch", "--checkpoint", "none.pt"], 1, "none.pt"),
         (["--peer", "torch", "--checkpoint", "hspan-tiny-x4"], 1, "is not the checkpoint that"),
         (["--plot", "a.jpg"], 2, "--plot: got a.jpg"),
+        (["--precision", "bf16"], 2, "--precision: is for checkpoints"),
+        (["--plugin", "p.so"], 2, "--plugin: is for engines"),
         (["--device", "tpu"], 2, "--device: got 'tpu'"),
         (["--device", "gpu"], 1, "an ONNX file runs on the CPU here"),
         (["none.onnx"], 1, "none.onnx: no such file"),

@@ -17,6 +17,7 @@ from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
 
 from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.runtime import torch_runner
 from trt_hspan.runtime.images import image_from_tensor, read_image, tensor_from_image, write_image
 from trt_hspan.runtime.torch_runner import TorchRunner
 
@@ -49,6 +50,50 @@ def test_checkpoint_runs_in_pytorch(
     assert report["backend"].startswith("PyTorch")
     assert report["emulated"] is False
     np.testing.assert_array_equal(read_image(target), upscaled_reference(small_x4, picture))
+
+
+def test_checkpoint_runs_in_bf16_where_the_processor_can(
+    run: CommandLine, picture: Path, tmp_path: Path, small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)
+    words = ["upscale", picture, "-o", tmp_path / "out.png", "--checkpoint", small_x4.checkpoint]
+    words += ["--res-scale", small_x4.res_scale, "--precision", "bf16", "--json"]
+    report = json.loads(run(*words).out)
+    assert report["precision"] == "bf16"
+    difference = read_image(tmp_path / "out.png").astype(int) - upscaled_reference(small_x4, picture)
+    assert 0 < np.abs(difference).max() < 26  # tenths at most
+    assert np.abs(difference).mean() < 2
+    (tmp_path / "out.png").unlink()
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: False)
+    refused = run(*words)
+    assert refused.code == 1
+    assert "no BF16 instructions" in refused.error_line
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--precision", "fp16"], "--precision: got 'fp16'"),
+        (["--precision", "bf16", "--onnx", "a.onnx"], "--precision: is for --checkpoint"),
+        (["--plugin", "p.so"], "--plugin: is for engines"),
+        (["--plugin", "p.so", "--onnx", "a.onnx"], "--plugin: is for engines"),
+    ],
+)
+def test_options_of_other_networks_are_wrong_usage(
+    run: CommandLine, picture: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    result = run("upscale", picture, "-o", tmp_path / "out.png", *words)
+    assert result.code == 2
+    assert message in result.error_line
+
+
+def test_a_plugin_library_that_is_none_is_told_even_where_it_is_not_needed(
+    run: CommandLine, picture: Path, tmp_path: Path, small_engine: SmallEngine
+) -> None:
+    words = ["upscale", picture, "-o", tmp_path / "out.png", "--engine", small_engine.plan, "--plugin"]
+    assert "there is no plugin library here" in run(*words, tmp_path / "none.so").error_line
+    assert "is no shared library" in run(*words, picture).error_line
 
 
 def test_onnx_file_runs_under_onnxruntime_and_gives_the_same_picture(

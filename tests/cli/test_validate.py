@@ -23,6 +23,7 @@ from trt_hspan.engine.spec import ImageSize, ProfileRequest
 from trt_hspan.evaluation import compare, datasets
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.graph import load_onnx, save_onnx
+from trt_hspan.runtime import torch_runner
 from trt_hspan.runtime.images import read_image, write_image
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would run the engine itself")
@@ -273,6 +274,31 @@ def test_residual_scale_of_the_onnx_file_is_taken_unless_another_is_given(
     assert report_of(run(*words, "--res-scale", 0.1))["total"]["worst_psnr_db"] < 100
 
 
+def test_bf16_of_the_checkpoint_is_compared_beside_files(
+    run: CommandLine,
+    small_x4: GoldenNetwork,
+    exported: ExportCache,
+    benchmark_set: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)
+    words = ["validate", "--checkpoint", small_x4.checkpoint, "--res-scale", small_x4.res_scale]
+    words += ["--images", benchmark_set, "--limit", 1, "--json"]
+    alone = report_of(run(*words, "--precision", "bf16", "--min-psnr", 30))
+    assert alone["candidate"].endswith(", BF16")
+    assert 30 < alone["total"]["worst_psnr_db"] < 90
+    both = report_of(run(*words, exported("small_x4"), "--precision", "bf16", "--min-psnr", 30))
+    assert [one["precision"] for one in both["reports"]] == ["fp32", "bf16"]
+    assert both["reports"][1]["total"]["worst_psnr_db"] == alone["total"]["worst_psnr_db"]
+    failed = run(*words, "--precision", "bf16", "--min-psnr", 90)
+    assert failed.code == 1
+    assert f"{small_x4.checkpoint} in bf16: agrees with PyTorch to" in failed.err
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: False)
+    refused = run(*words, "--precision", "bf16")
+    assert refused.code == 1
+    assert "no BF16 instructions" in refused.error_line
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -280,6 +306,10 @@ def test_residual_scale_of_the_onnx_file_is_taken_unless_another_is_given(
         (["a.pt", "--checkpoint", "hspan-x4"], "a.pt: is neither an engine nor an ONNX file"),
         (["a.onnx", "--checkpoint", "hspan-x4", "--limit", "0"], "--limit"),
         (["a.onnx"], "--checkpoint"),
+        (["--checkpoint", "hspan-x4"], "ENGINE_OR_ONNX: nothing to compare"),
+        (["--checkpoint", "hspan-x4", "--precision", "fp16"], "--precision: got 'fp16'"),
+        (["--checkpoint", "hspan-x4", "--precision", "bf16", "--report", "r"], "--report: compares layers"),
+        (["a.onnx", "--checkpoint", "hspan-x4", "--plugin", "p.so"], "--plugin: is for engines"),
         (["a.onnx", "--checkpoint", "hspan-x4", "--budget-db", "-1"], "--budget-db: got -1"),
         (["a.onnx", "--checkpoint", "hspan-x4", "--tile", "12"], "--tile: got '12'"),
         (["a.onnx", "--checkpoint", "hspan-x4", "--device", "tpu"], "--device: got 'tpu'"),

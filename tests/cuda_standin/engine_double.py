@@ -24,6 +24,8 @@ import onnxruntime
 MISUSES: list[str] = []
 #: Calls in order, by name, of the objects whose order matters.
 CALLS: list[str] = []
+#: Plugin libraries that were registered.
+LIBRARIES: list[str] = []
 #: Shapes whose first execution during a capture fails, as a plug-in that allocates would make it.
 UNCAPTURABLE: set[tuple[int, ...]] = set()
 #: What `is_stream_capturable` answers, and `get_engine_validity`.
@@ -311,8 +313,16 @@ def _driver() -> ctypes.CDLL:
 
 def reset() -> None:
     """Forgets what earlier tests did and asked for."""
-    for memory in (MISUSES, CALLS, UNCAPTURABLE, ANSWERS):
+    for memory in (MISUSES, CALLS, LIBRARIES, UNCAPTURABLE, ANSWERS):
         memory.clear()
+
+
+class PluginRegistry:
+    """Notes the libraries; none of their code runs."""
+
+    def load_library(self, path: str) -> object:
+        LIBRARIES.append(path)
+        return object()
 
 
 def module(name: str, version: str) -> types.ModuleType:
@@ -323,6 +333,7 @@ def module(name: str, version: str) -> types.ModuleType:
         setattr(made, member.__name__, member)
     made.__version__ = version  # type: ignore[attr-defined]
     made.Runtime = Runtime  # type: ignore[attr-defined]
+    made.get_plugin_registry = PluginRegistry  # type: ignore[attr-defined]
     if name == "tensorrt_rtx":
         made.Runtime = RtxRuntime  # type: ignore[attr-defined]
         rtx = (

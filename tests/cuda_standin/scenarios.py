@@ -22,11 +22,13 @@ from cuda_standin.conftest import CLASSIC, HANDLES, RTX, Driver, Release
 from trt_hspan.benchmarking.bench import BenchSpec, run_bench
 from trt_hspan.cli import main
 from trt_hspan.edge.reference import ReferencePicture, StoredReference, write_reference
+from trt_hspan.engine.plugin_library import default_plugin_path, plugin_info_from_library
 from trt_hspan.engine.spec import ImageSize
 from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.files import sha256_from_file
 from trt_hspan.runtime import engine_session
 from trt_hspan.runtime.cuda_device import CudaDevice
-from trt_hspan.runtime.images import tensor_from_image
+from trt_hspan.runtime.images import size_from_image_file, tensor_from_image, write_image
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
@@ -545,6 +547,70 @@ def test_a_benchmark_says_why_there_was_no_graph(make_engine: MakeEngine) -> Non
     sizes = (ImageSize(height=8, width=8),)
     (found,) = run_bench(BenchSpec(sources=(str(plan),), sizes=sizes, graphs="on", seconds=0.02)).measurements
     assert "operation not permitted" in (found.note or "")
+
+
+def test_a_benchmark_of_several_profiles_measures_within_each_and_says_which(
+    make_engine: MakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ((1, 3, 4, 4), (1, 3, 6, 6), (1, 3, 8, 8))
+    large = ((1, 3, 12, 10), (1, 3, 16, 16), (2, 3, 24, 24))
+    plan = make_engine(CLASSIC, profiles=(large, small))
+    words = ["bench", str(plan), "--cuda-graph", "off", "--seconds", "0.02"]
+
+    def told(*more: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([*words, *more])
+        captured = capsys.readouterr()
+        assert stopped.value.code == 0, captured.err
+        return captured.out
+
+    # 48x48 and 96x96, brought into what each of the two takes.
+    found = json.loads(told("--json"))["measurements"]
+    assert [(one["profile"], one["height"]) for one in found] == [(0, 24), (1, 8)]
+    sizes = ["--size", "8x8", "--size", "12x10", "--size", "4x6"]
+    found = json.loads(told(*sizes, "--json"))["measurements"]
+    assert [(one["profile"], one["height"]) for one in found] == [(1, 8), (0, 12), (1, 4)]
+    table = told(*sizes)
+    assert "profile 0" in table
+    assert "profile 1" in table
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--size", "9x9"])
+    assert stopped.value.code == 1
+    refusal = "net.plan takes 1x3x12x10 to 2x3x24x24 or 1x3x4x4 to 1x3x8x8"
+    assert refusal in capsys.readouterr().err
+
+
+def test_upscale_loads_the_plugin_library_that_is_named(
+    make_engine: MakeEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    library = default_plugin_path()
+    info = plugin_info_from_library(library)
+    plan = make_engine(CLASSIC)
+    record = {
+        "file": library.name,
+        "sha256": sha256_from_file(library),
+        "abi_version": info.abi_version,
+        "architectures": [f"sm_{number}" for number in info.cubin_architectures],
+    }
+    manifest = json.loads(plan.with_suffix(".json").read_text())
+    manifest |= {"plugin": record, "attention": "plugin"}
+    plan.with_suffix(".json").write_text(json.dumps(manifest))
+    write_image(tmp_path / "in.png", (batch(0, 8, 6, 3) * 255).astype(np.uint8))
+    monkeypatch.setenv("TRT_HSPAN_PLUGIN", str(tmp_path / "none.so"))
+    words = ["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--engine", str(plan)]
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 1
+    assert "none.so: no such file" in capsys.readouterr().err
+    assert engine_double.LIBRARIES == []
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--plugin", str(library)])
+    assert stopped.value.code == 0, capsys.readouterr().err
+    assert [str(library.resolve())] == engine_double.LIBRARIES
+    assert size_from_image_file(tmp_path / "out.png") == (16, 12)
 
 
 def test_a_board_validates_and_times_its_engine(

@@ -13,7 +13,7 @@ from support.small_networks import write_attention_network
 
 from trt_hspan.engine.gpu import gpu_architectures
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime import opening, tensorrt_runner
+from trt_hspan.runtime import opening, tensorrt_runner, torch_runner
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from trt_hspan.runtime.opening import Device, device_from_text, open_runner
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
@@ -27,6 +27,17 @@ def test_checkpoint_opens_in_pytorch(small_x4: GoldenNetwork) -> None:
     assert isinstance(runner, TorchRunner)
     assert runner.res_scale == 0.25
     assert runner.picked == f"{runner.name} on the CPU, which runs checkpoints"
+
+
+def test_checkpoint_opens_in_the_precision_that_was_asked_for(
+    small_x4: GoldenNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)
+    assert open_runner(small_x4.checkpoint, precision="bf16").precision == "bf16"
+    assert open_runner(small_x4.checkpoint).precision == "fp32"
+    for name in ("a.onnx", "a.plan"):
+        with pytest.raises(UsageError, match=r"--precision: is for checkpoints, a\..* holds its own"):
+            open_runner(name, precision="bf16")
 
 
 def test_onnx_file_opens_in_onnxruntime(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_bf16_stays_close_to_float32(small_x4: GoldenNetwork, monkeypatch: pytes
 
 def test_bf16_needs_a_processor_that_has_it(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: False)
-    with pytest.raises(HspanError, match="run it in fp32"):
+    with pytest.raises(HspanError, match=r"no BF16 instructions .*; leave it out"):
         TorchRunner(small_x4.checkpoint, precision="bf16")
-    with pytest.raises(UsageError, match="fp32 or bf16, got 'fp8'"):
-        TorchRunner(small_x4.checkpoint, precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="--precision: got 'fp8', PyTorch on a CPU runs fp32 or bf16"):
+        TorchRunner(small_x4.checkpoint, precision="fp8")

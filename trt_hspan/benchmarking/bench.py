@@ -47,9 +47,11 @@ class BenchSpec:
         res_scale: of checkpoints.
         threads: CPU threads; None leaves it to the backend.
         plugin: the plugin library of engines.
+        precisions: of checkpoints, as `TorchRunner` takes them; empty is "fp32".
 
     Raises:
-        UsageError: nothing to measure, a batch or time that makes no sense, or a peer without a checkpoint.
+        UsageError: nothing to measure, a batch or time that makes no sense, a peer without a checkpoint, or precisions
+            where no source is a checkpoint.
     """
 
     sources: tuple[str, ...]
@@ -63,6 +65,7 @@ class BenchSpec:
     res_scale: float = 0.1
     threads: int | None = None
     plugin: Path | None = None
+    precisions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -75,6 +78,10 @@ class BenchSpec:
             raise UsageError("--threads", f"got {self.threads}, expected at least 1")
         if self.graphs not in (None, "on", "off", "both"):
             raise UsageError("--cuda-graph", f"got {self.graphs!r}, expected on, off or both")
+        if self.precisions and not self._checkpoints:
+            raise UsageError(
+                "--precision", "is for checkpoints; ONNX files and engines hold theirs", "leave it out"
+            )
         if self.peer not in (None, "torch"):
             raise UsageError("--peer", f"got {self.peer!r}, expected torch")
         if self.peer is None and self.checkpoint is not None:
@@ -85,8 +92,15 @@ class BenchSpec:
     @property
     def peer_checkpoint(self) -> str | None:
         """The one named, else the one that is measured."""
-        own = [source for source in self.sources if Path(source).suffix.lower() not in (".plan", ".onnx")]
-        return self.checkpoint or (own[0] if len(own) == 1 else None)
+        return self.checkpoint or (self._checkpoints[0] if len(self._checkpoints) == 1 else None)
+
+    @property
+    def _checkpoints(self) -> list[str]:
+        return [source for source in self.sources if _is_checkpoint(source)]
+
+
+def _is_checkpoint(source: str) -> bool:
+    return Path(source).suffix.lower() not in (".plan", ".onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,20 +246,29 @@ def machine_facts() -> dict[str, Any]:
 
 
 def _variants(source: str, spec: BenchSpec) -> Iterator[tuple[Runner, bool | None]]:
-    """The runners of a source: an engine on a GPU comes with and without CUDA graphs."""
+    """The runners of a source: a checkpoint in each precision, an engine on a GPU with and without CUDA graphs."""
     from trt_hspan.runtime.opening import device_from_text, open_runner
     from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
 
+    if _is_checkpoint(source):
+        if spec.graphs is not None:
+            raise _no_graphs(source, "PyTorch")
+        for precision in spec.precisions or (None,):
+            made = open_runner(
+                source,
+                device=spec.device,
+                res_scale=spec.res_scale,
+                threads=spec.threads,
+                precision=precision,
+            )
+            yield made, None
+        return
     runner = open_runner(
         source, device=spec.device, res_scale=spec.res_scale, threads=spec.threads, plugin=spec.plugin
     )
     if not isinstance(runner, TensorRtRunner):
         if spec.graphs is not None:
-            raise UsageError(
-                "--cuda-graph",
-                f"is for engines on a GPU, but {source} is run by {runner.label}",
-                "leave it out",
-            )
+            raise _no_graphs(source, runner.label)
         yield runner, None
         return
     for graphs in {"on": (True,), "off": (False,)}.get(spec.graphs or "both", (True, False)):
@@ -253,6 +276,12 @@ def _variants(source: str, spec: BenchSpec) -> Iterator[tuple[Runner, bool | Non
         timed = TensorRtRunner(source, plugin=spec.plugin, index=index, use_graphs=graphs, timing=True)
         timed.picked = runner.picked
         yield timed, graphs
+
+
+def _no_graphs(source: str, label: str) -> UsageError:
+    return UsageError(
+        "--cuda-graph", f"is for engines on a GPU, but {source} is run by {label}", "leave it out"
+    )
 
 
 def _measurements(

@@ -42,6 +42,10 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="CPU threads.", show_default="the backend's choice")
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(metavar="fp32|bf16", help="Of checkpoints, repeatable.", show_default="fp32"),
+    ] = None,
     plugin: Annotated[
         Path | None, typer.Option(metavar="LIBRARY", help="The plugin library of engines.")
     ] = None,
@@ -56,6 +60,7 @@ def bench(
     from trt_hspan.benchmarking.bench import BenchSpec, run_bench
     from trt_hspan.benchmarking.plot import require_plot, write_plot
     from trt_hspan.cli.output import print_json, print_rows, print_table, progress
+    from trt_hspan.cli.plugin_option import require_plugin_for
     from trt_hspan.engine.output_set import check_writable
     from trt_hspan.engine.spec import image_size_from_text
 
@@ -71,7 +76,9 @@ def bench(
         res_scale=res_scale,
         threads=threads,
         plugin=plugin,
+        precisions=tuple(dict.fromkeys(precision or ())),
     )
+    require_plugin_for(plugin, sources)
     if plot is not None:
         require_plot(plot)
         check_writable(plot)

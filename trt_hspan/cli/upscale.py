@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trt_hspan.cli.plugin_option import require_plugin_for
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +56,23 @@ def upscale(
         float | None,
         typer.Option(help="Residual scale of --checkpoint, which does not store it.", show_default="0.1"),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|bf16",
+            help="Of --checkpoint. bf16 is for processors with BF16 instructions; ONNX files and engines hold theirs.",
+            show_default="fp32",
+        ),
+    ] = None,
+    plugin: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LIBRARY",
+            help="The plugin library of --engine.",
+            show_default="that of trt-hspan plugin build",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1 for the second GPU.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all")] = None,
     tile: Annotated[
         str,
@@ -182,6 +199,11 @@ def upscale(
         raise UsageError(
             "--res-scale", "is for --checkpoint; ONNX files and engines hold theirs", "leave it out"
         )
+    if precision is not None and (onnx is not None or engine is not None):
+        raise UsageError(
+            "--precision", "is for --checkpoint; ONNX files and engines hold theirs", "leave it out"
+        )
+    require_plugin_for(plugin, [source])
     if official_min_size is not None and protocol != "official":
         raise UsageError("--official-min-size", "is for --protocol official", "leave it out")
     if workers is not None and cluster is None:
@@ -198,6 +220,8 @@ def upscale(
         output=output,
         network=source,
         res_scale=0.1 if res_scale is None else res_scale,
+        precision=precision,
+        plugin=plugin,
         device=device,
         threads=threads,
         options=UpscaleOptions(

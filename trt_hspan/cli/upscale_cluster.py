@@ -44,7 +44,12 @@ def run_upscale_on_cluster(request: UpscaleRequest, address: str, workers: int |
             "--cluster", "takes pictures, and there are videos among the inputs", "up-scale them without"
         )
     bundle = bundle_from_network(
-        request.network, res_scale=request.res_scale, device=request.device, threads=request.threads or 1
+        request.network,
+        res_scale=request.res_scale,
+        device=request.device,
+        threads=request.threads or 1,
+        plugin=request.plugin,
+        precision=request.precision,
     )
     journal = ClusterJournal(request.output, _settings(request, bundle.digest))
     counts = {"done": 0, "skipped": 0, "failed": 0}
@@ -75,6 +80,7 @@ def _settings(request: UpscaleRequest, digest: str) -> dict[str, Any]:
     return {
         "network": digest,
         "res_scale": request.res_scale,
+        "precision": request.precision,
         "options": asdict(request.options),
         "quality": request.writing.quality,
     }

@@ -39,6 +39,8 @@ class UpscaleRequest:
     output: str
     network: str | Path
     res_scale: float
+    precision: str | None
+    plugin: Path | None
     device: str
     threads: int | None
     options: UpscaleOptions
@@ -117,7 +119,12 @@ def _require_used(request: UpscaleRequest, tasks: list[Task]) -> None:
 
 def _runner(request: UpscaleRequest) -> Runner:
     return open_runner(
-        request.network, device=request.device, res_scale=request.res_scale, threads=request.threads
+        request.network,
+        device=request.device,
+        res_scale=request.res_scale,
+        threads=request.threads,
+        plugin=request.plugin,
+        precision=request.precision,
     )
 
 

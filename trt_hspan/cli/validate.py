@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trt_hspan.cli.plugin_option import require_plugin_for
 from trt_hspan.errors import HspanError, UsageError
 
 if TYPE_CHECKING:
@@ -16,16 +17,25 @@ if TYPE_CHECKING:
 
 
 def validate(
+    checkpoint: Annotated[
+        str, typer.Option(help="The .pt, .pth or .safetensors file, or preset, that they were made from.")
+    ],
     engines: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             metavar="ENGINE_OR_ONNX...",
             help="A .plan with its manifest beside it, or an .onnx file; several are compared in one go.",
         ),
-    ],
-    checkpoint: Annotated[
-        str, typer.Option(help="The .pt, .pth or .safetensors file, or preset, that they were made from.")
-    ],
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bf16",
+            help="Also compare --checkpoint itself as PyTorch runs it in this precision, where the processor has its "
+            "instructions.",
+            show_default="none",
+        ),
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -74,7 +84,13 @@ def validate(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare engines, or ONNX files on a CPU, with PyTorch on real pictures. Exit code 1 below the bar."""
-    _check_options(engines, min_psnr, budget_db)
+    engines = engines or []
+    _check_options(engines, min_psnr, budget_db, precision)
+    if precision is not None and report is not None:
+        raise UsageError(
+            "--report", "compares layers of ONNX files, and --precision has none", "leave one of them out"
+        )
+    require_plugin_for(plugin, engines)
     from trt_hspan.cli.output import print_json, progress
     from trt_hspan.evaluation.compare import Outputs, common_scale, validate_all
     from trt_hspan.evaluation.datasets import samples_from_folder, shipped_samples
@@ -93,7 +109,12 @@ def validate(
         for path in engines
     ]
     known = [runner.res_scale for runner in candidates]
-    reference = TorchRunner(checkpoint, res_scale=next(v for v in (res_scale, *known, 0.1) if v is not None))
+    scaling = next(value for value in (res_scale, *known, 0.1) if value is not None)
+    reference = TorchRunner(checkpoint, res_scale=scaling)
+    names: list[object] = [*engines]
+    if precision is not None:
+        candidates.append(TorchRunner(checkpoint, res_scale=scaling, precision=precision))
+        names.append(f"{checkpoint} in {precision}")
     scale = common_scale(reference, candidates)
     samples = shipped_samples(scale) if images is None else samples_from_folder(images, scale)
     samples = samples[:limit]
@@ -138,12 +159,16 @@ def validate(
             _print_report(one)
         if page is not None:
             typer.echo(f"report: {page}")
-    for path, one in zip(engines, reports, strict=True):
+    for name, one in zip(names, reports, strict=True):
         if not one.passed:
-            raise HspanError(path, _failure(one), _next_step(one))
+            raise HspanError(name, _failure(one), _next_step(one))
 
 
-def _check_options(engines: list[Path], min_psnr: float, budget_db: float | None) -> None:
+def _check_options(
+    engines: list[Path], min_psnr: float, budget_db: float | None, precision: str | None
+) -> None:
+    if not engines and precision is None:
+        raise UsageError("ENGINE_OR_ONNX", "nothing to compare", "name a .plan or an .onnx file")
     if not math.isfinite(min_psnr):
         raise UsageError("--min-psnr", f"got {min_psnr}, expected a number of decibels")
     if budget_db is not None and not (math.isfinite(budget_db) and budget_db >= 0):

@@ -20,7 +20,8 @@ class NetworkBundle:
     Attributes:
         name: a preset's name, or the file among `files` to open.
         files: name -> content; empty for a preset.
-        res_scale, device, threads: as `open_runner` takes them.
+        plugin: the file among `files` that is an engine's plugin library.
+        res_scale, device, threads, precision: as `open_runner` takes them.
     """
 
     name: str
@@ -28,6 +29,8 @@ class NetworkBundle:
     res_scale: float = 0.1
     device: str = "auto"
     threads: int | None = None
+    plugin: str | None = None
+    precision: str | None = None
 
     @property
     def digest(self) -> str:
@@ -50,9 +53,17 @@ class NetworkBundle:
 
 
 def bundle_from_network(
-    network: str | Path, *, res_scale: float = 0.1, device: str = "auto", threads: int | None = None
+    network: str | Path,
+    *,
+    res_scale: float = 0.1,
+    device: str = "auto",
+    threads: int | None = None,
+    plugin: Path | None = None,
+    precision: str | None = None,
 ) -> NetworkBundle:
     """Packs a checkpoint, an ONNX file, an engine with its manifest, ONNX file and plugin library, or a preset's name.
+
+    The library is `plugin`, else the one of the manifest's name beside the engine, else what `plugin build` writes.
 
     Raises:
         HspanError: a file is missing; an engine is not what its manifest vouches for.
@@ -60,8 +71,9 @@ def bundle_from_network(
     path = Path(network)
     name = str(network)
     names: list[Path] = []
+    library: Path | None = None
     if path.suffix == ".plan":
-        names = _engine_files(path)
+        names, library = _engine_files(path, plugin)
         name = path.name
     elif path.suffix:
         names, name = [path], path.name
@@ -69,10 +81,18 @@ def bundle_from_network(
         files = {file.name: file.read_bytes() for file in names}
     except OSError as error:
         raise error_from_os_error(Path(error.filename or path), error, action="read") from error
-    return NetworkBundle(name=name, files=files, res_scale=res_scale, device=device, threads=threads)
+    return NetworkBundle(
+        name=name,
+        files=files,
+        res_scale=res_scale,
+        device=device,
+        threads=threads,
+        plugin=None if library is None else library.name,
+        precision=precision,
+    )
 
 
-def _engine_files(plan: Path) -> list[Path]:
+def _engine_files(plan: Path, plugin: Path | None) -> tuple[list[Path], Path | None]:
     from trt_hspan.engine.manifest import manifest_path, verify_manifest
     from trt_hspan.engine.plugin_library import default_plugin_path
 
@@ -80,8 +100,8 @@ def _engine_files(plan: Path) -> list[Path]:
     files = [plan, manifest_path(plan), plan.parent / manifest.onnx_file]
     if manifest.plugin is not None:
         beside = plan.parent / manifest.plugin.file
-        library = beside if beside.is_file() else default_plugin_path()
+        library = plugin or (beside if beside.is_file() else default_plugin_path())
         if not library.is_file():
             raise HspanError(library, "the engine's plugin library is missing", "trt-hspan plugin build")
-        files.append(library)
-    return files
+        return [*files, library], library
+    return files, None

@@ -43,7 +43,14 @@ class UpscaleWorker:
         self._writing, self._attempts, self._pause_s = writing, attempts, pause_s
         self._open = contextlib.ExitStack()
         place = self._open.enter_context(bundle.on_disk())
-        runner = open_runner(place, device=bundle.device, res_scale=bundle.res_scale, threads=bundle.threads)
+        runner = open_runner(
+            place,
+            device=bundle.device,
+            res_scale=bundle.res_scale,
+            threads=bundle.threads,
+            plugin=Path(place).parent / bundle.plugin if bundle.plugin else None,
+            precision=bundle.precision,
+        )
         self._upscaler = Upscaler(self._open.enter_context(runner), options)
 
     def __call__(self, row: Row) -> Row:

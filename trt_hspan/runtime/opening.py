@@ -51,6 +51,7 @@ def open_runner(
     res_scale: float = 0.1,
     threads: int | None = None,
     plugin: str | os.PathLike[str] | None = None,
+    precision: str | None = None,
 ) -> Runner:
     """The runner for an engine, an ONNX file, a checkpoint or a preset. Use it in a `with` block.
 
@@ -65,14 +66,19 @@ def open_runner(
         res_scale: for checkpoints, which do not store it.
         threads: CPU threads; None leaves it to the backend.
         plugin: for engines: the plugin library; None takes the one that `trt-hspan plugin build` writes.
+        precision: for checkpoints: as `TorchRunner` takes it; None is "fp32". Engines and ONNX files hold theirs.
 
     Raises:
         HspanError: as the runner of that kind of file; the device cannot run this file; the package that
             would run it is not installed.
-        UsageError: a checkpoint's suffix or the device is unknown.
+        UsageError: a checkpoint's suffix or the device is unknown, or a precision for what is no checkpoint.
     """
     wanted = device_from_text(device)
     suffix = Path(source).suffix.lower()
+    if precision is not None and suffix in (".plan", ".onnx"):
+        raise UsageError(
+            "--precision", f"is for checkpoints, {os.fspath(source)} holds its own", "leave it out"
+        )
     if suffix == ".plan":
         runner = _engine_runner(Path(source), wanted, threads, plugin)
     elif suffix == ".onnx":
@@ -81,7 +87,7 @@ def open_runner(
         runner.picked = f"{runner.name} on the CPU, which runs ONNX files"
     else:
         _require_cpu(source, wanted, "a checkpoint runs on the CPU here", "--checkpoint")
-        runner = _torch_runner(source, res_scale, threads)
+        runner = _torch_runner(source, res_scale, threads, precision)
         runner.picked = f"{runner.name} on the CPU, which runs checkpoints"
     _LOG.info("%s: %s", runner.where, runner.picked)
     return runner
@@ -118,11 +124,13 @@ def _onnx_runner(source: str | os.PathLike[str], threads: int | None) -> Runner:
     return OnnxRuntimeRunner(source, threads=threads)
 
 
-def _torch_runner(source: str | os.PathLike[str], res_scale: float, threads: int | None) -> Runner:
+def _torch_runner(
+    source: str | os.PathLike[str], res_scale: float, threads: int | None, precision: str | None
+) -> Runner:
     _require_package("torch", source, "PyTorch, which runs checkpoints,", "export")
     from trt_hspan.runtime.torch_runner import TorchRunner
 
-    return TorchRunner(source, res_scale=res_scale, threads=threads)
+    return TorchRunner(source, res_scale=res_scale, threads=threads, precision=precision or "fp32")
 
 
 def _require_cpu(source: str | os.PathLike[str], wanted: Device, why: str, option: str) -> None:

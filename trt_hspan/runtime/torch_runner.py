@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, cast, get_args
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.runner import Float32Array, Runner
@@ -12,6 +12,7 @@ from trt_hspan.runtime.runner import Float32Array, Runner
 if TYPE_CHECKING:
     from torch import nn
 
+TorchPrecision = Literal["fp32", "bf16"]
 # Tensors of the up-scaled features that a run holds. *Measured* with hspan-tiny-x4 at 128x160 pixels: 3.1.
 UPSCALED_TENSORS: Final = 3
 
@@ -23,8 +24,8 @@ class TorchRunner(Runner):
         checkpoint: as `trt_hspan.load_model` takes it.
         res_scale: factor on each attention and module; checkpoints do not store it.
         threads: CPU threads; None takes PyTorch's own choice.
-        precision: "bf16" computes convolutions and attention from BF16 numbers, sums in float32, and keeps what is
-            added to the features in float32. Faster only on processors that have BF16 instructions.
+        precision: "fp32" or "bf16". The latter computes convolutions and attention from BF16 numbers, sums in float32,
+            and keeps what is added to the features in float32. Faster only on processors that have BF16 instructions.
 
     Raises:
         HspanError: as `load_model`, or BF16 on a processor without its instructions. The checkpoint is read here and
@@ -38,7 +39,7 @@ class TorchRunner(Runner):
         *,
         res_scale: float = 0.1,
         threads: int | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: str = "fp32",
     ) -> None:
         import torch
 
@@ -46,15 +47,15 @@ class TorchRunner(Runner):
 
         self.where = os.fspath(checkpoint)
         self.name = f"PyTorch {torch.__version__.split('+')[0]}"
-        if precision not in ("fp32", "bf16"):
-            raise UsageError("precision", f"PyTorch on a CPU runs fp32 or bf16, got {precision!r}")
+        if precision not in get_args(TorchPrecision):
+            raise UsageError("--precision", f"got {precision!r}, PyTorch on a CPU runs fp32 or bf16")
         if precision == "bf16" and not has_bf16_instructions():
             raise HspanError(
                 self.where,
-                "this processor computes BF16 hundreds of times slower than FP32",
-                "run it in fp32",
+                "--precision bf16: this processor has no BF16 instructions and would take hundreds of times as long",
+                "leave it out",
             )
-        self.precision = precision
+        self.precision = cast(TorchPrecision, precision)
         self.emulated = False
         self._model = load_model(checkpoint, res_scale=res_scale)
         if precision == "bf16":
