@@ -20,6 +20,8 @@ constexpr std::size_t kMAX_PROFILES = 64;
 constexpr std::int64_t kMAX_SIDE = 1 << 20;
 constexpr int kMAX_SCALE = 16;
 constexpr int kMAX_DEPTH = 32;
+constexpr std::size_t kMAX_TEXT = 256;
+constexpr std::size_t kMAX_TARGETS = 64;
 char const* const kBUILD_AGAIN = "build the engine again with trt-hspan build";
 
 // Reads typed values out of one JSON object; every failure names the key.
@@ -62,12 +64,7 @@ public:
 
     std::string text(std::string const& key) const
     {
-        Json const& value = at(key);
-        if (!value.is_string())
-        {
-            throw mistyped(key, "a text");
-        }
-        return value.get<std::string>();
+        return plainText(at(key), key, "a text");
     }
 
     std::int64_t integer(std::string const& key, std::int64_t least, std::int64_t most) const
@@ -130,17 +127,13 @@ public:
     {
         std::vector<std::string> result;
         Json const& value = at(key);
-        if (!value.is_array())
+        if (!value.is_array() || value.size() > kMAX_TARGETS)
         {
-            throw mistyped(key, "a list");
+            throw mistyped(key, "a list of at most " + std::to_string(kMAX_TARGETS));
         }
         for (Json const& item : value)
         {
-            if (!item.is_string())
-            {
-                throw mistyped(key, "a list of texts");
-            }
-            result.push_back(item.get<std::string>());
+            result.push_back(plainText(item, key, "a list of texts"));
         }
         return result;
     }
@@ -151,6 +144,19 @@ public:
     }
 
 private:
+    // Texts are shown to people: short, and without what steers a terminal.
+    std::string plainText(Json const& value, std::string const& key, std::string const& expected) const
+    {
+        std::string const text = value.is_string() ? value.get<std::string>() : "";
+        bool const steers
+            = std::any_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+        if (!value.is_string() || steers || text.size() > kMAX_TEXT)
+        {
+            throw mistyped(key, expected + " of at most " + std::to_string(kMAX_TEXT) + " bytes, all printable");
+        }
+        return text;
+    }
+
     std::string name(std::string const& key) const
     {
         return mPrefix + key;
@@ -283,6 +289,12 @@ double elements(Shape const& shape)
 
 Manifest manifestFromJson(std::string const& text, std::string const& where)
 {
+    // The parser takes a null byte for the end, and skips a mark of the byte order; JSON has neither.
+    bool const odd = text.find('\0') != std::string::npos || text.compare(0, 3, "\xef\xbb\xbf") == 0;
+    if (odd)
+    {
+        throw Error(where, "is not a manifest: malformed JSON", kBUILD_AGAIN);
+    }
     requireShallow(text, where);
     Json const document = Json::parse(text, nullptr, false);
     if (document.is_discarded())

@@ -77,6 +77,10 @@ cudaError_t allocate(void** pointer, std::size_t size)
         return cudaErrorMemoryAllocation;
     }
     *pointer = std::malloc(size);
+    if (*pointer == nullptr)
+    {
+        return cudaErrorMemoryAllocation;
+    }
     gState.allocated[*pointer] = size;
     gState.inUse += size;
     return cudaSuccess;
@@ -172,6 +176,10 @@ extern "C"
             return allocate(pointer, size);
         }
         *pointer = std::malloc(size);
+        if (*pointer == nullptr)
+        {
+            return cudaErrorMemoryAllocation;
+        }
         ++gState.open;
         return cudaSuccess;
     }

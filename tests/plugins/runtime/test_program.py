@@ -116,6 +116,9 @@ BAD_MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
         "profiles[0].max",
     ),
     "no tensors": ({"io_tensors": []}, "io_tensors"),
+    "a text that steers a terminal": ({"precision": "fp16\x1b[31m"}, "precision: expected a text"),
+    "a long text": ({"tensorrt_version": "1" * 300}, "at most 256 bytes"),
+    "a flood of targets": ({"targets": ["sm_87"] * 65}, "targets: expected a list of at most 64"),
     "a plugin in another folder": (
         {"plugin": {"file": "../evil.so", "sha256": "0" * 64, "abi_version": 1, "architectures": []}},
         "file name without a folder",
@@ -139,6 +142,11 @@ def test_a_bad_manifest_is_one_line(program: Path, engine: Path, name: str) -> N
         (b"\xff\xfe\x00", "malformed JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"format_version": 2}', "is missing"),
+        (b'{"format_version": 3}\0', "malformed JSON"),
+        (b'\xef\xbb\xbf{"format_version": 3}', "malformed JSON"),
+        ('{"format_version": 3}'.encode("utf-16"), "malformed JSON"),
+        (b'{"format_version": NaN}', "malformed JSON"),
+        (b'{"format_version": 3, "plan_size_bytes": %s}' % (b"9" * 100_000), "malformed JSON"),
         (b" " * (1 << 21), "accepted"),
     ],
 )
