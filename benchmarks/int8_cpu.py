@@ -3,6 +3,9 @@
 
 Prints one table, or with --json the same figures. Attention costs the square of the pixels and is the same in each
 row, so the convolutions are timed by themselves too: attention replaced by its value input.
+
+With --operators, instead: one 3x3 convolution of the body by each operator that ONNX has for it. QLinearConv gives
+INT8; ConvInteger gives the sums, as a convolution whose result is added to something would need them.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 
 def seconds(model: onnx.ModelProto, batch: np.ndarray, repeats: int) -> float:
@@ -50,6 +54,99 @@ def without_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def operator_variants(features: int, side: int) -> dict[str, onnx.ModelProto]:
+    """One 3x3 convolution, float32 to float32, as Conv, as Q/DQ and Conv, by ConvInteger, and by QLinearConv.
+
+    Weights are unsigned without VNNI, as in `graph.integer_cpu`.
+    """
+    from trt_hspan.graph.integer_cpu import has_vnni
+
+    random = np.random.default_rng(0)
+    shape = (features, features, 3, 3)
+    weight = random.integers(-127, 128, shape).astype(np.int8)
+    weight_scale = random.uniform(1e-3, 2e-3, features).astype(np.float32)
+    bias = random.normal(size=features).astype(np.float32)
+    scale = np.float32(1 / 127)
+    stored = weight if has_vnni() else (weight.astype(np.int16) + 128).astype(np.uint8)
+    zero = 0 if has_vnni() else 128
+    constants = {
+        "float_weight": weight * weight_scale[:, None, None, None],
+        "float_bias": bias,
+        "weight": stored,
+        "weight_scale": weight_scale,
+        "weight_zeros": np.full(features, zero, stored.dtype),
+        "weight_zero": np.array(zero, stored.dtype),
+        "scale": scale,
+        "zero": np.uint8(128),
+        "output_scale": np.float32(0.01),
+        "integer_bias": np.rint(bias / (scale * weight_scale)).astype(np.int32),
+        "sum_scale": (scale * weight_scale).reshape(1, -1, 1, 1),
+        "sum_bias": bias.reshape(1, -1, 1, 1),
+    }
+    pads = [1, 1, 1, 1]
+    quantize = helper.make_node("QuantizeLinear", ["input", "scale", "zero"], ["integers"])
+    linear = ["integers", "scale", "zero", "weight", "weight_scale", "weight_zeros", "output_scale", "zero"]
+    nodes = {
+        "Conv": [helper.make_node("Conv", ["input", "float_weight", "float_bias"], ["output"], pads=pads)],
+        "Q/DQ, Conv": [
+            quantize,
+            helper.make_node("DequantizeLinear", ["integers", "scale", "zero"], ["back"]),
+            helper.make_node("Conv", ["back", "float_weight", "float_bias"], ["output"], pads=pads),
+        ],
+        "ConvInteger, scaled": [
+            quantize,
+            helper.make_node(
+                "ConvInteger", ["integers", "weight", "zero", "weight_zero"], ["sums"], pads=pads
+            ),
+            helper.make_node("Cast", ["sums"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["floats", "sum_scale"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "sum_bias"], ["output"]),
+        ],
+        "QLinearConv": [
+            quantize,
+            helper.make_node("QLinearConv", [*linear, "integer_bias"], ["result"], pads=pads),
+            helper.make_node("DequantizeLinear", ["result", "output_scale", "zero"], ["output"]),
+        ],
+    }
+    size = [1, features, side, side]
+    return {
+        name: helper.make_model(
+            helper.make_graph(
+                steps,
+                "convolution",
+                [helper.make_tensor_value_info("input", TensorProto.FLOAT, size)],
+                [helper.make_tensor_value_info("output", TensorProto.FLOAT, size)],
+                [
+                    numpy_helper.from_array(np.asarray(values), key)
+                    for key, values in constants.items()
+                    if any(key in step.input for step in steps)
+                ],
+            ),
+            opset_imports=[helper.make_opsetid("", 19)],
+            ir_version=9,
+        )
+        for name, steps in nodes.items()
+    }
+
+
+def print_operators(features: int, side: int, repeats: int, *, as_json: bool) -> None:
+    """Times each way to compute one convolution."""
+    from trt_hspan.cli.output import print_rows
+
+    batch = np.random.default_rng(1).uniform(-1, 1, (1, features, side, side)).astype(np.float32)
+    times = {
+        name: 1e3 * seconds(model, batch, repeats)
+        for name, model in operator_variants(features, side).items()
+    }
+    if as_json:
+        print(json.dumps({"features": features, "side": side, "ms": times}, indent=2))
+        return
+    first = times["Conv"]
+    rows = [[name, f"{ms:.2f}", f"{first / ms:.2f}"] for name, ms in times.items()]
+    title = f"One 3x3 convolution, {features} to {features} channels, {side}x{side}"
+    print_rows(title, ["ONNX Runtime, one thread", "ms", "speed-up"], rows)
+
+
 def main() -> None:
     from trt_hspan.cli.output import print_rows
     from trt_hspan.graph import model_for_cpu, model_with_attention_function, quantization_from_model
@@ -63,9 +160,15 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="of the square input, in pixels")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--attention", action="store_true", help="time the whole network too")
+    parser.add_argument("--operators", action="store_true", help="time one convolution by each operator")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     source = source_from_path(arguments.model, base="fp32")
+    if arguments.operators:
+        head = next(node for node in source.base.graph.node if node.name == "head.0/Conv")
+        weight = next(tensor for tensor in source.base.graph.initializer if tensor.name == head.input[1])
+        print_operators(weight.dims[0], arguments.side, arguments.repeats, as_json=arguments.json)
+        return
     request = QuantizationRequest(
         precision="int8",
         calibration="builtin",
