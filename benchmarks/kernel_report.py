@@ -2,10 +2,12 @@
 """What can be known of the CUDA kernels without a GPU: the compiler's figures, the machine code, and the roofline.
 
 Two tables. The first is read from the machine code: registers, spills, shared memory, theoretical occupancy, and what
-share of the main loop's instructions are multiplications. The second is arithmetic on published rates: the least time
+share of the loops' instructions are multiplications. The second is arithmetic on published rates: the least time
 that any implementation of the operator can take. No figure here was measured on a GPU.
 
-The exit code is 1 when a kernel spills registers.
+Machine code comes about in two ways, which can end at other registers: as in the plugin, where the PTX for the least
+architecture is assembled for each, and by compiling for each directly. The exit code is 1 when a kernel spills in
+either.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs
 from trt_hspan.engine.plugin_build import sources_folder
 from trt_hspan.engine.plugin_code import KernelCode, inspect_kernels
 from trt_hspan.engine.plugin_library import architecture_from_target
+from trt_hspan.engine.plugin_loops import Loop
 from trt_hspan.engine.plugin_roofline import GPUS, LENGTHS, attention_work, floor_ms
 from trt_hspan.errors import HspanError, UsageError
 
@@ -46,7 +50,8 @@ def main() -> int:
         show(kernels, bounds, arguments)
     for kernel in spilling:
         told = (
-            f"{kernel.kernel} for sm_{kernel.architecture} spills {spilled_bytes(kernel)} bytes of registers"
+            f"{kernel.kernel} for sm_{kernel.architecture}, PTX for {kernel.ptx_architecture}, "
+            f"spills {spilled_bytes(kernel)} bytes of registers"
         )
         print(f"kernel_report: error: {kernel.source}: {told}", file=sys.stderr)
     return 1 if spilling else 0
@@ -59,6 +64,12 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print both tables as one JSON object")
     parser.add_argument(
         "--arch", action="append", metavar="86", help="a compute capability, repeatable; all from 7.5 to 12.1"
+    )
+    parser.add_argument(
+        "--compilation",
+        choices=["plugin", "direct", "both"],
+        default="both",
+        help="as in the plugin, for each architecture by itself, or both (both)",
     )
     parser.add_argument("--nvcc", metavar="PROGRAM", help="the CUDA compiler; searched for")
     parser.add_argument("--nvdisasm", metavar="PROGRAM", help="the disassembler; searched for")
@@ -84,6 +95,7 @@ def inspected(arguments: argparse.Namespace) -> list[KernelCode]:
             architectures=[architecture_from_target(each) for each in arguments.arch]
             if arguments.arch
             else None,
+            compilation=arguments.compilation,
             nvcc=arguments.nvcc,
             disassembler=arguments.nvdisasm,
             jobs=arguments.jobs,
@@ -112,11 +124,19 @@ def spilled_bytes(kernel: KernelCode) -> int:
 
 
 def record(kernel: KernelCode) -> dict[str, Any]:
-    loop = kernel.main_loop
-    shares = {"matrix_share": loop.matrix_share, "scalar_share": loop.scalar_share} if loop else {}
     found = asdict(kernel)
-    found["main_loop"] = {**asdict(loop), **shares} if loop else None
+    found["main_loop"] = loop_record(kernel.main_loop) if kernel.main_loop else None
+    found["product_loops"] = [loop_record(loop) for loop in kernel.product_loops]
     return found
+
+
+def loop_record(loop: Loop) -> dict[str, Any]:
+    return {**asdict(loop), "matrix_share": loop.matrix_share, "scalar_share": loop.scalar_share}
+
+
+def shares(kernel: KernelCode, share: Callable[[Loop], float]) -> str:
+    """The share in each loop that multiplies, in the order of the code."""
+    return " ".join(f"{share(loop):.0%}" for loop in kernel.product_loops) or "-"
 
 
 def show(kernels: list[KernelCode], bounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -129,36 +149,37 @@ def show(kernels: list[KernelCode], bounds: list[dict[str, Any]], arguments: arg
     if kernels:
         table = Table(title="Kernels, from ptxas and the machine code", title_justify="left")
         table.add_column("kernel", overflow="fold")
-        for column in (
-            "sm",
-            "threads",
-            "registers",
-            "spills",
-            "shared",
-            "occupancy",
-            "limited by",
-            "HMMA",
-            "FFMA",
-        ):
-            table.add_column(column, justify="left" if column == "limited by" else "right", no_wrap=True)
+        right = ("sm", "PTX", "threads", "registers", "spills", "shared", "occupancy")
+        for column in (*right, "limited by", "HMMA", "FFMA"):
+            table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
         for kernel in kernels:
-            loop, used = kernel.main_loop, kernel.resources
+            used = kernel.resources
             table.add_row(
                 kernel.kernel,
                 str(kernel.architecture),
+                str(kernel.ptx_architecture),
                 str(kernel.threads),
                 str(used.registers),
                 str(spilled_bytes(kernel)),
                 f"{used.shared_bytes:,}",
                 f"{kernel.occupancy.fraction:.0%}",
                 kernel.occupancy.limited_by,
-                f"{loop.matrix_share:.0%}" if loop else "-",
-                f"{loop.scalar_share:.0%}" if loop else "-",
+                shares(kernel, lambda loop: loop.matrix_share),
+                shares(kernel, lambda loop: loop.scalar_share),
             )
         console.print(table)
+        console.print(
+            "PTX: the architecture whose PTX was assembled for sm, as the plugin does, or sm itself;"
+        )
         console.print("spills and shared memory in bytes; occupancy: theoretical, of resident warps;")
         console.print(
-            "HMMA, FFMA: share of the main loop's instructions on tensor cores, and FP32 multiply-adds\n"
+            "HMMA, FFMA: share of tensor core products, and of FP32 multiply-adds, in the instructions of"
+        )
+        console.print(
+            "each loop that multiplies, without loops inside it, in the order of the code. selectKernel of"
+        )
+        console.print(
+            "FP16 and BF16: first the list pass, which every row takes, then the dense route's pass.\n"
         )
     title = f"Floor in ms: {BOUND} ({arguments.precision}, C {arguments.score_channels}, D {arguments.value_channels})"
     table = Table(title=title, title_justify="left")

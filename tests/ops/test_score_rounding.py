@@ -8,9 +8,9 @@ The tests were checked by breaking the kernel on purpose; each mistake made some
 - no row is refined, or only rows on lists, or only dense ones;
 - the bound of the candidates is not lowered by what rounding may have taken from a score;
 - only the keys that fit into the slab first are refined;
-- what pads a query row to whole vectors is not zero;
+- what pads a query row to whole vectors is not a number;
 - a score of -inf is computed again;
-- keys that are infinite count in the largest norm.
+- the greatest of the shifted scores is not moved to 0.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,14 +18,13 @@ from trt_hspan.engine.plugin_code import (
     ALL_ARCHITECTURES,
     KernelCode,
     find_disassembler,
-    functions_from_sass,
     inspect_kernels,
     kernel_sources,
     least_architecture,
-    main_loop_from_sass,
     resources_from_ptxas,
     threads_from_ptx,
 )
+from trt_hspan.engine.plugin_loops import functions_from_sass, main_loop_from_sass, product_loops_from_sass
 from trt_hspan.engine.plugin_occupancy import LIMITS
 from trt_hspan.errors import HspanError
 
@@ -103,16 +103,51 @@ def project(folder: Path, **sources: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inspected(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], KernelCode]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[KernelCode]:
     folder = project(tmp_path_factory.mktemp("project"), plain=PLAIN, matrix_sm80=MATRIX, spilling=SPILLING)
     told: list[float] = []
-    found = inspect_kernels(
-        folder, architectures=[75, 90], jobs=2, on_progress=lambda done, _what: told.append(done)
+    kernels = inspect_kernels(
+        folder,
+        architectures=[75, 90],
+        compilation="both",
+        jobs=2,
+        on_progress=lambda done, _what: told.append(done),
     )
     assert told[0] == 0.0
     assert told == sorted(told)
     assert told[-1] == 1.0
-    return {(kernel.kernel.split("<")[0], kernel.architecture): kernel for kernel in found}
+    return kernels
+
+
+@pytest.fixture(scope="module")
+def inspected(found: list[KernelCode]) -> dict[tuple[str, int], KernelCode]:
+    """As in the plugin, by name and architecture."""
+    return {
+        (kernel.kernel.split("<")[0], kernel.architecture): kernel
+        for kernel in found
+        if kernel.ptx_architecture == least_architecture(Path(kernel.source))
+    }
+
+
+def test_each_architecture_is_compiled_for_directly_too(found: list[KernelCode]) -> None:
+    compiled = {
+        (kernel.kernel.split("<")[0], kernel.architecture, kernel.ptx_architecture) for kernel in found
+    }
+    assert len(compiled) == len(found)
+    assert {each for each in compiled if each[0] != "spilling"} == {
+        ("dot", 75, 75),
+        ("dot", 90, 75),
+        ("dot", 90, 90),
+        ("matrix", 90, 80),
+        ("matrix", 90, 90),
+    }
+
+
+def test_what_is_compiled_directly_has_that_architectures_ptx_alone(tmp_path: Path) -> None:
+    folder = project(tmp_path, plain=PLAIN)
+    for compilation, expected in (("plugin", 75), ("direct", 90)):
+        (kernel,) = inspect_kernels(folder, architectures=[90], compilation=compilation)
+        assert kernel.ptx_architecture == expected
 
 
 def test_each_source_is_translated_for_the_architectures_it_is_for(
@@ -212,6 +247,47 @@ def test_loops_are_found_by_branches_back() -> None:
     assert loop.matrix_share == pytest.approx(1 / 3)
 
 
+# A list pass: products, a loop inside that multiplies no matrices, rare code behind the kernel that branches back,
+# and a way out by a call; then a dense pass of four instructions.
+PASSES = """
+\t.section\t.text.select,"ax",@progbits
+.text.select:
+        /*0000*/                   CALL.REL.NOINC `($__internal_0_$__cuda_sm20_div_s64) ;
+.L_x_0:
+        /*0010*/                   HMMA.16816.F32 R4, R8, R10, R4 ;
+        /*0020*/                   BSSY B0, `(.L_x_2) ;
+        /*0030*/               @P0 BRA `(.L_x_3) ;
+.L_x_1:
+        /*0040*/                   IADD3 R3, R3, 0x1, RZ ;
+        /*0050*/               @P1 BRA `(.L_x_1) ;
+.L_x_3:
+        /*0060*/                   BSYNC B0 ;
+.L_x_2:
+        /*0070*/                   BRA.DIV UR4, `(.L_x_6) ;
+.L_x_4:
+        /*0080*/               @P2 CALL.REL.NOINC `(.L_x_5) ;
+        /*0090*/                   BRA `(.L_x_0) ;
+.L_x_5:
+        /*00a0*/                   HMMA.16816.F32 R4, R8, R10, R4 ;
+        /*00b0*/                   HMMA.16816.F32 R4, R8, R10, R4 ;
+        /*00c0*/                   IADD3 R3, R3, 0x1, RZ ;
+        /*00d0*/               @P3 BRA `(.L_x_5) ;
+        /*00e0*/                   EXIT ;
+.L_x_6:
+        /*00f0*/                   CALL.REL.NOINC `($__internal_4_$__cuda_sm70_warpsync) ;
+        /*0100*/                   BRA `(.L_x_4) ;
+"""
+
+
+def test_a_loop_with_another_inside_and_rare_code_elsewhere_is_one_loop() -> None:
+    list_pass, dense_pass = product_loops_from_sass(functions_from_sass(PASSES)["select"])
+    # HMMA, BSSY, BRA, BSYNC, BRA.DIV, CALL, BRA, and the two that stand behind the kernel.
+    assert (list_pass.instructions, list_pass.matrix, list_pass.nested_instructions) == (9, 1, 2)
+    assert (dense_pass.instructions, dense_pass.matrix, dense_pass.nested_instructions) == (4, 2, 0)
+    assert dense_pass.matrix_share == 0.5
+    assert main_loop_from_sass(functions_from_sass(PASSES)["select"]) == dense_pass
+
+
 def test_threads_of_a_block_with_three_dimensions_are_multiplied() -> None:
     text = ".visible .entry one(\n.param .u64 a\n)\n.maxntid 8, 4, 2\n{\n}\n.entry two()\n.maxntid 32\n{\n}\n"
     assert threads_from_ptx(text) == {"one": 64, "two": 32}
@@ -230,6 +306,30 @@ def test_no_kernel_of_the_plugin_spills(plugin_library: Path) -> None:
     used = re.findall(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", done.stdout)
     assert len(used) >= len(kernel_sources(sources_folder()))
     assert [name for name, _, stack, _, local in used if int(stack) or int(local)] == []
+
+
+@pytest.mark.parametrize("name", ["plain_attention_half", "tiled_attention_half_sm80"])
+def test_kernels_compiled_for_one_architecture_alone_do_not_spill(tmp_path: Path, name: str) -> None:
+    """`python benchmarks/kernel_report.py` does it for all; registers are scarcest where the compiler unrolls most."""
+    folder = project(tmp_path)
+    for part in ("kernels", "device"):
+        shutil.copytree(
+            sources_folder() / "plugins" / part,
+            tmp_path / "plugins" / part,
+            ignore=lambda _folder, files: [
+                each for each in files if each.endswith(".cu") and each != f"{name}.cu"
+            ],
+            dirs_exist_ok=True,
+        )
+    kernels = inspect_kernels(folder, architectures=[120], compilation="direct")
+    assert len(kernels) >= 3
+    assert [
+        each.kernel for each in kernels if each.resources.spill_stores_bytes or each.resources.stack_bytes
+    ] == []
+    select = [each for each in kernels if each.kernel.startswith("selectKernel<__half")]
+    # Every configuration has a list pass and a dense route's pass.
+    assert [len(each.product_loops) for each in select] == [2] * (3 if "tiled" in name else 0)
+    assert all(each.product_loops[0].nested_instructions for each in select)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +360,7 @@ def test_the_report_prints_both_tables_and_says_what_is_a_bound(
 ) -> None:
     assert report.main() == 0
     printed = capsys.readouterr().out
-    assert re.search(r"│ dot<float> +│ 75 │ +96 │ +\d+ │ +0 │ +384 │ +\d+% │", printed)
+    assert re.search(r"│ dot<float> +│ 75 │ +75 │ +96 │ +\d+ │ +0 │ +384 │ +\d+% │", printed)
     assert "bound from published peak rates, not a measurement" in printed
     for text in ("2,304", "65,536", "A100", "RTX 4090", "Orin", "H100"):
         assert text in printed
@@ -275,6 +375,7 @@ def test_the_report_as_json_holds_the_same_figures(
     matrix = next(kernel for kernel in printed["kernels"] if kernel["kernel"] == "matrix")
     assert matrix["resources"]["spill_stores_bytes"] == 0
     assert matrix["main_loop"]["matrix_share"] == 1 / matrix["main_loop"]["instructions"]
+    assert matrix["product_loops"] == [matrix["main_loop"]]
     assert printed["roofline"]["label"] == "bound from published peak rates, not a measurement"
     row = printed["roofline"]["rows"][0]
     assert row["length"] == 2304
@@ -290,7 +391,9 @@ def test_spilled_registers_fail_the_report(
     monkeypatch.setattr(report, "inspect_kernels", lambda *_, **__: list(inspected.values()))
     assert report.main() == 1
     told = capsys.readouterr().err
-    assert re.search(r"kernel_report: error: spilling\.cu: spilling for sm_75 spills \d+ bytes", told)
+    assert re.search(
+        r"kernel_report: error: spilling\.cu: spilling for sm_75, PTX for 75, spills \d+ bytes", told
+    )
 
 
 def test_an_architecture_that_is_none_is_a_usage_error(

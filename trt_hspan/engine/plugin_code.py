@@ -1,8 +1,8 @@
 """The machine code of the kernels, as the compiler reports it and as it can be read. Runs nothing on a GPU.
 
 Owns translating our own kernel sources and reading what came out: registers, spills and shared memory out of
-`ptxas -v`, threads per block out of the PTX, loops and instructions out of the disassembly. What occupancy follows from
-that is plugin_occupancy's.
+`ptxas -v`, threads per block out of the PTX. The disassembly is read by plugin_loops; what occupancy follows is
+plugin_occupancy's.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
+from trt_hspan.engine.plugin_loops import (
+    Loop,
+    functions_from_sass,
+    main_loop_from_sass,
+    opcode_counts,
+    product_loops_from_sass,
+)
 from trt_hspan.engine.plugin_occupancy import Occupancy, occupancy
 from trt_hspan.engine.plugin_toolchain import (
     find_host_compiler,
@@ -33,9 +39,8 @@ from trt_hspan.errors import HspanError
 #: Everything between Turing and Blackwell that the project compiles for.
 ALL_ARCHITECTURES: Final = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 
-#: The instructions that a loop is about: matrix products on tensor cores, else fused multiply-adds.
-_MATRIX: Final = ("HMMA", "HGMMA", "QGMMA", "UTCHMMA")
-_SCALAR: Final = ("FFMA", "FFMA2")
+#: How machine code comes about, see `inspect_kernels`.
+Compilation = Literal["plugin", "direct", "both"]
 
 _LEAST: Final = 75
 _TOOL_SECONDS: Final = 600
@@ -54,31 +59,6 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MainLoop:
-    """The innermost loop with the most arithmetic of the kernel's kind.
-
-    Attributes:
-        instructions: in one turn of the loop, as the code stands.
-        matrix: of them, products on tensor cores (HMMA).
-        scalar: of them, FP32 fused multiply-adds.
-    """
-
-    instructions: int
-    matrix: int
-    scalar: int
-
-    @property
-    def matrix_share(self) -> float:
-        """Share of tensor core instructions, 0..1."""
-        return self.matrix / self.instructions
-
-    @property
-    def scalar_share(self) -> float:
-        """Share of FP32 multiply-adds, 0..1."""
-        return self.scalar / self.instructions
-
-
-@dataclass(frozen=True, kw_only=True)
 class KernelCode:
     """One kernel on one architecture.
 
@@ -86,20 +66,30 @@ class KernelCode:
         source: file name of the kernel's source.
         kernel: its name with template arguments, where c++filt could tell it.
         architecture: compute capability, 86 being 8.6.
+        ptx_architecture: whose PTX was assembled for it; the same where it was compiled for `architecture` directly.
         threads: of a block.
         instructions, matrix: of the whole kernel; of them, on tensor cores.
-        main_loop: None for a kernel without a loop that multiplies.
+        main_loop: the innermost loop with the most products; None for a kernel without a loop that multiplies.
+        product_loops: all loops that multiply, in the order of the code.
     """
 
     source: str
     kernel: str
     architecture: int
+    ptx_architecture: int
     threads: int
     resources: Resources
     occupancy: Occupancy
     instructions: int
     matrix: int
-    main_loop: MainLoop | None
+    main_loop: Loop | None
+    product_loops: tuple[Loop, ...]
+
+
+class _Task(NamedTuple):
+    source: Path
+    architecture: int
+    ptx_architecture: int
 
 
 def kernel_sources(folder: Path) -> list[Path]:
@@ -117,6 +107,7 @@ def inspect_kernels(
     folder: Path,
     *,
     architectures: Iterable[int] | None = None,
+    compilation: Compilation = "plugin",
     nvcc: str | os.PathLike[str] | None = None,
     disassembler: str | os.PathLike[str] | None = None,
     jobs: int = 1,
@@ -124,12 +115,14 @@ def inspect_kernels(
 ) -> list[KernelCode]:
     """Translates every kernel source for every architecture it is for, and reads what came out.
 
-    As in the plugin, a source is translated to PTX once, for the least architecture it is for, and assembled for each
-    of the others. All warnings are errors.
+    All warnings are errors.
 
     Args:
         folder: holds plugins/kernels and plugins/device.
         architectures: compute capabilities; None is ALL_ARCHITECTURES as far as the compiler knows them.
+        compilation: "plugin": a source is translated to PTX once, for the least architecture it is for, and assembled
+            for each of the others, as in the plugin. "direct": it is compiled for each architecture by itself, as
+            `nvcc -arch=sm_86` does, which can end at other registers. "both": one after the other, where they differ.
         nvcc, disassembler: the programs; None searches, see `find_nvcc` and `find_disassembler`.
         jobs: compilers at a time.
         on_progress: told the finished fraction and what is at work.
@@ -151,28 +144,43 @@ def inspect_kernels(
     sources = kernel_sources(folder)
     if not sources:
         raise HspanError(folder, "holds no kernel sources", "name a checkout of this project")
-    tasks = [(s, a) for s in sources for a in wanted if a >= least_architecture(s)]
-    done = 0
-    found: dict[tuple[Path, int], list[KernelCode]] = {}
+    tasks = [
+        _Task(source, architecture, ptx_architecture)
+        for source in sources
+        for architecture in wanted
+        if architecture >= (least := least_architecture(source))
+        for ptx_architecture in {"plugin": [least], "direct": [architecture], "both": [least, architecture]}[
+            compilation
+        ]
+    ]
+    tasks = list(dict.fromkeys(tasks))
     with tempfile.TemporaryDirectory(prefix="trt-hspan-kernels-") as name, ThreadPoolExecutor(jobs) as pool:
-        scratch = Path(name)
+        translations = {
+            translation: pool.submit(_ptx_from_source, compiler, folder, *translation, Path(name))
+            for translation in dict.fromkeys((task.source, task.ptx_architecture) for task in tasks)
+        }
+
+        def inspect(task: _Task) -> list[KernelCode]:
+            ptx = translations[task.source, task.ptx_architecture].result()
+            return list(_kernels_from_ptx(compiler, nvdisasm, ptx, task))
+
+        inspections = [pool.submit(inspect, task) for task in tasks]
+        done, total = 0, len(translations) + len(tasks)
         tell(0.0, "to PTX")
-        ptx = dict(
-            zip(
-                sources,
-                pool.map(lambda s: _ptx_from_source(compiler, folder, s, scratch), sources),
-                strict=True,
-            )
-        )
-
-        def inspect(task: tuple[Path, int]) -> list[KernelCode]:
-            return list(_kernels_from_ptx(compiler, nvdisasm, ptx[task[0]], *task))
-
-        for task, kernels in zip(tasks, pool.map(inspect, tasks), strict=True):
-            found[task] = kernels
-            done += 1
-            tell(done / len(tasks), f"{task[0].name} for sm_{task[1]}")
-    return [kernel for task in tasks for kernel in found[task]]
+        try:
+            for (source, architecture), translation in translations.items():
+                translation.result()
+                done += 1
+                tell(done / total, f"{source.name} to PTX for sm_{architecture}")
+            found: list[KernelCode] = []
+            for task, inspection in zip(tasks, inspections, strict=True):
+                found += inspection.result()
+                done += 1
+                tell(done / total, f"{task.source.name} for sm_{task.architecture}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return found
 
 
 def find_disassembler(named: str | os.PathLike[str] | None = None) -> Path:
@@ -225,99 +233,42 @@ def threads_from_ptx(text: str) -> dict[str, int]:
     }
 
 
-def functions_from_sass(text: str) -> dict[str, list[str]]:
-    """Lines of each kernel in nvdisasm's output: opcodes with their operands, and labels such as ".L_x_1:"."""
-    found: dict[str, list[str]] = {}
-    current: list[str] | None = None
-    for line in text.splitlines():
-        if section := re.match(r"\s*\.section\s+([^,\s]+)", line):
-            name = section[1].strip('"')
-            current = found.setdefault(name[6:], []) if name.startswith(".text.") else None
-        elif current is not None:
-            if label := re.match(r"\s*(\.L_\w+):", line):
-                current.append(f"{label[1]}:")
-            elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
-                current.append(instruction[1])
-    return found
-
-
-def main_loop_from_sass(lines: list[str]) -> MainLoop | None:
-    """The main loop of one function of `functions_from_sass`.
-
-    A loop is what lies between a label and the last branch back to it; an innermost one holds no other. Of those the
-    main loop has the most instructions on tensor cores, and if none has any, the most FP32 multiply-adds.
-    """
-    position = {line[:-1]: index for index, line in enumerate(lines) if line.endswith(":")}
-    last: dict[int, int] = {}
-    for index, line in enumerate(lines):
-        target = re.search(r"\bBRA\S*\s.*`\((\.L_\w+)\)", line)
-        if target and target[1] in position and position[target[1]] < index:
-            last[position[target[1]]] = index
-    loops = list(last.items())
-    innermost = [
-        (start, end)
-        for start, end in loops
-        if not any((s, e) != (start, end) and s >= start and e <= end for s, e in loops)
-    ]
-    counted = []
-    for start, end in innermost:
-        opcodes = Counter(_opcodes(lines[start : end + 1]))
-        total = sum(opcodes.values())
-        loop = MainLoop(instructions=total, matrix=_count(opcodes, _MATRIX), scalar=_count(opcodes, _SCALAR))
-        counted.append(loop)
-    best = max(counted, key=lambda loop: (loop.matrix, loop.scalar), default=None)
-    return best if best is not None and (best.matrix or best.scalar) else None
-
-
-def _opcodes(lines: Iterable[str]) -> Iterator[str]:
-    """Base names: "@!P0 HMMA.16816.F32 R4, ..." is HMMA."""
-    for line in lines:
-        if not line.endswith(":"):
-            opcode = re.sub(r"^@!?U?P\w+\s+", "", line).split()[0].split(".")[0]
-            if opcode != "NOP":  # padding behind the code
-                yield opcode
-
-
-def _count(opcodes: Counter[str], names: tuple[str, ...]) -> int:
-    return sum(opcodes[name] for name in names)
-
-
-def _ptx_from_source(nvcc: Path, folder: Path, source: Path, scratch: Path) -> Path:
-    output = scratch / f"{source.stem}.ptx"
+def _ptx_from_source(nvcc: Path, folder: Path, source: Path, architecture: int, scratch: Path) -> Path:
+    output = scratch / f"{source.stem}_{architecture}.ptx"
     command: list[str | Path] = [nvcc, "--ptx", "-std=c++17", "-O3", "-DNDEBUG", *_WARNINGS]
     command += ["-ccbin", find_host_compiler(), "-I", folder / "plugins" / "device" / "cuda"]
-    command += [f"-arch=compute_{least_architecture(source)}", "-o", output, source]
+    command += [f"-arch=compute_{architecture}", "-o", output, source]
     _run(command, source)
     return output
 
 
-def _kernels_from_ptx(
-    nvcc: Path, nvdisasm: Path, ptx: Path, source: Path, architecture: int
-) -> Iterator[KernelCode]:
-    cubin = ptx.with_name(f"{ptx.stem}_{architecture}.cubin")
+def _kernels_from_ptx(nvcc: Path, nvdisasm: Path, ptx: Path, task: _Task) -> Iterator[KernelCode]:
+    cubin = ptx.with_name(f"{ptx.stem}_{task.architecture}.cubin")
     ptxas = programs_folder(nvcc) / "ptxas"
-    assembled = _run([ptxas, "-v", "-O3", f"--gpu-name=sm_{architecture}", "-o", cubin, ptx], source)
-    resources = resources_from_ptxas(assembled)
+    command: list[str | Path] = [ptxas, "-v", "-O3", f"--gpu-name=sm_{task.architecture}", "-o", cubin, ptx]
+    resources = resources_from_ptxas(_run(command, task.source))
     threads = threads_from_ptx(ptx.read_text())
-    functions = functions_from_sass(_run([nvdisasm, "-c", cubin], source))
+    functions = functions_from_sass(_run([nvdisasm, "-c", cubin], task.source))
     cubin.unlink()
     for mangled, used in resources.items():
-        opcodes = Counter(_opcodes(functions[mangled]))
+        instructions, matrix, _ = opcode_counts(functions[mangled])
         yield KernelCode(
-            source=source.name,
+            source=task.source.name,
             kernel=_demangled(mangled),
-            architecture=architecture,
+            architecture=task.architecture,
+            ptx_architecture=task.ptx_architecture,
             threads=threads[mangled],
             resources=used,
             occupancy=occupancy(
-                architecture,
+                task.architecture,
                 threads=threads[mangled],
                 registers=used.registers,
                 shared_bytes=used.shared_bytes,
             ),
-            instructions=sum(opcodes.values()),
-            matrix=_count(opcodes, _MATRIX),
+            instructions=instructions,
+            matrix=matrix,
             main_loop=main_loop_from_sass(functions[mangled]),
+            product_loops=product_loops_from_sass(functions[mangled]),
         )
 
 
