@@ -28,9 +28,9 @@ struct Tightened
     int32_t count;     //!< entries left
 };
 
-//! Computes the threshold of a list's scores and drops the entries that do not exceed it. The warp calls it together,
-//! and all lanes receive the same result.
-HSPAN_DEVICE Tightened tighten(float* scores, int32_t* keys, int32_t count)
+//! Computes the threshold of a list's scores and drops the entries that do not exceed it less `slack`: scores that are
+//! off by slack / 2 may yet be in the support. The warp calls it together, and all lanes receive the same result.
+HSPAN_DEVICE Tightened tighten(float* scores, int32_t* keys, int32_t count, float slack)
 {
     int32_t const lane = simt::laneIndex();
     simt::syncWarp(); // other lanes' entries are visible
@@ -76,6 +76,7 @@ HSPAN_DEVICE Tightened tighten(float* scores, int32_t* keys, int32_t count)
         list.threshold = next;
         limit = limitOf(next);
     }
+    limit = simt::subtract(limit, slack);
     for (int32_t first = 0; first < count; first += simt::kWARP_SIZE)
     {
         int32_t const i = first + lane;

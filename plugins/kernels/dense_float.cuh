@@ -83,6 +83,38 @@ HSPAN_DEVICE void addTileValues(DenseFloatSums& sums, float const (&weights)[kDE
     }
 }
 
+//! Adds a tile of keys from its scores. The warp calls it together.
+template <int32_t kGROUPS>
+HSPAN_DEVICE void addTile(DenseFloatSums& sums, float (&weights)[kDENSE_FLOAT_KEYS][kROWS_OF_WARP + 4],
+    RowResult const (&rows)[2], float const (&scores)[kGROUPS][4], float const* value, int64_t pitch, int32_t channels)
+{
+    int32_t const lane = simt::laneIndex();
+    uint32_t hits = 0;
+    simt::syncWarp(); // the readers of the previous tile's weights are done
+    HSPAN_UNROLL
+    for (int32_t i = 0; i < kGROUPS; ++i)
+    {
+        HSPAN_UNROLL
+        for (int32_t j = 0; j < 4; ++j)
+        {
+            int32_t const at = 8 * i + lane % 4 * 2 + j % 2;
+            float const weight = weightOf(rows[j / 2], scores[i][j]);
+            hits |= weight > 0.0F ? 1U << static_cast<uint32_t>(at) : 0U;
+            weights[at][lane / 4 + j / 2 * 8] = weight;
+        }
+    }
+    HSPAN_UNROLL
+    for (int32_t mask = simt::kWARP_SIZE / 2; mask > 0; mask /= 2)
+    {
+        hits |= simt::shuffleXor(hits, mask);
+    }
+    simt::syncWarp(); // the weights are complete
+    if (hits != 0)
+    {
+        addTileValues(sums, weights, hits, value, pitch, channels);
+    }
+}
+
 //! Writes the output of kDENSE_FLOAT_ROWS rows and one slice of channels, of the rows on the dense route. Grid: x rows,
 //! z slices. T is float.
 template <typename T>
@@ -124,36 +156,30 @@ denseFloatKernel(TiledArguments<T> arguments)
     FloatRows const key = DenseFloatTile::operand(arguments, arguments.key + image * arguments.scorePitch);
     DenseFloatSums sums = {};
     auto& weights = stage.weights[simt::warpIndex()];
-    DenseFloatTile::stream(stage.scores, DenseFloatTile::Query{}, query, key, place.row, true,
-        [&](float const(&scores)[kDENSE_FLOAT_KEYS / 8][4], int64_t firstKey)
-        {
-            uint32_t hits = 0;
-            simt::syncWarp(); // the readers of the previous tile's weights are done
-            HSPAN_UNROLL
-            for (int32_t i = 0; i < kDENSE_FLOAT_KEYS / 8; ++i)
+    bool const hasRefined
+        = (isDense[0] && rows[0].refinement.grid > 0.0F) || (isDense[1] && rows[1].refinement.grid > 0.0F);
+    if (simt::anyInBlock(hasRefined))
+    {
+        using Refined = DenseFloatTile::Refined;
+        Refined::Query const refinements{{rows[0].refinement, rows[1].refinement}};
+        Refined::stream(stage.scores, refinements, query, key, place.row, true,
+            [&](auto const& scores, int64_t firstKey)
             {
-                HSPAN_UNROLL
-                for (int32_t j = 0; j < 4; ++j)
-                {
-                    int32_t const at = 8 * i + lane % 4 * 2 + j % 2;
-                    float const weight = weightOf(rows[j / 2], scores[i][j]);
-                    hits |= weight > 0.0F ? 1U << static_cast<uint32_t>(at) : 0U;
-                    weights[at][lane / 4 + j / 2 * 8] = weight;
-                }
-            }
-            HSPAN_UNROLL
-            for (int32_t mask = simt::kWARP_SIZE / 2; mask > 0; mask /= 2)
+                addTile(sums, weights, rows, scores, values + firstKey * arguments.valuePitch, arguments.valuePitch,
+                    channels);
+                return false;
+            });
+    }
+    else
+    {
+        DenseFloatTile::stream(stage.scores, DenseFloatTile::Query{}, query, key, place.row, true,
+            [&](auto const& scores, int64_t firstKey)
             {
-                hits |= simt::shuffleXor(hits, mask);
-            }
-            simt::syncWarp(); // the weights are complete
-            if (hits != 0)
-            {
-                addTileValues(
-                    sums, weights, hits, values + firstKey * arguments.valuePitch, arguments.valuePitch, channels);
-            }
-            return false;
-        });
+                addTile(sums, weights, rows, scores, values + firstKey * arguments.valuePitch, arguments.valuePitch,
+                    channels);
+                return false;
+            });
+    }
     float* const output
         = arguments.output + place.image * arguments.outputBatch + firstChannel * arguments.outputChannel;
     HSPAN_UNROLL

@@ -22,6 +22,8 @@
 
 #include <simt.h>
 
+#include "refined_score.cuh"
+
 namespace hspan
 {
 
@@ -96,7 +98,7 @@ struct alignas(16) RowResult
     float low;
     float largest; //!< the greatest weight
     int32_t count; //!< entries in the row's list, or kDENSE
-    int32_t unused[2];
+    Refinement refinement;
 };
 
 constexpr int32_t kDENSE{-1};
@@ -112,7 +114,7 @@ HSPAN_DEVICE float weightOf(RowResult const& row, float score)
 //! The result of a row with a threshold; of one without, if `defined` is false.
 HSPAN_DEVICE RowResult resultOf(bool defined, float maximum, float anchor, int64_t threshold, int32_t count)
 {
-    RowResult row = {NAN, NAN, NAN, NAN, 1.0F, count, {0, 0}};
+    RowResult row = {NAN, NAN, NAN, NAN, 1.0F, count, {}};
     if (defined)
     {
         float const high = simt::floatFromInteger(threshold);

@@ -1,7 +1,8 @@
 //! \file fma_tile.cuh
 //! Score tiles in FP32 without tensor cores (and so without TF32): the same tiles, lanes and rows as tensor_tile.cuh.
 //!
-//! A score is one chain of fused multiply-adds over ascending channels, as in the plain kernels. Slices of kSLICE
+//! A score is one chain of fused multiply-adds over ascending channels, as in the plain kernels; in a refined tile it
+//! is a refined score for the rows that have such (refined_score.cuh), and the same chain for others. Slices of kSLICE
 //! channels of the query tile and of a key tile are copied asynchronously into one of two buffers while the other is in
 //! use.
 #pragma once
@@ -11,6 +12,7 @@
 
 #include <simt.h>
 
+#include "refined_score.cuh"
 #include "tiled_arguments.cuh"
 
 namespace hspan
@@ -32,25 +34,40 @@ struct FloatRows
     int32_t channels;  //!< C
 };
 
+//! Two slices of kROWS queries and kKEYS keys.
+template <int32_t kROWS, int32_t kKEYS>
+struct alignas(16) FmaStage
+{
+    float query[2][kROWS][kSLICE_PITCH];
+    float key[2][kKEYS][kSLICE_PITCH];
+};
+
 //! A tile of kWARPS_ * 16 rows and kKEYS_ keys, as the kernels take it.
-template <int32_t kWARPS_, int32_t kKEYS_>
+template <int32_t kWARPS_, int32_t kKEYS_, bool kREFINED = false>
 struct FmaTile
 {
+    static constexpr bool kHAS_REFINED{true};
     static constexpr int32_t kWARPS{kWARPS_};
     static constexpr int32_t kKEYS{kKEYS_};
     static constexpr int32_t kROWS{kWARPS * kROWS_OF_WARP};
     static constexpr int32_t kTHREADS{kWARPS * simt::kWARP_SIZE};
     static constexpr int32_t kBLOCKS{kWARPS == 2 ? 4 : 3}; //!< that are to fit a multiprocessor
 
-    struct alignas(16) Stage
-    {
-        float query[2][kROWS][kSLICE_PITCH];
-        float key[2][kKEYS][kSLICE_PITCH];
-    };
+    //! The same for refined scores. Sums of two parts take twice the registers, so it has half as many keys.
+    using Refined = FmaTile<kWARPS, kKEYS / 2, true>;
+    using Stage = FmaStage<kROWS, kREFINED ? 2 * kKEYS : kKEYS>;
 
-    //! Queries pass through the stage with every key tile.
+    //! Queries pass through the stage with every key tile. What is kept of them are the refinements of a lane's rows.
     struct Query
     {
+        Refinement rows[kREFINED ? 2 : 1];
+    };
+
+    //! Sums of products on their way to scores.
+    struct Sums
+    {
+        float sum[kKEYS / 8][4];
+        float rest[kREFINED ? kKEYS / 8 : 1][4];
     };
 
     HSPAN_DEVICE static FloatRows operand(TiledArguments<float> const& arguments, float const* image)
@@ -80,8 +97,29 @@ struct FmaTile
         }
     }
 
-    //! Adds the products of one slice to the scores.
-    HSPAN_DEVICE static void accumulate(float (&scores)[kKEYS / 8][4], Stage const& stage, int32_t buffer)
+    HSPAN_DEVICE static void start(Sums& sums, Query const& query)
+    {
+        HSPAN_UNROLL
+        for (int32_t i = 0; i < kKEYS / 8; ++i)
+        {
+            HSPAN_UNROLL
+            for (int32_t j = 0; j < 4; ++j)
+            {
+                if constexpr (kREFINED)
+                {
+                    sums.sum[i][j] = query.rows[j / 2].grid;
+                    sums.rest[i][j] = 0.0F;
+                }
+                else
+                {
+                    sums.sum[i][j] = 0.0F;
+                }
+            }
+        }
+    }
+
+    //! Adds the products of one slice.
+    HSPAN_DEVICE static void accumulate(Sums& sums, Stage const& stage, int32_t buffer)
     {
         int32_t const lane = simt::laneIndex();
         int32_t const row = simt::warpIndex() * kROWS_OF_WARP + lane / 4;
@@ -98,25 +136,53 @@ struct FmaTile
                 for (int32_t j = 0; j < 2; ++j)
                 {
                     auto const k = *reinterpret_cast<simt::Float4 const*>(&stage.key[buffer][8 * i + key + j][channel]);
-                    scores[i][j] = addProducts(low, k, scores[i][j]);
-                    scores[i][j + 2] = addProducts(high, k, scores[i][j + 2]);
+                    addProducts(sums, i, j, low, k);
+                    addProducts(sums, i, j + 2, high, k);
                 }
             }
         }
     }
 
-    HSPAN_DEVICE static float addProducts(simt::Float4 const& a, simt::Float4 const& b, float sum)
+    HSPAN_DEVICE static void addProducts(Sums& sums, int32_t i, int32_t j, simt::Float4 const& a, simt::Float4 const& b)
     {
-        sum = simt::multiplyAdd(a.x, b.x, sum);
-        sum = simt::multiplyAdd(a.y, b.y, sum);
-        sum = simt::multiplyAdd(a.z, b.z, sum);
-        return simt::multiplyAdd(a.w, b.w, sum);
+        float& sum = sums.sum[i][j];
+        if constexpr (kREFINED)
+        {
+            hspan::addProducts(sum, sums.rest[i][j], a, b);
+        }
+        else
+        {
+            sum = simt::multiplyAdd(a.x, b.x, sum);
+            sum = simt::multiplyAdd(a.y, b.y, sum);
+            sum = simt::multiplyAdd(a.z, b.z, sum);
+            sum = simt::multiplyAdd(a.w, b.w, sum);
+        }
+    }
+
+    //! Scores from the sums of a tile whose first key of this lane is `own`; -inf past the last key.
+    HSPAN_DEVICE static void finish(
+        float (&scores)[kKEYS / 8][4], Sums const& sums, Query const& query, int64_t own, int32_t positions)
+    {
+        HSPAN_UNROLL
+        for (int32_t i = 0; i < kKEYS / 8; ++i)
+        {
+            HSPAN_UNROLL
+            for (int32_t j = 0; j < 4; ++j)
+            {
+                float score = sums.sum[i][j];
+                if constexpr (kREFINED)
+                {
+                    score = scoreOf(score, sums.rest[i][j], query.rows[j / 2]);
+                }
+                scores[i][j] = own + 8 * i + j % 2 < positions ? score : -INFINITY;
+            }
+        }
     }
 
     //! As streamTiles() in tensor_tile.cuh.
     template <typename Consume>
-    HSPAN_DEVICE static bool stream(Stage& stage, Query const& /*query*/, FloatRows const& query, FloatRows const& key,
-        int64_t firstRow, bool wanted, Consume const& consume)
+    HSPAN_DEVICE static bool stream(Stage& stage, Query const& refinements, FloatRows const& query,
+        FloatRows const& key, int64_t firstRow, bool wanted, Consume const& consume)
     {
         int32_t const tiles = (key.positions + kKEYS - 1) / kKEYS;
         bool stop = false;
@@ -127,7 +193,8 @@ struct FmaTile
         for (int32_t tile = 0; tile < tiles; ++tile)
         {
             int64_t const firstKey = static_cast<int64_t>(tile) * kKEYS;
-            float scores[kKEYS / 8][4] = {};
+            Sums sums;
+            start(sums, refinements);
             for (int32_t channel = 0; channel < key.channels; channel += kSLICE)
             {
                 simt::waitForCopies();
@@ -145,25 +212,14 @@ struct FmaTile
                 }
                 if (wanted)
                 {
-                    accumulate(scores, stage, buffer);
+                    accumulate(sums, stage, buffer);
                 }
                 buffer = 1 - buffer;
             }
             if (wanted)
             {
-                int64_t const own = firstKey + simt::laneIndex() % 4 * 2;
-                HSPAN_UNROLL
-                for (int32_t i = 0; i < kKEYS / 8; ++i)
-                {
-                    HSPAN_UNROLL
-                    for (int32_t j = 0; j < 4; ++j)
-                    {
-                        if (own + 8 * i + j % 2 >= key.positions)
-                        {
-                            scores[i][j] = -INFINITY;
-                        }
-                    }
-                }
+                float scores[kKEYS / 8][4];
+                finish(scores, sums, refinements, firstKey + simt::laneIndex() % 4 * 2, key.positions);
                 stop = consume(scores, firstKey) || stop;
             }
         }

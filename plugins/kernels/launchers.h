@@ -20,8 +20,14 @@ struct AttentionPointers
     void* workspace;
 };
 
-//! The threshold of one row, exactly as the plain kernels leave it in the workspace.
-constexpr int64_t kTHRESHOLD_BYTES{8};
+//! The threshold of one row and how its scores are computed, as the plain kernels leave it in the workspace.
+constexpr int64_t kTHRESHOLD_BYTES{16};
+
+//! Keys that share a bound of their lengths, a float, in the workspace of FP32 problems.
+constexpr int64_t kBOUND_KEYS{32};
+
+//! Bytes of these bounds, without padding.
+int64_t keyBoundBytes(AttentionProblem const& problem);
 
 //! Value channels that one block of the plain kernels accumulates in registers: narrow for few channels, else wide.
 constexpr int32_t kMIN_SLICE{32};
@@ -75,7 +81,8 @@ struct TiledWorkspace
     int64_t results;
     int64_t listScores;
     int64_t listKeys;
-    int64_t bytes; //!< all of it
+    int64_t keyBounds; //!< one per kBOUND_KEYS keys of an image, for FP32
+    int64_t bytes;     //!< all of it
 };
 
 TiledWorkspace tiledWorkspace(AttentionProblem const& problem, int32_t capacity);

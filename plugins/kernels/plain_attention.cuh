@@ -1,5 +1,5 @@
 //! \file plain_attention.cuh
-//! Launches the two plain kernels for one element type: any sizes, any GPU, FP32 arithmetic outside tensor cores.
+//! Launches the plain kernels for one element type: any sizes, any GPU, FP32 arithmetic outside tensor cores.
 #pragma once
 
 #include "launchers.h"
@@ -10,7 +10,7 @@
 namespace hspan
 {
 
-static_assert(sizeof(TwoFloat) == kTHRESHOLD_BYTES, "the workspace holds one threshold per row");
+static_assert(sizeof(PlainRow) == kTHRESHOLD_BYTES && kKEYS_PER_BOUND == kBOUND_KEYS, "as the workspace is laid out");
 static_assert(kCHANNELS_PER_STAGE <= kCHANNEL_MARGIN && kMAX_SLICE <= kCHANNEL_MARGIN, "channel numbers overflow");
 
 inline Strides stridesOf(AttentionProblem const& problem, int64_t channels)
@@ -36,13 +36,13 @@ cudaError_t launchWeightedSum(
     }
     return simt::launch(&weightedSumKernel<T, kCHANNELS>, grid, kTHREADS_PER_BLOCK, stream,
         static_cast<T const*>(pointers.query), static_cast<T const*>(pointers.key),
-        static_cast<T const*>(pointers.value), static_cast<TwoFloat const*>(pointers.workspace),
+        static_cast<T const*>(pointers.value), static_cast<PlainRow const*>(pointers.workspace),
         static_cast<T*>(pointers.output), stridesOf(problem, shape.scoreChannels),
         stridesOf(problem, shape.valueChannels), shape.batch, static_cast<int32_t>(shape.scoreChannels),
         static_cast<int32_t>(shape.valueChannels), static_cast<int32_t>(shape.positions));
 }
 
-//! Both kernels, one after the other on the stream. The caller has checked that the sizes fit.
+//! The kernels, one after the other on the stream. The caller has checked that the sizes fit.
 template <typename T>
 cudaError_t launchPlain(AttentionProblem const& problem, AttentionPointers const& pointers, cudaStream_t stream)
 {
@@ -50,10 +50,24 @@ cudaError_t launchPlain(AttentionProblem const& problem, AttentionPointers const
     simt::Grid grid;
     grid.x = (shape.positions + kROWS_PER_TILE - 1) / kROWS_PER_TILE;
     grid.y = shape.batch < simt::kMAX_GRID_Y ? shape.batch : simt::kMAX_GRID_Y;
-    cudaError_t const status = simt::launch(&thresholdKernel<T>, grid, kTHREADS_PER_BLOCK, stream,
-        static_cast<T const*>(pointers.query), static_cast<T const*>(pointers.key),
-        static_cast<TwoFloat*>(pointers.workspace), stridesOf(problem, shape.scoreChannels), shape.batch,
-        static_cast<int32_t>(shape.scoreChannels), static_cast<int32_t>(shape.positions));
+    auto const* const key = static_cast<T const*>(pointers.key);
+    auto* const rows = static_cast<PlainRow*>(pointers.workspace);
+    auto* const bounds = reinterpret_cast<float*>(rows + shape.batch * shape.positions);
+    Strides const strides = stridesOf(problem, shape.scoreChannels);
+    auto const channels = static_cast<int32_t>(shape.scoreChannels);
+    auto const positions = static_cast<int32_t>(shape.positions);
+    cudaError_t status = cudaSuccess;
+    if constexpr (kIS_REFINED_TYPE<T>)
+    {
+        status = launchKeyBounds<T>(
+            {key, bounds, strides.batch, strides.channel, strides.position, shape.batch, channels, positions}, stream);
+    }
+    if (status == cudaSuccess)
+    {
+        status
+            = simt::launch(&thresholdKernel<T>, grid, kTHREADS_PER_BLOCK, stream, static_cast<T const*>(pointers.query),
+                key, static_cast<float const*>(bounds), rows, strides, shape.batch, channels, positions);
+    }
     if (status != cudaSuccess)
     {
         return status;

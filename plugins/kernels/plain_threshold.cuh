@@ -18,6 +18,9 @@
 //! error of 2u (u = 2^-24), and F is a sum of four at a time accumulated as two floats: its relative error is 5u.
 //! A row settles on a set only when F was at most 2 one step earlier, or is within 16u of 1 now; the weights then sum
 //! to 1 within 21u, for 2^20 flat positions as for two.
+//!
+//! A block with rows whose scores FP32 rounds too coarsely takes refined scores after the first pass
+//! (refined_score.cuh), and one more pass for their greatest.
 #pragma once
 
 #include <cmath>
@@ -111,17 +114,20 @@ HSPAN_DEVICE void takeStep(RowState& state, TwoFloat sum, int32_t count)
     state.wasNear = above.high <= 1.0F;
 }
 
-//! Adds one tile of scores to the lane's sums.
-HSPAN_DEVICE void addExcesses(Excesses& excesses, ScoreTile const& scores, TwoFloat const (&thresholds)[kROWS_PER_WARP])
+//! Adds one tile of scores to the lane's sums. `own` is the threshold of row lane % 8 of the warp; held by the lanes
+//! and passed round, the thresholds take no registers while scores are summed.
+template <int32_t kGROUPS>
+HSPAN_DEVICE void addExcesses(Excesses& excesses, float const (&scores)[kROWS_PER_WARP][kGROUPS], TwoFloat const& own)
 {
     HSPAN_UNROLL
     for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
     {
+        TwoFloat const threshold = {simt::shuffle(own.high, r), simt::shuffle(own.low, r)};
         float tileSum = 0.0F;
         HSPAN_UNROLL
-        for (int32_t group = 0; group < kKEYS_PER_LANE; ++group)
+        for (int32_t group = 0; group < kGROUPS; ++group)
         {
-            float const weight = excess(scores[r][group], thresholds[r]);
+            float const weight = excess(scores[r][group], threshold);
             if (weight > 0.0F)
             {
                 tileSum = simt::add(tileSum, weight);
@@ -149,9 +155,24 @@ HSPAN_DEVICE void reduceExcesses(Excesses& excesses)
     }
 }
 
+template <int32_t kGROUPS>
+HSPAN_DEVICE void raiseMaxima(float (&maxima)[kROWS_PER_WARP], float const (&scores)[kROWS_PER_WARP][kGROUPS])
+{
+    HSPAN_UNROLL
+    for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
+    {
+        HSPAN_UNROLL
+        for (int32_t group = 0; group < kGROUPS; ++group)
+        {
+            maxima[r] = simt::maximumOrNan(maxima[r], scores[r][group]);
+        }
+    }
+}
+
 //! Row maxima of the block's tile: the maximum of the row that belongs to this lane.
 template <typename T>
-HSPAN_DEVICE float rowMaximum(ScoreStage& stage, ScoreOperands<T> const& operands)
+HSPAN_DEVICE float rowMaximum(
+    ScoreStage& stage, ScoreOperands<T> const& operands, Refinement const& own, bool isRefined)
 {
     float maxima[kROWS_PER_WARP];
     HSPAN_UNROLL
@@ -159,19 +180,8 @@ HSPAN_DEVICE float rowMaximum(ScoreStage& stage, ScoreOperands<T> const& operand
     {
         maxima[r] = -INFINITY;
     }
-    streamScores(stage, operands, true,
-        [&maxima](ScoreTile const& scores, int64_t /*firstKey*/)
-        {
-            HSPAN_UNROLL
-            for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
-            {
-                HSPAN_UNROLL
-                for (int32_t group = 0; group < kKEYS_PER_LANE; ++group)
-                {
-                    maxima[r] = simt::maximumOrNan(maxima[r], scores[r][group]);
-                }
-            }
-        });
+    streamScores(stage, operands, own, isRefined, true,
+        [&maxima](auto const& scores, int64_t /*firstKey*/) { raiseMaxima(maxima, scores); });
     HSPAN_UNROLL
     for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
     {
@@ -184,11 +194,27 @@ HSPAN_DEVICE float rowMaximum(ScoreStage& stage, ScoreOperands<T> const& operand
     return ownRow(maxima);
 }
 
-//! Writes the threshold of every row, NaN for rows without one. Grid: x row tiles, y batches (strided).
+//! The grid of query row `row`; 0 past the last one. The warp calls it together.
 template <typename T>
-HSPAN_KERNEL(kTHREADS_PER_BLOCK)
-thresholdKernel(T const* query, T const* key, TwoFloat* thresholds, Strides strides, int64_t batch, int32_t channels,
-    int32_t positions)
+HSPAN_DEVICE float plainGridOf(ScoreOperands<T> const& operands, float const* keyBounds, int64_t row)
+{
+    float const keySquares = greatestSquares(keyBounds, operands.positions);
+    float squares = 0.0F;
+    for (int32_t channel = 0; row < operands.positions && channel < operands.channels; ++channel)
+    {
+        float const q
+            = simt::toFloat(operands.query[channel * operands.strides.channel + row * operands.strides.position]);
+        squares = simt::multiplyAdd(q, q, squares);
+    }
+    return gridOf(squares * keySquares);
+}
+
+//! Writes the threshold of every row. `keyBounds` as keyBoundKernel leaves them, for types with refined rows. Grid: x
+//! row tiles, y batches (strided).
+template <typename T>
+HSPAN_KERNEL_FITTING(kTHREADS_PER_BLOCK, 3)
+thresholdKernel(T const* query, T const* key, float const* keyBounds, PlainRow* rows, Strides strides, int64_t batch,
+    int32_t channels, int32_t positions)
 {
     HSPAN_SHARED(ScoreStage, stage);
     int32_t const lane = simt::laneIndex();
@@ -198,19 +224,30 @@ thresholdKernel(T const* query, T const* key, TwoFloat* thresholds, Strides stri
     {
         ScoreOperands<T> const operands
             = {query + n * strides.batch, key + n * strides.batch, strides, channels, positions, firstRow};
-        RowState state = initialState(rowMaximum(stage, operands), row < positions);
+        Refinement own = {};
+        bool isRefined = false; // whether a row of the block is
+        float maximum = rowMaximum(stage, operands, own, isRefined);
+        if constexpr (kIS_REFINED_TYPE<T>)
+        {
+            float const grid = plainGridOf(operands, keyBounds + n * boundsPerImage(positions), row);
+            if (grid > 0.0F && maximum - maximum == 0.0F)
+            {
+                own = {grid, maximum};
+            }
+            isRefined = simt::anyInBlock(own.grid > 0.0F);
+            if (isRefined)
+            {
+                maximum = rowMaximum(stage, operands, own, isRefined);
+            }
+        }
+        RowState state = initialState(maximum, row < positions);
         while (simt::anyInBlock(state.active))
         {
             bool const wanted = simt::ballot(state.active) != 0;
             Excesses excesses = {};
-            TwoFloat current[kROWS_PER_WARP];
-            HSPAN_UNROLL
-            for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
-            {
-                current[r] = {simt::shuffle(state.threshold.high, r), simt::shuffle(state.threshold.low, r)};
-            }
-            streamScores(stage, operands, wanted, [&excesses, &current](ScoreTile const& scores, int64_t /*firstKey*/)
-                { addExcesses(excesses, scores, current); });
+            streamScores(stage, operands, own, isRefined, wanted,
+                [&excesses, &state](auto const& scores, int64_t /*firstKey*/)
+                { addExcesses(excesses, scores, state.threshold); });
             reduceExcesses(excesses);
             TwoFloat const sum = ownRow(excesses.sum);
             int32_t const count = ownRow(excesses.count);
@@ -221,7 +258,7 @@ thresholdKernel(T const* query, T const* key, TwoFloat* thresholds, Strides stri
         }
         if (lane < kROWS_PER_WARP && row < positions)
         {
-            thresholds[n * positions + row] = state.threshold;
+            rows[n * positions + row] = {state.threshold, own};
         }
     }
 }

@@ -117,13 +117,13 @@ HSPAN_DEVICE void addValues(
 }
 
 //! Adds one tile of keys to the sums. All threads of the block call it together.
-template <int32_t kCHANNELS, typename T>
-HSPAN_DEVICE void addTile(OutputSums<kCHANNELS>& sums, ValueStage<kCHANNELS>& stage, ScoreTile const& scores,
-    TwoFloat const (&thresholds)[kROWS_PER_WARP], T const* value, Strides const& strides, int32_t channels,
-    int32_t positions, int64_t firstKey)
+template <int32_t kGROUPS, int32_t kCHANNELS, typename T>
+HSPAN_DEVICE void addTile(OutputSums<kCHANNELS>& sums, ValueStage<kCHANNELS>& stage,
+    float const (&scores)[kROWS_PER_WARP][kGROUPS], TwoFloat const (&thresholds)[kROWS_PER_WARP], T const* value,
+    Strides const& strides, int32_t channels, int32_t positions, int64_t firstKey)
 {
     HSPAN_UNROLL
-    for (int32_t group = 0; group < kKEYS_PER_LANE; ++group)
+    for (int32_t group = 0; group < kGROUPS; ++group)
     {
         float weight[kROWS_PER_WARP];
         bool positive = false;
@@ -152,7 +152,7 @@ HSPAN_DEVICE void addTile(OutputSums<kCHANNELS>& sums, ValueStage<kCHANNELS>& st
 //! Grid: x row tiles, y batches (strided), z channel slices.
 template <typename T, int32_t kCHANNELS>
 HSPAN_KERNEL_FITTING(kTHREADS_PER_BLOCK, 2)
-weightedSumKernel(T const* query, T const* key, T const* value, TwoFloat const* thresholds, T* output, Strides strides,
+weightedSumKernel(T const* query, T const* key, T const* value, PlainRow const* rows, T* output, Strides strides,
     Strides valueStrides, int64_t batch, int32_t scoreChannels, int32_t valueChannels, int32_t positions)
 {
     HSPAN_SHARED(OutputStage<kCHANNELS>, stage);
@@ -170,12 +170,20 @@ weightedSumKernel(T const* query, T const* key, T const* value, TwoFloat const* 
         for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
         {
             int64_t const row = firstOwnRow + r;
-            limits[r] = row < positions ? thresholds[n * positions + row] : TwoFloat{NAN, NAN};
+            limits[r] = row < positions ? rows[n * positions + row].threshold : TwoFloat{NAN, NAN};
+        }
+        Refinement own = {};
+        bool isRefined = false;
+        if constexpr (kIS_REFINED_TYPE<T>)
+        {
+            int64_t const row = firstOwnRow + lane % kROWS_PER_WARP;
+            own = row < positions ? rows[n * positions + row].refinement : Refinement{};
+            isRefined = simt::anyInBlock(own.grid > 0.0F);
         }
         ScoreOperands<T> const operands
             = {query + n * strides.batch, key + n * strides.batch, strides, scoreChannels, positions, firstRow};
         OutputSums<kCHANNELS> sums = {};
-        streamScores(stage.scores, operands, true, [&](ScoreTile const& scores, int64_t firstKey)
+        streamScores(stage.scores, operands, own, isRefined, true, [&](auto const& scores, int64_t firstKey)
             { addTile(sums, stage.values, scores, limits, slice, valueStrides, channels, positions, firstKey); });
         flush(sums);
         HSPAN_UNROLL

@@ -5,6 +5,10 @@
 //! tightened: its threshold rises and drops entries. If that makes too little room the whole tile takes the dense
 //! route: Michelot's steps whose sums come from further passes over the scores, from the bounds reached so far. Both
 //! routes end at the same bits (exact_threshold.cuh).
+//!
+//! Where scores are large enough for FP32's rounding to matter, both take refined scores (refined_score.cuh): for the
+//! entries of the finished list, which the bound has let in with some slack, or in the passes of the dense route after
+//! the first, which tells the greatest score.
 #pragma once
 
 #include <cmath>
@@ -14,6 +18,7 @@
 
 #include "candidate_list.cuh"
 #include "exact_threshold.cuh"
+#include "refined_list.cuh"
 #include "tiled_arguments.cuh"
 
 namespace hspan
@@ -33,6 +38,7 @@ struct ListState
     float bound;     //!< scores at or below it are dropped
     int32_t count;   //!< entries
     int32_t trigger; //!< entries at which it is tightened
+    float slack;     //!< between the list's threshold and the bound; 0 where the tile has no refined scores
 };
 
 //! Which keys of a tile pass in one row: bit i of word w is key 32 w + i.
@@ -88,15 +94,17 @@ struct WarpLists
 };
 
 //! Tightens the list of row `row` of the warp and tells the lanes that hold it.
+template <bool kHAS_REFINED>
 HSPAN_DEVICE Tightened tightenRow(WarpLists const& lists, ListState (&state)[kROWS_OF_LANE], int32_t row)
 {
     int32_t const count = simt::shuffle(row < 8 ? state[0].count : state[1].count, row % 8 * 4);
     int64_t const offset = static_cast<int64_t>(row) * lists.capacity;
-    return tighten(lists.scores + offset, lists.keys + offset, count);
+    float const slack = kHAS_REFINED ? simt::shuffle(row < 8 ? state[0].slack : state[1].slack, row % 8 * 4) : 0.0F;
+    return tighten(lists.scores + offset, lists.keys + offset, count, slack);
 }
 
 //! Appends the scores of a tile that pass. Returns whether a row of the warp has overflown.
-template <int32_t kKEYS>
+template <int32_t kKEYS, bool kHAS_REFINED>
 HSPAN_DEVICE bool appendTile(
     WarpLists const& lists, ListState (&state)[kROWS_OF_LANE], float const (&scores)[kKEYS / 8][4], int64_t firstKey)
 {
@@ -126,7 +134,7 @@ HSPAN_DEVICE bool appendTile(
         for (; full != 0; full &= full - 1)
         {
             int32_t const owner = simt::lowestBit(full);
-            Tightened const list = tightenRow(lists, state, owner / 4 + 8 * half);
+            Tightened const list = tightenRow<kHAS_REFINED>(lists, state, owner / 4 + 8 * half);
             if (lane / 4 == owner / 4)
             {
                 int32_t const trigger = kGROWTH * list.count + kFIRST_TIGHTENING;
@@ -201,12 +209,12 @@ struct DenseSums
 };
 
 //! Adds a tile of scores to the sums of row g + 8 * half.
-template <int32_t kKEYS>
-HSPAN_DEVICE void addTile(DenseSums& sums, float const (&scores)[kKEYS / 8][4], DenseState const& state, int32_t half)
+template <int32_t kGROUPS>
+HSPAN_DEVICE void addTile(DenseSums& sums, float const (&scores)[kGROUPS][4], DenseState const& state, int32_t half)
 {
     TileSum tile = {0, 0, 0, sums.least};
     HSPAN_UNROLL
-    for (int32_t i = 0; i < kKEYS / 8; ++i)
+    for (int32_t i = 0; i < kGROUPS; ++i)
     {
         HSPAN_UNROLL
         for (int32_t j = 0; j < 2; ++j)
@@ -259,6 +267,20 @@ HSPAN_DEVICE void takeDenseStep(DenseState& state, DenseSums const& sums)
     state.limit = limitOf(next);
 }
 
+//! The start of a refined row, once a pass has found its greatest FP32 score. The greatest refined score is off from 0
+//! by less than `slack`, so that the threshold cannot lie below -1 - slack.
+HSPAN_DEVICE void startRefined(DenseState& state, Refinement& refinement, float maximum, float slack)
+{
+    bool const isDefined = maximum - maximum == 0.0F;
+    bool const isNear = slack < 1.0F; // else nothing is known
+    state.active = isDefined;
+    state.maximum = maximum;
+    state.anchor = isDefined && isNear ? 0.0F : NAN;
+    state.threshold = isNear ? quantaOf(-1.0F - slack) : 0;
+    state.limit = limitOf(state.threshold);
+    refinement.shift = isDefined ? maximum : 0.0F;
+}
+
 //! Writes the results of a tile's rows and, where they fit, the lists of their supports.
 template <typename T, typename Tile>
 HSPAN_KERNEL_FITTING(Tile::kWARPS* simt::kWARP_SIZE, Tile::kBLOCKS)
@@ -288,16 +310,34 @@ selectKernel(TiledArguments<T> arguments)
     {
         bool const exists = place.row + warpRow + lane / 4 + 8 * half < arguments.positions;
         int32_t const trigger = kFIRST_TIGHTENING < lists.capacity ? kFIRST_TIGHTENING : lists.capacity;
-        state[half] = {exists, -INFINITY, 0, trigger};
+        state[half] = {exists, -INFINITY, 0, trigger, 0.0F};
+    }
+    Refinement refinements[kROWS_OF_LANE] = {};
+    if constexpr (Tile::kHAS_REFINED)
+    {
+        findGrids(refinements, arguments, place.image, place.row + warpRow);
+        state[0].slack = slackOf(refinements[0].grid, arguments.scoreChannels);
+        state[1].slack = slackOf(refinements[1].grid, arguments.scoreChannels);
     }
     bool const isDense = Tile::stream(stage, fragments, query, key, place.row, true,
         [&lists, &state](float const(&scores)[kKEYS / 8][4], int64_t firstKey)
-        { return appendTile<kKEYS>(lists, state, scores, firstKey); });
+        { return appendTile<kKEYS, Tile::kHAS_REFINED>(lists, state, scores, firstKey); });
 
     DenseState dense[kROWS_OF_LANE] = {};
     for (int32_t row = 0; row < kROWS_OF_WARP; ++row)
     {
-        Tightened const list = tightenRow(lists, state, row);
+        Tightened list = tightenRow<Tile::kHAS_REFINED>(lists, state, row);
+        if constexpr (Tile::kHAS_REFINED)
+        {
+            float const grid = simt::shuffle(row < 8 ? refinements[0].grid : refinements[1].grid, row % 8 * 4);
+            if (!isDense && grid > 0.0F && list.count > 0)
+            {
+                int64_t const offset = static_cast<int64_t>(row) * lists.capacity;
+                float const* const own = query.data + (place.row + warpRow + row) * query.pitch;
+                refineList(lists.scores + offset, lists.keys + offset, list.count, own, key, {grid, list.maximum});
+                list = tighten(lists.scores + offset, lists.keys + offset, list.count, 0.0F);
+            }
+        }
         if (lane / 4 == row % 8)
         {
             DenseState const own = {false, list.maximum, list.anchor, limitOf(list.threshold), list.threshold};
@@ -321,6 +361,8 @@ selectKernel(TiledArguments<T> arguments)
             dense[half].active = place.row + warpRow + lane / 4 + 8 * half < arguments.positions;
             state[half].count = kDENSE;
         }
+        bool isFirst = true;
+        bool hasRefined = false; // whether this and the following passes take refined scores
         while (simt::anyInBlock(dense[0].active || dense[1].active))
         {
             bool const wanted = simt::ballot(dense[0].active || dense[1].active) != 0;
@@ -330,22 +372,48 @@ selectKernel(TiledArguments<T> arguments)
             {
                 sums[half] = {0, 0, INFINITY, -INFINITY};
             }
-            Tile::stream(stage, fragments, query, key, place.row, wanted,
-                [&dense, &sums](float const(&scores)[kKEYS / 8][4], int64_t /*firstKey*/)
+            auto const consume = [&dense, &sums](auto const& scores, int64_t /*firstKey*/)
+            {
+                addTile(sums[0], scores, dense[0], 0);
+                addTile(sums[1], scores, dense[1], 1);
+                return false;
+            };
+            if constexpr (Tile::kHAS_REFINED)
+            {
+                using Refined = typename Tile::Refined;
+                if (hasRefined)
                 {
-                    addTile<kKEYS>(sums[0], scores, dense[0], 0);
-                    addTile<kKEYS>(sums[1], scores, dense[1], 1);
-                    return false;
-                });
+                    typename Refined::Query const rows{{refinements[0], refinements[1]}};
+                    Refined::stream(stage, rows, query, key, place.row, wanted, consume);
+                }
+                else
+                {
+                    Tile::stream(stage, fragments, query, key, place.row, wanted, consume);
+                }
+            }
+            else
+            {
+                Tile::stream(stage, fragments, query, key, place.row, wanted, consume);
+            }
             HSPAN_UNROLL
             for (int32_t half = 0; half < kROWS_OF_LANE; ++half)
             {
                 reduce(sums[half]);
-                if (dense[half].active)
+                if (dense[half].active && isFirst && refinements[half].grid > 0.0F)
+                {
+                    startRefined(dense[half], refinements[half], sums[half].maximum, state[half].slack);
+                }
+                else if (dense[half].active)
                 {
                     takeDenseStep(dense[half], sums[half]);
                 }
             }
+            if constexpr (Tile::kHAS_REFINED)
+            {
+                hasRefined
+                    = hasRefined || simt::anyInBlock(isFirst && refinements[0].grid + refinements[1].grid > 0.0F);
+            }
+            isFirst = false;
         }
     }
     HSPAN_UNROLL
@@ -355,8 +423,10 @@ selectKernel(TiledArguments<T> arguments)
         if (lane % 4 == 0 && place.row + row < arguments.positions)
         {
             DenseState const& own = dense[half];
-            arguments.results[place.slot + row] = resultOf(
+            RowResult result = resultOf(
                 own.maximum - own.maximum == 0.0F, own.maximum, own.anchor, own.threshold, state[half].count);
+            result.refinement = refinements[half];
+            arguments.results[place.slot + row] = result;
         }
     }
 }

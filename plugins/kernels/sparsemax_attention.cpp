@@ -88,10 +88,12 @@ int32_t chosenConfig(AttentionProblem const& problem, int32_t computeCapability)
     return served ? tiled : kPLAIN_CONFIG;
 }
 
-size_t plainWorkspaceBytes(AttentionShape const& shape)
+size_t plainWorkspaceBytes(AttentionProblem const& problem)
 {
+    AttentionShape const& shape = problem.shape;
     return static_cast<size_t>(kTHRESHOLD_BYTES) * static_cast<size_t>(shape.batch)
-        * static_cast<size_t>(shape.positions);
+        * static_cast<size_t>(shape.positions)
+        + static_cast<size_t>(keyBoundBytes(problem));
 }
 
 } // namespace
@@ -99,6 +101,12 @@ size_t plainWorkspaceBytes(AttentionShape const& shape)
 int64_t channelPitch(ElementType type, int64_t channels) noexcept
 {
     return type == ElementType::kFLOAT ? channels : (channels + 7) / 8 * 8;
+}
+
+int64_t keyBoundBytes(AttentionProblem const& problem)
+{
+    int64_t const perImage = (problem.shape.positions + kBOUND_KEYS - 1) / kBOUND_KEYS;
+    return problem.type == ElementType::kFLOAT ? 4 * problem.shape.batch * perImage : 0;
 }
 
 int64_t preparedPitch(int64_t channels)
@@ -123,7 +131,8 @@ TiledWorkspace tiledWorkspace(AttentionProblem const& problem, int32_t capacity)
     workspace.listScores = workspace.results + roundedUp(workspace.chunkSlots * kRESULT_BYTES, kALIGNMENT);
     int64_t const lists = roundedUp(workspace.chunkSlots * workspace.capacity * 4, kALIGNMENT);
     workspace.listKeys = workspace.listScores + lists;
-    workspace.bytes = workspace.listKeys + lists;
+    workspace.keyBounds = workspace.listKeys + lists;
+    workspace.bytes = workspace.keyBounds + roundedUp(keyBoundBytes(problem), kALIGNMENT);
     return workspace;
 }
 
@@ -163,7 +172,7 @@ size_t attentionWorkspaceBytes(AttentionProblem const& problem, int32_t config) 
     }
     bool const mayBeTiled = config == kAUTOMATIC_CONFIG || kCONFIGS[config].isTiled;
     bool const mayBePlain = !kCONFIGS[config].isTiled;
-    size_t const plain = mayBePlain ? plainWorkspaceBytes(shape) : 0;
+    size_t const plain = mayBePlain ? plainWorkspaceBytes(problem) : 0;
     // Beyond the limits of tiles the plain kernels take over; a workspace that shrank there would be too small for a
     // smaller problem of the same engine.
     AttentionProblem tiled = problem;

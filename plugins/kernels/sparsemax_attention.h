@@ -79,8 +79,10 @@ size_t attentionWorkspaceBytes(AttentionProblem const& problem, int32_t config) 
 //!
 //! Numeric contract. Scores, threshold, weights and sums are FP32 or better whatever the element type; the output is
 //! rounded once. u = 2^-24. Outside tensor cores every score is one chain of fused multiply-adds over ascending
-//! channels, off by at most C u sum_c |q_c k_c|; on tensor cores it is summed in FP32 in the order of the hardware. In
-//! all passes of a configuration it is the same bit pattern. Given the scores, each output differs from the exact one
+//! channels, off by at most C u sum_c |q_c k_c|; on tensor cores it is summed in FP32 in the order of the hardware. Of
+//! FP32 tensors, rows with |q| max |k| of 1 or more (below 2^60) are computed from refined scores instead, distances
+//! from the row's greatest score that are off by u and C^2 2^-46 |q| max |k| (refined_score.cuh). In all passes of a
+//! configuration a score is the same bit pattern. Given the scores, each output differs from the exact one
 //! by at most 96 u max |v_j| over the j of positive weight; for FP16 and BF16 in tiles on the dense route by (2^-17 +
 //! (130 + L / 512) u) max |v_j| (plugins/README.md derives both). Equal scores get equal weights. In tiled
 //! configurations the threshold and the weights are the same bits for every tile shape and route. No result depends on

@@ -223,6 +223,7 @@ HSPAN_DEVICE bool streamTiles(KeyStage<T, kKEYS>& stage, QueryFragments const& q
 template <typename T, int32_t kWARPS_, int32_t kKEYS_>
 struct TensorTile
 {
+    static constexpr bool kHAS_REFINED{false};
     static constexpr int32_t kWARPS{kWARPS_};
     static constexpr int32_t kKEYS{kKEYS_};
     static constexpr int32_t kBLOCKS{kWARPS == 2 ? 4 : kWARPS == 4 ? 3 : 1}; //!< that are to fit a multiprocessor

@@ -26,10 +26,11 @@ struct TiledArguments
     T const* key;   //!< (N, L, scorePitch)
     T const* value; //!< (N, L, valuePitch)
     T* output;
-    int64_t scorePitch;    //!< a multiple of 16 bytes
-    int64_t valuePitch;    //!< a multiple of 16 bytes
-    int64_t outputBatch;   //!< elements from one image of the output to the next
-    int64_t outputChannel; //!< from one channel to the next
+    float const* keyBounds; //!< as keyBoundKernel leaves them; only for types with refined rows
+    int64_t scorePitch;     //!< a multiple of 16 bytes
+    int64_t valuePitch;     //!< a multiple of 16 bytes
+    int64_t outputBatch;    //!< elements from one image of the output to the next
+    int64_t outputChannel;  //!< from one channel to the next
     int64_t outputPosition;
     int32_t scoreChannels;
     int32_t valueChannels;

@@ -13,7 +13,8 @@
 namespace hspan
 {
 
-static_assert(kSLOT_ALIGNMENT == kROW_ALIGNMENT && sizeof(RowResult) == kRESULT_BYTES, "as the workspace is laid out");
+static_assert(kSLOT_ALIGNMENT == kROW_ALIGNMENT && sizeof(RowResult) == kRESULT_BYTES && kKEYS_PER_BOUND == kBOUND_KEYS,
+    "as the workspace is laid out");
 static_assert(kMAX_SCORE_CHANNELS == kMAX_TILED_SCORE_CHANNELS && kMAX_VALUE_CHANNELS == kMAX_TILED_VALUE_CHANNELS
         && kMAX_EXACT_POSITIONS == kMAX_TILED_POSITIONS,
     "as the launcher checks");
@@ -94,6 +95,18 @@ cudaError_t launchTiles(
     {
         status = prepare<T>(problem, shape.valueChannels, valuesFit, pointers.value, memory + workspace.value,
             &arguments.value, &arguments.valuePitch, stream);
+    }
+    if constexpr (kIS_REFINED_TYPE<T>)
+    {
+        auto* const bounds = reinterpret_cast<float*>(memory + workspace.keyBounds);
+        arguments.keyBounds = bounds;
+        if (status == cudaSuccess)
+        {
+            status = launchKeyBounds<T>(
+                {arguments.key, bounds, shape.positions * arguments.scorePitch, 1, arguments.scorePitch, shape.batch,
+                    static_cast<int32_t>(shape.scoreChannels), static_cast<int32_t>(shape.positions)},
+                stream);
+        }
     }
     TensorStrides const outputStrides = tensorStrides(problem, shape.valueChannels);
     arguments.output = static_cast<T*>(pointers.output);

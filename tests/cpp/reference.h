@@ -56,8 +56,9 @@ inline double thresholdReference(std::vector<double> scores)
 //! How the reference computes scores.
 enum class Scores
 {
-    kEXACT, //!< in double precision
-    kCHAIN, //!< as the contract says: one FP32 chain of fused multiply-adds over ascending channels
+    kEXACT,   //!< in double precision
+    kREFINED, //!< the same, and the error of refined scores where there are such (FP32)
+    kCHAIN,   //!< as the contract says: one FP32 chain of fused multiply-adds over ascending channels
 };
 
 //! Scores of row `row` of batch `n`.
@@ -77,7 +78,7 @@ inline std::vector<double> scoresReference(Problem const& problem, int64_t n, in
             exact += static_cast<double>(q) * k;
             chain = std::fma(q, k, chain);
         }
-        scores.push_back(kind == Scores::kEXACT ? exact : static_cast<double>(chain));
+        scores.push_back(kind == Scores::kCHAIN ? static_cast<double>(chain) : exact);
     }
     return scores;
 }
@@ -93,9 +94,10 @@ struct RowReference
 //! \brief Row `row` of batch `n`.
 //!
 //! The tolerance: 96 u max |v_j| over the support is the contract given the scores. Against exact scores there is
-//! their error too: each score is off by at most delta = 2 C u max_j sum_c |q_c k_cj| (twice the bound of a chain of C
-//! operations), the threshold then moves by at most delta, each weight by at most 2 delta, and the weights that move
-//! are those of scores above tau - 2 delta.
+//! their error too: each score is off by at most delta, the threshold then moves by at most delta, each weight by at
+//! most 2 delta, and the weights that move are those of scores above tau - 2 delta. delta is twice the bound of a chain
+//! of C operations, C u max_j sum_c |q_c k_cj|. Refined scores (FP32, |q| max |k| at least 1) are rounded once at their
+//! distance from the greatest, and their lesser part loses up to C^2 2^-46 |q| max |k|.
 inline RowReference rowReference(Problem const& problem, int64_t n, int64_t row, Scores kind)
 {
     int64_t const channels = problem.scoreChannels;
@@ -105,17 +107,32 @@ inline RowReference rowReference(Problem const& problem, int64_t n, int64_t row,
     float const* const value = problem.value.data() + n * problem.valueChannels * positions;
     std::vector<double> const scores = scoresReference(problem, n, row, kind);
     double greatestProducts = 0.0;
+    double querySquares = 0.0;
+    double keySquares = 0.0;
     for (int64_t j = 0; j < positions; ++j)
     {
         double products = 0.0;
+        double squares = 0.0;
         for (int64_t c = 0; c < channels; ++c)
         {
-            products += std::fabs(static_cast<double>(query[c * positions + row]) * key[c * positions + j]);
+            double const k = key[c * positions + j];
+            products += std::fabs(query[c * positions + row] * k);
+            squares += k * k;
         }
         greatestProducts = std::max(greatestProducts, products);
+        keySquares = std::max(keySquares, squares);
+    }
+    for (int64_t c = 0; c < channels; ++c)
+    {
+        querySquares += static_cast<double>(query[c * positions + row]) * query[c * positions + row];
     }
     double const threshold = thresholdReference(scores);
-    double const delta = kind == Scores::kEXACT ? 2.0 * static_cast<double>(channels) * kUNIT * greatestProducts : 0.0;
+    auto const count = static_cast<double>(channels);
+    double const lengths = std::sqrt(querySquares * keySquares);
+    double const chain = 2.0 * count * kUNIT * greatestProducts;
+    double const refined = 2.0 * kUNIT * (1.0 + count * kUNIT * lengths) + count * count * 0x1p-46 * lengths;
+    bool const isRefined = kind == Scores::kREFINED && lengths >= 1.0 && lengths < 0x1p59;
+    double const delta = kind == Scores::kCHAIN ? 0.0 : isRefined ? refined : chain;
     RowReference result;
     for (int64_t d = 0; d < problem.valueChannels; ++d)
     {

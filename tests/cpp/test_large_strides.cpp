@@ -119,6 +119,13 @@ void checkKernels(int32_t capacity, bool isChannelsLast)
     arguments.listKeys = listKeys.data();
     constexpr int32_t kROWS{Tile::kWARPS * kROWS_OF_WARP};
     auto const succeeded = [](cudaError_t status) { check(status == cudaSuccess, simt::emulation::lastError()); };
+    std::vector<float> keyBounds(static_cast<size_t>(boundsPerImage(kPOSITIONS)));
+    if constexpr (kIS_REFINED_TYPE<T>)
+    {
+        succeeded(launchKeyBounds<T>(
+            {arguments.key, keyBounds.data(), 0, 1, kPITCH, 1, kCHANNELS, static_cast<int32_t>(kPOSITIONS)}, nullptr));
+        arguments.keyBounds = keyBounds.data();
+    }
     succeeded(simt::launch(
         &selectKernel<T, Tile>, {kSLOT_ALIGNMENT / kROWS, 1, 1}, Tile::kWARPS * simt::kWARP_SIZE, nullptr, arguments));
     succeeded(simt::launch(&gatherKernel<T>, {kSLOT_ALIGNMENT / kGATHER_ROWS, 1, 1}, kGATHER_WARPS * simt::kWARP_SIZE,

@@ -16,35 +16,49 @@ using namespace hspan::test;
 namespace
 {
 
-//! Thresholds of rows 0 ... 31 for scores query[i] * key[j].
-std::vector<TwoFloat> thresholds(std::vector<float> const& query, std::vector<float> const& key)
+//! Rows 0 ... 31 for scores query[i] * key[j].
+std::vector<PlainRow> thresholds(std::vector<float> const& query, std::vector<float> const& key)
 {
     auto const positions = static_cast<int32_t>(key.size());
     GuardedBuffer const q{query.data(), query.size() * sizeof(float)};
     GuardedBuffer const k{key.data(), key.size() * sizeof(float)};
-    GuardedBuffer const workspace{key.size() * sizeof(TwoFloat)};
-    auto* const result = static_cast<TwoFloat*>(workspace.data());
-    cudaError_t const status = simt::launch<float const*, float const*, TwoFloat*, Strides, int64_t, int32_t, int32_t>(
-        &thresholdKernel<float>, simt::Grid{}, kTHREADS_PER_BLOCK, nullptr, static_cast<float const*>(q.data()),
-        static_cast<float const*>(k.data()), result, {positions, positions, 1}, 1, 1, positions);
+    GuardedBuffer const workspace{key.size() * sizeof(PlainRow)};
+    std::vector<float> bounds(static_cast<size_t>(boundsPerImage(positions)));
+    auto const* const keys = static_cast<float const*>(k.data());
+    cudaError_t status
+        = launchKeyBounds<float>({keys, bounds.data(), positions, positions, 1, 1, 1, positions}, nullptr);
     check(status == cudaSuccess, simt::emulation::lastError());
-    return {result, result + std::min<int32_t>(positions, kROWS_PER_TILE)};
+    auto* const rows = static_cast<PlainRow*>(workspace.data());
+    status = simt::launch<float const*, float const*, float const*, PlainRow*, Strides, int64_t, int32_t, int32_t>(
+        &thresholdKernel<float>, simt::Grid{}, kTHREADS_PER_BLOCK, nullptr, static_cast<float const*>(q.data()), keys,
+        bounds.data(), rows, {positions, positions, 1}, 1, 1, positions);
+    check(status == cudaSuccess, simt::emulation::lastError());
+    return {rows, rows + std::min<int32_t>(positions, kROWS_PER_TILE)};
+}
+
+//! A score of one channel as the kernels compute it in this row.
+float scoreIn(PlainRow const& row, float q, float k)
+{
+    float sum = row.refinement.grid;
+    float rest = 0.0F;
+    addProduct(sum, rest, q, k);
+    return scoreOf(sum, rest, row.refinement);
 }
 
 //! |sum of weights - 1|, weights as the second kernel computes them, summed in double precision.
-double excessOfOne(TwoFloat threshold, float q, std::vector<float> const& key)
+double excessOfOne(PlainRow const& row, float q, std::vector<float> const& key)
 {
     double sum = 0.0;
     for (float const k : key)
     {
-        sum += std::max(excess(std::fma(q, k, 0.0F), threshold), 0.0F);
+        sum += std::max(excess(scoreIn(row, q, k), row.threshold), 0.0F);
     }
     return std::fabs(sum - 1.0);
 }
 
 void checkWeightsSumToOne(std::vector<float> const& query, std::vector<float> const& key)
 {
-    std::vector<TwoFloat> const found = thresholds(query, key);
+    std::vector<PlainRow> const found = thresholds(query, key);
     for (size_t row = 0; row < found.size(); ++row)
     {
         double const error = excessOfOne(found[row], query[row], key);
@@ -74,12 +88,12 @@ int main()
     addTest("a million equal scores get the weight 2^-20 each",
         []
         {
-            std::vector<float> const key(kLONG, 3.7F);
+            std::vector<float> const key(kLONG, 0.37F);
             std::vector<float> const query = uniform(kLONG, -2.0F, 2.0F, 1);
-            std::vector<TwoFloat> const found = thresholds(query, key);
+            std::vector<PlainRow> const found = thresholds(query, key);
             for (size_t row = 0; row < found.size(); ++row)
             {
-                float const weight = excess(std::fma(query[row], 3.7F, 0.0F), found[row]);
+                float const weight = excess(scoreIn(found[row], query[row], 0.37F), found[row].threshold);
                 check(std::fabs(weight * 0x1p20 - 1.0) <= 4.0 * kUNIT, "row ", row, ": weight ", weight);
             }
         });
@@ -89,11 +103,20 @@ int main()
             std::vector<float> const key = uniform(kLONG, 0.999999F, 1.0F, 2);
             checkWeightsSumToOne(uniform(kLONG, 0.1F, 1.0F, 3), key);
         });
-    addTest("weights of a million scores far from zero sum to 1",
+    addTest("weights of many scores far from zero sum to 1, all of them and the few within 1 of the greatest",
         []
         {
-            std::vector<float> const key = uniform(kLONG, 9999.0F, 10000.0F, 4);
-            checkWeightsSumToOne(uniform(kLONG, 1.0F, 1.1F, 5), key);
+            constexpr size_t kMANY{size_t{1} << 16U};
+            checkWeightsSumToOne(uniform(kMANY, 1.0F, 1.1F, 5), uniform(kMANY, 9999.0F, 10000.0F, 4));
+            std::vector<float> const query = uniform(kMANY, 1.0F, 1.1F, 5);
+            std::vector<float> const key(kMANY, 9999.0F);
+            std::vector<PlainRow> const found = thresholds(query, key);
+            for (size_t row = 0; row < found.size(); ++row)
+            {
+                check(found[row].refinement.grid > 0.0F, "row ", row, " is not refined");
+                float const weight = excess(scoreIn(found[row], query[row], 9999.0F), found[row].threshold);
+                check(std::fabs(weight * 0x1p16 - 1.0) <= 4.0 * kUNIT, "row ", row, ": weight ", weight);
+            }
         });
     addTest("weights of a dense row of every length around the tile sum to 1",
         []
@@ -113,9 +136,11 @@ int main()
                 key.push_back(-std::ldexp(1.0F, -rung / 12) * (1.0F + static_cast<float>(rung % 12) / 12.0F));
             }
             checkWeightsSumToOne(std::vector<float>(key.size(), 1.0F), key);
-            std::vector<TwoFloat> const found = thresholds(std::vector<float>(key.size(), 1.0F), key);
+            std::vector<PlainRow> const found = thresholds(std::vector<float>(key.size(), 1.0F), key);
             double const expected = thresholdReference({key.begin(), key.end()});
-            double const actual = static_cast<double>(found[0].high) + found[0].low;
+            PlainRow const& row = found[0];
+            check(row.refinement.grid > 0.0F, "the row is not refined");
+            double const actual = static_cast<double>(row.threshold.high) + row.threshold.low + row.refinement.shift;
             check(std::fabs(actual - expected) <= 23.0 * kUNIT, "threshold ", actual, ", expected ", expected);
         });
     addTest("a support that shrinks by a hair is found although F was rounded",
@@ -164,10 +189,10 @@ int main()
         {
             thresholds(std::vector<float>(128, 1.0F), uniform(128, -0.001F, 0.0F, 10));
             // The first finds the support, the second corrects what rounding left, the third confirms. One key tile and
-            // one channel slice: two barriers a pass, the maxima's pass included, and a vote before each Newton pass
-            // and after the last.
+            // one channel slice: two barriers a pass, the maxima's pass included, a vote on refining, and one before
+            // each Newton pass and after the last.
             int64_t const barriers = simt::emulation::barrierCount();
-            check(barriers == 4 * 2 + 4, "got ", barriers, " barriers");
+            check(barriers == 4 * 2 + 5, "got ", barriers, " barriers");
         });
     addTest("the mean of many equal values is that value",
         []
@@ -177,10 +202,10 @@ int main()
             std::vector<float> const values(kPOSITIONS, 0.7F);
             GuardedBuffer const scores{zeros.data(), zeros.size() * sizeof(float)};
             GuardedBuffer const value{values.data(), values.size() * sizeof(float)};
-            std::vector<TwoFloat> const equal(kPOSITIONS, TwoFloat{-1.0F / kPOSITIONS, 0.0F});
+            std::vector<PlainRow> const equal(kPOSITIONS, PlainRow{{-1.0F / kPOSITIONS, 0.0F}, {}});
             std::vector<float> output(kPOSITIONS);
             auto const* const operand = static_cast<float const*>(scores.data());
-            cudaError_t const status = simt::launch<float const*, float const*, float const*, TwoFloat const*, float*,
+            cudaError_t const status = simt::launch<float const*, float const*, float const*, PlainRow const*, float*,
                 Strides, Strides, int64_t, int32_t, int32_t, int32_t>(&weightedSumKernel<float, kMIN_SLICE>,
                 simt::Grid{}, kTHREADS_PER_BLOCK, nullptr, operand, operand, static_cast<float const*>(value.data()),
                 equal.data(), output.data(), {kPOSITIONS, kPOSITIONS, 1}, {kPOSITIONS, kPOSITIONS, 1}, 1, 1, 1,

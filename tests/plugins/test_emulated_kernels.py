@@ -311,13 +311,13 @@ def test_emulated_conversions_agree_with_numpy(dtype: str, element_type: int, em
     np.testing.assert_array_equal(np.array(back, dtype=np.float32), everything)
 
 
-@pytest.mark.parametrize("regime", ["sparse", "dense", "flat", "large"])
+@pytest.mark.parametrize("regime", ["sparse", "dense", "flat", "large", "scores of 1e4"])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_errors_are_at_most_twice_those_of_torch_in_the_same_dtype(
     dtype: str, regime: str, attention: Attention
 ) -> None:
     generator = np.random.default_rng(7)
-    scale = {"sparse": 2.0, "dense": 0.003, "flat": 0.0, "large": 30.0}[regime]
+    scale = {"sparse": 2.0, "dense": 0.003, "flat": 0.0, "large": 30.0, "scores of 1e4": 1e4}[regime]
     shapes = [(1, 96, 200), (1, 96, 200), (1, 24, 200)]
     arrays = [generator.normal(size=shape).astype(np.float32) for shape in shapes]
     arrays[0] *= 96**-0.25
@@ -349,16 +349,85 @@ def test_routes_differ_by_at_most_one_rounding(dtype: str, attention: Attention)
     assert (difference == 0).mean() > 0.9
 
 
-@pytest.mark.parametrize("regime", [3.0, 0.3, 0.003, 0.0])
-def test_fp32_is_within_a_relative_error_of_1e_5(regime: float, attention: Attention) -> None:
-    generator = np.random.default_rng(9)
-    arrays = [generator.normal(size=(2, channels, 130)).astype(np.float32) for channels in (96, 96, 24)]
-    arrays[0] *= 96**-0.25
-    arrays[1] *= 96**-0.25 * regime
-    expected, _ = attention_reference(*arrays)
-    for config, capacity in [(1, 0), (2, 0), (2, 20), (4, 0)]:
-        actual = attention("fp32", *arrays, config=config, capacity=capacity).astype(np.float64)
-        assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max(), (config, capacity)
+def fp32_problem(regime: str, batch: int, channels: int, values: int, positions: int) -> list[NDArray]:
+    """Query, key and value of order 1, so that scores are, and what the regime makes of them."""
+    generator = np.random.default_rng([9, batch, channels, values, positions])
+    widths = (channels, channels, values)
+    query, key, value = (generator.normal(size=(batch, width, positions)) for width in widths)
+    query *= channels**-0.25
+    key *= channels**-0.25
+    match regime:
+        case "sparse":
+            query *= 10
+        case "dense":
+            key *= 0.002
+        case "flat":
+            key[:] = 0.37
+        case "zero":
+            key[:] = 0
+        case "ties":
+            query, key = np.round(2 * query), np.round(key)
+        case "one key above all":
+            query, key[:, :, positions // 2] = np.abs(query) + 0.5, 40
+        case "negative only":
+            query, key = np.abs(query) + 0.1, -np.abs(key) - 0.1
+        case "scores of 1e4":
+            query, key = 100 * query, 100 * key
+        case "dense at 1e4" | "dense at -1e4":
+            key *= 0.003
+            query[:, 0] = 100
+            key[:, 0] = (100 if regime == "dense at 1e4" else -100) + (key[:, 0] if channels == 1 else 0)
+        case "within 1 at 1e4":
+            query = 100 * channels**-0.5 * (1 + 0.01 * query)
+            key = 100 * channels**-0.5 * (1 + 3e-5 * key)
+    return [array.astype(np.float32) for array in (query, key, value)]
+
+
+FP32_REGIMES = ["sparse", "mid", "dense", "flat", "zero", "ties", "one key above all", "negative only"]
+FP32_REGIMES += ["scores of 1e4", "dense at 1e4", "dense at -1e4", "within 1 at 1e4"]
+
+
+@pytest.mark.parametrize("regime", FP32_REGIMES)
+def test_fp32_is_within_a_relative_error_of_1e_5(regime: str, attention: Attention) -> None:
+    """Against exact scores of any size; by every configuration, on lists and on lists that are too short."""
+    channels, values = [1, 3, 16, 24, 96, 128], [1, 5, 24, 64, 192]
+    turn = FP32_REGIMES.index(regime)
+    for i, positions in enumerate([1, 2, 15, 16, 17, 63, 64, 65, 127, 129]):
+        sizes = (1 + i % 3, channels[(turn + i) % 6], values[(turn + i) % 5], positions)
+        arrays = fp32_problem(regime, *sizes)
+        expected, _ = attention_reference(*arrays)
+        for config, capacity in [(1, 0), (2, 0), (2, 16), (4, 0), (4, 40)][turn % 2 :: 2]:
+            actual = attention("fp32", *arrays, config=config, capacity=capacity, order=(turn + i) % 3)
+            error = np.abs(actual - expected).max() / np.abs(expected).max()
+            assert error <= 1e-5, (sizes, config, capacity)
+
+
+@pytest.mark.parametrize("positions", [577, 1025])
+def test_long_fp32_rows_are_within_a_relative_error_of_1e_5(positions: int, attention: Attention) -> None:
+    """The latter is one more than a list holds."""
+    for turn, regime in enumerate(["scores of 1e4", "dense at 1e4", "negative only"]):
+        arrays = fp32_problem(regime, 1, [3, 16, 24][turn], [5, 1, 24][turn], positions)
+        expected, _ = attention_reference(*arrays)
+        for config in [4, 1] if positions == 577 else [2]:
+            actual = attention("fp32", *arrays, config=config, order=turn)
+            assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max(), (regime, config)
+
+
+def test_refined_scores_do_not_depend_on_the_route_or_the_tile(attention: Attention) -> None:
+    """Weights of lists and of the dense route are the same bits, so a one-hot value gives the same bits: nothing is
+    added up. That holds for rows of every size of scores, side by side in one tile."""
+    generator = np.random.default_rng(10)
+    query, key = (generator.normal(size=(1, 24, 90)).astype(np.float32) for _ in range(2))
+    query *= np.logspace(-4, 4, 90).astype(np.float32)
+    value = np.eye(90, dtype=np.float32)[None]
+    expected, tolerance = attention_reference(query, key, value)
+    results = [
+        attention("fp32", query, key, value, config=config, capacity=capacity, order=order)
+        for config, capacity, order in [(2, 0, 0), (4, 0, 1), (2, 1, 2), (4, 1, 2), (4, 30, 0)]
+    ]
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    assert (np.abs(results[0] - expected) <= np.minimum(tolerance, 1e-6)).all()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from trt_hspan.ops.names import OP_TYPE
 LIBRARY_NAME: Final = "libhspan_plugin.so"
 
 #: Must equal kABI_VERSION in plugins/tensorrt/plugin_abi.h.
-PLUGIN_ABI_VERSION: Final = 2
+PLUGIN_ABI_VERSION: Final = 3
 
 _MARKER: Final = b"hspan-plugin-info:{"
 _ELF_MACHINES: Final = {3: "i386", 62: "x86_64", 183: "aarch64"}
