@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import http.client
 import json
 import os
@@ -39,17 +38,6 @@ TILE: Final = 64
 _LEAST_ROUNDS, _MOST_ROUNDS = 8, 200
 
 Way = Callable[[], object]
-
-
-def keep_freed_memory() -> None:
-    """What the server does for its processes: the bare side must not pay for page faults by chance (mallopt(3))."""
-    mallopt = ctypes.CDLL(None).mallopt
-    for parameter, value in (
-        (-3, 32 << 20),
-        (-1, 256 << 20),
-        (-2, 16 << 20),
-    ):  # mmap and trim threshold, top pad
-        mallopt(parameter, value)
 
 
 @contextlib.contextmanager
@@ -216,8 +204,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=25.0, help="for each model and size")
     options = parser.parse_args(words)
     os.environ["OMP_NUM_THREADS"] = "1"
-    keep_freed_memory()
+    from trt_hspan.runtime.memory import keep_freed_memory
     from trt_hspan.runtime.opening import open_runner
+
+    keep_freed_memory()  # as the server's processes do
 
     rows: list[dict[str, Any]] = []
     with (

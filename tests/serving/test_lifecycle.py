@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import http.client
@@ -26,6 +27,8 @@ from support.small_engine import SmallEngine
 from trt_hspan.serving import triton_install
 from trt_hspan.serving.networks import networks_from_engines
 from trt_hspan.serving.repository import write_repository
+from trt_hspan.serving.server import TritonServer
+from trt_hspan.serving.triton_install import TritonInstall
 
 _ANY_PORTS = ("--port", "0", "--grpc-port", "0", "--metrics-port", "0")
 
@@ -165,6 +168,31 @@ def test_repository_of_three_engines_is_served_and_tiles_find_their_bucket(
             assert int(found["inference_count"]) >= 1, used
     finally:
         assert server.stop() == 0
+
+
+def test_ports_of_tritonserver_are_nobody_elses_until_it_is_stopped(tmp_path: Path) -> None:
+    """Also while none runs: a program that takes one would be sent the clients' requests."""
+    program = tmp_path / "program"  # never started
+    triton = TritonServer(TritonInstall(program=program, backends=tmp_path, libraries=()), tmp_path)
+    ports = (triton.ports.http, triton.ports.grpc, triton.ports.metrics)
+
+    def bound(port: int, reuse: int) -> bool:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+            try:
+                sock.bind(("127.0.0.1", port))
+                sock.listen()
+            except OSError:
+                return False
+            return True
+
+    assert not any(bound(port, 0) for port in ports)
+    with socket.socket() as other:  # a connection to elsewhere does not get one either
+        other.bind(("127.0.0.1", 0))
+        assert other.getsockname()[1] not in ports
+    assert all(bound(port, 1) for port in ports), "tritonserver, which asks for it, could not listen"
+    asyncio.run(triton.stop())
+    assert all(bound(port, 0) for port in ports)
 
 
 @contextlib.contextmanager

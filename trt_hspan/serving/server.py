@@ -54,15 +54,20 @@ class TritonPorts:
     grpc: int
     metrics: int
 
-    @classmethod
-    def free(cls) -> TritonPorts:
-        """Three ports that nobody listens on now."""
-        with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-            for one in sockets:
-                one.bind((LOOPBACK, 0))
-            numbers = [one.getsockname()[1] for one in sockets]
-        return cls(http=numbers[0], grpc=numbers[1], metrics=numbers[2])
+
+def _held_ports(stack: contextlib.ExitStack) -> TritonPorts:
+    """Three ports of the kernel's choice that are nobody else's until the stack is closed.
+
+    The sockets are bound and never listen, so that a program with SO_REUSEADDR, as tritonserver is one, listens there
+    beside them; and for others the ports are taken even while tritonserver is started again.
+    """
+    numbers = []
+    for _ in range(3):
+        sock = stack.enter_context(socket.socket())
+        sock.bind((LOOPBACK, 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        numbers.append(sock.getsockname()[1])
+    return TritonPorts(http=numbers[0], grpc=numbers[1], metrics=numbers[2])
 
 
 class TritonServer:
@@ -88,7 +93,8 @@ class TritonServer:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._errors: deque[str] = deque(maxlen=50)
-        self.ports = TritonPorts.free()
+        self._holding = contextlib.ExitStack()
+        self.ports = _held_ports(self._holding)
         self.shm_prefix = f"{SHM_PREFIX}{os.getpid()}_"
 
     @property
@@ -221,6 +227,10 @@ class TritonServer:
 
     async def stop(self, grace: float = 35.0) -> None:
         """Ends the process: gracefully at first, by force after `grace` seconds. Nothing is left behind."""
+        with self._holding:
+            await self._end(grace)
+
+    async def _end(self, grace: float) -> None:
         process = self._process
         if process is None:
             return

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from trt_hspan.errors import HspanError
+from trt_hspan.runtime.memory import keep_freed_memory
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.serving.backend.tensors import array_from_tensor, model_parameters, tensor_from_array
 from trt_hspan.serving.backend.watchdog import die_with_parent
@@ -31,6 +32,7 @@ class RunnerModel:
         import triton_python_backend_utils as pb_utils
 
         die_with_parent()
+        keep_freed_memory()
         self._pb = pb_utils
         parameters = model_parameters(json.loads(args["model_config"]))
         name = args["model_name"]
