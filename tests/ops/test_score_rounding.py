@@ -142,6 +142,17 @@ def test_huge_scores_that_tie_share_their_weight(library: NativeLibrary, level: 
     assert_close(reference_attention(one, k, v), expected, v, "torch")
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e12, 1e18])
+def test_huge_scores_that_differ_choose_the_greatest(library: NativeLibrary, scale: float) -> None:
+    q, k, v = tensors("sparse", 1, 16, 5, 300)
+    q, k = q * scale, k * scale
+    expected = attention_reference(q, k, v)
+    for name, route in itertools.product(library.instruction_sets, ROUTES):
+        output = native_attention(library, q, k, v, NativeOptions(instruction_set=name, route=route))
+        assert_close(output, expected, v, (name, route))
+    assert_close(reference_attention(q, k, v), expected, v, "torch")
+
+
 @pytest.mark.parametrize("c", [1, 3])
 def test_minus_infinity_beside_large_scores_weighs_nothing(library: NativeLibrary, c: int) -> None:
     q, k, v = tensors("dense at 1e4", 1, c, 5, 200)
