@@ -294,6 +294,7 @@ int run(Arguments const& arguments)
 int main(int argc, char** argv)
 {
     std::signal(SIGPIPE, SIG_IGN);
+    keepStandardDescriptors();
     Arguments arguments;
     CLI::App app{"Up-scales pictures, or raw frames from a pipe, with an HSPAN engine."};
     app.add_option("pictures", arguments.inputs, "PNG, JPEG, PPM or PGM");

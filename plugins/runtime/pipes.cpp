@@ -3,10 +3,22 @@
 #include "error.h"
 
 #include <cerrno>
+#include <fcntl.h>
 #include <unistd.h>
 
 namespace hspan
 {
+
+void keepStandardDescriptors()
+{
+    for (int const number : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    {
+        if (::fcntl(number, F_GETFD) < 0)
+        { // the lowest free number is this one; opened the wrong way round, except for messages, which may vanish
+            static_cast<void>(::open("/dev/null", number == STDOUT_FILENO ? O_RDONLY : O_WRONLY));
+        }
+    }
+}
 
 std::size_t readInput(std::uint8_t* data, std::size_t size)
 {

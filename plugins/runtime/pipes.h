@@ -8,6 +8,10 @@
 namespace hspan
 {
 
+// Descriptors 0 to 2 that the caller closed are taken, so that no file of ours becomes standard output; using such a
+// one is an error.
+void keepStandardDescriptors();
+
 // Fills the buffer from standard input; returns what came before the end. Throws Error.
 std::size_t readInput(std::uint8_t* data, std::size_t size);
 

@@ -1,4 +1,4 @@
-"""The package for Jetson Orin, made at most once per run, as a board's user unpacks it."""
+"""What is built for Jetson Orin, once per run: the C++ runtime, and the package as a board's user unpacks it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import fcntl
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +25,9 @@ ORIN = target_from_name("jetson-orin")
 
 
 @dataclass(frozen=True)
-class BoardPackage:
-    """A package, its tree unpacked, and what stands in for the board's own libraries under emulation."""
+class OrinBuild:
+    """What was compiled, and what stands in for the board's own libraries under emulation."""
 
-    package: JetsonPackage
-    root: Path
     build: CrossBuild
 
     @property
@@ -36,33 +36,44 @@ class BoardPackage:
         return [self.build.sysroot / "usr" / "lib" / "aarch64-linux-gnu", self.build.toolkit / "lib64"]
 
     def upscale(
-        self,
-        *arguments: object,
-        stdin: bytes = b"",
-        stdout: int = subprocess.PIPE,
-        extra: tuple[Path, ...] = (),
+        self, *arguments: object, stdin: bytes = b"", extra: tuple[Path, ...] = ()
     ) -> subprocess.CompletedProcess[bytes]:
         """hspan-upscale under emulation."""
-        return run_emulated(
-            self.root / "bin" / "hspan-upscale",
-            *arguments,
-            libraries=[*extra, *self.board_libraries],
-            stdin=stdin,
-            stdout=stdout,
-        )
+        libraries = [*extra, *self.board_libraries]
+        return run_emulated(self.build.program, *arguments, libraries=libraries, stdin=stdin)
 
 
-@pytest.fixture(scope="session")
-def board(tmp_path_factory: pytest.TempPathFactory) -> BoardPackage:
-    if shutil.which(CROSS_COMPILER) is None:
-        pytest.skip(f"{CROSS_COMPILER} is not installed")
-    folder = tmp_path_factory.mktemp("package")
+@dataclass(frozen=True)
+class BoardPackage:
+    """A package, and its tree unpacked."""
+
+    package: JetsonPackage
+    root: Path
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Other processes of the tests use the same build folder."""
     lock_file = sources_folder() / "build" / "cross" / ".lock"
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     with lock_file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other runs of the tests use the same build folder
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def orin() -> OrinBuild:
+    if shutil.which(CROSS_COMPILER) is None:
+        pytest.skip(f"{CROSS_COMPILER} is not installed")
+    with _alone():
+        return OrinBuild(build_for_target(ORIN, tests=True))
+
+
+@pytest.fixture(scope="session")
+def board(orin: OrinBuild, tmp_path_factory: pytest.TempPathFactory) -> BoardPackage:
+    folder = tmp_path_factory.mktemp("package")
+    with _alone():
         (package,) = build_jetson_packages([ORIN], folder)
-        build = build_for_target(ORIN)
     with tarfile.open(package.archive) as tar:
         tar.extractall(folder, filter="tar")
-    return BoardPackage(package, folder / package.archive.name.removesuffix(".tar.gz"), build)
+    return BoardPackage(package, folder / package.archive.name.removesuffix(".tar.gz"))

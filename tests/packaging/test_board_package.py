@@ -8,15 +8,16 @@ import random
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 from support.arm64 import needs_cross_compiler, needs_qemu, run_emulated
-from support.small_engine import SmallEngine
 from support.tile_networks import BoundedRunner
 
 from trt_hspan.errors import UsageError
@@ -26,7 +27,7 @@ from trt_hspan.packaging.elf import check_runs_on, elf_needs_from_file
 from trt_hspan.packaging.targets import target_from_name
 from trt_hspan.runtime.tile_size import plan_for_picture
 
-from .conftest import BoardPackage
+from .conftest import BoardPackage, OrinBuild
 
 ORIN = target_from_name("jetson-orin")
 HERE = Path(__file__).parent
@@ -36,6 +37,11 @@ pytestmark = needs_cross_compiler
 
 
 # --- what it holds
+
+
+def test_the_program_is_the_one_that_is_tested_under_emulation(board: BoardPackage, orin: OrinBuild) -> None:
+    assert (board.root / "bin" / "hspan-upscale").read_bytes() == orin.build.program.read_bytes()
+    assert not list(board.root.rglob("test_runtime*"))
 
 
 def test_every_program_and_library_runs_on_the_board(board: BoardPackage) -> None:
@@ -154,6 +160,27 @@ def test_the_python_part_is_imported_without_torch(board: BoardPackage, tmp_path
     assert int(count) > 60
 
 
+def test_the_extra_for_boards_names_what_engines_need_there(board: BoardPackage) -> None:
+    """JetPack has TensorRT; PyPI's is for other machines, and torch has no place on a board."""
+    (wheel,) = (board.root / "wheels").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = message_from_bytes(archive.read(name))
+    assert {"jetson", "jetson-build"} <= set(metadata.get_all("Provides-Extra", []))
+    requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+
+    def names(extra: str) -> set[str]:
+        return {
+            each.name
+            for each in requirements
+            if each.marker is None or each.marker.evaluate({"extra": extra})
+        }
+
+    assert names("jetson") - names("") == {"pycuda"}
+    assert not names("jetson") & {"torch", "tensorrt", "tensorrt-rtx", "onnxruntime"}
+    assert {"torch", "pyelftools", "cmake"} <= names("jetson-build") | names("export") | names("plugin")
+
+
 def test_install_sets_up_the_commands(board: BoardPackage, tmp_path: Path) -> None:
     """On this machine, with the dependencies that are here instead of pip's."""
     root = tmp_path / "hspan"
@@ -203,15 +230,19 @@ def test_install_sets_up_the_commands(board: BoardPackage, tmp_path: Path) -> No
         assert started.returncode == 0, started.stderr
         assert started.stdout
     assert subprocess.run([command, "--version"], env=environment, check=False).returncode == 0
+    # An upgrade that fails leaves what was there.
+    assert install(PIP_NO_DEPS="0").returncode == 1
+    assert subprocess.run([command, "--version"], env=environment, check=False).returncode == 0
+    assert sorted(path.name for path in root.iterdir()) == ["bin", "install.sh", "lib", "venv", "wheels"]
 
 
 # --- the C++ side under emulation
 
 
 @needs_qemu
-def test_the_unit_tests_of_the_runtime_pass_on_64_bit_arm(board: BoardPackage) -> None:
+def test_the_unit_tests_of_the_runtime_pass_on_64_bit_arm(orin: OrinBuild) -> None:
     golden = TESTS / "runtime" / "golden" / "tile_plans.json", TESTS / "plugins/runtime/golden/tiles.json"
-    done = run_emulated(board.build.test_program, *golden, libraries=board.board_libraries)
+    done = run_emulated(orin.build.test_program, *golden, libraries=orin.board_libraries)
     assert done.returncode == 0, done.stdout + done.stderr
     assert b"tests, 0 failed" in done.stdout
 
@@ -229,7 +260,7 @@ def probe(board: BoardPackage, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @needs_qemu
 def test_a_thousand_random_plans_on_64_bit_arm_are_those_of_the_python_runtime(
-    board: BoardPackage, probe: Path
+    board: BoardPackage, orin: OrinBuild, probe: Path
 ) -> None:
     draw = random.Random(2)
     asked, expected = [], []
@@ -258,181 +289,19 @@ def test_a_thousand_random_plans_on_64_bit_arm_are_those_of_the_python_runtime(
             numbers += [span.fall_start, span.fall_length]
         expected.append(" ".join(map(str, numbers)))
     stdin = "\n".join(" ".join(map(str, numbers)) for numbers in asked).encode()
-    libraries = [board.root / "lib", *board.board_libraries]
+    libraries = [board.root / "lib", *orin.board_libraries]
     done = run_emulated(probe, "plan", libraries=libraries, stdin=stdin)
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode().splitlines() == expected
     assert 10 < expected.count("status 2") < 200
 
 
-def _only_line(done: subprocess.CompletedProcess[bytes], code: int) -> str:
-    assert done.returncode == code, done.stderr
-    assert not done.stdout
-    (line,) = done.stderr.decode().splitlines()
-    assert line.startswith("hspan-upscale: error: ")
-    return line
-
-
-@pytest.fixture
-def engine(small_engine: SmallEngine, tmp_path: Path) -> Path:
-    return small_engine.copy_to(tmp_path)
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "in.png"
-    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(path)
-    return path
-
-
-@needs_qemu
-def test_the_program_starts_and_reads_an_engine_without_tensorrt(board: BoardPackage, engine: Path) -> None:
-    assert b"--engine" in board.upscale("--help").stdout
-    done = board.upscale("--engine", engine, "--info", "--json")
-    assert done.returncode == 0, done.stderr
-    info = json.loads(done.stdout)
-    assert info["program"] == "tensorrt (not installed), CUDA 12.4"
-    assert info["scale"] == 4
-
-
-@needs_qemu
-def test_a_missing_tensorrt_is_one_line(
-    board: BoardPackage, engine: Path, picture: Path, tmp_path: Path
-) -> None:
-    line = _only_line(board.upscale("-e", engine, picture, "-o", tmp_path / "out.png"), 1)
-    assert "libnvinfer.so.10: cannot be loaded" in line
-    assert "apt install libnvinfer10" in line
-    assert not (tmp_path / "out.png").exists()
-
-
-def tensorrt_double(folder: Path, *, major: int = 10, symbols: bool = True) -> Path:
-    """A folder with a libnvinfer.so.10 for aarch64 that knows its version and no more."""
-    folder.mkdir()
-    functions = {"Major": major, "Minor": 3, "Patch": 0, "": major * 10000 + 300}
-    lines = [
-        f"int getInferLib{name}Version(void) {{ return {number}; }}" for name, number in functions.items()
-    ]
-    lines.append("void* createInferRuntime_INTERNAL(void* logger, int version) { return 0; }")
-    (folder / "double.c").write_text("\n".join(lines) if symbols else "int nothing;")
-    options = ["-shared", "-fPIC", "-Wl,-soname,libnvinfer.so.10", "-o", folder / "libnvinfer.so.10"]
-    subprocess.run([CROSS_COMPILER, "-xc", folder / "double.c", *options], check=True)
-    return folder
-
-
-@needs_qemu
-def test_a_missing_driver_is_one_line(
-    board: BoardPackage, engine: Path, picture: Path, tmp_path: Path
-) -> None:
-    double = tensorrt_double(tmp_path / "double")
-    line = _only_line(board.upscale("-e", engine, picture, "-o", tmp_path / "out.png", extra=(double,)), 1)
-    assert "GPU: cannot be used" in line
-    assert "driver" in line
-    info = board.upscale("-e", engine, "--info", "--json", extra=(double,))
-    assert json.loads(info.stdout)["program"] == "tensorrt 10.3.0, CUDA 12.4"
-
-
-@needs_qemu
-@pytest.mark.parametrize(
-    ("major", "symbols", "part"), [(11, True, "is TensorRT 11.3.0"), (10, False, "has no function create")]
-)
-def test_a_library_that_is_not_that_tensorrt_is_one_line(
-    board: BoardPackage, engine: Path, picture: Path, tmp_path: Path, major: int, symbols: bool, part: str
-) -> None:
-    double = tensorrt_double(tmp_path / "double", major=major, symbols=symbols)
-    assert part in _only_line(
-        board.upscale("-e", engine, picture, "-o", tmp_path / "o.png", extra=(double,)), 1
-    )
-
-
-@needs_qemu
-def test_a_plan_cut_or_changed_is_one_line(board: BoardPackage, engine: Path) -> None:
-    content = engine.read_bytes()
-    for length in (0, 1, len(content) // 2, len(content) - 1):
-        engine.write_bytes(content[:length])
-        line = _only_line(board.upscale("-e", engine, "--info"), 1)
-        assert "vouches for" in line or "is empty" in line
-    engine.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "SHA-256" in _only_line(board.upscale("-e", engine, "--info"), 1)
-
-
-@needs_qemu
-def test_foreign_and_spoilt_plugins_are_refused_on_the_board(board: BoardPackage, engine: Path) -> None:
-    manifest = json.loads(engine.with_suffix(".json").read_text())
-
-    def named(library: bytes, abi: int = 2) -> None:
-        path = engine.parent / "libhspan_plugin.so"
-        path.write_bytes(library)
-        record = {
-            "file": path.name,
-            "sha256": sha256(library).hexdigest(),
-            "abi_version": abi,
-            "architectures": [87],
-        }
-        engine.with_suffix(".json").write_text(json.dumps({**manifest, "plugin": record}))
-
-    ours = (board.root / "lib" / "libhspan_plugin.so").read_bytes()
-    named(ours)
-    assert board.upscale("-e", engine, "--info").returncode == 0
-    named(ours, abi=3)
-    assert "ABI version 2, the engine needs 3" in _only_line(board.upscale("-e", engine, "--info"), 1)
-    foreign = bytearray(ours)
-    foreign[18] = 62  # EM_X86_64
-    named(bytes(foreign))
-    assert "is for x86-64, this program is not" in _only_line(board.upscale("-e", engine, "--info"), 1)
-    named(ours)
-    (engine.parent / "libhspan_plugin.so").write_bytes(ours[: len(ours) // 3])
-    assert _only_line(board.upscale("-e", engine, "--info"), 1)
-
-
-HOSTILE = [
-    None,
-    True,
-    -1,
-    0,
-    2**63,
-    1e308,
-    "",
-    "../x",
-    "\0",
-    "é" * 5000,
-    [],
-    [[]],
-    {},
-    [1, 3, -5, 2**40],
-    ["a"] * 4,
-]
-
-
-@needs_qemu
-def test_hostile_manifests_are_one_line_each(board: BoardPackage, engine: Path) -> None:
-    """Each value at every depth is replaced once; whole files of nonsense too."""
-    path = engine.with_suffix(".json")
-    good = json.loads(path.read_text())
-    draw = random.Random(3)
-    texts = [b"", b"{", b"[" * 100_000, b"\xff\xfe\0", b" " * (1 << 21), b'{"format_version": 1e999}']
-    for key, value in good.items():
-        texts.append(json.dumps({**good, key: draw.choice(HOSTILE)}).encode())
-        if isinstance(value, dict):
-            for inner in value:
-                texts.append(json.dumps({**good, key: {**value, inner: draw.choice(HOSTILE)}}).encode())
-    whole = json.dumps(good).encode()
-    texts += [whole[: draw.randrange(1, len(whole))] for _ in range(10)]
-    refused = 0
-    for text in texts:
-        path.write_bytes(text)
-        done = board.upscale("-e", engine, "--info")
-        if done.returncode != 0:  # some fields are none of the program's business
-            _only_line(done, 1)
-            refused += 1
-    assert refused > 15
-
-
 @needs_qemu
 def test_pictures_are_read_and_hostile_ones_are_one_line_each(
-    board: BoardPackage, probe: Path, tmp_path: Path
+    board: BoardPackage, orin: OrinBuild, probe: Path, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (23, 31, 3), np.uint8)
-    libraries = [board.root / "lib", *board.board_libraries]
+    libraries = [board.root / "lib", *orin.board_libraries]
     output = tmp_path / "out.png"
     draw = random.Random(4)
     for suffix in (".png", ".jpg", ".ppm"):
@@ -462,16 +331,9 @@ def test_pictures_are_read_and_hostile_ones_are_one_line_each(
 
 
 @needs_qemu
-def test_a_broken_pipe_is_an_error_and_no_signal(board: BoardPackage, engine: Path) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    done = board.upscale("-e", engine, "--raw", "8x8", stdin=bytes(8 * 8 * 3), stdout=writing)
-    os.close(writing)
-    _only_line(done, 1)
-
-
-@needs_qemu
-def test_the_plugin_loads_on_an_emulated_64_bit_arm(board: BoardPackage, tmp_path: Path) -> None:
+def test_the_plugin_loads_on_an_emulated_64_bit_arm(
+    board: BoardPackage, orin: OrinBuild, tmp_path: Path
+) -> None:
     source = tmp_path / "load.c"
     source.write_text(
         "#include <dlfcn.h>\n#include <stdio.h>\n"
@@ -486,7 +348,7 @@ def test_the_plugin_loads_on_an_emulated_64_bit_arm(board: BoardPackage, tmp_pat
     program = tmp_path / "load"
     subprocess.run([CROSS_COMPILER, "-xc", source, "-o", program], check=True)
     plugin = board.root / "lib" / "libhspan_plugin.so"
-    done = run_emulated(program, plugin, libraries=board.board_libraries)
+    done = run_emulated(program, plugin, libraries=orin.board_libraries)
     assert done.returncode == 0, done.stdout + done.stderr
     info, count = done.stdout.decode().splitlines()
     assert json.loads(info)["cubin_architectures"] == [87]

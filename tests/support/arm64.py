@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -25,6 +24,13 @@ needs_qemu = pytest.mark.skipif(
 )
 
 
+def emulated(*command: object, libraries: Sequence[Path] = ()) -> list[str]:
+    """The command under emulation; it finds its libraries in `libraries` and in the cross compiler's folder."""
+    assert QEMU is not None
+    path = ":".join(map(str, libraries))
+    return [QEMU, "-L", str(SYSTEM_ROOT), "-E", f"LD_LIBRARY_PATH={path}", *map(str, command)]
+
+
 def run_emulated(
     *command: object,
     libraries: Sequence[Path] = (),
@@ -32,11 +38,9 @@ def run_emulated(
     stdout: int = subprocess.PIPE,
     timeout: float = 120,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs a program for aarch64, which finds its libraries in `libraries` and in the cross compiler's folder."""
-    assert QEMU is not None
-    path = ":".join(map(str, libraries))
+    """Runs `emulated(*command)`."""
     return subprocess.run(
-        [QEMU, "-L", str(SYSTEM_ROOT), "-E", f"LD_LIBRARY_PATH={path}", *map(os.fspath, map(str, command))],
+        emulated(*command, libraries=libraries),
         input=stdin,
         stdout=stdout,
         stderr=subprocess.PIPE,

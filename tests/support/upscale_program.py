@@ -292,6 +292,24 @@ class ProgramContract:
         line = line_after_broken_pipe(command, bytes(30 * 20 * 3), wanted)
         assert line == "hspan-upscale: error: standard output: the program that reads it has ended"
 
+    def test_standard_descriptors_that_are_closed_are_told(
+        self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        def run(redirection: str, *words: object) -> subprocess.CompletedProcess[bytes]:
+            shell = ["bash", "-c", f'exec "$@" {redirection}', "_", *program.command, "-e", engine, *words]
+            return subprocess.run(
+                [str(word) for word in shell],
+                input=bytes(1800),
+                capture_output=True,
+                check=False,
+                timeout=_SECONDS,
+            )
+
+        assert "standard output: cannot write" in only_line(run(">&-", "--raw", "30x20"), 1)
+        assert "standard input: cannot read" in only_line(run("<&-", "--raw", "30x20"), 1)
+        done = run("<&- >&- 2>&-", picture, "-o", tmp_path / "out.png")
+        assert (done.returncode, Image.open(tmp_path / "out.png").size) == (0, (123, 150))
+
     def test_output_that_cannot_be_written_is_one_line(
         self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
     ) -> None:

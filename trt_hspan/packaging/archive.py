@@ -45,7 +45,9 @@ _AFTER_REMOVAL: Final = f"""\
 #!/bin/sh
 set -e
 case "$1" in
-  remove|purge) rm -rf "$DPKG_ROOT/{PREFIX}/venv"; rmdir "$DPKG_ROOT/{PREFIX}" 2>/dev/null || true ;;
+  remove|purge)
+    rm -rf "$DPKG_ROOT/{PREFIX}/venv" "$DPKG_ROOT/{PREFIX}/venv.old"
+    rmdir "$DPKG_ROOT/{PREFIX}" 2>/dev/null || true ;;
 esac
 """
 

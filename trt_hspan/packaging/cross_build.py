@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,7 +36,7 @@ class CrossBuild:
     Attributes:
         plugin, runtime, program, header: libhspan_plugin.so, libhspan_runtime.so, hspan-upscale and hspan/runtime.h.
         runtime_soname: what programs that use the C API ask the loader for.
-        test_program: the C++ runtime's unit tests.
+        test_program: the C++ runtime's unit tests; None unless they were asked for.
         sysroot: the libraries that all of it was linked with.
         toolkit: CUDA's, whose lib64/ is the target's.
     """
@@ -44,15 +46,64 @@ class CrossBuild:
     runtime_soname: str
     program: Path
     header: Path
-    test_program: Path
+    test_program: Path | None
     sysroot: Path
     toolkit: Path
 
 
+def prepare_cross_folders(
+    target: Target, *, on_progress: Callable[[BuildProgress], None] = lambda _: None
+) -> tuple[Path, Path]:
+    """Fetches what the target's CMake preset names, and links it where the preset looks: under build/cross.
+
+    Returns:
+        CUDA's toolkit and the sysroot.
+
+    Raises:
+        HspanError: something cannot be fetched.
+    """
+
+    def fetching(what: str) -> None:
+        on_progress(BuildProgress(fraction=0.0, phase=f"fetching {what}"))
+
+    cache, cross = user_cache_folder() / "cross", sources_folder() / "build" / "cross"
+    with _alone(cache):
+        toolkit = cache / target.toolkit
+        prepare_toolkit(target.toolkit, toolkit, tell=fetching)
+        sysroot = prepare_sysroot(cache / "sysroot", tell=fetching)
+        _link(toolkit, cross / target.toolkit)
+        _link(sysroot, cross / "sysroot")
+        _link(find_tensorrt_headers(), cross / "tensorrt")
+    return toolkit, sysroot
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Other processes that want the folder wait: builds for several targets may begin at once."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise error_from_os_error(folder, error) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build_for_target(
-    target: Target, *, jobs: int = 2, on_progress: Callable[[BuildProgress], None] = lambda _: None
+    target: Target,
+    *,
+    jobs: int = 2,
+    tests: bool = False,
+    on_progress: Callable[[BuildProgress], None] = lambda _: None,
 ) -> CrossBuild:
     """Compiles plugin and C++ runtime in the build folder of the target's CMake preset.
+
+    Args:
+        target: what for.
+        jobs: compilers at a time.
+        tests: also the unit tests, which no package holds.
+        on_progress: told about each step.
 
     Raises:
         HspanError: the cross compiler or something to fetch is missing, or a source does not compile.
@@ -61,23 +112,15 @@ def build_for_target(
     root = sources_folder()
     if not (root / "CMakePresets.json").is_file():
         raise HspanError(root, "holds no CMakePresets.json", "build packages in a checkout of this project")
-    cross, build = root / "build" / "cross", root / "build" / "cmake" / target.name
-
-    def fetching(what: str) -> None:
-        on_progress(BuildProgress(fraction=0.0, phase=f"fetching {what}"))
-
-    toolkit = user_cache_folder() / "cross" / target.toolkit
-    prepare_toolkit(target.toolkit, toolkit, tell=fetching)
-    sysroot = prepare_sysroot(user_cache_folder() / "cross" / "sysroot", tell=fetching)
-    _link(toolkit, cross / target.toolkit)
-    _link(sysroot, cross / "sysroot")
-    _link(find_tensorrt_headers(), cross / "tensorrt")
+    build = root / "build" / "cmake" / target.name
+    toolkit, sysroot = prepare_cross_folders(target, on_progress=on_progress)
     options: list[str | Path] = [
         "--preset",
         target.name,
         "-S",
         root,
         f"-DHSPAN_SOURCE_SHA256={sha256_from_sources(root)}",
+        f"-DHSPAN_BUILD_RUNTIME_TESTS={'ON' if tests else 'OFF'}",
     ]
     staging = _built(options, build, jobs, on_progress)
     runtime = (staging / "lib" / RUNTIME_LIBRARY_NAME).resolve()
@@ -89,7 +132,7 @@ def build_for_target(
         ),
         program=staging / "bin" / PROGRAM_NAME,
         header=staging / "include" / "hspan" / "runtime.h",
-        test_program=build / "tests" / "cpp" / "runtime" / "test_runtime",
+        test_program=build / "tests" / "cpp" / "runtime" / "test_runtime" if tests else None,
         sysroot=sysroot,
         toolkit=toolkit,
     )
@@ -139,6 +182,8 @@ def _built(
 
 def _link(target: Path, link: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.readlink() == target:
+        return  # a compiler of another target's build may be looking through it
     if link.is_symlink():
         link.unlink()
     link.symlink_to(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -30,3 +31,19 @@ class TestHere(ProgramContract):
         done = subprocess.run(words, capture_output=True, check=False, timeout=60)
         assert "out of memory" in only_line(done, 1)
         assert not (tmp_path / "out.png").exists()
+
+    def test_a_signal_waits_until_the_file_is_whole(self, program: UpscaleProgram, tmp_path: Path) -> None:
+        profile = {"min": [1, 3, 8, 8], "opt": [1, 3, 256, 256], "max": [1, 3, 256, 256]}
+        engine = program.engine(tmp_path, profiles=[{**profile, "activation_memory_bytes": None}])
+        (tmp_path / "in.ppm").write_bytes(b"P6\n1200 1200\n255\n" + bytes(1200 * 1200 * 3))
+        output = tmp_path / "out.ppm"
+        words = [*program.command, "-e", str(engine), str(tmp_path / "in.ppm"), "-o", str(output)]
+        with subprocess.Popen(words, stderr=subprocess.PIPE) as process:
+            while process.poll() is None:
+                if list(tmp_path.glob("out.ppm*")):  # under its temporary name: writing has begun
+                    process.terminate()
+                    break
+            process.communicate(timeout=60)
+        assert process.returncode in {0, -signal.SIGTERM}
+        assert output.stat().st_size == len(b"P6\n3600 3600\n255\n") + 3600 * 3600 * 3
+        assert len(list(tmp_path.iterdir())) == 4

@@ -21,17 +21,29 @@ command -v "$python" >/dev/null || fail "$python: not found; run: sudo apt insta
 set -- "$root"/wheels/trt_hspan-*.whl
 [ -f "$1" ] || fail "$root/wheels: holds no trt_hspan wheel; unpack the package again"
 
+# The environment of an earlier run stands aside until the new one is whole.
+if [ -d "$root/venv.old" ]; then
+  rm -rf "$root/venv"
+elif [ -d "$root/venv" ]; then
+  mv "$root/venv" "$root/venv.old"
+fi
 done=
-trap '[ -n "$done" ] || rm -rf "$root/venv"' EXIT
+finish() {
+  if [ -z "$done" ]; then
+    rm -rf "$root/venv"
+    [ ! -d "$root/venv.old" ] || mv "$root/venv.old" "$root/venv"
+  fi
+}
+trap finish EXIT
 trap 'exit 1' INT TERM
-rm -rf "$root/venv"
 "$python" -m venv --system-site-packages "$root/venv"
 pip_install() { "$root/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 pip_install "$1" || fail "pip cannot install $(basename "$1"); look at the network, or name a folder of wheels by PIP_FIND_LINKS"
 done=yes
+rm -rf "$root/venv.old"
 
-# What Python needs beyond the wheel to build and to run engines. Its absence is told and no error: hspan-upscale runs
-# without either.
+# What Python needs beyond the wheel's own requirements to build and to run engines. Its absence is told and no error:
+# hspan-upscale runs without either.
 warn() { echo "install.sh: warning: $1" >&2; }
 has() { "$root/venv/bin/python" -c "import $1" 2>/dev/null; }
 has tensorrt ||
@@ -40,7 +52,7 @@ if ! has pycuda; then
   echo "install.sh: building pycuda (minutes on a small board)"
   (
     export PATH="$PATH:/usr/local/cuda/bin" CUDA_ROOT="${CUDA_ROOT:-/usr/local/cuda}"
-    pip_install "pycuda>=2024.1"
+    pip_install "$1[jetson]"
   ) ||
     warn "pycuda could not be built, so engines run in hspan-upscale only; run: sudo apt install nvidia-jetpack python3-dev g++, then $root/install.sh again"
 fi
