@@ -56,6 +56,8 @@ def test_pictures_in_a_store_are_mirrored(store: str) -> None:
         "deep/b.jpg",
         "deep/er/c.png",
     ]
+    (first, *_) = cluster_tasks([f"{store}/in"], "folder")  # workers have working directories of their own
+    assert first.target == str(Path("folder/a.png").absolute())
     with pytest.raises(HspanError, match="holds no pictures"):
         cluster_tasks([f"{store}/out"], f"{store}/other")
 

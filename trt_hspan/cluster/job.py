@@ -7,6 +7,7 @@ themselves, so that only names travel through the cluster.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from trt_hspan.cluster.address import LOCAL, ray_host_and_port, require_ray
 from trt_hspan.cluster.tasks import ClusterJournal, ClusterTask
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.jobs import refusal_line
@@ -24,11 +26,8 @@ if TYPE_CHECKING:
     from trt_hspan.runtime.picture_files import WriteOptions
     from trt_hspan.runtime.upscale_options import UpscaleOptions
 
-LOCAL: Final = "local"
 _ATTEMPTS: Final = 3
 _DIED: Final = "its worker died each time"
-# Above this many pictures several share a block: a row of Ray's bookkeeping for each would cost more than it helps.
-_MOST_BLOCKS: Final = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +48,7 @@ class ClusterSpec:
     cpus_per_worker: int = 1
 
     def __post_init__(self) -> None:
-        if self.address not in (LOCAL, "auto") and not self.address.startswith("ray://"):
-            raise UsageError("--cluster", f"got {self.address!r}, expected local, auto or ray://HOST:PORT")
+        ray_host_and_port(self.address)
         if self.workers is not None and self.workers < 1:
             raise UsageError("--workers", f"got {self.workers}, expected at least 1")
         if self.cpus_per_worker < 1:
@@ -166,39 +164,48 @@ class ClusterJob:
         return report
 
     def _rows(self, indices: Sequence[int], concurrency: int) -> Iterator[dict[str, Any]]:
-        """The workers' answers, in the order in which they come."""
+        """The workers' answers, in the order in which they come.
+
+        Raises:
+            HspanError: the cluster was lost.
+        """
         if not indices:
             return
         import ray
-        from ray.data import ActorPoolStrategy, DataContext
 
-        from trt_hspan.cluster.worker import UpscaleWorker
+        from trt_hspan.cluster.driving import DataJob, answers_through_client
 
-        context = DataContext.get_current()
-        context.max_errored_blocks = -1  # one picture that kills its workers must not end the job
-        rows = [{"index": i, "source": self.tasks[i].source, "target": self.tasks[i].target} for i in indices]
         gpus = 1 if _uses_gpus(self.bundle) else 0
-        with warnings.catch_warnings():
-            # Ray 2.60 warns that this way of naming actor options goes away in 2.64, and offers no other yet.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS)).map(
-                UpscaleWorker,
-                fn_constructor_args=(self.bundle, self.options, self.writing, _ATTEMPTS),
-                compute=ActorPoolStrategy(size=min(concurrency, len(rows)), max_tasks_in_flight_per_actor=2),
-                num_cpus=None if gpus else self.spec.cpus_per_worker,
-                num_gpus=gpus or None,
-                ray_remote_args_fn=_retries,
-            )
-        yield from dataset.iter_rows()
+        job = DataJob(
+            rows=[
+                {"index": i, "source": self.tasks[i].source, "target": self.tasks[i].target} for i in indices
+            ],
+            bundle=self.bundle,
+            options=self.options,
+            writing=self.writing,
+            attempts=_ATTEMPTS,
+            concurrency=concurrency,
+            cpus=None if gpus else self.spec.cpus_per_worker,
+            gpus=gpus or None,
+        )
+        try:
+            yield from answers_through_client(job) if ray.util.client.ray.is_connected() else job.answers()
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise HspanError(
+                self.spec.address,
+                f"the cluster was lost: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                "run the command again: what is finished is not done again",
+            ) from error
 
 
 @contextmanager
 def _cluster(spec: ClusterSpec) -> Iterator[int]:
     """Joins or starts the cluster; gives the number of workers to run at a time."""
-    try:
-        import ray
-    except ImportError:
-        raise HspanError("--cluster", "Ray is not installed", "pip install 'trt-hspan[cluster]'") from None
+    if importlib.util.find_spec("ray") is None:
+        raise HspanError("--cluster", "Ray is not installed", "pip install 'trt-hspan[cluster]'")
+    require_ray(spec.address)
+    import ray
+
     _silence()
     if spec.address == LOCAL:
         processors = os.cpu_count() or 1
@@ -246,10 +253,6 @@ def _silence() -> None:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-
-
-def _retries() -> dict[str, Any]:
-    return {"max_restarts": -1, "max_task_retries": _ATTEMPTS - 1}
 
 
 def _uses_gpus(bundle: NetworkBundle) -> bool:

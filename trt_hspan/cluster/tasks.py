@@ -40,6 +40,8 @@ def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = No
         HspanError: an input does not exist or holds no pictures.
         UsageError: several sources for one target, or the output is a file's name.
     """
+    if not is_uri(output):
+        output = str(Path(output).absolute())  # workers have working directories of their own
     local = [text for text in inputs if not is_uri(text)]
     tasks: list[ClusterTask] = []
     if local and not is_uri(output):
