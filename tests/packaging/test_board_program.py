@@ -16,6 +16,7 @@ from support.arm64 import emulated, needs_cross_compiler, needs_qemu
 from support.small_engine import SmallEngine
 from support.upscale_program import ProgramContract, UpscaleProgram, only_line
 
+from trt_hspan.engine.plugin_library import PLUGIN_ABI_VERSION
 from trt_hspan.engine.plugin_toolchain import find_tensorrt_headers
 from trt_hspan.packaging.cross_toolkit import CROSS_COMPILER
 
@@ -130,7 +131,7 @@ def test_a_plan_cut_or_changed_is_one_line(orin: OrinBuild, engine: Path) -> Non
 def test_foreign_and_spoilt_plugins_are_refused_on_the_board(orin: OrinBuild, engine: Path) -> None:
     manifest = json.loads(engine.with_suffix(".json").read_text())
 
-    def named(library: bytes, abi: int = 2) -> None:
+    def named(library: bytes, abi: int = PLUGIN_ABI_VERSION) -> None:
         path = engine.parent / "libhspan_plugin.so"
         path.write_bytes(library)
         record = {
@@ -144,8 +145,9 @@ def test_foreign_and_spoilt_plugins_are_refused_on_the_board(orin: OrinBuild, en
     ours = orin.build.plugin.read_bytes()
     named(ours)
     assert orin.upscale("-e", engine, "--info").returncode == 0
-    named(ours, abi=3)
-    assert "ABI version 2, the engine needs 3" in only_line(orin.upscale("-e", engine, "--info"), 1)
+    named(ours, abi=PLUGIN_ABI_VERSION + 1)
+    wanted = f"ABI version {PLUGIN_ABI_VERSION}, the engine needs {PLUGIN_ABI_VERSION + 1}"
+    assert wanted in only_line(orin.upscale("-e", engine, "--info"), 1)
     foreign = bytearray(ours)
     foreign[18] = 62  # EM_X86_64
     named(bytes(foreign))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from trt_hspan.edge.boards import Board
 from trt_hspan.edge.network_cost import NetworkCost
+from trt_hspan.edge.plugin_workspace import plugin_workspace_bytes
 from trt_hspan.engine.plugin_roofline import attention_work
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.tile_size import DEFAULT_OVERLAP, SIDE_STEP, SMALLEST_SIDE, trimmed_tile
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 _CHANNELS: Final = 3
 _FLOAT_BYTES: Final = 4
-#: The plugin's candidate lists exist for this many rows at a time (plugins/kernels).
-_LIST_ROWS: Final = 16384
-_LIST_ENTRIES: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +94,14 @@ def cost_from_manifest(cost: NetworkCost, manifest: EngineManifest) -> NetworkCo
 def memory_for_tile(cost: NetworkCost, board: Board, height: int, width: int) -> Memory:
     """Bytes for a tile of height x width input pixels."""
     pixels = height * width
-    lists = min(pixels, _LIST_ROWS) * min(pixels, _LIST_ENTRIES) * 8
-    prepared = max(
-        (2 * _padded(a.score_channels) + _padded(a.value_channels) for a in cost.attention), default=0
+    workspaces = (
+        plugin_workspace_bytes(pixels, a.score_channels, a.value_channels, cost.element_bytes)
+        for a in cost.attention
     )
     return Memory(
         weights=cost.weights_bytes,
         activations=round(cost.activation_bytes_per_pixel * pixels),
-        workspace=cost.element_bytes * pixels * prepared + (lists if cost.attention else 0),
+        workspace=max(workspaces, default=0),  # TensorRT's layers share it
         tensors=_CHANNELS * _FLOAT_BYTES * pixels * (1 + cost.scale**2),
         reserved=board.reserved_bytes,
     )
@@ -190,7 +188,3 @@ def _floors(cost: NetworkCost, board: Board, tiles: TilePlan) -> tuple[float, fl
     arithmetic = (convolution / faster + attention) / (peak * 1e9)
     total = convolution + attention
     return arithmetic, moved / (rates.memory_gbps * 1e6), attention / total if total else 0.0
-
-
-def _padded(channels: int) -> int:
-    return -(channels // -8) * 8

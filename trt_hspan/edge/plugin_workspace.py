@@ -1,0 +1,51 @@
+"""The workspace that the plugin asks TensorRT for, in closed form, for one picture.
+
+That of tiledWorkspace and attentionWorkspaceBytes in plugins/kernels/sparsemax_attention.cpp. A limit that is a byte
+too small makes TensorRT refuse the plugin.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_ALIGNMENT: Final = 256
+#: Beyond these the plain kernels take over; the workspace grows no more.
+_MAX_SCORE_CHANNELS: Final = 128
+_MAX_VALUE_CHANNELS: Final = 256
+_MAX_POSITIONS: Final = 1 << 20
+#: Candidate lists and results exist for this many rows at a time.
+_CHUNK_ROWS: Final = 16384
+_ROW_ALIGNMENT: Final = 128
+_LIST_ENTRIES: Final = 1024
+_RESULT_BYTES: Final = 32
+#: In FP32 one bound for so many keys.
+_BOUND_KEYS: Final = 32
+_PLAIN_ROW_BYTES: Final = 16
+
+
+def plugin_workspace_bytes(
+    positions: int, score_channels: int, value_channels: int, element_bytes: int
+) -> int:
+    """Bytes for one attention block.
+
+    Args:
+        positions: H * W of its input, at least 1.
+        score_channels: of query and key.
+        value_channels: of value and output.
+        element_bytes: 4 for FP32, 2 for FP16 and BF16.
+    """
+
+    def bounds(rows: int) -> int:
+        return 4 * -(rows // -_BOUND_KEYS) if element_bytes == 4 else 0
+
+    tiled = min(positions, _MAX_POSITIONS)
+    scores, values = min(score_channels, _MAX_SCORE_CHANNELS), min(value_channels, _MAX_VALUE_CHANNELS)
+    rows = min(_up(tiled, _ROW_ALIGNMENT), _CHUNK_ROWS)
+    parts = [element_bytes * tiled * _up(channels, 8) for channels in (scores, scores, values)]
+    parts += [rows * _RESULT_BYTES, *[rows * min(tiled, _LIST_ENTRIES) * 4] * 2, bounds(tiled)]
+    plain = _PLAIN_ROW_BYTES * positions + bounds(positions)
+    return max(plain, sum(_up(part, _ALIGNMENT) for part in parts))
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(number // -multiple) * multiple
