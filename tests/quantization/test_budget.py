@@ -15,11 +15,12 @@ from trt_hspan.evaluation.metrics import psnr_y
 from trt_hspan.graph import model_for_cpu
 from trt_hspan.graph.quantized import convolution_macs, quantized_convolutions
 from trt_hspan.quantization.budget import BudgetResult, choose_layers
+from trt_hspan.quantization.execution import Network
 from trt_hspan.quantization.layers import layers_to_quantize
 from trt_hspan.quantization.measure import HeldOut, Measurement
 from trt_hspan.quantization.pipeline import QuantizationRequest, Quantized, quantize
 from trt_hspan.quantization.source import Source
-from trt_hspan.quantization.tiles import pictures_for_calibration, tiles_from_samples, with_ground_truth
+from trt_hspan.quantization.tiles import Tile, pictures_for_calibration, tiles_from_samples, with_ground_truth
 from trt_hspan.runtime.images import image_from_tensor, tensor_from_image
 
 
@@ -157,3 +158,20 @@ def test_a_budget_is_met_on_real_pictures_and_written_into_the_recipe(
     assert result.recipe.loss_db == result.measurement.loss_db
     assert result.measurement.loss_db is not None
     assert result.measurement.loss_db <= 0.5
+
+
+def test_tiles_that_float32_gets_exactly_right_do_not_count(source: Source, int8: Quantized) -> None:
+    """Their PSNR is infinite; black pictures are such."""
+    low = np.zeros((24, 24, 3), np.uint8)
+    first = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    network = Network(source.reference, where="net")
+    exact = image_from_tensor(network.run(tensor_from_image(low)), where="net")
+    black = Tile(name="black", low=low, truth=exact, scale=2)
+    other = Tile(name="other", low=first, truth=np.repeat(np.repeat(first, 2, 0), 2, 1), scale=2)
+    alone = HeldOut(source.reference, [other], where="net").measure(int8.model)
+    both = HeldOut(source.reference, [black, other], where="net").measure(int8.model)
+    assert alone.loss_db is not None
+    assert np.isfinite(alone.loss_db)
+    assert both.loss_db == alone.loss_db
+    with pytest.raises(HspanError, match="every held-out picture exactly right, so that no loss can be"):
+        HeldOut(source.reference, [black], where="net")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,21 @@ def test_pictures_of_one_colour_are_refused(source: Source, tmp_path: Path) -> N
         HspanError, match="every one of the 2 pictures is of a single colour; give photographs"
     ):
         quantize(source, QuantizationRequest(precision="int8", calibration=str(tmp_path), tiles=PLAN))
+
+
+def test_an_overflow_of_fp16_is_one_line_and_no_warnings(source: Source, photographs: Path) -> None:
+    base = onnx.ModelProto()
+    base.CopyFrom(source.base)
+    for node in base.graph.node:
+        if node.name.startswith("body.0.body.0."):
+            for tensor in base.graph.initializer:
+                if tensor.name in node.input[1:]:
+                    tensor.raw_data = np.full(tensor.dims, 60000, np.float16).tobytes()
+    loud = replace(source, base=base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy's, of what is NaN throughout, would stand before the line
+        with pytest.raises(HspanError, match=r"is not finite on these pictures; choose --base bf16 or fp32"):
+            measured(loud, photographs, "minmax")
 
 
 def test_a_layer_whose_input_is_always_zero_stays_in_the_base_type(source: Source, photographs: Path) -> None:

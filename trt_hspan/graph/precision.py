@@ -186,7 +186,7 @@ class _Rewriter:
             raise HspanError(
                 weight.name,
                 f"its value {largest:g} does not fit {self._precision}",
-                "use --precision bf16 or fp32",
+                "use bf16 or fp32 instead, or keep its node in float32 with --keep-fp32",
             )
         return numpy_helper.from_array(low, name)
 

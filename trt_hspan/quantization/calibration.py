@@ -12,6 +12,7 @@ import contextlib
 import io
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,15 +201,19 @@ def _extremes(
     calibrater = Extremes(path, augmented_model_path=str(path.with_name("extremes.onnx")))
     calibrater.augment_graph()
     calibrater.create_inference_session()
-    for feed in _feeds(data, step):
-        calibrater.collect_data(feed)
-    found = calibrater.compute_data()
+    with warnings.catch_warnings():  # numpy's, of tensors that are NaN throughout: they are told below
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for feed in _feeds(data, step):
+            calibrater.collect_data(feed)
+        found = calibrater.compute_data()
     result = {}
     for name in names:
         low, high = (float(np.min(v)) for v in found[name].range_value)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise HspanError(
-                name, "is not finite on these pictures", "choose --base bf16 or fp32: FP16 overflows at 65504"
+                name,
+                "is not finite on these pictures",
+                "choose --base bf16 or fp32: FP16 overflows at 65504, and trt-hspan audit tells where",
             )
         result[name] = (low, high)
     return result

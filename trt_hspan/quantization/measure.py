@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import onnx
@@ -14,10 +15,13 @@ from trt_hspan.quantization.execution import Float32Array, Network
 from trt_hspan.quantization.tiles import Tile
 from trt_hspan.runtime.images import image_from_tensor, tensor_from_image
 
+#: A PSNR in dB that stands for infinity: one value of an 8-bit tile that is one step off gives less.
+_EXACT_DB: Final = 150.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Means over tiles.
+    """Means over tiles. PSNR-Y leaves out tiles that float32 gets exactly right, such as black ones: it is infinite.
 
     Attributes:
         psnr_db: of the raw output against float32's; infinite when they are equal.
@@ -42,7 +46,7 @@ class HeldOut:
         on_tile: called after each tile, for progress.
 
     Raises:
-        HspanError: there are no tiles, or the network fails.
+        HspanError: there are no tiles, float32 gets each of them exactly right, or the network fails.
     """
 
     def __init__(
@@ -63,6 +67,12 @@ class HeldOut:
         if not self._tiles:
             raise HspanError(where, "there are no held-out pictures", "name some with --held-out")
         self._reference_db = [self._quality(output, tile) for tile, output in self._tiles]
+        if all(quality == _EXACT_DB for quality in self._reference_db):
+            raise HspanError(
+                where,
+                "float32 gets every held-out picture exactly right, so that no loss can be measured",
+                "hold out photographs",
+            )
 
     def __len__(self) -> int:
         return len(self._tiles)
@@ -70,8 +80,7 @@ class HeldOut:
     @property
     def reference_psnr_y_db(self) -> float | None:
         """The float32 network's own mean PSNR-Y; None without ground truth."""
-        known = [quality for quality in self._reference_db if quality is not None]
-        return float(np.mean(known)) if known else None
+        return self._mean(self._reference_db)
 
     def measure(self, model: onnx.ModelProto) -> Measurement:
         """Runs a variant on every tile. Raises: HspanError when it fails or gives values that are not finite."""
@@ -81,8 +90,7 @@ class HeldOut:
             output = network.run(tensor_from_image(tile.low))
             psnrs.append(agreement(output, expected).psnr_db)
             qualities.append(self._quality(output, tile))
-        known = [quality for quality in qualities if quality is not None]
-        mean = float(np.mean(known)) if known else None
+        mean = self._mean(qualities)
         reference = self.reference_psnr_y_db
         return Measurement(
             psnr_db=float(np.mean(psnrs)),
@@ -94,6 +102,14 @@ class HeldOut:
     def _quality(self, output: Float32Array, tile: Tile) -> float | None:
         if tile.truth is None:
             return None
-        return psnr_y(
-            image_from_tensor(output, where=f"{self._where} on {tile.name}"), tile.truth, tile.scale
-        )
+        image = image_from_tensor(output, where=f"{self._where} on {tile.name}")
+        return min(psnr_y(image, tile.truth, tile.scale), _EXACT_DB)
+
+    def _mean(self, qualities: Sequence[float | None]) -> float | None:
+        """Over the tiles that tell something; None without ground truth."""
+        telling = [
+            quality
+            for quality, reference in zip(qualities, self._reference_db, strict=True)
+            if quality is not None and reference != _EXACT_DB
+        ]
+        return float(np.mean(telling)) if telling else None
