@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,14 @@ def test_an_object_file_is_told(tmp_path: Path) -> None:
     subprocess.run(["gcc", "-c", "-o", tmp_path / "one.o", tmp_path / "one.c"], check=True)
     with pytest.raises(HspanError, match="is not dynamically linked"):
         elf_needs_from_file(tmp_path / "one.o")
+
+
+def test_a_missing_pyelftools_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "elftools.elf.elffile", None)
+    with pytest.raises(
+        HspanError, match=r"pyelftools: is not installed; pip install 'trt-hspan\[jetson-build\]'"
+    ):
+        elf_needs_from_file(tmp_path / "any")
 
 
 def test_missing_files_and_folders_are_told(tmp_path: Path) -> None:

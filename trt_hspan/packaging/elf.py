@@ -57,10 +57,14 @@ def elf_needs_from_file(path: str | os.PathLike[str]) -> ElfNeeds:
     """Reads a shared library or program.
 
     Raises:
-        HspanError: the file cannot be read, is no ELF file, is damaged, or is not dynamically linked.
+        HspanError: the file cannot be read, is no ELF file, is damaged, or is not dynamically linked; or pyelftools is
+            not installed.
     """
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.elffile import ELFFile
+    try:
+        from elftools.common.exceptions import ELFError
+        from elftools.elf.elffile import ELFFile
+    except ModuleNotFoundError as error:
+        raise HspanError("pyelftools", "is not installed", "pip install 'trt-hspan[jetson-build]'") from error
 
     file = Path(path)
     try:

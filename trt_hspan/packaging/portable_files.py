@@ -78,5 +78,5 @@ def _exported(name: str, folder: Path) -> Path:
         return export_onnx(name, folder / f"{name}-fp16.onnx", precision="fp16")
     except ImportError as error:
         raise HspanError(
-            name, f"cannot be exported: {error}", "install torch: pip install 'trt-hspan[export]'"
+            name, f"cannot be exported: {error}", "install torch: pip install 'trt-hspan[jetson-build]'"
         ) from error
