@@ -13,6 +13,7 @@ import pytest
 import yaml
 from support.small_engine import SmallEngine
 
+from trt_hspan.serving.limits import ServingLimits
 from trt_hspan.serving.networks import networks_from_engines
 from trt_hspan.serving.repository import write_repository
 
@@ -75,9 +76,43 @@ def test_inference_service_runs_the_same_image(repository: Path) -> None:
     (deployment, *_) = documents(repository / "kubernetes.yaml")
     (own,) = deployment["spec"]["template"]["spec"]["containers"]
     assert (container["image"], container["resources"]) == (own["image"], own["resources"])
-    # The container is a pod's container too, and so has Kubernetes' own schema.
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [container]}}
+    # But for the two replicas, a predictor is a pod, which has Kubernetes' own schema.
+    spec = {key: value for key, value in service["spec"]["predictor"].items() if not key.endswith("Replicas")}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
     kubernetes_validate.validate(pod, "1.30", strict=True)
+
+
+def test_pod_is_locked_down_and_is_given_time_to_end(repository: Path, small_engine: SmallEngine) -> None:
+    (deployment, *_) = documents(repository / "kubernetes.yaml")
+    (service,) = documents(repository / "kserve.yaml")
+    (compose,) = documents(repository / "docker-compose.yaml")
+    for pod in (deployment["spec"]["template"]["spec"], service["spec"]["predictor"]):
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounted == {"shm": "/dev/shm", "tmp": "/tmp"}  # all that is written to
+        assert {volume["name"] for volume in pod["volumes"]} == set(mounted)
+        # It may wait 30 s, is then worked on, and no request is sent to it any more when it is told to stop.
+        drain = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+        assert pod["terminationGracePeriodSeconds"] >= drain + exit_seconds(repository) + 5
+    assert exit_seconds(repository) >= 30 + 30
+    assert compose["services"]["my-net-1"]["stop_grace_period"] == "75s"
+    patient = repository.parent / "patient"
+    limits = ServingLimits(queue_time_ms=120_500)
+    write_repository(patient, networks_from_engines([small_engine.plan]), limits=limits)
+    assert exit_seconds(patient) == 151
+    (deployment, *_) = documents(patient / "kubernetes.yaml")
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 151 + 5
+
+
+def exit_seconds(repository: Path) -> int:
+    (found,) = re.findall(r"--exit-timeout-secs=(\d+)", (repository / "start.sh").read_text())
+    return int(found)
 
 
 def test_names_suit_kubernetes(repository: Path) -> None:

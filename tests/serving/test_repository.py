@@ -207,7 +207,7 @@ def test_plugin_is_wired_in_both_ways(with_plugin: Path, tmp_path: Path) -> None
         assert [
             w
             for w in words
-            if w.startswith("--http-restricted-api=model-repository,trace,logging:admin-key=")
+            if w.startswith("--http-restricted-api=model-repository,trace,logging,shared-memory:admin-key=")
         ]
 
 

@@ -17,7 +17,7 @@ from trt_hspan.serving.client_protocol import (
     error_from_client,
     image_input,
     model_of_kind,
-    names_from_index,
+    names_from_statistics,
     raw_input,
     require_batch,
     require_picture,
@@ -86,8 +86,8 @@ class AsyncUpscaleClient:
     async def model_names(self) -> list[str]:
         """The models that are ready. Raises: HspanError when the server cannot be reached."""
         options = {"as_json": True} if self.url.protocol == "grpc" else {}
-        return names_from_index(
-            await self._patiently(lambda: self._client.get_model_repository_index(**options))
+        return names_from_statistics(
+            await self._patiently(lambda: self._client.get_inference_statistics(**options))
         )
 
     async def upscale_picture(self, picture: bytes, *, format: str = "png") -> bytes:

@@ -20,7 +20,7 @@ from trt_hspan.serving.client_protocol import (
     error_from_client,
     image_input,
     model_of_kind,
-    names_from_index,
+    names_from_statistics,
     raw_input,
     require_batch,
     require_picture,
@@ -107,7 +107,9 @@ class UpscaleClient:
             HspanError: the server cannot be reached.
         """
         options = {"as_json": True} if self.url.protocol == "grpc" else {}
-        return names_from_index(self._patiently(lambda: self._client.get_model_repository_index(**options)))
+        return names_from_statistics(
+            self._patiently(lambda: self._client.get_inference_statistics(**options))
+        )
 
     def upscale_picture(self, picture: bytes, *, format: str = "png") -> bytes:
         """Up-scales a picture file.

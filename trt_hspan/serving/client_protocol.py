@@ -172,7 +172,9 @@ def model_of_kind(names: list[str], url: ServerUrl, *, image: bool) -> str:
     return wanted[0]
 
 
-def names_from_index(index: Any) -> list[str]:
-    """Ready models in Triton's repository index, as either client gives it."""
-    entries = index if isinstance(index, list) else index.get("models", [])
-    return sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
+def names_from_statistics(statistics: Any) -> list[str]:
+    """Models that are loaded, from Triton's statistics of all models, as either client gives them.
+
+    The repository index would tell the same, but belongs to what a careful server restricts, as start.sh does.
+    """
+    return sorted({entry["name"] for entry in statistics.get("model_stats", [])})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -12,6 +13,7 @@ from typing import Any, Final
 import trt_hspan
 from trt_hspan.engine.plugin_library import LIBRARY_NAME
 from trt_hspan.serving.containers import DEFAULT_IMAGE, image_for_tensorrt, image_name
+from trt_hspan.serving.limits import ServingLimits
 from trt_hspan.serving.networks import Network
 from trt_hspan.serving.own_wheel import wheel_name
 
@@ -25,6 +27,9 @@ _TEMPLATES: Final = (
     "kubernetes.yaml",
     "kserve.yaml",
 )
+# When a server is told to stop: until nobody sends it requests any more; for the work on those that have waited as long
+# as they may; and for the end of its processes.
+_DRAIN_SECONDS, _WORK_SECONDS, _SPARE_SECONDS = 5, 30, 10
 _COMPOSE_GPU: Final = """\
     deploy:
       resources:
@@ -62,8 +67,10 @@ def deployment_image(networks: Sequence[Network], image: str | None) -> str:
     return image_for_tensorrt(versions.pop()) if versions else image_name(DEFAULT_IMAGE)
 
 
-def deployment_files(networks: Sequence[Network], *, image: str) -> dict[str, str]:
+def deployment_files(networks: Sequence[Network], *, image: str, limits: ServingLimits) -> dict[str, str]:
     """File name -> text of everything that stands beside the models."""
+    queue_seconds = math.ceil(limits.queue_time_ms / 1000)
+    exit_seconds = queue_seconds + _WORK_SECONDS
     on_gpu = any(network.flavor is not None for network in networks)
     python = any(raw.backend == "python" for network in networks for raw in network.raw_models)
     rtx = next((n.tensorrt_version for n in networks if n.flavor == "tensorrt-rtx"), None)
@@ -83,6 +90,10 @@ def deployment_files(networks: Sequence[Network], *, image: str) -> dict[str, st
         "plugin": LIBRARY_NAME,
         "nvinfer": f"libnvinfer.so.{major}",
         "compose_gpu": _COMPOSE_GPU.rstrip("\n") if on_gpu else "    # no GPU: every model runs on a CPU",
+        "queue_seconds": str(queue_seconds),
+        "exit_seconds": str(exit_seconds),
+        "drain_seconds": str(_DRAIN_SECONDS),
+        "grace_seconds": str(_DRAIN_SECONDS + exit_seconds + _SPARE_SECONDS),
         "kubernetes_gpu": ", nvidia.com/gpu: 1" if on_gpu else "",
     }
     folder = resources.files("trt_hspan.serving") / "templates"

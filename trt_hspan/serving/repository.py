@@ -90,7 +90,7 @@ def write_repository(
             for network in networks:
                 _write_models(stage, network, accepted, version=1)
             if chosen is not None:
-                _write_deployment(stage, networks, chosen)
+                _write_deployment(stage, networks, chosen, accepted)
                 write_text(stage / SUMS, _sums(stage))
             if target.exists():
                 target.rmdir()
@@ -176,9 +176,9 @@ def _write_models(stage: Path, network: Network, limits: ServingLimits, *, versi
     (stage / network.image_name / "config.pbtxt").write_text(config_text(config))
 
 
-def _write_deployment(stage: Path, networks: Sequence[Network], image: str) -> None:
+def _write_deployment(stage: Path, networks: Sequence[Network], image: str, limits: ServingLimits) -> None:
     write_own_wheel(stage)
-    for name, text in deployment_files(networks, image=image).items():
+    for name, text in deployment_files(networks, image=image, limits=limits).items():
         (stage / name).write_text(text)
     (stage / "start.sh").chmod(0o755)
     for plugin in {network.plugin for network in networks if network.plugin is not None}:

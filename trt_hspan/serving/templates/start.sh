@@ -3,7 +3,8 @@
 #   TRITONSERVER   the program, when it is not on PATH
 #   PLUGIN_WIRING  flag (the default): the TensorRT backend opens the plugin library;
 #                  preload: the loader does, for programs that take no such flag
-#   ADMIN_KEY      value of the header "admin-key" that model control, trace and logging want; random when not given
+#   ADMIN_KEY      value of the header "admin-key" that model control, trace, logging and shared memory want; random
+#                  when not given
 set -eu
 here=$$(cd "$$(dirname "$$0")" && pwd)
 (cd "$$here" && sha256sum --check --quiet --strict SHA256SUMS) ||
@@ -27,8 +28,8 @@ exec "$${TRITONSERVER:-tritonserver}" \
   --model-control-mode=poll --repository-poll-secs=5 \
   --disable-auto-complete-config \
   --strict-readiness=true \
-  --exit-timeout-secs=30 \
+  --exit-timeout-secs=$exit_seconds \
   --log-format=ISO8601 \
-  --http-restricted-api="model-repository,trace,logging:admin-key=$$key" \
-  --grpc-restricted-protocol="model-repository,trace,logging:admin-key=$$key" \
+  --http-restricted-api="model-repository,trace,logging,shared-memory:admin-key=$$key" \
+  --grpc-restricted-protocol="model-repository,trace,logging,shared-memory:admin-key=$$key" \
   "$$@"
