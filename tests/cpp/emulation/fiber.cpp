@@ -3,6 +3,11 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 // Saving the callee-saved registers takes nanoseconds; ucontext makes a system call for the signal mask each time.
 // Both ways are tested: HSPAN_FIBER_UCONTEXT chooses the portable one.
 #if (defined(__x86_64__) || defined(__aarch64__)) && !defined(HSPAN_FIBER_UCONTEXT)
@@ -17,6 +22,49 @@ namespace simt::emulation
 namespace
 {
 thread_local Fiber* gCurrent{nullptr};
+
+//! Tells the address sanitizer which stack is in use; without it, nothing.
+class StackSwitch
+{
+public:
+#ifdef __SANITIZE_ADDRESS__
+    //! Before the switch to a stack.
+    void begin(void const* bottom, size_t bytes)
+    {
+        __sanitizer_start_switch_fiber(&mFakeStack, bottom, bytes);
+    }
+
+    //! After the switch back to the stack of the call of begin(), or, with `this` new, on a new stack.
+    //! Tells what was left.
+    void end(void const*& bottom, size_t& bytes)
+    {
+        __sanitizer_finish_switch_fiber(mFakeStack, &bottom, &bytes);
+    }
+
+    //! Forgets what is known of the variables of a stack that starts anew.
+    static void forget(void const* bottom, size_t bytes)
+    {
+        __asan_unpoison_memory_region(bottom, bytes);
+    }
+
+private:
+    void* mFakeStack{nullptr};
+#else
+    void begin(void const*, size_t)
+    {
+    }
+    void end(void const*&, size_t&)
+    {
+    }
+    static void forget(void const*, size_t)
+    {
+    }
+#endif
+};
+
+//! The stack of the scheduler, as the running fiber saw it.
+thread_local void const* gSchedulerBottom{nullptr};
+thread_local size_t gSchedulerBytes{0};
 } // namespace
 
 #ifdef HSPAN_FIBER_REGISTERS
@@ -126,6 +174,7 @@ void Fiber::prepare(void (*entry)(void*), void* argument)
 {
     mEntry = entry;
     mArgument = argument;
+    StackSwitch::forget(mPlatform->stack.get(), kSTACK_BYTES);
     auto const end = reinterpret_cast<uintptr_t>(mPlatform->stack.get() + kSTACK_BYTES) & ~uintptr_t{15};
     mPlatform->own = stackBefore(end, &Fiber::run);
 }
@@ -133,13 +182,21 @@ void Fiber::prepare(void (*entry)(void*), void* argument)
 void Fiber::resume()
 {
     gCurrent = this;
+    StackSwitch toFiber;
+    toFiber.begin(mPlatform->stack.get(), kSTACK_BYTES);
     hspanSwitchStack(&mPlatform->scheduler, mPlatform->own);
+    void const* bottom = nullptr;
+    size_t bytes = 0;
+    toFiber.end(bottom, bytes);
 }
 
 void Fiber::yield()
 {
     Fiber* const self = gCurrent;
+    StackSwitch toScheduler;
+    toScheduler.begin(gSchedulerBottom, gSchedulerBytes);
     hspanSwitchStack(&self->mPlatform->own, self->mPlatform->scheduler);
+    toScheduler.end(gSchedulerBottom, gSchedulerBytes);
 }
 
 #else
@@ -155,6 +212,7 @@ void Fiber::prepare(void (*entry)(void*), void* argument)
 {
     mEntry = entry;
     mArgument = argument;
+    StackSwitch::forget(mPlatform->stack.get(), kSTACK_BYTES);
     getcontext(&mPlatform->own);
     mPlatform->own.uc_stack.ss_sp = mPlatform->stack.get();
     mPlatform->own.uc_stack.ss_size = kSTACK_BYTES;
@@ -165,13 +223,21 @@ void Fiber::prepare(void (*entry)(void*), void* argument)
 void Fiber::resume()
 {
     gCurrent = this;
+    StackSwitch toFiber;
+    toFiber.begin(mPlatform->stack.get(), kSTACK_BYTES);
     swapcontext(&mPlatform->scheduler, &mPlatform->own);
+    void const* bottom = nullptr;
+    size_t bytes = 0;
+    toFiber.end(bottom, bytes);
 }
 
 void Fiber::yield()
 {
     Fiber* const self = gCurrent;
+    StackSwitch toScheduler;
+    toScheduler.begin(gSchedulerBottom, gSchedulerBytes);
     swapcontext(&self->mPlatform->own, &self->mPlatform->scheduler);
+    toScheduler.end(gSchedulerBottom, gSchedulerBytes);
 }
 
 #endif
@@ -185,6 +251,7 @@ Fiber::~Fiber() = default;
 
 void Fiber::run()
 {
+    StackSwitch{}.end(gSchedulerBottom, gSchedulerBytes);
     Fiber* const self = gCurrent;
     self->mEntry(self->mArgument);
     for (;;)

@@ -11,7 +11,11 @@ namespace simt::emulation
 class Fiber
 {
 public:
+#ifdef __SANITIZE_ADDRESS__
+    static constexpr size_t kSTACK_BYTES{1024 * 1024}; // variables lie further apart
+#else
     static constexpr size_t kSTACK_BYTES{128 * 1024};
+#endif
 
     Fiber();
     ~Fiber();
