@@ -430,6 +430,21 @@ def test_refined_scores_do_not_depend_on_the_route_or_the_tile(attention: Attent
     assert (np.abs(results[0] - expected) <= np.minimum(tolerance, 1e-6)).all()
 
 
+@pytest.mark.parametrize("regime", ["dense", "dense at 1e4", "dense at -1e4"])
+def test_a_support_of_one_more_than_a_list_holds_gets_the_same_weights(
+    regime: str, attention: Attention
+) -> None:
+    query, key, _ = fp32_problem(regime, 1, 24, 1, 64)
+    value = np.eye(64, dtype=np.float32)[None]
+    expected, _ = attention_reference(query, key, value)
+    assert (expected > 0).all()  # every key is in every support
+    for config in (2, 4):
+        fits = attention("fp32", query, key, value, config=config, capacity=64)
+        overflows = attention("fp32", query, key, value, config=config, capacity=63)
+        np.testing.assert_array_equal(fits, overflows)
+        assert (np.abs(fits - expected) <= 1e-5 * expected).all()
+
+
 @pytest.fixture(scope="session")
 def probe(emulation_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
     """probe(folder of kernels) compiles tests/cpp/mutation_probe.cpp with them, runs it and returns what it prints."""
