@@ -204,33 +204,41 @@ void refineListed(Problem const& problem, Workspace& w)
             for (; e < row->count && index[e] < last; ++e)
             {
                 float const* keyRow = w.slab + (index[e] - first) * kLANES;
-                DoubleVec sum{};
+                Doubles sum[2] = {};
                 for (int64_t s = 0; s < w.slices; ++s)
                 {
-                    sum += load(w.queryRow + s * kLANES)
-                        * __builtin_convertvector(load(keyRow + s * w.span * kLANES), DoubleVec);
+                    double const* factors = w.queryRow + s * kLANES;
+                    float const* numbers = keyRow + s * w.span * kLANES;
+                    sum[0] += load(factors) * loadWidened(numbers);
+                    sum[1] += load(factors + kDOUBLES) * loadWidened(numbers + kDOUBLES);
                 }
-                w.listed[row->begin + e] = static_cast<float>(sumOfLanes(sum) - row->shift);
+                w.listed[row->begin + e] = static_cast<float>(sumOfLanes(sum[0] + sum[1]) - row->shift);
             }
             row->refined = e;
         }
     }
 }
 
-//! sum[half] = over the channels of the row's query times kWIDTH keys. A function of its own: the compiler then keeps
-//! the sums in registers.
+//! result[i] = over the channels of the row's query times key i of a panel. A function of its own: the compiler then
+//! keeps the sums in registers.
 __attribute__((noinline)) void multiplyExactly(
-    float const* query, float const* panel, int64_t channels, DoubleVec (&result)[2])
+    float const* query, float const* panel, int64_t channels, double (&result)[kWIDTH])
 {
-    DoubleVec sum[2] = {};
+    constexpr int64_t kPARTS = kWIDTH / kDOUBLES;
+    Doubles sum[kPARTS] = {};
     for (int64_t c = 0; c < channels; ++c)
     {
-        double const factor = query[c * kROWS];
-        sum[0] += factor * __builtin_convertvector(load(panel + c * kWIDTH), DoubleVec);
-        sum[1] += factor * __builtin_convertvector(load(panel + c * kWIDTH + kLANES), DoubleVec);
+        Doubles const factor = static_cast<double>(query[c * kROWS]) - Doubles{};
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < kPARTS; ++i)
+        {
+            sum[i] += factor * loadWidened(panel + c * kWIDTH + i * kDOUBLES);
+        }
     }
-    result[0] = sum[0];
-    result[1] = sum[1];
+    for (int64_t i = 0; i < kPARTS; ++i)
+    {
+        store(result + i * kDOUBLES, sum[i]);
+    }
 }
 
 //! Exact scores of the tile's dense rows that need them, less the row's shift, in the place of the float scores.
@@ -243,7 +251,7 @@ void refineDense(Problem const& problem, Workspace& w, int64_t denseRows)
     {
         isNeeded |= w.dense[i].refinement.isNeeded;
     }
-    Vec const lowest = broadcast(-__builtin_inff());
+    float const lowest = -__builtin_inff();
     for (int64_t p = 0; isNeeded && p < w.panels; ++p)
     {
         float const* panel = panelOfKeys<T>(problem, w, p);
@@ -253,14 +261,13 @@ void refineDense(Problem const& problem, Workspace& w, int64_t denseRows)
             {
                 continue;
             }
-            DoubleVec sum[2];
-            multiplyExactly(packedQuery(problem, w, row->row), panel, problem.scoreChannels, sum);
+            double exact[kWIDTH];
+            multiplyExactly(packedQuery(problem, w, row->row), panel, problem.scoreChannels, exact);
             float* scores = w.scores + row->row * w.stride + p * kWIDTH;
-            for (int64_t half = 0; half < 2; ++half)
+            for (int64_t i = 0; i < kWIDTH; ++i)
             {
-                Vec const before = load(scores + half * kLANES);
-                Vec const after = __builtin_convertvector(sum[half] - row->refinement.shift, Vec);
-                store(scores + half * kLANES, before > lowest ? after : lowest);
+                float const shifted = static_cast<float>(exact[i] - row->refinement.shift);
+                scores[i] = scores[i] > lowest ? shifted : lowest;
             }
         }
     }

@@ -42,16 +42,38 @@ typedef float Vec __attribute__((vector_size(4 * kLANES), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLANES), may_alias));
 typedef double DoubleVec __attribute__((vector_size(8 * kLANES), may_alias));
 typedef float UnalignedVec __attribute__((vector_size(4 * kLANES), aligned(4), may_alias));
-typedef double UnalignedDoubleVec __attribute__((vector_size(8 * kLANES), aligned(8), may_alias));
+//! As many doubles as a register holds. Sums of a loop must be that: of wider vectors they live in memory.
+typedef double Doubles __attribute__((vector_size(4 * kLANES), may_alias));
+typedef double UnalignedDoubles __attribute__((vector_size(4 * kLANES), aligned(8), may_alias));
+constexpr int64_t kDOUBLES = kLANES / 2;
 
 HSPAN_INLINE Vec load(float const* pointer)
 {
     return *reinterpret_cast<UnalignedVec const*>(pointer);
 }
 
-HSPAN_INLINE DoubleVec load(double const* pointer)
+HSPAN_INLINE Doubles load(double const* pointer)
 {
-    return *reinterpret_cast<UnalignedDoubleVec const*>(pointer);
+    return *reinterpret_cast<UnalignedDoubles const*>(pointer);
+}
+
+HSPAN_INLINE void store(double* pointer, Doubles x)
+{
+    *reinterpret_cast<UnalignedDoubles*>(pointer) = x;
+}
+
+//! kDOUBLES floats, widened.
+HSPAN_INLINE Doubles loadWidened(float const* pointer)
+{
+#if defined(__AVX512F__)
+    return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(pointer));
+#elif defined(__AVX2__)
+    return (Doubles)_mm256_cvtps_pd(_mm_loadu_ps(pointer));
+#elif defined(__aarch64__)
+    return (Doubles)vcvt_f64_f32(vld1_f32(pointer));
+#else
+    return Doubles{pointer[0], pointer[1]};
+#endif
 }
 
 HSPAN_INLINE void store(float* pointer, Vec x)
@@ -139,15 +161,22 @@ HSPAN_INLINE float largestLane(Vec x)
 
 HSPAN_INLINE double sumOfLanes(DoubleVec const& x)
 {
-    double sum[4] = {};
-    for (int64_t i = 0; i < kLANES; i += 4)
+    double result = 0;
+    for (int64_t i = 0; i < kLANES; ++i)
     {
-        sum[0] += x[i];
-        sum[1] += x[i + 1];
-        sum[2] += x[i + 2];
-        sum[3] += x[i + 3];
+        result += x[i];
     }
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    return result;
+}
+
+HSPAN_INLINE double sumOfLanes(Doubles x)
+{
+    double result = 0;
+    for (int64_t i = 0; i < kDOUBLES; ++i)
+    {
+        result += x[i];
+    }
+    return result;
 }
 
 HSPAN_INLINE int64_t sumOfLanes(IntVec x)
