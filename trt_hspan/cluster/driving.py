@@ -76,15 +76,29 @@ class DataJob:
 
 
 def answers_through_client(job: DataJob) -> Iterator[Row]:
-    """As `DataJob.answers`, with the job driven by an actor in the cluster that this process is a client of."""
+    """As `DataJob.answers`, with the job driven by an actor in the cluster that this process is a client of.
+
+    Raises:
+        ConnectionError: the connection was lost for good.
+    """
     import ray
 
     driver: Any = ray.remote(num_cpus=0)(_Driver).remote(job)
+    ended = False
     try:
-        while answers := ray.get(driver.take.remote(_MOST_ANSWERS)):
+        while not ended:
+            try:
+                answers = ray.get(driver.take.remote(_MOST_ANSWERS))
+            except Exception as error:
+                if ray.util.client.ray.is_connected():
+                    raise
+                # Ray says this with an AssertionError, among others.
+                raise ConnectionError("Ray's client server is gone") from error
+            ended = not answers
             yield from answers
     finally:
-        ray.kill(driver)
+        if ray.util.client.ray.is_connected():
+            ray.kill(driver)
 
 
 class _Driver:
