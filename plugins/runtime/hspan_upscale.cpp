@@ -191,10 +191,13 @@ void printInfo(Arguments const& arguments)
         printLine(textFromJson(report));
         return;
     }
+    std::string text;
     for (auto const& [key, value] : report.items())
     {
-        printLine(key + ": " + (value.is_string() ? value.get<std::string>() : textFromJson(value)));
+        text += (text.empty() ? "" : "\n") + key + ": "
+            + (value.is_string() ? value.get<std::string>() : textFromJson(value));
     }
+    printLine(text);
 }
 
 void checkArguments(Arguments const& arguments)
