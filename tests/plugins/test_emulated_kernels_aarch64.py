@@ -32,9 +32,10 @@ def test_kernels_and_their_emulation_are_right_on_aarch64(tmp_path: Path) -> Non
     folders = [f"-I{folder}" for folder in (CPP_TESTS / "emulation", KERNELS, CPP_TESTS)]
     emulation = sorted((CPP_TESTS / "emulation").glob("*.cpp"))
     kernels = [*sorted(KERNELS.glob("*.cpp")), "-xc++", *sorted(KERNELS.glob("*.cu"))]
+    operator = sorted(CPP_TESTS.glob("attention_*.cpp"))
     programs = {
         "test_emulation": [],
-        "test_attention": [CPP_TESTS / "emulated_attention.cpp", *kernels],
+        "test_attention": [*operator, CPP_TESTS / "emulated_attention.cpp", *kernels],
     }
     for name, sources in programs.items():
         program = tmp_path / name
