@@ -30,7 +30,7 @@ from trt_hspan.packaging.cross_toolkit import (
     prepare_toolkit,
 )
 from trt_hspan.packaging.debian import version_from_file_name
-from trt_hspan.packaging.package_lock import lock_from_file
+from trt_hspan.packaging.package_lock import LockedPackage, lock_from_file, require_locked
 from trt_hspan.packaging.portable_files import build_wheel
 from trt_hspan.packaging.targets import TARGETS, Target, target_from_name
 
@@ -241,10 +241,24 @@ def test_a_package_that_is_not_the_pinned_one_is_refused(
     pinned = lock_from_file()["libpng-dev"]
     assert str(caught.value) == (
         f"libpng-dev: the mirror sent version 1.0 with SHA-256 {digest}, pinned is {pinned.version} with "
-        f"{pinned.sha256}; take it over with python scripts/jetson_package.py --refresh-lock, or name a folder "
-        "with these libraries for aarch64 by HSPAN_CROSS_SYSROOT"
+        f"{pinned.sha256}; look at the mirror; take it over with python scripts/jetson_package.py --refresh-lock, "
+        "or name a folder with these libraries for aarch64 by HSPAN_CROSS_SYSROOT"
     )
     assert list((tmp_path / "cross").iterdir()) == []
+
+
+def test_a_later_package_is_used_and_named_and_the_same_version_with_another_hash_refused() -> None:
+    lock = {"zlib1g-dev": LockedPackage("1:1.2.13", "a"), "libpng-dev": LockedPackage("1.6", "b")}
+    later = {**lock, "zlib1g-dev": LockedPackage("1:1.2.13+deb12u1", "c")}
+    assert require_locked(lock, lock, "stop") == []
+    assert require_locked(later, lock, "stop") == ["zlib1g-dev"]
+    assert cross_sysroot._is_current(later, lock)
+    assert not cross_sysroot._is_current(lock, later)
+    assert not cross_sysroot._is_current({}, lock)
+    with pytest.raises(HspanError, match=r"zlib1g-dev: the mirror sent version 1:1\.2\.13 with SHA-256 c"):
+        require_locked({"zlib1g-dev": LockedPackage("1:1.2.13", "c")}, lock, "stop")
+    with pytest.raises(HspanError, match=r"libssl3: .*none is pinned"):
+        require_locked({"libssl3": LockedPackage("3", "a")}, lock, "stop")
 
 
 def test_a_refreshed_lock_pins_what_the_mirror_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

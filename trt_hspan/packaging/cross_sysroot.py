@@ -3,7 +3,7 @@
 They are those of Debian 12, whose glibc is near that of the oldest target; what they ask of the target's is checked
 when a package is packed. libpng, libjpeg and zlib go into the programs, because Debian's and Ubuntu's libjpeg have
 different sonames and a board may lack the others; libcrypto stays the board's, which gets its security updates.
-Each package is pinned by version and hash (`package_lock`).
+Each package is pinned by version and hash; a later version that Debian signed is used and told (`package_lock`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
-from trt_hspan.packaging.debian import fetch_debian_packages, unpack_debian_package
+from trt_hspan.packaging.debian import fetch_debian_packages, is_later, unpack_debian_package
 from trt_hspan.packaging.package_lock import (
     LOCK_FILE,
+    REFRESH,
+    Lock,
     LockedPackage,
     lock_from_file,
     lock_from_packages,
@@ -77,7 +79,7 @@ def prepare_sysroot(folder: Path, *, tell: Callable[[str], None] = lambda _: Non
         return Path(named).absolute()
     folder = folder.absolute()
     lock = lock_from_file()
-    if _recorded(folder) == lock:
+    if _is_current(_recorded(folder), lock):
         return folder
     tell(f"{', '.join(_PACKAGES)} of Debian {SUITE} for arm64")
     try:
@@ -86,7 +88,8 @@ def prepare_sysroot(folder: Path, *, tell: Callable[[str], None] = lambda _: Non
             tree, fetched = Path(scratch) / "tree", Path(scratch) / "fetched"
             found = _fetched(fetched)
             packages = lock_from_packages(found)
-            require_locked(packages, lock, _ADVICE)
+            for name in require_locked(packages, lock, _ADVICE):
+                tell(f"{name} {packages[name].version}, which is later than pinned; {REFRESH} pins it")
             for package in found:
                 unpack_debian_package(package, tree, advice=_ADVICE)
             _check(tree, "Debian's packages hold it no more")
@@ -145,6 +148,13 @@ def _recorded(folder: Path) -> dict[str, LockedPackage]:
         return lock_from_file(folder / _READY)
     except HspanError:
         return {}
+
+
+def _is_current(recorded: Lock, lock: Lock) -> bool:
+    """Whether a tree's packages are the pinned ones, or later."""
+    return recorded.keys() == lock.keys() and all(
+        each == lock[name] or is_later(each.version, lock[name].version) for name, each in recorded.items()
+    )
 
 
 def _check(folder: Path, why: str) -> None:

@@ -66,6 +66,16 @@ def version_from_file_name(package: Path) -> tuple[str, str]:
     return name, version.replace("%3a", ":")
 
 
+def is_later(version: str, other: str) -> bool:
+    """Whether Debian orders `version` after `other`; not known, so False, where there is no dpkg."""
+    try:
+        return (
+            subprocess.run(["dpkg", "--compare-versions", version, "gt", other], check=False).returncode == 0
+        )
+    except OSError:
+        return False
+
+
 def run_fetching(command: list[str], where: str, advice: str, *, folder: Path | None = None) -> str:
     """Runs a program that fetches or unpacks; its standard output.
 

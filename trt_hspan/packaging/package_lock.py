@@ -1,7 +1,8 @@
 """Versions and hashes of Debian's packages that programs are linked with: pinned in a file beside this one.
 
-A package of another hash is never used. Debian replaces a package within a suite when it mends it; then
-`python scripts/jetson_package.py --refresh-lock` takes the new ones over, and the change is there to be read.
+A package of the pinned version and another hash is never used, nor an older one. Debian replaces a package within a
+suite when it mends it: a later version, whose signature apt has checked, is used, told and recorded, and
+`python scripts/jetson_package.py --refresh-lock` pins it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, sha256_from_file, write_text
-from trt_hspan.packaging.debian import version_from_file_name
+from trt_hspan.packaging.debian import is_later, version_from_file_name
 
 LOCK_FILE: Final = Path(__file__).with_name("sysroot.lock.json")
 REFRESH: Final = "python scripts/jetson_package.py --refresh-lock"
@@ -63,7 +64,7 @@ def lock_from_packages(files: Sequence[Path]) -> dict[str, LockedPackage]:
     return found
 
 
-def require_locked(found: Lock, lock: Lock, advice: str) -> None:
+def require_locked(found: Lock, lock: Lock, advice: str) -> list[str]:
     """Compares packages with what is pinned.
 
     Args:
@@ -71,15 +72,23 @@ def require_locked(found: Lock, lock: Lock, advice: str) -> None:
         lock: what is pinned.
         advice: the way out that needs no new lock.
 
+    Returns:
+        The names of those that are later than pinned.
+
     Raises:
-        HspanError: one is not the pinned one.
+        HspanError: one is older than the pinned one, or its equal in version and not in hash, or is not pinned.
     """
+    later = []
     for name, each in found.items():
         pinned = lock.get(name)
-        if each != pinned:
+        if each == pinned:
+            continue
+        if pinned is None or not is_later(each.version, pinned.version):
             raise HspanError(
                 name,
                 f"the mirror sent version {each.version} with SHA-256 {each.sha256}, "
                 + (f"pinned is {pinned.version} with {pinned.sha256}" if pinned else "none is pinned"),
-                f"take it over with {REFRESH}, or {advice}",
+                f"look at the mirror; take it over with {REFRESH}, or {advice}",
             )
+        later.append(name)
+    return later
