@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -134,9 +133,9 @@ def loop_record(loop: Loop) -> dict[str, Any]:
     return {**asdict(loop), "matrix_share": loop.matrix_share, "scalar_share": loop.scalar_share}
 
 
-def shares(kernel: KernelCode, share: Callable[[Loop], float]) -> str:
-    """The share in each loop that multiplies, in the order of the code."""
-    return " ".join(f"{share(loop):.0%}" for loop in kernel.product_loops) or "-"
+def matrix_shares(kernel: KernelCode) -> str:
+    """The share of tensor core products in each loop that has some, in the order of the code."""
+    return " ".join(f"{loop.matrix_share:.0%}" for loop in kernel.product_loops if loop.matrix) or "-"
 
 
 def show(kernels: list[KernelCode], bounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -164,8 +163,8 @@ def show(kernels: list[KernelCode], bounds: list[dict[str, Any]], arguments: arg
                 f"{used.shared_bytes:,}",
                 f"{kernel.occupancy.fraction:.0%}",
                 kernel.occupancy.limited_by,
-                shares(kernel, lambda loop: loop.matrix_share),
-                shares(kernel, lambda loop: loop.scalar_share),
+                matrix_shares(kernel),
+                f"{kernel.main_loop.scalar_share:.0%}" if kernel.main_loop else "-",
             )
         console.print(table)
         console.print(
@@ -173,14 +172,12 @@ def show(kernels: list[KernelCode], bounds: list[dict[str, Any]], arguments: arg
         )
         console.print("spills and shared memory in bytes; occupancy: theoretical, of resident warps;")
         console.print(
-            "HMMA, FFMA: share of tensor core products, and of FP32 multiply-adds, in the instructions of"
+            "HMMA: share of tensor core products in each loop that has some, without loops inside it, in the"
         )
         console.print(
-            "each loop that multiplies, without loops inside it, in the order of the code. selectKernel of"
+            "order of the code; selectKernel: the list pass, which every row takes first, the dense pass;"
         )
-        console.print(
-            "FP16 and BF16: first the list pass, which every row takes, then the dense route's pass.\n"
-        )
+        console.print("FFMA: share of FP32 multiply-adds in the innermost loop with the most products.\n")
     title = f"Floor in ms: {BOUND} ({arguments.precision}, C {arguments.score_channels}, D {arguments.value_channels})"
     table = Table(title=title, title_justify="left")
     for column in ("L", "GFLOP sparse", "GFLOP dense", "MB", *(gpu.name for gpu in GPUS)):
