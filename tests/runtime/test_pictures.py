@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime import deep_pictures
+from trt_hspan.runtime import images
 from trt_hspan.runtime.picture_files import upscale_file
 from trt_hspan.runtime.pictures import (
     Metadata,
@@ -223,7 +223,7 @@ def test_deep_colour_without_pyvips_is_told_and_never_cut_to_8_bits(monkeypatch:
 
 def test_a_picture_that_claims_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode_image(pixels(3, np.uint16), ".png")
-    monkeypatch.setattr(deep_pictures, "MAX_PIXELS", 100)
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
     with pytest.raises(HspanError, match="claims 17x11 pixels"):
         decode_image(data)
 

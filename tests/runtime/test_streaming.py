@@ -18,8 +18,9 @@ from trt_hspan.errors import HspanError
 from trt_hspan.runtime import picture_files, streaming
 from trt_hspan.runtime.memory import array_of_own_pages
 from trt_hspan.runtime.picture_files import WriteOptions, upscale_picture_file
+from trt_hspan.runtime.picture_rows import size_for_streaming
 from trt_hspan.runtime.pictures import read_picture, write_picture
-from trt_hspan.runtime.streaming import size_for_streaming, upscale_stream
+from trt_hspan.runtime.streaming import upscale_stream
 from trt_hspan.runtime.upscaling import UpscaleOptions, Upscaler
 
 
@@ -49,7 +50,7 @@ def test_jpeg_keeps_profile_and_exif_and_takes_a_quality(tmp_path: Path) -> None
     exif[0x0112], exif[0x010F] = 6, "Maker"
     Image.fromarray(pixels(3)).save(tmp_path / "a.jpg", exif=exif, quality=95)
     upright = read_picture(tmp_path / "a.jpg").pixels
-    assert size_for_streaming(tmp_path / "a.jpg", ".png") == upright.shape[:2] == (53, 71)
+    assert size_for_streaming(tmp_path / "a.jpg") == upright.shape[:2] == (53, 71)
     # Two JPEG decoders may round a value differently.
     found = stream(tmp_path / "a.jpg", tmp_path / "b.png").astype(int)
     assert np.abs(found - upright.repeat(2, 0).repeat(2, 1)).max() <= 3
@@ -131,11 +132,90 @@ def test_what_needs_the_whole_picture_is_refused(tmp_path: Path, monkeypatch: py
             upscale_picture_file(Upscaler(runner, both), tmp_path / "a.png", tmp_path / "b.png")
 
 
-@pytest.mark.parametrize(("name", "suffix"), [("a.gif", ".png"), ("a.png", ".webp"), ("none.png", ".png")])
-def test_what_cannot_be_streamed_says_so(tmp_path: Path, name: str, suffix: str) -> None:
+@pytest.mark.parametrize("name", ["a.gif", "none.png"])
+def test_what_cannot_be_read_in_rows_says_so(tmp_path: Path, name: str) -> None:
     if not name.startswith("none"):
         Image.fromarray(pixels(3)).save(tmp_path / name)
-    assert size_for_streaming(tmp_path / name, suffix) is None
+    assert size_for_streaming(tmp_path / name) is None
+
+
+def write_pnm(path: Path, image: np.ndarray, header: bytes | None = None) -> None:
+    height, width, channels = image.shape
+    kind, white = b"P5" if channels == 1 else b"P6", np.iinfo(image.dtype).max
+    header = header or b"%s\n# made\n%d %d\n%d\n" % (kind, width, height, white)
+    path.write_bytes(header + image.astype(np.dtype(image.dtype).newbyteorder(">")).tobytes())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rows_of_a_binary_ppm_stream(tmp_path: Path, channels: int, dtype: type) -> None:
+    write_pnm(tmp_path / "a.ppm", pixels(channels, dtype))
+    assert size_for_streaming(tmp_path / "a.ppm") == (71, 53)
+    found = stream(tmp_path / "a.ppm", tmp_path / "b.png")
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, pixels(channels, dtype).repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.ppm").pixels, pixels(channels, dtype))
+
+
+def test_a_truncated_ppm_is_one_line(tmp_path: Path) -> None:
+    write_pnm(tmp_path / "a.ppm", pixels(3), b"P6 53 72 255\n")
+    with pytest.raises(HspanError, match=r"a\.ppm: a damaged or truncated picture \(159 bytes are missing\)"):
+        stream(tmp_path / "a.ppm", tmp_path / "b.png")
+    write_pnm(tmp_path / "a.ppm", pixels(3, np.uint16), b"P6 53 72 65535\n")
+    with pytest.raises(HspanError, match=r"\(318 bytes are missing\)"):
+        read_picture(tmp_path / "a.ppm")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ppm"]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".bmp"])
+def test_a_small_picture_that_is_decoded_whole_streams_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    image = pixels(1).repeat(3, 2)
+    Image.fromarray(image).save(tmp_path / f"a{suffix}", **({"lossless": True} if suffix == ".webp" else {}))
+    expected = read_picture(tmp_path / f"a{suffix}").pixels.repeat(2, 0).repeat(2, 1)
+    monkeypatch.setattr(picture_files, "STREAM_PIXELS", 5000)
+    with NearestRunner(scale=2) as runner:
+        report = upscale_picture_file(Upscaler(runner), tmp_path / f"a{suffix}", tmp_path / "b.png")
+    assert report.streamed
+    np.testing.assert_array_equal(read_picture(tmp_path / "b.png").pixels, expected)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".bmp"])
+def test_what_would_be_whole_in_memory_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("decoded all the same")
+
+    Image.fromarray(pixels(3)).save(tmp_path / f"a{suffix}")
+    monkeypatch.setattr(picture_files, "STREAM_PIXELS", 1000)
+    monkeypatch.setattr(streaming, "STREAM_PIXELS", 1000)
+    for module in (picture_files, streaming):
+        monkeypatch.setattr(module, "read_picture", never)
+    with NearestRunner(scale=2) as runner:
+        with pytest.raises(
+            HspanError, match=r"53x71 pixels are too many for its format.*; convert it to PNG, TIFF"
+        ):
+            upscale_picture_file(Upscaler(runner), tmp_path / f"a{suffix}", tmp_path / "b.png")
+        for target in ("b.webp", "b.bmp"):
+            with pytest.raises(
+                HspanError, match=rf"106x142 pixels are too many for \{target[1:]}.*; name a \.png"
+            ):
+                upscale_picture_file(Upscaler(runner), tmp_path / f"a{suffix}", tmp_path / target)
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+@pytest.mark.parametrize(("target", "most"), [("b.webp", 16383), ("b.jpg", 65500)])
+def test_a_side_that_a_format_cannot_hold_is_told_before_the_work(
+    tmp_path: Path, target: str, most: int
+) -> None:
+    write_picture(tmp_path / "a.png", np.zeros((1, most // 2 + 1, 1), np.uint8))
+    with NearestRunner(scale=2) as runner:
+        with pytest.raises(HspanError, match=f"its sides have at most {most}; name a"):
+            upscale_picture_file(Upscaler(runner), tmp_path / "a.png", tmp_path / target)
+        assert runner.calls == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_libvips_has_its_threads_back_after_a_stream(tmp_path: Path) -> None:

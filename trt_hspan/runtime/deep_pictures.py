@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime.exif import tiff_with_exif, upright_exif_of_block
-from trt_hspan.runtime.images import MAX_PIXELS, damaged
+from trt_hspan.runtime.images import damaged, require_accepted
 
 if TYPE_CHECKING:
     from trt_hspan.runtime.pictures import Metadata
@@ -54,13 +54,7 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
     try:
         load = library.Image.pngload_buffer if name == "PNG" else library.Image.tiffload_buffer
         image = load(data, fail_on="truncated")
-        if image.width * image.height > MAX_PIXELS:
-            raise HspanError(
-                where,
-                f"claims {image.width}x{image.height} pixels, more than the {MAX_PIXELS / 1e6:.0f} million "
-                "accepted",
-                "cut it into smaller pictures",
-            )
+        require_accepted(image.height, image.width, where)
         metadata = metadata_from_vips(image)
         if name == "TIFF":  # libvips reads no EXIF there
             metadata = dataclasses.replace(metadata, exif=upright_exif_of_block(data, of_tiff=True))
@@ -156,3 +150,12 @@ def vips(where: object = "16-bit colour") -> Any:
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger("pyvips").setLevel(logging.ERROR)
     return pyvips
+
+
+def has_vips() -> bool:
+    """Whether pyvips can be used here."""
+    try:
+        vips()
+    except HspanError:
+        return False
+    return True

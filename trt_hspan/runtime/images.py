@@ -34,6 +34,8 @@ WRITE_FORMATS: Final[dict[str, tuple[str, dict[str, object]]]] = {
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
 }
+# Pixels that a side may have in libjpeg and in libwebp.
+_LONGEST_SIDES: Final = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 READ_SUFFIXES: Final = (*WRITE_FORMATS, ".gif", ".ppm", ".pgm", ".pnm")
 MAX_PIXELS: Final = 1 << 27  # 134 million: more than any camera's picture, less than would fill the memory
 # Pillow's decoders meet damaged files with any of these.
@@ -142,15 +144,22 @@ def opened(source: Path | io.BytesIO, where: object) -> Image.Image:
         raise error_from_os_error(source, error, action="read") from error
     except DAMAGE as error:
         raise damaged(where, error) from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
+    try:
+        require_accepted(image.height, image.width, where)
+    except HspanError:
         image.close()
+        raise
+    return image
+
+
+def require_accepted(height: int, width: int, where: object) -> None:
+    """Raises: HspanError for more than `MAX_PIXELS` pixels, which no picture in memory may have."""
+    if width * height > MAX_PIXELS:
         raise HspanError(
             where,
             f"claims {width}x{height} pixels, more than the {MAX_PIXELS / 1e6:.0f} million accepted",
             "cut it into smaller pictures",
         )
-    return image
 
 
 def damaged(where: object, error: BaseException) -> HspanError:
@@ -191,6 +200,22 @@ def require_writable_suffix(path: str | os.PathLike[str]) -> None:
     if target.suffix.lower() not in WRITE_FORMATS:
         raise UsageError(
             target, f"cannot tell the format from {target.suffix!r}", f"end it in {', '.join(WRITE_FORMATS)}"
+        )
+
+
+def require_sides(path: str | os.PathLike[str], height: int, width: int) -> None:
+    """Checks, before any work, that the format can hold a picture with such sides.
+
+    Raises:
+        HspanError: a side is longer than JPEG's 65500 or WebP's 16383 pixels.
+    """
+    suffix = Path(path).suffix.lower()
+    most = _LONGEST_SIDES.get(suffix)
+    if most is not None and max(height, width) > most:
+        raise HspanError(
+            path,
+            f"{suffix} cannot hold {width}x{height} pixels, its sides have at most {most}",
+            "name a .png or .tif file",
         )
 
 

@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.images import require_writable_suffix
+from trt_hspan.runtime.deep_pictures import has_vips
+from trt_hspan.runtime.images import require_sides, require_writable_suffix, size_from_image_file
+from trt_hspan.runtime.picture_rows import size_for_streaming
 from trt_hspan.runtime.pictures import Picture, read_picture, rgb_on_white, write_picture
 from trt_hspan.runtime.pixels import PixelFormat
 from trt_hspan.runtime.runner import Runner
-from trt_hspan.runtime.streaming import STREAM_PIXELS, size_for_streaming, upscale_stream
+from trt_hspan.runtime.streaming import STREAM_PIXELS, require_streamed_suffix, upscale_stream
 from trt_hspan.runtime.tile_effect import TileEffect, tile_effect
 from trt_hspan.runtime.tiling import TilePlan
 from trt_hspan.runtime.upscaling import DEFAULT_OPTIONS, OnTile, UpscaleOptions, Upscaler
@@ -83,7 +85,7 @@ def upscale_picture_file(
 ) -> Upscaled:
     """Reads a picture, puts it through the network, and writes the result, whole or not at all.
 
-    A result of more than `streaming.STREAM_PIXELS` pixels is streamed where its formats allow it.
+    A result of more than `streaming.STREAM_PIXELS` pixels is streamed where pyvips is installed.
 
     Args:
         upscaler: with an active runner.
@@ -95,13 +97,17 @@ def upscale_picture_file(
     Raises:
         UsageError: the target's suffix is not a picture's, or the options do not suit the picture.
         HspanError: the picture cannot be read, does not fit the network or the memory; the output holds NaN;
-            the result cannot be written.
+            the result cannot be written, or is too large for its format.
     """
     source, target = Path(source), Path(target)
     require_writable_suffix(target)
-    size = size_for_streaming(source, target.suffix) if source.is_file() else None
-    if size is not None and size[0] * size[1] * upscaler.scale**2 > STREAM_PIXELS:
-        return _streamed(upscaler, source, target, writing, on_tile)
+    height, width = size_for_streaming(source) or size_from_image_file(source)
+    height, width = height * upscaler.scale, width * upscaler.scale
+    require_sides(target, height, width)
+    if height * width > STREAM_PIXELS:
+        require_streamed_suffix(target, height, width)
+        if has_vips():
+            return _streamed(upscaler, source, target, writing, on_tile)
     picture = read_picture(source)
     started = time.perf_counter()
     result = upscale_picture(upscaler, picture, on_tile=on_tile, what=source)

@@ -26,9 +26,11 @@ from trt_hspan.runtime.images import (
     Uint8Array,
     damaged,
     opened,
+    require_accepted,
     require_writable_suffix,
 )
 from trt_hspan.runtime.pixels import PixelFormat
+from trt_hspan.runtime.pnm import pixels_from_pnm, pnm_header
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -111,6 +113,10 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
     if is_deep(data):
         pixels, metadata, name = decode_deep(data, where)
         return Picture(pixels=pixels, metadata=metadata, format=name)
+    header = pnm_header(data)
+    if header is not None and header.dtype is np.uint16:  # Pillow keeps 8 bits of them
+        require_accepted(header.height, header.width, where)
+        return Picture(pixels=pixels_from_pnm(data, header, where), format="PPM")
     with opened(io.BytesIO(data), where) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd tags; what matters is raised
         try:

@@ -1,11 +1,8 @@
-"""Pictures that never lie in memory whole: rows in, rows out, by libvips. Owns the two ends of the stream.
+"""Pictures that never lie in memory whole: rows in, rows out. Owns the writing end; `picture_rows` has the reading one.
 
-libvips decodes and encodes every format strip by strip, with profile and metadata; Pillow holds whole pictures,
-and tifffile knows one format. Finished strips travel through a pipe, as a PNG without compression, to the
-thread in which libvips writes the file. WebP stays out: its library holds whole pictures, of at most 16383 pixels a
-side. (Two kinds of file cannot be read in order and cost disk or memory by their
-nature: interlaced and progressive ones, and pictures that lie on their side; libvips unpacks those into a
-temporary file.)
+libvips encodes PNG, JPEG and TIFF strip by strip, with profile and metadata; Pillow holds whole pictures, and tifffile
+knows one format. Finished strips travel through a pipe, as a PNG without compression, to the thread in which libvips
+writes the file. WebP and BMP stay out: they are encoded whole.
 """
 
 from __future__ import annotations
@@ -25,10 +22,10 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.files import atomic_path
-from trt_hspan.runtime.deep_pictures import metadata_from_vips, vips, with_metadata
-from trt_hspan.runtime.images import damaged
-from trt_hspan.runtime.memory import array_of_own_pages
-from trt_hspan.runtime.pictures import Metadata
+from trt_hspan.runtime.deep_pictures import vips, with_metadata
+from trt_hspan.runtime.images import size_from_image_file
+from trt_hspan.runtime.picture_rows import PictureRows, RowsOfPicture, rows_of_file, size_for_streaming
+from trt_hspan.runtime.pictures import Metadata, read_picture
 from trt_hspan.runtime.pixels import PixelFormat
 from trt_hspan.runtime.tiling import TilePlan
 from trt_hspan.runtime.upscaling import OnTile, Upscaler
@@ -38,52 +35,12 @@ STREAM_PIXELS: Final = 1 << 26
 # Bytes of a strip of finished pixels; tiles of very wide pictures are made less high to keep to it.
 _STRIP_BYTES: Final = 96 << 20
 _LEAST_ROWS: Final = 32
-_STREAMED_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_LOADERS: Final = (
-    (b"\x89PNG\r\n\x1a\n", "pngload"),
-    (b"\xff\xd8\xff", "jpegload"),
-    (b"II*\0", "tiffload"),
-    (b"MM\0*", "tiffload"),
-    (b"II+\0", "tiffload"),
-    (b"MM\0+", "tiffload"),
-)
+STREAMED_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's, by channels
 _CHUNK_BYTES: Final = 4 << 20
 # libvips's number of threads before the first stream began, then a 1 for each stream.
 _THREADS_BEFORE: Final[list[int]] = []
 _THREADS_LOCK: Final = threading.Lock()
-
-
-def size_for_streaming(path: Path, suffix: str) -> tuple[int, int] | None:
-    """(height, width) of a picture that could be streamed into a file of this suffix; None where it could not.
-
-    It could not when its format or the suffix is none of PNG, JPEG and TIFF, when it is damaged, or when
-    pyvips is not installed.
-    """
-    if suffix.lower() not in _STREAMED_SUFFIXES:
-        return None
-    try:
-        image = _opened(path)
-        turned = image.get("orientation") >= 5 if "orientation" in image.get_fields() else False
-    except HspanError:
-        return None
-    return (image.width, image.height) if turned else (image.height, image.width)
-
-
-def _opened(path: Path, access: str = "sequential") -> Any:
-    library = vips(path)
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(8)
-        loader = next((name for magic, name in _LOADERS if start.startswith(magic)), None)
-        if loader is None:
-            raise HspanError(path, "not a picture that can be streamed", "give PNG, JPEG or TIFF")
-        options = {"unlimited": True} if loader in ("pngload", "jpegload", "tiffload") else {}
-        return getattr(library.Image, loader)(str(path), access=access, fail_on="truncated", **options)
-    except OSError as error:
-        raise damaged(path, error) from error
-    except library.Error as error:
-        raise damaged(path, error) from error
 
 
 @contextmanager
@@ -103,84 +60,6 @@ def _one_thread_of_libvips(where: object) -> Iterator[None]:
             _THREADS_BEFORE.pop()
             if len(_THREADS_BEFORE) == 1:  # no other stream is left
                 library.concurrency_set(_THREADS_BEFORE.pop())
-
-
-class PictureRows:
-    """The rows of a picture file, upright, grey or sRGB, with alpha where it has it, 8 or 16 bits.
-
-    Attributes:
-        height, width: in pixels.
-        pixels: their format.
-        metadata: what the file says beside them.
-    """
-
-    def __init__(self, path: Path) -> None:
-        library = vips(path)
-        self._path, self._library = path, library
-        image = _opened(path)
-        self.metadata: Metadata = metadata_from_vips(image)
-        try:
-            if "orientation" in image.get_fields() and image.get("orientation") > 1:
-                image = _opened(path, "random").autorot()
-            image = self._plain(image)
-            self._region = library.Region.new(image)
-        except library.Error as error:
-            raise damaged(path, error) from error
-        self.height, self.width = int(image.height), int(image.width)
-        dtype: type[np.uint8] | type[np.uint16] = np.uint16 if image.format == "ushort" else np.uint8
-        self.pixels = PixelFormat(channels=image.bands, dtype=dtype, where=path)
-        self._rows_at_a_time = max(1, _CHUNK_BYTES // (self.width * image.bands * np.dtype(dtype).itemsize))
-        self._top = self._count = 0  # the rows that are held, in the first rows of the buffer
-        self._buffer = array_of_own_pages((0, self.width, image.bands), dtype)
-
-    def _plain(self, image: Any) -> Any:
-        if image.format not in ("uchar", "ushort") or image.bands > 5:
-            raise HspanError(
-                self._path,
-                f"{image.bands} channels of type {image.format} have no plain way to RGB",
-                "convert it to an RGB picture",
-            )
-        deep = image.format == "ushort"
-        if image.interpretation == "cmyk":
-            self.metadata = Metadata(
-                exif=self.metadata.exif,
-                xmp=self.metadata.xmp,
-                text=self.metadata.text,
-                dpi=self.metadata.dpi,
-            )
-            if "icc-profile-data" in image.get_fields():
-                return image.icc_transform("srgb", embedded=True, depth=16 if deep else 8)
-            return image.colourspace("rgb16" if deep else "srgb")
-        if image.interpretation not in ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband"):
-            return image.colourspace("rgb16" if deep else "srgb")
-        if image.bands > 4:
-            raise HspanError(self._path, f"{image.bands} channels are no picture", "convert it to RGB")
-        return image
-
-    def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
-        """Rows top to bottom; `top` never goes back. (bottom - top, W, C), a view that the next call ends.
-
-        Raises:
-            HspanError: the file is damaged or truncated there.
-        """
-        kept = self._buffer[max(0, top - self._top) : self._count]
-        if bottom - top > len(self._buffer):
-            larger = array_of_own_pages((bottom - top, *self._buffer.shape[1:]), self.pixels.dtype)
-            larger[: len(kept)] = kept
-            self._buffer = larger
-        else:
-            self._buffer[: len(kept)] = kept
-        self._top, self._count = top, len(kept)
-        while self._count < bottom - top:
-            count = min(self._rows_at_a_time, bottom - top - self._count)
-            try:
-                data = self._region.fetch(0, top + self._count, self.width, count)
-            except self._library.Error as error:
-                raise damaged(self._path, error) from error
-            fresh = np.frombuffer(data, self.pixels.dtype).reshape(count, *self._buffer.shape[1:])
-            self._buffer[self._count : self._count + count] = fresh
-            self._count += count
-        return self._buffer[: bottom - top]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,13 +194,13 @@ def upscale_stream(
     quality: int | None = None,
     on_tile: OnTile | None = None,
 ) -> TilePlan:
-    """Up-scales a picture file of any size; neither it nor the result is ever whole in memory.
+    """Up-scales a picture file; the result is never whole in memory, and the picture is not if its rows can be read.
 
     When memory runs out, it begins again with smaller tiles.
 
     Args:
         upscaler: with an active runner.
-        source: PNG, JPEG or TIFF.
+        source: PNG, JPEG, TIFF or binary PPM, of any size; another picture is decoded whole.
         target: ends in .png, .jpg, .jpeg, .tif or .tiff.
         quality: as `encode_image` takes it.
         on_tile: told after each tile.
@@ -330,8 +209,9 @@ def upscale_stream(
         The tiles that the picture was cut into.
 
     Raises:
-        HspanError: as `read_picture`, `write_picture` and `Upscaler.strips`; self-ensemble by the official
-            protocol turns whole pictures and cannot stream.
+        HspanError: as `read_picture`, `write_picture` and `Upscaler.strips`; a picture of more than `STREAM_PIXELS`
+            pixels that would be decoded whole; self-ensemble by the official protocol turns whole pictures and
+            cannot stream.
     """
     if upscaler.options.self_ensemble and upscaler.options.protocol == "official":
         raise HspanError(
@@ -340,31 +220,54 @@ def upscale_stream(
             "leave out --protocol official or --self-ensemble",
         )
     with _one_thread_of_libvips(source):
-        return _upscale_stream(upscaler, source, target, quality, on_tile)
+        while True:
+            rows = _rows(source)
+            kind, scale = rows.pixels, upscaler.scale
+            row_bytes = rows.width * kind.channels * np.dtype(kind.dtype).itemsize * scale**2
+            highest = max(_LEAST_ROWS, _STRIP_BYTES // row_bytes)
+            strips = upscaler.strips(
+                rows, rows.height, rows.width, kind, on_tile=on_tile, what=source, highest=highest
+            )
+            written = StripTarget(
+                path=target,
+                height=rows.height * scale,
+                width=rows.width * scale,
+                pixels=kind,
+                metadata=rows.metadata,
+                quality=quality,
+            )
+            try:
+                write_strips(written, strips)
+            except OutOfMemoryError as error:
+                upscaler.shrink(rows.height, rows.width, error, highest=highest)
+            else:
+                return upscaler.plan(rows.height, rows.width, highest=highest)
 
 
-def _upscale_stream(
-    upscaler: Upscaler, source: Path, target: Path, quality: int | None, on_tile: OnTile | None
-) -> TilePlan:
-    while True:
-        rows = PictureRows(source)
-        kind, scale = rows.pixels, upscaler.scale
-        row_bytes = rows.width * kind.channels * np.dtype(kind.dtype).itemsize * scale**2
-        highest = max(_LEAST_ROWS, _STRIP_BYTES // row_bytes)
-        strips = upscaler.strips(
-            rows, rows.height, rows.width, kind, on_tile=on_tile, what=source, highest=highest
+def require_streamed_suffix(target: Path, height: int, width: int) -> None:
+    """Checks that a result of this size can be written strip by strip.
+
+    Raises:
+        HspanError: the suffix is that of a format that is encoded whole.
+    """
+    if target.suffix.lower() not in STREAMED_SUFFIXES:
+        raise HspanError(
+            target,
+            f"{width}x{height} pixels are too many for {target.suffix}, which is encoded whole in memory (at most "
+            f"{STREAM_PIXELS / 1e6:.0f} million)",
+            "name a .png, .tif or .jpg file, which are written strip by strip",
         )
-        written = StripTarget(
-            path=target,
-            height=rows.height * scale,
-            width=rows.width * scale,
-            pixels=kind,
-            metadata=rows.metadata,
-            quality=quality,
+
+
+def _rows(source: Path) -> PictureRows:
+    if size_for_streaming(source) is not None:
+        return rows_of_file(source)
+    height, width = size_from_image_file(source)
+    if height * width > STREAM_PIXELS:
+        raise HspanError(
+            source,
+            f"{width}x{height} pixels are too many for its format, which is decoded whole in memory (at most "
+            f"{STREAM_PIXELS / 1e6:.0f} million)",
+            "convert it to PNG, TIFF or JPEG, which are read strip by strip",
         )
-        try:
-            write_strips(written, strips)
-        except OutOfMemoryError as error:
-            upscaler.shrink(rows.height, rows.width, error, highest=highest)
-        else:
-            return upscaler.plan(rows.height, rows.width, highest=highest)
+    return RowsOfPicture(read_picture(source), source)

@@ -1,0 +1,185 @@
+"""The rows of pictures that need not lie in memory whole. Owns the reading end of a stream; `streaming` is the other.
+
+libvips reads PNG, JPEG and TIFF row by row; the rows of a binary PPM lie in the file as they are. WebP, GIF and BMP
+are decoded whole by Pillow, and a picture in memory has rows too. (Two kinds of file cannot be read in order and cost
+disk or memory by their nature: interlaced and progressive ones, and pictures that lie on their side; libvips unpacks
+those into a temporary file.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError
+from trt_hspan.runtime.deep_pictures import metadata_from_vips, vips
+from trt_hspan.runtime.images import damaged
+from trt_hspan.runtime.memory import array_of_own_pages
+from trt_hspan.runtime.pictures import Metadata, Picture
+from trt_hspan.runtime.pixels import PixelFormat
+from trt_hspan.runtime.pnm import PnmHeader, PnmRows, pnm_header_of_file
+
+_CHUNK_BYTES: Final = 4 << 20
+_LOADERS: Final = (
+    (b"\x89PNG\r\n\x1a\n", "pngload"),
+    (b"\xff\xd8\xff", "jpegload"),
+    (b"II*\0", "tiffload"),
+    (b"MM\0*", "tiffload"),
+    (b"II+\0", "tiffload"),
+    (b"MM\0+", "tiffload"),
+)
+
+
+class PictureRows(Protocol):
+    """The rows of a picture, upright, grey or sRGB, with alpha where it has it, 8 or 16 bits.
+
+    Attributes:
+        height, width: in pixels.
+        pixels: their format.
+        metadata: what the file says beside them.
+    """
+
+    height: int
+    width: int
+    pixels: PixelFormat
+    metadata: Metadata
+
+    def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
+        """Rows top to bottom; `top` never goes back. (bottom - top, W, C), a view that the next call may end.
+
+        Raises:
+            HspanError: the file is damaged or truncated there.
+        """
+
+
+def size_for_streaming(path: Path) -> tuple[int, int] | None:
+    """(height, width) of a picture whose rows can be read one after the other; None where they cannot.
+
+    They cannot when it is no PNG, JPEG, TIFF or binary PPM, when it is damaged, or when pyvips is not installed.
+    """
+    try:
+        header = pnm_header_of_file(path)
+        if header is not None:
+            return header.height, header.width
+        image = _opened(path)
+        turned = image.get("orientation") >= 5 if "orientation" in image.get_fields() else False
+    except HspanError:
+        return None
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def rows_of_file(path: Path) -> PictureRows:
+    """The rows of a file that `size_for_streaming` knows.
+
+    Raises:
+        HspanError: damaged, truncated, of another format or of a colour space without a plain way to RGB.
+    """
+    header = pnm_header_of_file(path)
+    return _VipsRows(path) if header is None else _PnmPictureRows(path, header)
+
+
+class RowsOfPicture:
+    """The rows of a picture that is in memory."""
+
+    def __init__(self, picture: Picture, where: object) -> None:
+        self.height, self.width = picture.pixels.shape[:2]
+        self.pixels = PixelFormat.of(picture.pixels, where=where)
+        self.metadata = picture.metadata
+        self._picture = picture.pixels
+
+    def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
+        return self._picture[top:bottom]
+
+
+class _PnmPictureRows(PnmRows):
+    def __init__(self, path: Path, header: PnmHeader) -> None:
+        super().__init__(path, header)
+        self.height, self.width = header.height, header.width
+        self.pixels = PixelFormat(channels=header.channels, dtype=header.dtype, where=path)
+        self.metadata = Metadata()
+
+
+def _opened(path: Path, access: str = "sequential") -> Any:
+    library = vips(path)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(8)
+        loader = next((name for magic, name in _LOADERS if start.startswith(magic)), None)
+        if loader is None:
+            raise HspanError(path, "not a picture that can be streamed", "give PNG, JPEG, TIFF or PPM")
+        options = {"unlimited": True} if loader in ("pngload", "jpegload", "tiffload") else {}
+        return getattr(library.Image, loader)(str(path), access=access, fail_on="truncated", **options)
+    except OSError as error:
+        raise damaged(path, error) from error
+    except library.Error as error:
+        raise damaged(path, error) from error
+
+
+class _VipsRows:
+    """The rows of a PNG, JPEG or TIFF."""
+
+    def __init__(self, path: Path) -> None:
+        library = vips(path)
+        self._path, self._library = path, library
+        image = _opened(path)
+        self.metadata: Metadata = metadata_from_vips(image)
+        try:
+            if "orientation" in image.get_fields() and image.get("orientation") > 1:
+                image = _opened(path, "random").autorot()
+            image = self._plain(image)
+            self._region = library.Region.new(image)
+        except library.Error as error:
+            raise damaged(path, error) from error
+        self.height, self.width = int(image.height), int(image.width)
+        dtype: type[np.uint8] | type[np.uint16] = np.uint16 if image.format == "ushort" else np.uint8
+        self.pixels = PixelFormat(channels=image.bands, dtype=dtype, where=path)
+        self._rows_at_a_time = max(1, _CHUNK_BYTES // (self.width * image.bands * np.dtype(dtype).itemsize))
+        self._top = self._count = 0  # the rows that are held, in the first rows of the buffer
+        self._buffer = array_of_own_pages((0, self.width, image.bands), dtype)
+
+    def _plain(self, image: Any) -> Any:
+        if image.format not in ("uchar", "ushort") or image.bands > 5:
+            raise HspanError(
+                self._path,
+                f"{image.bands} channels of type {image.format} have no plain way to RGB",
+                "convert it to an RGB picture",
+            )
+        deep = image.format == "ushort"
+        if image.interpretation == "cmyk":
+            self.metadata = Metadata(
+                exif=self.metadata.exif,
+                xmp=self.metadata.xmp,
+                text=self.metadata.text,
+                dpi=self.metadata.dpi,
+            )
+            if "icc-profile-data" in image.get_fields():
+                return image.icc_transform("srgb", embedded=True, depth=16 if deep else 8)
+            return image.colourspace("rgb16" if deep else "srgb")
+        if image.interpretation not in ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband"):
+            return image.colourspace("rgb16" if deep else "srgb")
+        if image.bands > 4:
+            raise HspanError(self._path, f"{image.bands} channels are no picture", "convert it to RGB")
+        return image
+
+    def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
+        kept = self._buffer[max(0, top - self._top) : self._count]
+        if bottom - top > len(self._buffer):
+            larger = array_of_own_pages((bottom - top, *self._buffer.shape[1:]), self.pixels.dtype)
+            larger[: len(kept)] = kept
+            self._buffer = larger
+        else:
+            self._buffer[: len(kept)] = kept
+        self._top, self._count = top, len(kept)
+        while self._count < bottom - top:
+            count = min(self._rows_at_a_time, bottom - top - self._count)
+            try:
+                data = self._region.fetch(0, top + self._count, self.width, count)
+            except self._library.Error as error:
+                raise damaged(self._path, error) from error
+            fresh = np.frombuffer(data, self.pixels.dtype).reshape(count, *self._buffer.shape[1:])
+            self._buffer[self._count : self._count + count] = fresh
+            self._count += count
+        return self._buffer[: bottom - top]
