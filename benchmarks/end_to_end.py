@@ -3,9 +3,10 @@
 
 The peer is the same network in PyTorch with the attention of the official code: a dense score matrix and
 `entmax.sparsemax(k=128)`. All forms have the same seeded random weights (preset hspan-x4) and see the same crop of
-a photograph. Every measurement is a process of its own: time is the best of the runs that a few seconds allow, memory
-the rise of resident memory during the first run, above the loaded network; PSNR is against the peer's result, or
-against this package's in PyTorch where the peer does not fit in memory.
+a photograph. INT8 is calibrated on the built-in pictures (`minmax`, nearest rounding) and runs in integer kernels where
+`graph.integer_cpu` has them. Every measurement is a process of its own: time is the best of the runs that a few
+seconds allow, memory the rise of resident memory during the first run, above the loaded network; PSNR is against the
+peer's result, or against this package's in PyTorch where the peer does not fit in memory.
 
     python benchmarks/end_to_end.py [--json] [--threads 2] [--sizes 48 96 192]
 """
@@ -34,7 +35,9 @@ FORMS: Final = {
     "torch": "this package, PyTorch",
     "torch-bf16": "this package, PyTorch BF16",
     "onnxruntime": "this package, ONNX Runtime",
+    "onnxruntime-int8": "this package, ONNX Runtime INT8",
 }
+MODELS: Final = {"onnxruntime": "network.onnx", "onnxruntime-int8": "network_int8.onnx"}
 # L x L float32 matrices of the dense form; measured at 96x96: 4.2 of them in memory at a time.
 EAGER_SCORE_MATRICES: Final = 5
 # A run that takes longer is not repeated.
@@ -72,10 +75,10 @@ def measure(form: str, side: int, threads: int, folder: str) -> dict[str, Any]:
     from trt_hspan.runtime.runner import Runner
 
     runner: Runner
-    if form == "onnxruntime":
+    if form in MODELS:
         from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
-        runner = OnnxRuntimeRunner(Path(folder) / "network.onnx", threads=threads)
+        runner = OnnxRuntimeRunner(Path(folder) / MODELS[form], threads=threads)
     else:
         import trt_hspan.model.hspan as network
         from trt_hspan.runtime.torch_runner import TorchRunner
@@ -109,6 +112,25 @@ def measure(form: str, side: int, threads: int, folder: str) -> dict[str, Any]:
     return report
 
 
+def write_int8(path: Path) -> None:
+    """The network quantised to INT8, with integer kernels where they fit."""
+    from trt_hspan.graph import save_onnx
+    from trt_hspan.graph.integer_cpu import model_with_integer_kernels
+    from trt_hspan.quantization.pipeline import QuantizationRequest, quantize
+    from trt_hspan.quantization.source import source_from_path
+    from trt_hspan.quantization.tiles import TilePlan
+
+    request = QuantizationRequest(
+        precision="int8",
+        calibration="builtin",
+        method="minmax",
+        rounding="nearest",
+        tiles=TilePlan(count=4, side=48),
+    )
+    model, _ = model_with_integer_kernels(quantize(source_from_path(PRESET, base="fp32"), request).model)
+    save_onnx(model, path)
+
+
 def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
     from trt_hspan.cli.output import progress
     from trt_hspan.export import export_onnx
@@ -119,7 +141,9 @@ def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
         tempfile.TemporaryDirectory(prefix="hspan-") as folder,
         progress("measuring", total=len(sides) * len(FORMS)) as bar,
     ):
-        export_onnx(PRESET, Path(folder) / "network.onnx")
+        export_onnx(PRESET, Path(folder) / MODELS["onnxruntime"])
+        bar.update(bar.task_ids[0], description="quantising")
+        write_int8(Path(folder) / MODELS["onnxruntime-int8"])
         for side in sides:
             for form in FORMS:
                 bar.update(bar.task_ids[0], description=f"{FORMS[form]}, {side}x{side}")
