@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
@@ -210,3 +212,29 @@ def test_a_plot_without_matplotlib_is_told_at_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(plot.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(HspanError, match=r"matplotlib: is not installed; pip install 'trt-hspan\[plot\]'"):
         plot.require_plot(Path("a.png"))
+
+
+def test_times_within_one_power_of_ten_have_labels(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    report = run_bench(BenchSpec(sources=(str(network),), sizes=(SMALL,), seconds=BRIEF, threads=1))
+    latency = dataclasses.replace(
+        report.measurements[0].latency, p50_ms=22.0, p90_ms=60.0, p95_ms=70.0, p99_ms=80.0
+    )
+    within = dataclasses.replace(report.measurements[0], latency=latency)
+    labels: list[str] = []
+
+    def noted(figure: Figure, *_: object) -> None:
+        axes = figure.axes[0]
+        low, high = axes.get_ylim()
+        assert low > 10
+        assert high < 100
+        ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+        labels.extend(axes.yaxis.get_major_formatter().format_ticks(ticks))
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    monkeypatch.setattr(plot, "atomic_path", contextlib.nullcontext)
+    plot.write_plot(dataclasses.replace(report, measurements=(within,)), tmp_path / "a.png")
+    assert len([label for label in labels if label]) >= 2

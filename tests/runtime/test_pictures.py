@@ -233,3 +233,10 @@ def test_16_bits_go_through_the_network_with_16_bits(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png", ramp)
     upscale_file(NearestRunner(scale=2), tmp_path / "a.png", tmp_path / "b.tif")
     np.testing.assert_array_equal(read_picture(tmp_path / "b.tif").pixels, ramp.repeat(2, 0).repeat(2, 1))
+
+
+def test_a_file_that_opens_and_cannot_be_read_is_one_line() -> None:
+    # The first page of a process's memory is not mapped: reading fails for root too.
+    with pytest.raises(HspanError, match=r"^/proc/self/mem: cannot read") as caught:
+        read_picture(Path("/proc/self/mem"))
+    assert "\n" not in str(caught.value)
