@@ -19,6 +19,7 @@ from trt_hspan.evaluation.metrics import psnr_y, ssim_y
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.images import write_image
+from trt_hspan.runtime.runner import RunnerPrecision
 from trt_hspan.runtime.tile_size import TileChoice
 from trt_hspan.runtime.upscaling import UpscaleOptions
 
@@ -51,6 +52,21 @@ def test_known_offset_gives_its_known_figures(samples: list[Sample]) -> None:
     assert report.total.mean_abs_error == pytest.approx(2**-10, abs=2**-24)
     assert report.passed
     assert not validate(NearestRunner(offset=2**-10), NearestRunner(), samples, min_psnr_db=60.3).passed
+
+
+@pytest.mark.parametrize(
+    ("precision", "bar"), [("fp32", 50), ("fp16", 50), ("bf16", 50), ("int8", 40), ("fp8", 40)]
+)
+def test_eight_bit_networks_are_held_to_40_db_and_others_to_50(
+    samples: list[Sample], precision: RunnerPrecision, bar: int
+) -> None:
+    offset = 10 ** (-bar / 20)
+    above = NearestRunner(offset=offset * 0.99, precision=precision)
+    below = NearestRunner(offset=offset * 1.01, precision=precision)
+    first, second = validate_all([above, below], NearestRunner(), samples)
+    assert (first.passed, second.passed) == (True, False)
+    assert first.min_psnr_db == second.min_psnr_db == bar
+    assert validate(below, NearestRunner(), samples, min_psnr_db=bar - 1).passed
 
 
 def test_quality_follows_the_official_protocol_for_each_side(samples: list[Sample]) -> None:

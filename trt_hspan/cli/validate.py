@@ -44,8 +44,13 @@ def validate(
         ),
     ] = None,
     min_psnr: Annotated[
-        float, typer.Option(metavar="DB", help="The bar for the worst picture, in dB against PyTorch.")
-    ] = 50.0,
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="The bar for the worst picture, in dB against PyTorch.",
+            show_default="50, and 40 for INT8 and FP8",
+        ),
+    ] = None,
     budget_db: Annotated[
         float | None,
         typer.Option(
@@ -165,11 +170,11 @@ def validate(
 
 
 def _check_options(
-    engines: list[Path], min_psnr: float, budget_db: float | None, precision: str | None
+    engines: list[Path], min_psnr: float | None, budget_db: float | None, precision: str | None
 ) -> None:
     if not engines and precision is None:
         raise UsageError("ENGINE_OR_ONNX", "nothing to compare", "name a .plan or an .onnx file")
-    if not math.isfinite(min_psnr):
+    if min_psnr is not None and not math.isfinite(min_psnr):
         raise UsageError("--min-psnr", f"got {min_psnr}, expected a number of decibels")
     if budget_db is not None and not (math.isfinite(budget_db) and budget_db >= 0):
         raise UsageError("--budget-db", f"got {budget_db}, expected decibels, 0 or more")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.evaluation.metrics import Agreement, agreement
+from trt_hspan.evaluation.metrics import Agreement, agreement, default_bar_db
 from trt_hspan.files import atomic_path, error_from_os_error
 from trt_hspan.runtime.images import read_image, tensor_from_image
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
@@ -245,7 +245,7 @@ def compared_with_reference(
     runner: Runner,
     reference: StoredReference,
     *,
-    min_psnr_db: float = 50.0,
+    min_psnr_db: float | None = None,
     on_picture: Callable[[str], None] = lambda _: None,
 ) -> ReferenceReport:
     """Runs the network on the reference's pictures, each as a whole, and compares raw outputs.
@@ -253,7 +253,7 @@ def compared_with_reference(
     Args:
         runner: not active yet.
         reference: of the same network.
-        min_psnr_db: the bar for the worst picture.
+        min_psnr_db: the bar for the worst picture; None is `default_bar_db` of the network's precision.
         on_picture: told after each.
 
     Raises:
@@ -262,6 +262,7 @@ def compared_with_reference(
     for picture in reference.pictures:
         height, width = picture.picture.shape[:2]
         runner.require_shape((1, CHANNELS, height, width), f"the reference's picture {picture.name}")
+    bar_db = default_bar_db(runner.precision) if min_psnr_db is None else min_psnr_db
     found = {}
     with runner:
         for picture in reference.pictures:
@@ -274,8 +275,8 @@ def compared_with_reference(
         emulated=runner.emulated,
         why_emulated=runner.why_emulated,
         agreements=found,
-        min_psnr_db=min_psnr_db,
-        passed=all(one.psnr_db >= min_psnr_db for one in found.values()),  # NaN reaches no bar
+        min_psnr_db=bar_db,
+        passed=all(one.psnr_db >= bar_db for one in found.values()),  # NaN reaches no bar
     )
 
 

@@ -19,7 +19,14 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.datasets import Sample
-from trt_hspan.evaluation.metrics import Agreement, agreement, psnr_y, require_measurable, ssim_y
+from trt_hspan.evaluation.metrics import (
+    Agreement,
+    agreement,
+    default_bar_db,
+    psnr_y,
+    require_measurable,
+    ssim_y,
+)
 from trt_hspan.evaluation.polygraphy_adapter import run_and_compare
 from trt_hspan.runtime.images import image_from_tensor, tensor_from_image
 from trt_hspan.runtime.runner import Float32Array, Runner
@@ -152,7 +159,7 @@ def validate(
     reference: Runner,
     samples: Sequence[Sample],
     *,
-    min_psnr_db: float = 50.0,
+    min_psnr_db: float | None = None,
     budget_db: float | None = None,
     options: UpscaleOptions = DEFAULT_OPTIONS,
     on_picture: Callable[[PictureReport], None] | None = None,
@@ -180,7 +187,7 @@ def validate_all(
     reference: Runner,
     samples: Sequence[Sample],
     *,
-    min_psnr_db: float = 50.0,
+    min_psnr_db: float | None = None,
     budget_db: float | None = None,
     options: UpscaleOptions = DEFAULT_OPTIONS,
     on_outputs: Callable[[Outputs], None] | None = None,
@@ -191,7 +198,7 @@ def validate_all(
         candidates: engines, or ONNX files under ONNX Runtime.
         reference: the network in PyTorch.
         samples: at least one picture, made for the networks' scale.
-        min_psnr_db: the bar for the worst picture; 50 dB is a mean error of a third of an 8-bit grey level.
+        min_psnr_db: the bar for the worst picture; None is `default_bar_db` of each candidate's precision.
         budget_db: the most PSNR-Y against ground truth that a candidate may lose, as a mean over the pictures.
         options: tiles; all networks see the same ones, the smallest that one of them wants.
         on_outputs: called after each picture, for progress and reports.
@@ -225,7 +232,7 @@ def validate_all(
         for runner in runners:
             stack.enter_context(runner)
         for sample, plan in zip(samples, plans, strict=True):
-            outputs = _compared(sample, candidates, reference, min_psnr_db, plan)
+            outputs = _compared(sample, candidates, reference, plan)
             for pictures, report in zip(found, outputs.reports, strict=True):
                 pictures.append(report)
             if on_outputs is not None:
@@ -242,10 +249,11 @@ def _report(
     pictures: Sequence[PictureReport],
     *,
     scale: int,
-    min_psnr_db: float,
+    min_psnr_db: float | None,
     budget_db: float | None,
 ) -> ValidationReport:
     total = _summary(pictures)
+    bar_db = default_bar_db(candidate.precision) if min_psnr_db is None else min_psnr_db
     within_budget = budget_db is None or (
         total.psnr_y_loss_db is not None and total.psnr_y_loss_db <= budget_db
     )
@@ -259,9 +267,9 @@ def _report(
         same_source=None
         if candidate.source_sha256 is None
         else candidate.source_sha256 == reference.source_sha256,
-        min_psnr_db=min_psnr_db,
+        min_psnr_db=bar_db,
         budget_db=budget_db,
-        passed=total.worst_psnr_db >= min_psnr_db and within_budget,  # NaN reaches no bar
+        passed=total.worst_psnr_db >= bar_db and within_budget,  # NaN reaches no bar
         total=total,
         pictures=tuple(pictures),
     )
@@ -303,7 +311,6 @@ def _compared(
     sample: Sample,
     candidates: Sequence[Runner],
     reference: Runner,
-    min_psnr_db: float,
     options: UpscaleOptions,
 ) -> Outputs:
     low, truth = sample.load()
@@ -311,7 +318,7 @@ def _compared(
 
     def matches(expected: Float32Array, found: Float32Array) -> bool:
         measured.append(agreement(found, expected))
-        return measured[-1].psnr_db >= min_psnr_db
+        return measured[-1].nan_count == 0
 
     runs = run_and_compare(
         [reference, *candidates],
