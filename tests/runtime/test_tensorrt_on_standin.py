@@ -10,11 +10,12 @@ import pytest
 from cuda_standin.build import standin_environment
 
 ROOT = Path(__file__).parents[2]
-SCENARIOS = ROOT / "tests" / "cuda_standin" / "scenarios.py"
+SCENARIOS = sorted((ROOT / "tests" / "cuda_standin").glob("scenarios_of_*.py"))
 
 
 @pytest.mark.parametrize("deferred", ["0", "1"], ids=["at once", "only when waited for"])
 def test_scenarios_pass_and_leave_nothing_behind(deferred: str) -> None:
+    assert len(SCENARIOS) == 3
     environment = standin_environment(CUSTANDIN_DEFER=deferred, CUSTANDIN_LEAKS="1")
     command = [
         sys.executable,
@@ -26,7 +27,7 @@ def test_scenarios_pass_and_leave_nothing_behind(deferred: str) -> None:
         "no:cacheprovider",
         "-p",
         "no:xdist",
-        str(SCENARIOS),
+        *map(str, SCENARIOS),
     ]
     done = subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
