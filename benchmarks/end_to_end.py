@@ -4,9 +4,9 @@
 The peer is the same network in PyTorch with the attention of the official code: a dense score matrix and
 `entmax.sparsemax(k=128)`. All forms have the same seeded random weights (preset hspan-x4) and see the same crop of
 a photograph. INT8 is calibrated on the built-in pictures (`minmax`, nearest rounding) and runs in integer kernels where
-`graph.integer_cpu` has them. Every measurement is a process of its own: time is the best of the runs that a few
-seconds allow, memory the rise of resident memory during the first run, above the loaded network; PSNR is against the
-peer's result, or against this package's in PyTorch where the peer does not fit in memory.
+they fit, as `--integer-kernels` runs it. Every measurement is a process of its own: time is the best of the runs that a
+few seconds allow, memory the rise of resident memory during the first run, above the loaded network; PSNR is against
+the peer's result, or against this package's in PyTorch where the peer does not fit in memory.
 
     python benchmarks/end_to_end.py [--json] [--threads 2] [--sizes 48 96 192]
 """
@@ -78,7 +78,9 @@ def measure(form: str, side: int, threads: int, folder: str) -> dict[str, Any]:
     if form in MODELS:
         from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
-        runner = OnnxRuntimeRunner(Path(folder) / MODELS[form], threads=threads)
+        runner = OnnxRuntimeRunner(
+            Path(folder) / MODELS[form], threads=threads, integer_kernels=form == "onnxruntime-int8"
+        )
     else:
         import trt_hspan.model.hspan as network
         from trt_hspan.runtime.torch_runner import TorchRunner
@@ -113,9 +115,8 @@ def measure(form: str, side: int, threads: int, folder: str) -> dict[str, Any]:
 
 
 def write_int8(path: Path) -> None:
-    """The network quantised to INT8, with integer kernels where they fit."""
+    """The network quantised to INT8."""
     from trt_hspan.graph import save_onnx
-    from trt_hspan.graph.integer_cpu import model_with_integer_kernels
     from trt_hspan.quantization.pipeline import QuantizationRequest, quantize
     from trt_hspan.quantization.source import source_from_path
     from trt_hspan.quantization.tiles import TilePlan
@@ -127,8 +128,7 @@ def write_int8(path: Path) -> None:
         rounding="nearest",
         tiles=TilePlan(count=4, side=48),
     )
-    model, _ = model_with_integer_kernels(quantize(source_from_path(PRESET, base="fp32"), request).model)
-    save_onnx(model, path)
+    save_onnx(quantize(source_from_path(PRESET, base="fp32"), request).model, path)
 
 
 def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:

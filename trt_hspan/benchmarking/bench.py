@@ -21,6 +21,7 @@ import numpy as np
 from trt_hspan.benchmarking.sampling import Latency, sample_latency
 from trt_hspan.engine.spec import ImageSize
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.runtime.opening import device_from_text, open_runner, require_onnx_for_integer_kernels
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 from trt_hspan.runtime.tile_size import size_ranges
 
@@ -48,10 +49,11 @@ class BenchSpec:
         threads: CPU threads; None leaves it to the backend.
         plugin: the plugin library of engines.
         precisions: of checkpoints, as `TorchRunner` takes them; empty is "fp32".
+        integer_kernels: of ONNX files in INT8, as `OnnxRuntimeRunner` takes it; other sources run as they are.
 
     Raises:
-        UsageError: nothing to measure, a batch or time that makes no sense, a peer without a checkpoint, or precisions
-            where no source is a checkpoint.
+        UsageError: nothing to measure, a batch or time that makes no sense, a peer without a checkpoint, precisions
+            where no source is a checkpoint, or integer kernels where none is an ONNX file.
     """
 
     sources: tuple[str, ...]
@@ -66,6 +68,7 @@ class BenchSpec:
     threads: int | None = None
     plugin: Path | None = None
     precisions: tuple[str, ...] = ()
+    integer_kernels: bool = False
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -82,6 +85,8 @@ class BenchSpec:
             raise UsageError(
                 "--precision", "is for checkpoints; ONNX files and engines hold theirs", "leave it out"
             )
+        if self.integer_kernels:
+            require_onnx_for_integer_kernels(self.sources)
         if self.peer not in (None, "torch"):
             raise UsageError("--peer", f"got {self.peer!r}, expected torch")
         if self.peer is None and self.checkpoint is not None:
@@ -163,6 +168,7 @@ def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: Non
         HspanError, UsageError: a source cannot be opened, a size does not fit it, or a run fails.
     """
     runners = [(source, list(_variants(source, spec))) for source in spec.sources]
+    _require_an_int8_file(spec, [variants[0][0] for _, variants in runners])
     plans = [(source, variants, sizes_for(variants[0][0], spec)) for source, variants in runners]
     _require_same_network(spec, [variants[0][0] for _, variants in runners])
     clocks = {"before": _clocks()}
@@ -201,6 +207,21 @@ def sizes_for(runner: Runner, spec: BenchSpec) -> tuple[ImageSize, ...]:
                 (batch, CHANNELS, size.height, size.width), f"--size {size}, --batch {batch}"
             )
     return sizes
+
+
+def _is_int8_file(source: str, runner: Runner) -> bool:
+    return Path(source).suffix.lower() == ".onnx" and runner.precision == "int8"
+
+
+def _require_an_int8_file(spec: BenchSpec, runners: Iterable[Runner]) -> None:
+    """Integer kernels that no source can have would be an option without effect."""
+    found = (_is_int8_file(source, runner) for source, runner in zip(spec.sources, runners, strict=True))
+    if spec.integer_kernels and not any(found):
+        raise UsageError(
+            "--integer-kernels",
+            f"is for ONNX files in INT8, and none of {', '.join(spec.sources)} is",
+            "see trt-hspan quantize --precision int8",
+        )
 
 
 def _require_same_network(spec: BenchSpec, runners: Iterable[Runner]) -> None:
@@ -247,7 +268,6 @@ def machine_facts() -> dict[str, Any]:
 
 def _variants(source: str, spec: BenchSpec) -> Iterator[tuple[Runner, bool | None]]:
     """The runners of a source: a checkpoint in each precision, an engine on a GPU with and without CUDA graphs."""
-    from trt_hspan.runtime.opening import device_from_text, open_runner
     from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
 
     if _is_checkpoint(source):
@@ -269,6 +289,8 @@ def _variants(source: str, spec: BenchSpec) -> Iterator[tuple[Runner, bool | Non
     if not isinstance(runner, TensorRtRunner):
         if spec.graphs is not None:
             raise _no_graphs(source, runner.label)
+        if spec.integer_kernels and _is_int8_file(source, runner):
+            runner = open_runner(source, device=spec.device, threads=spec.threads, integer_kernels=True)
         yield runner, None
         return
     for graphs in {"on": (True,), "off": (False,)}.get(spec.graphs or "both", (True, False)):

@@ -46,6 +46,13 @@ def bench(
         list[str] | None,
         typer.Option(metavar="fp32|bf16", help="Of checkpoints, repeatable.", show_default="fp32"),
     ] = None,
+    integer_kernels: Annotated[
+        bool,
+        typer.Option(
+            "--integer-kernels",
+            help="INT8 ONNX files with convolutions in ONNX Runtime's integer kernels, not in the exact emulation.",
+        ),
+    ] = False,
     plugin: Annotated[
         Path | None, typer.Option(metavar="LIBRARY", help="The plugin library of engines.")
     ] = None,
@@ -77,6 +84,7 @@ def bench(
         threads=threads,
         plugin=plugin,
         precisions=tuple(dict.fromkeys(precision or ())),
+        integer_kernels=integer_kernels,
     )
     require_plugin_for(plugin, sources)
     if plot is not None:

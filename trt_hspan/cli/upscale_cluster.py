@@ -50,6 +50,7 @@ def run_upscale_on_cluster(request: UpscaleRequest, address: str, workers: int |
         threads=request.threads or 1,
         plugin=request.plugin,
         precision=request.precision,
+        integer_kernels=request.integer_kernels,
     )
     journal = ClusterJournal(request.output, _settings(request, bundle.digest))
     counts = {"done": 0, "skipped": 0, "failed": 0}
@@ -81,6 +82,7 @@ def _settings(request: UpscaleRequest, digest: str) -> dict[str, Any]:
         "network": digest,
         "res_scale": request.res_scale,
         "precision": request.precision,
+        "integer_kernels": request.integer_kernels,
         "options": asdict(request.options),
         "quality": request.writing.quality,
     }

@@ -40,6 +40,7 @@ class UpscaleRequest:
     network: str | Path
     res_scale: float
     precision: str | None
+    integer_kernels: bool
     plugin: Path | None
     device: str
     threads: int | None
@@ -125,6 +126,7 @@ def _runner(request: UpscaleRequest) -> Runner:
         threads=request.threads,
         plugin=request.plugin,
         precision=request.precision,
+        integer_kernels=request.integer_kernels,
     )
 
 
@@ -133,6 +135,7 @@ def _settings(request: UpscaleRequest, runner: Runner) -> dict[str, Any]:
     return {
         "network": runner.source_sha256 or runner.where,
         "precision": runner.precision,
+        "integer_kernels": request.integer_kernels,
         "res_scale": runner.res_scale,
         "options": asdict(request.options),
         "quality": request.writing.quality,

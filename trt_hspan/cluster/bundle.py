@@ -21,7 +21,7 @@ class NetworkBundle:
         name: a preset's name, or the file among `files` to open.
         files: name -> content; empty for a preset.
         plugin: the file among `files` that is an engine's plugin library.
-        res_scale, device, threads, precision: as `open_runner` takes them.
+        res_scale, device, threads, precision, integer_kernels: as `open_runner` takes them.
     """
 
     name: str
@@ -31,6 +31,7 @@ class NetworkBundle:
     threads: int | None = None
     plugin: str | None = None
     precision: str | None = None
+    integer_kernels: bool = False
 
     @property
     def digest(self) -> str:
@@ -60,15 +61,22 @@ def bundle_from_network(
     threads: int | None = None,
     plugin: Path | None = None,
     precision: str | None = None,
+    integer_kernels: bool = False,
 ) -> NetworkBundle:
     """Packs a checkpoint, an ONNX file, an engine with its manifest, ONNX file and plugin library, or a preset's name.
 
     The library is `plugin`, else the one of the manifest's name beside the engine, else what `plugin build` writes.
 
     Raises:
-        HspanError: a file is missing; an engine is not what its manifest vouches for.
+        HspanError: a file is missing; an engine is not what its manifest vouches for; integer kernels for an ONNX file
+            that cannot have them.
     """
     path = Path(network)
+    if integer_kernels:  # told here, and not by every worker
+        from trt_hspan.graph import load_onnx
+        from trt_hspan.graph.integer_cpu import require_integer_kernels
+
+        require_integer_kernels(load_onnx(path), path)
     name = str(network)
     names: list[Path] = []
     library: Path | None = None
@@ -89,6 +97,7 @@ def bundle_from_network(
         threads=threads,
         plugin=None if library is None else library.name,
         precision=precision,
+        integer_kernels=integer_kernels,
     )
 
 

@@ -50,6 +50,7 @@ class UpscaleWorker:
             threads=bundle.threads,
             plugin=Path(place).parent / bundle.plugin if bundle.plugin else None,
             precision=bundle.precision,
+            integer_kernels=bundle.integer_kernels,
         )
         self._upscaler = Upscaler(self._open.enter_context(runner), options)
 

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from trt_hspan.errors import HspanError
 from trt_hspan.graph.cpu import model_for_cpu
-from trt_hspan.graph.quantized import quantized_convolutions
+from trt_hspan.graph.quantized import quantized_convolutions, quantized_type_from_model
 
 # Activations as uint8 around 128: the kernels for unsigned times signed are the fast ones.
 _ZERO: Final = 128
@@ -45,6 +46,28 @@ def has_vnni() -> bool:
     except OSError:
         return False
     return not _VNNI_FLAGS.isdisjoint(flags)
+
+
+def require_integer_kernels(model: onnx.ModelProto, where: object) -> tuple[int, int]:
+    """How many convolutions `model_with_integer_kernels` turns into integer kernels, and how many are in INT8.
+
+    Raises:
+        HspanError: the model is not quantised to INT8, or none of its convolutions can be turned.
+    """
+    kind = quantized_type_from_model(model)
+    if kind != "int8":
+        found = "is not quantised" if kind is None else f"is quantised to {kind}"
+        raise HspanError(
+            where, f"{found}, and integer kernels compute INT8", "see trt-hspan quantize --precision int8"
+        )
+    count = len(_chains(model))
+    if count == 0:
+        raise HspanError(
+            where,
+            "none of its INT8 convolutions fits an integer kernel: their results are not quantised, or not around zero",
+            "run it without --integer-kernels",
+        )
+    return count, len(quantized_convolutions(model))
 
 
 def model_with_integer_kernels(
@@ -79,9 +102,16 @@ def _chains(model: onnx.ModelProto) -> list[_Chain]:
             readers.setdefault(name, []).append(node)
     quantized = {name for name, kind in quantized_convolutions(model).items() if kind == "int8"}
     outputs = {value.name for value in model.graph.output}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
         if node.op_type != "Conv" or node.name not in quantized or len(node.input) < 3:
+            continue
+        source = makers.get(makers[node.input[0]].input[0])
+        if source is None or not _is_symmetric(source, weights) or node.input[2] not in weights:
+            continue
+        stored = makers[node.input[1]]
+        if stored.input[0] not in weights or not _is_symmetric(stored, weights, per_tensor=False):
             continue
         between: list[onnx.NodeProto] = []
         last = node
@@ -91,13 +121,24 @@ def _chains(model: onnx.ModelProto) -> list[_Chain]:
                 break
             last = following[0]
             if last.op_type == "QuantizeLinear":
-                source = makers[makers[node.input[0]].input[0]]
-                found.append(_Chain(source, node, tuple(between), last))
+                if _is_symmetric(last, weights):
+                    found.append(_Chain(source, node, tuple(between), last))
                 break
             if last.op_type not in ("Relu", "DepthToSpace"):
                 break
             between.append(last)
     return found
+
+
+def _is_symmetric(
+    node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], *, per_tensor: bool = True
+) -> bool:
+    """Whether a (De)QuantizeLinear is to INT8 with stored scales and zero points of 0, as this package writes it."""
+    scale = weights.get(node.input[1])
+    zero = weights.get(node.input[2]) if len(node.input) > 2 else None
+    if scale is None or zero is None or zero.data_type != TensorProto.INT8:
+        return False
+    return not (per_tensor and scale.dims) and not numpy_helper.to_array(zero).any()
 
 
 def _rewrite(model: onnx.ModelProto, chain: _Chain, *, signed_weights: bool) -> None:

@@ -6,6 +6,9 @@ convolutions of 16 channels, against the same layers in PyTorch with a rounding 
 10,000 differ, by one rounding that falls the other way, at every optimisation level; left to itself, ONNX
 Runtime is as far from them as FP32 is. So graph optimisations, which change the order of sums only, stay on.
 
+INT8 graphs are emulated in float32 as well, exactly. Asked for `integer_kernels`, what runs instead is
+`trt_hspan.graph.integer_cpu`: for speed, and no longer to the bit what an engine computes.
+
 The attention is computed by the native CPU library where there is one (`trt_hspan.runtime.onnxruntime_session`): the
 same float32 arithmetic as the function body's, without L x L tensors.
 
@@ -44,11 +47,16 @@ class OnnxRuntimeRunner(Runner):
         path: the `.onnx` file.
         threads: CPU threads; None takes those that the process may use.
         stands_in_for: the engine that cannot run here, and why; for labels and errors.
+        integer_kernels: INT8 convolutions in ONNX Runtime's integer kernels where they fit, instead of the exact
+            emulation: single values differ by one quantisation step. `emulated` is False then, `label` says how many.
+
+    Attributes:
+        integer_kernels: convolutions that run in integer kernels, and all in INT8; None when not asked for.
 
     Raises:
         HspanError: missing, not ONNX, truncated, without the attention operator, or with other inputs and
-            outputs than this project's. All this is checked here and not on entry, so that a bad file is told
-            early.
+            outputs than this project's; integer kernels for what is not INT8 or where none fits. All this is checked
+            here and not on entry, so that a bad file is told early.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class OnnxRuntimeRunner(Runner):
         *,
         threads: int | None = None,
         stands_in_for: tuple[str | os.PathLike[str], str] | None = None,
+        integer_kernels: bool = False,
     ) -> None:
         from trt_hspan.graph import (
             load_onnx,
@@ -64,6 +73,7 @@ class OnnxRuntimeRunner(Runner):
             precision_from_model,
             require_attention,
         )
+        from trt_hspan.graph.integer_cpu import require_integer_kernels
 
         ort = imported_onnxruntime()
         self.where = os.fspath(path if stands_in_for is None else stands_in_for[0])
@@ -73,7 +83,8 @@ class OnnxRuntimeRunner(Runner):
         metadata = metadata_from_model(self._model)
         self.name = f"ONNX Runtime {ort.__version__}"
         self.precision = precision_from_model(self._model)
-        self.emulated = True
+        self.integer_kernels = require_integer_kernels(self._model, self.where) if integer_kernels else None
+        self.emulated = not integer_kernels
         self.why_emulated = None if stands_in_for is None else stands_in_for[1]
         self.scale = metadata.scale
         self.res_scale = metadata.res_scale
@@ -82,8 +93,16 @@ class OnnxRuntimeRunner(Runner):
         self._threads = threads or len(os.sched_getaffinity(0))
         self._session: Any = None
 
+    @property
+    def label(self) -> str:
+        if self.integer_kernels is None:
+            return super().label
+        fitting, quantized = self.integer_kernels
+        return f"{super().label}, integer kernels in {fitting} of {quantized} convolutions"
+
     def activate(self) -> None:
         from trt_hspan.graph import model_for_cpu
+        from trt_hspan.graph.integer_cpu import model_with_integer_kernels
         from trt_hspan.ops.native import native_library
         from trt_hspan.runtime.onnxruntime_session import SplitSession, parts_from_model
 
@@ -94,7 +113,11 @@ class OnnxRuntimeRunner(Runner):
         options.log_severity_level = 4  # what fails is raised as well
         # Sizes differ from picture to picture, so nothing is planned for one.
         options.enable_mem_pattern = False
-        model, library = model_for_cpu(self._model), native_library()
+        if self.integer_kernels is None:
+            model = model_for_cpu(self._model)
+        else:
+            model, _ = model_with_integer_kernels(self._model)
+        library = native_library()
         if library is not None:
             share_arena(options)
 

@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def open_runner(
     threads: int | None = None,
     plugin: str | os.PathLike[str] | None = None,
     precision: str | None = None,
+    integer_kernels: bool = False,
 ) -> Runner:
     """The runner for an engine, an ONNX file, a checkpoint or a preset. Use it in a `with` block.
 
@@ -67,11 +69,13 @@ def open_runner(
         threads: CPU threads; None leaves it to the backend.
         plugin: for engines: the plugin library; None takes the one that `trt-hspan plugin build` writes.
         precision: for checkpoints: as `TorchRunner` takes it; None is "fp32". Engines and ONNX files hold theirs.
+        integer_kernels: for ONNX files in INT8: as `OnnxRuntimeRunner` takes it.
 
     Raises:
         HspanError: as the runner of that kind of file; the device cannot run this file; the package that
             would run it is not installed.
-        UsageError: a checkpoint's suffix or the device is unknown, or a precision for what is no checkpoint.
+        UsageError: a checkpoint's suffix or the device is unknown, a precision for what is no checkpoint, or
+            integer kernels for what is no ONNX file.
     """
     wanted = device_from_text(device)
     suffix = Path(source).suffix.lower()
@@ -79,18 +83,33 @@ def open_runner(
         raise UsageError(
             "--precision", f"is for checkpoints, {os.fspath(source)} holds its own", "leave it out"
         )
+    if integer_kernels:
+        require_onnx_for_integer_kernels([source])
     if suffix == ".plan":
         runner = _engine_runner(Path(source), wanted, threads, plugin)
     elif suffix == ".onnx":
         _require_cpu(source, wanted, "an ONNX file runs on the CPU here", "--onnx")
-        runner = _onnx_runner(source, threads)
+        runner = _onnx_runner(source, threads, integer_kernels)
         runner.picked = f"{runner.name} on the CPU, which runs ONNX files"
+        if integer_kernels:
+            runner.picked += ", INT8 in integer kernels as asked for"
     else:
         _require_cpu(source, wanted, "a checkpoint runs on the CPU here", "--checkpoint")
         runner = _torch_runner(source, res_scale, threads, precision)
         runner.picked = f"{runner.name} on the CPU, which runs checkpoints"
     _LOG.info("%s: %s", runner.where, runner.picked)
     return runner
+
+
+def require_onnx_for_integer_kernels(sources: Iterable[str | os.PathLike[str]]) -> None:
+    """Raises: UsageError when none of the sources is an ONNX file."""
+    names = [os.fspath(source) for source in sources]
+    if any(Path(name).suffix.lower() == ".onnx" for name in names):
+        return
+    step = "trt-hspan quantize makes one of a checkpoint"
+    if any(Path(name).suffix.lower() == ".plan" for name in names):
+        step = "name the one that the engine was built from"
+    raise UsageError("--integer-kernels", f"is for INT8 ONNX files, and {', '.join(names)} is none", step)
 
 
 def _engine_runner(
@@ -118,10 +137,10 @@ def _engine_runner(
     return runner
 
 
-def _onnx_runner(source: str | os.PathLike[str], threads: int | None) -> Runner:
+def _onnx_runner(source: str | os.PathLike[str], threads: int | None, integer_kernels: bool) -> Runner:
     from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
-    return OnnxRuntimeRunner(source, threads=threads)
+    return OnnxRuntimeRunner(source, threads=threads, integer_kernels=integer_kernels)
 
 
 def _torch_runner(
