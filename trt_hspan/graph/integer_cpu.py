@@ -64,7 +64,8 @@ def require_integer_kernels(model: onnx.ModelProto, where: object) -> tuple[int,
     if count == 0:
         raise HspanError(
             where,
-            "none of its INT8 convolutions fits an integer kernel: their results are not quantised, or not around zero",
+            "none of its INT8 convolutions fits an integer kernel: results that are not quantised, or zero points, "
+            "scales and biases of another kind than trt-hspan quantize writes",
             "run it without --integer-kernels",
         )
     return count, len(quantized_convolutions(model))
