@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from support.command_line import CommandLine
@@ -74,6 +76,23 @@ def test_a_folder_with_bad_files_does_the_rest_and_tells_at_the_end(
     other = run("upscale", folder / "a.png", "-o", out, "--onnx", network, "--tile", "16x16")
     assert other.code == 1
     assert "was made with another network or other options; give --overwrite" in other.err
+
+
+def test_another_onnx_file_of_the_same_checkpoint_is_another_network(
+    run: CommandLine, tmp_path: Path, network: Path
+) -> None:
+    write_picture(tmp_path / "in" / "a.png", pixels(9, 9))
+    words = ("upscale", tmp_path / "in", "-o", tmp_path / "out", "--onnx")
+    assert run(*words, network).code == 0
+    copy = shutil.copy(network, tmp_path / "copy.onnx")
+    assert json.loads(run(*words, copy, "--json").out)["skipped"] == 1
+    model = onnx.load(network)
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, weight.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    refused = run(*words, tmp_path / "other.onnx")
+    assert refused.code == 1
+    assert "was made with another network or other options" in refused.err
 
 
 def test_patterns_several_inputs_and_another_format(

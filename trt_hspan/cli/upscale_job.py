@@ -130,10 +130,21 @@ def _runner(request: UpscaleRequest) -> Runner:
     )
 
 
+def _network_digest(network: str | Path) -> str | None:
+    """SHA-256 of the ONNX file, an engine's own too: one checkpoint has many, such as two quantisations of it."""
+    from trt_hspan.engine.manifest import read_manifest
+    from trt_hspan.files import sha256_from_file
+
+    path = Path(network)
+    if path.suffix.lower() == ".plan":
+        return read_manifest(path).onnx_sha256
+    return sha256_from_file(path) if path.suffix.lower() == ".onnx" else None
+
+
 def _settings(request: UpscaleRequest, runner: Runner) -> dict[str, Any]:
     """What results depend on beside their sources."""
     return {
-        "network": runner.source_sha256 or runner.where,
+        "network": _network_digest(request.network) or runner.source_sha256 or runner.where,
         "precision": runner.precision,
         "integer_kernels": request.integer_kernels,
         "res_scale": runner.res_scale,
