@@ -72,6 +72,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def require_regular_file(path: Path) -> None:
+    """Checks that reading a path neither waits for a writer nor goes on for ever. What does not exist passes.
+
+    Raises:
+        HspanError: it is a pipe, a socket or a device.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise HspanError(
+            path,
+            "is a pipe, a socket or a device, expected a file",
+            "copy it into a file, or give - and send it to standard input",
+        )
+
+
 def sha256_from_file(path: str | os.PathLike[str]) -> str:
     """The file's SHA-256 in lower-case hexadecimal digits.
 

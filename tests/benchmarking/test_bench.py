@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from support.small_networks import write_attention_network
 from trt_hspan.benchmarking import bench as module
 from trt_hspan.benchmarking import plot
 from trt_hspan.benchmarking.bench import BenchSpec, run_bench
+from trt_hspan.benchmarking.machine import PeakMemory
 from trt_hspan.benchmarking.peer import eager_reference
 from trt_hspan.engine.spec import ImageSize
 from trt_hspan.errors import HspanError
@@ -56,12 +58,12 @@ def test_every_size_and_batch_is_measured(network: Path) -> None:
 
 def test_peak_memory_is_what_was_taken_inside_and_given_back() -> None:
     size = 64 << 20
-    with module.PeakMemory() as nothing:
+    with PeakMemory() as nothing:
         pass
-    with module.PeakMemory() as peak:
+    with PeakMemory() as peak:
         taken = np.ones(size, np.uint8)
         del taken
-    with module.PeakMemory() as after:
+    with PeakMemory() as after:
         pass
     assert peak.bytes is not None
     assert nothing.bytes is not None
@@ -149,6 +151,19 @@ def test_the_command_prints_json_draws_and_nothing_else(
         colours = len(image.convert("RGB").getcolors(1 << 24))
         assert colours > 10  # axes, text, a line and its shade
     assert [path.name for path in picture.parent.iterdir()] == ["latency.png"]
+
+
+def test_two_files_of_one_backend_and_precision_are_told_apart(network: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copy(network, tmp_path / "other.onnx"))
+    report = run_bench(
+        BenchSpec(sources=(str(network), str(other)), sizes=(SMALL,), seconds=BRIEF, threads=1)
+    )
+    one, two = report.measurements
+    assert one.network == two.network
+    assert [report.name_of(found) for found in (one, two)] == [
+        f"{path.name}: {one.network}" for path in (network, other)
+    ]
+    assert dataclasses.replace(report, measurements=(one,)).name_of(one) == one.network
 
 
 def test_the_table_says_percentiles_stages_and_what_it_ran_on(run: CommandLine, network: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,14 @@ import onnx
 import pytest
 from PIL import Image
 from support.command_line import CommandLine
+from support.runner_doubles import NearestRunner
 from support.small_networks import write_attention_network
 
+from trt_hspan.errors import HspanError
 from trt_hspan.runtime import memory, tile_size
+from trt_hspan.runtime.picture_files import WriteOptions, upscale_picture_file
 from trt_hspan.runtime.pictures import encode_image, read_picture, write_picture
+from trt_hspan.runtime.upscaling import Upscaler
 
 
 def pixels(height: int = 12, width: int = 14, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
@@ -93,6 +98,58 @@ def test_another_onnx_file_of_the_same_checkpoint_is_another_network(
     refused = run(*words, tmp_path / "other.onnx")
     assert refused.code == 1
     assert "was made with another network or other options" in refused.err
+
+
+def test_a_comparison_never_replaces_an_input_or_another_result(
+    run: CommandLine, tmp_path: Path, network: Path
+) -> None:
+    source = tmp_path / "in" / "a_compare.png"
+    write_picture(source, pixels(9, 9))
+    before = source.read_bytes()
+    words = ("--onnx", network, "--compare")
+    alone = run("upscale", source, "-o", source.with_name("a.png"), *words)
+    assert alone.code == 2
+    assert "is an input too; rename one of them" in alone.error_line
+    assert source.read_bytes() == before
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
+    write_picture(source.with_name("a.png"), pixels(9, 9))
+    both = run("upscale", source.parent, "-o", tmp_path / "out", *words)
+    assert both.code == 2
+    assert "is another result too; rename one of them" in both.error_line
+    assert not (tmp_path / "out").exists()
+    with NearestRunner(scale=1) as runner, pytest.raises(HspanError, match="--compare would replace it"):
+        upscale_picture_file(Upscaler(runner), source, source.with_name("a.png"), WriteOptions(compare=True))
+    assert source.read_bytes() == before
+
+
+def test_a_finished_folder_is_not_passed_off_as_compared(
+    run: CommandLine, tmp_path: Path, network: Path
+) -> None:
+    write_picture(tmp_path / "in" / "a.png", pixels(9, 9))
+    words = ("upscale", tmp_path / "in", "-o", tmp_path / "out", "--onnx", network)
+    assert run(*words).code == 0
+    refused = run(*words, "--compare")
+    assert refused.code == 1
+    assert "other options; give --overwrite" in refused.err
+    assert run(*words, "--compare", "--overwrite").code == 0
+    assert (tmp_path / "out" / "a_compare.png").is_file()
+
+
+def test_a_pipe_among_the_files_is_told_and_names_need_not_be_utf_8(
+    run: CommandLine, tmp_path: Path, network: Path
+) -> None:
+    folder = tmp_path / "in"
+    write_picture(folder / "good.png", pixels(9, 9))
+    odd = folder / os.fsdecode(b"odd\xff.png")
+    shutil.copy(folder / "good.png", odd)
+    os.mkfifo(folder / "fifo.png")
+    os.mkfifo(folder / "fifo.mp4")
+    result = run("upscale", folder, "-o", tmp_path / "out", "--onnx", network)
+    assert result.code == 1
+    lines = result.err.strip().splitlines()
+    assert len(lines) == 2
+    assert all("is a pipe, a socket or a device, expected a file; copy it" in line for line in lines)
+    assert (tmp_path / "out" / odd.name).read_bytes() == (tmp_path / "out" / "good.png").read_bytes()
 
 
 def test_patterns_several_inputs_and_another_format(

@@ -5,9 +5,6 @@ Times are those of this machine and this run; nothing is extrapolated or compare
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +15,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from trt_hspan.benchmarking.machine import PeakMemory, clock_states, machine_facts
 from trt_hspan.benchmarking.sampling import Latency, sample_latency
 from trt_hspan.engine.spec import ImageSize
 from trt_hspan.errors import HspanError, UsageError
@@ -28,7 +26,6 @@ from trt_hspan.runtime.tile_size import size_ranges
 GraphChoice = Literal["on", "off", "both"]
 DEFAULT_SIZES: Final = (ImageSize(height=48, width=48), ImageSize(height=96, width=96))
 _STAGE_RUNS: Final = 5
-_STATUS: Final = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +151,12 @@ class BenchReport:
     machine: dict[str, Any]
     picked: dict[str, str] = field(default_factory=dict)
 
+    def name_of(self, measurement: Measurement) -> str:
+        """Backend and precision, after the file's name where another file has the same."""
+        sources = {one.source for one in self.measurements if one.network == measurement.network}
+        prefix = f"{Path(measurement.source).name}: " if len(sources) > 1 else ""
+        return prefix + measurement.network
+
 
 def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: None) -> BenchReport:
     """Measures everything that a spec asks for.
@@ -171,7 +174,7 @@ def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: Non
     _require_an_int8_file(spec, [variants[0][0] for _, variants in runners])
     plans = [(source, variants, sizes_for(variants[0][0], spec)) for source, variants in runners]
     _require_same_network(spec, [variants[0][0] for _, variants in runners])
-    clocks = {"before": _clocks()}
+    clocks = {"before": clock_states()}
     peers: dict[tuple[int, int, int], Measurement] = {}
     if spec.peer is not None:
         wanted = {
@@ -188,7 +191,7 @@ def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: Non
         for measurement in _measurements(runner, graphs, sizes, spec=spec, peers=peers, on_step=on_step)
     ]
     picked = {source: variants[0][0].picked for source, variants in runners}
-    machine = machine_facts() | {"clocks": clocks | {"after": _clocks()}}
+    machine = machine_facts() | {"clocks": clocks | {"after": clock_states()}}
     return BenchReport(measurements=(*peers.values(), *found), machine=machine, picked=picked)
 
 
@@ -238,32 +241,6 @@ def _require_same_network(spec: BenchSpec, runners: Iterable[Runner]) -> None:
                 f"is not the checkpoint that {runner.where} was made from",
                 "name that one by --checkpoint",
             )
-
-
-def machine_facts() -> dict[str, Any]:
-    """What the times were taken on: processor, GPUs, versions."""
-    import importlib.metadata
-
-    from trt_hspan import __version__
-    from trt_hspan.inspection.nvidia import driver_version, gpu_states
-
-    packages = ("numpy", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "pycuda")
-    versions: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "processor": _processor(),
-        "processors": len(os.sched_getaffinity(0)),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "trt_hspan": __version__,
-        "versions": versions,
-        "nvidia_driver": driver_version(),
-        "gpus": [asdict(state) for state in gpu_states()],
-    }
 
 
 def _variants(source: str, spec: BenchSpec) -> Iterator[tuple[Runner, bool | None]]:
@@ -443,61 +420,3 @@ def _batch(shape: tuple[int, int, int, int]) -> Float32Array:
     columns = np.resize(np.arange(photograph.shape[1]), shape[3])
     one = photograph[np.ix_(rows, columns)].transpose(2, 0, 1).astype(np.float32) / 255
     return np.ascontiguousarray(np.broadcast_to(one, shape))
-
-
-class PeakMemory:
-    """How far resident memory rises in a `with` block above what it is at its beginning."""
-
-    bytes: int | None = None
-
-    def __enter__(self) -> PeakMemory:
-        try:
-            ctypes.CDLL(None).malloc_trim(
-                0
-            )  # what earlier runs left in the allocator must not hide what this takes
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
-            self._before: int | None = _kilobytes("VmRSS")
-        except (OSError, AttributeError):
-            self._before = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            self.bytes = max(0, _kilobytes("VmHWM") - self._before) * 1024
-
-
-def _kilobytes(name: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1])
-
-
-def _clocks() -> dict[str, Any]:
-    """Clocks now: of the processors in MHz, and of each GPU."""
-    from trt_hspan.inspection.nvidia import gpu_states
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    mhz = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
-    return {
-        "cpu_mhz": round(statistics.fmean(mhz)) if mhz else None,
-        "gpus": [
-            {
-                "sm_mhz": state.sm_clock_mhz,
-                "memory_mhz": state.memory_clock_mhz,
-                "celsius": state.temperature_celsius,
-            }
-            for state in gpu_states()
-        ],
-    }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -33,7 +33,7 @@ def write_plot(report: BenchReport, path: Path) -> None:
 
     lines: dict[str, list[Measurement]] = {}
     for measurement in report.measurements:
-        lines.setdefault(_label(measurement), []).append(measurement)
+        lines.setdefault(_label(report, measurement), []).append(measurement)
     figure, axes = pyplot.subplots(figsize=(9, 6), dpi=120)
     for label, points in lines.items():
         points.sort(key=lambda point: point.height * point.width)
@@ -63,7 +63,7 @@ def write_plot(report: BenchReport, path: Path) -> None:
         pyplot.close(figure)
 
 
-def _label(measurement: Measurement) -> str:
+def _label(report: BenchReport, measurement: Measurement) -> str:
     graph = {None: "", True: ", CUDA graph", False: ", no CUDA graph"}[measurement.cuda_graph]
     batch = "" if measurement.batch == 1 else f", batch {measurement.batch}"
-    return f"{measurement.network}{graph}{batch}"
+    return f"{report.name_of(measurement)}{graph}{batch}"

@@ -99,15 +99,19 @@ def bench(
         print_json(asdict(report))
         return
     columns = ["network", "size", "batch", "p50 ms", "p90", "p95", "p99", "images/s", "x peer", "peak MB"]
-    rows = [_row(measurement) for measurement in report.measurements]
+    rows = [_row(report.name_of(measurement), measurement) for measurement in report.measurements]
     print_rows("Latency of one run, host to host", columns, rows, [""] * len(columns))
-    stages = [row for measurement in report.measurements for row in _stage_rows(measurement)]
+    stages = [
+        row
+        for measurement in report.measurements
+        for row in _stage_rows(report.name_of(measurement), measurement)
+    ]
     if stages:
         print_rows("Stages, median ms", ["network", "size", "stage", "ms"], stages, [""] * 4)
     print_table("", _footnotes(report.measurements, report.machine, report.picked))
 
 
-def _row(found: Measurement) -> list[str]:
+def _row(name: str, found: Measurement) -> list[str]:
     latency, peak = found.latency, found.host_peak_bytes
     if found.gpu_bytes is not None:
         peak = sum(found.gpu_bytes.values())
@@ -115,7 +119,7 @@ def _row(found: Measurement) -> list[str]:
     profile = "" if found.profile is None else f", profile {found.profile}"
     unstable = "" if latency.stable else " *"
     return [
-        f"{found.network}{profile}{graph}",
+        f"{name}{profile}{graph}",
         f"{found.height}x{found.width}",
         str(found.batch),
         f"{latency.p50_ms:.2f}{unstable}",
@@ -126,10 +130,10 @@ def _row(found: Measurement) -> list[str]:
     ]
 
 
-def _stage_rows(found: Measurement) -> list[list[str]]:
+def _stage_rows(name: str, found: Measurement) -> list[list[str]]:
     stages = (found.gpu_stages_ms or {}) | (found.end_to_end_ms or {})
     size = f"{found.height}x{found.width}"
-    return [[found.network, size, name, f"{value:.2f}"] for name, value in stages.items()]
+    return [[name, size, stage, f"{value:.2f}"] for stage, value in stages.items()]
 
 
 def _footnotes(

@@ -19,7 +19,12 @@ from trt_hspan.engine.output_set import check_writable
 from trt_hspan.errors import UsageError
 from trt_hspan.runtime.jobs import JobReport, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
 from trt_hspan.runtime.opening import open_runner
-from trt_hspan.runtime.picture_files import WriteOptions, upscale_picture, upscale_picture_file
+from trt_hspan.runtime.picture_files import (
+    WriteOptions,
+    comparison_path,
+    upscale_picture,
+    upscale_picture_file,
+)
 from trt_hspan.runtime.upscale_options import UpscaleOptions
 from trt_hspan.runtime.upscaling import Upscaler
 from trt_hspan.runtime.video import VideoOptions, require_encoder, upscale_video
@@ -70,6 +75,8 @@ def run_upscale(request: UpscaleRequest) -> int:
             )
         check_writable(output / ".any" if is_folder else output)
         _require_used(request, tasks)
+        if request.writing.compare:
+            _require_free_comparisons(tasks)
         runner = _runner(request)
         journal = Journal(output, _settings(request, runner)) if is_folder else None
         progress = WorkProgress(tasks)
@@ -118,6 +125,20 @@ def _require_used(request: UpscaleRequest, tasks: list[Task]) -> None:
         require_encoder(request.video)
 
 
+def _require_free_comparisons(tasks: list[Task]) -> None:
+    """Raises: UsageError when --compare would replace an input, or a result of the same job."""
+    taken = {path.resolve(): "an input" for path in (task.source for task in tasks)}
+    taken |= {path.resolve(): "another result" for path in (task.target for task in tasks)}
+    for task in tasks:
+        comparison = comparison_path(task.target)
+        if not task.is_video and (what := taken.get(comparison.resolve())) is not None:
+            raise UsageError(
+                "--compare",
+                f"{comparison}, the comparison of {task.source}, is {what} too",
+                "rename one of them",
+            )
+
+
 def _runner(request: UpscaleRequest) -> Runner:
     return open_runner(
         request.network,
@@ -151,6 +172,7 @@ def _settings(request: UpscaleRequest, runner: Runner) -> dict[str, Any]:
         "options": asdict(request.options),
         "quality": request.writing.quality,
         "video": asdict(request.video),
+        **({"compare": True} if request.writing.compare else {}),
     }
 
 

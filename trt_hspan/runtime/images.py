@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import atomic_path, error_from_os_error
+from trt_hspan.files import atomic_path, error_from_os_error, require_regular_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,6 +127,8 @@ def opened(source: Path | io.BytesIO, where: object) -> Image.Image:
     """
     from PIL import Image, UnidentifiedImageError
 
+    if isinstance(source, Path):
+        require_regular_file(source)
     try:
         with warnings.catch_warnings():
             # Pillow's remarks on odd tags and its milder limit of size; the check below replaces that.

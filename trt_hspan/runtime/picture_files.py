@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
+from trt_hspan.files import require_regular_file
 from trt_hspan.runtime.deep_pictures import has_vips
 from trt_hspan.runtime.images import require_sides, require_writable_suffix, size_from_image_file
 from trt_hspan.runtime.picture_rows import size_for_streaming
@@ -101,6 +102,10 @@ def upscale_picture_file(
     """
     source, target = Path(source), Path(target)
     require_writable_suffix(target)
+    require_regular_file(source)
+    comparison = comparison_path(target) if writing.compare else None
+    if comparison is not None and comparison.resolve() == source.resolve():
+        raise HspanError(comparison, "is the input, and --compare would replace it", "name another output")
     height, width = size_for_streaming(source) or size_from_image_file(source)
     height, width = height * upscaler.scale, width * upscaler.scale
     require_sides(target, height, width)
@@ -113,12 +118,16 @@ def upscale_picture_file(
     result = upscale_picture(upscaler, picture, on_tile=on_tile, what=source)
     seconds = time.perf_counter() - started
     write_picture(target, result, quality=writing.quality)
-    comparison = target.with_name(f"{target.stem}_compare.png") if writing.compare else None
     if comparison is not None:
         write_picture(comparison, side_by_side(picture, result))
     report = _report(upscaler, picture.pixels.shape[:2], seconds, source)
     measured, reason = _measured(upscaler, picture, report.tiles) if writing.tile_effect else (None, None)
     return dataclasses.replace(report, tile_effect=measured, why_no_tile_effect=reason, comparison=comparison)
+
+
+def comparison_path(target: Path) -> Path:
+    """Where the side-by-side picture of a result goes."""
+    return target.with_name(f"{target.stem}_compare.png")
 
 
 def upscale_picture(

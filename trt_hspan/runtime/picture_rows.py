@@ -8,6 +8,7 @@ those into a temporary file.)
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -110,8 +111,9 @@ def _opened(path: Path, access: str = "sequential") -> Any:
         loader = next((name for magic, name in _LOADERS if start.startswith(magic)), None)
         if loader is None:
             raise HspanError(path, "not a picture that can be streamed", "give PNG, JPEG, TIFF or PPM")
-        options = {"unlimited": True} if loader in ("pngload", "jpegload", "tiffload") else {}
-        return getattr(library.Image, loader)(str(path), access=access, fail_on="truncated", **options)
+        load = getattr(library.Image, loader)
+        # A name is bytes, not always UTF-8.
+        return load(os.fsencode(path), access=access, fail_on="truncated", unlimited=True)
     except OSError as error:
         raise damaged(path, error) from error
     except library.Error as error:

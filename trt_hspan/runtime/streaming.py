@@ -118,7 +118,7 @@ def _save(target: StripTarget, temporary: Path, read_end: int, failures: list[Ba
         image = library.Image.pngload_source(source, access="sequential", unlimited=True)
         image = with_metadata(image, target.metadata, grey=target.pixels.channels <= 2)
         suffix = target.path.suffix.lower()
-        name = str(temporary)
+        name = os.fsencode(temporary)  # not always UTF-8
         if suffix == ".png":
             image.pngsave(name, compression=6, bitdepth=8 * np.dtype(target.pixels.dtype).itemsize)
         elif suffix in (".tif", ".tiff"):

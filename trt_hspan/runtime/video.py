@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import atomic_path, error_from_os_error
+from trt_hspan.files import atomic_path, error_from_os_error, require_regular_file
 from trt_hspan.runtime.jobs import VIDEO_SUFFIXES
 from trt_hspan.runtime.pixels import PixelFormat
 from trt_hspan.runtime.upscaling import Upscaler
@@ -334,6 +334,7 @@ def _opened(path: Path) -> Iterator[Any]:
     av = _av()
     if path.is_dir():
         raise HspanError(path, "is a folder, expected a video", "name a video in it")
+    require_regular_file(path)
     try:
         container = av.open(str(path))
     except (OSError, ValueError, av.error.FFmpegError) as error:
