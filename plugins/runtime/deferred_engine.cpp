@@ -8,30 +8,40 @@
 namespace hspan
 {
 
-std::vector<ShapeRange> rangesFromManifest(Manifest const& manifest)
+ManifestEngine::ManifestEngine(Manifest manifest)
+    : mManifest(std::move(manifest))
+{
+}
+
+int ManifestEngine::scale() const
+{
+    return mManifest.scale;
+}
+
+std::vector<ShapeRange> ManifestEngine::ranges() const
 {
     std::vector<ShapeRange> result;
-    for (ProfileRecord const& profile : manifest.profiles)
+    for (ProfileRecord const& profile : mManifest.profiles)
     {
         result.push_back({profile.min, profile.max});
     }
     return result;
 }
 
-std::int64_t memoryBytesFromManifest(Manifest const& manifest, Shape const& input)
+std::int64_t ManifestEngine::memoryBytes(Shape const& input) const
 {
-    std::size_t const taken = profileFor(manifest.profiles, input);
+    std::size_t const taken = profileFor(mManifest.profiles, input);
     ProfileRecord const& profile
-        = taken < manifest.profiles.size() ? manifest.profiles[taken] : largestProfile(manifest);
+        = taken < mManifest.profiles.size() ? mManifest.profiles[taken] : largestProfile(mManifest);
     auto const pixels = [](Shape const& shape) { return static_cast<double>(shape[0] * shape[2] * shape[3]); };
     double const activations
         = static_cast<double>(profile.activationMemoryBytes.value_or(0)) * pixels(input) / pixels(profile.max);
-    double const tensors = 3.0 * sizeof(float) * pixels(input) * (1.0 + manifest.scale * manifest.scale);
+    double const tensors = 3.0 * sizeof(float) * pixels(input) * (1.0 + mManifest.scale * mManifest.scale);
     return static_cast<std::int64_t>(activations + tensors);
 }
 
 DeferredEngine::DeferredEngine(Manifest manifest, Opener opener)
-    : mManifest(std::move(manifest))
+    : ManifestEngine(std::move(manifest))
     , mOpener(std::move(opener))
 {
 }

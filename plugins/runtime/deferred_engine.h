@@ -11,12 +11,22 @@
 namespace hspan
 {
 
-std::vector<ShapeRange> rangesFromManifest(Manifest const& manifest);
+class ManifestEngine : public Engine
+{
+public:
+    explicit ManifestEngine(Manifest manifest);
 
-// What one run on this input takes: activations of the profile that takes it, by pixels, and the tensors.
-std::int64_t memoryBytesFromManifest(Manifest const& manifest, Shape const& input);
+    int scale() const override;
+    std::vector<ShapeRange> ranges() const override;
 
-class DeferredEngine : public Engine
+    // Activations of the profile that takes the input, by pixels, and the tensors.
+    std::int64_t memoryBytes(Shape const& input) const override;
+
+protected:
+    Manifest const mManifest;
+};
+
+class DeferredEngine : public ManifestEngine
 {
 public:
     using Opener = std::function<std::unique_ptr<Engine>()>;
@@ -34,23 +44,10 @@ public:
         return mFailed;
     }
 
-    int scale() const override
-    {
-        return mManifest.scale;
-    }
-    std::vector<ShapeRange> ranges() const override
-    {
-        return rangesFromManifest(mManifest);
-    }
-    std::int64_t memoryBytes(Shape const& input) const override
-    {
-        return memoryBytesFromManifest(mManifest, input);
-    }
     float* input(Shape const& shape) override;
     float const* run() override;
 
 private:
-    Manifest mManifest;
     Opener mOpener;
     std::unique_ptr<Engine> mEngine;
     bool mFailed = false;

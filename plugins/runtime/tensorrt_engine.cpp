@@ -75,12 +75,12 @@ std::size_t bytesOf(Shape const& shape)
     return bytes;
 }
 
-class TensorRtEngine : public Engine
+class TensorRtEngine : public ManifestEngine
 {
 public:
     TensorRtEngine(VouchedPlan const& plan, GpuOptions options, bool shared)
-        : mWhere(plan.path)
-        , mManifest(plan.manifest)
+        : ManifestEngine(plan.manifest)
+        , mWhere(plan.path)
         , mOptions(std::move(options))
         , mInput(shared)
         , mOutput(shared)
@@ -108,19 +108,6 @@ public:
             }
         }
         mStream.wait("cannot choose the profiles");
-    }
-
-    int scale() const override
-    {
-        return mManifest.scale;
-    }
-    std::vector<ShapeRange> ranges() const override
-    {
-        return rangesFromManifest(mManifest);
-    }
-    std::int64_t memoryBytes(Shape const& input) const override
-    {
-        return memoryBytesFromManifest(mManifest, input);
     }
 
     float* input(Shape const& shape) override
@@ -252,7 +239,6 @@ private:
     }
 
     std::string mWhere;
-    Manifest mManifest;
     GpuOptions mOptions;
     // From here on the order is that of creation; destruction runs the other way.
     Logger mLogger;

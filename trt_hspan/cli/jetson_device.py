@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trt_hspan.cli.bar_option import MinPsnrOption, require_bar
 from trt_hspan.errors import HspanError, UsageError
 
 if TYPE_CHECKING:
@@ -152,14 +152,7 @@ def validate(
             show_default="what is shipped for hspan-tiny-x2 and -x4",
         ),
     ] = None,
-    min_psnr: Annotated[
-        float | None,
-        typer.Option(
-            metavar="DB",
-            help="The bar for the worst picture, in dB against PyTorch.",
-            show_default="50, and 40 for INT8 and FP8",
-        ),
-    ] = None,
+    min_psnr: MinPsnrOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1.")] = "auto",
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -172,8 +165,7 @@ def validate(
     from trt_hspan.edge.reference import compared_with_reference, reference_for
     from trt_hspan.runtime.opening import open_runner
 
-    if min_psnr is not None and not math.isfinite(min_psnr):
-        raise UsageError("--min-psnr", f"got {min_psnr}, expected a number of decibels")
+    require_bar(min_psnr)
     is_engine = engine.suffix.lower() == ".plan"
     if not is_engine and engine.suffix.lower() != ".onnx":
         raise UsageError(engine, "is neither an engine nor an ONNX file", "name a .plan or an .onnx file")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trt_hspan.cli.bar_option import MinPsnrOption, require_bar
 from trt_hspan.cli.plugin_option import require_plugin_for
 from trt_hspan.errors import HspanError, UsageError
 
@@ -43,14 +44,7 @@ def validate(
             show_default="the shipped photograph",
         ),
     ] = None,
-    min_psnr: Annotated[
-        float | None,
-        typer.Option(
-            metavar="DB",
-            help="The bar for the worst picture, in dB against PyTorch.",
-            show_default="50, and 40 for INT8 and FP8",
-        ),
-    ] = None,
+    min_psnr: MinPsnrOption = None,
     budget_db: Annotated[
         float | None,
         typer.Option(
@@ -174,8 +168,7 @@ def _check_options(
 ) -> None:
     if not engines and precision is None:
         raise UsageError("ENGINE_OR_ONNX", "nothing to compare", "name a .plan or an .onnx file")
-    if min_psnr is not None and not math.isfinite(min_psnr):
-        raise UsageError("--min-psnr", f"got {min_psnr}, expected a number of decibels")
+    require_bar(min_psnr)
     if budget_db is not None and not (math.isfinite(budget_db) and budget_db >= 0):
         raise UsageError("--budget-db", f"got {budget_db}, expected decibels, 0 or more")
     for path in engines:
