@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from measuring import available_memory_bytes, best_seconds, in_child, peak_memory_bytes
+from measuring import best_seconds, fits_in_memory, in_child, peak_memory_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -158,7 +158,7 @@ def run_all(lengths: list[int], threads: int) -> list[dict[str, Any]]:
         for name, length, regime in plan:
             bar.update(bar.task_ids[0], description=f"{FORMS[name]}, L {length}, {regime}")
             needed = SCORE_MATRICES[name] * 4 * length**2
-            if needed > 0.9 * available_memory_bytes():
+            if not fits_in_memory(needed / 0.9):
                 row = {"form": name, "length": length, "regime": regime, "does_not_fit_bytes": needed}
             else:
                 arguments = {"name": name, "length": length, "regime": regime, "threads": threads}

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from measuring import available_memory_bytes, best_seconds, in_child, peak_memory_bytes
+from measuring import best_seconds, fits_in_memory, in_child, peak_memory_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,7 +152,7 @@ def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
                     bar.advance(bar.task_ids[0])
                     continue
                 needed = EAGER_SCORE_MATRICES * 4 * side**4 if form == "eager" else 0
-                if needed > available_memory_bytes():
+                if not fits_in_memory(needed):
                     row: dict[str, Any] = {"form": form, "side": side, "does_not_fit_bytes": needed}
                 else:
                     row = in_child(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from trt_hspan.benchmarking.machine import PeakMemory
+from trt_hspan.runtime.memory import available_memory_bytes
 
 
 def in_child(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -26,21 +27,19 @@ def in_child(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def available_memory_bytes() -> int:
-    """Main memory that can be had without swapping, by the kernel's estimate."""
-    return _kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024
+def fits_in_memory(needed_bytes: float) -> bool:
+    """Whether that much can be had without swapping; yes where Linux does not say."""
+    available = available_memory_bytes()
+    return available is None or needed_bytes <= available
 
 
 def peak_memory_bytes(call: Callable[[], Any]) -> tuple[Any, int]:
     """The call's result, and how far resident memory rose during the call above what it was before."""
-    status = Path("/proc/self/status")
-    ctypes.CDLL(None).malloc_trim(
-        0
-    )  # what earlier calls left in the allocator must not hide what this one takes
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
-    before = _kilobytes(status, "VmRSS")
-    result = call()
-    return result, (_kilobytes(status, "VmHWM") - before) * 1024
+    with PeakMemory() as peak:
+        result = call()
+    if peak.bytes is None:
+        raise RuntimeError("Linux does not tell this process its peak memory")
+    return result, peak.bytes
 
 
 def best_seconds(call: Callable[[], Any], *, runs: int = 5, budget_s: float = 6.0) -> float:
@@ -51,8 +50,3 @@ def best_seconds(call: Callable[[], Any], *, runs: int = 5, budget_s: float = 6.
         call()
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def _kilobytes(path: Path, name: str) -> int:
-    line = next(line for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1])
