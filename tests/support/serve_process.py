@@ -66,13 +66,16 @@ class ServeProcess:
         )
         return http, grpc, metrics_port
 
-    def wait_for(self, event: str, timeout: float = 60, *, after: int = 0) -> dict[str, Any]:
-        """The first event of this name from number `after` on."""
+    def wait_for(
+        self, event: str, timeout: float = 60, *, after: int = 0, **fields: object
+    ) -> dict[str, Any]:
+        """The first event of this name, with these fields, from number `after` on."""
+        wanted = {"event": event, **fields}
         deadline = time.monotonic() + timeout
         with self._arrived:
             while True:
                 for found in self.events[after:]:
-                    if found["event"] == event:
+                    if wanted.items() <= found.items():
                         return found
                 left = deadline - time.monotonic()
                 if left <= 0 or (self.process.poll() is not None and not self._threads[0].is_alive()):

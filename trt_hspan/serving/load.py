@@ -77,7 +77,7 @@ async def run_load(
         shots: the requests; taken in order, again from the start when time is left.
         clients: at a time.
         at_least_seconds: goes on for so long, spreading nothing: clients send as fast as they are answered.
-        server_pid: process whose memory, its children's included, is noted over time.
+        server_pid: process whose memory, its children's included, is noted over time and at the end.
         memory_every_seconds: how often.
     """
     report, started = LoadReport(), time.perf_counter()
@@ -99,10 +99,13 @@ async def run_load(
             if outcome == "answered":
                 report.latencies_ms.append(1000 * (time.perf_counter() - sent))
 
+    async def note_memory(pid: int) -> None:
+        size = await asyncio.to_thread(memory_of, pid)
+        report.memory_bytes.append((time.perf_counter() - started, size))
+
     async def watch(pid: int) -> None:
         while True:
-            size = await asyncio.to_thread(memory_of, pid)
-            report.memory_bytes.append((time.perf_counter() - started, size))
+            await note_memory(pid)
             await asyncio.sleep(memory_every_seconds)
 
     watching = None if server_pid is None else asyncio.create_task(watch(server_pid))
@@ -112,6 +115,8 @@ async def run_load(
         report.seconds = time.perf_counter() - started
         if watching is not None:
             watching.cancel()
+    if server_pid is not None:
+        await note_memory(server_pid)  # at the end too, however soon that came
     return report
 
 
