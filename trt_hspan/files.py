@@ -9,8 +9,11 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from trt_hspan.errors import HspanError
+
+_NAME_BYTES: Final = 255  # of a file, on every file system in common use
 
 
 def error_from_os_error(path: Path, error: OSError, *, action: str = "write") -> HspanError:
@@ -45,7 +48,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise HspanError(target, "is a folder, expected a file name", "name a file in it")
         target.parent.mkdir(parents=True, exist_ok=True)
         # Named before it is made: an interruption in between must not leave it behind.
-        temporary = target.parent / f".{target.stem}.{secrets.token_hex(4)}{target.suffix}"
+        temporary = target.parent / _temporary_name(target)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         umask = os.umask(0)
@@ -59,6 +62,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):  # it may never have been made
                 temporary.unlink()
+
+
+def _temporary_name(target: Path) -> str:
+    """Hidden, of its own, and no longer than a name may be where that of `target` is not."""
+    end = f".{secrets.token_hex(4)}{target.suffix}"
+    room = _NAME_BYTES - 1 - len(os.fsencode(end))
+    stem = target.stem
+    if len(os.fsencode(stem)) > room:
+        stem = os.fsencode(stem)[: max(0, room)].decode("utf-8", "ignore")
+    return f".{stem}{end}"
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -269,6 +270,13 @@ def test_format_that_cannot_hold_the_size_leaves_nothing_behind(tmp_path: Path) 
         write_image(tmp_path / "a.webp", np.zeros((1, 16384, 3), np.uint8))
     assert one_line(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_as_long_as_a_name_may_be_is_written(tmp_path: Path) -> None:
+    for stem in ("a" * 251, "\u00e4" * 125, os.fsdecode(b"\xe4" * 251)):
+        write_image(tmp_path / f"{stem}.png", np.zeros((2, 2, 3), np.uint8))
+        assert [path.stem for path in tmp_path.iterdir()] == [stem]
+        (tmp_path / f"{stem}.png").unlink()
 
 
 def test_failed_write_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from support.runner_doubles import NearestRunner
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime import images
 from trt_hspan.runtime.picture_files import upscale_file
+from trt_hspan.runtime.picture_rows import rows_of_file
 from trt_hspan.runtime.pictures import (
     Metadata,
     Picture,
@@ -136,6 +139,21 @@ def test_text_resolution_and_xmp_survive(tmp_path: Path) -> None:
                 assert found.dpi == pytest.approx((300, 300), abs=0.1)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_file_without_a_resolution_is_given_none(suffix: str, dtype: type) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    for block in (None, exif.tobytes()):
+        data = encode_image(Picture(pixels=pixels(3, dtype), metadata=Metadata(exif=block)), suffix)
+        found = Image.open(io.BytesIO(data))
+        tags = found.getexif() if suffix == ".png" else found.tag_v2
+        assert not {282, 283} & set(tags)
+        assert suffix == ".tif" or "dpi" not in found.info
+        assert decode_image(data).metadata == Metadata(exif=block)
+        np.testing.assert_array_equal(decode_image(data).pixels, pixels(3, dtype))
+
+
 def test_a_profile_for_other_channels_is_not_attached() -> None:
     data = encode_image(Picture(pixels=pixels(1), metadata=Metadata(icc_profile=SRGB)), ".png")
     assert "icc_profile" not in Image.open(io.BytesIO(data)).info
@@ -179,6 +197,34 @@ def test_black_and_white_becomes_grey_and_a_colour_key_alpha() -> None:
     stream = io.BytesIO()
     Image.new("RGB", (4, 4), (1, 2, 3)).save(stream, "PNG", transparency=(1, 2, 3))
     assert (decode_image(stream.getvalue()).pixels[..., 3] == 0).all()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_the_transparent_grey_of_a_shallow_png_is_found(depth: int) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, 0, 0, 0, 0))
+    data += chunk(b"tRNS", b"\0\1") + chunk(b"IDAT", zlib.compress(bytes([0, 1 << (8 - depth)])))
+    grey = 255 // (2**depth - 1)
+    assert decode_image(data + chunk(b"IEND", b"")).pixels.tolist() == [[[grey, 0], [0, 255]]]
+
+
+def test_one_grey_pixel_of_16_bits_is_a_picture() -> None:
+    for suffix in (".png", ".tif"):
+        one = np.full((1, 1, 1), 40000, np.uint16)
+        np.testing.assert_array_equal(decode_image(encode_image(one, suffix)).pixels, one)
+
+
+def test_ppm_of_9_to_15_bits_is_brought_to_16(tmp_path: Path) -> None:
+    levels = np.array([0, 1, 512, 1023, 2000, 700], ">u2")
+    expected = np.array([0, 64, 32800, 65535, 65535, 44843], np.uint16)
+    for kind, shape in (("P5", (3, 2, 1)), ("P6", (1, 2, 3))):
+        data = f"{kind} {shape[1]} {shape[0]} 1023\n".encode() + levels.tobytes()
+        np.testing.assert_array_equal(decode_image(data).pixels, expected.reshape(shape))
+        (tmp_path / "a.ppm").write_bytes(data)
+        rows = rows_of_file(tmp_path / "a.ppm")(0, shape[0])
+        np.testing.assert_array_equal(rows, expected.reshape(shape))
 
 
 def test_interlaced_and_progressive_files_are_read() -> None:

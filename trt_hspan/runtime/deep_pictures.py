@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import struct
+import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -56,18 +59,20 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
         image = load(data, fail_on="truncated")
         require_accepted(image.height, image.width, where)
         metadata = metadata_from_vips(image)
-        if name == "TIFF":  # libvips reads no EXIF there
+        if name == "PNG":
+            metadata = dataclasses.replace(metadata, dpi=_png_dpi(data))
+        else:  # libvips reads no EXIF there
             metadata = dataclasses.replace(metadata, exif=upright_exif_of_block(data, of_tiff=True))
         image = image.autorot()
         if image.interpretation not in ("grey16", "rgb16", "b-w", "srgb", "rgb", "multiband"):
             image = image.colourspace("rgb16")
-        pixels = image.numpy()
+        if image.bands > 4 or image.format != "ushort":
+            raise HspanError(where, f"{image.bands} channels of {image.format} are no picture", "give RGB")
+        # Not image.numpy(): of a single grey pixel that makes a number.
+        pixels = np.frombuffer(image.write_to_memory(), np.uint16)
     except library.Error as error:
         raise damaged(where, error) from error
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.shape[2] > 4 or pixels.dtype != np.uint16:
-        raise HspanError(where, f"{pixels.shape[2]} channels of {pixels.dtype} are no picture", "give RGB")
-    return np.ascontiguousarray(pixels), metadata, name
+    return pixels.reshape(image.height, image.width, image.bands), metadata, name
 
 
 def encode_deep(pixels: npt.NDArray[np.uint16], metadata: Metadata, name: str, where: object) -> bytes:
@@ -84,12 +89,43 @@ def encode_deep(pixels: npt.NDArray[np.uint16], metadata: Metadata, name: str, w
         ).copy(interpretation=_COLOUR_SPACES[channels])
         image = with_metadata(image, metadata, grey=channels <= 2)
         if name == "PNG":
-            return bytes(image.pngsave_buffer(bitdepth=16))
-        return tiff_with_exif(
-            bytes(image.tiffsave_buffer(compression="deflate", predictor="horizontal")), metadata.exif
-        )
+            data = bytes(image.pngsave_buffer(bitdepth=16))
+            return _png_with_exif(data, metadata.exif, keep_resolution=metadata.dpi is not None)
+        data = bytes(image.tiffsave_buffer(compression="deflate", predictor="horizontal"))
+        return tiff_with_exif(data, metadata.exif, keep_resolution=metadata.dpi is not None)
     except library.Error as error:
         raise HspanError(where, f"libvips cannot write it: {error}", None) from error
+
+
+def _png_with_exif(data: bytes, block: bytes | None, *, keep_resolution: bool) -> bytes:
+    """A PNG file with this EXIF block: libvips adds a resolution to it, and one to the file where there was none."""
+    left_out = {b"eXIf"} if keep_resolution else {b"eXIf", b"pHYs"}
+    kept = [data[: len(_PNG)]]
+    for kind, chunk in _png_chunks(data):
+        if kind not in left_out:
+            kept.append(chunk)
+        if kind == b"IHDR" and block:
+            body = b"eXIf" + block.removeprefix(b"Exif\0\0")
+            kept.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
+    return b"".join(kept)
+
+
+def _png_dpi(data: bytes) -> tuple[float, float] | None:
+    """The resolution that a PNG states in pixels per metre. libvips does not tell whether it found one."""
+    for kind, chunk in _png_chunks(data):
+        if kind == b"pHYs" and len(chunk) == 21:
+            horizontal, vertical, unit = struct.unpack_from(">IIB", chunk, 8)
+            return (horizontal * 0.0254, vertical * 0.0254) if unit == 1 else None
+    return None
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kinds and chunks, each with its length and checksum."""
+    at = len(_PNG)
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        yield data[at + 4 : at + 8], data[at : at + 12 + length]
+        at += 12 + length
 
 
 def metadata_from_vips(image: Any) -> Metadata:
@@ -112,7 +148,8 @@ def metadata_from_vips(image: Any) -> Metadata:
         xmp=blob("xmp-data"),
         text=tuple(text),
         dpi=(image.xres * 25.4, image.yres * 25.4)
-        if image.xres > 0 and "resolution-unit" in fields
+        if image.xres > 0
+        and ("resolution-unit" in fields or image.xres != 1.0)  # 1.0 where the file says none
         else None,
     )
 

@@ -15,6 +15,7 @@ _DESCRIPTIVE_TAGS: Final = frozenset(
     [270, 271, 272, 305, 306, 315, 316, 0x8298, _EXIF_FILE, _GPS_FILE]  # description ... artist, copyright
 )
 _PIXEL_SIZE_TAGS: Final = (0xA002, 0xA003)  # width and height of the picture, which change
+_RESOLUTION_TAGS: Final = (282, 283, 296)  # horizontal, vertical, unit
 _CLASSIC_TIFFS: Final = {b"II*\0": "<", b"MM\0*": ">"}
 
 
@@ -53,31 +54,34 @@ def upright_exif_of_block(block: bytes | None, *, of_tiff: bool = False) -> byte
         return None
 
 
-def tiff_with_exif(data: bytes, block: bytes | None) -> bytes:
+def tiff_with_exif(data: bytes, block: bytes | None, *, keep_resolution: bool = True) -> bytes:
     """A TIFF file with a block's descriptive tags in its first directory, which is written anew at the end.
 
-    libvips writes no EXIF into TIFF. A BigTIFF stays as it is.
+    libvips writes no EXIF into TIFF, and a resolution where there is none. A BigTIFF stays as it is.
     """
     from PIL import Image
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     order = _CLASSIC_TIFFS.get(data[:4])
-    if not block or order is None:
+    if order is None or (not block and keep_resolution):
         return data
     exif = Image.Exif()
-    exif.load(block)
+    if block:
+        exif.load(block)
     added = ImageFileDirectory_v2(data[:8])
     for tag, value in exif.items():
         inner: Any = exif.get_ifd(tag) if tag in (_EXIF_FILE, _GPS_FILE) else value
         if tag in _DESCRIPTIVE_TAGS:
             added[tag] = inner
-    if not len(added):
+    if not len(added) and keep_resolution:
         return data
     first = struct.unpack(f"{order}L", data[4:8])[0]
     data += b"\0" * (len(data) % 2)
-    values = added.tobytes(len(data))  # a directory of its own, of which the values stay in use
+    values = added.tobytes(len(data)) if len(added) else b"\0\0"  # of this directory the values stay in use
     values += b"\0" * (len(values) % 2)
     entries = {**_entries(values, 0, order), **_entries(data, first, order)}
+    if not keep_resolution:
+        entries = {tag: entry for tag, entry in entries.items() if tag not in _RESOLUTION_TAGS}
     directory = b"".join(entries[tag] for tag in sorted(entries))
     return (
         data[:4]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _XMP_TAG: Final = 700
+_X_RESOLUTION_TAG: Final = 282
 _XMP_KEY: Final = "XML:com.adobe.xmp"
 
 
@@ -122,8 +123,11 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
         try:
             image.load()
             text = tuple((k, str(v)) for k, v in getattr(image, "text", {}).items() if k != _XMP_KEY)
-            dpi = image.info.get("dpi")
             name = image.format or "PNG"
+            dpi = image.info.get("dpi")
+            if name == "TIFF" and _X_RESOLUTION_TAG not in getattr(image, "tag_v2", {}):
+                dpi = None  # Pillow says 1
+            _scale_colour_key(image, data)
             upright = ImageOps.exif_transpose(image)
             metadata = Metadata(
                 icc_profile=upright.info.get("icc_profile") or None,
@@ -275,6 +279,12 @@ def _encoded(
 def fits_profile(profile: bytes, *, grey: bool) -> bool:
     """Whether an ICC profile is one for such pixels: a CMYK profile on RGB would turn every colour."""
     return profile[16:20] == (b"GRAY" if grey else b"RGB ")
+
+
+def _scale_colour_key(image: Image.Image, data: bytes) -> None:
+    """Brings the transparent grey of a PNG of 2 or 4 bits to 8: Pillow does so with the pixels only."""
+    if image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= {2: 85, 4: 17}.get(data[24], 1)
 
 
 def _plain_mode(image: Image.Image, where: object) -> tuple[Image.Image, bool]:

@@ -1,7 +1,7 @@
 """Binary PGM and PPM files (P5, P6): rows lie in them as they are. Owns their header and nothing of colours.
 
 Netpbm's format: https://netpbm.sourceforge.net/doc/ppm.html. Text files (P2, P3), black and white (P1, P4) and largest
-values other than 255 and 65535 are left to Pillow, which reads whole pictures.
+values below 255 are left to Pillow, which reads whole pictures. Values of 9 to 15 bits are brought to 16.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ from trt_hspan.runtime.memory import array_of_own_pages
 # Comments run from # to the end of the line and stand between any two words of the header.
 _SPACE: Final = rb"(?:\s|#[^\n\r]*[\n\r])+"
 _HEADER: Final = re.compile(
-    rb"P([56])%(space)s([0-9]{1,9})%(space)s([0-9]{1,9})%(space)s(255|65535)\s" % {b"space": _SPACE}
+    rb"P([56])%(space)s([0-9]{1,9})%(space)s([0-9]{1,9})%(space)s([0-9]{3,5})\s" % {b"space": _SPACE}
 )
 _HEADER_BYTES: Final = 4096
-_DTYPES: Final[dict[int, type[np.uint8] | type[np.uint16]]] = {255: np.uint8, 65535: np.uint16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PnmHeader:
-    """Height, width and channels (1 or 3) of a picture, its type, and the byte at which its pixels begin."""
+    """Height, width, channels (1 or 3) and largest value of a picture, and the byte at which its pixels begin."""
 
     height: int
     width: int
     channels: int
-    dtype: type[np.uint8] | type[np.uint16]
+    white: int
     start: int
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """uint8, or uint16 for a largest value above 255."""
+        return np.uint8 if self.white == 255 else np.uint16
 
     @property
     def row_bytes(self) -> int:
@@ -53,13 +57,13 @@ class PnmHeader:
 def pnm_header(data: bytes) -> PnmHeader | None:
     """The header at the beginning of a file; None for another format, or one that is left to Pillow."""
     match = _HEADER.match(data[:_HEADER_BYTES])
-    if match is None or 0 in (int(match[2]), int(match[3])):
+    if match is None or 0 in (int(match[2]), int(match[3])) or not 255 <= int(match[4]) <= 65535:
         return None
     return PnmHeader(
         height=int(match[3]),
         width=int(match[2]),
         channels=1 if match[1] == b"5" else 3,
-        dtype=_DTYPES[int(match[4])],
+        white=int(match[4]),
         start=match.end(),
     )
 
@@ -78,8 +82,16 @@ def pixels_from_pnm(data: bytes, header: PnmHeader, where: object) -> npt.NDArra
     header.require_complete(len(data), where)
     stored = np.dtype(header.dtype).newbyteorder(">")
     count = header.height * header.width * header.channels
-    pixels = np.frombuffer(data, stored, count, header.start)
-    return pixels.astype(header.dtype).reshape(header.height, header.width, header.channels)
+    pixels = np.frombuffer(data, stored, count, header.start).astype(header.dtype)
+    _stretch(pixels, header.white)
+    return pixels.reshape(header.height, header.width, header.channels)
+
+
+def _stretch(pixels: npt.NDArray[Any], white: int) -> None:
+    """Brings values of 0 to `white` to all 16 bits, rounded, in place; larger ones are white."""
+    if white not in (255, 65535):
+        levels = (np.arange(65536, dtype=np.uint32).clip(0, white) * 65535 + white // 2) // white
+        np.take(levels.astype(np.uint16), pixels, out=pixels)
 
 
 class PnmRows:
@@ -111,4 +123,5 @@ class PnmRows:
         stored = np.dtype(header.dtype).newbyteorder(">")
         if not stored.isnative:
             rows.byteswap(inplace=True)
+        _stretch(rows, header.white)
         return rows
