@@ -232,11 +232,15 @@ class Journal:
     Args:
         folder: the output folder; made when the first line is written.
         settings: whatever the results depend on beside their sources; a hash of it is kept.
+        companion: gives the name of the file that is made along with a picture, before it; None when there is none.
     """
 
-    def __init__(self, folder: Path, settings: object) -> None:
+    def __init__(
+        self, folder: Path, settings: object, *, companion: Callable[[Path], Path] | None = None
+    ) -> None:
         self.path = folder / JOURNAL_NAME
         self._folder = folder
+        self._companion = companion
         self._settings = hashlib.sha256(
             json.dumps(settings, sort_keys=True, default=str).encode()
         ).hexdigest()[:16]
@@ -254,6 +258,18 @@ class Journal:
         if entry["source"] != _stamp(task.source):
             return "other source"
         return "finished" if entry["settings"] == self._settings else "other settings"
+
+    def companion_of_others(self, task: Task) -> Path | None:
+        """The file that would be made along with a target, if it is there and no run with these settings made it."""
+        if self._companion is None or task.is_video:
+            return None
+        path = self._companion(task.target)
+        if not path.exists():
+            return None
+        entry = self._entries.get(self._name(task))
+        if entry is None or entry["settings"] != self._settings:
+            return path
+        return path if entry["event"] == "begin" and path.stat().st_mtime_ns < entry["time_ns"] else None
 
     def begin(self, task: Task) -> None:
         """Notes that work on a target begins. Raises: HspanError when the journal cannot be written."""
@@ -334,11 +350,15 @@ def run_tasks(
     report = JobReport()
     for task in tasks:
         started = time.perf_counter()
-        reason = None if overwrite or journal is None else why_not(journal, task)
+        target, reason = task.target, None
+        if journal is not None and not overwrite:
+            reason = why_not(journal, task)
+            if reason is None and (other := journal.companion_of_others(task)) is not None:
+                target, reason = other, reason_for_state("unknown")
         if reason == "":
             entry = TaskReport(task=task, outcome="skipped")
         elif reason is not None:
-            entry = TaskReport(task=task, outcome="failed", error=refusal_line(task.target, reason))
+            entry = TaskReport(task=task, outcome="failed", error=refusal_line(target, reason))
         else:
             if on_begin is not None:
                 on_begin(task)

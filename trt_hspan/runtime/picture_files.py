@@ -117,9 +117,9 @@ def upscale_picture_file(
     started = time.perf_counter()
     result = upscale_picture(upscaler, picture, on_tile=on_tile, what=source)
     seconds = time.perf_counter() - started
-    write_picture(target, result, quality=writing.quality)
-    if comparison is not None:
+    if comparison is not None:  # first: a result that is in place is taken for finished
         write_picture(comparison, side_by_side(picture, result))
+    write_picture(target, result, quality=writing.quality)
     report = _report(upscaler, picture.pixels.shape[:2], seconds, source)
     measured, reason = _measured(upscaler, picture, report.tiles) if writing.tile_effect else (None, None)
     return dataclasses.replace(report, tile_effect=measured, why_no_tile_effect=reason, comparison=comparison)
