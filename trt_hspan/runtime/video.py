@@ -1,7 +1,8 @@
 """Videos, frame by frame, by PyAV. Owns decoding, encoding and what is copied; a frame is a picture elsewhere.
 
 Every frame keeps its time stamp, also where frames come at uneven intervals. Audio and subtitles are copied without
-being decoded. The matrix between RGB and YUV is the source's on both ways and is written into the result.
+being decoded (`video_streams`). The matrix between RGB and YUV is the source's on both ways and is written into the
+result. What cannot be kept is told in one line each.
 """
 
 from __future__ import annotations
@@ -22,16 +23,32 @@ from trt_hspan.files import atomic_path, error_from_os_error, require_regular_fi
 from trt_hspan.runtime.jobs import VIDEO_SUFFIXES
 from trt_hspan.runtime.pixels import PixelFormat
 from trt_hspan.runtime.upscaling import Upscaler
+from trt_hspan.runtime.video_streams import StreamPlan, planned_streams
 
 #: Told after each frame: frames that are done, frames in all (None where the file does not say).
 OnFrame = Callable[[int, int | None], None]
 
 _DEFAULT_CODECS: Final = {".webm": "libvpx-vp9"}
 _DEFAULT_CODEC: Final = "libx264"
-_DEFAULT_CRF: Final = {"libx264": 18, "libx265": 20, "libvpx-vp9": 24, "libsvtav1": 24}
+_DEFAULT_CRF: Final = {"libx264": 18, "libx264rgb": 18, "libx265": 20, "libvpx-vp9": 24, "libsvtav1": 24}
+_LARGEST_CRF: Final = {
+    "libx264": 51,
+    "libx264rgb": 51,
+    "libx265": 51,
+    "libvpx": 63,
+    "libvpx-vp9": 63,
+    "libsvtav1": 63,
+    "libaom-av1": 63,
+}
+# What is asked of an encoder, best first; halved colours only where both sides are even.
+_FORMATS_8: Final = ("yuv420p", "yuv422p", "yuv444p", "gbrp", "bgr0", "rgb24")
+_FORMATS_10: Final = ("yuv420p10le", "yuv422p10le", "yuv444p10le", "gbrp10le")
 # FFmpeg's numbers of the matrices: AVCOL_SPC_BT709, UNSPECIFIED, SMPTE170M.
-_BT709, _UNSPECIFIED, _BT601 = 1, 2, 6
+_RGB, _BT709, _UNSPECIFIED, _BT601 = 0, 1, 2, 6
 _FULL_RANGE: Final = 2  # AVCOL_RANGE_JPEG
+# SWS_BILINEAR | SWS_ACCURATE_RND: without the second, full-range grey comes out greenish by half a step.
+_ROUNDED: Final = 2 | 0x40000
+_HDR_DATA: Final = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA")
 _HD_HEIGHT: Final = 720
 
 
@@ -68,7 +85,8 @@ class UpscaledVideo:
         frames_per_second: mean.
         codec: the encoder.
         copied_streams: audio and subtitle streams that were copied.
-        dropped_streams: those that the target's format cannot hold, each with the reason.
+        dropped_streams: what the target's format cannot hold, each with the reason.
+        notes: what else is not as in the source, each in one line.
     """
 
     backend: str
@@ -81,28 +99,44 @@ class UpscaledVideo:
     codec: str
     copied_streams: int
     dropped_streams: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def require_encoder(options: VideoOptions) -> None:
-    """Checks, before any work, that PyAV is there and knows the codec.
+    """Checks, before any work, that PyAV is there, knows the codec, and that the codec has such a CRF.
 
     Raises:
         HspanError: PyAV is not installed.
-        UsageError: it has no such video encoder.
+        UsageError: it has no such video encoder, or that one has no CRF or none so large.
     """
     av = _av()
     if options.codec is None:
         return
+    codec = _encoder(av, options.codec)
+    if codec.type != "video":
+        raise UsageError("--codec", f"{options.codec} encodes {codec.type}, not video")
+    _require_crf(options, codec.name)
+
+
+def _encoder(av: Any, name: str) -> Any:
     try:
-        codec = av.codec.Codec(options.codec, "w")
+        return av.codec.Codec(name, "w")
     except (ValueError, av.error.FFmpegError) as error:
         raise UsageError(
             "--codec",
-            f"no encoder is named {options.codec!r}",
+            f"no encoder is named {name!r}",
             "try libx264, libx265, libsvtav1 or libvpx-vp9",
         ) from error
-    if codec.type != "video":
-        raise UsageError("--codec", f"{options.codec} encodes {codec.type}, not video")
+
+
+def _require_crf(options: VideoOptions, codec: str) -> None:
+    if options.crf is None:
+        return
+    largest = _LARGEST_CRF.get(codec)
+    if largest is None:
+        raise UsageError("--crf", f"{codec} has no constant rate factor", "leave it out")
+    if options.crf > largest:
+        raise UsageError("--crf", f"got {options.crf}, {codec} takes 0 to {largest}")
 
 
 def upscale_video(
@@ -115,8 +149,8 @@ def upscale_video(
 ) -> UpscaledVideo:
     """Up-scales a video; audio, subtitles, timing and metadata stay. The file appears whole or not at all.
 
-    Videos of more than 8 bits a sample are decoded to 16 and encoded to 10. A turned video (as telephones write
-    them) is turned upright.
+    Videos of more than 8 bits a sample are decoded to 16 and encoded to 10 where the encoder can. A turned or
+    mirrored video (as telephones write them) is set upright. Pixels that are not square stay as they are.
 
     Args:
         upscaler: with an active runner.
@@ -126,7 +160,7 @@ def upscale_video(
         on_frame: told after each frame.
 
     Raises:
-        UsageError: the target's suffix is not a video's, or the codec is unknown.
+        UsageError: the target's suffix is not a video's, the codec is unknown or has no such CRF.
         HspanError: PyAV is not installed; the source cannot be read, is damaged or holds no video; the target
             cannot be written, or its codec cannot hold such frames; a frame fails as a picture would.
     """
@@ -166,31 +200,42 @@ class _Transcoding:
         if not videos:
             raise HspanError(source, "holds no video stream", "give a video")
         self._video = videos[0]
-        self._codec = options.codec or _DEFAULT_CODECS.get(target.suffix.lower(), _DEFAULT_CODEC)
+        named = options.codec or _DEFAULT_CODECS.get(target.suffix.lower(), _DEFAULT_CODEC)
+        self._codec = _encoder(self._av, named).name
+        _require_crf(options, self._codec)
         context = self._video.codec_context
-        self._deep = bool(context.format) and context.format.components[0].bits > 8
+        self._bits = context.format.components[0].bits if context.format else 8
+        self._deep = self._bits > 8
         matrix = int(context.colorspace)
-        if matrix in (_UNSPECIFIED, 0):
+        if matrix in (_UNSPECIFIED, _RGB):
             matrix = _BT709 if context.height >= _HD_HEIGHT else _BT601
         self._matrix = matrix
         self._range = int(context.color_range)
+        # AVI stores no time stamps: a frame is as long as every other.
+        self._even_rate = self._video.average_rate or 25 if target.suffix.lower() == ".avi" else None
+        self._time: int | None = None  # of the last frame, in ticks of the encoder
+        self._end = Fraction(0)  # of all that was read, in seconds
         self._encoder: Any = None
+        self._encoded_matrix, self._encoded_range = self._matrix, self._range
         self._sizes = (0, 0, 0, 0)
+        self._notes: dict[str, None] = {}  # in their order, each once
 
     def run(self, temporary: Path, on_frame: OnFrame | None) -> UpscaledVideo:
         av, done = self._av, 0
         total = _frame_count(self._container, self._video)
         try:
-            with av.open(str(temporary), "w") as output:
-                output.metadata.update(self._container.metadata)
-                copied, dropped = self._copied_streams(output)
-                stream = self._added_stream(output)
+            with av.open(str(temporary), "w", options=self._muxing()) as output:
+                plan = planned_streams(
+                    av, self._container, output, self._video, lambda: self._added_stream(output)
+                )
+                stream = plan.video
                 waiting: list[Any] = []  # copied packets
-                wanted = [self._video, *copied]
-                for packet in self._packets(wanted):
+                for packet in self._packets([self._video, *plan.with_packets]):
                     if packet.stream is not self._video:
-                        if packet.dts is not None:
-                            packet.stream = copied[packet.stream]
+                        if packet.size:  # the end of a stream has none
+                            if packet.dts is None:  # a cover
+                                packet.pts = packet.dts = 0
+                            packet.stream = plan.copies[packet.stream]
                             waiting.append(packet)
                         if self._encoder is None:
                             continue  # the header, written with the first packet, says how large frames are
@@ -207,13 +252,15 @@ class _Transcoding:
                 for packet in (*waiting, *stream.encode(None)):
                     output.mux(packet)
         except av.error.FFmpegError as error:
-            if isinstance(error, OSError) and error.errno and error.errno > 0:
+            about_codec = "avcodec" in str(error.filename)
+            if isinstance(error, OSError) and error.errno and error.errno > 0 and not about_codec:
                 raise error_from_os_error(self._target, error) from error
             raise HspanError(
                 self._target,
                 f"{self._codec} cannot write {self._sizes[3]}x{self._sizes[2]} pixels here: {error}",
                 "choose another --codec or container",
             ) from error
+        self._note_missing_end(plan)
         rate = self._video.average_rate
         return UpscaledVideo(
             backend=self._upscaler.runner.label,
@@ -224,9 +271,32 @@ class _Transcoding:
             frames=done,
             frames_per_second=None if rate is None else float(rate),
             codec=self._codec,
-            copied_streams=len(copied),
-            dropped_streams=tuple(dropped),
+            copied_streams=len(plan.copies),
+            dropped_streams=tuple(plan.dropped),
+            notes=tuple(self._notes),
         )
+
+    def _note(self, line: str) -> None:
+        self._notes[line] = None
+
+    def _note_missing_end(self, plan: StreamPlan) -> None:
+        """A file that ends early in the middle of nothing is no error to FFmpeg."""
+        video = self._video
+        if video.duration:
+            length = video.duration * video.time_base
+            missing = float(length + (video.start_time or 0) * video.time_base - self._end)
+        elif self._container.duration and not plan.dropped:
+            length = Fraction(self._container.duration, 1_000_000)  # counted from 0 by some formats
+            missing = float(length - self._end)
+        else:
+            return
+        if missing > max(0.2, 0.01 * float(length)):
+            self._note(f"its header promises {missing:.1f} s more than there is: it may be cut off")
+
+    def _muxing(self) -> dict[str, str]:
+        # Sound may begin before 0, with what decoders need to settle. MP4 stores that; these would move all streams.
+        early = self._target.suffix.lower() in (".mkv", ".avi")
+        return {"avoid_negative_ts": "disabled"} if early else {}
 
     def _added_stream(self, output: Any) -> Any:
         try:
@@ -234,43 +304,73 @@ class _Transcoding:
         except ValueError as error:
             raise HspanError(self._target, str(error), "choose another --codec or container") from error
 
-    def _copied_streams(self, output: Any) -> tuple[dict[Any, Any], list[str]]:
-        copied: dict[Any, Any] = {}
-        dropped = []
-        for stream in self._container.streams:
-            if stream.type not in ("audio", "subtitle"):
-                continue
-            try:
-                copied[stream] = output.add_stream_from_template(stream)
-            except (ValueError, self._av.error.FFmpegError) as error:
-                dropped.append(f"{stream.type} stream {stream.index}: {error}")
-        return copied, dropped
-
-    def _configure(self, stream: Any, height: int, width: int) -> None:
+    def _configure(self, stream: Any, frame: Any, height: int, width: int, turned: bool) -> None:
         scale = self._upscaler.scale
+        suffix = self._target.suffix.lower()
         self._sizes = (height, width, height * scale, width * scale)
         stream.height, stream.width = height * scale, width * scale
-        halved = (height * scale) % 2 == 0 and (width * scale) % 2 == 0
-        stream.pix_fmt = ("yuv420p" if halved else "yuv444p") + ("10le" if self._deep else "")
-        stream.time_base = self._video.time_base
-        stream.codec_context.time_base = self._video.time_base or Fraction(1, 90_000)
+        stream.pix_fmt = self._pixel_format(stream.codec_context.codec)
+        tick = 1 / Fraction(self._even_rate) if self._even_rate else self._video.time_base
+        stream.time_base = tick
+        stream.codec_context.time_base = tick or Fraction(1, 90_000)
         context = self._video.codec_context
-        stream.codec_context.colorspace = self._matrix
-        stream.codec_context.color_range = self._range
+        if self._av.VideoFormat(stream.pix_fmt).is_rgb:
+            self._encoded_matrix, self._encoded_range = _RGB, _FULL_RANGE
+        stream.codec_context.colorspace = self._encoded_matrix
+        stream.codec_context.color_range = self._encoded_range
         stream.codec_context.color_primaries = context.color_primaries
         stream.codec_context.color_trc = context.color_trc
+        if aspect := self._video.sample_aspect_ratio:
+            stream.codec_context.sample_aspect_ratio = 1 / aspect if turned else aspect
         crf = self._options.crf if self._options.crf is not None else _DEFAULT_CRF.get(self._codec)
         settings = {} if crf is None else {"crf": str(crf)}
         if self._codec.startswith("libvpx"):
             settings["b"] = "0"  # without it libvpx takes the CRF for a limit only
-        if self._target.suffix.lower() == ".avi":
-            settings["bf"] = "0"  # AVI stores no time stamps, so frames must come in order
+        if self._codec == "libx265":
+            settings["x265-params"] = "log-level=error"
+            if suffix in (".mp4", ".mov", ".m4v"):
+                stream.codec_context.codec_tag = "hvc1"  # Apple's players open no other
+        if self._codec == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # errors only
+        if suffix == ".avi":
+            settings["bf"] = "0"  # frames must come in order
+            if (
+                self._codec == "libx264"
+            ):  # with times in the stream, or FFmpeg's readers show each one frame late
+                settings["x264-params"] = "nal-hrd=vbr:vbv-maxrate=1000000:vbv-bufsize=1000000"
         stream.options = settings
         self._encoder = stream
+        self._note_losses(frame)
+
+    def _pixel_format(self, codec: Any) -> str:
+        """The best one that an encoder takes: 10 bits for more than 8, colours halved where sizes are even."""
+        offered = {kind.name for kind in codec.video_formats or ()}
+        even = self._sizes[2] % 2 == 0 and self._sizes[3] % 2 == 0
+        wanted = [*(_FORMATS_10 if self._deep else ()), *_FORMATS_8, *(() if self._deep else _FORMATS_10)]
+        if not even:
+            wanted.sort(key=lambda name: "420" in name or "422" in name)
+        kind = next((name for name in wanted if name in offered), wanted[0])
+        if self._deep and kind in _FORMATS_8:
+            self._note(f"{self._bits} bits a sample became 8: {self._codec} takes no more")
+        return str(kind)
+
+    def _note_losses(self, frame: Any) -> None:
+        if any(part.is_alpha for part in frame.format.components) or "1" in (
+            self._video.metadata.get("alpha_mode"),
+            self._video.metadata.get("ALPHA_MODE"),
+        ):
+            self._note("its alpha channel is dropped")
+        if frame.interlaced_frame:
+            self._note("its frames are interlaced and were up-scaled as they are: deinterlace them before")
+        if any(data.type.name in _HDR_DATA for data in frame.side_data):
+            self._note("HDR metadata of the mastering display and light level is not copied; colour tags are")
 
     def _packets(self, streams: list[Any]) -> Iterator[Any]:
         try:
-            yield from self._container.demux(streams)
+            for packet in self._container.demux(streams):
+                if packet.pts is not None:
+                    self._end = max(self._end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+                yield packet
         except self._av.error.FFmpegError as error:
             raise self._damaged(error) from error
 
@@ -286,10 +386,10 @@ class _Transcoding:
         )
 
     def _encoded(self, stream: Any, frame: Any) -> Any:
-        pixels = self._rgb(frame)
+        pixels, turned = self._upright(frame)
         height, width = pixels.shape[:2]
         if self._encoder is None:
-            self._configure(stream, height, width)
+            self._configure(stream, frame, height, width, turned)
         elif (height, width) != self._sizes[:2]:
             raise HspanError(
                 self._source,
@@ -298,17 +398,38 @@ class _Transcoding:
             )
         kind = PixelFormat.of(pixels, where=self._source)
         result = self._upscaler.whole(pixels, kind, what=self._source)
+        if kind.channels == 1:
+            result = result.repeat(3, axis=2)
         made = self._av.VideoFrame.from_ndarray(result, format="rgb48le" if self._deep else "rgb24")
         made = made.reformat(
             format=stream.pix_fmt,
             src_color_range=_FULL_RANGE,
             dst_colorspace=self._matrix,
-            dst_color_range=self._range or 1,
+            dst_color_range=self._encoded_range or 1,
+            interpolation=_ROUNDED,
         )
-        made.pts, made.time_base, made.duration = frame.pts, frame.time_base, frame.duration
+        made.pts, made.time_base, made.duration = self._timed(frame)
         return stream.encode(made)
 
-    def _rgb(self, frame: Any) -> npt.NDArray[Any]:
+    def _timed(self, frame: Any) -> tuple[int, Fraction, int]:
+        """(time stamp, tick, duration) of an encoded frame; time stamps rise from frame to frame."""
+        tick, time, duration = frame.time_base, frame.pts, frame.duration or 0
+        if self._even_rate:
+            tick, duration = 1 / Fraction(self._even_rate), 1
+            if time is not None:
+                exact = time * frame.time_base / tick
+                time = round(exact)
+                if abs(exact - time) > Fraction(1, 4):
+                    self._note("AVI holds frames at even intervals only: theirs were uneven")
+        if time is None or (self._time is not None and time <= self._time):
+            if self._time is not None:
+                self._note("frames without a time of their own follow one tick after the frame before")
+            time = 0 if self._time is None else self._time + 1
+        self._time = time
+        return time, tick, duration
+
+    def _upright(self, frame: Any) -> tuple[npt.NDArray[Any], bool]:
+        """(H, W, 3) as it is to be seen, or (H, W, 1) of a grey video, and whether sides changed places."""
         converted = frame.reformat(
             format="rgb48le" if self._deep else "rgb24",
             src_colorspace=self._matrix,
@@ -316,8 +437,17 @@ class _Transcoding:
             dst_color_range=_FULL_RANGE,
         )
         pixels: npt.NDArray[Any] = converted.to_ndarray()
-        turns = round(getattr(frame, "rotation", 0) / 90) % 4
-        return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+        if frame.format.name.startswith("gray"):
+            pixels = pixels[..., :1]
+        matrix = frame.side_data.get(self._av.sidedata.sidedata.Type.DISPLAYMATRIX)
+        if matrix is None:
+            return np.ascontiguousarray(pixels), False
+        # x' = a x + c y, y' = b x + d y, apart from the shift: ISO/IEC 14496-12, "matrix".
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+        turned = abs(b) > abs(a)
+        if turned:
+            pixels, a, d = pixels.transpose(1, 0, 2), c, b
+        return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]), turned
 
 
 def _frame_count(container: Any, video: Any) -> int | None:

@@ -1,0 +1,182 @@
+"""What a video keeps beside its frames, and that the rest is told in one line."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from support.runner_doubles import NearestRunner
+
+from trt_hspan.errors import UsageError
+from trt_hspan.runtime.upscaling import Upscaler
+from trt_hspan.runtime.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
+
+_MILLISECOND = Fraction(1, 1000)
+
+
+def write_video(
+    path: Path,
+    *,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    times: tuple[int, ...] = tuple(range(0, 1000, 100)),
+    sounds: tuple[str, ...] = (),
+    aspect: Fraction | None = None,
+    rotation: int | None = None,
+    mirrored: bool = False,
+) -> None:
+    """Ten frames, white in the upper left quarter and black elsewhere, and silent sound tracks."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=10)
+        video.width, video.height, video.pix_fmt = 32, 16, pix_fmt
+        video.codec_context.time_base = _MILLISECOND
+        if aspect is not None:
+            video.codec_context.sample_aspect_ratio = aspect
+        if rotation is not None:
+            video.set_display_rotation(rotation, hflip=mirrored)
+        tones = [container.add_stream(name, rate=48_000) for name in sounds]
+        for index, tone in enumerate(tones):
+            tone.metadata.update(language=("ger", "fre")[index], title=("Ton", "Son")[index])
+            tone.disposition = index  # the second one is the default
+        if path.suffix == ".mkv":
+            container.add_attachment("a.ttf", "application/x-truetype-font", b"glyphs")
+            container.set_chapters(
+                [{"id": 1, "start": 0, "end": 500, "time_base": _MILLISECOND, "metadata": {"title": "One"}}]
+            )
+        pixels = np.zeros((16, 32, 3), np.uint8)
+        pixels[:8, :16] = 255
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, _MILLISECOND
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for tone in tones:
+            for start in range(0, 48_000, 960):
+                sound = av.AudioFrame.from_ndarray(
+                    np.zeros((1, 1920), np.int16), format="s16", layout="stereo"
+                )
+                sound.sample_rate, sound.pts, sound.time_base = 48_000, start, Fraction(1, 48_000)
+                container.mux(tone.encode(sound))
+            container.mux(tone.encode(None))
+
+
+def upscaled(source: Path, target: Path, **options: object) -> UpscaledVideo:
+    with NearestRunner(scale=2) as runner:
+        return upscale_video(Upscaler(runner), source, target, VideoOptions(**options))
+
+
+def seen(path: Path) -> tuple[list[float], np.ndarray]:
+    """Times of the frames in seconds, and the first frame in RGB as it is stored."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+        return [frame.time for frame in frames], frames[0].to_ndarray(format="rgb24")
+
+
+def test_tracks_keep_order_and_names_and_chapters_and_fonts_are_kept(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", sounds=("aac", "libopus"))
+    report = upscaled(tmp_path / "a.mkv", tmp_path / "b.mkv")
+    assert (report.copied_streams, report.dropped_streams, report.notes) == (3, (), ())
+    told = []
+    for name in ("a.mkv", "b.mkv"):
+        with av.open(str(tmp_path / name)) as container:
+            streams = [
+                (s.type, s.metadata.get("language"), s.metadata.get("title"), int(s.disposition))
+                for s in container.streams
+            ]
+            told.append((streams, container.chapters(), container.streams.attachments[0].data))
+    assert told[0] == told[1]
+    assert [stream[0] for stream in told[1][0]] == ["video", "audio", "audio", "attachment"]
+
+
+def test_a_track_that_the_format_takes_only_by_name_is_dropped_and_told(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", sounds=("aac", "libopus"))
+    report = upscaled(tmp_path / "a.mkv", tmp_path / "b.mov")
+    assert report.dropped_streams == (
+        "audio stream 2: mov cannot hold opus",
+        "attachment stream 3: mov cannot hold it",
+    )
+
+
+@pytest.mark.parametrize(
+    ("rotation", "mirrored", "corner"),
+    [(0, True, (0, -1)), (90, False, (-1, 0)), (180, False, (-1, -1)), (270, False, (0, -1))],
+)
+def test_turned_and_mirrored_videos_are_set_upright(
+    tmp_path: Path, rotation: int, mirrored: bool, corner: tuple[int, int]
+) -> None:
+    source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    write_video(source, rotation=rotation, mirrored=mirrored, aspect=Fraction(4, 3))
+    report = upscaled(source, target)
+    turned = rotation in (90, 270)
+    assert (report.output_height, report.output_width) == ((64, 32) if turned else (32, 64))
+    picture = seen(target)[1]
+    lightest = [(y, x) for y in (0, -1) for x in (0, -1) if picture[y, x].mean() > 128]
+    assert lightest == [corner]
+    with av.open(str(target)) as container:
+        expected = Fraction(3, 4) if turned else Fraction(4, 3)
+        assert container.streams.video[0].sample_aspect_ratio == expected
+        assert next(container.decode(video=0)).rotation == 0
+
+
+def test_full_range_grey_gets_no_colour(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", codec="ffv1", pix_fmt="gray")
+    upscaled(tmp_path / "a.mkv", tmp_path / "b.mkv")
+    picture = seen(tmp_path / "b.mkv")[1]
+    assert np.ptp(picture, axis=2).max() == 0
+    assert (picture[2, 2].min(), picture[-2, -2].max()) == (255, 0)
+
+
+def test_avi_gets_the_rate_of_the_source_and_shows_no_frame_late(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", sounds=("aac",))
+    assert upscaled(tmp_path / "a.mkv", tmp_path / "b.avi").notes == ()
+    assert seen(tmp_path / "b.avi")[0] == pytest.approx([index / 10 for index in range(10)])
+    with av.open(str(tmp_path / "b.avi")) as container:
+        assert container.streams.video[0].average_rate == 10
+
+
+def test_sound_that_begins_before_zero_moves_no_frame(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", sounds=("aac",))
+    upscaled(tmp_path / "a.mp4", tmp_path / "b.mkv")
+    assert seen(tmp_path / "b.mkv")[0] == pytest.approx(seen(tmp_path / "a.mp4")[0])
+
+
+def test_what_is_lost_is_told(tmp_path: Path) -> None:
+    write_video(tmp_path / "alpha.mkv", codec="ffv1", pix_fmt="yuva420p")
+    assert upscaled(tmp_path / "alpha.mkv", tmp_path / "b.mkv").notes == ("its alpha channel is dropped",)
+    write_video(tmp_path / "deep.mkv", pix_fmt="yuv420p10le")
+    report = upscaled(tmp_path / "deep.mkv", tmp_path / "c.mkv", codec="mpeg4")
+    assert report.notes == ("10 bits a sample became 8: mpeg4 takes no more",)
+    write_video(tmp_path / "whole.webm", codec="libvpx-vp9")
+    write_video(tmp_path / "same.mkv", codec="ffv1")
+    data = (tmp_path / "same.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 6 // 10])
+    (line,) = upscaled(tmp_path / "cut.mkv", tmp_path / "d.mkv").notes
+    assert line.endswith("more than there is: it may be cut off")
+
+
+def test_frames_of_one_time_are_all_kept(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", times=(0, 100, 200, 200, 400, 500, 500, 700, 800, 900))
+    report = upscaled(tmp_path / "a.mkv", tmp_path / "b.mkv")
+    times = seen(tmp_path / "b.mkv")[0]
+    assert report.frames == len(times) == len(set(times)) == 10
+    assert report.notes == ("frames without a time of their own follow one tick after the frame before",)
+
+
+def test_encoders_get_pixels_that_they_take_and_apples_players_their_tag(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv")
+    upscaled(tmp_path / "a.mkv", tmp_path / "b.mov", codec="prores_ks")
+    upscaled(tmp_path / "a.mkv", tmp_path / "c.mkv", codec="libx264rgb")
+    upscaled(tmp_path / "a.mkv", tmp_path / "d.mp4", codec="libx265")
+    assert seen(tmp_path / "b.mov")[1].shape == seen(tmp_path / "c.mkv")[1].shape == (32, 64, 3)
+    with av.open(str(tmp_path / "d.mp4")) as container:
+        assert container.streams.video[0].codec_context.codec_tag == "hvc1"
+
+
+def test_a_crf_that_would_do_nothing_is_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="ffv1 has no constant rate factor"):
+        require_encoder(VideoOptions(codec="ffv1", crf=20))
+    with pytest.raises(UsageError, match="got 52, libx265 takes 0 to 51"):
+        require_encoder(VideoOptions(codec="libx265", crf=52))

@@ -1,0 +1,109 @@
+"""What a video file holds beside its pictures: sound, subtitles, fonts, covers, chapters. Owns what is copied of it.
+
+Streams keep their order, language, title and default flag. What a format cannot hold is found out before any work, by
+writing a header with that stream alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+_WITH_CHAPTERS: Final = ("mp4", "mov", "ipod", "matroska", "webm")
+_WITH_TIMECODE: Final = ("mp4", "mov")
+# What programs note of a stream as it was encoded: untrue of another one.
+_OF_THE_ENCODING: Final = ("bps", "duration", "number_of_", "_statistics", "encoder", "alpha_mode", "rotate")
+
+
+@dataclass(kw_only=True)
+class StreamPlan:
+    """The streams of a result.
+
+    Attributes:
+        video: the one that frames are encoded into.
+        copies: stream of the source -> stream of the result.
+        dropped: what the result will lack, each in one line.
+    """
+
+    video: Any = None
+    copies: dict[Any, Any] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+
+    @property
+    def with_packets(self) -> list[Any]:
+        """Streams of the source that are read; attachments stand in the header."""
+        return [stream for stream in self.copies if stream.type != "attachment"]
+
+
+def planned_streams(
+    av: Any, container: Any, output: Any, video: Any, add_video: Callable[[], Any]
+) -> StreamPlan:
+    """Adds streams to `output` in the source's order.
+
+    Args:
+        av: PyAV.
+        container: the source.
+        output: the result, with no stream yet.
+        video: the source's stream that is up-scaled.
+        add_video: adds the one that is encoded.
+    """
+    plan = StreamPlan()
+    output.metadata.update(container.metadata)
+    for stream in container.streams:
+        if stream is video:
+            plan.video = add_video()
+            plan.video.metadata.update(
+                {
+                    name: text
+                    for name, text in stream.metadata.items()
+                    if not name.lower().startswith(_OF_THE_ENCODING)
+                }
+            )
+            plan.video.disposition = int(stream.disposition)
+            continue
+        if stream.type == "data" and _kept_otherwise(stream, container, video, output.format.name):
+            continue
+        reason = _refusal(av, stream, output.format.name)
+        if reason is not None:
+            plan.dropped.append(f"{stream.type} stream {stream.index}: {reason}")
+            continue
+        copy = output.add_stream_from_template(stream, opaque=True)
+        copy.metadata.update(stream.metadata)
+        copy.disposition = int(stream.disposition)
+        plan.copies[stream] = copy
+    if chapters := container.chapters():
+        if output.format.name in _WITH_CHAPTERS:
+            output.set_chapters(chapters)
+        else:
+            plan.dropped.append(f"{len(chapters)} chapters: {output.format.name} cannot hold them")
+    return plan
+
+
+def _kept_otherwise(stream: Any, container: Any, video: Any, format_name: str) -> bool:
+    """Whether a data stream is one that formats of Apple's kind make of chapters, or of the picture's time code."""
+    if "timecode" in stream.metadata:
+        return "timecode" in video.metadata and format_name in _WITH_TIMECODE
+    return bool(container.chapters())
+
+
+def _refusal(av: Any, stream: Any, format_name: str) -> str | None:
+    """Why a stream cannot be copied into a format; None where it can."""
+    if stream.type == "attachment":
+        return None if format_name == "matroska" else f"{format_name} cannot hold it"
+    if stream.type == "video" and not stream.disposition & av.stream.Disposition.attached_pic:
+        return "only one video stream is up-scaled"
+    if stream.type not in ("audio", "subtitle", "video") or stream.codec_context is None:
+        return "data is not copied"
+    trial = av.open(io.BytesIO(), "w", format=format_name)
+    try:
+        trial.add_stream_from_template(stream, opaque=True)
+        trial.start_encoding()
+    except (ValueError, av.error.FFmpegError):
+        return f"{format_name} cannot hold {stream.codec_context.name}"
+    finally:
+        with contextlib.suppress(ValueError, av.error.FFmpegError):
+            trial.close()
+    return None
