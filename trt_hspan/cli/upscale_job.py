@@ -253,6 +253,9 @@ def _tell_all(request: UpscaleRequest, runner: Runner, upscaler: Upscaler, repor
     else:
         rows = {name: value for name, value in totals.items() if value is not None}
         print_table(f"Up-scaled to {request.output}", _for_people(rows))
+    for entry in done:
+        for line in (*getattr(entry.result, "dropped_streams", ()), *getattr(entry.result, "notes", ())):
+            typer.echo(f"trt-hspan: {entry.task.source}: {line}", err=True)
     for entry in failed:
         typer.echo(f"trt-hspan: error: {entry.error}", err=True)
     return 1 if failed else 0
