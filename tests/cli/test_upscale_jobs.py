@@ -1,8 +1,7 @@
-"""`trt-hspan upscale` on folders, pipes, odd files, and when it is stopped."""
+"""`trt-hspan upscale` on folders, odd files, and when it is stopped."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -280,49 +279,6 @@ def test_a_terminal_sees_share_throughput_and_time_left(
 
 def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "trt_hspan", "upscale", *map(str, words)]
-
-
-def test_pipes_carry_a_picture_in_its_own_format_or_another(tmp_path: Path, network: Path) -> None:
-    for data, options, expected in [
-        (encode_image(pixels(), ".jpg"), (), "JPEG"),
-        (encode_image(pixels(), ".png"), ("--format", "webp"), "WEBP"),
-    ]:
-        done = subprocess.run(
-            command("-", "-o", "-", "--onnx", network, *options), input=data, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        found = Image.open(io.BytesIO(done.stdout))
-        assert (found.format, found.size) == (expected, (14, 12))
-
-
-def test_a_pipe_with_one_end_in_a_file(run: CommandLine, tmp_path: Path, network: Path) -> None:
-    target = tmp_path / "b.tif"
-    done = subprocess.run(
-        command("-", "-o", target, "--onnx", network),
-        input=encode_image(pixels(), ".png"),
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, b""), done.stderr
-    assert read_picture(target).pixels.shape == (12, 14, 3)
-    for words, message in [
-        (("-", "a.png", "-o", "-"), "a pipe carries one picture"),
-        (("a.png", "-o", "-", "--json"), "--json: does not go with a pipe"),
-        (("a.png", "-o", "-", "--compare"), "--compare: does not go with a pipe"),
-    ]:
-        result = run("upscale", *words, "--onnx", network)
-        assert result.code == 2
-        assert message in result.error_line
-
-
-def test_bytes_that_are_no_picture_come_out_as_one_line(network: Path) -> None:
-    for data in (b"", b"words"):
-        done = subprocess.run(
-            command("-", "-o", "-", "--onnx", network), input=data, capture_output=True, check=False
-        )
-        assert (done.returncode, done.stdout) == (1, b"")
-        assert done.stderr.startswith(b"trt-hspan: error: standard input: ")
-        assert done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

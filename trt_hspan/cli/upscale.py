@@ -253,6 +253,10 @@ def upscale(
         from trt_hspan.cli.upscale_cluster import run_upscale_on_cluster
 
         raise typer.Exit(run_upscale_on_cluster(request, cluster, workers))
+    if "-" in (*request.inputs, request.output):
+        from trt_hspan.cli.upscale_pipe import run_upscale_pipe
+
+        raise typer.Exit(run_upscale_pipe(request))
     raise typer.Exit(run_upscale(request))
 
 

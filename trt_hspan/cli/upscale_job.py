@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,20 +18,14 @@ from trt_hspan.engine.output_set import check_writable
 from trt_hspan.errors import UsageError
 from trt_hspan.runtime.jobs import JobReport, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
 from trt_hspan.runtime.opening import open_runner
-from trt_hspan.runtime.picture_files import (
-    WriteOptions,
-    comparison_path,
-    upscale_picture,
-    upscale_picture_file,
-)
+from trt_hspan.runtime.picture_files import Upscaled, WriteOptions, comparison_path, upscale_picture_file
 from trt_hspan.runtime.upscale_options import UpscaleOptions
 from trt_hspan.runtime.upscaling import Upscaler
-from trt_hspan.runtime.video import VideoOptions, require_encoder, upscale_video
+from trt_hspan.runtime.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
 
 if TYPE_CHECKING:
     from trt_hspan.runtime.runner import Runner
 
-PIPE = "-"
 _CONTEXT_NOTE = "attention sees one tile at a time"
 
 
@@ -64,50 +57,79 @@ def run_upscale(request: UpscaleRequest) -> int:
         HspanError: nothing could be done at all, or the only file failed.
         UsageError: inputs and output do not go together.
     """
-    with _terminated_as_interrupt():
-        if PIPE in request.inputs or request.output == PIPE:
-            return _run_pipe(request)
+    with terminated_as_interrupt():
         output = Path(request.output)
         tasks, is_folder = tasks_from_inputs(request.inputs, output, suffix=request.suffix)
-        if request.suffix is not None and not is_folder:
-            raise UsageError(
-                "--format", "is for folders and pipes; OUT's suffix says the format", "leave it out"
-            )
+        if not is_folder:
+            require_no_suffix(request)
         check_writable(output / ".any" if is_folder else output)
-        _require_used(request, tasks)
+        require_used(request, tasks)
         if request.writing.compare:
             _require_free_comparisons(tasks)
-        runner = _runner(request)
+        runner = runner_for(request)
         journal = Journal(output, _settings(request, runner)) if is_folder else None
-        progress = WorkProgress(tasks)
-        upscaler = Upscaler(runner, request.options, on_shrink=progress.note)
-        with progress, _activated_when_needed(runner) as activate:
-
-            def do(task: Task) -> Any:
-                activate()
-                if task.is_video:
-                    return upscale_video(
-                        upscaler, task.source, task.target, request.video, on_frame=progress.on_frame
-                    )
-                return upscale_picture_file(
-                    upscaler, task.source, task.target, request.writing, on_tile=progress.on_tile
-                )
-
+        with at_work(request, runner, tasks) as work:
             if not is_folder:
-                progress.begin(tasks[0])
-                return _tell_one(request, runner, upscaler, tasks[0], do(tasks[0]))
+                result = work.do_only(tasks[0])
+                return tell_one(request, work, tasks[0].source.name, result)
             report = run_tasks(
                 tasks,
-                do,
+                work.do,
                 journal=journal,
                 overwrite=request.overwrite,
-                on_begin=progress.begin,
-                on_end=progress.end,
+                on_begin=work.progress.begin,
+                on_end=work.progress.end,
             )
-        return _tell_all(request, runner, upscaler, report)
+        return _tell_all(request, work, report)
 
 
-def _require_used(request: UpscaleRequest, tasks: list[Task]) -> None:
+@dataclass(frozen=True)
+class Work:
+    """A network, its options and the progress bar, while tasks are done."""
+
+    request: UpscaleRequest
+    runner: Runner
+    upscaler: Upscaler
+    progress: WorkProgress
+    activate: Callable[[], None]
+
+    def do(self, task: Task) -> Upscaled | UpscaledVideo:
+        """One picture or video. Raises: HspanError as `upscale_picture_file` and `upscale_video`."""
+        self.activate()
+        if task.is_video:
+            return upscale_video(
+                self.upscaler,
+                task.source,
+                task.target,
+                self.request.video,
+                on_frame=self.progress.on_frame,
+            )
+        return upscale_picture_file(
+            self.upscaler, task.source, task.target, self.request.writing, on_tile=self.progress.on_tile
+        )
+
+    def do_only(self, task: Task) -> Upscaled | UpscaledVideo:
+        """The only task. Raises: as `do`."""
+        self.progress.begin(task)
+        return self.do(task)
+
+
+@contextmanager
+def at_work(request: UpscaleRequest, runner: Runner, tasks: list[Task]) -> Iterator[Work]:
+    """The network is loaded when the first task is done, and given back at the end."""
+    progress = WorkProgress(tasks)
+    upscaler = Upscaler(runner, request.options, on_shrink=progress.note)
+    with progress, _activated_when_needed(runner) as activate:
+        yield Work(request, runner, upscaler, progress, activate)
+
+
+def require_no_suffix(request: UpscaleRequest) -> None:
+    """Raises: UsageError when --format is given though the output's name says the format."""
+    if request.suffix is not None:
+        raise UsageError("--format", "is for folders and pipes; OUT's suffix says the format", "leave it out")
+
+
+def require_used(request: UpscaleRequest, tasks: list[Task]) -> None:
     """Raises: UsageError when an option is for files that are not there, or no encoder has that name."""
     videos = sum(task.is_video for task in tasks)
     for option, asked in (("--codec", request.video.codec), ("--crf", request.video.crf)):
@@ -139,7 +161,8 @@ def _require_free_comparisons(tasks: list[Task]) -> None:
             )
 
 
-def _runner(request: UpscaleRequest) -> Runner:
+def runner_for(request: UpscaleRequest) -> Runner:
+    """The network that a request names, not loaded yet. Raises: HspanError as `open_runner`."""
     return open_runner(
         request.network,
         device=request.device,
@@ -176,77 +199,31 @@ def _settings(request: UpscaleRequest, runner: Runner) -> dict[str, Any]:
     }
 
 
-def _run_pipe(request: UpscaleRequest) -> int:
-    """One picture, standard input or a file to standard output or a file."""
-    from trt_hspan.files import write_bytes
-    from trt_hspan.runtime.images import require_writable_suffix
-    from trt_hspan.runtime.pictures import decode_image, encode_image, read_picture
-
-    if len(request.inputs) != 1:
-        raise UsageError(PIPE, "a pipe carries one picture", "give one input")
-    to_pipe = request.output == PIPE
-    for option, asked in (
-        ("--json", request.json and to_pipe),
-        ("--compare", request.writing.compare),
-        ("--tile-effect", request.writing.tile_effect),
-        ("--codec", request.video.codec is not None),
-        ("--crf", request.video.crf is not None),
-    ):
-        if asked:
-            raise UsageError(option, "does not go with a pipe", "leave it out, or name files")
-    if to_pipe and sys.stdout.isatty():
-        raise UsageError(PIPE, "a terminal cannot show a picture", "redirect standard output")
-    target = None if to_pipe else Path(request.output)
-    if target is not None:
-        require_writable_suffix(target)
-        check_writable(target)
-    (name,) = request.inputs
-    runner = _runner(request)
-    what = "standard input" if name == PIPE else name
-    picture = decode_image(sys.stdin.buffer.read(), where=what) if name == PIPE else read_picture(name)
-    suffix = request.suffix or (target.suffix if target is not None else _suffix_of_format(picture.format))
-    progress = WorkProgress([])
-    upscaler = Upscaler(runner, request.options, on_shrink=progress.note)
-    with progress, runner:
-        progress.begin_picture(what, *picture.pixels.shape[:2])
-        result = upscale_picture(upscaler, picture, on_tile=progress.on_tile, what=what)
-    data = encode_image(result, suffix, quality=request.writing.quality, where=target or "standard output")
-    if target is not None:
-        write_bytes(target, data)
-        return 0
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
-    return 0
-
-
-def _suffix_of_format(name: str) -> str:
-    return {"JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}.get(name, ".png")
-
-
-def _tell_one(request: UpscaleRequest, runner: Runner, upscaler: Upscaler, task: Task, result: Any) -> int:
+def tell_one(request: UpscaleRequest, work: Work, name: str, result: Upscaled | UpscaledVideo) -> int:
+    """Prints what became of the only task. Returns the exit code."""
     report = {
-        "input": str(task.source),
-        "output": str(task.target),
+        "input": request.inputs[0],
+        "output": request.output,
         **_result_rows(result),
-        **_runner_rows(runner),
-        "out_of_memory": upscaler.shrinks or None,
+        **_runner_rows(work.runner),
+        "out_of_memory": work.upscaler.shrinks or None,
     }
     if request.json:
         print_json(report)
     else:
-        print_table(f"Up-scaled {task.source.name}", _for_people(report))
+        print_table(f"Up-scaled {name}", _for_people(report))
     return 0
 
 
-def _tell_all(request: UpscaleRequest, runner: Runner, upscaler: Upscaler, report: JobReport) -> int:
+def _tell_all(request: UpscaleRequest, work: Work, report: JobReport) -> int:
     done, skipped, failed = (report.of(outcome) for outcome in ("done", "skipped", "failed"))
     totals = {
         "done": len(done),
         "skipped": len(skipped),
         "failed": len(failed),
         "seconds": round(sum(entry.seconds for entry in done), 3),
-        **_runner_rows(runner),
-        "out_of_memory": upscaler.shrinks or None,
+        **_runner_rows(work.runner),
+        "out_of_memory": work.upscaler.shrinks or None,
     }
     if request.json:
         print_json({**totals, "files": [_file_entry(entry) for entry in report.tasks]})
@@ -311,7 +288,7 @@ def _for_people(report: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _activated_when_needed(runner: Runner) -> Iterator[Any]:
+def _activated_when_needed(runner: Runner) -> Iterator[Callable[[], None]]:
     """Gives a function that loads the network at its first call: a job that is finished needs none."""
     active = False
 
@@ -329,7 +306,7 @@ def _activated_when_needed(runner: Runner) -> Iterator[Any]:
 
 
 @contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
+def terminated_as_interrupt() -> Iterator[None]:
     """SIGTERM ends the work as Ctrl-C does: what is half-written goes away."""
 
     def interrupt(*_: object) -> None:

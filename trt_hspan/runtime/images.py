@@ -34,6 +34,17 @@ WRITE_FORMATS: Final[dict[str, tuple[str, dict[str, object]]]] = {
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
 }
+# How files of READ_FORMATS begin, and the suffix of a result of the same kind.
+_STARTS: Final[dict[bytes, str]] = {
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"\xff\xd8\xff": ".jpg",
+    b"RIFF": ".webp",
+    b"BM": ".bmp",
+    b"II": ".tif",
+    b"MM": ".tif",
+    b"GIF8": ".png",
+    **{b"P%d" % kind: ".png" for kind in range(1, 7)},
+}
 # Pixels that a side may have in libjpeg and in libwebp.
 _LONGEST_SIDES: Final = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 READ_SUFFIXES: Final = (*WRITE_FORMATS, ".gif", ".ppm", ".pgm", ".pnm")
@@ -135,9 +146,7 @@ def opened(source: Path | io.BytesIO, where: object) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(source, formats=READ_FORMATS)
     except UnidentifiedImageError as error:
-        raise HspanError(
-            where, "not a picture that can be read", f"give {', '.join(READ_FORMATS[:-1])} or PPM"
-        ) from error
+        raise not_a_picture(where) from error
     except Image.DecompressionBombError as error:
         raise HspanError(where, f"too large: {error}", "cut it into smaller pictures") from error
     except OSError as error:
@@ -162,6 +171,16 @@ def require_accepted(height: int, width: int, where: object) -> None:
             f"claims {width}x{height} pixels, more than the {MAX_PIXELS / 1e6:.0f} million accepted",
             "cut it into smaller pictures",
         )
+
+
+def suffix_from_start(start: bytes) -> str | None:
+    """The suffix of files that begin so, .png for formats that are not written; None for no known picture."""
+    return next((suffix for magic, suffix in _STARTS.items() if start.startswith(magic)), None)
+
+
+def not_a_picture(where: object) -> HspanError:
+    """The one line for bytes that no decoder knows."""
+    return HspanError(where, "not a picture that can be read", f"give {', '.join(READ_FORMATS[:-1])} or PPM")
 
 
 def damaged(where: object, error: BaseException) -> HspanError:
