@@ -154,6 +154,20 @@ def test_a_file_without_a_resolution_is_given_none(suffix: str, dtype: type) -> 
         np.testing.assert_array_equal(decode_image(data).pixels, pixels(3, dtype))
 
 
+@pytest.mark.parametrize("stated", [b'tiff:Orientation="6"', b"<tiff:Orientation>6</tiff:Orientation>"])
+def test_an_upright_picture_of_16_bits_has_no_other_orientation_in_its_xmp(stated: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = pyvips.Image.new_from_memory(pixels(3, np.uint16).tobytes(), 17, 11, 3, "ushort")
+    for name, blob in (("exif-data", exif.tobytes()), ("xmp-data", b"<x:xmpmeta>" + stated)):
+        image.set_type(pyvips.GValue.blob_type, name, blob)
+    image.set_type(pyvips.GValue.gint_type, "orientation", 6)
+    data = image.copy(interpretation="rgb16").pngsave_buffer(bitdepth=16)
+    found = decode_image(data)
+    np.testing.assert_array_equal(found.pixels, np.rot90(pixels(3, np.uint16), -1))
+    assert found.metadata.xmp == b"<x:xmpmeta>" + stated.replace(b"6", b"1")
+
+
 def test_a_profile_for_other_channels_is_not_attached() -> None:
     data = encode_image(Picture(pixels=pixels(1), metadata=Metadata(icc_profile=SRGB)), ".png")
     assert "icc_profile" not in Image.open(io.BytesIO(data)).info

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.exif import tiff_with_exif, upright_exif_of_block
+from trt_hspan.runtime.exif import tiff_with_exif, upright_exif_of_block, upright_xmp
 from trt_hspan.runtime.images import damaged, require_accepted
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def metadata_from_vips(image: Any) -> Metadata:
     return Metadata(
         icc_profile=blob("icc-profile-data"),
         exif=upright_exif_of_block(blob("exif-data")),
-        xmp=blob("xmp-data"),
+        xmp=upright_xmp(blob("xmp-data")) if "orientation" in fields else blob("xmp-data"),
         text=tuple(text),
         dpi=(image.xres * 25.4, image.yres * 25.4)
         if image.xres > 0

@@ -1,7 +1,8 @@
-"""EXIF blocks: what of them still holds for an up-scaled, upright picture, and their way into 16-bit TIFF files."""
+"""EXIF and XMP: what of them still holds for an up-scaled, upright picture, and their way into 16-bit TIFF files."""
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,8 @@ _DESCRIPTIVE_TAGS: Final = frozenset(
 )
 _PIXEL_SIZE_TAGS: Final = (0xA002, 0xA003)  # width and height of the picture, which change
 _RESOLUTION_TAGS: Final = (282, 283, 296)  # horizontal, vertical, unit
+# An attribute or an element; the prefix is the one that the XMP specification asks for.
+_XMP_ORIENTATION: Final = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>\s*))[2-8]""")
 _CLASSIC_TIFFS: Final = {b"II*\0": "<", b"MM\0*": ">"}
 
 
@@ -52,6 +55,11 @@ def upright_exif_of_block(block: bytes | None, *, of_tiff: bool = False) -> byte
         return upright_exif(exif, of_tiff=of_tiff)
     except Exception:  # noqa: BLE001  # whatever a damaged block makes the parser raise, there is nothing to keep
         return None
+
+
+def upright_xmp(packet: bytes | None) -> bytes | None:
+    """An XMP packet whose orientation, where it states one, is that of upright pixels."""
+    return packet and _XMP_ORIENTATION.sub(rb"\g<1>1", packet)
 
 
 def tiff_with_exif(data: bytes, block: bytes | None, *, keep_resolution: bool = True) -> bytes:
