@@ -11,6 +11,7 @@ import pytest
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.jobs import JOURNAL_NAME, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
+from trt_hspan.runtime.picture_files import comparison_path
 
 
 @pytest.fixture
@@ -149,6 +150,32 @@ def test_a_file_that_somebody_else_made_is_neither_taken_for_finished_nor_replac
     assert (out / "a.png").read_text() == "mine"
     assert outcomes(folder, out, overwrite=True)["a.png"] == "done"
     assert outcomes(folder, out)["a.png"] == "skipped"
+
+
+def test_a_companion_that_somebody_else_made_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tasks, _ = tasks_from_inputs([str(folder / "a.png")], out)
+    mine = out / "a_compare.png"
+    out.mkdir()
+    mine.write_text("mine")
+    os.utime(mine, (1, 1))
+
+    def run(*, overwrite: bool = False, settings: int = 1) -> TaskReport:
+        journal = Journal(out, settings, companion=comparison_path)
+        (entry,) = run_tasks(tasks, copy, journal=journal, overwrite=overwrite).tasks
+        return entry
+
+    assert "a_compare.png: exists and was not made by this command; give --overwrite" in str(run().error)
+    assert not tasks[0].target.exists()
+    assert run(overwrite=True).outcome == "done"
+    tasks[0].target.unlink()
+    assert run(settings=2).outcome == "failed"
+    assert run().outcome == "done"
+    tasks[0].target.unlink()
+    Journal(out, 1).begin(tasks[0])
+    assert run().outcome == "failed"  # it was there before
+    mine.write_text("made by a process that was killed before the result was in place")
+    assert run().outcome == "done"
 
 
 def test_other_settings_or_a_changed_source_are_not_passed_off_as_finished(
