@@ -29,7 +29,8 @@ def write_video(
     mirrored: bool = False,
 ) -> None:
     """Ten frames, white in the upper left quarter and black elsewhere, and silent sound tracks."""
-    with av.open(str(path), "w") as container:
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
         video = container.add_stream(codec, rate=10)
         video.width, video.height, video.pix_fmt = 32, 16, pix_fmt
         video.codec_context.time_base = _MILLISECOND
@@ -149,12 +150,17 @@ def test_what_is_lost_is_told(tmp_path: Path) -> None:
     write_video(tmp_path / "deep.mkv", pix_fmt="yuv420p10le")
     report = upscaled(tmp_path / "deep.mkv", tmp_path / "c.mkv", codec="mpeg4")
     assert report.notes == ("10 bits a sample became 8: mpeg4 takes no more",)
-    write_video(tmp_path / "whole.webm", codec="libvpx-vp9")
     write_video(tmp_path / "same.mkv", codec="ffv1")
     data = (tmp_path / "same.mkv").read_bytes()
     (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 6 // 10])
     (line,) = upscaled(tmp_path / "cut.mkv", tmp_path / "d.mkv").notes
     assert line.endswith("more than there is: it may be cut off")
+    write_video(tmp_path / "whole.mp4", codec="mpeg4")  # its header is in front
+    with av.open(str(tmp_path / "whole.mp4")) as container:
+        places = [packet.pos for packet in container.demux() if packet.size]
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[: places[7]])
+    (line,) = upscaled(tmp_path / "cut.mp4", tmp_path / "e.mkv").notes
+    assert line == "its header promises 10 frames, it holds 7: it may be cut off"
 
 
 def test_frames_of_one_time_are_all_kept(tmp_path: Path) -> None:

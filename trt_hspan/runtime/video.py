@@ -214,7 +214,7 @@ class _Transcoding:
         # AVI stores no time stamps: a frame is as long as every other.
         self._even_rate = self._video.average_rate or 25 if target.suffix.lower() == ".avi" else None
         self._time: int | None = None  # of the last frame, in ticks of the encoder
-        self._end = Fraction(0)  # of all that was read, in seconds
+        self._end, self._seen = Fraction(0), 0  # of all that was read, in seconds; packets of the video
         self._encoder: Any = None
         self._encoded_matrix, self._encoded_range = self._matrix, self._range
         self._sizes = (0, 0, 0, 0)
@@ -282,6 +282,10 @@ class _Transcoding:
     def _note_missing_end(self, plan: StreamPlan) -> None:
         """A file that ends early in the middle of nothing is no error to FFmpeg."""
         video = self._video
+        by_frames = self._container.format.name.startswith("mov")  # AVI counts empty ones too
+        if by_frames and video.frames - self._seen > video.frames // 100:
+            self._note(f"its header promises {video.frames} frames, it holds {self._seen}: it may be cut off")
+            return
         if video.duration:
             length = video.duration * video.time_base
             missing = float(length + (video.start_time or 0) * video.time_base - self._end)
@@ -368,6 +372,7 @@ class _Transcoding:
     def _packets(self, streams: list[Any]) -> Iterator[Any]:
         try:
             for packet in self._container.demux(streams):
+                self._seen += packet.stream is self._video and packet.size > 0
                 if packet.pts is not None:
                     self._end = max(self._end, (packet.pts + (packet.duration or 0)) * packet.time_base)
                 yield packet
