@@ -15,10 +15,10 @@ from support.runner_doubles import NearestRunner
 from support.torch_function_runner import TorchFunctionRunner, convolutions
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime import picture_files, streaming
+from trt_hspan.runtime import picture_files, picture_rows, streaming
 from trt_hspan.runtime.memory import array_of_own_pages
 from trt_hspan.runtime.picture_files import WriteOptions, upscale_picture_file
-from trt_hspan.runtime.picture_rows import size_for_streaming
+from trt_hspan.runtime.picture_rows import rows_of_file, size_for_streaming
 from trt_hspan.runtime.pictures import read_picture, write_picture
 from trt_hspan.runtime.streaming import upscale_stream
 from trt_hspan.runtime.upscaling import UpscaleOptions, Upscaler
@@ -207,6 +207,25 @@ def test_what_would_be_whole_in_memory_is_refused_before_it_is_decoded(
 
 
 @pytest.mark.parametrize(("target", "most"), [("b.webp", 16383), ("b.jpg", 65500)])
+@pytest.mark.parametrize(
+    ("name", "kind", "sample_bytes"), [("a.png", "an interlaced PNG", 1), ("a.jpg", "a progressive JPEG", 2)]
+)
+def test_what_its_decoder_unpacks_whole_is_refused_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, sample_bytes: int
+) -> None:
+    image = pyvips.Image.black(40, 30, bands=3).copy(interpretation="srgb")
+    plain, source = tmp_path / f"plain_{name}", tmp_path / name
+    image.write_to_file(str(plain))
+    image.write_to_file(str(source), interlace=True)
+    needed = 40 * 30 * 3 * sample_bytes
+    monkeypatch.setattr(picture_rows, "available_memory_bytes", lambda: needed)
+    assert rows_of_file(source)(0, 30).shape == (30, 40, 3)
+    monkeypatch.setattr(picture_rows, "available_memory_bytes", lambda: needed - 1)
+    assert rows_of_file(plain)(0, 30).shape == (30, 40, 3)
+    with pytest.raises(HspanError, match=f"{name}: {kind} is unpacked as a whole, its 40x30 pixels need"):
+        rows_of_file(source)
+
+
 def test_a_side_that_a_format_cannot_hold_is_told_before_the_work(
     tmp_path: Path, target: str, most: int
 ) -> None:

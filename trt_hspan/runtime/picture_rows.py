@@ -1,9 +1,9 @@
 """The rows of pictures that need not lie in memory whole. Owns the reading end of a stream; `streaming` is the other.
 
 libvips reads PNG, JPEG and TIFF row by row; the rows of a binary PPM lie in the file as they are. WebP, GIF and BMP
-are decoded whole by Pillow, and a picture in memory has rows too. (Two kinds of file cannot be read in order and cost
-disk or memory by their nature: interlaced and progressive ones, and pictures that lie on their side; libvips unpacks
-those into a temporary file.)
+are decoded whole by Pillow, and a picture in memory has rows too. (Two kinds of file cannot be read in order: pictures
+that lie on their side, which libvips unpacks into a temporary file, and interlaced and progressive ones, whose decoders
+hold all of them in memory, which is checked before.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime.deep_pictures import metadata_from_vips, vips
 from trt_hspan.runtime.images import damaged
-from trt_hspan.runtime.memory import array_of_own_pages
+from trt_hspan.runtime.memory import array_of_own_pages, available_memory_bytes
 from trt_hspan.runtime.pictures import Metadata, Picture
 from trt_hspan.runtime.pixels import PixelFormat
 from trt_hspan.runtime.pnm import PnmHeader, PnmRows, pnm_header_of_file
@@ -120,6 +120,28 @@ def _opened(path: Path, access: str = "sequential") -> Any:
         raise damaged(path, error) from error
 
 
+def _require_memory_of_decoder(image: Any, path: Path) -> None:
+    """Raises: HspanError for an interlaced PNG or progressive JPEG that its decoder has no room to unpack."""
+    fields = image.get_fields()
+    if "interlaced" not in fields or not image.get("interlaced"):
+        return
+    is_jpeg = "jpeg-multiscan" in fields
+    # libpng keeps the samples; libjpeg keeps the coefficients, of 2 bytes, all of them unless colours are halved.
+    sample_bytes = 2 if is_jpeg or image.format == "ushort" else 1
+    needed = image.width * image.height * image.bands * sample_bytes
+    available = available_memory_bytes()
+    if available is not None and needed > available:
+        kind, plain = (
+            ("a progressive JPEG", "baseline") if is_jpeg else ("an interlaced PNG", "not interlaced")
+        )
+        raise HspanError(
+            path,
+            f"{kind} is unpacked as a whole, its {image.width}x{image.height} pixels need about "
+            f"{needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
+            f"save it again, {plain}",
+        )
+
+
 class _VipsRows:
     """The rows of a PNG, JPEG or TIFF."""
 
@@ -127,6 +149,7 @@ class _VipsRows:
         library = vips(path)
         self._path, self._library = path, library
         image = _opened(path)
+        _require_memory_of_decoder(image, path)
         self.metadata: Metadata = metadata_from_vips(image)
         try:
             if "orientation" in image.get_fields() and image.get("orientation") > 1:
