@@ -85,6 +85,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def require_name_fits(path: Path) -> None:
+    """Raises: HspanError when the last part of a path is longer than a file's name may be."""
+    size = len(os.fsencode(path.name))
+    if size > _NAME_BYTES:
+        raise HspanError(path, f"a name of {size} bytes, at most {_NAME_BYTES} are possible", "shorten it")
+
+
 def require_regular_file(path: Path) -> None:
     """Checks that reading a path neither waits for a writer nor goes on for ever. What does not exist passes.
 

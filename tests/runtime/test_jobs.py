@@ -92,6 +92,7 @@ def test_what_is_not_there_is_told(folder: Path, tmp_path: Path) -> None:
         ("none.png", "none.png: no such file or folder"),
         ("in/*.bmp", r"in/\*.bmp: matches no picture or video; check the pattern"),
         ("empty", "empty: holds no pictures or videos"),
+        ("a" * 300, "a name of 300 bytes, at most 255 are possible; shorten it"),
     ]:
         with pytest.raises(HspanError, match=message):
             tasks_from_inputs([str(tmp_path / text)], tmp_path / "out")
@@ -203,6 +204,9 @@ def test_a_file_in_place_whose_end_was_never_noted_is_finished(folder: Path, tmp
         stream.write('{"event": "fini')  # what a killed process leaves
     assert Journal(out, 1).state(tasks[0]) == "finished"
     assert Journal(out, 1).state(tasks[1]) == "absent"
+    Journal(out, 1).begin(tasks[1])
+    copy(tasks[1])
+    assert Journal(out, 1).state(tasks[1]) == "finished"
 
 
 def test_a_failure_does_not_stop_the_rest(folder: Path, tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def run_upscale(request: UpscaleRequest) -> int:
         if request.writing.compare:
             _require_free_comparisons(tasks)
         runner = runner_for(request)
-        journal = Journal(output, _settings(request, runner)) if is_folder else None
+        companion = comparison_path if request.writing.compare else None
+        journal = Journal(output, _settings(request, runner), companion=companion) if is_folder else None
         with at_work(request, runner, tasks) as work:
             if not is_folder:
                 result = work.do_only(tasks[0])

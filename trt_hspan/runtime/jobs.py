@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import error_from_os_error
+from trt_hspan.files import error_from_os_error, require_name_fits
 from trt_hspan.runtime.images import READ_SUFFIXES, WRITE_FORMATS
 
 VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
@@ -112,10 +112,12 @@ def tasks_from_inputs(
         UsageError: several sources for one target; a target that is its own source; a folder for an output
             that has a file's name.
     """
+    require_name_fits(output)
     found: list[tuple[Path, Path]] = []  # source, and its name below the output folder
     single = len(inputs) == 1
     for text in inputs:
         path = Path(text)
+        require_name_fits(path)
         if path.is_dir():
             single = False
             found.extend((file, file.relative_to(path)) for file in _media_in(path, output))
@@ -241,6 +243,7 @@ class Journal:
         self.path = folder / JOURNAL_NAME
         self._folder = folder
         self._companion = companion
+        self._line_break = ""  # what the next line needs before it
         self._settings = hashlib.sha256(
             json.dumps(settings, sort_keys=True, default=str).encode()
         ).hexdigest()[:16]
@@ -264,7 +267,7 @@ class Journal:
         if self._companion is None or task.is_video:
             return None
         path = self._companion(task.target)
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110  # a name that is too long is no error here
             return None
         entry = self._entries.get(self._name(task))
         if entry is None or entry["settings"] != self._settings:
@@ -293,20 +296,23 @@ class Journal:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(entry) + "\n")
+                stream.write(self._line_break + json.dumps(entry) + "\n")
         except OSError as error:
             raise error_from_os_error(self.path, error) from error
+        self._line_break = ""
         self._entries[str(entry["target"])] = entry
 
     def _read(self) -> dict[str, dict[str, Any]]:
         entries: dict[str, dict[str, Any]] = {}
         try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            text = self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return entries
         except OSError as error:
             raise error_from_os_error(self.path, error, action="read") from error
-        for line in lines:
+        if text and not text.endswith("\n"):
+            self._line_break = "\n"
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
                 entries[entry["target"]] = {

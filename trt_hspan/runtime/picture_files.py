@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
-from trt_hspan.files import require_regular_file
+from trt_hspan.files import require_name_fits, require_regular_file
 from trt_hspan.runtime.deep_pictures import has_vips
 from trt_hspan.runtime.images import require_sides, require_writable_suffix, size_from_image_file
 from trt_hspan.runtime.picture_rows import size_for_streaming
@@ -104,6 +104,8 @@ def upscale_picture_file(
     require_writable_suffix(target)
     require_regular_file(source)
     comparison = comparison_path(target) if writing.compare else None
+    if comparison is not None:
+        require_name_fits(comparison)
     if comparison is not None and comparison.resolve() == source.resolve():
         raise HspanError(comparison, "is the input, and --compare would replace it", "name another output")
     height, width = size_for_streaming(source) or size_from_image_file(source)
