@@ -206,7 +206,6 @@ def test_what_would_be_whole_in_memory_is_refused_before_it_is_decoded(
     assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
-@pytest.mark.parametrize(("target", "most"), [("b.webp", 16383), ("b.jpg", 65500)])
 @pytest.mark.parametrize(
     ("name", "kind", "sample_bytes"), [("a.png", "an interlaced PNG", 1), ("a.jpg", "a progressive JPEG", 2)]
 )
@@ -226,6 +225,7 @@ def test_what_its_decoder_unpacks_whole_is_refused_where_memory_is_short(
         rows_of_file(source)
 
 
+@pytest.mark.parametrize(("target", "most"), [("b.webp", 16383), ("b.jpg", 65500)])
 def test_a_side_that_a_format_cannot_hold_is_told_before_the_work(
     tmp_path: Path, target: str, most: int
 ) -> None:
