@@ -59,6 +59,23 @@ def test_the_output_folder_is_not_taken_for_input(folder: Path) -> None:
     assert [task.source.name for task in matched if task.source.name == "z.png"] == []
 
 
+@pytest.mark.parametrize("inputs", ["", "*.png", "**/*.*"])
+def test_results_in_the_folder_of_their_sources_are_not_taken_for_input(folder: Path, inputs: str) -> None:
+    (folder / "v.mp4").unlink()
+    words = [str(folder / inputs)]
+    first, _ = tasks_from_inputs(words, folder, suffix=".webp", companion=comparison_path)
+    assert "a.png" in {task.source.name for task in first}
+    journal = Journal(folder, "settings")
+    for task in first:
+        journal.begin(task)
+        task.target.touch()
+        comparison_path(task.target).touch()
+        journal.finish(task)
+    again, _ = tasks_from_inputs(words, folder, suffix=".webp", companion=comparison_path)
+    assert again == first
+    assert {journal.state(task) for task in again} == {"finished"}
+
+
 def test_a_pattern_is_mirrored_below_its_fixed_part(folder: Path, tmp_path: Path) -> None:
     tasks, _ = tasks_from_inputs([str(folder / "sub" / "**" / "*.*")], tmp_path / "out")
     assert names(tasks, tmp_path) == {"in/sub/b.jpg": "out/b.jpg", "in/sub/deep/c.gif": "out/deep/c.png"}

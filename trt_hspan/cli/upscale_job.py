@@ -59,7 +59,9 @@ def run_upscale(request: UpscaleRequest) -> int:
     """
     with terminated_as_interrupt():
         output = Path(request.output)
-        tasks, is_folder = tasks_from_inputs(request.inputs, output, suffix=request.suffix)
+        tasks, is_folder = tasks_from_inputs(
+            request.inputs, output, suffix=request.suffix, companion=comparison_path
+        )
         if not is_folder:
             require_no_suffix(request)
         check_writable(output / ".any" if is_folder else output)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -90,19 +90,25 @@ class JobReport:
 
 
 def tasks_from_inputs(
-    inputs: Sequence[str], output: Path, *, suffix: str | None = None
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    suffix: str | None = None,
+    companion: Callable[[Path], Path] | None = None,
 ) -> tuple[list[Task], bool]:
     """What a command line asks for.
 
     A folder is searched with its sub-folders, and its layout is mirrored in the output folder; a name with *, ? or
     [ that is no file is a glob pattern (** for any depth). A file among several goes into the output folder
     under its own name. A single file goes to `output` itself, unless that is a folder or has no suffix of a picture
-    or video. Hidden files, and what lies in the output folder, are left out.
+    or video. Hidden files are left out, and so are results: what lies in an output folder that is inside the input
+    folder, and where both are the same, what the journal says was made.
 
     Args:
         inputs: files, folders, patterns.
         output: a file or a folder.
         suffix: of all outputs; None keeps the source's where it can be written and takes .png elsewhere.
+        companion: gives the name of the file that may lie beside a result and belongs to it.
 
     Returns:
         The tasks by name, and whether they are a job on a folder (False for a single file to a single file).
@@ -140,9 +146,23 @@ def tasks_from_inputs(
             f"cannot tell the format from {output.suffix!r}",
             f"end it in {', '.join((*WRITE_FORMATS, *VIDEO_SUFFIXES))}, or name a folder",
         )
-    tasks = [_checked(Task(source=s, target=output / _renamed(name, suffix))) for s, name in sorted(found)]
+    tasks = [Task(source=s, target=output / _renamed(name, suffix)) for s, name in sorted(found)]
+    tasks = [_checked(task) for task in _without_results(tasks, output, companion)]
     _require_distinct(tasks)
     return tasks, True
+
+
+def _without_results(
+    tasks: list[Task], output: Path, companion: Callable[[Path], Path] | None
+) -> Iterator[Task]:
+    """Leaves out what an earlier run made in the folder of its sources: results, and what belongs to them."""
+    folder = output.resolve()
+    made = {folder / name for name in Journal(output, None).targets()}
+    belonging = set() if companion is None else {companion(path) for path in made}
+    for task in tasks:
+        source = task.source.resolve()
+        if not (source in made and source == task.target.resolve()) and source not in belonging:
+            yield task
 
 
 def _media_in(folder: Path, output: Path) -> list[Path]:
@@ -176,10 +196,11 @@ def _matches(pattern: str, output: Path) -> list[tuple[Path, Path]]:
     parts = Path(pattern).parts
     fixed = next(index for index, part in enumerate(parts) if any(sign in part for sign in "*?["))
     base = Path(*parts[:fixed])
+    in_place = _same(base, output) or _inside(base, output)
     files = [
         path
         for path in sorted(base.glob(os.path.join(*parts[fixed:])))  # noqa: PTH118  # a pattern is no path
-        if path.is_file() and path.suffix.lower() in suffixes and not _inside(path, output)
+        if path.is_file() and path.suffix.lower() in suffixes and (in_place or not _inside(path, output))
     ]
     if not files:
         raise HspanError(pattern, "matches no picture or video", "check the pattern, and quote it")
@@ -261,6 +282,10 @@ class Journal:
         if entry["source"] != _stamp(task.source):
             return "other source"
         return "finished" if entry["settings"] == self._settings else "other settings"
+
+    def targets(self) -> Iterable[str]:
+        """Names, below the folder, of what was begun or finished."""
+        return self._entries.keys()
 
     def companion_of_others(self, task: Task) -> Path | None:
         """The file that would be made along with a target, if it is there and no run with these settings made it."""
