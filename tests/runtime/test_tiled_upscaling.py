@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.official_chop import chop_reference, self_ensemble_reference
 from support.runner_doubles import NearestRunner
+from support.tile_networks import BoundedRunner
 from support.torch_function_runner import TorchFunctionRunner, convolutions, global_network
 
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.runtime import memory, tile_size
 from trt_hspan.runtime.runner import ShapeLimit
 from trt_hspan.runtime.tile_effect import tile_effect
+from trt_hspan.runtime.tile_size import TileChoice
 from trt_hspan.runtime.upscaling import (
     UpscaleOptions,
     Upscaler,
@@ -239,6 +241,31 @@ def test_self_ensemble_works_within_tiles() -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1)])
+def test_self_ensemble_takes_a_side_of_one_pixel(height: int, width: int) -> None:
+    network = global_network(2)
+    x = batch(height, width)
+    found = upscale_batch(TorchFunctionRunner(network, 2), x, UpscaleOptions(self_ensemble=True))
+    expected = self_ensemble_reference(network, torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+
+
+def test_self_ensemble_cuts_tiles_that_the_network_takes_on_their_side_too() -> None:
+    options = UpscaleOptions(self_ensemble=True)
+    with BoundedRunner((8, 16), (32, 64)) as runner:
+        x = batch(30, 60)
+        assert upscale_batch(runner, x, options).shape == (1, 3, 60, 120)
+        assert Upscaler(runner, options).plan(30, 60).tile_height <= 32
+        assert Upscaler(runner, options).plan(30, 60).tile_width <= 32
+        # Its least size on both sides is the end: it is not tried again and again.
+        assert tile_size.smaller_tile(runner, (16, 16), turned=True) is None
+    with (
+        BoundedRunner((24, 48), (24, 48)) as runner,
+        pytest.raises(HspanError, match="leave out --self-ensem"),
+    ):
+        upscale_batch(runner, batch(24, 48), options)
+
+
 # Memory
 # ---------------------------------------------------------------------------------------------------------
 
@@ -261,6 +288,17 @@ def test_out_of_memory_steps_down_goes_on_and_is_told(failure: Callable[[], Exce
     np.testing.assert_allclose(found, untiled(network, x), rtol=0, atol=ROUNDING)
     assert told[0].startswith("out of memory with tiles of 70x90, going on with ")
     assert runner.shapes[-1][2] * runner.shapes[-1][3] <= 40 * 40
+
+
+@pytest.mark.parametrize("tile", [(64, 64), "auto"])
+def test_an_overlap_that_was_given_shrinks_with_the_tiles_and_is_told(tile: TileChoice) -> None:
+    network = convolutions(2)
+    x = batch(100, 130)
+    runner = TorchFunctionRunner(network, 2, most_pixels=32 * 32)
+    told: list[str] = []
+    found = upscale_batch(runner, x, UpscaleOptions(tile=tile, overlap=32), on_shrink=told.append)
+    np.testing.assert_allclose(found, untiled(network, x), rtol=0, atol=ROUNDING)
+    assert told[-1].endswith((" with 32x32 and an overlap of 16", " with 24x32 and an overlap of 12"))
 
 
 def test_a_lesson_in_memory_is_kept_for_the_next_picture() -> None:

@@ -139,8 +139,8 @@ def test_the_official_code_always_cuts_into_quarters() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (23, 40), (24, 23), (24, 28)])
 def test_pictures_that_the_official_code_fails_on_are_told(height: int, width: int) -> None:
-    with pytest.raises(HspanError, match=r"too small to be quartered.*use --protocol tiled"):
-        official_plan(height, width)
+    with pytest.raises(HspanError, match=r"a\.png: .*too small to be quartered.*use --protocol tiled"):
+        official_plan(height, width, what="a.png")
 
 
 def test_a_recursion_that_would_not_end_is_wrong_usage() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -264,7 +265,7 @@ def _tile(text: str) -> str | tuple[int, int]:
     if text in ("auto", "none"):
         return text
     sides = text.lower().split("x")
-    if len(sides) in (1, 2) and all(side.isdigit() for side in sides):
+    if len(sides) in (1, 2) and all(re.fullmatch("[0-9]{1,6}", side) for side in sides):
         return int(sides[0]), int(sides[-1])
     raise UsageError("--tile", f"got {text!r}, expected auto, none or HxW", "give for example --tile 128x128")
 

@@ -21,10 +21,16 @@ def ensemble_mean(batch: Float32Array, run: Callable[[Float32Array, int], Float3
     """
     total: Float32Array | None = None
     for index in range(TURNS):
-        output = inverse_transform(run(np.ascontiguousarray(transform(batch, index)), index), index)
+        output = inverse_transform(run(_copied(transform(batch, index)), index), index)
         total = output.copy() if total is None else np.add(total, output, out=total)
     assert total is not None
     return np.ascontiguousarray(total / np.float32(TURNS))
+
+
+def _copied(view: Float32Array) -> Float32Array:
+    """A contiguous copy; `np.ascontiguousarray` keeps the negative stride of a flipped axis of one pixel, which PyTorch
+    refuses."""
+    return view.copy()
 
 
 def transform(batch: Float32Array, index: int) -> Float32Array:

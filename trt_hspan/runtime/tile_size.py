@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from trt_hspan.errors import UsageError
+from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.memory import available_memory_bytes, require_memory
 from trt_hspan.runtime.runner import CHANNELS, Runner
 from trt_hspan.runtime.tiling import TilePlan, tile_plan
@@ -61,6 +61,7 @@ def plan_for_picture(
     tile: TileChoice = "auto",
     overlap: int | None = None,
     limit: tuple[int, int] | None = None,
+    turned: bool = False,
     what: object = "picture",
 ) -> TilePlan:
     """The tiles in which a network takes a picture.
@@ -72,32 +73,38 @@ def plan_for_picture(
             tile that they allow; "none" takes it as a whole or not at all; (height, width) is used as it is.
         overlap: pixels shared by neighbours; None takes 32, or a quarter of the tile's shorter side if that
             is less.
-        limit: (height, width) that an earlier lack of memory has taught not to exceed; not for "none".
+        limit: (height, width) that an earlier lack of memory has taught not to exceed; not for "none". An overlap
+            that is more than half of what remains is made as small.
+        turned: the network must take tiles on their side too, as a self-ensemble gives them.
         what: the picture; errors name it.
 
     Raises:
         HspanError: "none", and the picture does not fit the network or the memory; or the size given does not
-            fit the network.
+            fit the network; or it takes nothing both upright and `turned`.
         UsageError: the overlap does not suit the tile.
     """
-    ranges: Sequence[SizeRange] = size_ranges(runner)
+    ranges: Sequence[SizeRange] = size_ranges(runner, turned=turned and tile == "auto")
     if tile == "none":
         taken = _range_of_whole(ranges, height, width) or _largest(ranges)
         size = taken.padded(height, width)
-        runner.require_shape((1, CHANNELS, *size), what)
+        _require_size(runner, size, what, turned=turned)
         require_memory(runner, (1, CHANNELS, *size), what, "leave out --tile none, or give a smaller picture")
         return tile_plan(height, width, None, 0, minimum=taken.low)
     if tile != "auto":
-        runner.require_shape((1, CHANNELS, *tile), f"--tile {tile[0]}x{tile[1]}")
+        _require_size(runner, tile, f"--tile {tile[0]}x{tile[1]}", turned=turned)
+        ranges = size_ranges(runner, turned=turned)
     if limit is not None:
         ranges = _below(ranges, limit)
     if tile == "auto":
         side, taken = _auto_tile(runner, ranges, height, width)
     else:
         side, taken = _given_tile(ranges, tile, limit)
+    unlimited = side if tile == "auto" else tile
     if limit is not None:
         side = taken.bounded(min(side[0], limit[0]), min(side[1], limit[1]))
     pixels = chosen_overlap(overlap, side, (height, width))
+    if pixels <= largest_overlap(unlimited, (height, width)):
+        pixels = min(pixels, largest_overlap(side, (height, width)))
     if tile == "auto":
         side = (
             trimmed_tile(height, side[0], pixels, taken.low[0]),
@@ -112,12 +119,26 @@ def chosen_overlap(overlap: int | None, tile: tuple[int, int], picture: tuple[in
     Raises:
         UsageError: an overlap was asked for and is negative.
     """
-    cut = [side for side, size in zip(tile, picture, strict=True) if side < size]
     if overlap is None:
-        return min(DEFAULT_OVERLAP, min(cut, default=0) // 4)
+        return min(DEFAULT_OVERLAP, min(_cut_sides(tile, picture), default=0) // 4)
     if overlap < 0:
         raise UsageError("--overlap", f"{overlap} pixels make no sense", "give 0 or more")
     return overlap
+
+
+def largest_overlap(tile: tuple[int, int], picture: tuple[int, int]) -> int:
+    """Half of the shortest side that is cut; the picture's longer side where none is."""
+    return min((side // 2 for side in _cut_sides(tile, picture)), default=max(picture))
+
+
+def _cut_sides(tile: tuple[int, int], picture: tuple[int, int]) -> list[int]:
+    return [side for side, size in zip(tile, picture, strict=True) if side < size]
+
+
+def _require_size(runner: Runner, size: tuple[int, int], what: object, *, turned: bool) -> None:
+    runner.require_shape((1, CHANNELS, *size), what)
+    if turned:
+        runner.require_shape((1, CHANNELS, *size[::-1]), f"{what} on its side (--self-ensemble)")
 
 
 def auto_tile(runner: Runner, height: int, width: int) -> tuple[int, int]:
@@ -181,9 +202,9 @@ def trimmed_tile(size: int, tile: int, overlap: int, low: int) -> int:
     return min(tile, max(rounded, low, 2 * overlap))
 
 
-def smaller_tile(runner: Runner, tile: tuple[int, int]) -> tuple[int, int] | None:
+def smaller_tile(runner: Runner, tile: tuple[int, int], *, turned: bool = False) -> tuple[int, int] | None:
     """What to try after a tile did not fit in memory: the longer side halved; None when nothing smaller is left."""
-    ranges = size_ranges(runner)
+    ranges = size_ranges(runner, turned=turned)
     low = [min(known.low[axis] for known in ranges) for axis in (0, 1)]
     halves = [
         min(side, max(SMALLEST_SIDE, floor, -(side // -(2 * SIDE_STEP)) * SIDE_STEP))
@@ -195,12 +216,35 @@ def smaller_tile(runner: Runner, tile: tuple[int, int]) -> tuple[int, int] | Non
     return next((size for size in shorter if size != tile and any(r.starts_by(size) for r in ranges)), None)
 
 
-def size_ranges(runner: Runner) -> tuple[SizeRange, ...]:
-    """What one run takes, in height and width: a range for each profile of an engine."""
-    return tuple(
+def size_ranges(runner: Runner, *, turned: bool = False) -> tuple[SizeRange, ...]:
+    """What one run takes, in height and width: a range for each profile of an engine.
+
+    Args:
+        runner: what will run.
+        turned: only sizes that are taken upright and on their side.
+
+    Raises:
+        HspanError: there are none.
+    """
+    ranges = tuple(
         SizeRange(low=(low[2] or 1, low[3] or 1), high=(high[2], high[3]))
         for low, high in runner.shape_ranges
     )
+    if not turned:
+        return ranges
+    both_ways = []
+    for known in ranges:
+        low = max(known.low)
+        high = min((side for side in known.high if side is not None), default=None)
+        if high is None or low <= high:
+            both_ways.append(SizeRange(low=(low, low), high=(high, high)))
+    if not both_ways:
+        raise HspanError(
+            runner.where,
+            "takes no tile both upright and on its side, as --self-ensemble gives them",
+            "leave out --self-ensemble, or use a network of square or free sizes",
+        )
+    return tuple(both_ways)
 
 
 def batch_limits(runner: Runner, height: int, width: int, *, wanted: int) -> tuple[int, int]:

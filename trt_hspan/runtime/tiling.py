@@ -158,7 +158,12 @@ def margin_length(overlap: int) -> int:
 
 
 def official_plan(
-    height: int, width: int, *, shave: int = OFFICIAL_SHAVE, min_size: int = OFFICIAL_MIN_SIZE
+    height: int,
+    width: int,
+    *,
+    shave: int = OFFICIAL_SHAVE,
+    min_size: int = OFFICIAL_MIN_SIZE,
+    what: object = "picture",
 ) -> TilePlan:
     """The tiles of the official code's `--chop` (`forward_chop` of HSPAN's src/model/__init__.py).
 
@@ -173,6 +178,7 @@ def official_plan(
         height, width: of the picture.
         shave: the margin in pixels.
         min_size: pixels of a quarter from which it is cut again.
+        what: the picture; errors name it.
 
     Raises:
         HspanError: the picture is so small that its quarters would be larger than itself; the official code
@@ -182,8 +188,8 @@ def official_plan(
     rows, columns = [_Piece(0, height, 0, height)], [_Piece(0, width, 0, width)]
     before = None
     while before is None or before[0] * before[1] >= min_size:
-        rows = _halved(rows, shave, _OFFICIAL_STEPS[0], (height, width))
-        columns = _halved(columns, shave, _OFFICIAL_STEPS[1], (height, width))
+        rows = _halved(rows, shave, _OFFICIAL_STEPS[0], (height, width), what)
+        columns = _halved(columns, shave, _OFFICIAL_STEPS[1], (height, width), what)
         size = (rows[0].length, columns[0].length)
         if size == before:
             raise UsageError(
@@ -205,16 +211,18 @@ class _Piece:
     kept_end: int
 
 
-def _halved(pieces: list[_Piece], shave: int, step: int, picture: tuple[int, int]) -> list[_Piece]:
+def _halved(
+    pieces: list[_Piece], shave: int, step: int, picture: tuple[int, int], what: object
+) -> list[_Piece]:
     whole = pieces[0].length  # all pieces of one cut have one length
     half = whole // 2
     length = half + shave
     length += step - length % step
     if length > whole:
         raise HspanError(
-            "--protocol official",
-            f"a picture of {picture[1]}x{picture[0]} pixels is too small to be quartered with margin {shave} "
-            "(the official code fails on it too)",
+            what,
+            f"{picture[1]}x{picture[0]} pixels are too small to be quartered with margin {shave} (the official code "
+            "fails on it too)",
             "use --protocol tiled",
         )
     halves = []

@@ -21,7 +21,7 @@ from trt_hspan.runtime.blending import blended_strips
 from trt_hspan.runtime.pixels import PixelFormat, TensorFormat
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 from trt_hspan.runtime.self_ensemble import TURNS, ensemble_mean
-from trt_hspan.runtime.tile_size import batch_limits, plan_for_picture, smaller_tile
+from trt_hspan.runtime.tile_size import batch_limits, largest_overlap, plan_for_picture, smaller_tile
 from trt_hspan.runtime.tiling import Span, TilePlan, official_plan
 from trt_hspan.runtime.upscale_options import DEFAULT_OPTIONS, UpscaleOptions
 
@@ -101,7 +101,7 @@ class Upscaler:
             HspanError, UsageError: as `plan_for_picture` and `official_plan`.
         """
         if self.options.protocol == "official":
-            return official_plan(height, width, min_size=self.options.official_min_size)
+            return official_plan(height, width, min_size=self.options.official_min_size, what=what)
         limit = self.limit
         if highest is not None:
             limit = (highest, width) if limit is None else (min(highest, limit[0]), limit[1])
@@ -112,6 +112,7 @@ class Upscaler:
             tile=self.options.tile,
             overlap=self.options.overlap,
             limit=limit,
+            turned=self.options.self_ensemble,
             what=what,
         )
 
@@ -162,7 +163,9 @@ class Upscaler:
                 on_tile(done, plan.count)
             return output
 
-        with _out_of_memory_told(self.runner, plan):
+        official = self.options.protocol == "official"
+        step = "use --protocol tiled" if official else "give smaller tiles with --tile"
+        with _out_of_memory_told(self.runner, plan, step):
             yield from blended_strips(plan, scale, output_of, pixels.pixels_from_tensor)
 
     def shrink(self, height: int, width: int, error: OutOfMemoryError, *, highest: int | None = None) -> None:
@@ -175,12 +178,14 @@ class Upscaler:
             raise error
         plan = self.plan(height, width, highest=highest)
         size = (plan.tile_height, plan.tile_width)
-        smaller = smaller_tile(self.runner, size)
+        smaller = smaller_tile(self.runner, size, turned=self.options.self_ensemble)
         if smaller is None:
             raise error
         self.limit = smaller
+        overlap, most = self.options.overlap, largest_overlap(smaller, (height, width))
+        less = f" and an overlap of {most}" if overlap is not None and overlap > most else ""
         self.shrinks.append(
-            f"out of memory with tiles of {size[0]}x{size[1]}, going on with {smaller[0]}x{smaller[1]}"
+            f"out of memory with tiles of {size[0]}x{size[1]}, going on with {smaller[0]}x{smaller[1]}{less}"
         )
         if self._on_shrink is not None:
             self._on_shrink(self.shrinks[-1])
@@ -196,7 +201,7 @@ class Upscaler:
         """A picture that is in memory; smaller tiles are tried when memory runs out. Raises: as `strips`."""
         height, width = image.shape[:2]
         if self.options.self_ensemble and self.options.protocol == "official":
-            return self._official_ensemble(image, pixels, on_tile)
+            return self._official_ensemble(image, pixels, on_tile, what)
         while True:
             try:
                 strips = self.strips(
@@ -275,7 +280,11 @@ class Upscaler:
         return parts
 
     def _official_ensemble(
-        self, image: npt.NDArray[Any], pixels: PixelFormat | TensorFormat, on_tile: OnTile | None
+        self,
+        image: npt.NDArray[Any],
+        pixels: PixelFormat | TensorFormat,
+        on_tile: OnTile | None,
+        what: object,
     ) -> npt.NDArray[Any]:
         """The official code turns the whole picture and chops each turn: seams differ from turn to turn."""
         plain = TensorFormat()
@@ -288,7 +297,8 @@ class Upscaler:
                 if on_tile is not None:
                     on_tile(index * count + done, TURNS * count)
 
-            strips = self.strips(lambda top, end: turned[top:end], height, width, plain, on_tile=told)
+            rows = lambda top, end: turned[top:end]  # noqa: E731
+            strips = self.strips(rows, height, width, plain, on_tile=told, what=what)
             return plain.tensor_from_pixels(np.concatenate(list(strips)))
 
         return pixels.pixels_from_tensor(ensemble_mean(pixels.tensor_from_pixels(image), chopped))
@@ -391,7 +401,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _out_of_memory_told(runner: Runner, plan: TilePlan) -> Iterator[None]:
+def _out_of_memory_told(runner: Runner, plan: TilePlan, next_step: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, HspanError) as error:
@@ -400,5 +410,5 @@ def _out_of_memory_told(runner: Runner, plan: TilePlan) -> Iterator[None]:
         raise OutOfMemoryError(
             runner.where,
             f"a tile of {plan.tile_width}x{plan.tile_height} pixels does not fit in memory",
-            "give smaller tiles with --tile",
+            next_step,
         ) from error
