@@ -173,6 +173,19 @@ def test_a_profile_for_other_channels_is_not_attached() -> None:
     assert "icc_profile" not in Image.open(io.BytesIO(data)).info
 
 
+def test_inks_of_16_bits_are_those_of_8() -> None:
+    levels = np.random.default_rng(5).integers(0, 256, (6, 7, 4), np.uint8)
+
+    def tiff(pixels: np.ndarray, kind: str) -> bytes:
+        image = pyvips.Image.new_from_memory(pixels.tobytes(), 7, 6, 4, kind)
+        return bytes(image.copy(interpretation="cmyk").tiffsave_buffer())
+
+    shallow = decode_image(tiff(levels, "uchar")).pixels
+    deep = decode_image(tiff(levels.astype(np.uint16) * 257, "ushort")).pixels
+    assert (shallow.shape, deep.dtype) == (deep.shape, np.uint16)
+    assert abs(deep / 257 - shallow).max() <= 0.51  # half a level of rounding
+
+
 def test_cmyk_goes_through_its_profile_and_loses_it() -> None:
     stream = io.BytesIO()
     Image.new("CMYK", (9, 8), (0, 255, 255, 0)).save(stream, "JPEG", quality=100, icc_profile=b"no profile")

@@ -117,6 +117,25 @@ def test_a_failure_of_the_network_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".jpg"])
+@pytest.mark.parametrize("profile", ["none", "own", "no profile"])
+def test_inks_stream_as_the_colours_they_are_in_memory(tmp_path: Path, suffix: str, profile: str) -> None:
+    source = tmp_path / f"inks{suffix}"
+    pixels = np.random.default_rng(3).integers(0, 256, (20, 24, 4), np.uint8)
+    image = pyvips.Image.new_from_memory(pixels.tobytes(), 24, 20, 4, "uchar").copy(interpretation="cmyk")
+    if profile == "own":
+        image = image.icc_transform("cmyk", input_profile="cmyk")
+    elif profile == "no profile":
+        image = image.copy()
+        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", b"no profile")
+    image.write_to_file(str(source))
+    rows = rows_of_file(source)
+    whole = read_picture(source)
+    difference = rows(0, 20).astype(int) - whole.pixels
+    assert abs(difference).max() <= 1
+    assert rows.metadata.icc_profile is whole.metadata.icc_profile is None
+
+
 def test_what_needs_the_whole_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_picture(tmp_path / "a.png", pixels(3))
     monkeypatch.setattr(picture_files, "STREAM_PIXELS", 100)

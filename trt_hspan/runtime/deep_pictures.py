@@ -64,7 +64,10 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
         else:  # libvips reads no EXIF there
             metadata = dataclasses.replace(metadata, exif=upright_exif_of_block(data, of_tiff=True))
         image = image.autorot()
-        if image.interpretation not in ("grey16", "rgb16", "b-w", "srgb", "rgb", "multiband"):
+        if image.interpretation == "cmyk":
+            image = rgb_from_cmyk(image)
+            metadata = dataclasses.replace(metadata, icc_profile=None)
+        elif image.interpretation not in ("grey16", "rgb16", "b-w", "srgb", "rgb", "multiband"):
             image = image.colourspace("rgb16")
         if image.bands > 4 or image.format != "ushort":
             raise HspanError(where, f"{image.bands} channels of {image.format} are no picture", "give RGB")
@@ -126,6 +129,27 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         (length,) = struct.unpack_from(">I", data, at)
         yield data[at + 4 : at + 8], data[at : at + 12 + length]
         at += 12 + length
+
+
+def rgb_from_cmyk(image: Any) -> Any:
+    """Inks of 8 or 16 bits as sRGB, as Pillow makes it.
+
+    Through the embedded profile, perceptually; without one, or with one that is none, what each ink leaves of what black
+    leaves.
+
+    Raises:
+        pyvips.Error: the file is damaged.
+    """
+    deep = image.format == "ushort"
+    if "icc-profile-data" in image.get_fields():
+        try:
+            return image.icc_transform("srgb", embedded=True, depth=16 if deep else 8, intent="perceptual")
+        except vips().Error:
+            pass  # the profile says nothing of the colours
+    white = 65535 if deep else 255
+    left = image * -1 + white
+    left = left[:3] * left[3] / white
+    return left.rint().cast(image.format).copy(interpretation="rgb16" if deep else "srgb")
 
 
 def metadata_from_vips(image: Any) -> Metadata:

@@ -8,6 +8,7 @@ hold all of them in memory, which is checked before.)
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.deep_pictures import metadata_from_vips, vips
+from trt_hspan.runtime.deep_pictures import metadata_from_vips, rgb_from_cmyk, vips
 from trt_hspan.runtime.images import damaged
 from trt_hspan.runtime.memory import array_of_own_pages, available_memory_bytes
 from trt_hspan.runtime.pictures import Metadata, Picture
@@ -174,15 +175,8 @@ class _VipsRows:
             )
         deep = image.format == "ushort"
         if image.interpretation == "cmyk":
-            self.metadata = Metadata(
-                exif=self.metadata.exif,
-                xmp=self.metadata.xmp,
-                text=self.metadata.text,
-                dpi=self.metadata.dpi,
-            )
-            if "icc-profile-data" in image.get_fields():
-                return image.icc_transform("srgb", embedded=True, depth=16 if deep else 8)
-            return image.colourspace("rgb16" if deep else "srgb")
+            self.metadata = dataclasses.replace(self.metadata, icc_profile=None)
+            return rgb_from_cmyk(image)
         if image.interpretation not in ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband"):
             return image.colourspace("rgb16" if deep else "srgb")
         if image.bands > 4:
