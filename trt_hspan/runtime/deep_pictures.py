@@ -134,8 +134,8 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def rgb_from_cmyk(image: Any) -> Any:
     """Inks of 8 or 16 bits as sRGB, as Pillow makes it.
 
-    Through the embedded profile, perceptually; without one, or with one that is none, what each ink leaves of what black
-    leaves.
+    Through the embedded profile, perceptually; without one, or with one that is none, what each ink leaves of what
+    black leaves.
 
     Raises:
         pyvips.Error: the file is damaged.
