@@ -207,6 +207,24 @@ def test_a_mistyped_value_is_named_with_its_key(plan: Path, changes: dict[str, o
         read_manifest(plan)
 
 
+@pytest.mark.parametrize(
+    ("profile", "scale", "message"),
+    [
+        ([[1, 3, 8], [1, 3, 8], [1, 3, 8]], 4, r"profiles\[0\] is 1x3x8, 1x3x8, 1x3x8, expected .* 4 sizes"),
+        ([[1, 3, 9, 9], [1, 3, 8, 8], [1, 3, 9, 9]], 4, "in rising order"),
+        ([[0, 3, 8, 8], [1, 3, 8, 8], [1, 3, 9, 9]], 4, "in rising order"),
+        ([[1, 3, 8, 8], [1, 3, 8, 8], [1, 3, 9, 9]], 0, "scale is 0, expected 1 at least"),
+    ],
+)
+def test_shapes_and_scales_that_cannot_be_are_told(
+    plan: Path, profile: list[list[int]], scale: int, message: str
+) -> None:
+    shapes = dict(zip(("min", "opt", "max"), profile, strict=True))
+    write(plan, profiles=[shapes | {"activation_memory_bytes": None}], scale=scale)
+    with pytest.raises(HspanError, match=rf"x4\.json: .*{message}.*; build the engine again"):
+        read_manifest(plan)
+
+
 @pytest.mark.parametrize("suffix", [".plan", ".onnx"])
 def test_a_file_of_another_build_is_refused(plan: Path, suffix: str) -> None:
     plan.with_suffix(suffix).write_bytes(b"another")
@@ -218,11 +236,13 @@ def test_a_file_of_another_build_is_refused(plan: Path, suffix: str) -> None:
 
 def test_a_missing_model_is_named(plan: Path) -> None:
     plan.with_suffix(".onnx").unlink()
-    with pytest.raises(HspanError, match=r"x4\.onnx: no such file"):
+    with pytest.raises(
+        HspanError, match=r"x4\.onnx: no such file, but x4\.json names it; .* build the engine"
+    ):
         verify_manifest(plan)
 
 
-@pytest.mark.parametrize("name", ["../x4.onnx", "/etc/passwd", ""])
+@pytest.mark.parametrize("name", ["../x4.onnx", "/etc/passwd", "", "..", "x4\0.onnx"])
 def test_a_model_outside_the_folder_is_not_looked_at(plan: Path, name: str) -> None:
     write(plan, onnx_file=name)
     with pytest.raises(HspanError, match=r"onnx_file is .*, expected a file name"):

@@ -39,6 +39,9 @@ def test_an_engine_that_is_not_its_manifests_is_described_and_said_so(
     plan = small_engine.copy_to(tmp_path)
     plan.write_bytes(b"other")
     assert "SHA-256 is" in inspect_file(plan).facts["vouched_for"]
+    for content in (b"cut", b""):
+        plan.with_suffix(".onnx").write_bytes(content)
+        assert inspect_file(plan).layers == ()
     plan.with_suffix(".onnx").unlink()
     assert inspect_file(plan).layers == ()
 

@@ -205,9 +205,25 @@ def manifest_from_json(text: str, *, where: str | os.PathLike[str]) -> EngineMan
         manifest = dataclass_from_json(document, EngineManifest)
     except MistypedError as error:
         raise HspanError(where, str(error), _BUILD_AGAIN) from None
-    if not manifest.profiles:
-        raise HspanError(where, "profiles is empty, expected one at least", _BUILD_AGAIN)
+    if (wrong := _impossible(manifest)) is not None:
+        raise HspanError(where, wrong, _BUILD_AGAIN)
     return manifest
+
+
+def _impossible(manifest: EngineManifest) -> str | None:
+    """What no build would have written though its type is right; None when there is nothing."""
+    if not manifest.profiles:
+        return "profiles is empty, expected one at least"
+    for index, profile in enumerate(manifest.profiles):
+        sides = (profile.min, profile.opt, profile.max)
+        if any(len(side) != 4 for side in sides) or not all(
+            1 <= low <= best <= high for low, best, high in zip(*sides, strict=True)
+        ):
+            found = ", ".join("x".join(map(str, side)) or "nothing" for side in sides)
+            return f"profiles[{index}] is {found}, expected min, opt, max of 4 sizes each, in rising order"
+    if manifest.scale is not None and manifest.scale < 1:
+        return f"scale is {manifest.scale}, expected 1 at least"
+    return None
 
 
 def _with_profiles(document: dict[str, object]) -> dict[str, object]:
@@ -237,9 +253,16 @@ def verify_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
     manifest = read_manifest(plan)
     where = manifest_path(plan)
     _check_hash(plan, manifest.plan_sha256, where.name)
-    if not manifest.onnx_file or Path(manifest.onnx_file).name != manifest.onnx_file:
-        raise HspanError(where, f"onnx_file is {manifest.onnx_file!r}, expected a file name", _BUILD_AGAIN)
-    _check_hash(plan.parent / manifest.onnx_file, manifest.onnx_sha256, where.name)
+    name = manifest.onnx_file
+    if name in ("", "..") or "\0" in name or Path(name).name != name:
+        raise HspanError(where, f"onnx_file is {name!r}, expected a file name", _BUILD_AGAIN)
+    model = plan.parent / name
+    if not model.is_file():
+        what = "is not a file" if model.exists() else "no such file"
+        raise HspanError(
+            model, f"{what}, but {where.name} names it", f"put it beside the plan, or {_BUILD_AGAIN}"
+        )
+    _check_hash(model, manifest.onnx_sha256, where.name)
     return manifest
 
 

@@ -101,8 +101,10 @@ def inspect_engine(plan: Path) -> Inspection:
         return Inspection(
             path=str(plan), kind="engine", facts=facts, layers=opened, layers_from="TensorRT's inspector"
         )
-    model = plan.parent / manifest.onnx_file
-    layers = _onnx_layers(load_onnx(model)) if model.is_file() else ()
+    try:
+        layers = _onnx_layers(load_onnx(plan.parent / manifest.onnx_file))
+    except (HspanError, ValueError):  # `vouched for` says so already; the name itself may be impossible
+        layers = ()
     where = f"{manifest.onnx_file}, because the engine cannot be opened here"
     return Inspection(path=str(plan), kind="engine", facts=facts, layers=layers, layers_from=where)
 
