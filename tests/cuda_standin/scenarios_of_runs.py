@@ -295,6 +295,20 @@ def test_batches_that_end_early_or_fail_leave_the_runner_usable(make_engine: Mak
         expect(plan, batches, list(runner.run_many(batches)))
 
 
+def test_batches_left_half_way_are_refused_after_closing(make_engine: MakeEngine) -> None:
+    plan = make_engine(RTX)
+    batches = [batch(seed, 1, 3, 8, 8) for seed in range(6)]
+    with TensorRtRunner(plan) as runner:
+        session, results = runner.session, runner.run_many(batches)
+        next(results)
+    with pytest.raises(RuntimeError, match="the runner is not active"):
+        next(results)
+    with pytest.raises(RuntimeError, match="the runner is not active"):
+        session.run(batches[0])
+    with runner:
+        expect(plan, batches, list(runner.run_many(batches)))
+
+
 def test_a_single_run_fits_between_those_of_many(make_engine: MakeEngine) -> None:
     plan = make_engine(RTX)
     batches = [batch(seed, 1, 3, 8, 8) for seed in range(6)]

@@ -167,25 +167,32 @@ class EngineSession:
         return min(fitting)[1] if fitting else None
 
     def run(self, batch: Float32Array) -> Float32Array:
-        """Executes one C-contiguous batch and waits for it. Raises: OutOfMemoryError, HspanError."""
+        """Executes one C-contiguous batch and waits for it.
+
+        Raises:
+            RuntimeError: the session is closed.
+            OutOfMemoryError, HspanError: TensorRT or CUDA refuses.
+        """
         with self._lock:
-            self._submit(self._slots[0], batch)
-            return self._collect(self._slots[0])
+            slot = self._slot(0)
+            self._submit(slot, batch)
+            return self._collect(slot)
 
     def run_many(self, batches: Iterable[Float32Array]) -> Iterator[Float32Array]:
         """Executes batches in order, up to three in flight; see `Runner.run_many`.
 
         Raises:
-            RuntimeError: another `run_many` of this session has not ended yet.
+            RuntimeError: another `run_many` of this session has not ended yet, or the session was closed.
             OutOfMemoryError, HspanError: as `run`.
         """
-        if self._piping:
-            raise RuntimeError("one run_many at a time: exhaust or close the one before")
-        self._piping = True
+        with self._lock:
+            if self._piping:
+                raise RuntimeError("one run_many at a time: exhaust or close the one before")
+            self._piping = True
         waiting: list[_Slot] = []
         try:
             for number, batch in enumerate(batches):
-                slot = self._slots[1 + number % PIPELINE_SLOTS]
+                slot = self._slot(1 + number % PIPELINE_SLOTS)
                 if slot in waiting:
                     yield self._collect(waiting.pop(0))
                 self._submit(slot, batch)
@@ -198,6 +205,16 @@ class EngineSession:
                 with self._device.current(), contextlib.suppress(HspanError):
                     self._wait()
 
+    def _slot(self, index: int) -> _Slot:
+        with self._lock:
+            self._require_open()
+            return self._slots[index]
+
+    def _require_open(self) -> None:
+        """Another thread may have closed the session since, or a `run_many` have been left half-way."""
+        if not self._slots:
+            raise RuntimeError("the runner is not active: use it in a `with` block")
+
     def _submit(self, slot: _Slot, batch: Float32Array) -> None:
         """Queues upload, compute and download of a batch in an idle slot."""
         with (
@@ -206,6 +223,7 @@ class EngineSession:
             self._device.told("failed on the GPU"),
             collected_log(self._engine.trt) as log,
         ):
+            self._require_open()
             launch = self._prepare(slot, batch.shape, log)
             slot.source.array[...] = batch
             upload, compute, download = (self._streams[name] for name in ("upload", "compute", "download"))
@@ -224,6 +242,7 @@ class EngineSession:
     def _collect(self, slot: _Slot) -> Float32Array:
         """Waits for a slot and copies its result out."""
         with self._lock, self._device.current(), self._device.told("failed on the GPU"):
+            self._require_open()
             slot.events["downloaded"].synchronize()
             if self._timing:
                 events = slot.events
