@@ -38,3 +38,20 @@ def test_bare_command_shows_its_help(run: CommandLine, words: list[str]) -> None
 def test_version_is_told(run: CommandLine) -> None:
     result = run("--version")
     assert (result.code, result.out.strip()) == (0, f"trt-hspan {trt_hspan.__version__}")
+
+
+@pytest.mark.parametrize(
+    ("module", "step"), [("torch", "pip install 'trt-hspan[export]'"), ("PIL", "pip install 'trt-hspan'")]
+)
+def test_a_package_that_is_not_installed_is_told_with_how_to_get_it(
+    run: CommandLine, monkeypatch: pytest.MonkeyPatch, module: str, step: str
+) -> None:
+    def needs_it(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("trt_hspan.cli.app.app", needs_it)
+    result = run("validate")
+    assert result.code == 1
+    assert result.error_line == (
+        f"trt-hspan: error: {module}: is not installed, and this command needs it; {step}"
+    )

@@ -19,7 +19,13 @@ from trt_hspan.benchmarking.machine import PeakMemory, clock_states, machine_fac
 from trt_hspan.benchmarking.sampling import Latency, sample_latency
 from trt_hspan.engine.spec import ImageSize
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.opening import device_from_text, open_runner, require_onnx_for_integer_kernels
+from trt_hspan.runtime.memory import require_memory
+from trt_hspan.runtime.opening import (
+    device_from_text,
+    open_runner,
+    require_onnx_for_integer_kernels,
+    require_threads,
+)
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 from trt_hspan.runtime.tile_size import size_ranges
 
@@ -74,8 +80,8 @@ class BenchSpec:
             raise UsageError("--batch", f"got {min(self.batches)}, expected at least 1")
         if not 0 < self.seconds < float("inf"):
             raise UsageError("--seconds", f"got {self.seconds}, expected a positive number")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError("--threads", f"got {self.threads}, expected at least 1")
+        if self.threads is not None:
+            require_threads(self.threads)
         if self.graphs not in (None, "on", "off", "both"):
             raise UsageError("--cuda-graph", f"got {self.graphs!r}, expected on, off or both")
         if self.precisions and not self._checkpoints:
@@ -196,7 +202,7 @@ def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: Non
 
 
 def sizes_for(runner: Runner, spec: BenchSpec) -> tuple[ImageSize, ...]:
-    """The sizes to measure on a network. Raises: HspanError when one that was asked for does not fit it."""
+    """The sizes to measure on a network. Raises: HspanError when one does not fit it or the memory."""
     sizes = spec.sizes or tuple(
         dict.fromkeys(
             ImageSize(height=height, width=width)
@@ -206,9 +212,10 @@ def sizes_for(runner: Runner, spec: BenchSpec) -> tuple[ImageSize, ...]:
     )
     for size in sizes:
         for batch in spec.batches:
-            runner.require_shape(
-                (batch, CHANNELS, size.height, size.width), f"--size {size}, --batch {batch}"
-            )
+            shape = (batch, CHANNELS, size.height, size.width)
+            what = f"--size {size}, --batch {batch}"
+            runner.require_shape(shape, what)
+            require_memory(runner, shape, what, "measure a smaller size")
     return sizes
 
 

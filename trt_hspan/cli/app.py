@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -88,6 +88,25 @@ def _configure_logging(level: int) -> None:
     logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler], force=True)
 
 
+# Extras by what they install, for commands that need a package and did not look for it first.
+_EXTRAS: Final = {
+    **dict.fromkeys(("torch", "onnxscript", "polygraphy", "jinja2", "safetensors"), "export"),
+    **dict.fromkeys(("aiohttp", "geventhttpclient", "grpc", "tritonclient"), "serve"),
+    "onnxruntime": "cpu",
+    "matplotlib": "plot",
+}
+
+
+def _not_installed(module: str) -> HspanError:
+    package = module.partition(".")[0]
+    extra = _EXTRAS.get(package)
+    return HspanError(
+        package,
+        "is not installed, and this command needs it",
+        f"pip install 'trt-hspan{'' if extra is None else f'[{extra}]'}'",
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one command line and exits the process.
 
@@ -118,6 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             sys.exit(_usage_error(error))
         if debug:
             raise
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("trt_hspan"):
+            typer.echo(f"trt-hspan: error: {_not_installed(str(error.name))}", err=True)
+            sys.exit(1)
         message = " ".join(f"{type(error).__name__}: {error}".split())
         typer.echo(f"trt-hspan: error: unexpected {message}; run again with --debug and report it", err=True)
         sys.exit(1)

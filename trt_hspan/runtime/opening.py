@@ -18,9 +18,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.runner import Runner
+
+#: Each thread is one of the system's, and some backends start all of them at once.
+MOST_THREADS: Final = 1024
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,9 +78,11 @@ def open_runner(
     Raises:
         HspanError: as the runner of that kind of file; the device cannot run this file; the package that
             would run it is not installed.
-        UsageError: a checkpoint's suffix or the device is unknown, a precision for what is no checkpoint, or
-            integer kernels for what is no ONNX file.
+        UsageError: a checkpoint's suffix or the device is unknown, a precision for what is no checkpoint, integer
+            kernels for what is no ONNX file, or a number of threads outside 1 to `MOST_THREADS`.
     """
+    if threads is not None:
+        require_threads(threads)
     wanted = device_from_text(device)
     suffix = Path(source).suffix.lower()
     if precision is not None and suffix in (".plan", ".onnx"):
@@ -99,6 +105,12 @@ def open_runner(
         runner.picked = f"{runner.name} on the CPU, which runs checkpoints"
     _LOG.info("%s: %s", runner.where, runner.picked)
     return runner
+
+
+def require_threads(threads: int) -> None:
+    """Raises: UsageError for a number of CPU threads outside 1 to `MOST_THREADS`, which no machine can use."""
+    if not 1 <= threads <= MOST_THREADS:
+        raise UsageError("--threads", f"got {threads}, expected 1 to {MOST_THREADS}")
 
 
 def require_onnx_for_integer_kernels(sources: Iterable[str | os.PathLike[str]]) -> None:
