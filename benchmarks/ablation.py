@@ -144,9 +144,9 @@ class Ablation:
     def _input_means(self, model: onnx.ModelProto) -> dict[str, np.ndarray]:
         """Mean of each channel of each layer's input, over the calibration tiles."""
         from trt_hspan.graph import INPUT_NAME, model_with_attention_function
+        from trt_hspan.media.images import tensor_from_image
         from trt_hspan.quantization import tiles
         from trt_hspan.quantization.execution import session_from_bytes
-        from trt_hspan.runtime.images import tensor_from_image
 
         whole = model_with_attention_function(model)
         names = sorted({node.input[0] for node in self._nodes})

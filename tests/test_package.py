@@ -35,7 +35,9 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert loaded_modules(code) == set()
 
 
-@pytest.mark.parametrize("package", ["graph", "engine.build", "engine.spec", "engine.manifest", "runtime"])
+@pytest.mark.parametrize(
+    "package", ["graph", "engine.build", "engine.spec", "engine.manifest", "media", "runtime", "upscaling"]
+)
 def test_parts_for_machines_without_torch_do_not_import_it(package: str) -> None:
     assert "torch" not in loaded_modules(f"import trt_hspan.{package}")
 

@@ -24,10 +24,10 @@ from trt_hspan.evaluation.figures import Crop, Panel, save_comparison
 from trt_hspan.evaluation.metrics import psnr_y, ssim_y
 from trt_hspan.evaluation.resize import bicubic_resize
 from trt_hspan.export import export_onnx
-from trt_hspan.runtime.images import Uint8Array, image_from_tensor, read_image, write_image
+from trt_hspan.media.images import Uint8Array, image_from_tensor, read_image, write_image
 from trt_hspan.runtime.opening import open_runner
-from trt_hspan.runtime.picture_files import Upscaled, upscale_file
 from trt_hspan.runtime.torch_runner import TorchRunner
+from trt_hspan.upscaling.picture_files import Upscaled, upscale_file
 
 CHECKPOINT: Final = "hspan-tiny-x4"
 # The shipped photograph is 75x111 pixels after down-scaling by 4; one profile serves it and the two figures.

@@ -12,7 +12,7 @@ import numpy as np
 from support.export_cache import ExportCache
 from support.synthetic_pictures import picture
 
-from trt_hspan.runtime.images import write_image
+from trt_hspan.media.images import write_image
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ablation.py"
 

@@ -13,7 +13,7 @@ from support.golden import GOLDEN
 from support.synthetic_pictures import picture
 
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.runtime.images import write_image
+from trt_hspan.media.images import write_image
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "precision.py"
 

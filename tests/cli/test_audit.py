@@ -17,7 +17,7 @@ from support.synthetic_pictures import picture
 from trt_hspan.engine.manifest import read_manifest
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.graph import base_precision_from_model, load_onnx
-from trt_hspan.runtime.images import write_image
+from trt_hspan.media.images import write_image
 
 
 @pytest.fixture(scope="module")

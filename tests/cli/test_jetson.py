@@ -18,7 +18,7 @@ from trt_hspan.edge.device import device_from_root
 from trt_hspan.edge.network_cost import network_cost
 from trt_hspan.edge.plan import least_ms
 from trt_hspan.graph import load_onnx
-from trt_hspan.runtime.tiling import tile_plan
+from trt_hspan.upscaling.tiling import tile_plan
 
 
 def test_boards_are_listed_with_their_published_figures(run: CommandLine) -> None:

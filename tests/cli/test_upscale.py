@@ -17,8 +17,8 @@ from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
 
 from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.media.images import image_from_tensor, read_image, tensor_from_image, write_image
 from trt_hspan.runtime import torch_runner
-from trt_hspan.runtime.images import image_from_tensor, read_image, tensor_from_image, write_image
 from trt_hspan.runtime.torch_runner import TorchRunner
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would run the engine itself")

@@ -15,8 +15,8 @@ from PIL import Image
 from support.command_line import CommandLine
 from support.small_networks import write_attention_network
 
-from trt_hspan.runtime import picture_files
-from trt_hspan.runtime.pictures import encode_image, read_picture
+from trt_hspan.media.pictures import encode_image, read_picture
+from trt_hspan.upscaling import picture_files
 
 
 def picture(suffix: str, height: int = 12, width: int = 14) -> bytes:

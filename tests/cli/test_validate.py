@@ -23,8 +23,8 @@ from trt_hspan.engine.spec import ImageSize, ProfileRequest
 from trt_hspan.evaluation import compare, datasets
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.graph import load_onnx, save_onnx
+from trt_hspan.media.images import read_image, write_image
 from trt_hspan.runtime import torch_runner
-from trt_hspan.runtime.images import read_image, write_image
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would run the engine itself")
 

@@ -14,8 +14,8 @@ from trt_hspan.cluster.driving import DataJob, _Driver, answers_through_client
 from trt_hspan.cluster.job import ClusterJob, ClusterSpec
 from trt_hspan.cluster.tasks import ClusterTask
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.picture_files import WriteOptions
-from trt_hspan.runtime.upscale_options import UpscaleOptions
+from trt_hspan.upscaling.picture_files import WriteOptions
+from trt_hspan.upscaling.upscale_options import UpscaleOptions
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 

@@ -18,8 +18,8 @@ from trt_hspan.cluster.bundle import bundle_from_network
 from trt_hspan.cluster.job import ClusterJob, ClusterReport, ClusterSpec
 from trt_hspan.cluster.tasks import ClusterJournal, cluster_tasks
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.picture_files import WriteOptions
-from trt_hspan.runtime.upscale_options import UpscaleOptions
+from trt_hspan.upscaling.picture_files import WriteOptions
+from trt_hspan.upscaling.upscale_options import UpscaleOptions
 
 
 @pytest.fixture

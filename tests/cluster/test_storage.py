@@ -12,9 +12,9 @@ from trt_hspan.cluster.storage import is_uri, joined, objects_in, read_bytes, su
 from trt_hspan.cluster.tasks import ClusterJournal, ClusterTask, cluster_tasks
 from trt_hspan.cluster.worker import UpscaleWorker
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.picture_files import WriteOptions
-from trt_hspan.runtime.pictures import decode_image, encode_image
-from trt_hspan.runtime.upscale_options import UpscaleOptions
+from trt_hspan.media.pictures import decode_image, encode_image
+from trt_hspan.upscaling.picture_files import WriteOptions
+from trt_hspan.upscaling.upscale_options import UpscaleOptions
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
 

@@ -22,7 +22,7 @@ from trt_hspan.edge.reference import ReferencePicture, StoredReference, write_re
 from trt_hspan.engine.plugin_library import default_plugin_path, plugin_info_from_library
 from trt_hspan.engine.spec import ImageSize
 from trt_hspan.files import sha256_from_file
-from trt_hspan.runtime.images import size_from_image_file, tensor_from_image, write_image
+from trt_hspan.media.images import size_from_image_file, tensor_from_image, write_image
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
 

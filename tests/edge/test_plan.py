@@ -9,7 +9,7 @@ from trt_hspan.edge.boards import BOARDS, Board, board_from_name
 from trt_hspan.edge.network_cost import AttentionSizes, NetworkCost
 from trt_hspan.edge.plan import least_ms, memory_for_tile, plan_for_board
 from trt_hspan.errors import UsageError
-from trt_hspan.runtime.tiling import Span, TilePlan, tile_plan
+from trt_hspan.upscaling.tiling import Span, TilePlan, tile_plan
 
 COST = NetworkCost(
     scale=2,

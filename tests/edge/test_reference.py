@@ -29,7 +29,7 @@ from trt_hspan.edge.reference import (
 )
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.metrics import agreement
-from trt_hspan.runtime.images import tensor_from_image, write_image
+from trt_hspan.media.images import tensor_from_image, write_image
 
 SOURCE = "a" * 64
 # Other processors and releases of PyTorch sum in another order: float32's rounding, not another result.

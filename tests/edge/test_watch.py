@@ -16,7 +16,7 @@ from support.small_engine import SmallEngine
 
 from trt_hspan.edge.watch import FAILURES_IN_A_ROW, FolderWatch, WatchSpec, tell_systemd
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.images import read_image, write_image
+from trt_hspan.media.images import read_image, write_image
 
 
 class Network:

@@ -17,11 +17,11 @@ from trt_hspan.evaluation.compare import Outputs, PictureReport, ValidationRepor
 from trt_hspan.evaluation.datasets import Sample, samples_from_folder
 from trt_hspan.evaluation.metrics import psnr_y, ssim_y
 from trt_hspan.evaluation.resize import downscale
+from trt_hspan.media.images import write_image
 from trt_hspan.runtime import memory
-from trt_hspan.runtime.images import write_image
 from trt_hspan.runtime.runner import RunnerPrecision
-from trt_hspan.runtime.tile_size import TileChoice
-from trt_hspan.runtime.upscaling import UpscaleOptions
+from trt_hspan.upscaling.tile_size import TileChoice
+from trt_hspan.upscaling.upscaler import UpscaleOptions
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.evaluation import datasets
 from trt_hspan.evaluation.datasets import SHIPPED_SIDE, samples_from_folder, shipped_samples
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.runtime.images import write_image
+from trt_hspan.media.images import write_image
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

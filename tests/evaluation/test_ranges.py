@@ -35,8 +35,8 @@ from trt_hspan.graph import (
     model_in_precision,
     model_with_attention_function,
 )
+from trt_hspan.media.images import tensor_from_image, write_image
 from trt_hspan.ops.names import DOMAIN, OP_TYPE
-from trt_hspan.runtime.images import tensor_from_image, write_image
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from trt_hspan.graph import metadata_from_model, precision_from_model
 from trt_hspan.packaging.cross_toolkit import CROSS_COMPILER
 from trt_hspan.packaging.elf import check_runs_on, elf_needs_from_file
 from trt_hspan.packaging.targets import target_from_name
-from trt_hspan.runtime.tile_size import plan_for_picture
+from trt_hspan.upscaling.tile_size import plan_for_picture
 
 from .conftest import BoardPackage, OrinBuild
 
@@ -132,7 +132,7 @@ sys.meta_path.insert(0, Blocked())
 import trt_hspan
 assert trt_hspan.__file__.startswith(sys.argv[1]), trt_hspan.__file__
 names = ["trt_hspan.__main__", "trt_hspan.errors", "trt_hspan.files"]
-for part in ("cli", "edge", "engine", "graph", "inspection", "ops", "packaging", "runtime"):
+for part in ("cli", "edge", "engine", "graph", "inspection", "media", "ops", "packaging", "runtime", "upscaling"):
     package = importlib.import_module(f"trt_hspan.{part}")
     names += [each.name for each in pkgutil.walk_packages(package.__path__, f"trt_hspan.{part}.")]
 for name in names:
@@ -241,7 +241,7 @@ def test_install_sets_up_the_commands(board: BoardPackage, tmp_path: Path) -> No
 
 @needs_qemu
 def test_the_unit_tests_of_the_runtime_pass_on_64_bit_arm(orin: OrinBuild) -> None:
-    golden = TESTS / "runtime" / "golden" / "tile_plans.json", TESTS / "plugins/runtime/golden/tiles.json"
+    golden = TESTS / "upscaling" / "golden" / "tile_plans.json", TESTS / "plugins/runtime/golden/tiles.json"
     done = run_emulated(orin.build.test_program, *golden, libraries=orin.board_libraries)
     assert done.returncode == 0, done.stdout + done.stderr
     assert b"tests, 0 failed" in done.stdout

@@ -14,6 +14,7 @@ from trt_hspan import HspanError
 from trt_hspan.evaluation.metrics import psnr_y
 from trt_hspan.graph import model_for_cpu
 from trt_hspan.graph.quantized import convolution_macs, quantized_convolutions
+from trt_hspan.media.images import image_from_tensor, tensor_from_image
 from trt_hspan.quantization.budget import BudgetResult, choose_layers
 from trt_hspan.quantization.execution import Network
 from trt_hspan.quantization.layers import layers_to_quantize
@@ -21,7 +22,6 @@ from trt_hspan.quantization.measure import HeldOut, Measurement
 from trt_hspan.quantization.pipeline import QuantizationRequest, Quantized, quantize
 from trt_hspan.quantization.source import Source
 from trt_hspan.quantization.tiles import Tile, pictures_for_calibration, tiles_from_samples, with_ground_truth
-from trt_hspan.runtime.images import image_from_tensor, tensor_from_image
 
 
 class KnownLosses(HeldOut):

@@ -23,9 +23,9 @@ from support.served_requests import (
     until,
 )
 
-from trt_hspan.runtime.pictures import decode_image
+from trt_hspan.media.pictures import decode_image
 from trt_hspan.runtime.runner import Runner
-from trt_hspan.runtime.upscaling import upscale_array
+from trt_hspan.upscaling.upscaler import upscale_array
 
 
 class _UpTo48(Runner):

@@ -22,7 +22,7 @@ from PIL import Image
 
 from support.hostile_pictures import HOSTILE
 from support.tile_networks import BoundedRunner
-from trt_hspan.runtime.upscaling import UpscaleOptions, upscale_array
+from trt_hspan.upscaling.upscaler import UpscaleOptions, upscale_array
 
 SCALE = 3
 #: The largest input of the double's engines, height and width.

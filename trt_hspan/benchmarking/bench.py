@@ -27,7 +27,7 @@ from trt_hspan.runtime.opening import (
     require_threads,
 )
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
-from trt_hspan.runtime.tile_size import size_ranges
+from trt_hspan.upscaling.tile_size import size_ranges
 
 GraphChoice = Literal["on", "off", "both"]
 DEFAULT_SIZES: Final = (ImageSize(height=48, width=48), ImageSize(height=96, width=96))
@@ -366,8 +366,8 @@ def _overlapped_rate(runner: Runner, batch: Float32Array, latency: Latency) -> f
 
 def _end_to_end(runner: Runner, batch: Float32Array) -> dict[str, float]:
     """Medians of the three steps from the bytes of a PNG file to the bytes of a PNG file."""
-    from trt_hspan.runtime.images import image_from_tensor, tensor_from_image
-    from trt_hspan.runtime.pictures import decode_image, encode_image
+    from trt_hspan.media.images import image_from_tensor, tensor_from_image
+    from trt_hspan.media.pictures import decode_image, encode_image
 
     data = encode_image(image_from_tensor(batch, where="benchmark"), ".png")
     times: dict[str, list[float]] = {"decode": [], "infer": [], "encode": []}
@@ -419,7 +419,7 @@ def _batch(shape: tuple[int, int, int, int]) -> Float32Array:
     """The shipped photograph, repeated as far as needed: flat and detailed parts, as pictures have them."""
     from importlib.resources import as_file, files
 
-    from trt_hspan.runtime.images import read_image
+    from trt_hspan.media.images import read_image
 
     with as_file(files("trt_hspan.data") / "chelsea.png") as path:
         photograph = read_image(path)

@@ -55,8 +55,8 @@ def watch(
     from trt_hspan.edge.board_build import device_plugin
     from trt_hspan.edge.watch import FolderWatch, WatchSpec, tell_systemd
     from trt_hspan.runtime.opening import open_runner
-    from trt_hspan.runtime.picture_files import upscale_picture_file
-    from trt_hspan.runtime.upscaling import Upscaler, upscale_array
+    from trt_hspan.upscaling.picture_files import upscale_picture_file
+    from trt_hspan.upscaling.upscaler import Upscaler, upscale_array
 
     spec = WatchSpec(incoming=incoming, outgoing=outgoing, delete=delete, seconds=seconds)
     runner = open_runner(engine, device=device, plugin=plugin or device_plugin())

@@ -222,10 +222,10 @@ def upscale(
     if workers is not None and cluster is None:
         raise UsageError("--workers", "is for --cluster", "leave it out")
     from trt_hspan.cli.upscale_job import UpscaleRequest, run_upscale
-    from trt_hspan.runtime.picture_files import WriteOptions
-    from trt_hspan.runtime.tiling import OFFICIAL_MIN_SIZE
-    from trt_hspan.runtime.upscale_options import UpscaleOptions
-    from trt_hspan.runtime.video import VideoOptions
+    from trt_hspan.upscaling.picture_files import WriteOptions
+    from trt_hspan.upscaling.tiling import OFFICIAL_MIN_SIZE
+    from trt_hspan.upscaling.upscale_options import UpscaleOptions
+    from trt_hspan.upscaling.video import VideoOptions
 
     options: dict[str, Any] = {"tile": _tile(tile), "protocol": protocol}
     request: UpscaleRequest = UpscaleRequest(
@@ -273,7 +273,7 @@ def _tile(text: str) -> str | tuple[int, int]:
 def _suffix(text: str | None) -> str | None:
     if text is None:
         return None
-    from trt_hspan.runtime.images import WRITE_FORMATS
+    from trt_hspan.media.images import WRITE_FORMATS
 
     suffix = "." + text.lower().lstrip(".")
     if suffix not in WRITE_FORMATS:

@@ -27,7 +27,7 @@ def run_upscale_on_cluster(request: UpscaleRequest, address: str, workers: int |
     from trt_hspan.cluster.job import ClusterJob, ClusterSpec
     from trt_hspan.cluster.storage import is_uri
     from trt_hspan.cluster.tasks import ClusterJournal, cluster_tasks
-    from trt_hspan.runtime.jobs import VIDEO_SUFFIXES
+    from trt_hspan.upscaling.jobs import VIDEO_SUFFIXES
 
     spec = ClusterSpec(address=address, workers=workers, cpus_per_worker=request.threads or 1)
     if "-" in (*request.inputs, request.output):

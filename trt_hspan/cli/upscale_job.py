@@ -16,12 +16,12 @@ from trt_hspan.cli.output import print_json, print_table
 from trt_hspan.cli.upscale_progress import WorkProgress
 from trt_hspan.engine.output_set import check_writable
 from trt_hspan.errors import UsageError
-from trt_hspan.runtime.jobs import JobReport, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
 from trt_hspan.runtime.opening import open_runner
-from trt_hspan.runtime.picture_files import Upscaled, WriteOptions, comparison_path, upscale_picture_file
-from trt_hspan.runtime.upscale_options import UpscaleOptions
-from trt_hspan.runtime.upscaling import Upscaler
-from trt_hspan.runtime.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
+from trt_hspan.upscaling.jobs import JobReport, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
+from trt_hspan.upscaling.picture_files import Upscaled, WriteOptions, comparison_path, upscale_picture_file
+from trt_hspan.upscaling.upscale_options import UpscaleOptions
+from trt_hspan.upscaling.upscaler import Upscaler
+from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
 
 if TYPE_CHECKING:
     from trt_hspan.runtime.runner import Runner

@@ -25,8 +25,8 @@ from trt_hspan.cli.upscale_job import (
 )
 from trt_hspan.engine.output_set import check_writable
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.images import not_a_picture, require_writable_suffix, suffix_from_start
-from trt_hspan.runtime.jobs import VIDEO_SUFFIXES, Task
+from trt_hspan.media.images import not_a_picture, require_writable_suffix, suffix_from_start
+from trt_hspan.upscaling.jobs import VIDEO_SUFFIXES, Task
 
 if TYPE_CHECKING:
     from trt_hspan.cli.upscale_job import UpscaleRequest

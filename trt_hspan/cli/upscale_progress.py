@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn
     from rich.progress import Task as Bar
 
-    from trt_hspan.runtime.jobs import Task, TaskReport
+    from trt_hspan.upscaling.jobs import Task, TaskReport
 
 
 class WorkProgress:
@@ -103,8 +103,8 @@ class WorkProgress:
 
 def _pixels(task: Task) -> float:
     """Millions of input pixels, by the header; 0 for a file that does not say."""
-    from trt_hspan.runtime.images import size_from_image_file
-    from trt_hspan.runtime.video import video_frames
+    from trt_hspan.media.images import size_from_image_file
+    from trt_hspan.upscaling.video import video_frames
 
     if task.is_video:
         frames = video_frames(task.source)

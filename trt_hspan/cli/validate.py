@@ -14,7 +14,7 @@ from trt_hspan.errors import HspanError, UsageError
 
 if TYPE_CHECKING:
     from trt_hspan.evaluation.compare import Quality, ValidationReport
-    from trt_hspan.runtime.upscaling import UpscaleOptions
+    from trt_hspan.upscaling.upscaler import UpscaleOptions
 
 
 def validate(
@@ -181,7 +181,7 @@ def _check_options(
 
 def _upscale_options(tile: str) -> UpscaleOptions:
     from trt_hspan.engine.spec import image_size_from_text
-    from trt_hspan.runtime.upscaling import UpscaleOptions
+    from trt_hspan.upscaling.upscaler import UpscaleOptions
 
     if tile in ("auto", "none"):
         return UpscaleOptions(tile="auto" if tile == "auto" else "none")

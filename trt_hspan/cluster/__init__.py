@@ -1,1 +1,1 @@
-"""Many pictures on many machines: Ray Data schedules, `trt_hspan.runtime` does the pictures."""
+"""Many pictures on many machines: Ray Data schedules, `trt_hspan.upscaling` does the pictures."""

@@ -17,8 +17,8 @@ from trt_hspan.cluster.worker import Row, UpscaleWorker
 
 if TYPE_CHECKING:
     from trt_hspan.cluster.bundle import NetworkBundle
-    from trt_hspan.runtime.picture_files import WriteOptions
-    from trt_hspan.runtime.upscale_options import UpscaleOptions
+    from trt_hspan.upscaling.picture_files import WriteOptions
+    from trt_hspan.upscaling.upscale_options import UpscaleOptions
 
 # Above this many pictures several share a block: a row of Ray's bookkeeping for each would cost more than it helps.
 _MOST_BLOCKS: Final = 20_000

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 from trt_hspan.cluster.address import LOCAL, ray_host_and_port, require_ray
 from trt_hspan.cluster.tasks import ClusterJournal, ClusterTask
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.jobs import refusal_line
+from trt_hspan.upscaling.jobs import refusal_line
 
 if TYPE_CHECKING:
     from trt_hspan.cluster.bundle import NetworkBundle
-    from trt_hspan.runtime.picture_files import WriteOptions
-    from trt_hspan.runtime.upscale_options import UpscaleOptions
+    from trt_hspan.upscaling.picture_files import WriteOptions
+    from trt_hspan.upscaling.upscale_options import UpscaleOptions
 
 _ATTEMPTS: Final = 3
 _DIED: Final = "its worker died each time"

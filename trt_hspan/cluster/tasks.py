@@ -13,8 +13,8 @@ from typing import Final
 
 from trt_hspan.cluster.storage import exists, is_uri, joined, objects_in, read_bytes, suffix_of, write_bytes
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.images import READ_SUFFIXES, WRITE_FORMATS
-from trt_hspan.runtime.jobs import Journal, Task, reason_for_state, tasks_from_inputs, why_not
+from trt_hspan.media.images import READ_SUFFIXES, WRITE_FORMATS
+from trt_hspan.upscaling.jobs import Journal, Task, reason_for_state, tasks_from_inputs, why_not
 
 _JOURNAL_FOLDER: Final = ".trt-hspan-journal"
 _FLUSH_S: Final = 10.0

@@ -13,8 +13,8 @@ from trt_hspan.errors import HspanError
 
 if TYPE_CHECKING:
     from trt_hspan.cluster.bundle import NetworkBundle
-    from trt_hspan.runtime.picture_files import WriteOptions
-    from trt_hspan.runtime.upscale_options import UpscaleOptions
+    from trt_hspan.upscaling.picture_files import WriteOptions
+    from trt_hspan.upscaling.upscale_options import UpscaleOptions
 
 Row = dict[str, Any]
 
@@ -38,7 +38,7 @@ class UpscaleWorker:
         pause_s: float = 1.0,
     ) -> None:
         from trt_hspan.runtime.opening import open_runner
-        from trt_hspan.runtime.upscaling import Upscaler
+        from trt_hspan.upscaling.upscaler import Upscaler
 
         self._writing, self._attempts, self._pause_s = writing, attempts, pause_s
         self._open = contextlib.ExitStack()
@@ -79,8 +79,8 @@ class UpscaleWorker:
         }
 
     def _upscale(self, source: str, target: str) -> None:
-        from trt_hspan.runtime.picture_files import upscale_picture, upscale_picture_file
-        from trt_hspan.runtime.pictures import decode_image, encode_image, read_picture
+        from trt_hspan.media.pictures import decode_image, encode_image, read_picture
+        from trt_hspan.upscaling.picture_files import upscale_picture, upscale_picture_file
 
         if not is_uri(source) and not is_uri(target):
             Path(target).parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from trt_hspan.engine.plugin_library import LIBRARY_NAME, default_plugin_path
 from trt_hspan.engine.spec import EngineSpec, ImageSize, ProfileRequest
 from trt_hspan.engine.tensorrt_api import installed_flavors
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.tile_size import AUTO_TILE_SIDE, SMALLEST_SIDE
+from trt_hspan.upscaling.tile_size import AUTO_TILE_SIDE, SMALLEST_SIDE
 
 _MIB: Final = 1 << 20
 #: Where the .deb puts the plugin.

@@ -9,7 +9,7 @@ from trt_hspan.edge.boards import Board
 from trt_hspan.edge.network_cost import network_cost
 from trt_hspan.edge.plan import least_ms
 from trt_hspan.engine.spec import ImageSize
-from trt_hspan.runtime.tiling import tile_plan
+from trt_hspan.upscaling.tiling import tile_plan
 
 
 def floors_for_sizes(onnx_file: Path, board: Board, sizes: Iterable[ImageSize]) -> dict[ImageSize, float]:

@@ -14,8 +14,8 @@ from trt_hspan.edge.network_cost import NetworkCost
 from trt_hspan.edge.plugin_workspace import plugin_workspace_bytes
 from trt_hspan.engine.plugin_roofline import attention_work
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.tile_size import DEFAULT_OVERLAP, SIDE_STEP, SMALLEST_SIDE, trimmed_tile
-from trt_hspan.runtime.tiling import TilePlan, tile_plan
+from trt_hspan.upscaling.tile_size import DEFAULT_OVERLAP, SIDE_STEP, SMALLEST_SIDE, trimmed_tile
+from trt_hspan.upscaling.tiling import TilePlan, tile_plan
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest

@@ -28,9 +28,9 @@ from trt_hspan.evaluation.metrics import (
     ssim_y,
 )
 from trt_hspan.evaluation.polygraphy_adapter import run_and_compare
-from trt_hspan.runtime.images import image_from_tensor, tensor_from_image
+from trt_hspan.media.images import image_from_tensor, tensor_from_image
 from trt_hspan.runtime.runner import Float32Array, Runner
-from trt_hspan.runtime.upscaling import DEFAULT_OPTIONS, UpscaleOptions, Upscaler, upscale_batch
+from trt_hspan.upscaling.upscaler import DEFAULT_OPTIONS, UpscaleOptions, Upscaler, upscale_batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.runtime.images import READ_SUFFIXES, read_image, size_from_image_file
+from trt_hspan.media.images import READ_SUFFIXES, read_image, size_from_image_file
 
 Uint8Array = npt.NDArray[np.uint8]
 

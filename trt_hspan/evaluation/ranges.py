@@ -33,7 +33,7 @@ from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.evaluation.float32_twin import Float32Twin, float32_twin, float_outputs
 from trt_hspan.evaluation.ort_session import open_session, run_session
 from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, attention_nodes, require_attention
-from trt_hspan.runtime.images import tensor_from_image
+from trt_hspan.media.images import tensor_from_image
 from trt_hspan.runtime.runner import Float32Array
 
 DEFAULT_TILE: Final = 64

@@ -26,12 +26,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.graph import INPUT_NAME, QuantizedType, model_for_cpu, model_with_attention_function
+from trt_hspan.media.images import tensor_from_image
 from trt_hspan.quantization.execution import onnxruntime, session_from_bytes
 from trt_hspan.quantization.rounding import InputMoments, best_flips
 from trt_hspan.quantization.scales import LARGEST, weight_scales
 from trt_hspan.quantization.table import TABLE_FORMAT, CalibrationTable, Method, TensorRange, text_from_flips
 from trt_hspan.quantization.tiles import Tile
-from trt_hspan.runtime.images import tensor_from_image
 
 #: What a user may ask for; "none" is the method of a table that nothing was measured for.
 METHODS: Final[tuple[Method, ...]] = get_args(Method)[:-1]

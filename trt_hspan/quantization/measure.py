@@ -11,9 +11,9 @@ import onnx
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.metrics import agreement, psnr_y
+from trt_hspan.media.images import image_from_tensor, tensor_from_image
 from trt_hspan.quantization.execution import Float32Array, Network
 from trt_hspan.quantization.tiles import Tile
-from trt_hspan.runtime.images import image_from_tensor, tensor_from_image
 
 #: A PSNR in dB that stands for infinity: one value of an 8-bit tile that is one step off gives less.
 _EXACT_DB: Final = 150.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.images import image_from_tensor, read_image
+from trt_hspan.media.images import image_from_tensor, read_image
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -26,7 +26,7 @@ from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES
 from trt_hspan.evaluation.report.page import require_report_tools
 from trt_hspan.evaluation.report.pictures import heat_map, heat_uri, shown_size, worst_window
 from trt_hspan.graph import load_onnx
-from trt_hspan.runtime.images import write_image
+from trt_hspan.media.images import write_image
 
 
 def image_of(uri: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from support.synthetic_pictures import picture
 
 from trt_hspan.cli import main
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.runtime.images import write_image
+from trt_hspan.media.images import write_image
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from support.tile_networks import BoundedRunner
 
-from trt_hspan.runtime.tile_size import plan_for_picture, smaller_tile
-from trt_hspan.runtime.tiling import Span, tile_plan
-from trt_hspan.runtime.upscaling import UpscaleOptions, upscale_array
+from trt_hspan.upscaling.tile_size import plan_for_picture, smaller_tile
+from trt_hspan.upscaling.tiling import Span, tile_plan
+from trt_hspan.upscaling.upscaler import UpscaleOptions, upscale_array
 
 GOLDEN = Path(__file__).parent / "golden" / "tiles.json"
 

@@ -14,9 +14,9 @@ from support.tile_networks import BoundedRunner, neighbours_network
 
 from trt_hspan.errors import UsageError
 from trt_hspan.runtime.runner import Float32Array
-from trt_hspan.runtime.tile_size import plan_for_picture
-from trt_hspan.runtime.tiling import Span
-from trt_hspan.runtime.upscaling import UpscaleOptions, upscale_array
+from trt_hspan.upscaling.tile_size import plan_for_picture
+from trt_hspan.upscaling.tiling import Span
+from trt_hspan.upscaling.upscaler import UpscaleOptions, upscale_array
 
 from .conftest import RuntimeLibrary, StatusError
 from .golden_tiles import GOLDEN, golden_document
@@ -176,6 +176,6 @@ def test_the_golden_file_is_what_the_python_runtime_gives() -> None:
 
 def test_the_native_tests_pass(runtime_folder: Path) -> None:
     program = runtime_folder.parents[1] / "tests" / "cpp" / "runtime" / "test_runtime"
-    shared = Path(__file__).parents[2] / "runtime" / "golden" / "tile_plans.json"
+    shared = Path(__file__).parents[2] / "upscaling" / "golden" / "tile_plans.json"
     done = subprocess.run([program, shared, GOLDEN], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -17,9 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.images import opened
-from trt_hspan.runtime.pictures import decode_image, encode_image
-from trt_hspan.runtime.upscaling import upscale_array
+from trt_hspan.media.images import opened
+from trt_hspan.media.pictures import decode_image, encode_image
 from trt_hspan.serving.backend.tensors import (
     array_from_tensor,
     model_parameters,
@@ -29,6 +28,7 @@ from trt_hspan.serving.backend.tensors import (
 from trt_hspan.serving.backend.tile_runner import BusyError, RawModel, TileRunner
 from trt_hspan.serving.backend.watchdog import die_with_parent
 from trt_hspan.serving.limits import limits_from_parameters
+from trt_hspan.upscaling.upscaler import upscale_array
 
 SUFFIXES: Final = {
     "png": ".png",

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.runtime.memory import array_of_own_pages
-from trt_hspan.runtime.tiling import Span, TilePlan
+from trt_hspan.upscaling.tiling import Span, TilePlan
 
 Float32Array = npt.NDArray[np.float32]
 #: A tile's (row index, column index) in its plan -> the network's output for it, (N, 3, s * h, s * w).

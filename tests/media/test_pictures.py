@@ -15,10 +15,9 @@ from PIL import Image, ImageCms
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime import images
-from trt_hspan.runtime.picture_files import upscale_file
-from trt_hspan.runtime.picture_rows import rows_of_file
-from trt_hspan.runtime.pictures import (
+from trt_hspan.media import images
+from trt_hspan.media.picture_rows import rows_of_file
+from trt_hspan.media.pictures import (
     Metadata,
     Picture,
     decode_image,
@@ -28,6 +27,7 @@ from trt_hspan.runtime.pictures import (
     rgb_on_white,
     write_picture,
 )
+from trt_hspan.upscaling.picture_files import upscale_file
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

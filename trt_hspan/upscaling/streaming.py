@@ -22,13 +22,13 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.files import atomic_path
-from trt_hspan.runtime.deep_pictures import vips, with_metadata
-from trt_hspan.runtime.images import size_from_image_file
-from trt_hspan.runtime.picture_rows import PictureRows, RowsOfPicture, rows_of_file, size_for_streaming
-from trt_hspan.runtime.pictures import Metadata, read_picture
-from trt_hspan.runtime.pixels import PixelFormat
-from trt_hspan.runtime.tiling import TilePlan
-from trt_hspan.runtime.upscaling import OnTile, Upscaler
+from trt_hspan.media.deep_pictures import vips, with_metadata
+from trt_hspan.media.images import size_from_image_file
+from trt_hspan.media.picture_rows import PictureRows, RowsOfPicture, rows_of_file, size_for_streaming
+from trt_hspan.media.pictures import Metadata, read_picture
+from trt_hspan.media.pixels import PixelFormat
+from trt_hspan.upscaling.tiling import TilePlan
+from trt_hspan.upscaling.upscaler import OnTile, Upscaler
 
 # Results of more pixels than this are streamed: 67 million RGB pixels are 201 MB.
 STREAM_PIXELS: Final = 1 << 26

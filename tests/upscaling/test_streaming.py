@@ -15,13 +15,14 @@ from support.runner_doubles import NearestRunner
 from support.torch_function_runner import TorchFunctionRunner, convolutions
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime import picture_files, picture_rows, streaming
+from trt_hspan.media import picture_rows
+from trt_hspan.media.picture_rows import rows_of_file, size_for_streaming
+from trt_hspan.media.pictures import read_picture, write_picture
 from trt_hspan.runtime.memory import array_of_own_pages
-from trt_hspan.runtime.picture_files import WriteOptions, upscale_picture_file
-from trt_hspan.runtime.picture_rows import rows_of_file, size_for_streaming
-from trt_hspan.runtime.pictures import read_picture, write_picture
-from trt_hspan.runtime.streaming import upscale_stream
-from trt_hspan.runtime.upscaling import UpscaleOptions, Upscaler
+from trt_hspan.upscaling import picture_files, streaming
+from trt_hspan.upscaling.picture_files import WriteOptions, upscale_picture_file
+from trt_hspan.upscaling.streaming import upscale_stream
+from trt_hspan.upscaling.upscaler import UpscaleOptions, Upscaler
 
 
 def pixels(channels: int, dtype: type = np.uint8) -> np.ndarray:
@@ -284,8 +285,8 @@ _CHILD = """
 import json, sys
 from pathlib import Path
 from support.runner_doubles import NearestRunner
-from trt_hspan.runtime.picture_files import upscale_picture_file
-from trt_hspan.runtime.upscaling import Upscaler
+from trt_hspan.upscaling.picture_files import upscale_picture_file
+from trt_hspan.upscaling.upscaler import Upscaler
 with NearestRunner(scale=1) as runner:
     report = upscale_picture_file(Upscaler(runner), Path(sys.argv[1]), Path(sys.argv[2]))
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

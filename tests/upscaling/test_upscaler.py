@@ -10,10 +10,10 @@ import pytest
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.media.images import read_image, write_image
 from trt_hspan.runtime import memory
-from trt_hspan.runtime.images import read_image, write_image
-from trt_hspan.runtime.picture_files import upscale_file
-from trt_hspan.runtime.upscaling import UpscaleOptions
+from trt_hspan.upscaling.picture_files import upscale_file
+from trt_hspan.upscaling.upscaler import UpscaleOptions
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from support.tile_networks import BoundedRunner
 from support.torch_function_runner import TorchFunctionRunner, convolutions, global_network
 
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
-from trt_hspan.runtime import memory, tile_size
+from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import ShapeLimit
-from trt_hspan.runtime.tile_effect import tile_effect
-from trt_hspan.runtime.tile_size import TileChoice
-from trt_hspan.runtime.upscaling import (
+from trt_hspan.upscaling import tile_size
+from trt_hspan.upscaling.tile_effect import tile_effect
+from trt_hspan.upscaling.tile_size import TileChoice
+from trt_hspan.upscaling.upscaler import (
     UpscaleOptions,
     Upscaler,
     is_out_of_memory,

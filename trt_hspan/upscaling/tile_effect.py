@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trt_hspan.runtime.runner import Float32Array
-from trt_hspan.runtime.upscale_options import UpscaleOptions
-from trt_hspan.runtime.upscaling import Upscaler, upscale_batch
+from trt_hspan.upscaling.upscale_options import UpscaleOptions
+from trt_hspan.upscaling.upscaler import Upscaler, upscale_batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import atomic_path, error_from_os_error, require_regular_file
-from trt_hspan.runtime.jobs import VIDEO_SUFFIXES
-from trt_hspan.runtime.pixels import PixelFormat
-from trt_hspan.runtime.upscaling import Upscaler
-from trt_hspan.runtime.video_streams import StreamPlan, planned_streams
+from trt_hspan.media.pixels import PixelFormat
+from trt_hspan.upscaling.jobs import VIDEO_SUFFIXES
+from trt_hspan.upscaling.upscaler import Upscaler
+from trt_hspan.upscaling.video_streams import StreamPlan, planned_streams
 
 #: Told after each frame: frames that are done, frames in all (None where the file does not say).
 OnFrame = Callable[[int, int | None], None]

@@ -17,8 +17,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, PngImagePlugin
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime import images
-from trt_hspan.runtime.images import (
+from trt_hspan.media import images
+from trt_hspan.media.images import (
     image_from_tensor,
     read_image,
     require_writable_suffix,

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.memory import available_memory_bytes, require_memory
 from trt_hspan.runtime.runner import CHANNELS, Runner
-from trt_hspan.runtime.tiling import TilePlan, tile_plan
+from trt_hspan.upscaling.tiling import TilePlan, tile_plan
 
 #: "auto", "none", or (height, width) in input pixels.
 TileChoice = Literal["auto", "none"] | tuple[int, int]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.jobs import JOURNAL_NAME, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
-from trt_hspan.runtime.picture_files import comparison_path
+from trt_hspan.upscaling.jobs import JOURNAL_NAME, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
+from trt_hspan.upscaling.picture_files import comparison_path
 
 
 @pytest.fixture

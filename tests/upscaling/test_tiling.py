@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.blending import falling_weights, rising_weights, span_weights
-from trt_hspan.runtime.tiling import Span, TilePlan, margin_length, official_plan, tile_plan
+from trt_hspan.upscaling.blending import falling_weights, rising_weights, span_weights
+from trt_hspan.upscaling.tiling import Span, TilePlan, margin_length, official_plan, tile_plan
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tile_plans.json").read_text())
 

@@ -13,16 +13,16 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import require_name_fits, require_regular_file
-from trt_hspan.runtime.deep_pictures import has_vips
-from trt_hspan.runtime.images import require_sides, require_writable_suffix, size_from_image_file
-from trt_hspan.runtime.picture_rows import size_for_streaming
-from trt_hspan.runtime.pictures import Picture, read_picture, rgb_on_white, write_picture
-from trt_hspan.runtime.pixels import PixelFormat
+from trt_hspan.media.deep_pictures import has_vips
+from trt_hspan.media.images import require_sides, require_writable_suffix, size_from_image_file
+from trt_hspan.media.picture_rows import size_for_streaming
+from trt_hspan.media.pictures import Picture, read_picture, rgb_on_white, write_picture
+from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.runtime.runner import Runner
-from trt_hspan.runtime.streaming import STREAM_PIXELS, require_streamed_suffix, upscale_stream
-from trt_hspan.runtime.tile_effect import TileEffect, tile_effect
-from trt_hspan.runtime.tiling import TilePlan
-from trt_hspan.runtime.upscaling import DEFAULT_OPTIONS, OnTile, UpscaleOptions, Upscaler
+from trt_hspan.upscaling.streaming import STREAM_PIXELS, require_streamed_suffix, upscale_stream
+from trt_hspan.upscaling.tile_effect import TileEffect, tile_effect
+from trt_hspan.upscaling.tiling import TilePlan
+from trt_hspan.upscaling.upscaler import DEFAULT_OPTIONS, OnTile, UpscaleOptions, Upscaler
 
 _GAP: int = 8  # white pixels between the two halves of a comparison
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error, write_bytes
-from trt_hspan.runtime.exif import tiff_with_exif, upright_exif
-from trt_hspan.runtime.images import (
+from trt_hspan.media.exif import tiff_with_exif, upright_exif
+from trt_hspan.media.images import (
     DAMAGE,
     WRITE_FORMATS,
     Uint8Array,
@@ -29,8 +29,8 @@ from trt_hspan.runtime.images import (
     require_accepted,
     require_writable_suffix,
 )
-from trt_hspan.runtime.pixels import PixelFormat
-from trt_hspan.runtime.pnm import pixels_from_pnm, pnm_header
+from trt_hspan.media.pixels import PixelFormat
+from trt_hspan.media.pnm import pixels_from_pnm, pnm_header
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -109,7 +109,7 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
 
     if not data:
         raise HspanError(where, "is empty (0 bytes), expected a picture", "copy or download it again")
-    from trt_hspan.runtime.deep_pictures import decode_deep, is_deep
+    from trt_hspan.media.deep_pictures import decode_deep, is_deep
 
     if is_deep(data):
         pixels, metadata, name = decode_deep(data, where)
@@ -197,7 +197,7 @@ def encode_image(
     name, options = known
     kind = PixelFormat.of(made.pixels, where=where)
     if kind.dtype == np.uint16 and name in ("PNG", "TIFF"):
-        from trt_hspan.runtime.deep_pictures import encode_deep
+        from trt_hspan.media.deep_pictures import encode_deep
 
         return encode_deep(made.pixels, made.metadata, name, where)
     pixels = eight_bit(made.pixels)

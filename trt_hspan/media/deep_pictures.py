@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.exif import tiff_with_exif, upright_exif_of_block, upright_xmp
-from trt_hspan.runtime.images import damaged, require_accepted
+from trt_hspan.media.exif import tiff_with_exif, upright_exif_of_block, upright_xmp
+from trt_hspan.media.images import damaged, require_accepted
 
 if TYPE_CHECKING:
-    from trt_hspan.runtime.pictures import Metadata
+    from trt_hspan.media.pictures import Metadata
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _TIFFS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -154,7 +154,7 @@ def rgb_from_cmyk(image: Any) -> Any:
 
 def metadata_from_vips(image: Any) -> Metadata:
     """What libvips read beside the pixels; the orientation is taken as applied."""
-    from trt_hspan.runtime.pictures import Metadata
+    from trt_hspan.media.pictures import Metadata
 
     fields = set(image.get_fields())
 
@@ -180,7 +180,7 @@ def metadata_from_vips(image: Any) -> Metadata:
 
 def with_metadata(image: Any, metadata: Metadata, *, grey: bool) -> Any:
     """A libvips image that takes profile, EXIF, XMP, text and resolution into its file."""
-    from trt_hspan.runtime.pictures import fits_profile
+    from trt_hspan.media.pictures import fits_profile
 
     library = vips()
     image = image.copy()

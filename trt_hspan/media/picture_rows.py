@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.deep_pictures import metadata_from_vips, rgb_from_cmyk, vips
-from trt_hspan.runtime.images import damaged
+from trt_hspan.media.deep_pictures import metadata_from_vips, rgb_from_cmyk, vips
+from trt_hspan.media.images import damaged
+from trt_hspan.media.pictures import Metadata, Picture
+from trt_hspan.media.pixels import PixelFormat
+from trt_hspan.media.pnm import PnmHeader, PnmRows, pnm_header_of_file
 from trt_hspan.runtime.memory import array_of_own_pages, available_memory_bytes
-from trt_hspan.runtime.pictures import Metadata, Picture
-from trt_hspan.runtime.pixels import PixelFormat
-from trt_hspan.runtime.pnm import PnmHeader, PnmRows, pnm_header_of_file
 
 _CHUNK_BYTES: Final = 4 << 20
 _LOADERS: Final = (

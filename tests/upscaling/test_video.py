@@ -11,8 +11,8 @@ import pytest
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.upscaling import Upscaler
-from trt_hspan.runtime.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
+from trt_hspan.upscaling.upscaler import Upscaler
+from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
 
 _TICK = Fraction(1, 1200)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from trt_hspan.errors import UsageError
-from trt_hspan.runtime.tile_size import TileChoice
-from trt_hspan.runtime.tiling import OFFICIAL_MIN_SIZE
+from trt_hspan.upscaling.tile_size import TileChoice
+from trt_hspan.upscaling.tiling import OFFICIAL_MIN_SIZE
 
 Protocol = Literal["tiled", "official"]
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("tiled", "official")
