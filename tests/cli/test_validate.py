@@ -311,7 +311,7 @@ def test_bf16_of_the_checkpoint_is_compared_beside_files(
         (["--checkpoint", "hspan-x4", "--precision", "bf16", "--report", "r"], "--report: compares layers"),
         (["a.onnx", "--checkpoint", "hspan-x4", "--plugin", "p.so"], "--plugin: is for engines"),
         (["a.onnx", "--checkpoint", "hspan-x4", "--budget-db", "-1"], "--budget-db: got -1"),
-        (["a.onnx", "--checkpoint", "hspan-x4", "--tile", "12"], "--tile: got '12'"),
+        (["a.onnx", "--checkpoint", "hspan-x4", "--tile", "12y"], "--tile: got '12y'"),
         (["a.onnx", "--checkpoint", "hspan-x4", "--device", "tpu"], "--device: got 'tpu'"),
         (["a.onnx", "a.onnx", "--checkpoint", "hspan-x4"], "a.onnx: was named twice"),
     ],

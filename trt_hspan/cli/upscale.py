@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -224,10 +223,10 @@ def upscale(
     from trt_hspan.cli.upscale_job import UpscaleRequest, run_upscale
     from trt_hspan.upscaling.picture_files import WriteOptions
     from trt_hspan.upscaling.tiling import OFFICIAL_MIN_SIZE
-    from trt_hspan.upscaling.upscale_options import UpscaleOptions
+    from trt_hspan.upscaling.upscale_options import UpscaleOptions, tile_from_text
     from trt_hspan.upscaling.video import VideoOptions
 
-    options: dict[str, Any] = {"tile": _tile(tile), "protocol": protocol}
+    options: dict[str, Any] = {"tile": tile_from_text(tile), "protocol": protocol}
     request: UpscaleRequest = UpscaleRequest(
         inputs=tuple(inputs),
         output=output,
@@ -259,15 +258,6 @@ def upscale(
 
         raise typer.Exit(run_upscale_pipe(request))
     raise typer.Exit(run_upscale(request))
-
-
-def _tile(text: str) -> str | tuple[int, int]:
-    if text in ("auto", "none"):
-        return text
-    sides = text.lower().split("x")
-    if len(sides) in (1, 2) and all(re.fullmatch("[0-9]{1,6}", side) for side in sides):
-        return int(sides[0]), int(sides[-1])
-    raise UsageError("--tile", f"got {text!r}, expected auto, none or HxW", "give for example --tile 128x128")
 
 
 def _suffix(text: str | None) -> str | None:

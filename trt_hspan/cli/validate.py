@@ -14,7 +14,6 @@ from trt_hspan.errors import HspanError, UsageError
 
 if TYPE_CHECKING:
     from trt_hspan.evaluation.compare import Quality, ValidationReport
-    from trt_hspan.upscaling.upscaler import UpscaleOptions
 
 
 def validate(
@@ -97,8 +96,9 @@ def validate(
     from trt_hspan.evaluation.report.rows import labels_of
     from trt_hspan.runtime.opening import open_runner
     from trt_hspan.runtime.torch_runner import TorchRunner
+    from trt_hspan.upscaling.upscale_options import UpscaleOptions, tile_from_text
 
-    options = _upscale_options(tile)
+    options = UpscaleOptions(tile=tile_from_text(tile))
     if report is not None:
         _check_report_folder(report)
     candidates = [
@@ -177,16 +177,6 @@ def _check_options(
     twice = {path for path in engines if engines.count(path) > 1}
     if twice:
         raise UsageError(min(twice), "was named twice", "name each file once")
-
-
-def _upscale_options(tile: str) -> UpscaleOptions:
-    from trt_hspan.engine.spec import image_size_from_text
-    from trt_hspan.upscaling.upscaler import UpscaleOptions
-
-    if tile in ("auto", "none"):
-        return UpscaleOptions(tile="auto" if tile == "auto" else "none")
-    size = image_size_from_text(tile, option="--tile")
-    return UpscaleOptions(tile=(size.height, size.width))
 
 
 def _check_report_folder(folder: Path) -> None:

@@ -34,7 +34,7 @@ from trt_hspan.upscaling.upscaler import OnTile, Upscaler
 STREAM_PIXELS: Final = 1 << 26
 # Bytes of a strip of finished pixels; tiles of very wide pictures are made less high to keep to it.
 _STRIP_BYTES: Final = 96 << 20
-_LEAST_ROWS: Final = 32
+_LEAST_ROWS: Final = 16
 STREAMED_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's, by channels
 _CHUNK_BYTES: Final = 4 << 20

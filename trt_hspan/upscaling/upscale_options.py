@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -28,7 +29,8 @@ class UpscaleOptions:
         official_min_size: for "official": pixels of a quarter from which it is cut again.
 
     Raises:
-        UsageError: a value makes no sense, or the official protocol is combined with a tile size or overlap.
+        UsageError: a value makes no sense, an overlap without tiles, or the official protocol with a tile size or
+            overlap.
     """
 
     tile: TileChoice = "auto"
@@ -45,6 +47,10 @@ class UpscaleOptions:
         if isinstance(self.tile, str):
             if self.tile not in ("auto", "none"):
                 raise UsageError("--tile", f"got {self.tile!r}, expected auto, none or HxW")
+            if self.tile == "none" and self.overlap is not None:
+                raise UsageError(
+                    "--overlap", "is for tiles, and --tile none makes none", "leave out one of them"
+                )
         elif len(self.tile) != 2 or min(self.tile) < 1:
             raise UsageError("--tile", f"got {self.tile}, expected a height and a width of at least 1")
         elif self.overlap is not None and self.overlap > min(self.tile) // 2:
@@ -62,3 +68,13 @@ class UpscaleOptions:
 
 
 DEFAULT_OPTIONS: Final = UpscaleOptions()
+
+
+def tile_from_text(text: str) -> TileChoice:
+    """Reads auto, none, HxW, or one number for both sides. Raises: UsageError for anything else."""
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else "none"
+    sides = text.lower().split("x")
+    if len(sides) in (1, 2) and all(re.fullmatch("[0-9]{1,6}", side) for side in sides):
+        return int(sides[0]), int(sides[-1])
+    raise UsageError("--tile", f"got {text!r}, expected auto, none or HxW", "give for example --tile 128x128")
