@@ -77,7 +77,7 @@ def test_program_and_library_run_on_the_board_with_cuda_inside(thor: ThorRuntime
 def test_the_unit_tests_pass(thor: ThorRuntime) -> None:
     golden = [
         ROOT / "tests" / name
-        for name in ("runtime/golden/tile_plans.json", "plugins/runtime/golden/tiles.json")
+        for name in ("upscaling/golden/tile_plans.json", "plugins/runtime/golden/tiles.json")
     ]
     done = run_emulated(thor.folder / "tests/cpp/runtime/test_runtime", *golden, libraries=thor.libraries)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -338,9 +338,8 @@ class _Transcoding:
             os.environ.setdefault("SVT_LOG", "1")  # errors only
         if suffix == ".avi":
             settings["bf"] = "0"  # frames must come in order
-            if (
-                self._codec == "libx264"
-            ):  # with times in the stream, or FFmpeg's readers show each one frame late
+            if self._codec == "libx264":
+                # With times in the stream, or FFmpeg's readers show each frame one late.
                 settings["x264-params"] = "nal-hrd=vbr:vbv-maxrate=1000000:vbv-bufsize=1000000"
         stream.options = settings
         self._encoder = stream
