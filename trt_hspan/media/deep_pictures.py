@@ -22,7 +22,7 @@ from trt_hspan.media.images import damaged, require_accepted
 if TYPE_CHECKING:
     from trt_hspan.media.pictures import Metadata
 
-_PNG: Final = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _TIFFS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _COLOUR_SPACES: Final = {1: "grey16", 2: "grey16", 3: "rgb16", 4: "rgb16"}
 _INSTALL: Final = "install it with pip install 'trt-hspan[media]'"
@@ -30,7 +30,7 @@ _INSTALL: Final = "install it with pip install 'trt-hspan[media]'"
 
 def is_deep(data: bytes) -> bool:
     """Whether the bytes are a PNG of 16 bits, or a TIFF of 16 bits with colour or alpha, by their header."""
-    if data.startswith(_PNG):
+    if data.startswith(PNG_SIGNATURE):
         return len(data) > 25 and data[24] == 16
     return data.startswith(_TIFFS) and _tiff_is_deep(data)
 
@@ -53,7 +53,7 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
             space that is not grey or RGB and cannot be turned into it.
     """
     library = vips(where)
-    name = "PNG" if data.startswith(_PNG) else "TIFF"
+    name = "PNG" if data.startswith(PNG_SIGNATURE) else "TIFF"
     try:
         load = library.Image.pngload_buffer if name == "PNG" else library.Image.tiffload_buffer
         image = load(data, fail_on="truncated")
@@ -103,28 +103,32 @@ def encode_deep(pixels: npt.NDArray[np.uint16], metadata: Metadata, name: str, w
 def _png_with_exif(data: bytes, block: bytes | None, *, keep_resolution: bool) -> bytes:
     """A PNG file with this EXIF block: libvips adds a resolution to it, and one to the file where there was none."""
     left_out = {b"eXIf"} if keep_resolution else {b"eXIf", b"pHYs"}
-    kept = [data[: len(_PNG)]]
-    for kind, chunk in _png_chunks(data):
+    kept = [data[: len(PNG_SIGNATURE)]]
+    for kind, chunk in png_chunks(data):
         if kind not in left_out:
             kept.append(chunk)
         if kind == b"IHDR" and block:
-            body = b"eXIf" + block.removeprefix(b"Exif\0\0")
-            kept.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
+            kept.append(png_chunk(b"eXIf", block.removeprefix(b"Exif\0\0")))
     return b"".join(kept)
 
 
 def _png_dpi(data: bytes) -> tuple[float, float] | None:
     """The resolution that a PNG states in pixels per metre. libvips does not tell whether it found one."""
-    for kind, chunk in _png_chunks(data):
+    for kind, chunk in png_chunks(data):
         if kind == b"pHYs" and len(chunk) == 21:
             horizontal, vertical, unit = struct.unpack_from(">IIB", chunk, 8)
             return (horizontal * 0.0254, vertical * 0.0254) if unit == 1 else None
     return None
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kinds and chunks, each with its length and checksum."""
-    at = len(_PNG)
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk with its length and checksum."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kinds and chunks of a file, each chunk with its length and checksum."""
+    at = len(PNG_SIGNATURE)
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
         yield data[at + 4 : at + 8], data[at : at + 12 + length]

@@ -62,25 +62,33 @@ def upright_xmp(packet: bytes | None) -> bytes | None:
     return packet and _XMP_ORIENTATION.sub(rb"\g<1>1", packet)
 
 
+def descriptive_tags(block: bytes | None) -> dict[int, Any]:
+    """What a block says of the picture, by TIFF tags; EXIF and GPS are dictionaries of their own."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    if block:
+        exif.load(block)
+    return {
+        tag: exif.get_ifd(tag) if tag in (_EXIF_FILE, _GPS_FILE) else value
+        for tag, value in exif.items()
+        if tag in _DESCRIPTIVE_TAGS
+    }
+
+
 def tiff_with_exif(data: bytes, block: bytes | None, *, keep_resolution: bool = True) -> bytes:
     """A TIFF file with a block's descriptive tags in its first directory, which is written anew at the end.
 
     libvips writes no EXIF into TIFF, and a resolution where there is none. A BigTIFF stays as it is.
     """
-    from PIL import Image
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     order = _CLASSIC_TIFFS.get(data[:4])
     if order is None or (not block and keep_resolution):
         return data
-    exif = Image.Exif()
-    if block:
-        exif.load(block)
     added = ImageFileDirectory_v2(data[:8])
-    for tag, value in exif.items():
-        inner: Any = exif.get_ifd(tag) if tag in (_EXIF_FILE, _GPS_FILE) else value
-        if tag in _DESCRIPTIVE_TAGS:
-            added[tag] = inner
+    for tag, value in descriptive_tags(block).items():
+        added[tag] = value
     if not len(added) and keep_resolution:
         return data
     first = struct.unpack(f"{order}L", data[4:8])[0]

@@ -217,19 +217,19 @@ def rgb_on_white(picture: Picture) -> Uint8Array:
     """(H, W, 3) uint8: what a viewer shows, transparency laid on white."""
     pixels = eight_bit(picture.pixels)
     if pixels.shape[2] in (2, 4):
-        pixels = _on_white(pixels)
+        pixels = on_white(pixels)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def _on_white(pixels: Uint8Array) -> Uint8Array:
-    """Drops alpha: colour * alpha + white * (1 - alpha), rounded."""
+def on_white(pixels: Uint8Array) -> Uint8Array:
+    """(H, W, 2 or 4) without alpha: colour * alpha + white * (1 - alpha), rounded."""
     colour, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:].astype(np.uint32)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _for_format(pixels: Uint8Array, name: str) -> Uint8Array:
     if name in ("JPEG", "BMP") and pixels.shape[2] in (2, 4):
-        return _on_white(pixels)
+        return on_white(pixels)
     if pixels.shape[2] == 2 and name == "WEBP":
         return pixels[..., [0, 0, 0, 1]]
     return pixels

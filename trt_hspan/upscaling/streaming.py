@@ -1,32 +1,24 @@
-"""Pictures that never lie in memory whole: rows in, rows out. Owns the writing end; `picture_rows` has the reading one.
+"""Pictures that never lie in memory whole: rows in, strips out, and in between rows of tiles.
 
-libvips encodes PNG, JPEG and TIFF strip by strip, with profile and metadata; Pillow holds whole pictures, and tifffile
-knows one format. Finished strips travel through a pipe, as a PNG without compression, to the thread in which libvips
-writes the file. WebP and BMP stay out: they are encoded whole.
+`picture_rows` reads, and `picture_strips` writes.
 """
 
 from __future__ import annotations
 
-import os
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
-from trt_hspan.files import atomic_path
-from trt_hspan.media.deep_pictures import vips, with_metadata
+from trt_hspan.media.deep_pictures import vips
 from trt_hspan.media.images import size_from_image_file
 from trt_hspan.media.picture_rows import PictureRows, RowsOfPicture, rows_of_file, size_for_streaming
-from trt_hspan.media.pictures import Metadata, read_picture
-from trt_hspan.media.pixels import PixelFormat
+from trt_hspan.media.picture_strips import STREAMED_SUFFIXES, StripTarget, write_strips
+from trt_hspan.media.pictures import read_picture
 from trt_hspan.upscaling.tiling import TilePlan
 from trt_hspan.upscaling.upscaler import OnTile, Upscaler
 
@@ -34,10 +26,7 @@ from trt_hspan.upscaling.upscaler import OnTile, Upscaler
 STREAM_PIXELS: Final = 1 << 26
 # Bytes of a strip of finished pixels; tiles of very wide pictures are made less high to keep to it.
 _STRIP_BYTES: Final = 96 << 20
-_LEAST_ROWS: Final = 16
-STREAMED_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_COLOUR_TYPES: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's, by channels
-_CHUNK_BYTES: Final = 4 << 20
+_LEAST_ROWS: Final = 32
 # libvips's number of threads before the first stream began, then a 1 for each stream.
 _THREADS_BEFORE: Final[list[int]] = []
 _THREADS_LOCK: Final = threading.Lock()
@@ -60,130 +49,6 @@ def _one_thread_of_libvips(where: object) -> Iterator[None]:
             _THREADS_BEFORE.pop()
             if len(_THREADS_BEFORE) == 1:  # no other stream is left
                 library.concurrency_set(_THREADS_BEFORE.pop())
-
-
-@dataclass(frozen=True, kw_only=True)
-class StripTarget:
-    """Where strips go.
-
-    Attributes:
-        path: the file; its suffix says the format.
-        height, width: of the whole picture.
-        pixels: their format.
-        metadata: what the file is to say beside them.
-        quality: of JPEG; 95 when None.
-    """
-
-    path: Path
-    height: int
-    width: int
-    pixels: PixelFormat
-    metadata: Metadata
-    quality: int | None = None
-
-
-def write_strips(target: StripTarget, strips: Iterator[npt.NDArray[Any]]) -> None:
-    """Writes a picture that comes in strips of full width, whole or not at all.
-
-    Raises:
-        HspanError: the file cannot be written, or its format cannot hold such a picture. What `strips` raises
-            is raised too.
-    """
-    with atomic_path(target.path) as temporary:
-        read_end, write_end = os.pipe()
-        failures: list[BaseException] = []
-        thread = threading.Thread(
-            target=_save, args=(target, temporary, read_end, failures), name="libvips writer", daemon=True
-        )
-        thread.start()
-        try:
-            with open(write_end, "wb", buffering=0) as pipe:  # noqa: PTH123  # a descriptor, not a path
-                _send_png(pipe, target, strips, failures)
-        finally:
-            thread.join()
-        if failures:
-            reason = " ".join(str(failures[0]).split())[:200]
-            raise HspanError(
-                target.path,
-                f"cannot write {target.width}x{target.height} pixels as {target.path.suffix}: {reason}",
-                "choose .png or .tif, and see that the disk has room",
-            ) from failures[0]
-
-
-def _save(target: StripTarget, temporary: Path, read_end: int, failures: list[BaseException]) -> None:
-    """The writer's thread: libvips pulls rows out of the pipe."""
-    try:
-        library = vips(target.path)
-        source = library.Source.new_from_descriptor(read_end)
-        image = library.Image.pngload_source(source, access="sequential", unlimited=True)
-        image = with_metadata(image, target.metadata, grey=target.pixels.channels <= 2)
-        suffix = target.path.suffix.lower()
-        name = os.fsencode(temporary)  # not always UTF-8
-        if suffix == ".png":
-            image.pngsave(name, compression=6, bitdepth=8 * np.dtype(target.pixels.dtype).itemsize)
-        elif suffix in (".tif", ".tiff"):
-            image.tiffsave(
-                name, compression="deflate", predictor="horizontal", bigtiff=_needs_bigtiff(target)
-            )
-        else:
-            if image.hasalpha():
-                image = image.flatten(background=[target.pixels.white])
-            image.jpegsave(name, Q=target.quality or 95, subsample_mode="off")
-    except BaseException as error:  # noqa: BLE001  # told by the thread that started this one
-        failures.append(error)
-    finally:
-        while os.read(read_end, 1 << 20):  # a writer that waits for room in the pipe must not wait for ever
-            pass
-        os.close(read_end)
-
-
-def _needs_bigtiff(target: StripTarget) -> bool:
-    size = target.height * target.width * target.pixels.channels * np.dtype(target.pixels.dtype).itemsize
-    return size > 4 << 30
-
-
-def _send_png(
-    pipe: Any, target: StripTarget, strips: Iterator[npt.NDArray[Any]], failures: list[BaseException]
-) -> None:
-    """A PNG of level 0: a signature, sizes, and rows that a zlib stream wraps without compressing them.
-
-    Ends early when the reader has failed.
-    """
-
-    def send(data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[pipe.write(view) :]
-
-    def chunk(kind: bytes, data: bytes) -> None:
-        send(struct.pack(">I", len(data)) + kind)
-        send(data)
-        send(struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))))
-
-    kind = target.pixels
-    depth = 8 * np.dtype(kind.dtype).itemsize
-    send(b"\x89PNG\r\n\x1a\n")
-    header = struct.pack(
-        ">IIBBBBB", target.width, target.height, depth, _COLOUR_TYPES[kind.channels], 0, 0, 0
-    )
-    chunk(b"IHDR", header)
-    packer = zlib.compressobj(0)
-    row_bytes = target.width * kind.channels * depth // 8
-    step = max(1, _CHUNK_BYTES // row_bytes)
-    for strip in strips:
-        for top in range(0, len(strip), step):
-            if failures:
-                return
-            part = strip[top : top + step]
-            rows = np.zeros((len(part), 1 + row_bytes), np.uint8)  # each row begins with filter type 0
-            ordered = part if depth == 8 else part.astype(">u2")
-            rows[:, 1:] = np.ascontiguousarray(ordered).reshape(len(part), -1).view(np.uint8)
-            data = packer.compress(rows.data)
-            if data:
-                chunk(b"IDAT", data)
-        del strip, part  # before the next one is made
-    chunk(b"IDAT", packer.flush())
-    chunk(b"IEND", b"")
 
 
 def upscale_stream(
