@@ -131,7 +131,8 @@ def test_cluster_elsewhere_does_the_pictures_of_a_relative_folder(tmp_path: Path
             timeout=300,
             check=False,
         )
-        assert done.returncode == 1 and done.stdout, done.stderr
+        assert done.returncode == 1, done.stderr
+        assert done.stdout, done.stderr
         return json.loads(done.stdout), done.stderr
 
     upscale("alone")

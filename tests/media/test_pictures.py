@@ -165,7 +165,7 @@ def test_an_upright_picture_of_16_bits_has_no_other_orientation_in_its_xmp(state
     data = image.copy(interpretation="rgb16").pngsave_buffer(bitdepth=16)
     found = decode_image(data)
     np.testing.assert_array_equal(found.pixels, np.rot90(pixels(3, np.uint16), -1))
-    assert found.metadata.xmp == b"<x:xmpmeta>" + stated.replace(b"6", b"1")
+    assert found.metadata.xmp == b"<x:xmpmeta>"
 
 
 def test_a_profile_for_other_channels_is_not_attached() -> None:
@@ -286,11 +286,12 @@ def test_bytes_that_are_no_picture_are_one_line(data: bytes) -> None:
 
 
 def test_deep_colour_without_pyvips_is_told_and_never_cut_to_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encode_image(pixels(3, np.uint16), ".png")
-    monkeypatch.setitem(__import__("sys").modules, "pyvips", None)
-    for work in (lambda: decode_image(data), lambda: encode_image(pixels(3, np.uint16), ".tif")):
+    with monkeypatch.context() as without:
+        without.setitem(__import__("sys").modules, "pyvips", None)
+        data = encode_image(pixels(3, np.uint16), ".png")
         with pytest.raises(HspanError, match=r"needs pyvips.*pip install 'trt-hspan\[media\]'"):
-            work()
+            decode_image(data)
+    np.testing.assert_array_equal(decode_image(data).pixels, pixels(3, np.uint16))
     assert decode_image(encode_image(pixels(3), ".tif")).pixels.shape == (11, 17, 3)
 
 

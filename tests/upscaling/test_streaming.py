@@ -287,7 +287,7 @@ from pathlib import Path
 from support.runner_doubles import NearestRunner
 from trt_hspan.upscaling.picture_files import upscale_picture_file
 from trt_hspan.upscaling.upscaler import Upscaler
-with NearestRunner(scale=1) as runner:
+with NearestRunner(scale=int(sys.argv[3])) as runner:
     report = upscale_picture_file(Upscaler(runner), Path(sys.argv[1]), Path(sys.argv[2]))
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 # getrusage's figure begins with that of the process that started this one.
@@ -296,20 +296,15 @@ print(json.dumps({"peak": peak, "pixels": report.output_height * report.output_w
 """
 
 
-def test_120_megapixels_pass_through_less_than_a_gigabyte(tmp_path: Path) -> None:
-    # 360 MB of pixels on either side; a strip picture, where one row of tiles is 30,000 pixels wide. libvips's own
-    # buffers would grow with the number of processors.
-    width, height = 30_000, 4_000
-    position = pyvips.Image.xyz(width, height)
-    channels = [position[0] % 256, position[1] % 256, (position[0] + position[1]) // 64 % 256]
-    picture = channels[0].bandjoin(channels[1:]).cast("uchar").copy(interpretation="srgb")
-    picture.tiffsave(str(tmp_path / "a.tif"), compression="lzw")
+def peak_of_stream(source: Path, target: Path, *, scale: int = 1) -> tuple[int, int]:
+    """Bytes of memory that a process took at most, and the pixels of the result."""
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, tmp_path / "a.tif", tmp_path / "b.tif"],
+        [sys.executable, "-c", _CHILD, source, target, str(scale)],
         cwd=Path(__file__).parents[1],
         env={
             "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}",
             "PATH": "",
+            # libvips's own buffers would grow with the number of processors.
             "VIPS_CONCURRENCY": "64",
         },
         capture_output=True,
@@ -319,9 +314,50 @@ def test_120_megapixels_pass_through_less_than_a_gigabyte(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["streamed"]
-    assert report["pixels"] == width * height == 120_000_000
-    assert report["peak"] < 1_000_000_000
+    return report["peak"], report["pixels"]
+
+
+def test_120_megapixels_pass_through_less_than_a_gigabyte(tmp_path: Path) -> None:
+    # 360 MB of pixels on either side; a strip picture, where one row of tiles is 30,000 pixels wide.
+    width, height = 30_000, 4_000
+    position = pyvips.Image.xyz(width, height)
+    channels = [position[0] % 256, position[1] % 256, (position[0] + position[1]) // 64 % 256]
+    picture = channels[0].bandjoin(channels[1:]).cast("uchar").copy(interpretation="srgb")
+    picture.tiffsave(str(tmp_path / "a.tif"), compression="lzw")
+    peak, count = peak_of_stream(tmp_path / "a.tif", tmp_path / "b.tif")
+    assert count == width * height == 120_000_000
+    assert peak < 1_000_000_000
     written = pyvips.Image.new_from_file(str(tmp_path / "b.tif"), access="sequential")
     assert (
         written - pyvips.Image.new_from_file(str(tmp_path / "a.tif"), access="sequential")
     ).abs().max() == 0
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_rows_of_two_megabytes_pass_through_less_than_a_gigabyte(tmp_path: Path, suffix: str) -> None:
+    # 1 GB of pixels in the result, 262,000 to a row, each of 8 bytes.
+    position = pyvips.Image.xyz(65_500, 120)
+    channels = [position[0], position[1] * 500, position[0] * 3 % 65536, position[1] * 7]
+    picture = channels[0].bandjoin(channels[1:]).cast("ushort").copy(interpretation="rgb16")
+    picture.tiffsave(str(tmp_path / "a.tif"))
+    peak, count = peak_of_stream(tmp_path / "a.tif", tmp_path / f"b{suffix}", scale=4)
+    assert count == 262_000 * 480
+    assert peak < 1_000_000_000
+    written = pyvips.Image.new_from_file(str(tmp_path / f"b{suffix}"), access="sequential")
+    assert written.extract_area(130_000, 200, 4_000, 4).subsample(4, 4).numpy().tolist() == (
+        picture.extract_area(32_500, 50, 1_000, 1).numpy().tolist()
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("lost", [0.3, 0.02])
+def test_a_tiff_that_lacks_its_last_rows_is_an_error(tmp_path: Path, dtype: type, lost: float) -> None:
+    write_picture(tmp_path / "a.png", np.tile(pixels(3, dtype), (4, 4, 1)))
+    stream(tmp_path / "a.png", tmp_path / "a.tif", scale=1)  # its directory comes first
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[: int(len(data) * (1 - lost))])
+    with pytest.raises(HspanError, match=r"a\.tif: a damaged or truncated picture"):
+        stream(tmp_path / "a.tif", tmp_path / "b.tif")
+    with pytest.raises(HspanError, match=r"a\.tif: a damaged or truncated picture"):
+        read_picture(tmp_path / "a.tif")
+    assert not (tmp_path / "b.tif").exists()

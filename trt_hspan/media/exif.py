@@ -1,4 +1,4 @@
-"""EXIF and XMP: what of them still holds for an up-scaled, upright picture, and their way into 16-bit TIFF files."""
+"""EXIF and XMP: what of them still holds for an up-scaled, upright picture, and their way into TIFF files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _DESCRIPTIVE_TAGS: Final = frozenset(
     [270, 271, 272, 305, 306, 315, 316, 0x8298, _EXIF_FILE, _GPS_FILE]  # description ... artist, copyright
 )
 _PIXEL_SIZE_TAGS: Final = (0xA002, 0xA003)  # width and height of the picture, which change
-_RESOLUTION_TAGS: Final = (282, 283, 296)  # horizontal, vertical, unit
 # An attribute or an element; the prefix is the one that the XMP specification asks for.
-_XMP_ORIENTATION: Final = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>\s*))[2-8]""")
+_XMP_ORIENTATION: Final = re.compile(
+    rb"""tiff:Orientation\s*=\s*(["'])[2-8]\1|<tiff:Orientation>\s*[2-8]\s*</tiff:Orientation>"""
+)
 _CLASSIC_TIFFS: Final = {b"II*\0": "<", b"MM\0*": ">"}
 
 
@@ -43,23 +44,9 @@ def upright_exif(found: Image.Exif, *, of_tiff: bool) -> bytes | None:
     return kept.tobytes() if len(kept) else None
 
 
-def upright_exif_of_block(block: bytes | None, *, of_tiff: bool = False) -> bytes | None:
-    """`upright_exif` of a block's bytes, or of a whole TIFF file's; None for one that is damaged."""
-    from PIL import Image
-
-    if not block:
-        return None
-    exif = Image.Exif()
-    try:
-        exif.load(block if block.startswith(b"Exif\0\0") else b"Exif\0\0" + block)
-        return upright_exif(exif, of_tiff=of_tiff)
-    except Exception:  # noqa: BLE001  # whatever a damaged block makes the parser raise, there is nothing to keep
-        return None
-
-
-def upright_xmp(packet: bytes | None) -> bytes | None:
-    """An XMP packet whose orientation, where it states one, is that of upright pixels."""
-    return packet and _XMP_ORIENTATION.sub(rb"\g<1>1", packet)
+def upright_xmp(packet: bytes) -> bytes:
+    """An XMP packet that states no orientation but the upright one."""
+    return _XMP_ORIENTATION.sub(b"", packet)
 
 
 def descriptive_tags(block: bytes | None) -> dict[int, Any]:
@@ -76,28 +63,26 @@ def descriptive_tags(block: bytes | None) -> dict[int, Any]:
     }
 
 
-def tiff_with_exif(data: bytes, block: bytes | None, *, keep_resolution: bool = True) -> bytes:
+def tiff_with_exif(data: bytes, block: bytes | None) -> bytes:
     """A TIFF file with a block's descriptive tags in its first directory, which is written anew at the end.
 
-    libvips writes no EXIF into TIFF, and a resolution where there is none. A BigTIFF stays as it is.
+    libtiff, through which Pillow writes, refuses directories. A BigTIFF stays as it is.
     """
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     order = _CLASSIC_TIFFS.get(data[:4])
-    if order is None or (not block and keep_resolution):
+    if order is None or not block:
         return data
     added = ImageFileDirectory_v2(data[:8])
     for tag, value in descriptive_tags(block).items():
         added[tag] = value
-    if not len(added) and keep_resolution:
+    if not len(added):
         return data
     first = struct.unpack(f"{order}L", data[4:8])[0]
     data += b"\0" * (len(data) % 2)
-    values = added.tobytes(len(data)) if len(added) else b"\0\0"  # of this directory the values stay in use
+    values = added.tobytes(len(data))  # of this directory the values stay in use
     values += b"\0" * (len(values) % 2)
     entries = {**_entries(values, 0, order), **_entries(data, first, order)}
-    if not keep_resolution:
-        entries = {tag: entry for tag, entry in entries.items() if tag not in _RESOLUTION_TAGS}
     directory = b"".join(entries[tag] for tag in sorted(entries))
     return (
         data[:4]

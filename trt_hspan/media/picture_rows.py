@@ -17,21 +17,22 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
-from trt_hspan.media.deep_pictures import metadata_from_vips, rgb_from_cmyk, vips
+from trt_hspan.media.deep_pictures import FAIL_ON, rgb_from_cmyk, vips
 from trt_hspan.media.images import damaged
-from trt_hspan.media.pictures import Metadata, Picture
+from trt_hspan.media.metadata import Metadata, metadata_of_file
+from trt_hspan.media.pictures import Picture
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.media.pnm import PnmHeader, PnmRows, pnm_header_of_file
 from trt_hspan.runtime.memory import array_of_own_pages, available_memory_bytes
 
 _CHUNK_BYTES: Final = 4 << 20
-_LOADERS: Final = (
-    (b"\x89PNG\r\n\x1a\n", "pngload"),
-    (b"\xff\xd8\xff", "jpegload"),
-    (b"II*\0", "tiffload"),
-    (b"MM\0*", "tiffload"),
-    (b"II+\0", "tiffload"),
-    (b"MM\0+", "tiffload"),
+_FORMATS: Final = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
 )
 
 
@@ -67,7 +68,7 @@ def size_for_streaming(path: Path) -> tuple[int, int] | None:
         if header is not None:
             return header.height, header.width
         image = _opened(path)
-        turned = image.get("orientation") >= 5 if "orientation" in image.get_fields() else False
+        turned = _orientation(image) >= 5
     except HspanError:
         return None
     return (image.width, image.height) if turned else (image.height, image.width)
@@ -109,24 +110,32 @@ def _opened(path: Path, access: str = "sequential") -> Any:
     try:
         with path.open("rb") as stream:
             start = stream.read(8)
-        loader = next((name for magic, name in _LOADERS if start.startswith(magic)), None)
-        if loader is None:
+        name = next((name for magic, name in _FORMATS if start.startswith(magic)), None)
+        if name is None:
             raise HspanError(path, "not a picture that can be streamed", "give PNG, JPEG, TIFF or PPM")
-        load = getattr(library.Image, loader)
+        load = getattr(library.Image, f"{name.lower()}load")
         # A name is bytes, not always UTF-8.
-        return load(os.fsencode(path), access=access, fail_on="truncated", unlimited=True)
+        return load(os.fsencode(path), access=access, fail_on=FAIL_ON[name], unlimited=True)
     except OSError as error:
         raise damaged(path, error) from error
     except library.Error as error:
         raise damaged(path, error) from error
 
 
+def _says(image: Any, name: str) -> bool:
+    """Whether libvips found such a field; a list of all of them fails where one has a name that is not UTF-8."""
+    return bool(image.get_typeof(name))
+
+
+def _orientation(image: Any) -> int:
+    return int(image.get("orientation")) if _says(image, "orientation") else 1
+
+
 def _require_memory_of_decoder(image: Any, path: Path) -> None:
     """Raises: HspanError for an interlaced PNG or progressive JPEG that its decoder has no room to unpack."""
-    fields = image.get_fields()
-    if "interlaced" not in fields or not image.get("interlaced"):
+    if not _says(image, "interlaced") or not image.get("interlaced"):
         return
-    is_jpeg = "jpeg-multiscan" in fields
+    is_jpeg = _says(image, "jpeg-multiscan")
     # libpng keeps the samples; libjpeg keeps the coefficients, of 2 bytes, all of them unless colours are halved.
     sample_bytes = 2 if is_jpeg or image.format == "ushort" else 1
     needed = image.width * image.height * image.bands * sample_bytes
@@ -151,9 +160,9 @@ class _VipsRows:
         self._path, self._library = path, library
         image = _opened(path)
         _require_memory_of_decoder(image, path)
-        self.metadata: Metadata = metadata_from_vips(image)
+        self.metadata = metadata_of_file(path)
         try:
-            if "orientation" in image.get_fields() and image.get("orientation") > 1:
+            if _orientation(image) > 1:
                 image = _opened(path, "random").autorot()
             image = self._plain(image)
             self._region = library.Region.new(image)

@@ -10,16 +10,16 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error, write_bytes
-from trt_hspan.media.exif import tiff_with_exif, upright_exif
+from trt_hspan.media.exif import tiff_with_exif
 from trt_hspan.media.images import (
     DAMAGE,
     WRITE_FORMATS,
@@ -29,34 +29,12 @@ from trt_hspan.media.images import (
     require_accepted,
     require_writable_suffix,
 )
+from trt_hspan.media.metadata import XMP_KEY, XMP_TAG, Metadata, fits_profile, metadata_of_image
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.media.pnm import pixels_from_pnm, pnm_header
 
 if TYPE_CHECKING:
     from PIL import Image
-
-_XMP_TAG: Final = 700
-_X_RESOLUTION_TAG: Final = 282
-_XMP_KEY: Final = "XML:com.adobe.xmp"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """What a file says beside its pixels.
-
-    Attributes:
-        icc_profile: the colours' profile.
-        exif: an EXIF block, `Exif\\0\\0` first; its orientation is that of the pixels: upright.
-        xmp: an XMP packet.
-        text: PNG's keywords and their texts.
-        dpi: pixels per inch, horizontal and vertical.
-    """
-
-    icc_profile: bytes | None = None
-    exif: bytes | None = None
-    xmp: bytes | None = None
-    text: tuple[tuple[str, str], ...] = ()
-    dpi: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,26 +100,15 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd tags; what matters is raised
         try:
             image.load()
-            text = tuple((k, str(v)) for k, v in getattr(image, "text", {}).items() if k != _XMP_KEY)
             name = image.format or "PNG"
-            dpi = image.info.get("dpi")
-            if name == "TIFF" and _X_RESOLUTION_TAG not in getattr(image, "tag_v2", {}):
-                dpi = None  # Pillow says 1
             _scale_colour_key(image, data)
-            upright = ImageOps.exif_transpose(image)
-            metadata = Metadata(
-                icc_profile=upright.info.get("icc_profile") or None,
-                exif=upright_exif(image.getexif(), of_tiff=name == "TIFF"),
-                xmp=_xmp(upright, image),
-                text=text,
-                dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
-            )
-            straight, keeps_profile = _plain_mode(upright, where)
+            metadata = metadata_of_image(image)
+            straight, keeps_profile = _plain_mode(ImageOps.exif_transpose(image), where)
             pixels = np.array(straight)
         except (OSError, *DAMAGE) as error:
             raise damaged(where, error) from error
     if not keeps_profile:
-        metadata = Metadata(exif=metadata.exif, xmp=metadata.xmp, text=text, dpi=metadata.dpi)
+        metadata = replace(metadata, icc_profile=None)
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     if pixels.dtype not in (np.uint8, np.uint16):
@@ -197,9 +164,9 @@ def encode_image(
     name, options = known
     kind = PixelFormat.of(made.pixels, where=where)
     if kind.dtype == np.uint16 and name in ("PNG", "TIFF"):
-        from trt_hspan.media.deep_pictures import encode_deep
+        from trt_hspan.media.picture_strips import packed_picture
 
-        return encode_deep(made.pixels, made.metadata, name, where)
+        return packed_picture(made, suffix)
     pixels = eight_bit(made.pixels)
     if quality is not None and name in ("JPEG", "WEBP"):
         options = {**options, "quality": quality, "lossless": False}
@@ -255,14 +222,14 @@ def _encoded(
     if name == "PNG":
         info = PngInfo()
         if metadata.xmp:
-            info.add_itxt(_XMP_KEY, metadata.xmp.decode("utf-8", "replace"))
+            info.add_itxt(XMP_KEY, metadata.xmp.decode("utf-8", "replace"))
         for key, value in metadata.text:
             info.add_text(key, value)
         extra["pnginfo"] = info
     if name == "TIFF":
         tags = Image.Exif()
         if metadata.xmp:
-            tags[_XMP_TAG] = metadata.xmp
+            tags[XMP_TAG] = metadata.xmp
         extra["exif"] = tags  # the EXIF block itself follows below: libtiff refuses directories in it
     stream = io.BytesIO()
     try:
@@ -274,11 +241,6 @@ def _encoded(
         ) from error
     data = stream.getvalue()
     return tiff_with_exif(data, metadata.exif) if name == "TIFF" else data
-
-
-def fits_profile(profile: bytes, *, grey: bool) -> bool:
-    """Whether an ICC profile is one for such pixels: a CMYK profile on RGB would turn every colour."""
-    return profile[16:20] == (b"GRAY" if grey else b"RGB ")
 
 
 def _scale_colour_key(image: Image.Image, data: bytes) -> None:
@@ -323,13 +285,3 @@ def _srgb_from_cmyk(image: Image.Image) -> Image.Image:
         if converted is not None:
             return converted
     return image.convert("RGB")
-
-
-def _xmp(upright: Image.Image, stored: Image.Image) -> bytes | None:
-    """The XMP packet; of a TIFF it is a tag, elsewhere Pillow knows it, with its orientation reset if turned."""
-    packet = upright.info.get("xmp") or upright.info.get(_XMP_KEY)
-    if not packet and stored.format == "TIFF":
-        packet = stored.getexif().get(_XMP_TAG)
-    if not packet:
-        return None
-    return packet.encode() if isinstance(packet, str) else bytes(packet)

@@ -1,0 +1,108 @@
+"""What files say beside their pixels: the same of a file that is read in rows as of one that is read whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+from support.runner_doubles import NearestRunner
+
+from trt_hspan.errors import HspanError
+from trt_hspan.media.metadata import metadata_of_file
+from trt_hspan.media.pictures import Metadata, Picture, read_picture, write_picture
+from trt_hspan.upscaling import picture_files
+from trt_hspan.upscaling.picture_files import upscale_picture_file
+from trt_hspan.upscaling.upscaler import Upscaler
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF/></x:xmpmeta>'
+
+
+def exif() -> bytes:
+    block = Image.Exif()
+    block[0x010F], block[0x0131] = "Maker", "Program"
+    block.get_ifd(0x8769)[0x829A] = 0.5
+    block.get_ifd(0x8825)[1] = "N"
+    block[0x8769] = block[0x8825] = 0
+    return block.tobytes()
+
+
+SAID = {
+    "nothing": Metadata(),
+    "everything": Metadata(
+        icc_profile=SRGB,
+        exif=exif(),
+        xmp=XMP,
+        text=(("Title", "a b"), ("Ärger", "täglich")),
+        dpi=(300.0, 150.0),
+    ),
+    "exif": Metadata(exif=exif()),
+    "resolution": Metadata(dpi=(72.0, 72.0)),
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_streamed_result_says_what_one_in_memory_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, dtype: type, channels: int, said: str
+) -> None:
+    source = tmp_path / f"source{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, channels)).astype(dtype)
+    write_picture(source, Picture(pixels=pixels, metadata=SAID[said]))
+    found = read_picture(source).metadata
+    assert metadata_of_file(source) == found
+    with NearestRunner(scale=2) as runner:
+        for name, most in (("whole", 1 << 20), ("streamed", 1)):
+            monkeypatch.setattr(picture_files, "STREAM_PIXELS", most)
+            upscale_picture_file(Upscaler(runner), source, tmp_path / f"{name}{suffix}")
+    whole, streamed = (read_picture(tmp_path / f"{name}{suffix}") for name in ("whole", "streamed"))
+    assert streamed.metadata == whole.metadata == found
+    if suffix != ".jpg":
+        np.testing.assert_array_equal(streamed.pixels, whole.pixels)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_turned_picture_is_said_to_be_upright(tmp_path: Path, suffix: str) -> None:
+    block = Image.Exif()
+    block[0x0112], block[0x010F] = 6, "Maker"
+    packet = b'<x:xmpmeta tiff:Orientation="6"/>'
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", packet.decode())
+    more = {
+        ".png": {"pnginfo": info},
+        ".jpg": {"xmp": packet},
+        ".tif": {"tiffinfo": {700: packet, 274: 6, 271: "Maker"}},
+    }
+    options = more[suffix] if suffix == ".tif" else {**more[suffix], "exif": block}
+    Image.new("RGB", (8, 5)).save(tmp_path / f"a{suffix}", **options)
+    found = metadata_of_file(tmp_path / f"a{suffix}")
+    assert found == read_picture(tmp_path / f"a{suffix}").metadata
+    assert found.xmp == b"<x:xmpmeta />"
+    written = Image.Exif()
+    written.load(found.exif or b"")
+    assert dict(written) == {0x010F: "Maker"}
+
+
+def test_a_resolution_in_centimetres_is_told_in_inches(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.tif", tiffinfo={282: 100.0, 283: 50.0, 296: 3})
+    assert (
+        metadata_of_file(tmp_path / "a.tif").dpi
+        == read_picture(tmp_path / "a.tif").metadata.dpi
+        == (254.0, 127.0)
+    )
+
+
+def test_further_pictures_of_a_jpeg_are_not_followed(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    pictures[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=pictures[1:], exif=exif())
+    assert metadata_of_file(tmp_path / "a.jpg").exif == read_picture(tmp_path / "a.jpg").metadata.exif != None  # noqa: E711
+
+
+def test_an_empty_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(HspanError, match=r"a\.png: a damaged"):
+        metadata_of_file(tmp_path / "a.png")
