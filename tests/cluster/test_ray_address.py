@@ -89,7 +89,7 @@ def refusal(address: str) -> str:
     started = time.monotonic()
     with pytest.raises(HspanError) as refused:
         require_ray(address)
-    assert time.monotonic() - started < 20  # Ray itself takes 30 s; here importing it takes longest
+    assert time.monotonic() - started < 25  # Ray itself takes 30 s; here importing it takes longest
     assert "\n" not in str(refused.value)
     return str(refused.value)
 

@@ -27,6 +27,8 @@ def ray_head(processors: int = 2) -> Iterator[str]:
     port = free_port()
     # Ray takes a token from the user's home otherwise, and then wants one from clients too.
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    # Where all processors are busy a client's own server may need more than Ray's half a minute to start.
+    environment["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "180"
     with tempfile.TemporaryDirectory(prefix="ray_", dir="/tmp", ignore_cleanup_errors=True) as folder:
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port=0"),

@@ -21,7 +21,7 @@ CLIENT_PORT: Final = 10001
 _NO_ANSWERS: Final = ("UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "UNKNOWN", "INTERNAL")
 _TOKEN_ADVICE: Final = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless ~/.ray/auth_token holds it"
 #: Seconds within which it has to answer.
-PATIENCE_SECONDS: Final = 4.0
+PATIENCE_SECONDS: Final = 8.0
 
 
 def ray_host_and_port(address: str) -> tuple[str, int] | None:
