@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from support.ray_head import ray_head
 
+from trt_hspan.cluster import job
 from trt_hspan.cluster.address import ray_host_and_port, require_ray
 from trt_hspan.errors import HspanError, UsageError
 
@@ -143,3 +144,19 @@ def test_cluster_elsewhere_does_the_pictures_of_a_relative_folder(tmp_path: Path
         assert "bad.png" in line
     for name in ("a.png", "b.png", "c.png"):
         assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_a_client_server_that_starts_no_process_is_told_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    def init(**_: object) -> None:
+        raise ConnectionAbortedError("Initialization failure from server:\nTraceback (most recent call last)")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(job, "require_ray", lambda _: None)
+    with pytest.raises(HspanError, match="run the command again; .*GRPC_ENABLE_FORK_SUPPORT=0") as told:
+        with job._cluster(job.ClusterSpec(address="ray://head")):
+            pass
+    assert "\n" not in str(told.value)

@@ -27,8 +27,8 @@ def ray_head(processors: int = 2) -> Iterator[str]:
     port = free_port()
     # Ray takes a token from the user's home otherwise, and then wants one from clients too.
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    # Where all processors are busy a client's own server may need more than Ray's half a minute to start.
-    environment["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "180"
+    # Ray's client server starts a process for each client; gRPC's handlers of forks abort it now and then.
+    environment["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     with tempfile.TemporaryDirectory(prefix="ray_", dir="/tmp", ignore_cleanup_errors=True) as folder:
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port=0"),
@@ -45,6 +45,10 @@ def ray_head(processors: int = 2) -> Iterator[str]:
                     assert time.monotonic() < deadline, "ray start takes too long"
                     time.sleep(0.2)
                 yield f"ray://127.0.0.1:{port}"
+            except BaseException:
+                for log in sorted(Path(folder).glob("session_latest/logs/ray_client_server*.err")):
+                    print(log.name, log.read_text()[-3000:], sep="\n")  # pytest shows it with the failure
+                raise
             finally:
                 # Told to end, Ray takes half a minute to end its processes one after the other.
                 started = psutil.Process(process.pid)

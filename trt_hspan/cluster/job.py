@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 _ATTEMPTS: Final = 3
 _DIED: Final = "its worker died each time"
 
+# What Ray says when its client server cannot start the process that would serve this client.
+_SERVER_FAILURE: Final = "Initialization failure from server"
+_FORK_ADVICE: Final = (
+    "run the command again; on the head node ray start with GRPC_ENABLE_FORK_SUPPORT=0 avoids it"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
@@ -222,10 +228,9 @@ def _cluster(spec: ClusterSpec) -> Iterator[int]:
                 warnings.simplefilter("ignore", UserWarning)  # what it warns of, it raises too
                 ray.init(address=spec.address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # noqa: BLE001  # Ray raises many kinds here
-        reason = " ".join(str(error).split())[:200]
-        raise HspanError(
-            spec.address, f"the cluster cannot be reached: {reason}", "check it with ray status"
-        ) from None
+        reason = " ".join(str(error).split())
+        advice = _FORK_ADVICE if _SERVER_FAILURE in reason else "check it with ray status"
+        raise HspanError(spec.address, f"the cluster cannot be reached: {reason[:200]}", advice) from None
     try:
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
