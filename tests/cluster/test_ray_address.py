@@ -156,7 +156,9 @@ def test_a_client_server_that_starts_no_process_is_told_with_what_helps(
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(job, "require_ray", lambda _: None)
-    with pytest.raises(HspanError, match="run the command again; .*GRPC_ENABLE_FORK_SUPPORT=0") as told:
-        with job._cluster(job.ClusterSpec(address="ray://head")):
-            pass
+    with (
+        pytest.raises(HspanError, match=r"run the command again; .*GRPC_ENABLE_FORK_SUPPORT=0") as told,
+        job._cluster(job.ClusterSpec(address="ray://head")),
+    ):
+        pass
     assert "\n" not in str(told.value)

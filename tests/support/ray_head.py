@@ -47,7 +47,8 @@ def ray_head(processors: int = 2) -> Iterator[str]:
                 yield f"ray://127.0.0.1:{port}"
             except BaseException:
                 for log in sorted(Path(folder).glob("session_latest/logs/ray_client_server*.err")):
-                    print(log.name, log.read_text()[-3000:], sep="\n")  # pytest shows it with the failure
+                    # pytest shows it with the failure.
+                    sys.stderr.write(f"{log.name}\n{log.read_text()[-3000:]}\n")
                 raise
             finally:
                 # Told to end, Ray takes half a minute to end its processes one after the other.
