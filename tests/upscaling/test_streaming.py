@@ -233,6 +233,7 @@ def test_what_its_decoder_unpacks_whole_is_refused_where_memory_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, sample_bytes: int
 ) -> None:
     image = pyvips.Image.black(40, 30, bands=3).copy(interpretation="srgb")
+    image.set_type(pyvips.GValue.gint_type, "orientation", 3)  # an upright PNG is read pass by pass
     plain, source = tmp_path / f"plain_{name}", tmp_path / name
     image.write_to_file(str(plain))
     image.write_to_file(str(source), interlace=True)
@@ -243,6 +244,13 @@ def test_what_its_decoder_unpacks_whole_is_refused_where_memory_is_short(
     assert rows_of_file(plain)(0, 30).shape == (30, 40, 3)
     with pytest.raises(HspanError, match=f"{name}: {kind} is unpacked as a whole, its 40x30 pixels need"):
         rows_of_file(source)
+
+
+def test_a_file_of_the_same_name_is_read_anew(tmp_path: Path) -> None:
+    for side in (5, 9):
+        write_picture(tmp_path / "a.png", np.full((side, side, 3), side, np.uint8))
+        assert size_for_streaming(tmp_path / "a.png") == (side, side)
+        assert rows_of_file(tmp_path / "a.png")(0, side).tolist() == np.full((side, side, 3), side).tolist()
 
 
 @pytest.mark.parametrize(("target", "most"), [("b.webp", 16383), ("b.jpg", 65500)])
@@ -331,6 +339,19 @@ def test_120_megapixels_pass_through_less_than_a_gigabyte(tmp_path: Path) -> Non
     assert (
         written - pyvips.Image.new_from_file(str(tmp_path / "a.tif"), access="sequential")
     ).abs().max() == 0
+
+
+def test_an_interlaced_png_takes_little_more_than_a_plain_one(tmp_path: Path) -> None:
+    # 360 MB of pixels; a decoder that holds them all would take twice what is allowed here.
+    position = pyvips.Image.xyz(12_000, 10_000)
+    channels = [position[0] % 256, position[1] % 256, (position[0] + position[1]) // 64 % 256]
+    picture = channels[0].bandjoin(channels[1:]).cast("uchar").copy(interpretation="srgb")
+    picture.pngsave(str(tmp_path / "a.png"), interlace=True, compression=1)
+    peak, count = peak_of_stream(tmp_path / "a.png", tmp_path / "b.png")
+    assert count == 120_000_000
+    assert peak < 300_000_000
+    written = pyvips.Image.new_from_file(str(tmp_path / "b.png"), access="sequential")
+    assert (written - picture).abs().max() == 0
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

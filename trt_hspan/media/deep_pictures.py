@@ -54,9 +54,8 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
         load = library.Image.pngload_buffer if name == "PNG" else library.Image.tiffload_buffer
         image = load(data, fail_on=FAIL_ON[name])
         require_accepted(image.height, image.width, where)
-        metadata = (
-            metadata_of_png(data, where) if name == "PNG" else metadata_of_tiff(io.BytesIO(data), where)
-        )
+        read = metadata_of_png if name == "PNG" else metadata_of_tiff
+        metadata = read(io.BytesIO(data), where)
         image = image.autorot()
         if image.interpretation == "cmyk":
             image = rgb_from_cmyk(image)

@@ -78,21 +78,26 @@ def metadata_of_file(path: Path) -> Metadata:
     """
     try:
         with path.open("rb") as stream:
-            if stream.read(2) in (b"II", b"MM"):
+            start = stream.read(8)
+            if start[:2] in (b"II", b"MM"):
                 return metadata_of_tiff(stream, path)
+            if start == png_chunks.SIGNATURE:
+                return metadata_of_png(stream, path)
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                if data[:2] == b"\xff\xd8":
-                    return _metadata_of_small(_small_jpeg(data), path)
-                return metadata_of_png(data, path) if data[:8] == png_chunks.SIGNATURE else Metadata()
+                return _metadata_of_small(_small_jpeg(data), path) if start[:2] == b"\xff\xd8" else Metadata()
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
 
 
-def metadata_of_png(data: bytes | mmap.mmap, where: object) -> Metadata:
+def metadata_of_png(stream: BinaryIO, where: object) -> Metadata:
     """What a PNG of any depth says. Raises: HspanError when it is damaged."""
     header = b"\0\0\0\1\0\0\0\1\x08\0\0\0\0"  # one pixel, 8-bit grey
     small = [png_chunks.SIGNATURE, png_chunks.chunk(b"IHDR", header)]
-    small += [png_chunks.chunk(kind, data[at]) for kind, at in png_chunks.chunks(data) if kind in _PNG_KINDS]
+    small += [
+        png_chunks.chunk(kind, stream.read(length))
+        for kind, length in png_chunks.chunks(stream)
+        if kind in _PNG_KINDS
+    ]
     small.append(png_chunks.chunk(b"IDAT", zlib.compress(b"\0\0")))
     return _metadata_of_small(b"".join([*small, png_chunks.chunk(b"IEND", b"")]), where)
 

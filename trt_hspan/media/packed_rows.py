@@ -100,10 +100,11 @@ class PngLayout:
 
     def begin(self, file: BinaryIO) -> None:
         """The signature, the header, and what describes the picture."""
-        small, depth = self._content.one_pixel(".png"), 8 * np.dtype(self._content.pixels.dtype).itemsize
+        small = io.BytesIO(self._content.one_pixel(".png"))
+        depth = 8 * np.dtype(self._content.pixels.dtype).itemsize
         file.write(png_chunks.SIGNATURE)
-        for kind, at in png_chunks.chunks(small):
-            data = small[at]
+        for kind, length in png_chunks.chunks(small):
+            data = small.read(length)
             if kind == b"IHDR":  # sides, depth, and the rest: colours as in the small file
                 sides = struct.pack(">IIB", self._content.width, self._content.height, depth)
                 file.write(png_chunks.chunk(kind, sides + data[9:]))

@@ -2,14 +2,15 @@
 
 libvips reads PNG, JPEG and TIFF row by row; the rows of a binary PPM lie in the file as they are. WebP, GIF and BMP
 are decoded whole by Pillow, and a picture in memory has rows too. (Two kinds of file cannot be read in order: pictures
-that lie on their side, which libvips unpacks into a temporary file, and interlaced and progressive ones, whose decoders
-hold all of them in memory, which is checked before.)
+that lie on their side, which libvips unpacks into a temporary file, and progressive JPEGs, whose decoder holds all of
+them in memory, which is checked before. The passes of an interlaced PNG are unpacked into temporary files.)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError
 from trt_hspan.media.deep_pictures import FAIL_ON, rgb_from_cmyk, vips
 from trt_hspan.media.images import damaged
+from trt_hspan.media.interlaced_png import files_of_passes
 from trt_hspan.media.metadata import Metadata, metadata_of_file
 from trt_hspan.media.pictures import Picture
 from trt_hspan.media.pixels import PixelFormat
@@ -34,6 +36,9 @@ _FORMATS: Final = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
+
+
+_MULTISCAN: Final = "jpeg-multiscan"  # a field that libvips gives to progressive JPEGs
 
 
 class PictureRows(Protocol):
@@ -81,7 +86,12 @@ def rows_of_file(path: Path) -> PictureRows:
         HspanError: damaged, truncated, of another format or of a colour space without a plain way to RGB.
     """
     header = pnm_header_of_file(path)
-    return _VipsRows(path) if header is None else _PnmPictureRows(path, header)
+    if header is not None:
+        return _PnmPictureRows(path, header)
+    image = _opened(path)
+    is_interlaced_png = _is_interlaced(image) and not _says(image, _MULTISCAN)
+    # One that has to be turned is unpacked as a whole in any case.
+    return _InterlacedRows(path) if is_interlaced_png and _orientation(image) == 1 else _VipsRows(path)
 
 
 class RowsOfPicture:
@@ -114,8 +124,8 @@ def _opened(path: Path, access: str = "sequential") -> Any:
         if name is None:
             raise HspanError(path, "not a picture that can be streamed", "give PNG, JPEG, TIFF or PPM")
         load = getattr(library.Image, f"{name.lower()}load")
-        # A name is bytes, not always UTF-8.
-        return load(os.fsencode(path), access=access, fail_on=FAIL_ON[name], unlimited=True)
+        # A name is bytes, not always UTF-8; what libvips remembers of a file may be that of an older one of its name.
+        return load(os.fsencode(path), access=access, fail_on=FAIL_ON[name], unlimited=True, revalidate=True)
     except OSError as error:
         raise damaged(path, error) from error
     except library.Error as error:
@@ -131,11 +141,15 @@ def _orientation(image: Any) -> int:
     return int(image.get("orientation")) if _says(image, "orientation") else 1
 
 
+def _is_interlaced(image: Any) -> bool:
+    return _says(image, "interlaced") and bool(image.get("interlaced"))
+
+
 def _require_memory_of_decoder(image: Any, path: Path) -> None:
     """Raises: HspanError for an interlaced PNG or progressive JPEG that its decoder has no room to unpack."""
-    if not _says(image, "interlaced") or not image.get("interlaced"):
+    if not _is_interlaced(image):
         return
-    is_jpeg = _says(image, "jpeg-multiscan")
+    is_jpeg = _says(image, _MULTISCAN)
     # libpng keeps the samples; libjpeg keeps the coefficients, of 2 bytes, all of them unless colours are halved.
     sample_bytes = 2 if is_jpeg or image.format == "ushort" else 1
     needed = image.width * image.height * image.bands * sample_bytes
@@ -152,12 +166,44 @@ def _require_memory_of_decoder(image: Any, path: Path) -> None:
         )
 
 
+class _InterlacedRows:
+    """The rows of an upright interlaced PNG: those of its passes, in a temporary folder, put together."""
+
+    def __init__(self, path: Path) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="trt-hspan-", ignore_cleanup_errors=True)
+        try:
+            files = files_of_passes(path, Path(self._folder.name))
+        except OSError as error:
+            raise HspanError(
+                path,
+                f"an interlaced PNG is unpacked into {tempfile.gettempdir()}, which cannot be written: "
+                f"{error.strerror or error}",
+                "set TMPDIR to a folder with room, or save it again, not interlaced",
+            ) from error
+        self._passes = [(file, _VipsRows(file.path, where=path)) for file in files]
+        self.height, self.width = size_for_streaming(path) or (0, 0)
+        self.pixels = dataclasses.replace(self._passes[0][1].pixels, where=path)
+        self.metadata = metadata_of_file(path)
+        self._buffer = array_of_own_pages((0, self.width, self.pixels.channels), self.pixels.dtype)
+
+    def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
+        if bottom - top > len(self._buffer):
+            self._buffer = array_of_own_pages((bottom - top, *self._buffer.shape[1:]), self.pixels.dtype)
+        rows = self._buffer[: bottom - top]
+        for file, read in self._passes:
+            first, end = (max(0, -(-(row - file.top) // file.row_step)) for row in (top, bottom))
+            if first < end:
+                at = file.top + first * file.row_step - top
+                rows[at :: file.row_step, file.left :: file.column_step] = read(first, end)
+        return rows
+
+
 class _VipsRows:
     """The rows of a PNG, JPEG or TIFF."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, where: Path | None = None) -> None:
         library = vips(path)
-        self._path, self._library = path, library
+        self._path, self._library = where or path, library
         image = _opened(path)
         _require_memory_of_decoder(image, path)
         self.metadata = metadata_of_file(path)

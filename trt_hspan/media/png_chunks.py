@@ -5,10 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    import mmap
+from typing import BinaryIO, Final
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
@@ -18,10 +15,14 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
-def chunks(file: bytes | mmap.mmap) -> Iterator[tuple[bytes, slice]]:
-    """Kinds, and where in the file the chunk's data lies."""
+def chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Kinds and lengths of a file's chunks; at each the stream stands where its data begins, and may be read."""
     at = len(SIGNATURE)
-    while at + 12 <= len(file):
-        (length,) = struct.unpack_from(">I", file, at)
-        yield file[at + 4 : at + 8], slice(at + 8, at + 8 + length)
+    while True:
+        stream.seek(at)
+        head = stream.read(8)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack(">I4s", head)
+        yield kind, length
         at += 12 + length
