@@ -22,6 +22,7 @@ from trt_hspan.files import error_from_os_error, sha256_from_file
 
 FORMAT_VERSION = 3
 _ONE_PROFILE_VERSION = 2  # had one `profile`, without a memory figure of its own
+_Shape = tuple[int, int, int, int]
 _BUILD_AGAIN = "build the engine again with trt-hspan build"
 
 
@@ -151,6 +152,11 @@ class EngineManifest:
         """The profile that takes the most pixels in one run."""
         return max(self.profiles, key=lambda profile: math.prod(profile.max))
 
+    @property
+    def shape_ranges(self) -> tuple[tuple[_Shape, _Shape], ...]:
+        """The smallest and largest (N, 3, H, W) of each profile."""
+        return tuple((_four(profile.min), _four(profile.max)) for profile in self.profiles)
+
     def as_json(self) -> str:
         """The manifest as a JSON document; tuples become lists."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -274,3 +280,8 @@ def _check_hash(path: Path, expected: str, manifest_name: str) -> None:
             f"SHA-256 is {found[:12]}..., but {manifest_name} vouches for {expected[:12]}...",
             f"the files are not of one build: {_BUILD_AGAIN}",
         )
+
+
+def _four(shape: tuple[int, ...]) -> _Shape:
+    n, channels, height, width = shape
+    return (n, channels, height, width)

@@ -22,7 +22,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, Shape
 
 if TYPE_CHECKING:
     import onnx
@@ -47,6 +47,7 @@ class OnnxRuntimeRunner(Runner):
         path: the `.onnx` file.
         threads: CPU threads; None takes those that the process may use.
         stands_in_for: the engine that cannot run here, and why; for labels and errors.
+        profiles: the smallest and largest (N, 3, H, W) of each of its profiles, which this keeps to.
         integer_kernels: INT8 convolutions in ONNX Runtime's integer kernels where they fit, instead of the exact
             emulation: single values differ by one quantisation step. `emulated` is False then, `label` says how many.
 
@@ -65,6 +66,7 @@ class OnnxRuntimeRunner(Runner):
         *,
         threads: int | None = None,
         stands_in_for: tuple[str | os.PathLike[str], str] | None = None,
+        profiles: tuple[tuple[Shape, Shape], ...] = (),
         integer_kernels: bool = False,
     ) -> None:
         from trt_hspan.graph import (
@@ -84,6 +86,7 @@ class OnnxRuntimeRunner(Runner):
         self.name = f"ONNX Runtime {ort.__version__}"
         self.precision = precision_from_model(self._model)
         self.integer_kernels = require_integer_kernels(self._model, self.where) if integer_kernels else None
+        self.profiles = profiles
         self.emulated = not integer_kernels
         self.why_emulated = None if stands_in_for is None else stands_in_for[1]
         self.scale = metadata.scale

@@ -144,7 +144,12 @@ def _engine_runner(
         return runner
     why = "the CPU was asked for" if wanted.kind == "cpu" else reason
     _require_package("onnxruntime", plan, f"{why}, and ONNX Runtime, which would emulate it,", "cpu")
-    runner = OnnxRuntimeRunner(plan.parent / manifest.onnx_file, threads=threads, stands_in_for=(plan, why))
+    runner = OnnxRuntimeRunner(
+        plan.parent / manifest.onnx_file,
+        threads=threads,
+        stands_in_for=(plan, why),
+        profiles=manifest.shape_ranges,
+    )
     runner.picked = f"{runner.name} on the CPU, emulating the engine: {why}"
     return runner
 

@@ -16,6 +16,7 @@ Float32Array = npt.NDArray[np.float32]
 RunnerPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 #: An input's (N, 3, H, W); None where a dimension is free.
 ShapeLimit = tuple[int | None, int | None, int | None, int | None]
+Shape = tuple[int, int, int, int]
 
 CHANNELS: Final = 3
 
@@ -35,6 +36,8 @@ class Runner(abc.ABC):
         res_scale: the factor that checkpoints do not store, where the file says it.
         source_sha256: hash of the checkpoint behind the network; None when the file does not say.
         fixed_shape: the input's (N, 3, H, W) with None for what is free.
+        profiles: of an engine, the smallest and largest (N, 3, H, W) of each of its profiles, in TensorRT's order; an
+            emulation on the CPU keeps to them as the engine does.
         picked: how `open_runner` came to this backend, one phrase that commands print; empty for a runner that
             was made directly.
     """
@@ -48,17 +51,22 @@ class Runner(abc.ABC):
     res_scale: float | None = None
     source_sha256: str | None = None
     fixed_shape: tuple[int | None, ...] = (None, CHANNELS, None, None)
+    profiles: tuple[tuple[Shape, Shape], ...] = ()
     picked: str = ""
 
     @property
     def min_shape(self) -> ShapeLimit:
         """The smallest (N, 3, H, W) that one run takes; None where anything from 1 will do."""
+        if self.profiles:
+            return min((low for low, _ in self.profiles), key=_pixels_first)
         n, channels, height, width = self.fixed_shape
         return (n, channels, height, width)
 
     @property
     def max_shape(self) -> ShapeLimit:
-        """The largest (N, 3, H, W) that one run takes; None where only memory sets a limit."""
+        """The largest (N, 3, H, W) that one run takes, of a picture's pixels first; None where only memory limits."""
+        if self.profiles:
+            return max((high for _, high in self.profiles), key=_pixels_first)
         return self.min_shape
 
     @property
@@ -67,7 +75,7 @@ class Runner(abc.ABC):
 
         `min_shape` and `max_shape` are the smallest and the largest of all ranges: not all between them need fit.
         """
-        return ((self.min_shape, self.max_shape),)
+        return self.profiles or ((self.min_shape, self.max_shape),)
 
     @property
     def label(self) -> str:
@@ -101,6 +109,9 @@ class Runner(abc.ABC):
         Raises:
             HspanError: it does not fit.
         """
+        if self.profiles:
+            self._require_profile(shape, what)
+            return
         fits = len(shape) == 4 and all(
             size >= 1 and fixed in (None, size) for size, fixed in zip(shape, self.fixed_shape, strict=True)
         )
@@ -111,6 +122,22 @@ class Runner(abc.ABC):
                 f"is {'x'.join(map(str, shape))}, but {self.where} takes {expected} (N x C x H x W)",
                 "give a picture of that size or export without --static",
             )
+
+    def _require_profile(self, shape: tuple[int, ...], what: object) -> None:
+        if any(
+            len(shape) == len(low)
+            and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
+            for low, high in self.profiles
+        ):
+            return
+        limits = " or ".join(
+            " to ".join("x".join(map(str, side)) for side in sides) for sides in self.profiles
+        )
+        raise HspanError(
+            what,
+            f"is {'x'.join(map(str, shape))}, but {self.where} takes {limits} (N x C x H x W)",
+            "build the engine for larger or smaller pictures: --min, --max, --profile",
+        )
 
     def run(self, batch: Float32Array) -> Float32Array:
         """Executes the network.
@@ -171,3 +198,8 @@ class Runner(abc.ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.deactivate()
+
+
+def _pixels_first(shape: Shape) -> tuple[int, int]:
+    n, _, height, width = shape
+    return height * width, n

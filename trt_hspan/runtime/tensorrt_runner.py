@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
 from trt_hspan.runtime.passport import build_command, built_for, engine_mismatches, this_machine
-from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, ShapeLimit
+from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
@@ -84,6 +84,7 @@ class TensorRtRunner(Runner):
         self.name = f"{_NAMES[self._manifest.flavor]} {self._manifest.tensorrt_version}"
         self.precision = self._manifest.precision
         self.emulated = False
+        self.profiles = self._manifest.shape_ranges
         self.scale = self._manifest.scale
         self.res_scale = metadata_from_model(
             load_onnx(self._plan.parent / self._manifest.onnx_file)
@@ -93,21 +94,6 @@ class TensorRtRunner(Runner):
         self._engine: LoadedEngine | None = None
         self._session: EngineSession | None = None
         self._cache_read: bytes | None = None
-
-    @property
-    def min_shape(self) -> ShapeLimit:
-        """The smallest shape that some profile takes."""
-        return min((low for low, _ in self.shape_ranges), key=_pixels_first)
-
-    @property
-    def max_shape(self) -> ShapeLimit:
-        """The largest shape that some profile takes: the one with the most pixels in a picture."""
-        return max((high for _, high in self.shape_ranges), key=_pixels_first)
-
-    @property
-    def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
-        """Of each profile, in TensorRT's order."""
-        return tuple((_limit(profile.min), _limit(profile.max)) for profile in self._manifest.profiles)
 
     @property
     def session(self) -> EngineSession:
@@ -137,22 +123,6 @@ class TensorRtRunner(Runner):
             raise RuntimeError("the runner is not active: use it in a `with` block")
         with self.device.current():
             return self._engine.layer_information()
-
-    def require_shape(self, shape: tuple[int, ...], what: object) -> None:
-        """Checks the engine's profiles. Raises: HspanError when the shape lies outside of each."""
-        ranges = [(profile.min, profile.max) for profile in self._manifest.profiles]
-        if any(
-            len(shape) == len(low)
-            and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
-            for low, high in ranges
-        ):
-            return
-        limits = " or ".join(" to ".join("x".join(map(str, side)) for side in sides) for sides in ranges)
-        raise HspanError(
-            what,
-            f"is {'x'.join(map(str, shape))}, but {self.where} takes {limits} (N x C x H x W)",
-            "build the engine for larger or smaller pictures: --min, --max, --profile",
-        )
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
         """Input and result on the host, pinned and as handed over; what the engine itself needs is on the GPU."""
@@ -261,13 +231,3 @@ class TensorRtRunner(Runner):
                 plan_sha256=self._manifest.plan_sha256,
                 tensorrt_version=self._manifest.tensorrt_version,
             )
-
-
-def _limit(shape: tuple[int, ...]) -> ShapeLimit:
-    n, channels, height, width = shape
-    return (n, channels, height, width)
-
-
-def _pixels_first(shape: ShapeLimit) -> tuple[int, int]:
-    n, _, height, width = shape
-    return (height or 0) * (width or 0), n or 0
