@@ -13,11 +13,14 @@ from support.small_networks import write_attention_network
 
 from trt_hspan.engine.gpu import gpu_architectures
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.media.pictures import write_picture
 from trt_hspan.runtime import opening, tensorrt_runner, torch_runner
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from trt_hspan.runtime.opening import Device, device_from_text, open_runner
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
 from trt_hspan.runtime.torch_runner import TorchRunner
+from trt_hspan.upscaling.picture_files import upscale_picture_file
+from trt_hspan.upscaling.upscaler import UpscaleOptions, Upscaler
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would run the engine itself")
 
@@ -68,6 +71,27 @@ def test_engine_without_a_gpu_is_emulated_from_its_onnx_file(small_engine: Small
     image = np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)
     with runner, open_runner(small_engine.onnx) as same:
         np.testing.assert_array_equal(runner.run(image), same.run(image))
+
+
+@needs_no_gpu
+def test_an_emulated_engine_takes_what_its_profiles_take(small_engine: SmallEngine, tmp_path: Path) -> None:
+    with open_runner(small_engine.plan) as runner:
+        assert runner.shape_ranges == (((1, 3, 16, 16), (1, 3, 32, 32)),)
+        assert (runner.min_shape, runner.max_shape) == runner.shape_ranges[0]
+        for shape in ((2, 3, 16, 16), (1, 3, 33, 32), (1, 3, 16, 15)):
+            with pytest.raises(
+                HspanError, match=r"takes 1x3x16x16 to 1x3x32x32 .*; build the engine for larger"
+            ):
+                runner.run(np.zeros(shape, np.float32))
+        picture = np.random.default_rng(0).integers(0, 256, (40, 9, 3), np.uint8)
+        plan = Upscaler(runner).plan(*picture.shape[:2])
+        assert plan.count > 1  # as on the GPU
+        write_picture(tmp_path / "a.png", picture)
+        report = upscale_picture_file(Upscaler(runner), tmp_path / "a.png", tmp_path / "b.png")
+        assert report.tiles == plan.count
+        whole = Upscaler(runner, UpscaleOptions(tile="none"))
+        with pytest.raises(HspanError, match="takes 1x3x16x16 to 1x3x32x32"):
+            upscale_picture_file(whole, tmp_path / "a.png", tmp_path / "b.png")
 
 
 def test_engine_with_another_onnx_file_is_refused(small_engine: SmallEngine, tmp_path: Path) -> None:
