@@ -382,3 +382,25 @@ def test_a_tiff_that_lacks_its_last_rows_is_an_error(tmp_path: Path, dtype: type
     with pytest.raises(HspanError, match=r"a\.tif: a damaged or truncated picture"):
         read_picture(tmp_path / "a.tif")
     assert not (tmp_path / "b.tif").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_rows_cannot_be_unpacked_is_an_error(tmp_path: Path, dtype: type) -> None:
+    noise = pixels(3, dtype)
+    image = pyvips.Image.new_from_memory(
+        noise.tobytes(), 53, 71, 3, "uchar" if dtype == np.uint8 else "ushort"
+    )
+    image = image.copy(interpretation="srgb" if dtype == np.uint8 else "rgb16")
+    data = bytearray(image.tiffsave_buffer(compression="lzw"))
+    data[12:20] = b"\xff" * 8
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(HspanError, match=r"a\.tif: a damaged or truncated picture"):
+        stream(tmp_path / "a.tif", tmp_path / "b.tif")
+    with pytest.raises(HspanError, match=r"a\.tif: a damaged or truncated picture"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_a_tiff_with_tags_that_nobody_knows_is_read(tmp_path: Path) -> None:
+    tags = {65000: "odd", 40196: b"x", 34377: b"8BIM"}
+    Image.fromarray(pixels(3)).save(tmp_path / "a.tif", tiffinfo=tags, compression="tiff_lzw")
+    np.testing.assert_array_equal(rows_of_file(tmp_path / "a.tif")(0, 71), pixels(3))

@@ -19,8 +19,9 @@ from trt_hspan.media.metadata import Metadata, metadata_of_png, metadata_of_tiff
 from trt_hspan.media.png_chunks import SIGNATURE
 
 _TIFFS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-#: What libvips is to take for an error. A TIFF whose last rows are missing is one of the graver kind to it.
-FAIL_ON: Final = {"PNG": "truncated", "JPEG": "truncated", "TIFF": "error"}
+#: What libvips is to take for an error. Rows of a TIFF that are missing or cannot be unpacked are warnings to it, and
+#: black; in a JPEG a stray byte is one.
+FAIL_ON: Final = {"PNG": "truncated", "JPEG": "truncated", "TIFF": "warning"}
 _INSTALL: Final = "install it with pip install 'trt-hspan[media]'"
 
 
