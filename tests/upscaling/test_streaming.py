@@ -404,3 +404,19 @@ def test_a_tiff_with_tags_that_nobody_knows_is_read(tmp_path: Path) -> None:
     tags = {65000: "odd", 40196: b"x", 34377: b"8BIM"}
     Image.fromarray(pixels(3)).save(tmp_path / "a.tif", tiffinfo=tags, compression="tiff_lzw")
     np.testing.assert_array_equal(rows_of_file(tmp_path / "a.tif")(0, 71), pixels(3))
+
+
+def test_tiles_that_are_cut_because_the_picture_is_wide_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_picture(tmp_path / "a.png", np.zeros((90, 100, 3), np.uint8))
+    monkeypatch.setattr(streaming, "_STRIP_BYTES", 100 * 3 * 4 * 40)
+    told: list[str] = []
+    for tile in ((48, 20), (40, 20), "auto"):
+        with NearestRunner(scale=2) as runner:
+            upscaler = Upscaler(runner, UpscaleOptions(tile=tile), on_shrink=told.append)
+            plan = upscale_stream(upscaler, tmp_path / "a.png", tmp_path / "b.png")
+        assert plan.tile_height <= 40
+        assert upscaler.shrinks == []
+    assert len(told) == 1
+    assert "of tiles of 48x20 at most 40 rows are taken, because strips of 200 pixels' width" in told[0]

@@ -85,11 +85,19 @@ def upscale_stream(
             "leave out --protocol official or --self-ensemble",
         )
     with _one_thread_of_libvips(source):
+        told = False
         while True:
             rows = _rows(source)
             kind, scale = rows.pixels, upscaler.scale
             row_bytes = rows.width * kind.channels * np.dtype(kind.dtype).itemsize * scale**2
             highest = max(_LEAST_ROWS, _STRIP_BYTES // row_bytes)
+            wanted = upscaler.options.tile
+            if not told and isinstance(wanted, tuple) and wanted[0] > highest:
+                told = True
+                upscaler.tell(
+                    f"{source}: of tiles of {wanted[0]}x{wanted[1]} at most {highest} rows are taken, because "
+                    f"strips of {rows.width * scale} pixels' width would be large"
+                )
             strips = upscaler.strips(
                 rows, rows.height, rows.width, kind, on_tile=on_tile, what=source, highest=highest
             )

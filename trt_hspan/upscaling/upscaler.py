@@ -62,11 +62,11 @@ class Upscaler:
     Args:
         runner: active while the methods are called.
         options: how.
-        on_shrink: told one line each time memory ran out and the tiles became smaller.
+        on_shrink: told one line each time the tiles become smaller than was asked for.
 
     Attributes:
         limit: (height, width) of the largest tile that is still tried; None until memory ran out.
-        shrinks: what `on_shrink` was told.
+        shrinks: what `on_shrink` was told of memory that ran out.
     """
 
     def __init__(
@@ -187,8 +187,12 @@ class Upscaler:
         self.shrinks.append(
             f"out of memory with tiles of {size[0]}x{size[1]}, going on with {smaller[0]}x{smaller[1]}{less}"
         )
+        self.tell(self.shrinks[-1])
+
+    def tell(self, line: str) -> None:
+        """Hands one line to `on_shrink`."""
         if self._on_shrink is not None:
-            self._on_shrink(self.shrinks[-1])
+            self._on_shrink(line)
 
     def whole(
         self,
