@@ -219,6 +219,8 @@ def test_all_networks_see_the_smallest_tiles_that_one_of_them_needs(samples: lis
     assert reports[0].total.worst_psnr_db > 120  # nearest neighbour does not see the seams
     whole = validate(NearestRunner(), NearestRunner(), samples)
     assert [picture.tile for picture in whole.pictures] == [None, None]
+    larger = validate(NearestRunner(), NearestRunner(), samples, options=UpscaleOptions(tile=(999, 999)))
+    assert [picture.tile for picture in larger.pictures] == [None, None]
 
 
 # Told before anything runs --------------------------------------------------------------------------------------

@@ -327,7 +327,8 @@ def _compared(
         infer=lambda runner, batch: upscale_batch(runner, batch, options, what=sample.name),
     )
     qualities = [None if truth is None else _quality(run.output, truth, sample.scale) for run in runs]
-    cut = options.tile if isinstance(options.tile, tuple) else None
+    tile = options.tile if isinstance(options.tile, tuple) else None
+    cut = None if tile is None or (tile[0] >= low.shape[0] and tile[1] >= low.shape[1]) else tile
     reports = tuple(
         PictureReport(
             name=sample.name,
