@@ -152,3 +152,12 @@ def test_what_the_strips_raise_is_raised_and_nothing_is_left(tmp_path: Path, suf
     with pytest.raises(OutOfMemoryError, match="no room"):
         write_strips(target, strips())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_jpeg_has_no_room_for_is_told_before_the_work(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 70_000  # a segment ends at 65,533 bytes
+    with pytest.raises(HspanError, match=r"a\.jpg: JPEG has no room for .*; choose \.png") as told:
+        written(tmp_path / "a.jpg", np.zeros((4, 4, 3), np.uint8), [2], Metadata(exif=exif.tobytes()))
+    assert "\n" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []

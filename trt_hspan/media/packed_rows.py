@@ -9,6 +9,7 @@ PNG: https://www.w3.org/TR/png-3/; TIFF 6.0 with Deflate (Adobe Photoshop TIFF t
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from dataclasses import dataclass
@@ -61,7 +62,11 @@ class FileContent:
         return min(self.height, max(1, _PIECE_BYTES // self.row_bytes))
 
     def one_pixel(self, suffix: str) -> bytes:
-        """A file of one pixel of 8 bits that says all that this one is to say."""
+        """A file of one pixel of 8 bits that says all that this one is to say.
+
+        Raises:
+            HspanError: the format has no room for it.
+        """
         pixel = np.zeros((1, 1, self.pixels.channels), np.uint8)
         return encode_image(Picture(pixels=pixel, metadata=self.metadata), suffix)
 
@@ -211,5 +216,5 @@ class TiffLayout:
         directory[_ROWS_PER_STRIP] = self._rows
         directory[_BYTE_COUNTS] = tuple(sizes)
         # Pillow counts them from the end of the directory.
-        directory[_OFFSETS] = tuple(sum(sizes[:index]) for index in range(len(sizes)))
+        directory[_OFFSETS] = tuple(itertools.accumulate(sizes[:-1], initial=0))
         return directory.tobytes(len(self._header))

@@ -73,7 +73,7 @@ def packed_picture(picture: Picture, suffix: str) -> bytes:
         height=height, width=width, pixels=PixelFormat.of(picture.pixels), metadata=picture.metadata
     )
     file = io.BytesIO()
-    _write_packed(file, _layout(content, suffix.lower()), content, iter([picture.pixels]))
+    _write_packed(file, _layout(content, suffix.lower()), content, iter([picture.pixels]), threads=1)
     return file.getvalue()
 
 
@@ -82,9 +82,14 @@ def _layout(content: FileContent, suffix: str) -> Layout:
 
 
 def _write_packed(
-    file: BinaryIO, layout: Layout, content: FileContent, strips: Iterator[npt.NDArray[Any]]
+    file: BinaryIO,
+    layout: Layout,
+    content: FileContent,
+    strips: Iterator[npt.NDArray[Any]],
+    *,
+    threads: int | None = None,
 ) -> None:
-    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    threads = threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     layout.begin(file)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="strip compression")
     waiting: deque[Future[Packed]] = deque()
@@ -129,10 +134,15 @@ def _write_jpeg(file: BinaryIO, target: StripTarget, strips: Iterator[npt.NDArra
         pixels=PixelFormat(channels=1 if target.pixels.channels <= 2 else 3, dtype=np.uint8),
         metadata=Metadata(),
     )
+    try:
+        head = _jpeg_head(target.one_pixel(".jpg"))
+    except HspanError as error:
+        reason = "JPEG has no room for the picture's profile, EXIF or XMP"
+        raise HspanError(target.path, reason, "choose .png or .tif") from error
     read_end, write_end = os.pipe()
     failures: list[BaseException] = []
     thread = threading.Thread(
-        target=_encode_jpeg, args=(file, target, read_end, failures), name="libvips writer", daemon=True
+        target=_encode_jpeg, args=(file, target, head, read_end, failures), name="libvips writer", daemon=True
     )
     thread.start()
     try:
@@ -154,16 +164,17 @@ def _write_jpeg(file: BinaryIO, target: StripTarget, strips: Iterator[npt.NDArra
     ) from failures[0]
 
 
-def _encode_jpeg(file: BinaryIO, target: StripTarget, read_end: int, failures: list[BaseException]) -> None:
-    """The encoder's thread: libvips pulls rows out of the pipe."""
-    ours = _jpeg_head(target.one_pixel(target.path.suffix))
+def _encode_jpeg(
+    file: BinaryIO, target: StripTarget, head: bytes, read_end: int, failures: list[BaseException]
+) -> None:
+    """The encoder's thread: libvips pulls rows out of the pipe. What it would say of the picture becomes `head`."""
     begun = False
 
     def put(data: Any) -> int:
         nonlocal begun
         try:
             block = bytes(data)
-            file.write(block if begun else ours + block[len(_jpeg_head(block)) :])
+            file.write(block if begun else head + block[len(_jpeg_head(block)) :])
             begun = True
         except BaseException as error:  # noqa: BLE001  # libvips is told a number only
             failures.append(error)
