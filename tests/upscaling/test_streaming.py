@@ -385,13 +385,14 @@ def test_a_tiff_that_lacks_its_last_rows_is_an_error(tmp_path: Path, dtype: type
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_tiff_whose_rows_cannot_be_unpacked_is_an_error(tmp_path: Path, dtype: type) -> None:
+@pytest.mark.parametrize("tile", [False, True])
+def test_a_tiff_whose_rows_cannot_be_unpacked_is_an_error(tmp_path: Path, tile: bool, dtype: type) -> None:
     noise = pixels(3, dtype)
     image = pyvips.Image.new_from_memory(
         noise.tobytes(), 53, 71, 3, "uchar" if dtype == np.uint8 else "ushort"
     )
     image = image.copy(interpretation="srgb" if dtype == np.uint8 else "rgb16")
-    data = bytearray(image.tiffsave_buffer(compression="lzw"))
+    data = bytearray(image.tiffsave_buffer(compression="lzw", tile=tile))
     data[12:20] = b"\xff" * 8
     (tmp_path / "a.tif").write_bytes(data)
     with pytest.raises(HspanError, match=r"a\.tif: a damaged or truncated picture"):
@@ -404,6 +405,24 @@ def test_a_tiff_with_tags_that_nobody_knows_is_read(tmp_path: Path) -> None:
     tags = {65000: "odd", 40196: b"x", 34377: b"8BIM"}
     Image.fromarray(pixels(3)).save(tmp_path / "a.tif", tiffinfo=tags, compression="tiff_lzw")
     np.testing.assert_array_equal(rows_of_file(tmp_path / "a.tif")(0, 71), pixels(3))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_with_a_tag_that_libtiff_warns_of_is_read(tmp_path: Path, dtype: type) -> None:
+    grey = pixels(1, dtype)
+    # EXIF has two names in this tag, of the photographer and of the editor.
+    Image.fromarray(grey[..., 0]).save(tmp_path / "a.tif", tiffinfo={0x8298: "photographer\0editor"})
+    np.testing.assert_array_equal(stream(tmp_path / "a.tif", tmp_path / "b.tif", scale=1), grey)
+
+
+def test_a_tiff_that_libvips_cannot_read_is_not_called_damaged(tmp_path: Path) -> None:
+    Image.fromarray(pixels(3)).save(tmp_path / "a.tif")
+    jpeg_2000 = (34712).to_bytes(2, "little")
+    entry = bytes.fromhex("03010300 01000000")  # compression, one 16-bit number
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data.replace(entry + b"\1\0", entry + jpeg_2000))
+    with pytest.raises(HspanError, match=r"a\.tif: libvips cannot read it \(.* 34712 .*\); save it again as"):
+        stream(tmp_path / "a.tif", tmp_path / "b.tif")
 
 
 def test_tiles_that_are_cut_because_the_picture_is_wide_are_told(

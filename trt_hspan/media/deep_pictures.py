@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -19,9 +21,10 @@ from trt_hspan.media.metadata import Metadata, metadata_of_png, metadata_of_tiff
 from trt_hspan.media.png_chunks import SIGNATURE
 
 _TIFFS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-#: What libvips is to take for an error. Rows of a TIFF that are missing or cannot be unpacked are warnings to it, and
-#: black; in a JPEG a stray byte is one.
-FAIL_ON: Final = {"PNG": "truncated", "JPEG": "truncated", "TIFF": "warning"}
+# What libvips is to take for an error. In a JPEG a stray byte is a warning, in a TIFF an odd tag is one.
+_FAIL_ON: Final = {"PNG": "truncated", "JPEG": "truncated", "TIFF": "error"}
+# A TIFF of tiles: one that is missing or cannot be unpacked is black below this; odd tags don't count.
+_FAIL_ON_TILES: Final = "warning"
 _INSTALL: Final = "install it with pip install 'trt-hspan[media]'"
 
 
@@ -53,7 +56,7 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
     name = "PNG" if data.startswith(SIGNATURE) else "TIFF"
     try:
         load = library.Image.pngload_buffer if name == "PNG" else library.Image.tiffload_buffer
-        image = load(data, fail_on=FAIL_ON[name])
+        image = load_strictly(load, data, name)
         require_accepted(image.height, image.width, where)
         read = metadata_of_png if name == "PNG" else metadata_of_tiff
         metadata = read(io.BytesIO(data), where)
@@ -68,8 +71,39 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
         # Not image.numpy(): of a single grey pixel that makes a number.
         pixels = np.frombuffer(image.write_to_memory(), np.uint16)
     except library.Error as error:
-        raise damaged(where, error) from error
+        raise unreadable(where, error) from error
     return pixels.reshape(image.height, image.width, image.bands), metadata, name
+
+
+def load_strictly(load: Callable[..., Any], source: bytes, name: str, **options: Any) -> Any:
+    """What libvips loads of a file whose pixels must all be there.
+
+    Args:
+        load: one of libvips's loaders.
+        source: what it takes.
+        name: of the format.
+        options: further ones of the loader.
+
+    Raises:
+        pyvips.Error: the file is damaged, or its pixels are, when they are read.
+    """
+    image = load(source, fail_on=_FAIL_ON[name], **options)
+    is_of_tiles = name == "TIFF" and image.get_typeof("tile-width")
+    return load(source, fail_on=_FAIL_ON_TILES, **options) if is_of_tiles else image
+
+
+def unreadable(where: object, error: Any) -> HspanError:
+    """The one line that a complaint of libvips deserves: a file may be damaged, or of a kind that it does not read.
+
+    Args:
+        where: the file.
+        error: pyvips.Error, whose message says what was called and whose detail says what was wrong.
+    """
+    reason = next((line for line in reversed(error.detail.splitlines()) if line.strip()), error.message)
+    if not re.search(r"not (supported|configured|implemented)", reason):
+        return damaged(where, ValueError(reason))
+    reason = reason.partition(": ")[2] or reason  # after the name of a loader
+    return HspanError(where, f"libvips cannot read it ({reason})", "save it again as PNG or a plain TIFF")
 
 
 def rgb_from_cmyk(image: Any) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
-from trt_hspan.media.deep_pictures import FAIL_ON, rgb_from_cmyk, vips
+from trt_hspan.media.deep_pictures import load_strictly, rgb_from_cmyk, unreadable, vips
 from trt_hspan.media.images import damaged
 from trt_hspan.media.interlaced_png import files_of_passes
 from trt_hspan.media.metadata import Metadata, metadata_of_file
@@ -125,11 +125,11 @@ def _opened(path: Path, access: str = "sequential") -> Any:
             raise HspanError(path, "not a picture that can be streamed", "give PNG, JPEG, TIFF or PPM")
         load = getattr(library.Image, f"{name.lower()}load")
         # A name is bytes, not always UTF-8; what libvips remembers of a file may be that of an older one of its name.
-        return load(os.fsencode(path), access=access, fail_on=FAIL_ON[name], unlimited=True, revalidate=True)
+        return load_strictly(load, os.fsencode(path), name, access=access, unlimited=True, revalidate=True)
     except OSError as error:
         raise damaged(path, error) from error
     except library.Error as error:
-        raise damaged(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _says(image: Any, name: str) -> bool:
@@ -213,7 +213,7 @@ class _VipsRows:
             image = self._plain(image)
             self._region = library.Region.new(image)
         except library.Error as error:
-            raise damaged(path, error) from error
+            raise unreadable(path, error) from error
         self.height, self.width = int(image.height), int(image.width)
         dtype: type[np.uint8] | type[np.uint16] = np.uint16 if image.format == "ushort" else np.uint8
         self.pixels = PixelFormat(channels=image.bands, dtype=dtype, where=path)
@@ -252,7 +252,7 @@ class _VipsRows:
             try:
                 data = self._region.fetch(0, top + self._count, self.width, count)
             except self._library.Error as error:
-                raise damaged(self._path, error) from error
+                raise unreadable(self._path, error) from error
             fresh = np.frombuffer(data, self.pixels.dtype).reshape(count, *self._buffer.shape[1:])
             self._buffer[self._count : self._count + count] = fresh
             self._count += count
