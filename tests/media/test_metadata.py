@@ -102,6 +102,31 @@ def test_further_pictures_of_a_jpeg_are_not_followed(tmp_path: Path) -> None:
     assert metadata_of_file(tmp_path / "a.jpg").exif == read_picture(tmp_path / "a.jpg").metadata.exif != None  # noqa: E711
 
 
+def camera_exif() -> bytes:
+    """A directory within EXIF, a maker's bytes, a byte order that is not ours and a name in UTF-8."""
+    block = b"MM\0*\0\0\0\x08"
+    block += bytes.fromhex("0002 013b 0002 00000004 4ac3b600 8769 0004 00000001 00000026 00000000")
+    block += bytes.fromhex("0003 927c 0007 00000008 00000062 a005 0004 00000001 00000050")
+    block += bytes.fromhex("a434 0002 00000004 4cc3a400 00000000")
+    block += bytes.fromhex("0001 0001 0002 00000004 52393800 00000000")
+    return b"Exif\0\0" + block + b"MAKERNOT"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_exif_of_a_camera_arrives_as_it_was(tmp_path: Path, suffix: str, dtype: type) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=camera_exif())
+    said = read_picture(tmp_path / "a.jpg").metadata
+    write_picture(tmp_path / f"b{suffix}", Picture(pixels=np.zeros((6, 8, 3), dtype), metadata=said))
+    with Image.open(tmp_path / f"b{suffix}") as image:
+        found = image.getexif()
+        assert found[0x013B].encode("latin-1") == b"J\xc3\xb6"
+        inner = found.get_ifd(0x8769)
+        assert inner[0xA434].encode("latin-1") == b"L\xc3\xa4"
+        assert inner[0x927C] == b"MAKERNOT"
+        assert found.get_ifd(0xA005)[1] == "R98"
+
+
 def test_an_empty_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(HspanError, match=r"a\.png: a damaged"):

@@ -11,9 +11,14 @@ if TYPE_CHECKING:
 
 _ORIENTATION: Final = 0x0112
 _EXIF_FILE, _GPS_FILE = 0x8769, 0x8825
+_INTEROPERABILITY_FILE: Final = 0xA005  # within EXIF's
 # TIFF tags that say something of the picture; the others describe how one file stores its pixels.
 _DESCRIPTIVE_TAGS: Final = frozenset(
-    [270, 271, 272, 305, 306, 315, 316, 0x8298, _EXIF_FILE, _GPS_FILE]  # description ... artist, copyright
+    (
+        *(270, 271, 272, 305, 306, 315, 316, 0x8298),  # description ... artist, copyright
+        *range(0x9C9B, 0x9CA0),  # title ... subject, of Windows
+        *(_EXIF_FILE, _GPS_FILE),
+    )
 )
 _PIXEL_SIZE_TAGS: Final = (0xA002, 0xA003)  # width and height of the picture, which change
 # An attribute or an element; the prefix is the one that the XMP specification asks for.
@@ -34,14 +39,44 @@ def upright_exif(found: Image.Exif, *, of_tiff: bool) -> bytes | None:
     kept = Image.Exif()
     for tag, value in found.items():
         if tag in _DESCRIPTIVE_TAGS or (not of_tiff and tag != _ORIENTATION):
-            kept[tag] = value
+            kept[tag] = _writable(value)
     for pointer in (_EXIF_FILE, _GPS_FILE):
-        inner = {tag: value for tag, value in found.get_ifd(pointer).items() if tag not in _PIXEL_SIZE_TAGS}
+        inner = {
+            tag: value for tag, value in _directory(found, pointer).items() if tag not in _PIXEL_SIZE_TAGS
+        }
         kept.pop(pointer, None)
         if inner:
             kept.get_ifd(pointer).update(inner)
             kept[pointer] = 0  # its place is found when the block is written
     return kept.tobytes() if len(kept) else None
+
+
+def _directory(exif: Image.Exif, pointer: int) -> dict[int, Any]:
+    """EXIF or GPS, as Pillow can write it; a directory within it by its contents and not by its place."""
+    found = {tag: _writable(value) for tag, value in exif.get_ifd(pointer).items()}
+    if pointer == _GPS_FILE:
+        return found
+    for tag, value in found.items():
+        if isinstance(value, bytes):  # of EXIF they are of undefined type; Pillow writes `bytes` as numbers
+            found[tag] = (bytearray(value),)
+    if found.pop(_INTEROPERABILITY_FILE, None) is not None:
+        inner = exif.get_ifd(_INTEROPERABILITY_FILE)
+        if inner:
+            found[_INTEROPERABILITY_FILE] = inner
+    return found
+
+
+class _Text(str):
+    """A text that is written as the bytes that it was: Pillow reads Latin-1, whatever it is, and would write ASCII."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "latin-1", errors: str = "replace") -> bytes:
+        return super().encode("latin-1", "replace")
+
+
+def _writable(value: Any) -> Any:
+    return _Text(value) if isinstance(value, str) else value
 
 
 def upright_xmp(packet: bytes) -> bytes:
@@ -57,7 +92,7 @@ def descriptive_tags(block: bytes | None) -> dict[int, Any]:
     if block:
         exif.load(block)
     return {
-        tag: exif.get_ifd(tag) if tag in (_EXIF_FILE, _GPS_FILE) else value
+        tag: _directory(exif, tag) if tag in (_EXIF_FILE, _GPS_FILE) else _writable(value)
         for tag, value in exif.items()
         if tag in _DESCRIPTIVE_TAGS
     }
