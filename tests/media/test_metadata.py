@@ -127,6 +127,15 @@ def test_exif_of_a_camera_arrives_as_it_was(tmp_path: Path, suffix: str, dtype: 
         assert found.get_ifd(0xA005)[1] == "R98"
 
 
+def test_a_tag_of_a_type_that_is_not_its_own_is_left_out(tmp_path: Path) -> None:
+    block = b"Exif\0\0MM\0*\0\0\0\x08"
+    block += bytes.fromhex("0002 010f 0002 00000002 58000000 0128 0002 00000004 61626300 00000000")
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=block)
+    kept = Image.Exif()
+    kept.load(read_picture(tmp_path / "a.jpg").metadata.exif or b"")
+    assert dict(kept) == {0x010F: "X"}
+
+
 def test_an_empty_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(HspanError, match=r"a\.png: a damaged"):

@@ -6,6 +6,8 @@ import re
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+from trt_hspan.media.images import DAMAGE
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -39,7 +41,9 @@ def upright_exif(found: Image.Exif, *, of_tiff: bool) -> bytes | None:
     kept = Image.Exif()
     for tag, value in found.items():
         if tag in _DESCRIPTIVE_TAGS or (not of_tiff and tag != _ORIENTATION):
-            kept[tag] = _writable(value)
+            text = _writable(value)
+            if _can_be_written(tag, text):
+                kept[tag] = text
     for pointer in (_EXIF_FILE, _GPS_FILE):
         inner = {
             tag: value for tag, value in _directory(found, pointer).items() if tag not in _PIXEL_SIZE_TAGS
@@ -54,16 +58,17 @@ def upright_exif(found: Image.Exif, *, of_tiff: bool) -> bytes | None:
 def _directory(exif: Image.Exif, pointer: int) -> dict[int, Any]:
     """EXIF or GPS, as Pillow can write it; a directory within it by its contents and not by its place."""
     found = {tag: _writable(value) for tag, value in exif.get_ifd(pointer).items()}
-    if pointer == _GPS_FILE:
-        return found
-    for tag, value in found.items():
-        if isinstance(value, bytes):  # of EXIF they are of undefined type; Pillow writes `bytes` as numbers
-            found[tag] = (bytearray(value),)
-    if found.pop(_INTEROPERABILITY_FILE, None) is not None:
-        inner = exif.get_ifd(_INTEROPERABILITY_FILE)
-        if inner:
-            found[_INTEROPERABILITY_FILE] = inner
-    return found
+    if pointer == _EXIF_FILE:
+        for tag, value in found.items():
+            if isinstance(
+                value, bytes
+            ):  # of EXIF they are of undefined type; Pillow writes `bytes` as numbers
+                found[tag] = (bytearray(value),)
+        if found.pop(_INTEROPERABILITY_FILE, None) is not None:
+            inner = exif.get_ifd(_INTEROPERABILITY_FILE)
+            if inner:
+                found[_INTEROPERABILITY_FILE] = inner
+    return {tag: value for tag, value in found.items() if _can_be_written(tag, value, pointer)}
 
 
 class _Text(str):
@@ -77,6 +82,19 @@ class _Text(str):
 
 def _writable(value: Any) -> Any:
     return _Text(value) if isinstance(value, str) else value
+
+
+def _can_be_written(tag: int, value: Any, directory: int | None = None) -> bool:
+    """Whether Pillow can: there are programs that give a tag a type that is not its own."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    alone = ImageFileDirectory_v2(group=directory)
+    try:
+        alone[tag] = value
+        alone.tobytes()
+    except DAMAGE:
+        return False
+    return True
 
 
 def upright_xmp(packet: bytes) -> bytes:
