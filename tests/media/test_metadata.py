@@ -127,6 +127,14 @@ def test_exif_of_a_camera_arrives_as_it_was(tmp_path: Path, suffix: str, dtype: 
         assert found.get_ifd(0xA005)[1] == "R98"
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_block_that_is_no_exif_is_none(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / f"a{suffix}", exif=b"Exif\0\0MX\0*\0\0\0\x08\0\1", dpi=(9, 9))
+    picture = read_picture(tmp_path / f"a{suffix}")
+    assert picture.pixels.shape == (6, 8, 3)
+    assert picture.metadata.exif is None
+
+
 def test_a_tag_of_a_type_that_is_not_its_own_is_left_out(tmp_path: Path) -> None:
     block = b"Exif\0\0MM\0*\0\0\0\x08"
     block += bytes.fromhex("0002 010f 0002 00000002 58000000 0128 0002 00000004 61626300 00000000")

@@ -6,6 +6,7 @@ one pixel that says the same; a TIFF's directory it reads where it lies.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mmap
 import warnings
@@ -61,6 +62,8 @@ def metadata_of_image(image: Image.Image) -> Metadata:
     dpi = image.info.get("dpi")
     if name == "TIFF" and _X_RESOLUTION_TAG not in getattr(image, "tag_v2", {}):
         dpi = None  # Pillow says 1
+    with contextlib.suppress(*DAMAGE):
+        image.getexif()  # of a block that is none it says so once, and that there is none afterwards
     return Metadata(
         icc_profile=image.info.get("icc_profile") or None,
         exif=upright_exif(image.getexif(), of_tiff=name == "TIFF"),
