@@ -10,7 +10,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError
+from trt_hspan.media import png_chunks
 from trt_hspan.media.metadata import metadata_of_file
+from trt_hspan.media.picture_rows import rows_of_file, size_for_streaming
 from trt_hspan.media.pictures import Metadata, Picture, read_picture, write_picture
 from trt_hspan.upscaling import picture_files
 from trt_hspan.upscaling.picture_files import upscale_picture_file
@@ -125,6 +127,19 @@ def test_exif_of_a_camera_arrives_as_it_was(tmp_path: Path, suffix: str, dtype: 
         assert inner[0xA434].encode("latin-1") == b"L\xc3\xa4"
         assert inner[0x927C] == b"MAKERNOT"
         assert found.get_ifd(0xA005)[1] == "R98"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_orientation_after_the_pixels_of_a_png_is_applied(tmp_path: Path, dtype: type) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 11, 3)).astype(dtype)
+    write_picture(tmp_path / "a.png", pixels)
+    block = bytes.fromhex("49492a00 08000000 0100 12010300 01000000 06000000 00000000")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:-12] + png_chunks.chunk(b"eXIf", block) + data[-12:])
+    upright = np.rot90(pixels, -1)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png").pixels, upright)
+    assert size_for_streaming(tmp_path / "a.png") == (11, 7)
+    np.testing.assert_array_equal(rows_of_file(tmp_path / "a.png")(0, 11), upright)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])

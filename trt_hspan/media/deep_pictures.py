@@ -10,14 +10,14 @@ import io
 import logging
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
 from trt_hspan.media.images import damaged, require_accepted
-from trt_hspan.media.metadata import Metadata, metadata_of_png, metadata_of_tiff
+from trt_hspan.media.metadata import Metadata, metadata_of_png, metadata_of_tiff, orientation_of_png
 from trt_hspan.media.png_chunks import SIGNATURE
 
 _TIFFS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -60,6 +60,8 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
         require_accepted(image.height, image.width, where)
         read = metadata_of_png if name == "PNG" else metadata_of_tiff
         metadata = read(io.BytesIO(data), where)
+        if name == "PNG":
+            image = with_orientation_of_png(image, io.BytesIO(data), where)
         image = image.autorot()
         if image.interpretation == "cmyk":
             image = rgb_from_cmyk(image)
@@ -90,6 +92,20 @@ def load_strictly(load: Callable[..., Any], source: bytes, name: str, **options:
     image = load(source, fail_on=_FAIL_ON[name], **options)
     is_of_tiles = name == "TIFF" and image.get_typeof("tile-width")
     return load(source, fail_on=_FAIL_ON_TILES, **options) if is_of_tiles else image
+
+
+def with_orientation_of_png(image: Any, stream: BinaryIO, where: object) -> Any:
+    """What libvips opened of a PNG, with the orientation that it overlooks: after the pixels, or in a text.
+
+    Raises:
+        HspanError: the file is damaged.
+    """
+    found = orientation_of_png(stream, where)
+    if found == 1:
+        return image
+    image = image.copy()
+    image.set_type(vips(where).GValue.gint_type, "orientation", found)
+    return image
 
 
 def unreadable(where: object, error: Any) -> HspanError:

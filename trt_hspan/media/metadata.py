@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 XMP_TAG: Final = 700
 XMP_KEY: Final = "XML:com.adobe.xmp"
-_PROFILE_TAG: Final = 34675
+_ORIENTATION_TAG, _PROFILE_TAG = 274, 34675
 _X_RESOLUTION_TAG, _Y_RESOLUTION_TAG, _RESOLUTION_UNIT_TAG = 282, 283, 296
 _INCH, _CENTIMETRE = 2, 3
 # Chunks that say something which is kept.
@@ -94,15 +94,22 @@ def metadata_of_file(path: Path) -> Metadata:
 
 def metadata_of_png(stream: BinaryIO, where: object) -> Metadata:
     """What a PNG of any depth says. Raises: HspanError when it is damaged."""
-    header = b"\0\0\0\1\0\0\0\1\x08\0\0\0\0"  # one pixel, 8-bit grey
-    small = [png_chunks.SIGNATURE, png_chunks.chunk(b"IHDR", header)]
-    small += [
-        png_chunks.chunk(kind, stream.read(length))
-        for kind, length in png_chunks.chunks(stream)
-        if kind in _PNG_KINDS
-    ]
-    small.append(png_chunks.chunk(b"IDAT", zlib.compress(b"\0\0")))
-    return _metadata_of_small(b"".join([*small, png_chunks.chunk(b"IEND", b"")]), where)
+    return _metadata_of_small(_small_png(stream), where)
+
+
+def orientation_of_png(stream: BinaryIO, where: object) -> int:
+    """EXIF's orientation, 1 to 8, wherever a PNG has it: before or after the pixels, or as a text.
+
+    Raises:
+        HspanError: the file is damaged.
+    """
+    with opened(io.BytesIO(_small_png(stream)), where) as image:
+        try:
+            image.load()
+            found = image.getexif().get(_ORIENTATION_TAG, 1)
+        except (OSError, *DAMAGE):  # no EXIF
+            return 1
+    return found if found in range(1, 9) else 1
 
 
 def metadata_of_tiff(stream: BinaryIO, where: object) -> Metadata:
@@ -146,6 +153,19 @@ def _metadata_of_small(data: bytes, where: object) -> Metadata:
             return metadata_of_image(image)
         except (OSError, *DAMAGE) as error:
             raise damaged(where, error) from error
+
+
+def _small_png(stream: BinaryIO) -> bytes:
+    """One grey pixel, and all that says something which is kept."""
+    header = b"\0\0\0\1\0\0\0\1\x08\0\0\0\0"  # one pixel, 8-bit grey
+    small = [png_chunks.SIGNATURE, png_chunks.chunk(b"IHDR", header)]
+    small += [
+        png_chunks.chunk(kind, stream.read(length))
+        for kind, length in png_chunks.chunks(stream)
+        if kind in _PNG_KINDS
+    ]
+    small.append(png_chunks.chunk(b"IDAT", zlib.compress(b"\0\0")))
+    return b"".join([*small, png_chunks.chunk(b"IEND", b"")])
 
 
 def _small_jpeg(data: bytes | mmap.mmap) -> bytes:

@@ -18,7 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
-from trt_hspan.media.deep_pictures import load_strictly, rgb_from_cmyk, unreadable, vips
+from trt_hspan.media.deep_pictures import (
+    load_strictly,
+    rgb_from_cmyk,
+    unreadable,
+    vips,
+    with_orientation_of_png,
+)
 from trt_hspan.media.images import damaged
 from trt_hspan.media.interlaced_png import files_of_passes
 from trt_hspan.media.metadata import Metadata, metadata_of_file
@@ -120,12 +126,16 @@ def _opened(path: Path, access: str = "sequential") -> Any:
     try:
         with path.open("rb") as stream:
             start = stream.read(8)
-        name = next((name for magic, name in _FORMATS if start.startswith(magic)), None)
-        if name is None:
-            raise HspanError(path, "not a picture that can be streamed", "give PNG, JPEG, TIFF or PPM")
-        load = getattr(library.Image, f"{name.lower()}load")
-        # A name is bytes, not always UTF-8; what libvips remembers of a file may be that of an older one of its name.
-        return load_strictly(load, os.fsencode(path), name, access=access, unlimited=True, revalidate=True)
+            name = next((name for magic, name in _FORMATS if start.startswith(magic)), None)
+            if name is None:
+                raise HspanError(path, "not a picture that can be streamed", "give PNG, JPEG, TIFF or PPM")
+            load = getattr(library.Image, f"{name.lower()}load")
+            # A name is bytes, not always UTF-8; what libvips remembers of a file may be that of an older one of its
+            # name.
+            image = load_strictly(
+                load, os.fsencode(path), name, access=access, unlimited=True, revalidate=True
+            )
+            return with_orientation_of_png(image, stream, path) if name == "PNG" else image
     except OSError as error:
         raise damaged(path, error) from error
     except library.Error as error:
