@@ -17,12 +17,13 @@ from support.small_networks import write_attention_network
 
 from trt_hspan.benchmarking import bench as module
 from trt_hspan.benchmarking import plot
-from trt_hspan.benchmarking.bench import BenchSpec, run_bench
+from trt_hspan.benchmarking.bench import BenchSpec, batches_for, run_bench, sizes_for
 from trt_hspan.benchmarking.machine import PeakMemory
 from trt_hspan.benchmarking.peer import eager_reference
 from trt_hspan.engine.spec import ImageSize
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime import torch_runner
+from trt_hspan.runtime.opening import open_runner
 from trt_hspan.runtime.torch_runner import TorchRunner
 
 SMALL = ImageSize(height=8, width=6)
@@ -54,6 +55,20 @@ def test_every_size_and_batch_is_measured(network: Path) -> None:
     assert small.end_to_end_ms is not None
     assert min(small.end_to_end_ms.values()) > 0
     assert report.picked[str(network)].endswith("on the CPU, which runs ONNX files")
+
+
+def test_without_a_batch_it_is_the_least_that_an_engine_takes(network: Path) -> None:
+    spec = BenchSpec(sources=("made.plan",))
+    with open_runner(network) as runner:
+        assert batches_for(runner, LARGE, spec) == (1,)
+        runner.profiles = (((2, 3, 16, 16), (4, 3, 64, 64)), ((3, 3, 96, 96), (3, 3, 96, 96)))
+        assert batches_for(runner, LARGE, spec) == (2,)
+        assert batches_for(runner, ImageSize(height=96, width=96), spec) == (3,)
+        assert sizes_for(runner, spec) == (
+            ImageSize(height=48, width=48),
+            ImageSize(height=64, width=64),
+            ImageSize(height=96, width=96),
+        )
 
 
 def test_peak_memory_is_what_was_taken_inside_and_given_back() -> None:

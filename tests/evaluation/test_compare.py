@@ -223,6 +223,22 @@ def test_all_networks_see_the_smallest_tiles_that_one_of_them_needs(samples: lis
     assert [picture.tile for picture in larger.pictures] == [None, None]
 
 
+def test_a_picture_that_is_too_small_for_one_network_grows_for_all(samples: list[Sample]) -> None:
+    engine, gaps, reference = NearestRunner(), NearestRunner(), NearestRunner()
+    engine.profiles = (((2, 3, 16, 16), (2, 3, 32, 32)),)
+    gaps.profiles = (((1, 3, 4, 4), (1, 3, 8, 8)), ((1, 3, 24, 24), (1, 3, 40, 40)))
+    validate_all([engine, gaps], reference, samples)  # of 10x12 and 20x8 pixels
+    assert reference.calls == gaps.calls == [(1, 3, 24, 24)] * 2
+    assert engine.calls == [(2, 3, 24, 24)] * 2
+
+
+def test_a_tile_that_one_network_wants_and_another_does_not_take_is_no_error(samples: list[Sample]) -> None:
+    wide, reference = NearestRunner(), NearestRunner()
+    wide.profiles = (((1, 3, 4, 16), (1, 3, 8, 32)),)
+    validate(wide, reference, samples[:1])  # of 10x12 pixels: as high as 8, as wide as 16
+    assert reference.calls == wide.calls == [(1, 3, 8, 16)] * 2
+
+
 # Told before anything runs --------------------------------------------------------------------------------------
 
 
@@ -252,7 +268,14 @@ def test_there_must_be_pictures() -> None:
 def test_every_picture_must_fit_the_network(samples: list[Sample]) -> None:
     candidate = NearestRunner()
     candidate.fixed_shape = (1, 3, 10, 12)
-    refused(candidate, samples, "1: is 1x3x20x12, but nearest takes 1x3x10x12", tile="none")
+    refused(candidate, samples, "1: is 1x3x20x8, but nearest takes 1x3x10x12", tile="none")
+
+
+def test_networks_must_take_one_size_in_common(samples: list[Sample]) -> None:
+    small, large = NearestRunner(), NearestRunner()
+    small.profiles, large.profiles = (((1, 3, 4, 4), (1, 3, 8, 8)),), (((1, 3, 16, 16), (1, 3, 32, 32)),)
+    with pytest.raises(HspanError, match=r"take no tile of one size.*; validate them one by one"):
+        validate_all([small, large], NearestRunner(), samples)
 
 
 def test_every_picture_must_fit_the_memory(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:

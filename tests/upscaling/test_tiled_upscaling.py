@@ -90,6 +90,23 @@ def test_a_network_with_another_batch_gets_what_it_takes(low: int, high: int) ->
     assert {shape[0] for shape in runner.shapes} <= set(range(low, high + 1))
 
 
+@pytest.mark.parametrize("options", [{"tile": "none"}, {"tile": (24, 24)}, {"protocol": "official"}])
+def test_an_engine_for_larger_batches_takes_one_picture_in_every_way(options: dict[str, Any]) -> None:
+    engine, x = NearestRunner(), batch(40, 48)
+    engine.profiles = (((2, 3, 16, 16), (4, 3, 64, 64)),)
+    with engine:
+        found = upscale_batch(engine, x, UpscaleOptions(**options))
+    np.testing.assert_allclose(found, x.repeat(4, 2).repeat(4, 3), rtol=0, atol=2**-22)
+    assert {shape[0] for shape in engine.calls} == {2}
+
+
+def test_what_the_official_protocol_cuts_must_fit_the_profiles() -> None:
+    engine = NearestRunner()
+    engine.profiles = (((1, 3, 16, 16), (1, 3, 32, 32)),)
+    with pytest.raises(HspanError, match=r"^fox\.png, a tile of --protocol official: is 1x3x44x48, but"):
+        upscale_batch(engine, batch(64, 64), UpscaleOptions(protocol="official"), what="fox.png")
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (12, 40)])
 def test_a_picture_below_the_least_size_is_reflected_and_cropped(size: tuple[int, int]) -> None:
     seen: list[torch.Tensor] = []

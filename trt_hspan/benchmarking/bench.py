@@ -27,7 +27,7 @@ from trt_hspan.runtime.opening import (
     require_threads,
 )
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
-from trt_hspan.upscaling.tile_size import size_ranges
+from trt_hspan.upscaling.tile_size import batch_limits, size_ranges
 
 GraphChoice = Literal["on", "off", "both"]
 DEFAULT_SIZES: Final = (ImageSize(height=48, width=48), ImageSize(height=96, width=96))
@@ -42,7 +42,7 @@ class BenchSpec:
         sources: engines, ONNX files, checkpoints or presets.
         sizes: of the input; empty takes the network's fixed size, or 48x48 and 96x96 within its limits, for an engine
             with several profiles within those of each.
-        batches: pictures in one run.
+        batches: pictures in one run; empty is 1, or the fewest that a network takes.
         device: as `open_runner` takes it.
         graphs: CUDA graphs of engines on a GPU; None is "both" there.
         seconds: of sampling for each figure.
@@ -61,7 +61,7 @@ class BenchSpec:
 
     sources: tuple[str, ...]
     sizes: tuple[ImageSize, ...] = ()
-    batches: tuple[int, ...] = (1,)
+    batches: tuple[int, ...] = ()
     device: str = "auto"
     graphs: GraphChoice | None = None
     seconds: float = 3.0
@@ -185,9 +185,9 @@ def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: Non
     if spec.peer is not None:
         wanted = {
             (size.height, size.width, batch)
-            for *_, sizes in plans
+            for _, variants, sizes in plans
             for size in sizes
-            for batch in spec.batches
+            for batch in batches_for(variants[0][0], size, spec)
         }
         peers = {(m.height, m.width, m.batch): m for m in _peer_measurements(spec, sorted(wanted), on_step)}
     found = [
@@ -211,12 +211,17 @@ def sizes_for(runner: Runner, spec: BenchSpec) -> tuple[ImageSize, ...]:
         )
     )
     for size in sizes:
-        for batch in spec.batches:
+        for batch in batches_for(runner, size, spec):
             shape = (batch, CHANNELS, size.height, size.width)
             what = f"--size {size}, --batch {batch}"
             runner.require_shape(shape, what)
             require_memory(runner, shape, what, "measure a smaller size")
     return sizes
+
+
+def batches_for(runner: Runner, size: ImageSize, spec: BenchSpec) -> tuple[int, ...]:
+    """What was asked for, else one picture in a run, or the fewest that the network takes."""
+    return spec.batches or (batch_limits(runner, size.height, size.width, wanted=1)[0],)
 
 
 def _is_int8_file(source: str, runner: Runner) -> bool:
@@ -302,7 +307,7 @@ def _measurements(
     suffix = "" if graphs is None else ", CUDA graph " + ("on" if graphs else "off")
     with runner:
         for size in sizes:
-            for number in spec.batches:
+            for number in batches_for(runner, size, spec):
                 on_step(f"{runner.label}{suffix}, {number}x{size}")
                 yield _measure(runner, graphs, (number, CHANNELS, size.height, size.width), spec, peers)
 

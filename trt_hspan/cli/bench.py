@@ -22,7 +22,10 @@ def bench(
         ),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Pictures in one run, repeatable.", show_default="1")
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Pictures in one run, repeatable.", show_default="1, or an engine's fewest"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1 for the second GPU.")] = "auto",
     cuda_graph: Annotated[
@@ -74,7 +77,7 @@ def bench(
     spec = BenchSpec(
         sources=tuple(dict.fromkeys(sources)),
         sizes=tuple(dict.fromkeys(image_size_from_text(text, option="--size") for text in size or ())),
-        batches=tuple(dict.fromkeys(batch or (1,))),
+        batches=tuple(dict.fromkeys(batch or ())),
         device=device,
         graphs=cuda_graph,  # type: ignore[arg-type]  # the spec checks it
         seconds=seconds,

@@ -267,11 +267,21 @@ def bench(
 
 
 def _require_in_profile(engine: Path, manifest: EngineManifest, size: ImageSize) -> None:
-    """Raises: HspanError for a size that the engine does not take, though what emulates it here would."""
+    """Raises: HspanError for a size that the engine does not take, or not as a single picture."""
     shape = (1, 3, size.height, size.width)
-    for profile in manifest.profiles:
-        if all(a <= b <= c for a, b, c in zip(profile.min, shape, profile.max, strict=True)):
-            return
+    taking = [
+        profile.min[0]
+        for profile in manifest.profiles
+        if all(a <= b <= c for a, b, c in zip(profile.min[1:], shape[1:], profile.max[1:], strict=True))
+    ]
+    if 1 in taking:
+        return
+    if taking:
+        raise HspanError(
+            engine,
+            f"takes at least {min(taking)} pictures of {_size_text(shape)} in one run, and the floor is that of one",
+            "build the engine for single pictures, or time it with trt-hspan bench",
+        )
     largest = manifest.largest_profile
     limits = f"{_size_text(largest.min)} to {_size_text(largest.max)}"
     raise HspanError(

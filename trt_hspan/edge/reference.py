@@ -21,6 +21,9 @@ from trt_hspan.evaluation.metrics import Agreement, agreement, default_bar_db
 from trt_hspan.files import atomic_path, error_from_os_error
 from trt_hspan.media.images import read_image, tensor_from_image
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+from trt_hspan.upscaling.tile_size import require_size
+from trt_hspan.upscaling.upscale_options import UpscaleOptions
+from trt_hspan.upscaling.upscaler import upscale_batch
 
 SUFFIX: Final = ".npz"
 #: References of the shipped networks.
@@ -261,12 +264,12 @@ def compared_with_reference(
     """
     for picture in reference.pictures:
         height, width = picture.picture.shape[:2]
-        runner.require_shape((1, CHANNELS, height, width), f"the reference's picture {picture.name}")
+        require_size(runner, (height, width), f"the reference's picture {picture.name}")
     bar_db = default_bar_db(runner.precision) if min_psnr_db is None else min_psnr_db
     found = {}
     with runner:
         for picture in reference.pictures:
-            output = runner.run(tensor_from_image(picture.picture))
+            output = upscale_batch(runner, tensor_from_image(picture.picture), UpscaleOptions(tile="none"))
             found[picture.name] = agreement(output[0], picture.output)
             on_picture(picture.name)
     return ReferenceReport(

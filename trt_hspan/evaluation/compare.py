@@ -8,7 +8,6 @@ through all of them in the same tiles.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,9 +27,10 @@ from trt_hspan.evaluation.metrics import (
     ssim_y,
 )
 from trt_hspan.evaluation.polygraphy_adapter import run_and_compare
+from trt_hspan.evaluation.shared_tiles import SharedTiles, shared_tiles
 from trt_hspan.media.images import image_from_tensor, tensor_from_image
 from trt_hspan.runtime.runner import Float32Array, Runner
-from trt_hspan.upscaling.upscaler import DEFAULT_OPTIONS, UpscaleOptions, Upscaler, upscale_batch
+from trt_hspan.upscaling.upscaler import DEFAULT_OPTIONS, UpscaleOptions, upscale_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,8 @@ def validate_all(
         samples: at least one picture, made for the networks' scale.
         min_psnr_db: the bar for the worst picture; None is `default_bar_db` of each candidate's precision.
         budget_db: the most PSNR-Y against ground truth that a candidate may lose, as a mean over the pictures.
-        options: tiles; all networks see the same ones, the smallest that one of them wants.
+        options: tiles; all networks see the same ones, the smallest that one of them wants, and a picture that is
+            too small for one of them grows for all.
         on_outputs: called after each picture, for progress and reports.
 
     Returns:
@@ -224,7 +225,7 @@ def validate_all(
     plans = []
     for sample in samples:
         height, width = sample.size()
-        plans.append(_shared_tiles(runners, height, width, sample.name, options))
+        plans.append(shared_tiles(runners, height, width, options, what=sample.name))
         if sample.ground_truth is not None:
             require_measurable(height * scale, width * scale, scale, sample.name)
     found: list[list[PictureReport]] = [[] for _ in candidates]
@@ -289,32 +290,19 @@ def common_scale(reference: Runner, candidates: Sequence[Runner]) -> int:
     return reference.scale
 
 
-def _shared_tiles(
-    runners: Sequence[Runner], height: int, width: int, what: str, options: UpscaleOptions
-) -> UpscaleOptions:
-    """One cut for all networks: attention sees no further than its tile, so other tiles are another result."""
-    if options.protocol == "official":
-        return options
-    plans = [Upscaler(runner, options).plan(height, width, what=what) for runner in runners]
-    if all(plan.count == 1 for plan in plans) and options.tile == "none":
-        return options
-    size = (min(plan.tile_height for plan in plans), min(plan.tile_width for plan in plans))
-    if options.tile == "auto" and (height <= size[0] and width <= size[1]):
-        return options
-    shared = dataclasses.replace(options, tile=size)
-    for runner in runners:
-        Upscaler(runner, shared).plan(height, width, what=what)
-    return shared
-
-
 def _compared(
     sample: Sample,
     candidates: Sequence[Runner],
     reference: Runner,
-    options: UpscaleOptions,
+    tiles: SharedTiles,
 ) -> Outputs:
     low, truth = sample.load()
+    height, width = (side * sample.scale for side in low.shape[:2])
     measured: list[Agreement] = []
+
+    def infer(runner: Runner, batch: Float32Array) -> Float32Array:
+        output = upscale_batch(runner, tiles.padded(batch), tiles.options, what=sample.name)
+        return output[:, :, :height, :width]
 
     def matches(expected: Float32Array, found: Float32Array) -> bool:
         measured.append(agreement(found, expected))
@@ -324,10 +312,10 @@ def _compared(
         [reference, *candidates],
         tensor_from_image(low),
         matches,
-        infer=lambda runner, batch: upscale_batch(runner, batch, options, what=sample.name),
+        infer=infer,
     )
     qualities = [None if truth is None else _quality(run.output, truth, sample.scale) for run in runs]
-    tile = options.tile if isinstance(options.tile, tuple) else None
+    tile = tiles.options.tile if isinstance(tiles.options.tile, tuple) else None
     cut = None if tile is None or (tile[0] >= low.shape[0] and tile[1] >= low.shape[1]) else tile
     reports = tuple(
         PictureReport(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.runner import Runner
+from trt_hspan.runtime.runner import Limits
 
 _MEMINFO: Final = Path("/proc/meminfo")
 # Limit and use of the container that the process is in: cgroup v2, then v1.
@@ -34,7 +34,7 @@ def available_memory_bytes() -> int | None:
 
 
 def require_memory(
-    runner: Runner, shape: tuple[int, int, int, int], what: object, next_step: str = "give a smaller picture"
+    runner: Limits, shape: tuple[int, int, int, int], what: object, next_step: str = "give a smaller picture"
 ) -> None:
     """Checks that a run would not obviously fill the main memory.
 

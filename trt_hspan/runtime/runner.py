@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,20 @@ Shape = tuple[int, int, int, int]
 CHANNELS: Final = 3
 
 _RunnerT = TypeVar("_RunnerT", bound="Runner")
+
+
+class Limits(Protocol):
+    """What of a runner says which inputs it takes; the members are those of `Runner`."""
+
+    where: str
+    name: str
+
+    @property
+    def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]: ...
+
+    def require_shape(self, shape: tuple[int, ...], what: object) -> None: ...
+
+    def memory_bytes(self, shape: tuple[int, int, int, int]) -> int: ...
 
 
 class Runner(abc.ABC):

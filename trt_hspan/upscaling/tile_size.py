@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.memory import available_memory_bytes, require_memory
-from trt_hspan.runtime.runner import CHANNELS, Runner
+from trt_hspan.runtime.runner import CHANNELS, Limits
 from trt_hspan.upscaling.tiling import TilePlan, tile_plan
 
 #: "auto", "none", or (height, width) in input pixels.
@@ -54,7 +54,7 @@ class SizeRange:
 
 
 def plan_for_picture(
-    runner: Runner,
+    runner: Limits,
     height: int,
     width: int,
     *,
@@ -85,13 +85,13 @@ def plan_for_picture(
     """
     ranges: Sequence[SizeRange] = size_ranges(runner, turned=turned and tile == "auto")
     if tile == "none":
-        taken = _range_of_whole(ranges, height, width) or _largest(ranges)
-        size = taken.padded(height, width)
-        _require_size(runner, size, what, turned=turned)
+        fitting = _range_of_whole(ranges, height, width)
+        size = (height, width) if fitting is None else fitting.padded(height, width)
+        require_size(runner, size, what, turned=turned)
         require_memory(runner, (1, CHANNELS, *size), what, "leave out --tile none, or give a smaller picture")
-        return tile_plan(height, width, None, 0, minimum=taken.low)
+        return tile_plan(height, width, None, 0, minimum=size)
     if tile != "auto":
-        _require_size(runner, tile, f"--tile {tile[0]}x{tile[1]}", turned=turned)
+        require_size(runner, tile, f"--tile {tile[0]}x{tile[1]}", turned=turned)
         ranges = size_ranges(runner, turned=turned)
     if limit is not None:
         ranges = _below(ranges, limit)
@@ -135,13 +135,20 @@ def _cut_sides(tile: tuple[int, int], picture: tuple[int, int]) -> list[int]:
     return [side for side, size in zip(tile, picture, strict=True) if side < size]
 
 
-def _require_size(runner: Runner, size: tuple[int, int], what: object, *, turned: bool) -> None:
-    runner.require_shape((1, CHANNELS, *size), what)
+def require_size(runner: Limits, size: tuple[int, int], what: object, *, turned: bool = False) -> None:
+    """Checks that a network takes tiles of (height, width), in batches as large as it wants.
+
+    Raises:
+        HspanError: it does not, or, where tiles are `turned`, not on their side.
+    """
+    least, _ = batch_limits(runner, *size, wanted=1)
+    runner.require_shape((least, CHANNELS, *size), what)
     if turned:
-        runner.require_shape((1, CHANNELS, *size[::-1]), f"{what} on its side (--self-ensemble)")
+        least, _ = batch_limits(runner, *size[::-1], wanted=1)
+        runner.require_shape((least, CHANNELS, *size[::-1]), f"{what} on its side (--self-ensemble)")
 
 
-def auto_tile(runner: Runner, height: int, width: int) -> tuple[int, int]:
+def auto_tile(runner: Limits, height: int, width: int) -> tuple[int, int]:
     """The largest tile for a picture that the network, the free memory and time allow; the whole picture if so.
 
     Candidates are squares of S x S pixels, S descending in steps of 8; where one side of the picture is shorter
@@ -154,7 +161,7 @@ def auto_tile(runner: Runner, height: int, width: int) -> tuple[int, int]:
 
 
 def _auto_tile(
-    runner: Runner, ranges: Sequence[SizeRange], height: int, width: int
+    runner: Limits, ranges: Sequence[SizeRange], height: int, width: int
 ) -> tuple[tuple[int, int], SizeRange]:
     available = available_memory_bytes()
     budget = None if available is None else int(available * _MEMORY_SHARE)
@@ -202,7 +209,7 @@ def trimmed_tile(size: int, tile: int, overlap: int, low: int) -> int:
     return min(tile, max(rounded, low, 2 * overlap))
 
 
-def smaller_tile(runner: Runner, tile: tuple[int, int], *, turned: bool = False) -> tuple[int, int] | None:
+def smaller_tile(runner: Limits, tile: tuple[int, int], *, turned: bool = False) -> tuple[int, int] | None:
     """What to try after a tile did not fit in memory: the longer side halved; None when nothing smaller is left."""
     ranges = size_ranges(runner, turned=turned)
     low = [min(known.low[axis] for known in ranges) for axis in (0, 1)]
@@ -216,7 +223,7 @@ def smaller_tile(runner: Runner, tile: tuple[int, int], *, turned: bool = False)
     return next((size for size in shorter if size != tile and any(r.starts_by(size) for r in ranges)), None)
 
 
-def size_ranges(runner: Runner, *, turned: bool = False) -> tuple[SizeRange, ...]:
+def size_ranges(runner: Limits, *, turned: bool = False) -> tuple[SizeRange, ...]:
     """What one run takes, in height and width: a range for each profile of an engine.
 
     Args:
@@ -247,7 +254,7 @@ def size_ranges(runner: Runner, *, turned: bool = False) -> tuple[SizeRange, ...
     return tuple(both_ways)
 
 
-def batch_limits(runner: Runner, height: int, width: int, *, wanted: int) -> tuple[int, int]:
+def batch_limits(runner: Limits, height: int, width: int, *, wanted: int) -> tuple[int, int]:
     """How many pictures of a size one run takes, at least and at most; at most `wanted` where nothing sets a limit.
 
     Of several ranges that take the size it is the one for the most pictures.

@@ -21,7 +21,13 @@ from trt_hspan.media.pixels import PixelFormat, TensorFormat
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 from trt_hspan.upscaling.blending import blended_strips
 from trt_hspan.upscaling.self_ensemble import TURNS, ensemble_mean
-from trt_hspan.upscaling.tile_size import batch_limits, largest_overlap, plan_for_picture, smaller_tile
+from trt_hspan.upscaling.tile_size import (
+    batch_limits,
+    largest_overlap,
+    plan_for_picture,
+    require_size,
+    smaller_tile,
+)
 from trt_hspan.upscaling.tiling import Span, TilePlan, official_plan
 from trt_hspan.upscaling.upscale_options import DEFAULT_OPTIONS, UpscaleOptions
 
@@ -98,10 +104,14 @@ class Upscaler:
         """The tiles for a picture, none with more rows than `highest`; the network's least size comes first.
 
         Raises:
-            HspanError, UsageError: as `plan_for_picture` and `official_plan`.
+            HspanError, UsageError: as `plan_for_picture` and `official_plan`; or a tile of the latter does not fit the
+                network.
         """
         if self.options.protocol == "official":
-            return official_plan(height, width, min_size=self.options.official_min_size, what=what)
+            quarters = official_plan(height, width, min_size=self.options.official_min_size, what=what)
+            size = (quarters.tile_height, quarters.tile_width)
+            require_size(self.runner, size, f"{what}, a tile of --protocol official")
+            return quarters
         limit = self.limit
         if highest is not None:
             limit = (highest, width) if limit is None else (min(highest, limit[0]), limit[1])

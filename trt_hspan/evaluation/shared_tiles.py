@@ -1,0 +1,116 @@
+"""One cut for several networks: attention sees no further than its tile, so other tiles are another result.
+
+Owns the choice of a cut that all of them take, padding included. It runs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trt_hspan.errors import HspanError
+from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, ShapeLimit
+from trt_hspan.upscaling.tile_size import plan_for_picture, require_size, size_ranges
+from trt_hspan.upscaling.upscale_options import UpscaleOptions
+from trt_hspan.upscaling.upscaler import Upscaler, reflected
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedTiles:
+    """How all networks get one picture.
+
+    Attributes:
+        options: tiles, for each of them.
+        height, width: of the picture after it has grown to what all networks take.
+    """
+
+    options: UpscaleOptions
+    height: int
+    width: int
+
+    def padded(self, batch: Float32Array) -> Float32Array:
+        """(N, 3, H, W) -> (N, 3, height, width): grown by reflection at its bottom and right."""
+        rows = reflected(np.arange(self.height), batch.shape[2])
+        columns = reflected(np.arange(self.width), batch.shape[3])
+        return batch[:, :, rows][:, :, :, columns]
+
+
+def shared_tiles(
+    runners: Sequence[Runner], height: int, width: int, options: UpscaleOptions, *, what: str
+) -> SharedTiles:
+    """The tiles in which all networks take a picture.
+
+    Args:
+        runners: the networks; none needs to be active.
+        height, width: of the picture.
+        options: how; "auto" becomes the smallest tile that one of the networks wants, where all of them take it.
+        what: the picture; errors name it.
+
+    Raises:
+        HspanError: the networks take no tile in common, or not the one that was asked for.
+        UsageError: the overlap does not suit the tile.
+    """
+    if options.protocol == "official":
+        for runner in runners:
+            Upscaler(runner, options).plan(height, width, what=what)
+        return SharedTiles(options=options, height=height, width=width)
+    together = _Together(runners)
+    tile, limit = options.tile, None
+    if tile == "auto":
+        plans = [Upscaler(runner, options).plan(height, width, what=what) for runner in runners]
+        if any(plan.count > 1 for plan in plans):
+            limit = (min(plan.tile_height for plan in plans), min(plan.tile_width for plan in plans))
+            if any(known.bounded(*limit) == limit for known in size_ranges(together)):
+                tile = limit
+    plan = plan_for_picture(
+        together, height, width, tile=tile, overlap=options.overlap, limit=limit, what=what
+    )
+    if options.tile != "none":
+        options = dataclasses.replace(options, tile=(plan.tile_height, plan.tile_width))
+    return SharedTiles(
+        options=options, height=max(height, plan.rows[-1].end), width=max(width, plan.columns[-1].end)
+    )
+
+
+class _Together:
+    """The limits of several networks, each in batches of its own."""
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self._runners = runners
+        self.name = ", ".join(dict.fromkeys(runner.name for runner in runners))
+        self.where = ", ".join(runner.where for runner in runners)
+
+    @property
+    def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
+        """Each range of one network with each of the others, as far as they meet."""
+        met: list[tuple[tuple[int, ...], tuple[int | None, ...]]] = [((1, 1), (None, None))]
+        for runner in self._runners:
+            met = [
+                (low, high)
+                for one in met
+                for known in size_ranges(runner)
+                if (low := tuple(map(max, one[0], known.low)))
+                and (high := tuple(map(_lower, one[1], known.high)))
+                and all(b is None or a <= b for a, b in zip(low, high, strict=True))
+            ]
+        if not met:
+            raise HspanError(
+                self.where, "take no tile of one size, so they cannot be compared", "validate them one by one"
+            )
+        return tuple(((None, CHANNELS, *low), (None, CHANNELS, *high)) for low, high in dict.fromkeys(met))  # type: ignore[misc]  # of two sides
+
+    def require_shape(self, shape: tuple[int, ...], what: object) -> None:
+        """Each network decides."""
+        for runner in self._runners:
+            require_size(runner, (shape[2], shape[3]), what)
+
+    def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
+        """Of the network that needs the most: they run one after the other."""
+        return max(runner.memory_bytes(shape) for runner in self._runners)
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else min(one, other)
