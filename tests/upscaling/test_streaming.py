@@ -407,6 +407,16 @@ def test_a_tiff_with_tags_that_nobody_knows_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows_of_file(tmp_path / "a.tif")(0, 71), pixels(3))
 
 
+@pytest.mark.parametrize("options", [{}, {"transparency": 3}])
+def test_a_palette_of_greys_stays_grey(tmp_path: Path, options: dict[str, int]) -> None:
+    picture = Image.fromarray(pixels(1)[..., 0] // 16).convert("P")
+    picture.putpalette([level for index in range(16) for level in (17 * index,) * 3])
+    picture.save(tmp_path / "a.png", **options)
+    found = stream(tmp_path / "a.png", tmp_path / "b.png", scale=1)
+    np.testing.assert_array_equal(found, read_picture(tmp_path / "a.png").pixels)
+    assert found.shape[2] == 1 + len(options)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_tiff_with_a_tag_that_libtiff_warns_of_is_read(tmp_path: Path, dtype: type) -> None:
     grey = pixels(1, dtype)

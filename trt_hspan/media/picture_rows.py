@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
+from trt_hspan.media import png_chunks
 from trt_hspan.media.deep_pictures import (
     load_strictly,
     rgb_from_cmyk,
@@ -44,6 +45,7 @@ _FORMATS: Final = (
 )
 
 
+_PALETTE: Final = 3  # colour type of a PNG
 _MULTISCAN: Final = "jpeg-multiscan"  # a field that libvips gives to progressive JPEGs
 
 
@@ -155,6 +157,17 @@ def _is_interlaced(image: Any) -> bool:
     return _says(image, "interlaced") and bool(image.get("interlaced"))
 
 
+def _has_grey_palette(png: Path) -> bool:
+    with png.open("rb") as stream:
+        for kind, length in png_chunks.chunks(stream):
+            if kind == b"PLTE":
+                colours = stream.read(length)
+                return colours[::3] == colours[1::3] == colours[2::3]
+            if kind == b"IDAT" or (kind == b"IHDR" and stream.read(length)[9] != _PALETTE):
+                break
+    return False
+
+
 def _require_memory_of_decoder(image: Any, path: Path) -> None:
     """Raises: HspanError for an interlaced PNG or progressive JPEG that its decoder has no room to unpack."""
     if not _is_interlaced(image):
@@ -239,6 +252,7 @@ class _VipsRows:
                 "convert it to an RGB picture",
             )
         deep = image.format == "ushort"
+        is_of_png = image.get("vips-loader").startswith("png")
         if image.interpretation == "cmyk":
             self.metadata = dataclasses.replace(self.metadata, icc_profile=None)
             return rgb_from_cmyk(image)
@@ -246,6 +260,9 @@ class _VipsRows:
             return image.colourspace("rgb16" if deep else "srgb")
         if image.bands > 4:
             raise HspanError(self._path, f"{image.bands} channels are no picture", "convert it to RGB")
+        if image.bands >= 3 and is_of_png and _has_grey_palette(self._path):
+            grey = image[0] if image.bands == 3 else image[0].bandjoin(image[3])
+            return grey.copy(interpretation="b-w")
         return image
 
     def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
