@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pyvips
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError, UsageError
@@ -314,3 +314,12 @@ def test_a_file_that_opens_and_cannot_be_read_is_one_line() -> None:
     with pytest.raises(HspanError, match=r"^/proc/self/mem: cannot read") as caught:
         read_picture(Path("/proc/self/mem"))
     assert "\n" not in str(caught.value)
+
+
+def test_twelve_bits_of_grey_are_spread_over_sixteen() -> None:
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    said = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: 6}
+    for tag, value in said.items():
+        directory[tag] = value
+    packed = b"II*\0\x08\0\0\0" + directory.tobytes(8) + bytes.fromhex("fff000 800123")
+    np.testing.assert_array_equal(decode_image(packed).pixels.ravel(), [0xFFFF, 0, 0x8008, 0x1231])

@@ -12,7 +12,7 @@ import os
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ from trt_hspan.media.pnm import pixels_from_pnm, pnm_header
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+_BITS_TAG: Final = 258  # of TIFF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,7 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
         try:
             image.load()
             name = image.format or "PNG"
+            bits = getattr(image, "tag_v2", {}).get(_BITS_TAG)
             _scale_colour_key(image, data)
             metadata = metadata_of_image(image)
             straight, keeps_profile = _plain_mode(ImageOps.exif_transpose(image), where)
@@ -113,6 +117,8 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     if pixels.dtype not in (np.uint8, np.uint16):
         pixels = pixels.astype(np.uint16)
+    if name == "TIFF" and bits == (12,):  # of grey, whose white is 4095 to Pillow
+        pixels = (pixels << 4 | pixels >> 8).astype(np.uint16)
     return Picture(pixels=pixels[..., None] if pixels.ndim == 2 else pixels, metadata=metadata, format=name)
 
 
