@@ -159,6 +159,12 @@ def test_a_tag_of_a_type_that_is_not_its_own_is_left_out(tmp_path: Path) -> None
     assert dict(kept) == {0x010F: "X"}
 
 
+def test_a_big_endian_bigtiff_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(b"MM\0+\0\x08\0\0" + bytes(7) + b"\x10" + bytes(16))
+    with pytest.raises(HspanError, match=r"a\.tif: a big-endian BigTIFF"):
+        metadata_of_file(tmp_path / "a.tif")
+
+
 def test_an_empty_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(HspanError, match=r"a\.png: a damaged"):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+from trt_hspan.errors import HspanError
 from trt_hspan.media import png_chunks
 from trt_hspan.media.exif import upright_exif, upright_xmp
 from trt_hspan.media.images import DAMAGE, damaged, opened
@@ -122,6 +123,10 @@ def metadata_of_tiff(stream: BinaryIO, where: object) -> Metadata:
         try:
             stream.seek(0)
             header = stream.read(16)
+            if header[:4] == b"MM\0+":
+                raise HspanError(
+                    where, "a big-endian BigTIFF, which Pillow cannot read", "save it again, little-endian"
+                )
             tags: Any = Image.Exif()
             tags.bigtiff = header[2:4] in (b"+\0", b"\0+")
             tags.endian = "<" if header[:2] == b"II" else ">"
