@@ -150,9 +150,16 @@ def test_a_block_that_is_no_exif_is_none(tmp_path: Path, suffix: str) -> None:
     assert picture.metadata.exif is None
 
 
-def test_a_tag_of_a_type_that_is_not_its_own_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "0128 0002 00000004 61626300",  # a unit that is a text
+        "0131 0005 00000001 00000008",  # a program that is a fraction
+    ],
+)
+def test_a_tag_of_a_type_that_is_not_its_own_is_left_out(tmp_path: Path, entry: str) -> None:
     block = b"Exif\0\0MM\0*\0\0\0\x08"
-    block += bytes.fromhex("0002 010f 0002 00000002 58000000 0128 0002 00000004 61626300 00000000")
+    block += bytes.fromhex(f"0002 010f 0002 00000002 58000000 {entry} 00000000")
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=block)
     kept = Image.Exif()
     kept.load(read_picture(tmp_path / "a.jpg").metadata.exif or b"")

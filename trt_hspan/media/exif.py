@@ -92,7 +92,7 @@ def _can_be_written(tag: int, value: Any, directory: int | None = None) -> bool:
     try:
         alone[tag] = value
         alone.tobytes()
-    except DAMAGE:
+    except (AttributeError, *DAMAGE):
         return False
     return True
 
