@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.runtime.runner import ShapeLimit
 from trt_hspan.serving.model_config import Backend, RawModelSpec, Shape
 from trt_hspan.serving.probe import ProbedSource, probe_source
 
@@ -80,14 +81,16 @@ def network_from_source(
 ) -> Network:
     """A network that a Python model runs: a checkpoint, an ONNX file, an engine or a preset.
 
+    An engine with several profiles gets one raw model for each.
+
     Raises:
         HspanError: as `open_runner`.
         UsageError: as `open_runner`.
     """
     probed = probe_source(source, device=device, res_scale=res_scale, plugin=plugin)
-    low, high = _tile_limits(probed, tile)
+    ranges = _tile_limits(probed, tile)
     suffix = Path(source).suffix.lower()
-    raw_name = model_name_from_text(name or Path(source).stem if suffix else name or source)
+    base = model_name_from_text(name or Path(source).stem if suffix else name or source)
     parameters = {"device": device, "res_scale": repr(res_scale)}
     files: dict[str, Path] = {}
     if suffix == ".plan":
@@ -100,18 +103,28 @@ def network_from_source(
     parameters["source"] = Path(source).name if files else source
     if threads is not None:
         parameters["threads"] = str(threads)
-    raw = RawModelSpec(
-        name=raw_name,
-        backend="python",
-        min=low,
-        opt=high,
-        max=high,
-        dynamic_batch=_fixed_batch(probed) is None,
-        plans={},
-        parameters=parameters,
-        instances=instances,
+    raw_models: dict[str, RawModelSpec] = {}
+    for low, high in ranges:
+        raw_name = base if len(ranges) == 1 else f"{base}_{high[2]}x{high[3]}"
+        if raw_name in raw_models:
+            raw_name = f"{raw_name}_profile{len(raw_models)}"
+        raw_models[raw_name] = RawModelSpec(
+            name=raw_name,
+            backend="python",
+            min=low,
+            opt=high,
+            max=high,
+            dynamic_batch=not (len(ranges) == 1 and low[0] == high[0]),
+            plans={},
+            parameters=parameters,
+            instances=instances,
+        )
+    return Network(
+        name=base,
+        scale=probed.scale,
+        raw_models=tuple(raw_models.values()),
+        files=dict.fromkeys(raw_models, files),
     )
-    return Network(name=raw_name, scale=probed.scale, raw_models=(raw,), files={raw_name: files})
 
 
 def networks_from_engines(
@@ -319,27 +332,24 @@ def _require_distinct(names: list[str]) -> None:
         )
 
 
-def _tile_limits(probed: ProbedSource, tile: tuple[int, int] | None) -> tuple[Shape, Shape]:
-    """Smallest and largest (N, 3, H, W) of a tile."""
-    low = [side if side is not None else SMALLEST_SIDE for side in probed.min_shape[2:]]
-    sides = tile or (CPU_TILE, CPU_TILE)
-    high = [
-        side if side is not None else max(wanted, least)
-        for side, wanted, least in zip(probed.max_shape[2:], sides, low, strict=True)
-    ]
-    if tile is not None and [min(wanted, side) for wanted, side in zip(tile, high, strict=True)] != list(
-        tile
-    ):
+def _tile_limits(probed: ProbedSource, tile: tuple[int, int] | None) -> list[tuple[Shape, Shape]]:
+    """Smallest and largest (N, 3, H, W) of a tile, of each range that takes one of at most `tile`."""
+    found = [_limited(low, high, tile) for low, high in probed.shape_ranges]
+    if tile is not None and not any(_takes(high, tile) for _, high in probed.shape_ranges):
         raise UsageError(
             "--tile", f"{tile[0]}x{tile[1]} is more than the network takes", "give a smaller one"
         )
-    if tile is not None:
-        high = [max(wanted, least) for wanted, least in zip(tile, low, strict=True)]
-    fixed = _fixed_batch(probed)
-    batch = fixed or probed.max_shape[0] or CPU_BATCH
-    return (fixed or 1, 3, low[0], low[1]), (batch, 3, high[0], high[1])
+    return list(dict.fromkeys(found))
 
 
-def _fixed_batch(probed: ProbedSource) -> int | None:
-    """The batch when only one size of it fits."""
-    return probed.min_shape[0] if probed.min_shape[0] == probed.max_shape[0] else None
+def _limited(low: ShapeLimit, high: ShapeLimit, tile: tuple[int, int] | None) -> tuple[Shape, Shape]:
+    least = [side if side is not None else SMALLEST_SIDE for side in low[2:]]
+    most = [
+        max(min(limit or wanted, wanted) if tile else limit or wanted, smallest)
+        for limit, wanted, smallest in zip(high[2:], tile or (CPU_TILE, CPU_TILE), least, strict=True)
+    ]
+    return (low[0] or 1, 3, least[0], least[1]), (high[0] or CPU_BATCH, 3, most[0], most[1])
+
+
+def _takes(high: ShapeLimit, tile: tuple[int, int]) -> bool:
+    return all(limit is None or side <= limit for side, limit in zip(tile, high[2:], strict=True))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.runtime.runner import ShapeLimit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +18,13 @@ class ProbedSource:
 
     Attributes:
         scale: of the network.
-        min_shape, max_shape: (N, 3, H, W) that one run takes; None where nothing sets a limit.
+        shape_ranges: the smallest and largest (N, 3, H, W) of each range that one run takes; None where nothing sets a
+            limit.
         label: the backend that it runs on.
     """
 
     scale: int
-    min_shape: tuple[int | None, ...]
-    max_shape: tuple[int | None, ...]
+    shape_ranges: tuple[tuple[ShapeLimit, ShapeLimit], ...]
     label: str
 
 
@@ -51,8 +52,7 @@ def probe_source(source: str, *, device: str, res_scale: float, plugin: Path | N
         raise (UsageError if answer["usage"] else HspanError)(*answer["error"])
     return ProbedSource(
         scale=answer["scale"],
-        min_shape=tuple(answer["min_shape"]),
-        max_shape=tuple(answer["max_shape"]),
+        shape_ranges=tuple((tuple(low), tuple(high)) for low, high in answer["shape_ranges"]),
         label=answer["label"],
     )
 
@@ -73,8 +73,7 @@ def _answer(request: dict[str, object]) -> dict[str, object]:
     return asdict(
         ProbedSource(
             scale=runner.scale,
-            min_shape=tuple(runner.min_shape),
-            max_shape=tuple(runner.max_shape),
+            shape_ranges=runner.shape_ranges,
             label=runner.label,
         )
     )
