@@ -19,6 +19,7 @@ from trt_hspan.runtime.opening import open_runner
 from trt_hspan.serving.backend.tensors import array_from_tensor, model_parameters, tensor_from_array
 from trt_hspan.serving.backend.watchdog import die_with_parent
 from trt_hspan.serving.limits import limits_from_parameters
+from trt_hspan.upscaling.tile_size import batch_limits
 
 
 class RunnerModel:
@@ -80,12 +81,16 @@ class RunnerModel:
         return responses
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        self._runner.require_shape(shape, "input")
+        self._runner.require_shape((max(shape[0], self._least(shape)), *shape[1:]), "input")
         pixels = shape[-2] * shape[-1]
         if pixels > self._limits.max_pixels:
             raise HspanError(
                 "input", f"has {pixels} pixels, this server takes {self._limits.max_pixels}", "send tiles"
             )
+
+    def _least(self, shape: tuple[int, ...]) -> int:
+        """How many items the network takes at least, of this size; fewer are filled up with the last one."""
+        return batch_limits(self._runner, shape[-2], shape[-1], wanted=shape[0])[0]
 
     def _parts(self, members: list[int], inputs: list[Any]) -> list[list[int]]:
         """The requests of one shape in batches that the runner takes."""
@@ -97,8 +102,10 @@ class RunnerModel:
 
     def _run(self, members: list[int], inputs: list[Any]) -> list[Any]:
         batch = np.concatenate([inputs[index] for index in members])  # a copy: Triton's own is read-only
+        missing = max(0, self._least(batch.shape) - len(batch))
+        filled = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
         try:
-            output = self._runner.run(batch)
+            output = self._runner.run(filled)[: len(batch)]
         except HspanError as error:
             if len(members) > 1:
                 return [response for index in members for response in self._run([index], inputs)]

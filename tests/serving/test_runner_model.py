@@ -1,0 +1,44 @@
+"""The raw model in Python, without Triton: requests of too few items for an engine's batch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.runner_doubles import NearestRunner
+
+from trt_hspan.serving.backend import runner_model
+from trt_hspan.serving.backend.runner_model import RunnerModel
+from trt_hspan.serving.limits import ServingLimits
+
+
+def request_of(batch: np.ndarray) -> Any:
+    return SimpleNamespace(is_cancelled=lambda: False, batch=batch)
+
+
+def test_fewer_items_than_the_engine_takes_are_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_model, "tensor_from_array", lambda _pb, _name, array: array)
+    runner = NearestRunner(scale=2)
+    runner.profiles = (((3, 3, 4, 4), (4, 3, 8, 8)),)
+    model = RunnerModel()
+    model._runner, model._limits = runner, ServingLimits()
+    model._pb = SimpleNamespace(
+        get_input_tensor_by_name=lambda request, _name: request.batch,
+        InferenceResponse=lambda tensors=(), error=None: error or tensors[0],
+        TritonError=type(
+            "TritonError",
+            (),
+            {"INVALID_ARG": 3, "__init__": lambda self, text, _: setattr(self, "text", text)},
+        ),
+    )
+    one, two, small = (
+        np.random.default_rng(n).random((n, 3, side, 6), np.float32) for n, side in ((1, 5), (2, 7), (1, 2))
+    )
+    with runner:
+        *found, refused = model.execute([request_of(batch) for batch in (one, two, small)])
+    for batch, result in zip((one, two), found, strict=True):
+        np.testing.assert_array_equal(result, batch.repeat(2, 2).repeat(2, 3))
+    assert [shape[0] for shape in runner.calls] == [3, 3]
+    assert "is 1x3x2x6, but nearest takes 3x3x4x4 to 4x3x8x8" in refused.text
