@@ -20,7 +20,7 @@ from trt_hspan.media.images import damaged, require_accepted
 from trt_hspan.media.metadata import Metadata, metadata_of_png, metadata_of_tiff, orientation_of_png
 from trt_hspan.media.png_chunks import SIGNATURE
 
-_TIFFS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # What libvips is to take for an error. In a JPEG a stray byte is a warning, in a TIFF an odd tag is one.
 _FAIL_ON: Final = {"PNG": "truncated", "JPEG": "truncated", "TIFF": "error"}
 # A TIFF of tiles: one that is missing or cannot be unpacked is black below this; odd tags don't count.
@@ -32,7 +32,7 @@ def is_deep(data: bytes) -> bool:
     """Whether the bytes are a PNG of 16 bits, or a TIFF of 16 bits with colour or alpha, by their header."""
     if data.startswith(SIGNATURE):
         return len(data) > 25 and data[24] == 16
-    return data.startswith(_TIFFS) and _tiff_is_deep(data)
+    return data.startswith(TIFF_STARTS) and _tiff_is_deep(data)
 
 
 def _tiff_is_deep(data: bytes) -> bool:

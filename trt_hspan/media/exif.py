@@ -60,9 +60,7 @@ def _directory(exif: Image.Exif, pointer: int) -> dict[int, Any]:
     found = {tag: _writable(value) for tag, value in exif.get_ifd(pointer).items()}
     if pointer == _EXIF_FILE:
         for tag, value in found.items():
-            if isinstance(
-                value, bytes
-            ):  # of EXIF they are of undefined type; Pillow writes `bytes` as numbers
+            if isinstance(value, bytes):  # of undefined type in EXIF; Pillow writes `bytes` as numbers
                 found[tag] = (bytearray(value),)
         if found.pop(_INTEROPERABILITY_FILE, None) is not None:
             inner = exif.get_ifd(_INTEROPERABILITY_FILE)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError
 from trt_hspan.media import png_chunks
 from trt_hspan.media.deep_pictures import (
+    TIFF_STARTS,
     load_strictly,
     rgb_from_cmyk,
     unreadable,
@@ -36,12 +37,9 @@ from trt_hspan.runtime.memory import array_of_own_pages, available_memory_bytes
 
 _CHUNK_BYTES: Final = 4 << 20
 _FORMATS: Final = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (png_chunks.SIGNATURE, "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
+    *((start, "TIFF") for start in TIFF_STARTS),
 )
 
 
@@ -98,8 +96,11 @@ def rows_of_file(path: Path) -> PictureRows:
         return _PnmPictureRows(path, header)
     image = _opened(path)
     is_interlaced_png = _is_interlaced(image) and not _says(image, _MULTISCAN)
-    # One that has to be turned is unpacked as a whole in any case.
-    return _InterlacedRows(path) if is_interlaced_png and _orientation(image) == 1 else _VipsRows(path)
+    if (
+        is_interlaced_png and _orientation(image) == 1
+    ):  # one that has to be turned is unpacked as a whole in any case
+        return _InterlacedRows(path, image.height, image.width)
+    return _VipsRows(path)
 
 
 class RowsOfPicture:
@@ -192,7 +193,7 @@ def _require_memory_of_decoder(image: Any, path: Path) -> None:
 class _InterlacedRows:
     """The rows of an upright interlaced PNG: those of its passes, in a temporary folder, put together."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, height: int, width: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="trt-hspan-", ignore_cleanup_errors=True)
         try:
             files = files_of_passes(path, Path(self._folder.name))
@@ -204,7 +205,7 @@ class _InterlacedRows:
                 "set TMPDIR to a folder with room, or save it again, not interlaced",
             ) from error
         self._passes = [(file, _VipsRows(file.path, where=path)) for file in files]
-        self.height, self.width = size_for_streaming(path) or (0, 0)
+        self.height, self.width = height, width
         self.pixels = dataclasses.replace(self._passes[0][1].pixels, where=path)
         self.metadata = metadata_of_file(path)
         self._buffer = array_of_own_pages((0, self.width, self.pixels.channels), self.pixels.dtype)
