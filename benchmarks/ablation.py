@@ -25,10 +25,10 @@ from trt_hspan.errors import HspanError
 
 if TYPE_CHECKING:
     from trt_hspan.evaluation.datasets import Sample
-    from trt_hspan.quantization.measure import Measurement
-    from trt_hspan.quantization.source import Source
-    from trt_hspan.quantization.table import CalibrationTable, Method
-    from trt_hspan.quantization.tiles import TilePlan
+    from trt_hspan.precision.crops import TilePlan
+    from trt_hspan.precision.quantize.measure import Measurement
+    from trt_hspan.precision.quantize.source import Source
+    from trt_hspan.precision.quantize.table import CalibrationTable, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,10 @@ class Ablation:
     """One network, pictures to calibrate on, and pictures to measure on."""
 
     def __init__(self, checkpoint: str, calibration: str, images: str, *, plan: TilePlan, side: int) -> None:
-        from trt_hspan.quantization import tiles
-        from trt_hspan.quantization.layers import layers_to_quantize
-        from trt_hspan.quantization.measure import HeldOut
-        from trt_hspan.quantization.source import source_from_path
+        from trt_hspan.precision import crops as tiles
+        from trt_hspan.precision.quantize.layers import layers_to_quantize
+        from trt_hspan.precision.quantize.measure import HeldOut
+        from trt_hspan.precision.quantize.source import source_from_path
 
         self._source = source_from_path(checkpoint, base="fp32")
         self._nodes = layers_to_quantize(self._source.base)
@@ -82,8 +82,8 @@ class Ablation:
 
     def measure(self, variant: Variant) -> Measurement:
         """Makes the network of a row and runs it on every tile."""
-        from trt_hspan.quantization.insertion import LayerScales, model_with_qdq
-        from trt_hspan.quantization.scales import scale_from_range
+        from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq
+        from trt_hspan.precision.quantize.scales import scale_from_range
 
         source = self._equalised(variant.equalised)
         model = onnx.ModelProto()
@@ -104,7 +104,7 @@ class Ablation:
         return self._source if part == 0 else replace(self._source, base=equalised(self._source.base, part))
 
     def _table(self, source: Source, method: Method, part: float) -> CalibrationTable:
-        from trt_hspan.quantization.pipeline import QuantizationRequest, calibration_table
+        from trt_hspan.precision.quantize.pipeline import QuantizationRequest, calibration_table
 
         if (method, part) not in self._tables:
             request = QuantizationRequest(
@@ -122,8 +122,8 @@ class Ablation:
 
     def _quantize_weights(self, model: onnx.ModelProto, source: Source, variant: Variant) -> None:
         """Replaces the layers' weights by what their quantised form stands for, and corrects biases if asked to."""
-        from trt_hspan.quantization.scales import quantized_weights, weight_scales
-        from trt_hspan.quantization.table import flips_from_text
+        from trt_hspan.precision.quantize.scales import quantized_weights, weight_scales
+        from trt_hspan.precision.quantize.table import flips_from_text
 
         rounding = self._table(source, "mse", variant.equalised).rounding
         means = self._input_means(source.base) if variant.bias_correction else {}
@@ -145,8 +145,8 @@ class Ablation:
         """Mean of each channel of each layer's input, over the calibration tiles."""
         from trt_hspan.graph import INPUT_NAME, model_with_attention_function
         from trt_hspan.media.images import tensor_from_image
-        from trt_hspan.quantization import tiles
-        from trt_hspan.quantization.execution import session_from_bytes
+        from trt_hspan.precision import crops as tiles
+        from trt_hspan.runtime.onnxruntime_graphs import session_from_bytes
 
         whole = model_with_attention_function(model)
         names = sorted({node.input[0] for node in self._nodes})
@@ -216,7 +216,7 @@ def main() -> int:
     parser.add_argument("--side", type=int, default=96, help="of the tiles to measure on, in input pixels")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
-    from trt_hspan.quantization.tiles import TilePlan
+    from trt_hspan.precision.crops import TilePlan
 
     try:
         ablation = Ablation(

@@ -145,7 +145,7 @@ def measure(name: str, length: int, regime: str, threads: int) -> dict[str, Any]
 
 def run_all(lengths: list[int], threads: int) -> list[dict[str, Any]]:
     """Every measurement that fits in memory, peers' times beside each of this package."""
-    from trt_hspan.cli.output import progress
+    from trt_hspan.cli.progress import progress
 
     plan = [
         (name, length, regime)
@@ -222,7 +222,7 @@ def main() -> None:
         sys.exit("benchmarks/attention.py: entmax is not installed; pip install 'trt-hspan[benchmark]'")
     import torch
 
-    from trt_hspan.ops.native import native_library
+    from trt_hspan.native.cpu_attention import native_library
 
     library = native_library()
     if library is None:

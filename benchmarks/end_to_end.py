@@ -117,9 +117,9 @@ def measure(form: str, side: int, threads: int, folder: str) -> dict[str, Any]:
 def write_int8(path: Path) -> None:
     """The network quantised to INT8."""
     from trt_hspan.graph import save_onnx
-    from trt_hspan.quantization.pipeline import QuantizationRequest, quantize
-    from trt_hspan.quantization.source import source_from_path
-    from trt_hspan.quantization.tiles import TilePlan
+    from trt_hspan.precision.crops import TilePlan
+    from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
+    from trt_hspan.precision.quantize.source import source_from_path
 
     request = QuantizationRequest(
         precision="int8",
@@ -132,7 +132,7 @@ def write_int8(path: Path) -> None:
 
 
 def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
-    from trt_hspan.cli.output import progress
+    from trt_hspan.cli.progress import progress
     from trt_hspan.export import export_onnx
     from trt_hspan.runtime.torch_runner import has_bf16_instructions
 

@@ -152,9 +152,9 @@ def main() -> None:
     from trt_hspan.cli.output import print_rows
     from trt_hspan.graph import model_for_cpu, model_with_attention_function, quantization_from_model
     from trt_hspan.graph.integer_cpu import model_with_integer_kernels
-    from trt_hspan.quantization.pipeline import QuantizationRequest, quantize
-    from trt_hspan.quantization.source import source_from_path
-    from trt_hspan.quantization.tiles import TilePlan
+    from trt_hspan.precision.crops import TilePlan
+    from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
+    from trt_hspan.precision.quantize.source import source_from_path
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="hspan-tiny-x4")

@@ -21,12 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
-from trt_hspan.engine.plugin_build import sources_folder
-from trt_hspan.engine.plugin_code import KernelCode, inspect_kernels
-from trt_hspan.engine.plugin_library import architecture_from_target
-from trt_hspan.engine.plugin_loops import Loop
-from trt_hspan.engine.plugin_roofline import GPUS, LENGTHS, attention_work, floor_ms
+from tools.kernel_report.plugin_code import KernelCode, inspect_kernels
+from tools.kernel_report.plugin_loops import Loop
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.jetson.roofline import GPUS, LENGTHS, attention_work, floor_ms
+from trt_hspan.native.build import sources_folder
+from trt_hspan.native.plugin import architecture_from_target
 
 BOUND = "bound from published peak rates, not a measurement"
 
@@ -85,7 +85,7 @@ def parsed_arguments() -> argparse.Namespace:
 def inspected(arguments: argparse.Namespace) -> list[KernelCode]:
     if arguments.jobs < 1:
         raise UsageError("--jobs", f"got {arguments.jobs}, expected at least 1")
-    from trt_hspan.cli.output import progress
+    from trt_hspan.cli.progress import progress
 
     with progress("compiling the kernels", total=1.0) as bar:
         task = bar.task_ids[0]

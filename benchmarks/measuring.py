@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from trt_hspan.benchmarking.machine import PeakMemory
-from trt_hspan.runtime.memory import available_memory_bytes
+from trt_hspan.machine.facts import PeakMemory
+from trt_hspan.machine.memory import available_memory_bytes
 
 
 def in_child(script: str, arguments: dict[str, Any]) -> dict[str, Any]:

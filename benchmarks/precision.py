@@ -34,7 +34,7 @@ from trt_hspan.errors import HspanError
 
 if TYPE_CHECKING:
     from trt_hspan.evaluation.compare import ValidationReport
-    from trt_hspan.quantization.tiles import Tile
+    from trt_hspan.precision.crops import Tile
 
 FLOATS: Final = ("fp32", "fp16", "bf16")
 METHODS: Final = ("minmax", "percentile", "entropy", "mse")
@@ -131,9 +131,9 @@ def made_networks(arguments: argparse.Namespace, folder: Path, scale: int) -> It
     """Exports and quantises, one file after the other."""
     from trt_hspan.export import export_onnx
     from trt_hspan.graph import save_onnx
-    from trt_hspan.quantization.pipeline import QuantizationRequest, quantize
-    from trt_hspan.quantization.source import source_from_path
-    from trt_hspan.quantization.tiles import TilePlan, pictures_for_calibration, tiles_from_samples
+    from trt_hspan.precision.crops import TilePlan, pictures_for_calibration, tiles_from_samples
+    from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
+    from trt_hspan.precision.quantize.source import source_from_path
 
     for precision in FLOATS:
         note(f"exporting {precision}")

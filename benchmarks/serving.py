@@ -108,7 +108,7 @@ def ways_of_pictures(
 
     from trt_hspan.media.pictures import Picture, decode_image, encode_image
     from trt_hspan.serving.client import UpscaleClient
-    from trt_hspan.upscaling.upscale_options import UpscaleOptions
+    from trt_hspan.upscaling.options import UpscaleOptions
     from trt_hspan.upscaling.upscaler import upscale_array
 
     file = encode_image(Picture(pixels=photograph(side)), ".png")
@@ -233,7 +233,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args(words)
     os.environ["OMP_NUM_THREADS"] = "1"
-    from trt_hspan.runtime.memory import keep_freed_memory
+    from trt_hspan.machine.memory import keep_freed_memory
     from trt_hspan.runtime.opening import open_runner
 
     keep_freed_memory()  # as the server's processes do

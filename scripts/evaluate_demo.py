@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tools.training.data import Pair, load_pairs
+from tools.training.figures import attention_samples, qualities
+from tools.training.tables import attention_table, quality_table, write_attention_picture
 from trt_hspan.errors import HspanError
+from trt_hspan.machine.memory import keep_freed_memory
 from trt_hspan.model import load_model
-from trt_hspan.runtime.memory import keep_freed_memory
-from trt_hspan.training.data import Pair, load_pairs
-from trt_hspan.training.figures import attention_samples, qualities
-from trt_hspan.training.tables import attention_table, quality_table, write_attention_picture
 
 
 def main() -> int:

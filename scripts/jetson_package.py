@@ -8,6 +8,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
-    from trt_hspan.packaging.command import main
+    from tools.jetson_package.command import main
 
     sys.exit(main())

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools.training.photographs import DEBIAN_PACKAGES, prepare
 from trt_hspan.errors import HspanError
-from trt_hspan.training.photographs import DEBIAN_PACKAGES, prepare
 
 
 def _unpack_debian_packages(folder: Path) -> None:

@@ -10,11 +10,9 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from trt_hspan.errors import HspanError
-from trt_hspan.runtime.memory import keep_freed_memory
-from trt_hspan.training.curve import write_curve
-from trt_hspan.training.data import load_pairs
-from trt_hspan.training.loop import (
+from tools.training.curve import write_curve
+from tools.training.data import load_pairs
+from tools.training.loop import (
     Report,
     Training,
     TrainingConfig,
@@ -22,6 +20,8 @@ from trt_hspan.training.loop import (
     sole_training_in,
     train,
 )
+from trt_hspan.errors import HspanError
+from trt_hspan.machine.memory import keep_freed_memory
 
 
 def _arguments() -> argparse.Namespace:

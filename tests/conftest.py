@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +14,11 @@ from numpy.typing import NDArray
 from support.command_line import CommandLine
 from support.export_cache import ExportCache
 from support.golden import ATTENTION_CASES, GOLDEN, NETWORK_CASES, GoldenNetwork, load_golden_network
+
+from trt_hspan.native.build import build_plugin
+from trt_hspan.native.cpu_attention import NativeLibrary
+from trt_hspan.native.cpu_build import build_native_library
+from trt_hspan.native.toolchain import find_cmake
 
 if TYPE_CHECKING:
     import torch
@@ -55,3 +64,32 @@ def small_engine(tmp_path_factory: pytest.TempPathFactory, exported: ExportCache
     from support.small_engine import build_small_engine
 
     return build_small_engine(tmp_path_factory.mktemp("engine"), exported("small_x4", precision="fp16"))
+
+
+@pytest.fixture(scope="session")
+def plugin_library() -> Path:
+    """The plugin library at its default place, compiled with nvcc unless it is up to date."""
+    return build_plugin().path
+
+
+@pytest.fixture(scope="session")
+def library() -> NativeLibrary:
+    """The native CPU library, compiled where it is missing or out of date."""
+    return NativeLibrary(build_native_library().path)
+
+
+@pytest.fixture(scope="session")
+def emulation_folder() -> Path:
+    """A CMake build folder with the emulated kernels and their tests; built again only where sources changed."""
+    root = Path(__file__).resolve().parents[1]
+    folder = root / "build" / "emulation"
+    configure = [str(find_cmake()), "-S", str(root), "-B", str(folder)]
+    configure += ["-DHSPAN_BUILD_PLUGIN=OFF", "-DHSPAN_BUILD_TESTS=ON"]
+    build = [str(find_cmake()), "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist runs several processes with a session each
+        for command in (configure, build):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return folder

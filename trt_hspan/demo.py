@@ -16,8 +16,7 @@ import numpy as np
 from trt_hspan.data import DEMO_PHOTOGRAPH
 from trt_hspan.engine.build import build_engine
 from trt_hspan.engine.manifest import EngineManifest
-from trt_hspan.engine.plugin_build import build_plugin
-from trt_hspan.engine.spec import Attention, EngineSpec, ImageSize, ProfileRequest
+from trt_hspan.engine.spec import Attention, EngineSpec, ProfileRequest
 from trt_hspan.evaluation.compare import Quality, ValidationReport, validate
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.evaluation.figures import Crop, Panel, save_comparison
@@ -25,8 +24,10 @@ from trt_hspan.evaluation.metrics import psnr_y, ssim_y
 from trt_hspan.evaluation.resize import bicubic_resize
 from trt_hspan.export import export_onnx
 from trt_hspan.media.images import Uint8Array, image_from_tensor, read_image, write_image
+from trt_hspan.native.build import build_plugin
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.runtime.torch_runner import TorchRunner
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.picture_files import Upscaled, upscale_file
 
 CHECKPOINT: Final = "hspan-tiny-x4"

@@ -51,8 +51,8 @@ def test_equalisation_leaves_the_function_as_it_is(exported: ExportCache) -> Non
         sys.path.remove(str(SCRIPT.parent))
     from onnx import numpy_helper
 
-    from trt_hspan.quantization.execution import Network
-    from trt_hspan.quantization.source import source_from_path
+    from trt_hspan.precision.quantize.source import source_from_path
+    from trt_hspan.runtime.onnxruntime_graphs import Network
 
     source = source_from_path(exported("small_x4"), base="fp32")
     other = equalised(source.base, 1.0)

@@ -16,10 +16,10 @@ from support.permissions import read_only
 from support.small_networks import write_attention_network
 
 from trt_hspan.engine.manifest import verify_manifest
-from trt_hspan.engine.plugin_library import default_plugin_path
+from trt_hspan.engine.passport import build_command
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import load_onnx, metadata_from_model
-from trt_hspan.runtime.passport import build_command
+from trt_hspan.native.plugin import default_plugin_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RTX = ("--flavor", "tensorrt-rtx")
@@ -270,7 +270,7 @@ def test_ctrl_c_during_the_build_stops_it_and_leaves_nothing(network: Path) -> N
     interrupt = f"""
 sys.path.insert(0, {str(ROOT)!r})
 import os, signal
-from trt_hspan.engine.progress import PhaseTracker
+from trt_hspan.native.progress import PhaseTracker
 start = PhaseTracker.start
 def start_and_interrupt(self, name, parent, steps):
     start(self, name, parent, steps)

@@ -12,12 +12,12 @@ from support.export_cache import ExportCache
 from support.jetson_root import write_jetson_root
 from support.small_engine import SmallEngine
 
-from trt_hspan.edge import device
-from trt_hspan.edge.boards import board_from_name
-from trt_hspan.edge.device import device_from_root
-from trt_hspan.edge.network_cost import network_cost
-from trt_hspan.edge.plan import least_ms
 from trt_hspan.graph import load_onnx
+from trt_hspan.jetson.boards import board_from_name
+from trt_hspan.jetson.network_cost import network_cost
+from trt_hspan.jetson.plan import least_ms
+from trt_hspan.machine import jetson as device
+from trt_hspan.machine.jetson import device_from_root
 from trt_hspan.upscaling.tiling import tile_plan
 
 

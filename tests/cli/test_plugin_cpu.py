@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.command_line import CommandLine
 
-from trt_hspan.ops.native import LIBRARY_VARIABLE
-from trt_hspan.ops.native_build import build_native_library
+from trt_hspan.native.cpu_attention import LIBRARY_VARIABLE
+from trt_hspan.native.cpu_build import build_native_library
 
 
 def test_prints_what_the_library_is(run: CommandLine) -> None:

@@ -14,12 +14,12 @@ from support.export_cache import ExportCache
 from support.small_networks import attention_network
 from support.synthetic_pictures import picture
 
-from trt_hspan.cli import quantization_options
+from trt_hspan.cli import options as quantization_options
 from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.graph import load_onnx, precision_from_model, save_onnx
-from trt_hspan.quantization import pipeline
-from trt_hspan.quantization.pipeline import Quantized
-from trt_hspan.quantization.sensitivity import SensitivityReport
+from trt_hspan.precision.quantize import pipeline
+from trt_hspan.precision.quantize.pipeline import Quantized
+from trt_hspan.precision.quantize.sensitivity import SensitivityReport
 
 QUICK = ("--tiles", "4", "--tile", "16", "--method", "minmax", "--rounding", "nearest")
 RTX = ("--flavor", "tensorrt-rtx", "--max", "24x24")
@@ -331,7 +331,7 @@ def test_fp8_builds_where_gpus_have_it_and_the_error_names_where_not(
 def test_a_budget_that_cannot_be_met_builds_no_engine(
     run: CommandLine, network: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trt_hspan.quantization.budget import _Search
+    from trt_hspan.precision.quantize.budget import _Search
 
     monkeypatch.setattr(_Search, "_fits", lambda *_: False)  # whatever was measured, it is too much
     words = ("--precision", "int8", "--calibration", photographs, "--budget-db", "0.0001", *QUICK, *RTX)

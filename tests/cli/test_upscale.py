@@ -16,7 +16,7 @@ from support.permissions import read_only
 from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
 
-from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.media.images import image_from_tensor, read_image, tensor_from_image, write_image
 from trt_hspan.runtime import torch_runner
 from trt_hspan.runtime.torch_runner import TorchRunner

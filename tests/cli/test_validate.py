@@ -18,13 +18,14 @@ from support.golden import GOLDEN, GoldenNetwork
 from support.small_engine import SmallEngine, build_small_engine
 from support.small_networks import write_attention_network
 
-from trt_hspan.engine.gpu import gpu_architectures
-from trt_hspan.engine.spec import ImageSize, ProfileRequest
+from trt_hspan.engine.spec import ProfileRequest
 from trt_hspan.evaluation import compare, datasets
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.graph import load_onnx, save_onnx
+from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.media.images import read_image, write_image
 from trt_hspan.runtime import torch_runner
+from trt_hspan.sizes import ImageSize
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would run the engine itself")
 

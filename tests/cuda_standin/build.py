@@ -21,7 +21,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from trt_hspan.engine.plugin_toolchain import find_nvcc
+from trt_hspan.native.toolchain import find_nvcc
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "cuda-standin"

@@ -16,14 +16,14 @@ import pytest
 from cuda_standin import engine_double
 from cuda_standin.conftest import CLASSIC, RTX
 from cuda_standin.expectations import MakeEngine, batch
-from trt_hspan.benchmarking.bench import BenchSpec, run_bench
 from trt_hspan.cli import main
-from trt_hspan.edge.reference import ReferencePicture, StoredReference, write_reference
-from trt_hspan.engine.plugin_library import default_plugin_path, plugin_info_from_library
-from trt_hspan.engine.spec import ImageSize
+from trt_hspan.evaluation.speed.bench import BenchSpec, run_bench
 from trt_hspan.files import sha256_from_file
+from trt_hspan.jetson.reference import ReferencePicture, StoredReference, write_reference
 from trt_hspan.media.images import size_from_image_file, tensor_from_image, write_image
+from trt_hspan.native.plugin import default_plugin_path, plugin_info_from_library
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from trt_hspan.sizes import ImageSize
 
 
 def test_an_engine_is_benchmarked_with_and_without_graphs_and_by_stages(make_engine: MakeEngine) -> None:

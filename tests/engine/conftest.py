@@ -9,8 +9,6 @@ import pytest
 from support.permissions import read_only
 from support.small_networks import write_attention_network
 
-from trt_hspan.engine.plugin_library import default_plugin_path
-
 
 @pytest.fixture
 def unwritable_folder(tmp_path: Path) -> Iterator[Path]:
@@ -19,15 +17,6 @@ def unwritable_folder(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     with read_only(folder):
         yield folder
-
-
-@pytest.fixture(scope="session")
-def plugin_library() -> Path:
-    """The compiled plugin. Never skipped: these tests are how its TensorRT side is proven without a GPU."""
-    path = default_plugin_path()
-    if not path.is_file():
-        pytest.fail(f"{path} is missing: run trt-hspan plugin build, as make test does")
-    return path
 
 
 @pytest.fixture

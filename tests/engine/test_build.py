@@ -16,11 +16,12 @@ from trt_hspan.engine import build as build_module
 from trt_hspan.engine import builder, tensorrt_api
 from trt_hspan.engine.build import build_engine, check_buildable
 from trt_hspan.engine.manifest import EngineManifest, verify_manifest
-from trt_hspan.engine.progress import BuildProgress
-from trt_hspan.engine.spec import EngineSpec, ImageSize, ProfileRequest
+from trt_hspan.engine.spec import EngineSpec, ProfileRequest
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import load_onnx, save_onnx
+from trt_hspan.native.progress import BuildProgress
+from trt_hspan.sizes import ImageSize
 
 SMALL = ProfileRequest(max=ImageSize(height=24, width=32))
 

@@ -10,8 +10,9 @@ from support.edsr_like import EdsrLike
 
 from trt_hspan import onnx_from_model
 from trt_hspan.engine.build import build_engine
-from trt_hspan.engine.spec import Attention, EngineSpec, ImageSize, ProfileRequest
+from trt_hspan.engine.spec import Attention, EngineSpec, ProfileRequest
 from trt_hspan.graph import save_onnx
+from trt_hspan.sizes import ImageSize
 
 
 @pytest.mark.parametrize("attention", ["function", "plugin"])

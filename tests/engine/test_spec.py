@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from trt_hspan.engine.spec import (
     EngineSpec,
     ImageProfile,
-    ImageSize,
     ProfileRequest,
     default_output,
-    image_size_from_text,
     profile_request_from_text,
     profiles_for,
     target_from_text,
 )
 from trt_hspan.errors import UsageError
+from trt_hspan.sizes import ImageSize, image_size_from_text
 
 
 def size(height: int, width: int) -> ImageSize:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from trt_hspan.engine import tensorrt_api
-from trt_hspan.engine.progress import PhaseTracker
 from trt_hspan.errors import HspanError
+from trt_hspan.native.progress import PhaseTracker
 
 OLD_GPU, NO_GPU = ("sm_75",), ()
 

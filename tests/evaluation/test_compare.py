@@ -20,7 +20,7 @@ from trt_hspan.evaluation.resize import downscale
 from trt_hspan.media.images import write_image
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import RunnerPrecision
-from trt_hspan.upscaling.tile_size import TileChoice
+from trt_hspan.sizes import TileChoice
 from trt_hspan.upscaling.upscaler import UpscaleOptions
 
 

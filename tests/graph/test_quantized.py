@@ -15,7 +15,7 @@ from trt_hspan.graph import QuantizedType, model_for_cpu, quantization_from_mode
 from trt_hspan.graph.cpu import model_in_float32
 from trt_hspan.graph.integer_cpu import has_vnni, model_with_integer_kernels
 from trt_hspan.graph.quantized import convolution_macs, quantized_type_from_model
-from trt_hspan.quantization.insertion import LayerScales, model_with_qdq
+from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = [RANDOM.normal(size=(8, 8, 3, 3)).astype(np.float16) for _ in range(2)]

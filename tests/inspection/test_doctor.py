@@ -13,12 +13,12 @@ from cuda_standin.build import standin_environment
 from support.command_line import CommandLine
 from support.small_engine import SmallEngine
 
-from trt_hspan.engine import plugin_library
-from trt_hspan.engine.gpu import gpu_architectures
 from trt_hspan.errors import HspanError
 from trt_hspan.files import write_text
-from trt_hspan.inspection import machine
-from trt_hspan.inspection.machine import Finding, abilities, examine_engine, examine_machine
+from trt_hspan.inspection import doctor as machine
+from trt_hspan.inspection.doctor import Finding, abilities, examine_engine, examine_machine
+from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.native import plugin as plugin_library
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="this is about machines without a GPU")
 
@@ -66,7 +66,7 @@ def test_a_machine_without_tools_is_told_how_to_get_them(
     def missing(*_: object) -> Path:
         raise HspanError("nvcc", "no CUDA compiler found", "install the CUDA toolkit")
 
-    from trt_hspan.engine import plugin_toolchain
+    from trt_hspan.native import toolchain as plugin_toolchain
 
     monkeypatch.setattr(plugin_toolchain, "find_nvcc", missing)
     monkeypatch.setattr(plugin_library, "default_plugin_path", lambda: tmp_path / "none.so")
@@ -139,7 +139,7 @@ def test_bad_requests_are_one_line(run: CommandLine, words: list[str], code: int
 
 def test_a_driver_and_its_gpu_are_found() -> None:
     """On the stand-in driver, which has a GPU but no NVML."""
-    program = "from trt_hspan.inspection.machine import examine_machine\n"
+    program = "from trt_hspan.inspection.doctor import examine_machine\n"
     program += "for found in examine_machine(): print(found.name, found.state, found.detail)"
     done = subprocess.run(
         [sys.executable, "-c", program], env=standin_environment(), capture_output=True, text=True, check=True

@@ -14,9 +14,9 @@ from support.golden import GoldenNetwork
 from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
 
-from trt_hspan.engine.plugin_library import default_plugin_path
 from trt_hspan.files import sha256_from_file
 from trt_hspan.inspection.files import inspect_file, layers_from_tensorrt_json
+from trt_hspan.native.plugin import default_plugin_path
 
 
 def test_an_engine_is_described_by_its_manifest(small_engine: SmallEngine) -> None:

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from support.reference import attention_reference
 from torch import Tensor
 
+from trt_hspan.native.cpu_attention import NativeLibrary, NativeOptions, Route
 from trt_hspan.ops.attention import native_attention
-from trt_hspan.ops.native import NativeLibrary, NativeOptions, Route
 
 U = 2.0**-24
 BOUND = 96 * U

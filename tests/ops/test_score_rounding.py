@@ -23,8 +23,8 @@ import torch
 from support.reference import attention_reference
 from torch import Tensor
 
+from trt_hspan.native.cpu_attention import NativeLibrary, NativeOptions, Route
 from trt_hspan.ops.attention import native_attention, reference_attention
-from trt_hspan.ops.native import NativeLibrary, NativeOptions, Route
 
 BOUND = 1e-5
 

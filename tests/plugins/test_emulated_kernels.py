@@ -63,7 +63,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.golden import ATTENTION_CASES, GOLDEN
 
-from trt_hspan.engine.plugin_toolchain import find_cmake
+from trt_hspan.native.toolchain import find_cmake
 
 CTESTS = [
     "attention_forward",

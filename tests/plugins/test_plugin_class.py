@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from support.reference import attention_reference
 
-from trt_hspan.engine.plugin_toolchain import find_host_compiler, find_tensorrt_headers
+from trt_hspan.native.toolchain import find_host_compiler, find_tensorrt_headers
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(__file__).with_name("host")

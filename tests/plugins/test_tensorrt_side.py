@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from trt_hspan.engine.plugin_build import sources_folder
-from trt_hspan.engine.plugin_toolchain import find_host_compiler, find_nvcc, find_tensorrt_headers
+from trt_hspan.native.build import sources_folder
+from trt_hspan.native.toolchain import find_host_compiler, find_nvcc, find_tensorrt_headers
 
 PROGRAM = Path(__file__).with_name("engine_with_plugin.py")
 FORMATS_PROGRAM = Path(__file__).with_name("engine_with_formats.py")

@@ -14,19 +14,19 @@ from support.export_cache import ExportCache
 from support.small_networks import write_attention_network
 from support.synthetic_pictures import picture
 
-from trt_hspan.cluster.bundle import bundle_from_network
-from trt_hspan.cluster.worker import UpscaleWorker
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.graph import Precision, integer_cpu, load_onnx, save_onnx
+from trt_hspan.jobs.cluster.bundle import bundle_from_network
+from trt_hspan.jobs.cluster.worker import UpscaleWorker
 from trt_hspan.media.images import read_image, tensor_from_image, write_image
-from trt_hspan.ops import native
-from trt_hspan.quantization.pipeline import QuantizationRequest, quantize
-from trt_hspan.quantization.source import source_from_path
-from trt_hspan.quantization.tiles import TilePlan
+from trt_hspan.native import cpu_attention as native
+from trt_hspan.precision.crops import TilePlan
+from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
+from trt_hspan.precision.quantize.source import source_from_path
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from trt_hspan.runtime.opening import open_runner
+from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.picture_files import WriteOptions
-from trt_hspan.upscaling.upscale_options import UpscaleOptions
 
 OPTION = "--integer-kernels"
 BATCH = tensor_from_image(picture(44, 48, seed=9))

@@ -21,7 +21,7 @@ from support.small_networks import attention_network, write_attention_network
 from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import model_with_plugin_nodes, save_onnx
-from trt_hspan.ops import native
+from trt_hspan.native import cpu_attention as native
 from trt_hspan.ops.attention import high_similarity_pass_attention
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 

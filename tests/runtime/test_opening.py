@@ -11,8 +11,8 @@ from support.golden import GoldenNetwork
 from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
 
-from trt_hspan.engine.gpu import gpu_architectures
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.media.pictures import write_picture
 from trt_hspan.runtime import opening, tensorrt_runner, torch_runner
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner

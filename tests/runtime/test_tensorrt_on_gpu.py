@@ -10,13 +10,14 @@ import pytest
 from support.golden import GoldenNetwork
 
 from trt_hspan.engine.build import build_engine
-from trt_hspan.engine.gpu import gpu_architectures
-from trt_hspan.engine.spec import EngineSpec, ImageSize, ProfileRequest
+from trt_hspan.engine.spec import EngineSpec, ProfileRequest
 from trt_hspan.evaluation.metrics import agreement
+from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from trt_hspan.runtime.runner import Float32Array
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
 from trt_hspan.runtime.torch_runner import TorchRunner
+from trt_hspan.sizes import ImageSize
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,11 +12,12 @@ import pytest
 from support.golden import GoldenNetwork
 from support.small_engine import SmallEngine
 
-from trt_hspan.engine import gpu, tensorrt_api
-from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.engine import tensorrt_api
 from trt_hspan.engine.manifest import PluginRecord
 from trt_hspan.errors import HspanError
 from trt_hspan.files import write_text
+from trt_hspan.machine import gpu
+from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner, engine_can_execute
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="this is about machines without a GPU")

@@ -15,8 +15,9 @@ from support.served_pictures import pixels_of, png
 from support.served_requests import ask, statistics, until
 from support.small_engine import SmallEngine, build_small_engine
 
-from trt_hspan.engine.spec import ImageSize, ProfileRequest
+from trt_hspan.engine.spec import ProfileRequest
 from trt_hspan.serving.model_config import config_from_text
+from trt_hspan.sizes import ImageSize
 
 SMALL = ProfileRequest(max=ImageSize(height=24, width=32), min_batch=1, opt_batch=2, max_batch=4)
 LARGE = ProfileRequest(min=ImageSize(height=16, width=16), max=ImageSize(height=48, width=40))

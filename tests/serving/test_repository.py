@@ -19,9 +19,9 @@ from support.permissions import read_only
 from support.small_engine import SmallEngine
 
 from trt_hspan.engine.manifest import PluginRecord, read_manifest
-from trt_hspan.engine.plugin_library import default_plugin_path
 from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
+from trt_hspan.native.plugin import default_plugin_path
 from trt_hspan.serving.containers import TENSORRT_BY_IMAGE, image_for_tensorrt
 from trt_hspan.serving.model_config import config_from_text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trt_hspan.packaging.cross_toolkit import CROSS_COMPILER, CROSS_PACKAGE
+from tools.jetson_package.cross_toolkit import CROSS_COMPILER, CROSS_PACKAGE
 
 #: Where Debian's cross compiler has the target's C and C++ libraries.
 SYSTEM_ROOT = Path("/usr/aarch64-linux-gnu")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from trt_hspan.quantization.tiles import TilePlan
+from trt_hspan.precision.crops import TilePlan
 
 PLAN = TilePlan(count=6, side=20)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from trt_hspan.engine.build import build_engine
 from trt_hspan.engine.manifest import EngineManifest
-from trt_hspan.engine.spec import EngineSpec, ImageSize, ProfileRequest
+from trt_hspan.engine.spec import EngineSpec, ProfileRequest
+from trt_hspan.sizes import ImageSize
 
 
 @dataclass(frozen=True)

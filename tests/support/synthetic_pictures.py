@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tools.training.data import Pair, Pixels
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.training.data import Pair, Pixels
 
 
 def picture(height: int, width: int, *, seed: int) -> Pixels:

@@ -15,10 +15,10 @@ from support.runner_doubles import NearestRunner
 from support.torch_function_runner import TorchFunctionRunner, convolutions
 
 from trt_hspan.errors import HspanError
+from trt_hspan.machine.memory import array_of_own_pages
 from trt_hspan.media import picture_rows
 from trt_hspan.media.picture_rows import rows_of_file, size_for_streaming
 from trt_hspan.media.pictures import read_picture, write_picture
-from trt_hspan.runtime.memory import array_of_own_pages
 from trt_hspan.upscaling import picture_files, streaming
 from trt_hspan.upscaling.picture_files import WriteOptions, upscale_picture_file
 from trt_hspan.upscaling.streaming import upscale_stream

@@ -18,9 +18,9 @@ from support.torch_function_runner import TorchFunctionRunner, convolutions, glo
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import ShapeLimit
+from trt_hspan.sizes import TileChoice
 from trt_hspan.upscaling import tile_size
 from trt_hspan.upscaling.tile_effect import tile_effect
-from trt_hspan.upscaling.tile_size import TileChoice
 from trt_hspan.upscaling.upscaler import (
     UpscaleOptions,
     Upscaler,

@@ -21,14 +21,14 @@ from trt_hspan.cli import (
     doctor,
     export,
     inspect,
-    jetson,
     plugin,
     quantize,
     sensitivity,
     serve,
-    upscale,
     validate,
 )
+from trt_hspan.cli.jetson import command as jetson
+from trt_hspan.cli.upscale import command as upscale
 from trt_hspan.errors import HspanError
 
 app = typer.Typer(

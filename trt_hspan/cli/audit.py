@@ -44,10 +44,11 @@ def audit(
     json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
 ) -> None:
     """Print the range of every node against the type's limit. Decides nothing: the exit code is 0 either way."""
-    from trt_hspan.cli.output import print_json, progress
-    from trt_hspan.evaluation.range_request import samples_from_audit_option
-    from trt_hspan.evaluation.ranges import audit_ranges, check_tile, checked_low_precision
-    from trt_hspan.quantization.tiles import check_place
+    from trt_hspan.cli.output import print_json
+    from trt_hspan.cli.progress import progress
+    from trt_hspan.precision.audit.range_request import samples_from_audit_option
+    from trt_hspan.precision.audit.ranges import audit_ranges, check_tile, checked_low_precision
+    from trt_hspan.precision.crops import check_place
 
     if precision is not None:
         checked_low_precision(precision)
@@ -91,10 +92,10 @@ def subject_of_audit(model: str, precision: str | None, res_scale: float = 0.1) 
 
     suffix = Path(model).suffix.lower()
     if suffix not in (".onnx", ".plan"):
-        from trt_hspan.evaluation.ranges import checked_low_precision
         from trt_hspan.export.to_onnx import float32_onnx_from_model
         from trt_hspan.graph.headroom import HSPAN_KEEP_FP32
         from trt_hspan.model import load_model
+        from trt_hspan.precision.audit.ranges import checked_low_precision
 
         wanted = checked_low_precision(precision or "fp16")
         network = load_model(model, res_scale=res_scale)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from trt_hspan.benchmarking.bench import Measurement
+    from trt_hspan.evaluation.speed.bench import Measurement
 
 
 def bench(
@@ -67,12 +67,13 @@ def bench(
     """Time networks: latency percentiles, throughput, stages, memory; sweeps over sizes and batches."""
     from dataclasses import asdict
 
-    from trt_hspan.benchmarking.bench import BenchSpec, run_bench
-    from trt_hspan.benchmarking.plot import require_plot, write_plot
-    from trt_hspan.cli.output import print_json, print_rows, print_table, progress
-    from trt_hspan.cli.plugin_option import require_plugin_for
-    from trt_hspan.engine.output_set import check_writable
-    from trt_hspan.engine.spec import image_size_from_text
+    from trt_hspan.cli.options import require_plugin_for
+    from trt_hspan.cli.output import print_json, print_rows, print_table
+    from trt_hspan.cli.progress import progress
+    from trt_hspan.evaluation.speed.bench import BenchSpec, run_bench
+    from trt_hspan.evaluation.speed.plot import require_plot, write_plot
+    from trt_hspan.files import check_writable
+    from trt_hspan.sizes import image_size_from_text
 
     spec = BenchSpec(
         sources=tuple(dict.fromkeys(sources)),

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from trt_hspan.cli import quantization_options as options
+from trt_hspan.cli import options
+from trt_hspan.cli.progress import build_with_progress
 from trt_hspan.cli.quantized_build import build_quantized, chain_from_options
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest, ProfileRecord
-    from trt_hspan.engine.spec import EngineSpec, ImageSize, ProfileRequest
-    from trt_hspan.evaluation.range_request import RangeRequest
+    from trt_hspan.engine.spec import EngineSpec, ProfileRequest
+    from trt_hspan.precision.audit.range_request import RangeRequest
+    from trt_hspan.sizes import ImageSize
 
 _RTX_PLUGIN_NOTE = (
     "NVIDIA documents no plugin support for TensorRT-RTX: it built this engine, "
@@ -165,7 +167,7 @@ def build(
         _refuse_export_options(
             res_scale=res_scale, opset=opset, keep_fp32=None if quantization else keep_fp32
         )
-    from trt_hspan.cli.range_options import audited_onnx, range_request
+    from trt_hspan.cli.options import audited_onnx, range_request
     from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, Precision, ProfileRequest, check_choice
 
     check_choice("--precision", precision, Precision)
@@ -215,7 +217,7 @@ def _refuse_export_options(**options: object) -> None:
 
 
 def _size(option: str, text: str | None) -> ImageSize | None:
-    from trt_hspan.engine.spec import image_size_from_text
+    from trt_hspan.sizes import image_size_from_text
 
     return None if text is None else image_size_from_text(text, option=option)
 
@@ -253,7 +255,7 @@ def _build_from_checkpoint(
     """Exports into a temporary folder, then builds; what makes the build impossible is found before the export."""
     import tempfile
 
-    from trt_hspan.cli.range_options import export_with_ranges
+    from trt_hspan.cli.options import export_with_ranges
     from trt_hspan.engine.build import check_buildable
     from trt_hspan.export.to_onnx import checked_precision, opset_to_write
 
@@ -273,22 +275,6 @@ def _build_from_checkpoint(
         # What was kept may be every node: then the graph is float32, and the engine says so.
         asked = None if ranges is not None and ranges.keep_fp32 else spec.precision
         return build_with_progress(replace(spec, onnx=exported, precision=asked, range_audit=found))
-
-
-def build_with_progress(spec: EngineSpec) -> EngineManifest:
-    """Raises: as `build_engine`."""
-    from trt_hspan.cli.output import progress
-    from trt_hspan.engine.build import build_engine
-
-    description = f"building {spec.output.name}"
-    with progress(description, total=1.0) as bar:
-        task = bar.task_ids[0]
-
-        def show(state: Any) -> None:
-            phase = f": {state.phase}" if state.phase else ""
-            bar.update(task, completed=state.fraction, description=f"{description}{phase}")
-
-        return build_engine(spec, on_progress=show)
 
 
 def _print(spec: EngineSpec, manifest: EngineManifest, *, as_json: bool) -> None:

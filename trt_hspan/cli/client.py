@@ -60,7 +60,8 @@ def client(
         raise HspanError(
             "client", f"{error.name} is not installed", "pip install 'trt-hspan[serve]'"
         ) from error
-    from trt_hspan.cli.output import print_json, print_rows, progress
+    from trt_hspan.cli.output import print_json, print_rows
+    from trt_hspan.cli.progress import progress
 
     options = {"model": model, "timeout_seconds": timeout, "retry": RetryPolicy(attempts=attempts)}
     with progress(f"up-scaling on {url}", total=len(pictures)) as bar:
@@ -113,7 +114,7 @@ def _targets(pictures: list[Path], output: Path | None, wanted: str | None) -> l
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     if twice:
         raise UsageError("--output", f"two pictures would become {twice[0]}", "rename one of them")
-    from trt_hspan.engine.output_set import check_writable
+    from trt_hspan.files import check_writable
 
     for folder in {target.parent for target in names}:
         check_writable(folder / "probe.png")

@@ -18,7 +18,8 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Export, compile the plugin, build two engines, validate, and upscale a photograph. Needs no GPU."""
-    from trt_hspan.cli.output import print_json, progress
+    from trt_hspan.cli.output import print_json
+    from trt_hspan.cli.progress import progress
     from trt_hspan.demo import run_demo
 
     with progress("starting") as bar:

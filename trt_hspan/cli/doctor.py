@@ -30,7 +30,7 @@ def doctor(
 
     from trt_hspan.cli.output import print_json, print_table
     from trt_hspan.errors import UsageError
-    from trt_hspan.inspection.machine import abilities, examine_engine, examine_machine
+    from trt_hspan.inspection.doctor import abilities, examine_engine, examine_machine
 
     if engine is not None:
         verdict = examine_engine(engine, plugin=plugin)

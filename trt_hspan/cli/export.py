@@ -47,8 +47,8 @@ def export(
     if output.suffix != ".onnx":
         raise UsageError(output, "an ONNX file's name ends in .onnx", "name another file")
     from trt_hspan.cli.audit import audit_as_dict, print_audit
+    from trt_hspan.cli.options import export_with_ranges, range_request
     from trt_hspan.cli.output import print_json, print_table
-    from trt_hspan.cli.range_options import export_with_ranges, range_request
     from trt_hspan.export.to_onnx import checked_precision, opset_to_write
 
     kind = checked_precision(precision)

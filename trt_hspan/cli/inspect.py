@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from trt_hspan.inspection.report import Layer
+    from trt_hspan.inspection.files import Layer
 
 
 def inspect(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from trt_hspan.records import _plain
 
 
 def print_json(report: Mapping[str, Any]) -> None:
@@ -61,24 +58,6 @@ def print_rows(
     console.print(table)
 
 
-@contextmanager
-def progress(description: str, *, total: float | None = None) -> Iterator[Progress]:
-    """A progress bar on stderr with one task of this description; without a total it only shows life."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        bar.add_task(description, total=total)
-        yield bar
-
-
 def _text(value: object) -> str:
     if value is None:
         return "-"
@@ -87,13 +66,3 @@ def _text(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return " x ".join(map(str, value)) if all(isinstance(i, (int, str)) for i in value) else str(value)
     return str(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    return value

@@ -10,7 +10,7 @@ import typer
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
-    from trt_hspan.engine.plugin_library import PluginInfo
+    from trt_hspan.native.plugin import PluginInfo
 
 app = typer.Typer(
     help="Compile the TensorRT plugin; tell what a compiled one is.",
@@ -70,9 +70,9 @@ def build(
             )
         _build_cpu_library(output, jobs=jobs, force=force, as_json=json)
         return
-    from trt_hspan.cli.output import progress
-    from trt_hspan.engine.plugin_build import build_plugin
-    from trt_hspan.engine.plugin_library import plugin_info_from_library
+    from trt_hspan.cli.progress import progress
+    from trt_hspan.native.build import build_plugin
+    from trt_hspan.native.plugin import plugin_info_from_library
 
     with progress("compiling the plugin", total=1.0) as bar:
         task = bar.task_ids[0]
@@ -93,9 +93,10 @@ def build(
 
 
 def _build_cpu_library(output: Path | None, *, jobs: int | None, force: bool, as_json: bool) -> None:
-    from trt_hspan.cli.output import print_json, print_table, progress
-    from trt_hspan.ops.native import NativeLibrary
-    from trt_hspan.ops.native_build import build_native_library
+    from trt_hspan.cli.output import print_json, print_table
+    from trt_hspan.cli.progress import progress
+    from trt_hspan.native.cpu_attention import NativeLibrary
+    from trt_hspan.native.cpu_build import build_native_library
 
     with progress("compiling the CPU attention library"):
         result = build_native_library(output, jobs=jobs, force=force)
@@ -123,7 +124,7 @@ def info(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell what a plugin library is and which GPUs it serves. None of its code runs."""
-    from trt_hspan.engine.plugin_library import default_plugin_path, plugin_info_from_library
+    from trt_hspan.native.plugin import default_plugin_path, plugin_info_from_library
 
     _print(plugin_info_from_library(path if path is not None else default_plugin_path()), as_json=json)
 

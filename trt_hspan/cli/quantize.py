@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_hspan.cli import quantization_options as options
+from trt_hspan.cli import options
+from trt_hspan.cli.progress import quantize_with_progress, source_with_progress
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
-    from trt_hspan.quantization.pipeline import Quantized
+    from trt_hspan.precision.quantize.pipeline import Quantized
 
 
 def quantize(
@@ -57,8 +58,8 @@ def quantize(
     if output.suffix != ".onnx":
         raise UsageError(output, "an ONNX file's name ends in .onnx", "name another file")
     from trt_hspan.cli.output import print_json, print_table
-    from trt_hspan.engine.output_set import check_writable
-    from trt_hspan.quantization.pipeline import check_places, write_quantized
+    from trt_hspan.files import check_writable
+    from trt_hspan.precision.quantize.pipeline import check_places, write_quantized
 
     check_writable(output)
     if recipe is not None:
@@ -75,7 +76,7 @@ def quantize(
             exclude=exclude,
             keep_fp32=keep_fp32,
         )
-        from trt_hspan.quantization.recipe import read_recipe
+        from trt_hspan.precision.quantize.recipe import read_recipe
 
         quantized = options.quantize_from_recipe(
             model, read_recipe(recipe), where=recipe, res_scale=res_scale
@@ -96,10 +97,10 @@ def quantize(
             no_cache=no_cache,
         )
         check_places(request)
-        source = options.source_with_progress(
+        source = source_with_progress(
             model, base=options.base_from_option(base), res_scale=res_scale, keep_fp32=keep_fp32 or ()
         )
-        quantized = options.quantize_with_progress(source, request)
+        quantized = quantize_with_progress(source, request)
     written = write_quantized(quantized, output)
     report = _report(quantized, written)
     if json:

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from trt_hspan.cli import quantization_options as options
+from trt_hspan.cli import options
+from trt_hspan.cli.progress import quantize_with_progress, source_with_progress
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
     from trt_hspan.engine.spec import EngineSpec, Precision
     from trt_hspan.graph import Precision as BasePrecision
-    from trt_hspan.quantization.pipeline import QuantizationRequest, Quantized
-    from trt_hspan.quantization.recipe import Recipe
+    from trt_hspan.precision.quantize.pipeline import QuantizationRequest, Quantized
+    from trt_hspan.precision.quantize.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def chain_from_options(
     base = options.base_from_option(given.pop("base"))
     wanted = any(given.values()) or base is not None
     if recipe is not None:
-        from trt_hspan.quantization.recipe import read_recipe
+        from trt_hspan.precision.quantize.recipe import read_recipe
 
         options.refuse_beside_recipe(base=base, **given)
         loaded = read_recipe(recipe)
@@ -113,11 +114,11 @@ def build_quantized(
     """
     import tempfile
 
-    from trt_hspan.cli.build import build_with_progress
+    from trt_hspan.cli.progress import build_with_progress
     from trt_hspan.engine.build import check_buildable
-    from trt_hspan.engine.output_set import staged_files
+    from trt_hspan.files import staged_files
     from trt_hspan.graph import save_onnx
-    from trt_hspan.quantization.pipeline import check_places, companion_texts
+    from trt_hspan.precision.quantize.pipeline import check_places, companion_texts
 
     check_buildable(spec)
     if chain.request is not None:
@@ -139,5 +140,5 @@ def _quantized(
     if chain.recipe is not None and chain.recipe_file is not None:
         return options.quantize_from_recipe(model, chain.recipe, where=chain.recipe_file, res_scale=res_scale)
     assert chain.request is not None
-    source = options.source_with_progress(model, base=chain.base, res_scale=res_scale, keep_fp32=keep_fp32)
-    return options.quantize_with_progress(source, chain.request)
+    source = source_with_progress(model, base=chain.base, res_scale=res_scale, keep_fp32=keep_fp32)
+    return quantize_with_progress(source, chain.request)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_hspan.cli import quantization_options as options
+from trt_hspan.cli import options
+from trt_hspan.cli.progress import source_with_progress, step_progress
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
-    from trt_hspan.quantization.sensitivity import SensitivityReport
+    from trt_hspan.precision.quantize.sensitivity import SensitivityReport
 
 
 def sensitivity(
@@ -67,15 +68,15 @@ def sensitivity(
     if request.calibration is None and request.held_out is None:
         raise UsageError("--held-out", "is missing: a table holds no pictures to measure on", "name some")
     from trt_hspan.cli.output import print_json, print_table
-    from trt_hspan.engine.output_set import check_writable
-    from trt_hspan.quantization.chart import require_matplotlib, write_sensitivity
-    from trt_hspan.quantization.pipeline import check_places, measure_sensitivity
+    from trt_hspan.files import check_writable
+    from trt_hspan.precision.quantize.pipeline import check_places, measure_sensitivity
+    from trt_hspan.precision.quantize.sensitivity import require_matplotlib, write_sensitivity
 
     check_writable(output)
     require_matplotlib()
     check_places(request)
-    source = options.source_with_progress(model, base=options.base_from_option(base), res_scale=res_scale)
-    with options.step_progress(f"{precision}, layer by layer") as show:
+    source = source_with_progress(model, base=options.base_from_option(base), res_scale=res_scale)
+    with step_progress(f"{precision}, layer by layer") as show:
         report = measure_sensitivity(source, request, on_progress=show)
     chart = write_sensitivity(report, output)
     if json:

@@ -159,7 +159,7 @@ def run(
 def _serve(spec: Any) -> None:
     import asyncio
 
-    from trt_hspan.cli.output import progress
+    from trt_hspan.cli.progress import progress
     from trt_hspan.serving.serve import serve
     from trt_hspan.serving.triton_install import triton_install
 
@@ -179,9 +179,9 @@ def _temporary_repository(
 ) -> Path:
     import os
 
-    from trt_hspan.engine.spec import image_size_from_text
     from trt_hspan.serving.networks import network_from_source
     from trt_hspan.serving.repository import write_repository
+    from trt_hspan.sizes import image_size_from_text
 
     size = None if options["tile"] is None else image_size_from_text(options["tile"], option="--tile")
     network_to_serve = network_from_source(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_hspan.cli.bar_option import MinPsnrOption, require_bar
-from trt_hspan.cli.plugin_option import require_plugin_for
+from trt_hspan.cli.options import MinPsnrOption, require_bar, require_plugin_for
 from trt_hspan.errors import HspanError, UsageError
 
 if TYPE_CHECKING:
@@ -89,14 +88,16 @@ def validate(
             "--report", "compares layers of ONNX files, and --precision has none", "leave one of them out"
         )
     require_plugin_for(plugin, engines)
-    from trt_hspan.cli.output import print_json, progress
+    from trt_hspan.cli.output import print_json
+    from trt_hspan.cli.progress import progress
     from trt_hspan.evaluation.compare import Outputs, common_scale, validate_all
     from trt_hspan.evaluation.datasets import samples_from_folder, shipped_samples
     from trt_hspan.evaluation.report import EvidenceCollector
     from trt_hspan.evaluation.report.rows import labels_of
     from trt_hspan.runtime.opening import open_runner
     from trt_hspan.runtime.torch_runner import TorchRunner
-    from trt_hspan.upscaling.upscale_options import UpscaleOptions, tile_from_text
+    from trt_hspan.sizes import tile_from_text
+    from trt_hspan.upscaling.options import UpscaleOptions
 
     options = UpscaleOptions(tile=tile_from_text(tile))
     if report is not None:
@@ -181,8 +182,8 @@ def _check_options(
 
 def _check_report_folder(folder: Path) -> None:
     """Finds out before the work whether the report can be written."""
-    from trt_hspan.engine.output_set import check_writable
     from trt_hspan.evaluation.report.page import PAGE_NAME, require_report_tools
+    from trt_hspan.files import check_writable
 
     if folder.is_file():
         raise UsageError("--report", f"{folder} is a file, expected a folder")

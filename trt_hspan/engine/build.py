@@ -15,9 +15,7 @@ from typing import Any
 import onnx
 
 import trt_hspan
-from trt_hspan.engine import plugin_library
 from trt_hspan.engine.builder import BuildRequest, BuiltPlan, build_plan, check_targets
-from trt_hspan.engine.gpu import gpu_architectures
 from trt_hspan.engine.manifest import (
     FORMAT_VERSION,
     EngineManifest,
@@ -25,12 +23,10 @@ from trt_hspan.engine.manifest import (
     ProfileRecord,
     QuantizationRecord,
 )
-from trt_hspan.engine.output_set import check_writable, staged_files
-from trt_hspan.engine.progress import BuildProgress
 from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, ImageProfile, Precision, profiles_for
 from trt_hspan.engine.tensorrt_api import load_plugin_library, load_tensorrt, select_flavor
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import sha256_from_file
+from trt_hspan.files import check_writable, sha256_from_file, staged_files
 from trt_hspan.graph import (
     base_precision_from_model,
     load_onnx,
@@ -41,6 +37,9 @@ from trt_hspan.graph import (
     quantization_from_model,
     require_attention,
 )
+from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.native import plugin as plugin_library
+from trt_hspan.native.progress import BuildProgress
 
 _LOG = logging.getLogger(__name__)
 _MIB = 1 << 20

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from trt_hspan.engine.builder_log import figures_from_log
-from trt_hspan.engine.gpu import gpu_architectures
 from trt_hspan.engine.manifest import IoTensor
-from trt_hspan.engine.progress import BuildProgress, PhaseTracker
 from trt_hspan.engine.tensorrt_api import (
     MODULE_OF,
     CollectedLog,
@@ -27,6 +25,8 @@ from trt_hspan.engine.tensorrt_api import (
     tensorrt_logger,
 )
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.native.progress import BuildProgress, PhaseTracker
 
 _T = TypeVar("_T")
 Shape = tuple[int, ...]

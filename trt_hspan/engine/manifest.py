@@ -16,9 +16,9 @@ from typing import Literal
 
 from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.engine.spec import Attention, BasePrecision, Flavor, Precision
-from trt_hspan.engine.typed_json import MistypedError, dataclass_from_json
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, sha256_from_file
+from trt_hspan.records import MistypedError, dataclass_from_json
 
 FORMAT_VERSION = 3
 _ONE_PROFILE_VERSION = 2  # had one `profile`, without a memory figure of its own

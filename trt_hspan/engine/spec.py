@@ -16,6 +16,7 @@ from typing import Literal, cast, get_args
 
 from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.sizes import ImageSize
 
 BasePrecision = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
@@ -32,34 +33,6 @@ _CHANNELS = 3
 _PROFILE_PART = re.compile(
     r"\s*(?P<name>min|opt|max)\s*=\s*(?P<shape>[0-9]{1,6}(?:[xX][0-9]{1,6}){1,3})\s*", re.ASCII
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSize:
-    """Height and width in pixels, both at least 1. `str()` gives "128x96": height first."""
-
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        for name, value in (("height", self.height), ("width", self.width)):
-            if type(value) is not int or value < 1:
-                raise UsageError("image size", f"{name} is {value!r}, expected a whole number from 1")
-
-    def __str__(self) -> str:
-        return f"{self.height}x{self.width}"
-
-
-def image_size_from_text(text: str, *, option: str) -> ImageSize:
-    """Reads "128x96" as height 128, width 96.
-
-    Raises:
-        UsageError: anything else; the line names `option`.
-    """
-    match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX]\s*([0-9]{1,6})\s*", text, flags=re.ASCII)
-    if match is None or 0 in (int(match[1]), int(match[2])):
-        raise UsageError(option, f"got {text!r}, expected height x width in pixels", "write it like 128x96")
-    return ImageSize(height=int(match[1]), width=int(match[2]))
 
 
 def target_from_text(text: str) -> str:

@@ -19,12 +19,12 @@ from typing import Any
 
 from trt_hspan.engine import rtx_wheel
 from trt_hspan.engine.builder_log import is_about_scales, is_figure, line_from_errors
-from trt_hspan.engine.gpu import gpu_architectures
-from trt_hspan.engine.install_advice import install_advice
-from trt_hspan.engine.progress import PhaseTracker
 from trt_hspan.engine.spec import Flavor
 from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
+from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.machine.install_advice import install_advice
+from trt_hspan.native.progress import PhaseTracker
 
 MODULE_OF: dict[Flavor, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _LOG = logging.getLogger("trt_hspan.tensorrt")

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from trt_hspan.evaluation.ort_session import open_session, run_session
 from trt_hspan.graph import model_for_cpu
+from trt_hspan.runtime.onnxruntime_graphs import open_session, run_session
 from trt_hspan.runtime.runner import Float32Array
 
 if TYPE_CHECKING:

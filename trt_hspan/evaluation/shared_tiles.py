@@ -13,8 +13,8 @@ import numpy as np
 
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, ShapeLimit
+from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.tile_size import plan_for_picture, require_size, size_ranges
-from trt_hspan.upscaling.upscale_options import UpscaleOptions
 from trt_hspan.upscaling.upscaler import Upscaler, reflected
 
 

@@ -1,4 +1,4 @@
-"""What is quantised in a graph, read from its Q/DQ nodes. Owns reading; writing them is `trt_hspan.quantization`'s."""
+"""What is quantised in a graph, read from its Q/DQ nodes. Owns reading; writing them is `trt_hspan.precision`'s."""
 
 from __future__ import annotations
 

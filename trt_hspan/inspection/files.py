@@ -9,13 +9,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import sha256_from_file
-from trt_hspan.inspection.report import Inspection, Layer
 
 if TYPE_CHECKING:
     import onnx
@@ -197,8 +196,8 @@ def inspect_library(path: Path) -> Inspection:
     Raises:
         HspanError: it is neither, or of another ABI version.
     """
-    from trt_hspan.engine.plugin_library import plugin_info_from_library
-    from trt_hspan.ops.native import source_sha256_from_library
+    from trt_hspan.native.cpu_attention import source_sha256_from_library
+    from trt_hspan.native.plugin import plugin_info_from_library
 
     try:
         info = plugin_info_from_library(path)
@@ -229,7 +228,7 @@ def inspect_library(path: Path) -> Inspection:
 
 def _layers_by_tensorrt(plan: Path, manifest: EngineManifest) -> tuple[Layer, ...] | None:
     """The built engine's layers; None where it cannot be opened."""
-    from trt_hspan.runtime.passport import engine_mismatches, this_machine
+    from trt_hspan.engine.passport import engine_mismatches, this_machine
 
     if engine_mismatches(plan, manifest, this_machine()):
         return None
@@ -315,3 +314,42 @@ def _tensor_bytes(tensor: onnx.TensorProto) -> int:
 
 def _producer(model: onnx.ModelProto) -> str | None:
     return " ".join(filter(None, (model.producer_name, model.producer_version))) or None
+
+
+Kind = Literal["engine", "onnx", "checkpoint", "plugin", "CPU library"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer, node or weight.
+
+    Attributes:
+        name: as the file has it.
+        type: operator, layer type, or kind of weight.
+        precision: of its result or values, such as "float16"; None when the file does not say.
+        shape: of its result or values; free dimensions keep their names, None when the file does not say.
+    """
+
+    name: str
+    type: str
+    precision: str | None = None
+    shape: tuple[int | str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A file, described.
+
+    Attributes:
+        path: the file or preset.
+        kind: what it is.
+        facts: names and plain values: who built it, precisions, profiles, memory.
+        layers: what it consists of.
+        layers_from: where the layers were read.
+    """
+
+    path: str
+    kind: Kind
+    facts: dict[str, Any]
+    layers: tuple[Layer, ...] = field(default=())
+    layers_from: str = "the file"

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
+from trt_hspan.machine.memory import array_of_own_pages, available_memory_bytes
 from trt_hspan.media import png_chunks
 from trt_hspan.media.deep_pictures import (
     TIFF_STARTS,
@@ -33,7 +34,6 @@ from trt_hspan.media.metadata import Metadata, metadata_of_file
 from trt_hspan.media.pictures import Picture
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.media.pnm import PnmHeader, PnmRows, pnm_header_of_file
-from trt_hspan.runtime.memory import array_of_own_pages, available_memory_bytes
 
 _CHUNK_BYTES: Final = 4 << 20
 _FORMATS: Final = (

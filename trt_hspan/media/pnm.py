@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
+from trt_hspan.machine.memory import array_of_own_pages
 from trt_hspan.media.images import damaged
-from trt_hspan.runtime.memory import array_of_own_pages
 
 # Comments run from # to the end of the line and stand between any two words of the header.
 _SPACE: Final = rb"(?:\s|#[^\n\r]*[\n\r])+"

@@ -1,7 +1,7 @@
 """High-similarity-pass attention as one PyTorch operator. Owns its mathematics on torch tensors, and its gradient.
 
-On a CPU the native library computes it (`trt_hspan.ops.native`, plugins/cpu); `reference_attention` is the same in
-torch alone, for other devices, for float64, and where there is no library.
+On a CPU the native library computes it (`trt_hspan.native.cpu_attention`, plugins/cpu); `reference_attention` is the
+same in torch alone, for other devices, for float64, and where there is no library.
 
 The soft threshold of HSPAN is sparsemax (Martins & Astudillo 2016): the Euclidean projection of a row of
 scores onto the probability simplex. Its threshold is found by Newton's method on the piecewise linear
@@ -17,8 +17,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from trt_hspan.native.cpu_attention import ElementType, NativeLibrary, NativeOptions, Operand, native_library
 from trt_hspan.ops.names import TORCH_OP
-from trt_hspan.ops.native import ElementType, NativeLibrary, NativeOptions, Operand, native_library
 
 # Score rows are worked on in chunks of about this size, so that the Newton passes stay in the cache.
 _CHUNK_BYTES = 2 << 20

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from trt_hspan.engine.install_advice import install_advice
 from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.machine.install_advice import install_advice
 from trt_hspan.runtime.runner import Float32Array
 
 _NON_BLOCKING: Final = 1  # CU_STREAM_NON_BLOCKING: no implicit waiting for the legacy stream

@@ -106,7 +106,7 @@ class OnnxRuntimeRunner(Runner):
     def activate(self) -> None:
         from trt_hspan.graph import model_for_cpu
         from trt_hspan.graph.integer_cpu import model_with_integer_kernels
-        from trt_hspan.ops.native import native_library
+        from trt_hspan.native.cpu_attention import native_library
         from trt_hspan.runtime.onnxruntime_session import SplitSession, parts_from_model
 
         ort = imported_onnxruntime()
@@ -158,7 +158,7 @@ class OnnxRuntimeRunner(Runner):
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
         """With the native library `UPSCALED_TENSORS` of (N, features, scale * H, scale * W) float32; else the score
         tensors of the function body, `SCORE_TENSORS` of (N, L, L) float32 with L = H * W."""
-        from trt_hspan.ops.native import native_library
+        from trt_hspan.native.cpu_attention import native_library
 
         n, _, height, width = shape
         if native_library() is None:

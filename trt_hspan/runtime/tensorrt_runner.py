@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trt_hspan.engine.passport import build_command, built_for, engine_mismatches, this_machine
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
-from trt_hspan.runtime.passport import build_command, built_for, engine_mismatches, this_machine
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class TensorRtRunner(Runner):
             raise found[0]
 
     def _plugin_path(self) -> Path:
-        from trt_hspan.engine.plugin_library import default_plugin_path
+        from trt_hspan.native.plugin import default_plugin_path
 
         return self._plugin or default_plugin_path()
 

@@ -11,7 +11,7 @@ from string import Template
 from typing import Any, Final
 
 import trt_hspan
-from trt_hspan.engine.plugin_library import LIBRARY_NAME
+from trt_hspan.native.plugin import LIBRARY_NAME
 from trt_hspan.serving.containers import DEFAULT_IMAGE, image_for_tensorrt, image_name
 from trt_hspan.serving.limits import ServingLimits
 from trt_hspan.serving.networks import Network

@@ -290,8 +290,8 @@ def _check_engine(engine: Path, manifest: EngineManifest, backend: BackendChoice
 
 
 def _plugin_for(members: list[tuple[Path, EngineManifest]], plugin: Path | None) -> Path | None:
-    from trt_hspan.engine.plugin_library import default_plugin_path, plugin_info_from_library
     from trt_hspan.files import sha256_from_file
+    from trt_hspan.native.plugin import default_plugin_path, plugin_info_from_library
 
     records = [(engine, manifest.plugin) for engine, manifest in members if manifest.plugin is not None]
     if not records:

@@ -182,7 +182,7 @@ def _write_deployment(stage: Path, networks: Sequence[Network], image: str, limi
         (stage / name).write_text(text)
     (stage / "start.sh").chmod(0o755)
     for plugin in {network.plugin for network in networks if network.plugin is not None}:
-        from trt_hspan.engine.plugin_library import LIBRARY_NAME
+        from trt_hspan.native.plugin import LIBRARY_NAME
 
         shutil.copyfile(plugin, stage / LIBRARY_NAME)
 

@@ -77,7 +77,7 @@ class TritonInstall:
 
 def default_install_folder() -> Path:
     """Where the server is unpacked: build/triton of a checkout, else the user's cache folder."""
-    from trt_hspan.engine.plugin_library import is_checkout, user_cache_folder
+    from trt_hspan.native.plugin import is_checkout, user_cache_folder
 
     root = Path(__file__).resolve().parents[2]
     base = root / "build" if is_checkout(root) else user_cache_folder()

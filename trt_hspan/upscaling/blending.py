@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_hspan.runtime.memory import array_of_own_pages
+from trt_hspan.machine.memory import array_of_own_pages
 from trt_hspan.upscaling.tiling import Span, TilePlan
 
 Float32Array = npt.NDArray[np.float32]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trt_hspan.runtime.runner import Float32Array
-from trt_hspan.upscaling.upscale_options import UpscaleOptions
+from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.upscaler import Upscaler, upscale_batch
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.memory import available_memory_bytes, require_memory
+from trt_hspan.machine.memory import available_memory_bytes
+from trt_hspan.runtime.memory import require_memory
 from trt_hspan.runtime.runner import CHANNELS, Limits
+from trt_hspan.sizes import TileChoice
 from trt_hspan.upscaling.tiling import TilePlan, tile_plan
-
-#: "auto", "none", or (height, width) in input pixels.
-TileChoice = Literal["auto", "none"] | tuple[int, int]
 
 # Where no profile sets a limit, time does: attention takes time in proportion to a tile's pixels squared, so the
 # whole picture's time is in proportion to the pixels of one tile.

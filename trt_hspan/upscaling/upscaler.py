@@ -20,6 +20,7 @@ from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.media.pixels import PixelFormat, TensorFormat
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 from trt_hspan.upscaling.blending import blended_strips
+from trt_hspan.upscaling.options import DEFAULT_OPTIONS, UpscaleOptions
 from trt_hspan.upscaling.self_ensemble import TURNS, ensemble_mean
 from trt_hspan.upscaling.tile_size import (
     batch_limits,
@@ -29,7 +30,6 @@ from trt_hspan.upscaling.tile_size import (
     smaller_tile,
 )
 from trt_hspan.upscaling.tiling import Span, TilePlan, official_plan
-from trt_hspan.upscaling.upscale_options import DEFAULT_OPTIONS, UpscaleOptions
 
 __all__ = [
     "DEFAULT_OPTIONS",

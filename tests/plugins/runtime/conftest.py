@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from trt_hspan.engine.plugin_toolchain import find_cmake, find_tensorrt_headers
 from trt_hspan.engine.rtx_wheel import library_folder
+from trt_hspan.native.toolchain import find_cmake, find_tensorrt_headers
 
 ROOT = Path(__file__).resolve().parents[3]
 Float32Array = npt.NDArray[np.float32]

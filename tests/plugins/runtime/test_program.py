@@ -16,7 +16,7 @@ from PIL import Image
 from support.small_engine import SmallEngine
 from support.upscale_program import only_line
 
-from trt_hspan.engine.gpu import gpu_architectures
+from trt_hspan.machine.gpu import gpu_architectures
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="tells what happens without a GPU")
 

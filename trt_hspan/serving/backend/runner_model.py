@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.memory import keep_freed_memory
+from trt_hspan.machine.memory import keep_freed_memory
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.serving.backend.tensors import array_from_tensor, model_parameters, tensor_from_array
 from trt_hspan.serving.backend.watchdog import die_with_parent

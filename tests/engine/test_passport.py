@@ -1,0 +1,179 @@
+"""Each mismatch of an engine and a machine is one line with the command that mends it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.small_engine import SmallEngine
+
+from trt_hspan.engine import passport
+from trt_hspan.engine.manifest import EngineManifest, PluginRecord
+from trt_hspan.engine.passport import Machine, built_for, engine_mismatches
+from trt_hspan.errors import HspanError
+from trt_hspan.files import sha256_from_file
+from trt_hspan.native.plugin import PLUGIN_ABI_VERSION, default_plugin_path, plugin_info_from_library
+
+PLAN = Path("engines/net.plan")
+
+
+@pytest.fixture(scope="module")
+def plugin_library() -> Path:
+    """The compiled plugin, as `make test` makes it."""
+    path = default_plugin_path()
+    assert path.is_file(), f"{path} is missing: run trt-hspan plugin build"
+    return path
+
+
+@pytest.fixture
+def manifest(small_engine: SmallEngine) -> EngineManifest:
+    return dataclasses.replace(
+        small_engine.manifest, onnx_file="net.onnx", tensorrt_version="1.7.1.116", targets=("sm_86",)
+    )
+
+
+def machine(**changes: Any) -> Machine:
+    fields = {
+        "architecture": "sm_86",
+        "flavors": ("tensorrt-rtx",),
+        "version_of": lambda _: "1.7.1.116",
+    }
+    return Machine(**(fields | changes))
+
+
+def lines(manifest: EngineManifest, here: Machine, plugin: Path | None = None) -> list[str]:
+    found = [str(line) for line in engine_mismatches(PLAN, manifest, here, plugin=plugin)]
+    assert not any("\n" in line for line in found)
+    return found
+
+
+def with_plugin(manifest: EngineManifest, library: Path, **changes: Any) -> EngineManifest:
+    record = PluginRecord(
+        file=library.name,
+        sha256=sha256_from_file(library),
+        abi_version=PLUGIN_ABI_VERSION,
+        architectures=("sm_86",),
+    )
+    return dataclasses.replace(manifest, plugin=dataclasses.replace(record, **changes), attention="plugin")
+
+
+def test_an_engine_that_fits_has_nothing_against_it(manifest: EngineManifest) -> None:
+    assert lines(manifest, machine()) == []
+
+
+def test_no_gpu(manifest: EngineManifest) -> None:
+    (line,) = lines(manifest, machine(architecture=None))
+    assert re.search(r"net\.plan: needs a GPU: no NVIDIA GPU .*; install the driver .*--device cpu$", line)
+
+
+def test_another_flavour(manifest: EngineManifest) -> None:
+    (line,) = lines(manifest, machine(flavors=("tensorrt",)))
+    expected = "not installed here; pip install 'trt-hspan[rtx]' 'tensorrt-rtx==1.7.1.116'"
+    assert line.endswith(expected)
+    classic = dataclasses.replace(manifest, flavor="tensorrt", tensorrt_version="10.3.0")
+    (line,) = lines(classic, machine())
+    assert line.endswith("pip install 'trt-hspan[gpu]' 'tensorrt==10.3.0'")
+
+
+def test_another_version(manifest: EngineManifest) -> None:
+    (line,) = lines(manifest, machine(version_of=lambda _: "1.8.0.1"))
+    assert "was built by tensorrt-rtx version 1.7.1.116, installed is 1.8.0.1; trt-hspan build --onnx" in line
+    low, high = manifest.profiles[0].min, manifest.profiles[0].max
+    assert f"--min {low[2]}x{low[3]} --max {high[2]}x{high[3]} -o engines/net.plan" in line
+    assert line.endswith("or pip install 'tensorrt-rtx==1.7.1.116'")
+
+
+def test_a_tensorrt_that_does_not_load(manifest: EngineManifest) -> None:
+    def broken(_: object) -> str:
+        raise HspanError("tensorrt_rtx", "is installed but does not load: x", "install the package again")
+
+    (line,) = lines(manifest, machine(version_of=broken))
+    assert line.startswith("tensorrt_rtx: is installed but does not load")
+
+
+def test_another_compute_capability(manifest: EngineManifest) -> None:
+    (line,) = lines(manifest, machine(architecture="sm_89"))
+    assert "was built for sm_86, this GPU is sm_89; trt-hspan build --onnx engines/net.onnx" in line
+    assert "--flavor tensorrt-rtx --target sm_89" in line
+
+
+@pytest.mark.parametrize(
+    ("architecture", "served"),
+    [
+        ("sm_75", False),
+        ("sm_80", True),
+        ("sm_86", True),
+        ("sm_87", False),
+        ("sm_89", True),
+        ("sm_90", False),
+        ("sm_120", True),
+        ("sm_121", True),
+    ],
+)
+def test_the_default_set_of_targets(manifest: EngineManifest, architecture: str, served: bool) -> None:
+    default = dataclasses.replace(manifest, targets=())
+    assert built_for(default, architecture) == served
+    found = lines(default, machine(architecture=architecture))
+    assert bool(found) != served
+    if found:
+        assert "default set (sm_80, sm_86, sm_89, sm_120 and later)" in found[0]
+
+
+def test_all_mismatches_are_told_at_once(manifest: EngineManifest) -> None:
+    here = machine(architecture="sm_89", version_of=lambda _: "1.8.0.1")
+    assert len(lines(manifest, here)) == 2
+    assert len(lines(manifest, machine(architecture=None, flavors=()))) == 2
+
+
+def test_the_right_plugin(manifest: EngineManifest, plugin_library: Path) -> None:
+    assert lines(with_plugin(manifest, plugin_library), machine(), plugin_library) == []
+
+
+def test_a_missing_plugin(manifest: EngineManifest, plugin_library: Path, tmp_path: Path) -> None:
+    (line,) = lines(with_plugin(manifest, plugin_library), machine(), tmp_path / "none.so")
+    assert line == f"{tmp_path}/none.so: no such file or folder; check the path"
+
+
+def test_a_file_that_is_no_plugin(manifest: EngineManifest, plugin_library: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.so"
+    other.write_bytes(b"text")
+    (line,) = lines(with_plugin(manifest, plugin_library), machine(), other)
+    assert "other.so: is no shared library; name a file that trt-hspan plugin build made" in line
+
+
+def test_a_plugin_of_another_build(manifest: EngineManifest, plugin_library: Path) -> None:
+    changed = with_plugin(manifest, plugin_library, sha256="0" * 64)
+    (line,) = lines(changed, machine(), plugin_library)
+    assert "but net.plan was built with 000000000000...; name the library that it was built with" in line
+    assert "--attention plugin" in line
+
+
+def test_a_plugin_of_another_abi(manifest: EngineManifest, plugin_library: Path) -> None:
+    changed = with_plugin(manifest, plugin_library, sha256="0" * 64, abi_version=PLUGIN_ABI_VERSION + 1)
+    (line,) = lines(changed, machine(), plugin_library)
+    expected = (
+        f"has plugin ABI version {PLUGIN_ABI_VERSION}, net.plan was built with {PLUGIN_ABI_VERSION + 1}"
+    )
+    assert f"{expected}; trt-hspan build --onnx" in line
+
+
+@pytest.mark.parametrize("change", [{"name": "Other"}, {"version": "9"}])
+def test_a_plugin_of_another_name_or_version(
+    manifest: EngineManifest, plugin_library: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
+) -> None:
+    info = dataclasses.replace(plugin_info_from_library(plugin_library), **change)
+    from trt_hspan.native import plugin as module
+
+    monkeypatch.setattr(module, "plugin_info_from_library", lambda _: info)
+    changed = with_plugin(manifest, plugin_library, sha256="0" * 64)
+    (line,) = lines(changed, machine(), plugin_library)
+    assert f"is plugin {info.name} version {info.version}, net.plan needs {passport.OP_TYPE} version" in line
+
+
+def test_a_plugin_without_code_for_the_gpu(manifest: EngineManifest, plugin_library: Path) -> None:
+    old = dataclasses.replace(with_plugin(manifest, plugin_library), targets=("sm_53",))
+    (line,) = lines(old, machine(architecture="sm_53"), plugin_library)
+    assert "built without sm_53; rebuild with trt-hspan plugin build --arch 53" in line

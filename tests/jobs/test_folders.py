@@ -1,0 +1,258 @@
+"""Which files a command line means, and what happens to each."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.jobs.folders import JOURNAL_NAME, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
+from trt_hspan.upscaling.picture_files import comparison_path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """in/a.png, in/sub/b.jpg, in/sub/deep/c.gif, in/x.png/d.tif (a folder named x.png), in/v.mp4, and other files."""
+    for name in (
+        "a.png",
+        "sub/b.jpg",
+        "sub/deep/c.gif",
+        "x.png/d.tif",
+        "v.mp4",
+        "notes.txt",
+        ".hidden.png",
+        ".git/e.png",
+    ):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path / "in"
+
+
+def names(tasks: list[Task], root: Path) -> dict[str, str]:
+    return {os.path.relpath(t.source, root): os.path.relpath(t.target, root) for t in tasks}
+
+
+def test_a_folder_is_mirrored_with_its_sub_folders(folder: Path, tmp_path: Path) -> None:
+    tasks, is_folder = tasks_from_inputs([str(folder)], tmp_path / "out")
+    assert is_folder
+    assert names(tasks, tmp_path) == {
+        "in/a.png": "out/a.png",
+        "in/sub/b.jpg": "out/sub/b.jpg",
+        "in/sub/deep/c.gif": "out/sub/deep/c.png",  # GIF is not written
+        "in/x.png/d.tif": "out/x.png/d.tif",
+        "in/v.mp4": "out/v.mp4",
+    }
+
+
+def test_the_output_folder_is_not_taken_for_input(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "z.png").touch()
+    tasks, _ = tasks_from_inputs([str(folder)], folder / "out")
+    assert "z.png" not in {task.source.name for task in tasks}
+    assert len(tasks) == 5
+    matched, _ = tasks_from_inputs([str(folder / "**" / "*.png")], folder / "out")
+    assert [task.source.name for task in matched if task.source.name == "z.png"] == []
+
+
+@pytest.mark.parametrize("inputs", ["", "*.png", "**/*.*"])
+def test_results_in_the_folder_of_their_sources_are_not_taken_for_input(folder: Path, inputs: str) -> None:
+    (folder / "v.mp4").unlink()
+    words = [str(folder / inputs)]
+    first, _ = tasks_from_inputs(words, folder, suffix=".webp", companion=comparison_path)
+    assert "a.png" in {task.source.name for task in first}
+    journal = Journal(folder, "settings")
+    for task in first:
+        journal.begin(task)
+        task.target.touch()
+        comparison_path(task.target).touch()
+        journal.finish(task)
+    again, _ = tasks_from_inputs(words, folder, suffix=".webp", companion=comparison_path)
+    assert again == first
+    assert {journal.state(task) for task in again} == {"finished"}
+
+
+def test_a_pattern_is_mirrored_below_its_fixed_part(folder: Path, tmp_path: Path) -> None:
+    tasks, _ = tasks_from_inputs([str(folder / "sub" / "**" / "*.*")], tmp_path / "out")
+    assert names(tasks, tmp_path) == {"in/sub/b.jpg": "out/b.jpg", "in/sub/deep/c.gif": "out/deep/c.png"}
+
+
+def test_another_format_replaces_the_suffix_of_pictures_only(folder: Path, tmp_path: Path) -> None:
+    tasks, _ = tasks_from_inputs([str(folder)], tmp_path / "out", suffix=".webp")
+    assert {task.target.suffix for task in tasks} == {".webp", ".mp4"}
+
+
+def test_one_file_goes_to_a_file_or_into_a_folder(folder: Path, tmp_path: Path) -> None:
+    single = str(folder / "a.png")
+    for output, target, is_folder in [
+        (tmp_path / "b.jpg", tmp_path / "b.jpg", False),
+        (tmp_path / "new", tmp_path / "new" / "a.png", True),
+        (folder / "sub", folder / "sub" / "a.png", True),
+    ]:
+        tasks, found = tasks_from_inputs([single], output)
+        assert ([task.target for task in tasks], found) == ([target], is_folder)
+
+
+def test_a_name_with_brackets_that_exists_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a[1].png").touch()
+    tasks, _ = tasks_from_inputs([str(tmp_path / "a[1].png")], tmp_path / "b.png")
+    assert tasks[0].source.name == "a[1].png"
+
+
+def test_what_is_not_there_is_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for text, message in [
+        ("none.png", "none.png: no such file or folder"),
+        ("in/*.bmp", r"in/\*.bmp: matches no picture or video; check the pattern"),
+        ("empty", "empty: holds no pictures or videos"),
+        ("a" * 300, "a name of 300 bytes, at most 255 are possible; shorten it"),
+    ]:
+        with pytest.raises(HspanError, match=message):
+            tasks_from_inputs([str(tmp_path / text)], tmp_path / "out")
+
+
+def test_outputs_that_make_no_sense_are_wrong_usage(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.gif").touch()
+    single = str(folder / "a.png")
+    for inputs, output, message in [
+        ([str(folder)], tmp_path / "out", r"a\.png: would be made from .*a\.gif and from .*a\.png"),
+        ([str(folder / "sub")], tmp_path / "out.png", "is a file's name, but there may be several results"),
+        ([single, str(folder / "v.mp4")], tmp_path / "b.png", "is a file's name"),
+        ([single], folder / "a.png", "is the input itself"),
+        ([single], tmp_path / "b.xyz", "cannot tell the format from '.xyz'"),
+        ([single], tmp_path / "b.mp4", "a.png is a picture, this is a video's name"),
+        ([str(folder / "v.mp4")], tmp_path / "b.png", "v.mp4 is a video, this is a picture's name"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            tasks_from_inputs(inputs, output)
+
+
+# Doing them
+# ---------------------------------------------------------------------------------------------------
+
+
+def copy(task: Task) -> str:
+    task.target.parent.mkdir(parents=True, exist_ok=True)
+    task.target.write_bytes(task.source.read_bytes())
+    return task.source.name
+
+
+def outcomes(folder: Path, out: Path, *, settings: object = 1, overwrite: bool = False) -> dict[str, str]:
+    tasks, _ = tasks_from_inputs([str(folder)], out)
+    report = run_tasks(tasks, copy, journal=Journal(out, settings), overwrite=overwrite)
+    return {entry.task.source.name: entry.outcome for entry in report.tasks}
+
+
+def test_finished_files_are_skipped_and_missing_ones_made(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert set(outcomes(folder, out).values()) == {"done"}
+    (out / "sub" / "b.jpg").unlink()
+    assert outcomes(folder, out) == {
+        name: "done" if name == "b.jpg" else "skipped"
+        for name in ("a.png", "b.jpg", "c.gif", "d.tif", "v.mp4")
+    }
+    assert set(outcomes(folder, out, overwrite=True).values()) == {"done"}
+
+
+def test_a_file_that_somebody_else_made_is_neither_taken_for_finished_nor_replaced(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.png").write_text("mine")
+    assert outcomes(folder, out)["a.png"] == "failed"
+    assert (out / "a.png").read_text() == "mine"
+    assert outcomes(folder, out, overwrite=True)["a.png"] == "done"
+    assert outcomes(folder, out)["a.png"] == "skipped"
+
+
+def test_a_companion_that_somebody_else_made_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tasks, _ = tasks_from_inputs([str(folder / "a.png")], out)
+    mine = out / "a_compare.png"
+    out.mkdir()
+    mine.write_text("mine")
+    os.utime(mine, (1, 1))
+
+    def run(*, overwrite: bool = False, settings: int = 1) -> TaskReport:
+        journal = Journal(out, settings, companion=comparison_path)
+        (entry,) = run_tasks(tasks, copy, journal=journal, overwrite=overwrite).tasks
+        return entry
+
+    assert "a_compare.png: exists and was not made by this command; give --overwrite" in str(run().error)
+    assert not tasks[0].target.exists()
+    assert run(overwrite=True).outcome == "done"
+    tasks[0].target.unlink()
+    assert run(settings=2).outcome == "failed"
+    assert run().outcome == "done"
+    tasks[0].target.unlink()
+    Journal(out, 1).begin(tasks[0])
+    assert run().outcome == "failed"  # it was there before
+    mine.write_text("made by a process that was killed before the result was in place")
+    assert run().outcome == "done"
+
+
+def test_other_settings_or_a_changed_source_are_not_passed_off_as_finished(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    outcomes(folder, out)
+    assert set(outcomes(folder, out, settings=2).values()) == {"failed"}
+    time.sleep(0.02)
+    (folder / "a.png").write_text("changed")
+    assert outcomes(folder, out)["a.png"] == "failed"
+    tasks, _ = tasks_from_inputs([str(folder)], out)
+    report = run_tasks(tasks, copy, journal=Journal(out, 1))
+    assert "was made from an earlier state of its source; give --overwrite" in str(
+        report.of("failed")[0].error
+    )
+
+
+def test_a_file_in_place_whose_end_was_never_noted_is_finished(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tasks, _ = tasks_from_inputs([str(folder)], out)
+    Journal(out, 1).begin(tasks[0])
+    copy(tasks[0])
+    with (out / JOURNAL_NAME).open("a") as stream:
+        stream.write('{"event": "fini')  # what a killed process leaves
+    assert Journal(out, 1).state(tasks[0]) == "finished"
+    assert Journal(out, 1).state(tasks[1]) == "absent"
+    Journal(out, 1).begin(tasks[1])
+    copy(tasks[1])
+    assert Journal(out, 1).state(tasks[1]) == "finished"
+
+
+def test_a_failure_does_not_stop_the_rest(folder: Path, tmp_path: Path) -> None:
+    tasks, _ = tasks_from_inputs([str(folder)], tmp_path / "out")
+    ended: list[TaskReport] = []
+
+    def do(task: Task) -> None:
+        if task.source.name == "a.png":
+            raise HspanError(task.source, "is broken")
+        if task.source.name == "b.jpg":
+            raise ZeroDivisionError("odd\nbug")
+        copy(task)
+
+    report = run_tasks(tasks, do, journal=Journal(tmp_path / "out", 1), on_end=ended.append)
+    assert report.tasks == ended
+    assert [entry.error for entry in report.of("failed")] == [
+        f"{folder / 'a.png'}: is broken",
+        f"{folder / 'sub' / 'b.jpg'}: unexpected ZeroDivisionError: odd bug",
+    ]
+    assert len(report.of("done")) == 3
+    lines = (tmp_path / "out" / JOURNAL_NAME).read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines].count("finish") == 3
+
+
+def test_an_interruption_is_not_a_failed_file(folder: Path, tmp_path: Path) -> None:
+    tasks, _ = tasks_from_inputs([str(folder)], tmp_path / "out")
+
+    def do(task: Task) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(tasks, do)

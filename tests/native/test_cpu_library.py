@@ -1,0 +1,186 @@
+"""Finding, checking and compiling the native library, and what happens without it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from trt_hspan.errors import HspanError
+from trt_hspan.native import cpu_attention as native
+from trt_hspan.native import cpu_build as native_build
+from trt_hspan.native.cpu_attention import NativeLibrary, NativeOptions, native_library
+from trt_hspan.ops import attention, high_similarity_pass_attention
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Each test looks for the library anew, and leaves no trace."""
+    native._loaded.cache_clear()
+    yield
+    native._loaded.cache_clear()
+
+
+def compiled(folder: Path, source: str) -> Path:
+    path = folder / "library.so"
+    subprocess.run(
+        ["c++", "-shared", "-fPIC", "-x", "c++", "-", "-o", path], input=source, text=True, check=True
+    )
+    return path
+
+
+def tensors() -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(2, channels, 5, 7, generator=generator) for channels in (3, 3, 4))
+
+
+def test_operator_uses_the_library(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.LIBRARY_VARIABLE, str(library.path))
+    monkeypatch.setattr(attention, "reference_attention", None)
+    q, k, v = tensors()
+    assert high_similarity_pass_attention(q, k, v).shape == v.shape
+
+
+def test_operator_leaves_float64_to_torch(library: NativeLibrary) -> None:
+    q, k, v = (tensor.double() for tensor in tensors())
+    native_form = high_similarity_pass_attention(q.float(), k.float(), v.float())
+    torch.testing.assert_close(high_similarity_pass_attention(q, k, v).float(), native_form)
+
+
+def test_gradient_uses_the_library_forward(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [tensor.requires_grad_() for tensor in tensors()]
+    gradients = []
+    for _ in range(2):
+        high_similarity_pass_attention(*inputs).square().sum().backward()
+        gradients.append([tensor.grad.clone() for tensor in inputs if tensor.grad is not None])
+        for tensor in inputs:
+            tensor.grad = None
+        monkeypatch.setattr(attention, "native_library", lambda: None)
+    for with_library, without in zip(*gradients, strict=True):
+        torch.testing.assert_close(with_library, without, rtol=1e-4, atol=1e-5)
+
+
+def test_missing_library_is_told_once_and_torch_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    q, k, v = tensors()
+    expected = high_similarity_pass_attention(q, k, v)
+    native._loaded.cache_clear()
+    monkeypatch.setenv(native.LIBRARY_VARIABLE, str(tmp_path / "absent.so"))
+    with caplog.at_level(logging.WARNING):
+        outputs = [high_similarity_pass_attention(q, k, v) for _ in range(3)]
+    assert len(caplog.records) == 1
+    assert "absent.so" in caplog.text
+    assert "trt-hspan plugin build --cpu" in caplog.text
+    torch.testing.assert_close(outputs[2], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("int unrelated;", "is another library"),
+        ('extern "C" int hspanCpuAbiVersion() { return 999; }', "has ABI version 999, this package needs 1"),
+    ],
+)
+def test_library_that_does_not_fit_is_refused(tmp_path: Path, source: str, expected: str) -> None:
+    with pytest.raises(HspanError, match=expected):
+        NativeLibrary(compiled(tmp_path, source))
+
+
+def test_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.so").write_text("no library")
+    with pytest.raises(HspanError, match="cannot be loaded"):
+        NativeLibrary(tmp_path / "text.so")
+
+
+def test_library_of_other_sources_is_not_used(
+    library: NativeLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "copy.so"
+    shutil.copyfile(library.path, copy)
+    monkeypatch.delenv(native.LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setattr(native, "default_library_path", lambda: copy)
+    assert native_library() is not None
+    native._loaded.cache_clear()
+    monkeypatch.setattr(native, "sha256_from_sources", lambda folder: "0" * 64)
+    assert native_library() is None
+    assert "was compiled from other sources" in caplog.text
+    # Who names a library takes the responsibility.
+    monkeypatch.setenv(native.LIBRARY_VARIABLE, str(copy))
+    assert native_library() is not None
+
+
+def test_up_to_date_library_is_not_compiled_again(
+    library: NativeLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_build, "_run", None)
+    assert not native_build.build_native_library(library.path).compiled
+
+
+def test_compiler_errors_are_one_line_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = tmp_path / "sources"
+    original = native.sources_folder()
+    assert original is not None
+    shutil.copytree(original, sources)
+    (sources / "attention.cpp").write_text("int broken(\n")
+    monkeypatch.setattr(native_build, "sources_folder", lambda: sources)
+    (sources / "kernel_baseline.cpp").write_text("")
+    (sources / "kernel_avx2.cpp").write_text("")
+    (sources / "kernel_avx512.cpp").write_text("")
+    with pytest.raises(HspanError, match=r"does not compile: .*error: expected"):
+        native_build.build_native_library(tmp_path / "out" / "library.so")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [("cmake", "cmake: not found"), ("compiler", r"no C\+\+ compiler: .*absent")],
+)
+def test_missing_tools_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, expected: str
+) -> None:
+    if program == "cmake":
+        monkeypatch.setattr(native_build, "_program", lambda name: None)
+    else:
+        monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    with pytest.raises(HspanError, match=expected):
+        native_build.build_native_library(tmp_path / "library.so")
+
+
+def test_installation_without_sources_cannot_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_build, "sources_folder", lambda: None)
+    with pytest.raises(HspanError, match="holds no sources"):
+        native_build.build_native_library(tmp_path / "library.so")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        NativeOptions(instruction_set="mmx"),
+        NativeOptions(tile_rows=0),
+        NativeOptions(gather_limit=0),
+        NativeOptions(threads=0),
+        NativeOptions(tile_rows=-1),
+    ],
+)
+def test_options_that_cannot_be_are_refused(library: NativeLibrary, options: NativeOptions) -> None:
+    with pytest.raises(ValueError, match=r"mmx|at least 1|invalid"):
+        attention.native_attention(library, *tensors(), options)
+    with pytest.raises(ValueError, match=r"mmx|at least 1|no attention"):
+        library.workspace_bytes((1, 3, 35), value_channels=4, options=options)
+
+
+def test_library_needs_no_torch() -> None:
+    code = (
+        "import sys, trt_hspan.native.cpu_attention as n; n.native_library(); print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

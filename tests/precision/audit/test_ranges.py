@@ -1,0 +1,307 @@
+"""The range audit, against values computed with numpy and PyTorch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from support.golden import GOLDEN, load_golden_network
+from support.loud_network import loud_network
+from support.reference import attention_reference
+from support.small_networks import attention_network
+
+from trt_hspan import load_model
+from trt_hspan.engine.range_record import LIMITS, NodeRange, RangeAudit
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.evaluation.datasets import Sample
+from trt_hspan.export.to_onnx import (
+    HSPAN_KEEP_FP32,
+    float32_onnx_from_model,
+    typed_onnx,
+)
+from trt_hspan.graph import (
+    OnnxMetadata,
+    attention_nodes,
+    model_for_cpu,
+    model_in_precision,
+    model_with_attention_function,
+)
+from trt_hspan.media.images import tensor_from_image, write_image
+from trt_hspan.ops.names import DOMAIN, OP_TYPE
+from trt_hspan.precision.audit.chunked_attention import (
+    QUERIES_PER_CHUNK,
+    score_outputs,
+    with_chunked_attention,
+)
+from trt_hspan.precision.audit.float32_twin import float32_twin
+from trt_hspan.precision.audit.ranges import audit_ranges
+from trt_hspan.runtime.onnxruntime_graphs import open_session, run_session
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """Two pictures of 20x16 and 18x18 pixels."""
+    found = []
+    for index, (height, width) in enumerate([(16, 20), (18, 18)]):
+        pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        path = tmp_path / f"{index}.png"
+        write_image(path, pixels)
+        found.append(Sample(name=path.name, low_resolution=path, ground_truth=None, scale=4))
+    return found
+
+
+def by_name(audit: RangeAudit) -> dict[str, NodeRange]:
+    return {node.node: node for node in audit.nodes}
+
+
+def test_largest_activations_are_those_of_pytorch(samples: list[Sample]) -> None:
+    model = load_model(GOLDEN / "small_x4.pt")
+    largest: dict[str, float] = {}
+
+    def remember(name: str):
+        def hook(_: object, __: object, output: torch.Tensor) -> None:
+            largest[name] = max(largest.get(name, 0.0), float(output.abs().max()))
+
+        return hook
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(remember(name))
+    with torch.inference_mode():
+        for sample in samples:
+            model(torch.from_numpy(tensor_from_image(sample.load()[0])))
+    audit = audit_ranges(float32_onnx_from_model(model), samples, "fp16", threads=1)
+    nodes = by_name(audit)
+    for node, module in [
+        ("head.0/Conv", "head.0"),
+        ("body.0.body.0/Add", "body.0.body.0"),
+        ("body.0.body.1.conv_match1.1/PRelu", "body.0.body.1.conv_match1.1"),
+        ("body.1/Add", "body.1"),
+        ("tail.0.1/DepthToSpace", "tail.0.1"),
+        ("add_mean/Conv", "add_mean"),
+    ]:
+        # Sums of 9 * 32 products in another order: some 300 roundings of 2^-24.
+        assert nodes[node].largest == pytest.approx(largest[module], rel=3e-5), node
+    assert audit.pictures == 2
+    assert not audit.at_risk
+
+
+def test_scores_are_those_of_query_and_key(samples: list[Sample]) -> None:
+    model = attention_network()
+    audit = audit_ranges(model, samples, "fp16", threads=1)
+    weight = torch.from_numpy(numpy_helper.to_array(model.graph.initializer[0]).copy()).double()
+    largest, moved = 0.0, 0.0
+    for sample in samples:
+        image = torch.from_numpy(tensor_from_image(sample.load()[0])).double()
+        tokens = torch.nn.functional.conv2d(image, weight, padding=1).flatten(2)[0].T
+        rounded = tokens.half().double()
+        scores, low = tokens @ tokens.T, rounded @ rounded.T
+        deciding = scores > scores.amax(1, keepdim=True) - 1
+        largest = max(largest, float(scores.abs().max()))
+        moved = max(moved, float((low - scores).abs()[deciding].max()))
+    attention = by_name(audit)["attention0"]
+    # Float32 sums of 8 products against float64; the rounding error is itself rounded to some 2^-24 * largest.
+    assert attention.largest_score == pytest.approx(largest, rel=1e-5)
+    assert attention.score_error == pytest.approx(moved, rel=0.05)
+    assert all(node.largest_score is None for node in audit.nodes if node.op_type == "Conv")
+
+
+@pytest.mark.parametrize("tokens", [1, QUERIES_PER_CHUNK, QUERIES_PER_CHUNK + 1, 5 * QUERIES_PER_CHUNK - 1])
+def test_attention_in_chunks_is_exact_at_every_length(tokens: int) -> None:
+    random = np.random.default_rng(tokens)
+    inputs = [random.normal(size=(2, c, 1, tokens)).astype(np.float32) for c in (5, 5, 7)]
+    packed = np.concatenate(inputs, axis=1)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Split", ["input", "sizes"], ["q", "k", "v"], axis=1),
+            helper.make_node(OP_TYPE, ["q", "k", "v"], ["output"], name="a", domain=DOMAIN),
+        ],
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 17, "h", "w"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([5, 5, 7]), "sizes")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    model = with_chunked_attention(helper.make_model(graph, opset_imports=opsets, ir_version=10), "fp16")
+    for name in score_outputs("output"):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+    session = open_session(model, "test", 1)
+    output, largest, _ = run_session(session, ["output", *score_outputs("output")], packed, "test")
+    # Scores below 30 in float32 are off by 1e-5 at most; sparsemax is 1-Lipschitz, values are below 4.
+    np.testing.assert_allclose(output, attention_reference(*inputs), atol=1e-4)
+    scores = np.einsum("ncq,nck->nqk", inputs[0][:, :, 0], inputs[1][:, :, 0])
+    assert largest == pytest.approx(np.abs(scores).max(), rel=1e-5)
+
+
+def test_no_tensor_of_the_audit_grows_with_the_square_of_the_picture() -> None:
+    model = with_chunked_attention(float32_twin(attention_network()).model, "fp16")
+    loops = [node for node in model.graph.node if node.op_type == "Loop"]
+    assert len(loops) == 1
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    assert not products, "scores outside of the loop over chunks"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_twin_of_a_typed_network_is_the_float32_network(precision: str) -> None:
+    plain = attention_network()
+    typed = model_with_attention_function(model_in_precision(plain, precision))
+    twin = float32_twin(typed)
+    assert {node.name for node in plain.graph.node} == {
+        node.name for node in twin.model.graph.node if node.op_type != "Identity"
+    }
+    assert twin.low_nodes == {node.name for node in plain.graph.node}
+    assert all(tensor.data_type == TensorProto.FLOAT for tensor in twin.model.graph.initializer)
+    assert not float32_twin(plain).low_nodes
+
+
+def test_typed_network_itself_says_which_nodes_are_low(samples: list[Sample]) -> None:
+    model = attention_network()
+    kept = model_with_attention_function(model_in_precision(model, "fp16", keep_fp32=["conv1", "conv2"]))
+    low = {node.node: node.low for node in audit_ranges(kept, samples, "fp16", threads=1).nodes}
+    assert low["conv0"]
+    assert low["attention0"]
+    assert not low["conv1"]
+
+
+def scaled_up(model: onnx.ModelProto, index: int, factor: float) -> onnx.ModelProto:
+    weight = model.graph.initializer[index]
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(factor), weight.name))
+    return model
+
+
+def test_activation_near_the_limit_is_told_with_its_maker_and_readers(samples: list[Sample]) -> None:
+    base = audit_ranges(attention_network(), samples, "fp16", threads=1)
+    last = by_name(base)["conv1"].largest
+    assert last is not None
+    # A third of the limit is beyond the reserve's half of it only when multiplied by 2.
+    quiet = audit_ranges(scaled_up(attention_network(), 1, 65504 / last / 2.2), samples, "fp16", threads=1)
+    near = audit_ranges(scaled_up(attention_network(), 1, 65504 / last / 1.8), samples, "fp16", threads=1)
+    assert "activation" not in by_name(quiet)["conv1"].risks
+    assert by_name(near)["conv1"].risks == ("activation",)
+    assert set(by_name(near)["conv1"].cure) == {"conv1", "conv2"}
+    assert near.cure == ("conv1", "conv2")
+    assert not audit_ranges(
+        scaled_up(attention_network(), 1, 65504 / last), samples, "bf16", threads=1
+    ).at_risk
+
+
+def test_scores_near_the_limit_are_told_though_activations_are_small(samples: list[Sample]) -> None:
+    largest = by_name(audit_ranges(attention_network(), samples, "fp16", threads=1))[
+        "attention0"
+    ].largest_score
+    assert largest is not None
+    model = scaled_up(attention_network(), 0, math.sqrt(65504 / largest / 1.5))
+    attention = by_name(audit_ranges(model, samples, "fp16", threads=1))["attention0"]
+    assert attention.risks == ("score", "score precision")
+    assert attention.largest_score == pytest.approx(65504 / 1.5, rel=1e-3)
+    assert "attention0" in attention.cure
+
+
+def test_weight_beyond_the_limit_is_told(samples: list[Sample]) -> None:
+    model = attention_network()
+    weight = numpy_helper.to_array(model.graph.initializer[2]).copy()
+    weight[0, 0, 0, 0] = 70000.0
+    model.graph.initializer[2].CopyFrom(numpy_helper.from_array(weight, model.graph.initializer[2].name))
+    found = by_name(audit_ranges(model, samples, "fp16", threads=1))["conv2"]
+    assert "weight" in found.risks
+    assert found.largest_weight == 70000.0
+
+
+def test_sum_that_swallows_its_smaller_summand_is_told_for_bf16_alone(samples: list[Sample]) -> None:
+    # 30 + x, with x of some 0.3: BF16 keeps 8 bits, so its step there is 1/8 and its error 0.036; FP16 keeps 3 more.
+    graph = attention_network()
+    first = graph.graph.node[0].output[0]
+    graph.graph.initializer.append(numpy_helper.from_array(np.float32(30.0), "thirty"))
+    large = helper.make_node("Mul", [first, "zero"], ["nothing"], name="nothing")
+    graph.graph.initializer.append(numpy_helper.from_array(np.float32(0.0), "zero"))
+    lifted = helper.make_node("Add", ["nothing", "thirty"], ["lifted"], name="lifted")
+    total = helper.make_node("Add", ["lifted", first], ["total"], name="total")
+    for offset, node in enumerate((large, lifted, total)):
+        graph.graph.node.insert(1 + offset, node)
+    for node in graph.graph.node[4:]:
+        for index, name in enumerate(node.input):
+            if name == first:
+                node.input[index] = "total"
+    for precision, expected in (("bf16", True), ("fp16", False)):
+        audit = by_name(audit_ranges(graph, samples, precision, threads=1))
+        assert audit["lifted"].update_snr_db is None  # one of its summands is a constant
+        assert ("update" in audit["total"].risks) is expected
+    bf16 = by_name(audit_ranges(graph, samples, "bf16", threads=1))["total"].update_snr_db
+    fp16 = by_name(audit_ranges(graph, samples, "fp16", threads=1))["total"].update_snr_db
+    assert bf16 is not None
+    assert fp16 is not None
+    assert fp16 - bf16 == pytest.approx(20 * math.log10(8), abs=1)
+
+
+@pytest.mark.parametrize(("exponent", "naive_fails"), [(0, False), (18, True), (22, True)])
+def test_network_that_overflows_naive_fp16_comes_out_right_when_nodes_at_risk_stay_float32(
+    samples: list[Sample], exponent: int, naive_fails: bool
+) -> None:
+    golden = load_golden_network("small_x4")
+    model = loud_network(load_model(golden.checkpoint, res_scale=golden.res_scale), 2.0**exponent)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(golden.input)).numpy()
+    np.testing.assert_allclose(expected, golden.output, atol=2e-5)
+    graph = float32_onnx_from_model(model, precision="fp16")
+    audit = audit_ranges(graph, samples, "fp16", keep_fp32=HSPAN_KEEP_FP32, threads=1)
+    assert bool(audit.at_risk) is naive_fails
+    if naive_fails:
+        stream = by_name(audit)["body.0/Add"]
+        assert stream.largest is not None
+        assert stream.largest > LIMITS["fp16"]
+        assert "activation" in stream.risks
+        assert naive_fp16_is_broken(graph, golden.input)
+    cured = fp16_output(graph, audit.cure, golden.input)
+    # FP16 keeps 11 bits: 66 dB for one rounding of a value near 1, more through the residual path.
+    assert -10 * math.log10(float(np.mean((cured - expected) ** 2))) > 66
+
+
+def fp16_output(graph: onnx.ModelProto, keep_fp32: tuple[str, ...], batch: np.ndarray) -> np.ndarray:
+    typed = typed_onnx(
+        graph, "fp16", keep_fp32=(*HSPAN_KEEP_FP32, *keep_fp32), metadata=OnnxMetadata(), where="test"
+    )
+    session = open_session(model_for_cpu(typed), "test", 1)
+    return run_session(session, ["output"], batch, "test")[0]
+
+
+def naive_fp16_is_broken(graph: onnx.ModelProto, batch: np.ndarray) -> bool:
+    """Whether plain FP16 cannot hold the network: a weight does not fit, or the output is not finite."""
+    try:
+        output = fp16_output(graph, (), batch)
+    except HspanError as error:
+        return "does not fit fp16" in str(error)
+    return not np.isfinite(output).all()
+
+
+def test_large_pictures_are_audited_in_parts(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 70, 3), np.uint8)
+    pixels[39, 69] = 255
+    write_image(tmp_path / "a.png", pixels)
+    sample = Sample(name="a", low_resolution=tmp_path / "a.png", ground_truth=None, scale=1)
+    whole = audit_ranges(attention_network(), [sample], "fp16", tile=70, threads=1)
+    parts = audit_ranges(attention_network(), [sample], "fp16", tile=24, threads=1)
+    assert by_name(parts)["conv0"].largest == pytest.approx(by_name(whole)["conv0"].largest, rel=1e-5)
+    assert parts.tile == 24
+
+
+def test_wrong_requests_are_one_line(samples: list[Sample], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'int8' has no range to audit"):
+        audit_ranges(attention_network(), samples, "int8")
+    with pytest.raises(UsageError, match="--tile: got 8"):
+        audit_ranges(attention_network(), samples, "fp16", tile=8)
+    with pytest.raises(HspanError, match="there are no pictures"):
+        audit_ranges(attention_network(), [], "fp16")
+    with pytest.raises(HspanError, match="has 16 pixels where the network takes 32"):
+        audit_ranges(attention_network(shape=(1, 3, 32, 32)), samples, "fp16")
+    gone = Sample(name="a", low_resolution=tmp_path / "gone.png", ground_truth=None, scale=1)
+    with pytest.raises(HspanError, match=r"gone\.png: no such file"):
+        audit_ranges(attention_network(), [gone], "fp16")
+    no_attention = attention_network()
+    for node in attention_nodes(no_attention):
+        no_attention.graph.node.remove(node)
+    with pytest.raises(HspanError, match="holds no hspan::"):
+        audit_ranges(no_attention, samples, "fp16")

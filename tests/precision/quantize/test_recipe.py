@@ -1,0 +1,95 @@
+"""The recipe: reads back as written, makes the same bytes again, and fits one model only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from support.export_cache import ExportCache
+
+from trt_hspan import HspanError
+from trt_hspan.graph import metadata_from_model
+from trt_hspan.precision.quantize.pipeline import Quantized, write_quantized
+from trt_hspan.precision.quantize.recipe import model_from_recipe, read_recipe
+from trt_hspan.precision.quantize.source import Source, source_from_path
+
+
+def test_the_same_source_and_recipe_give_the_same_bytes(
+    int8: Quantized, exported: ExportCache, tmp_path: Path
+) -> None:
+    model_file, recipe_file, table_file = write_quantized(int8, tmp_path / "net.onnx")
+    assert table_file.name == "net.calibration.json"
+    recipe = read_recipe(recipe_file)
+    assert recipe == int8.recipe
+    fresh = source_from_path(exported("small_x2"), base="fp16")
+    again = model_from_recipe(fresh, recipe)
+    assert again.SerializeToString(deterministic=True) == model_file.read_bytes()
+    assert metadata_from_model(again).recipe_sha256 == recipe.sha256
+    assert metadata_from_model(again).calibration_sha256 == recipe.calibration_sha256
+
+
+def test_the_recipe_reads_well(int8: Quantized) -> None:
+    document = yaml.safe_load(int8.recipe.as_yaml())
+    assert list(document)[:2] == ["format", "model"]
+    layer = next(entry for entry in document["layers"] if entry["name"] == "body.0.body.0.body.0/Conv")
+    assert layer["type"] == "int8"
+    assert layer["why"]
+    assert all(isinstance(scale, float) for scale in layer["scale"].values())
+
+
+def test_an_edited_scale_changes_the_model_and_its_hash(int8: Quantized, source: Source) -> None:
+    layers = list(int8.recipe.layers)
+    name = next(iter(layers[0].scale))
+    layers[0] = dataclasses.replace(layers[0], scale={name: 2.0 * layers[0].scale[name]})
+    edited = dataclasses.replace(int8.recipe, layers=tuple(layers))
+    assert edited.sha256 != int8.recipe.sha256
+    assert model_from_recipe(source, edited) != int8.model
+
+
+def test_a_layer_that_is_set_to_the_base_type_is_not_quantised(int8: Quantized, source: Source) -> None:
+    layers = [dataclasses.replace(layer, type="fp16") for layer in int8.recipe.layers[:1]]
+    edited = dataclasses.replace(int8.recipe, layers=(*layers, *int8.recipe.layers[1:]))
+    model = model_from_recipe(source, edited)
+    node = next(node for node in model.graph.node if node.name == layers[0].name)
+    assert not node.input[1].endswith("_dequantized")
+
+
+def test_a_recipe_for_another_model_is_refused(int8: Quantized, exported: ExportCache) -> None:
+    for other in (
+        source_from_path(exported("small_x3"), base="fp16"),
+        source_from_path(exported("small_x2"), base="bf16"),
+    ):
+        with pytest.raises(
+            HspanError, match=r"net\.yaml: is for another model: small_x2.*; give the model"
+        ) as caught:
+            model_from_recipe(other, int8.recipe, where="net.yaml")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: text[: len(text) // 2] + "\n\t- [", "malformed YAML"),
+        (lambda _: "", "its format is not"),
+        (lambda _: "- 1\n- 2\n", "its format is not"),
+        (lambda text: text.replace("trt-hspan recipe 1", "trt-hspan recipe 9"), "its format is not"),
+        (lambda text: text.replace("base: fp16", "base: fp64"), "base is 'fp64', expected one of"),
+        (lambda text: text.replace("precision:", "precison:"), "the key precision is missing"),
+        (lambda text: text.replace("  type: int8", "  type: int4", 1), "expected one of int8, fp8"),
+        (lambda text: text.replace("relu: ", "relu: -", 1), "a scale of body.0.body.0.body.2/Conv is -"),
+        (lambda text: text.replace("    relu: ", "    gone: ", 1), "its scales are for gone"),
+        (lambda text: text.replace("body.0.body.0.body.0/Conv", "gone/Conv"), "gone/Conv"),
+    ],
+)
+def test_a_recipe_that_does_not_serve_is_told_in_one_line(
+    int8: Quantized, source: Source, tmp_path: Path, spoil: object, message: str
+) -> None:
+    path = tmp_path / "net.yaml"
+    assert callable(spoil)
+    path.write_text(spoil(int8.recipe.as_yaml()))
+    with pytest.raises(HspanError) as caught:
+        model_from_recipe(source, read_recipe(path), where=path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,124 @@
+"""Which pictures are taken, and how tiles are cut from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.permissions import read_only
+from support.synthetic_pictures import picture
+
+from trt_hspan import HspanError, UsageError
+from trt_hspan.precision.crops import (
+    TilePlan,
+    pictures_for_calibration,
+    pictures_sha256,
+    split,
+    tile_count,
+    tiles_from_samples,
+    with_ground_truth,
+)
+
+
+def test_every_picture_gives_tiles_and_the_same_ones_each_time(photographs: Path) -> None:
+    samples = pictures_for_calibration(str(photographs), 2)
+    for wanted, expected in ((1, 6), (6, 6), (13, 18)):
+        plan = TilePlan(count=wanted, side=20)
+        tiles = list(tiles_from_samples(samples, plan))
+        assert len(tiles) == tile_count(samples, plan) == expected
+        assert all(tile.low.shape == (20, 20, 3) for tile in tiles)
+        again = tiles_from_samples(samples, plan)
+        assert all((a.low == b.low).all() for a, b in zip(tiles, again, strict=True))
+
+
+def test_a_tile_is_part_of_its_picture_and_of_its_ground_truth(photographs: Path) -> None:
+    samples = with_ground_truth(pictures_for_calibration(str(photographs), 2))
+    tile = next(tiles_from_samples(samples, TilePlan(count=6, side=16)))
+    low, truth = samples[0].load()
+    assert truth is not None
+    assert tile.truth is not None
+    places = [
+        (y, x)
+        for y in range(low.shape[0] - 15)
+        for x in range(low.shape[1] - 15)
+        if (low[y : y + 16, x : x + 16] == tile.low).all()
+    ]
+    assert any((truth[2 * y : 2 * y + 32, 2 * x : 2 * x + 32] == tile.truth).all() for y, x in places)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "I;16", "CMYK", "P"])
+def test_pictures_of_every_colour_mode_serve(tmp_path: Path, mode: str) -> None:
+    pixels = picture(24, 24, seed=1)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(pixels).convert(mode)
+    path = tmp_path / ("p.tif" if mode == "CMYK" else "p.png")
+    image.save(path)
+    (tile,) = tiles_from_samples(pictures_for_calibration(str(tmp_path), 2), TilePlan())
+    assert tile.low.shape == (24, 24, 3)
+    assert tile.low.dtype == np.uint8
+    assert tile.low.std() > 5
+
+
+def test_every_fourth_picture_is_held_out_and_one_cannot_be_split(photographs: Path) -> None:
+    samples = pictures_for_calibration(str(photographs), 2)
+    kept, held_out = split(samples, "there")
+    assert [sample.name for sample in held_out] == ["3.png"]
+    assert len(kept) == 5
+    assert [len(part) for part in split(samples[:2], "there")] == [1, 1]
+    with pytest.raises(HspanError, match="there: one picture cannot be split"):
+        split(samples[:1], "there")
+
+
+def test_the_shipped_photographs_are_shrunk_and_none_of_them_is_a_test_picture() -> None:
+    samples = pictures_for_calibration("builtin", 4)
+    names = {sample.name for sample in samples}
+    assert len(names) >= 5
+    assert not names & {"chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg"}
+    kept, held_out = split(samples, "builtin")
+    assert kept
+    assert held_out
+    low, truth = samples[0].load()
+    assert truth is not None
+    assert truth.shape[0] == 4 * low.shape[0]
+    assert min(min(sample.size()) for sample in samples) >= 48
+
+
+def test_the_hash_follows_contents_and_plan_and_not_names(photographs: Path, tmp_path: Path) -> None:
+    samples = pictures_for_calibration(str(photographs), 2)
+    plan = TilePlan(count=6, side=20)
+    for path in sorted(photographs.iterdir()):
+        (tmp_path / f"renamed{path.name}").write_bytes(path.read_bytes())
+    renamed = pictures_for_calibration(str(tmp_path), 2)
+    assert pictures_sha256(samples, plan) == pictures_sha256(renamed, plan)
+    assert pictures_sha256(samples, TilePlan(count=7, side=20)) != pictures_sha256(samples, plan)
+    assert pictures_sha256(samples[1:], plan) != pictures_sha256(samples, plan)
+
+
+@pytest.mark.parametrize("options", [{"count": 0}, {"side": 8}])
+def test_no_tiles_or_too_small_ones_are_wrong_usage(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="expected at least"):
+        TilePlan(**options)
+
+
+def test_a_folder_that_may_not_be_read_is_told_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    with read_only(folder):
+        folder.chmod(0)
+        with pytest.raises(HspanError, match="closed: no permission to read here"):
+            pictures_for_calibration(str(folder), 2)
+
+
+def test_a_picture_that_is_too_small_is_named(tmp_path: Path) -> None:
+    Image.fromarray(picture(12, 40, seed=0)).save(tmp_path / "small.png")
+    samples = pictures_for_calibration(str(tmp_path), 2)
+    with pytest.raises(
+        HspanError, match=r"small\.png: gives an input of 40x12 pixels, expected at least 16x16"
+    ):
+        tile_count(samples, TilePlan())
+    with pytest.raises(HspanError, match="expected at least 16x16"):
+        next(tiles_from_samples(samples, TilePlan()))

@@ -1,0 +1,86 @@
+"""Markdown tables and pictures of what `figures` measured. Owns presentation only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tools.training.figures import AttentionSample, Quality
+from trt_hspan.files import atomic_path
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def quality_table(results: Sequence[Quality]) -> str:
+    """One line per picture and the means, PSNR-Y in dB and SSIM."""
+    head = [
+        "picture",
+        "bicubic",
+        "network",
+        "gain",
+        "attention off",
+        "softmax",
+        "SSIM bicubic",
+        "SSIM network",
+    ]
+    lines = [_row(head), _row(["---", *["---:"] * 7])]
+    mean = Quality(
+        name="**mean**",
+        bicubic_psnr_db=float(np.mean([r.bicubic_psnr_db for r in results])),
+        network_psnr_db=float(np.mean([r.network_psnr_db for r in results])),
+        without_attention_psnr_db=float(np.mean([r.without_attention_psnr_db for r in results])),
+        softmax_psnr_db=float(np.mean([r.softmax_psnr_db for r in results])),
+        bicubic_ssim=float(np.mean([r.bicubic_ssim for r in results])),
+        network_ssim=float(np.mean([r.network_ssim for r in results])),
+    )
+    for r in (*results, mean):
+        gain = r.network_psnr_db - r.bicubic_psnr_db
+        decibels = [f"{r.bicubic_psnr_db:.2f}", f"{r.network_psnr_db:.2f}", f"{gain:+.2f}"]
+        ssim = [f"{r.bicubic_ssim:.4f}", f"{r.network_ssim:.4f}"]
+        others = [f"{r.without_attention_psnr_db:.2f}", f"{r.softmax_psnr_db:.2f}"]
+        lines.append(_row([r.name, *decibels, *others, *ssim]))
+    return "\n".join(lines)
+
+
+def attention_table(samples: Sequence[AttentionSample]) -> str:
+    """One line per picture and block: quantiles of the support size, of the score range and maximum."""
+    head = ["picture", "block", "L", "support min", "median", "95 %", "max", "share of L, median"]
+    head += ["rows above 128", "score range median", "max", "largest score"]
+    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    for s in samples:
+        median, p95 = np.percentile(s.support, [50, 95])
+        sizes = [f"{s.support.min()}", f"{median:.0f}", f"{p95:.0f}", f"{s.support.max()}"]
+        shares = [f"{median / s.positions:.2%}", f"{np.mean(s.support > 128):.1%}"]
+        scores = [np.median(s.score_range), s.score_range.max(), s.score_maximum.max()]
+        numbers = [*sizes, *shares, *(f"{score:.2f}" for score in scores)]
+        lines.append(_row([s.picture, str(s.block), str(s.positions), *numbers]))
+    return "\n".join(lines)
+
+
+def write_attention_picture(samples: Sequence[AttentionSample], target: Path) -> None:
+    """Per block: the share of rows whose support is at most x, and whose score range is at most x."""
+    from matplotlib.figure import Figure
+
+    blocks = sorted({s.block for s in samples})
+    figure = Figure(figsize=(5 * len(blocks), 7.5), layout="constrained")
+    axes = figure.subplots(2, len(blocks), squeeze=False, sharey=True, sharex="row")
+    for column, block in enumerate(blocks):
+        for sample in (s for s in samples if s.block == block):
+            share = np.arange(1, len(sample.support) + 1) / len(sample.support)
+            label = f"{sample.picture} (L = {sample.positions})"
+            axes[0][column].plot(np.sort(sample.support), share, label=label)
+            axes[1][column].plot(np.sort(sample.score_range), share, label=label)
+        axes[0][column].set(xscale="log", xlabel="support size of a row", title=f"attention block {block}")
+        axes[1][column].set(xscale="log", xlabel="score range of a row (largest - smallest)")
+        for axis in (axes[0][column], axes[1][column]):
+            axis.grid(alpha=0.3)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share of rows at or below")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(blocks), fontsize="small")
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=90)

@@ -1,0 +1,159 @@
+"""`trt-hspan upscale` with standard input or standard output. Owns the two ends; the work in between is on files.
+
+What comes through a pipe is put into a temporary file and what goes out comes from one, so that large pictures are
+streamed as files are, and so that nothing is sent before the result is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from trt_hspan.cli.upscale.job import (
+    at_work,
+    require_no_suffix,
+    require_used,
+    runner_for,
+    tell_one,
+    terminated_as_interrupt,
+)
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.files import check_writable
+from trt_hspan.jobs.folders import VIDEO_SUFFIXES, Task
+from trt_hspan.media.images import not_a_picture, require_writable_suffix, suffix_from_start
+
+if TYPE_CHECKING:
+    from trt_hspan.cli.upscale.job import UpscaleRequest
+
+PIPE: Final = "-"
+_INPUT: Final = "standard input"
+_OUTPUT: Final = "standard output"
+_CHUNK_BYTES: Final = 1 << 20
+
+
+def run_upscale_pipe(request: UpscaleRequest) -> int:
+    """One picture, or a video to a file; prints the result where standard output is free. Returns the exit code.
+
+    Raises:
+        HspanError: the picture fails as a file would, an end of the pipe is closed, or there is no room for it.
+        UsageError: several inputs, options that do not go with a pipe, or a terminal at one of its ends.
+    """
+    with terminated_as_interrupt():
+        _require_pipe(request)
+        runner = runner_for(request)
+        with _temporary_folder() as folder:
+            task = _task(request, folder)
+            require_used(request, [task])
+            with at_work(request, runner, [task]) as work:
+                result = work.do_only(task)
+            if request.output != PIPE:
+                return tell_one(request, work, _INPUT, result)
+            _send(task.target)
+    return 0
+
+
+def _require_pipe(request: UpscaleRequest) -> None:
+    """Whatever can be told before the network is opened and anything is read."""
+    if len(request.inputs) != 1:
+        raise UsageError(PIPE, "a pipe carries one picture", "give one input")
+    (name,) = request.inputs
+    if name == PIPE:
+        _require_end(sys.stdin, _INPUT, "type no picture, send one: < picture.png")
+    if request.output != PIPE:
+        require_no_suffix(request)
+        target = Path(request.output)
+        if not _is_video(target):
+            require_writable_suffix(target)
+        check_writable(target)
+        return
+    for option, asked in (
+        ("--json", request.json),
+        ("--compare", request.writing.compare),
+        ("--tile-effect", request.writing.tile_effect),
+        ("--codec", request.video.codec is not None),
+        ("--crf", request.video.crf is not None),
+    ):
+        if asked:
+            raise UsageError(option, "does not go with a pipe", "leave it out, or name files")
+    if _is_video(Path(name)):
+        raise UsageError(PIPE, f"carries a picture, and {name} is a video", "name a file to write")
+    _require_end(sys.stdout, _OUTPUT, "redirect it: > picture.png")
+
+
+def _require_end(stream: object, what: str, next_step: str) -> None:
+    if stream is None:
+        raise HspanError(what, "is closed", next_step)
+    if getattr(stream, "isatty", bool)():
+        raise UsageError(what, "is a terminal", next_step)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards; errors call its files by their bare names."""
+    try:
+        holder = tempfile.TemporaryDirectory(prefix="trt-hspan-")
+    except OSError as error:
+        raise HspanError(
+            PIPE, f"a pipe needs a temporary folder: {error.strerror or error}", "set TMPDIR to one with room"
+        ) from error
+    with holder as name:
+        try:
+            yield Path(name)
+        except HspanError as error:
+            where, what = (text.replace(f"{name}/", "") for text in (error.where, error.what))
+            raise type(error)(where, what, error.next_step) from error
+
+
+def _task(request: UpscaleRequest, folder: Path) -> Task:
+    """What to make of what, once standard input is in a file."""
+    (name,) = request.inputs
+    to_file = None if request.output == PIPE else Path(request.output)
+    source = Path(name)
+    if name == PIPE:
+        source = folder / _INPUT
+        if to_file is not None and _is_video(to_file):
+            source = source.with_suffix(to_file.suffix)
+        _spool(source)
+    return Task(source=source, target=to_file or folder / f"{_OUTPUT}{request.suffix or _suffix(source)}")
+
+
+def _spool(path: Path) -> None:
+    """Standard input into a file. What does not begin as a picture does is refused before it fills the disk."""
+    try:
+        with path.open("wb") as stream:
+            start = sys.stdin.buffer.read(_CHUNK_BYTES)
+            if start and not _is_video(path) and suffix_from_start(start) is None:
+                raise not_a_picture(_INPUT)
+            stream.write(start)
+            shutil.copyfileobj(sys.stdin.buffer, stream, _CHUNK_BYTES)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise HspanError(
+                _INPUT, f"no room for it in {path.parent.parent}", "set TMPDIR to a folder with room"
+            ) from error
+        raise HspanError(_INPUT, f"cannot be read: {error.strerror or error}", None) from error
+
+
+def _suffix(source: Path) -> str:
+    """The suffix of a result in the source's own format, .png where that is not written or not known."""
+    try:
+        with source.open("rb") as stream:
+            return suffix_from_start(stream.read(16)) or ".png"
+    except OSError:  # told by who reads the picture
+        return ".png"
+
+
+def _send(path: Path) -> None:
+    with path.open("rb") as stream:
+        shutil.copyfileobj(stream, sys.stdout.buffer, _CHUNK_BYTES)
+    sys.stdout.buffer.flush()

@@ -1,0 +1,195 @@
+"""Can an engine run on this machine? Compares its manifest with GPU, TensorRT and plugin before the plan is opened.
+
+Owns the comparison and the words: each mismatch is one line with the command that mends it. Loads no plan and no
+plugin library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from trt_hspan.errors import HspanError
+from trt_hspan.machine.install_advice import install_advice, is_jetson
+from trt_hspan.ops.names import OP_TYPE, PLUGIN_VERSION
+
+if TYPE_CHECKING:
+    from trt_hspan.engine.manifest import EngineManifest
+    from trt_hspan.engine.spec import Flavor
+
+#: What TensorRT-RTX builds for when no target is named: these, and everything from sm_120 on.
+RTX_DEFAULT_TARGETS: Final = (80, 86, 89, 120)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What there is here.
+
+    Attributes:
+        architecture: of the GPU that would run the engine, such as "sm_86"; None without a GPU and driver.
+        flavors: TensorRT packages that Python can find.
+        version_of: a flavour's version; raises HspanError when the package does not load.
+    """
+
+    architecture: str | None
+    flavors: tuple[Flavor, ...]
+    version_of: Callable[[Flavor], str]
+
+
+def this_machine(index: int = 0) -> Machine:
+    """The machine that this runs on, with its GPU of this index. Imports no TensorRT until a version is asked for."""
+    from trt_hspan.engine.tensorrt_api import installed_flavors, load_tensorrt
+    from trt_hspan.machine.gpu import gpu_architectures
+
+    gpus = gpu_architectures()
+    return Machine(
+        architecture=gpus[index] if index < len(gpus) else None,
+        flavors=installed_flavors(),
+        version_of=lambda flavor: str(load_tensorrt(flavor).__version__),
+    )
+
+
+def engine_mismatches(
+    plan: Path, manifest: EngineManifest, machine: Machine, *, plugin: Path | None = None
+) -> list[HspanError]:
+    """Everything that keeps an engine from running here; empty when nothing is known to.
+
+    Hashes of plan and ONNX file are `verify_manifest`'s to check, and come before this.
+
+    Args:
+        plan: the plan; lines name it and it is in the commands.
+        manifest: what it is.
+        machine: what there is here.
+        plugin: the plugin library; None is the one that `trt-hspan plugin build` writes.
+    """
+    checks = (_gpu, _flavor, _version, _target)
+    found = [line for check in checks if (line := check(plan, manifest, machine)) is not None]
+    if manifest.plugin is not None and (line := _plugin(plan, manifest, machine, plugin)) is not None:
+        found.append(line)
+    return found
+
+
+def built_for(manifest: EngineManifest, architecture: str) -> bool:
+    """Whether the engine holds code for a compute capability such as "sm_86"."""
+    if manifest.targets:
+        return architecture in manifest.targets
+    number = int(architecture.removeprefix("sm_"))
+    return number in RTX_DEFAULT_TARGETS or number > RTX_DEFAULT_TARGETS[-1]
+
+
+def build_command(plan: Path, manifest: EngineManifest, *, target: str | None = None) -> str:
+    """The command that builds the engine again from its own model."""
+    words = ["trt-hspan build --onnx", str(plan.parent / manifest.onnx_file), "--flavor", manifest.flavor]
+    if target is not None and manifest.flavor == "tensorrt-rtx":
+        words += ["--target", target]
+    if manifest.attention == "plugin":
+        words += ["--attention", "plugin"]
+    if len(manifest.profiles) == 1 and manifest.profiles[0].max[0] == 1:
+        low, high = manifest.profiles[0].min, manifest.profiles[0].max
+        words += ["--min", f"{low[2]}x{low[3]}", "--max", f"{high[2]}x{high[3]}"]
+    else:
+        for profile in manifest.profiles:
+            shapes = {"min": profile.min, "opt": profile.opt, "max": profile.max}
+            words += ["--profile", ",".join(f"{name}={n}x{h}x{w}" for name, (n, _, h, w) in shapes.items())]
+    return " ".join([*words, "-o", str(plan)])
+
+
+def _gpu(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError | None:
+    if machine.architecture is not None:
+        return None
+    return HspanError(
+        plan,
+        "needs a GPU: no NVIDIA GPU with a driver here",
+        "install the driver (nvidia-smi must list the GPU), or run its ONNX file with --device cpu",
+    )
+
+
+def _flavor(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError | None:
+    if manifest.flavor in machine.flavors:
+        return None
+    advice = install_advice(manifest.flavor)
+    if not is_jetson():
+        advice += f" '{_requirement(manifest)}'"
+    return HspanError(plan, f"was built by {manifest.flavor}, which is not installed here", advice)
+
+
+def _version(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError | None:
+    if manifest.flavor not in machine.flavors:
+        return None
+    try:
+        installed = machine.version_of(manifest.flavor)
+    except HspanError as error:
+        return error
+    if installed == manifest.tensorrt_version:
+        return None
+    return HspanError(
+        plan,
+        f"was built by {manifest.flavor} version {manifest.tensorrt_version}, installed is {installed}",
+        build_command(plan, manifest)
+        + ("" if is_jetson() else f", or pip install '{_requirement(manifest)}'"),
+    )
+
+
+def _target(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError | None:
+    if machine.architecture is None or built_for(manifest, machine.architecture):
+        return None
+    targets = (
+        ", ".join(manifest.targets) or f"TensorRT-RTX's default set ({_names(RTX_DEFAULT_TARGETS)} and later)"
+    )
+    return HspanError(
+        plan,
+        f"was built for {targets}, this GPU is {machine.architecture}",
+        build_command(plan, manifest, target=machine.architecture),
+    )
+
+
+def _plugin(plan: Path, manifest: EngineManifest, machine: Machine, named: Path | None) -> HspanError | None:
+    """Why the library cannot be the one that the engine was built with, or cannot run; the first reason."""
+    from trt_hspan.files import sha256_from_file
+    from trt_hspan.native.plugin import (
+        check_plugin_serves,
+        default_plugin_path,
+        plugin_info_from_library,
+    )
+
+    record = manifest.plugin
+    assert record is not None
+    path = named or default_plugin_path()
+    rebuild = build_command(plan, manifest)
+    try:
+        found = sha256_from_file(path)
+        if found == record.sha256:
+            if machine.architecture is not None:
+                check_plugin_serves(plugin_info_from_library(path), [machine.architecture])
+            return None
+        info = plugin_info_from_library(path)
+    except HspanError as error:
+        return error
+    if (info.name, info.version) != (OP_TYPE, PLUGIN_VERSION):
+        return HspanError(
+            path,
+            f"is plugin {info.name} version {info.version}, {plan.name} needs {OP_TYPE} version {PLUGIN_VERSION}",
+            "trt-hspan plugin build",
+        )
+    if info.abi_version != record.abi_version:
+        return HspanError(
+            path,
+            f"has plugin ABI version {info.abi_version}, {plan.name} was built with {record.abi_version}",
+            rebuild,
+        )
+    return HspanError(
+        path,
+        f"SHA-256 is {found[:12]}..., but {plan.name} was built with {record.sha256[:12]}...",
+        f"name the library that it was built with by --plugin, or {rebuild}",
+    )
+
+
+def _requirement(manifest: EngineManifest) -> str:
+    package = "tensorrt-rtx" if manifest.flavor == "tensorrt-rtx" else "tensorrt"
+    return f"{package}=={manifest.tensorrt_version}"
+
+
+def _names(numbers: tuple[int, ...]) -> str:
+    return ", ".join(f"sm_{number}" for number in numbers)

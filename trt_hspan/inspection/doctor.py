@@ -1,0 +1,324 @@
+"""What this machine has and can do, and whether an engine can run on it: the library behind `trt-hspan doctor`.
+
+Every finding says what was found, and where something is amiss the command that mends it. No plan is opened and no
+plugin library is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trt_hspan.errors import HspanError
+from trt_hspan.machine.install_advice import install_advice
+
+State = Literal["ok", "absent", "broken"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One part of the machine.
+
+    Attributes:
+        name: the part.
+        state: "absent" is a choice, "broken" is installed and does not work.
+        detail: what was found.
+        next_step: what to do when it is wanted; None when all is well.
+    """
+
+    name: str
+    state: State
+    detail: str
+    next_step: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineVerdict:
+    """Whether an engine can run here.
+
+    Attributes:
+        engine: the plan.
+        runs_on_gpu: nothing is known that keeps it from running on this machine's GPU.
+        reasons: one line each, with what to do, when it cannot.
+        notes: what else is worth knowing.
+        can_be_emulated: its ONNX file can run on the CPU under ONNX Runtime.
+    """
+
+    engine: str
+    runs_on_gpu: bool
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    can_be_emulated: bool
+
+
+def examine_machine() -> tuple[Finding, ...]:
+    """Driver, GPUs, TensorRT, PyCUDA, ONNX Runtime, PyTorch, plugin, CPU kernel, compilers."""
+    return (
+        _machine(),
+        _driver(),
+        *_gpus(),
+        *(_flavor(flavor) for flavor in ("tensorrt", "tensorrt-rtx")),
+        _pycuda(),
+        _package("ONNX Runtime", "onnxruntime", "cpu"),
+        _package("PyTorch", "torch", "export"),
+        _plugin(),
+        _cpu_kernel(),
+        _tool("CUDA compiler", _cuda_compiler),
+        _tool("C++ compiler", _host_compiler),
+        _tool("CMake", _cmake),
+    )
+
+
+def abilities(findings: tuple[Finding, ...]) -> dict[str, bool]:
+    """What can be done here with what was found."""
+    ok = {finding.name for finding in findings if finding.state == "ok"}
+    flavors = ok & {"tensorrt", "tensorrt-rtx"}
+    gpu = "GPU 0" in ok
+    return {
+        "run engines on a GPU": gpu and bool(flavors) and "PyCUDA" in ok,
+        "build engines": "tensorrt-rtx" in ok or (gpu and "tensorrt" in ok),
+        "run ONNX files on the CPU": "ONNX Runtime" in ok,
+        "run checkpoints": "PyTorch" in ok,
+        "compile the plugin": {"CUDA compiler", "C++ compiler", "CMake"} <= ok,
+    }
+
+
+def examine_engine(plan: Path, *, plugin: Path | None = None) -> EngineVerdict:
+    """Whether an engine can run here, and if not why and what to do.
+
+    Raises:
+        HspanError: there is no such file.
+    """
+    from trt_hspan.engine.manifest import verify_manifest
+    from trt_hspan.engine.passport import engine_mismatches, this_machine
+
+    if not plan.is_file():
+        raise HspanError(plan, "no such file" if not plan.exists() else "is not a file", "check the path")
+    try:
+        manifest = verify_manifest(plan)
+    except HspanError as error:  # without a manifest that fits nothing may be opened, here or elsewhere
+        return EngineVerdict(
+            engine=str(plan), runs_on_gpu=False, reasons=(str(error),), notes=(), can_be_emulated=False
+        )
+    reasons = [str(line) for line in engine_mismatches(plan, manifest, this_machine(), plugin=plugin)]
+    reasons += _validity_reasons(plan, manifest)
+    if importlib.util.find_spec("pycuda") is None:
+        reasons.append(f"PyCUDA: is not installed; {install_advice('pycuda')}")
+    notes = list(_memory_notes(manifest))
+    if manifest.flavor == "tensorrt-rtx" and manifest.plugin is not None:
+        notes.append("NVIDIA documents no plugin support for TensorRT-RTX: whether it executes is unknown")
+    return EngineVerdict(
+        engine=str(plan),
+        runs_on_gpu=not reasons,
+        reasons=tuple(dict.fromkeys(reasons)),
+        notes=tuple(notes),
+        can_be_emulated=importlib.util.find_spec("onnxruntime") is not None,
+    )
+
+
+def _validity_reasons(plan: Path, manifest: Any) -> list[str]:
+    """TensorRT-RTX's own answer, where that very release is installed."""
+    from trt_hspan.engine.tensorrt_api import installed_flavors, load_tensorrt, tensorrt_logger
+    from trt_hspan.runtime.engine_loading import engine_validity
+
+    if manifest.flavor != "tensorrt-rtx" or manifest.flavor not in installed_flavors():
+        return []
+    try:
+        trt = load_tensorrt(manifest.flavor)
+        engine_validity(trt, trt.Runtime(tensorrt_logger(trt)), plan.read_bytes(), str(plan))
+    except HspanError as error:
+        return [str(error)]
+    return []
+
+
+def _memory_notes(manifest: Any) -> list[str]:
+    from trt_hspan.machine.nvml import gpu_states
+
+    profile = manifest.largest_profile
+    needed = profile.activation_memory_bytes
+    if needed is None:
+        return []
+    height, width = profile.max[2:]
+    text = f"at its largest shape, {height}x{width}, it takes {needed / 1e6:.1f} MB for activations"
+    gpus = gpu_states()
+    if gpus and gpus[0].free_bytes is not None:
+        free = gpus[0].free_bytes
+        text += f"; {free / 1e6:.0f} MB are free"
+        if needed > free:
+            text += ": give smaller pictures or tiles"
+    return [text]
+
+
+def _machine() -> Finding:
+    import os
+
+    from trt_hspan.machine.memory import available_memory_bytes
+
+    memory = available_memory_bytes()
+    available = "" if memory is None else f", {memory / 1e9:.1f} GB of memory available"
+    processors = len(os.sched_getaffinity(0))
+    detail = f"{platform.machine()}, {processors} processors{available}, Python {platform.python_version()}"
+    return Finding(name="machine", state="ok", detail=detail)
+
+
+def _driver() -> Finding:
+    import ctypes
+
+    from trt_hspan.machine.nvml import driver_version
+
+    mend = "install NVIDIA's driver; nvidia-smi must list the GPU"
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Finding(name="driver", state="absent", detail="no NVIDIA driver here", next_step=mend)
+    code, version = int(library.cuInit(0)), ctypes.c_int(0)
+    if code != 0:
+        return Finding(
+            name="driver",
+            state="broken",
+            detail=f"the driver does not start: CUDA error {code}",
+            next_step=mend,
+        )
+    library.cuDriverGetVersion(ctypes.byref(version))
+    cuda = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    return Finding(
+        name="driver", state="ok", detail=", ".join(filter(None, (driver_version(), f"up to {cuda}")))
+    )
+
+
+def _gpus() -> list[Finding]:
+    from trt_hspan.machine.gpu import gpu_architectures
+    from trt_hspan.machine.nvml import gpu_states
+
+    architectures, states = gpu_architectures(), gpu_states()
+    if not architectures:
+        return [Finding(name="GPU", state="absent", detail="none")]
+    found = []
+    for index, architecture in enumerate(architectures):
+        detail = architecture
+        if len(states) == len(architectures) == 1 and states[0].total_bytes:  # the orders may differ
+            detail = f"{states[0].name}, {architecture}, {states[0].total_bytes / 1e9:.1f} GB"
+        found.append(Finding(name=f"GPU {index}", state="ok", detail=detail))
+    return found
+
+
+def _flavor(flavor: Any) -> Finding:
+    from trt_hspan.engine.tensorrt_api import installed_flavors, known_targets, load_tensorrt
+
+    install = install_advice("tensorrt" if flavor == "tensorrt" else "tensorrt-rtx")
+    if flavor not in installed_flavors():
+        return Finding(name=flavor, state="absent", detail="not installed", next_step=install)
+    try:
+        trt = load_tensorrt(flavor)
+    except HspanError as error:
+        return Finding(name=flavor, state="broken", detail=error.what, next_step=error.next_step or install)
+    targets = sorted(known_targets(trt), key=lambda name: int(name.removeprefix("sm_")))
+    detail = str(trt.__version__) + (f", builds for {', '.join(targets)}" if targets else "")
+    return Finding(name=flavor, state="ok", detail=detail)
+
+
+def _pycuda() -> Finding:
+    from trt_hspan.runtime.cuda_device import pycuda_driver
+
+    if importlib.util.find_spec("pycuda") is None:
+        return Finding(
+            name="PyCUDA",
+            state="absent",
+            detail="not installed",
+            next_step=f"{install_advice('pycuda')} to run engines",
+        )
+    try:
+        pycuda_driver()
+    except HspanError as error:
+        return Finding(name="PyCUDA", state="broken", detail=error.what, next_step=error.next_step)
+    return Finding(name="PyCUDA", state="ok", detail=_version("pycuda"))
+
+
+def _package(name: str, module: str, extra: str) -> Finding:
+    if importlib.util.find_spec(module) is None:
+        return Finding(
+            name=name, state="absent", detail="not installed", next_step=f"pip install 'trt-hspan[{extra}]'"
+        )
+    return Finding(name=name, state="ok", detail=_version(module))
+
+
+def _plugin() -> Finding:
+    from trt_hspan.machine.gpu import gpu_architectures
+    from trt_hspan.native.plugin import (
+        check_plugin_serves,
+        default_plugin_path,
+        plugin_info_from_library,
+    )
+
+    path = default_plugin_path()
+    if not path.is_file():
+        return Finding(
+            name="plugin", state="absent", detail=f"{path} is not there", next_step="trt-hspan plugin build"
+        )
+    try:
+        info = plugin_info_from_library(path)
+        check_plugin_serves(info, gpu_architectures())
+    except HspanError as error:
+        return Finding(
+            name="plugin", state="broken", detail=f"{error.where}: {error.what}", next_step=error.next_step
+        )
+    codes = [f"sm_{number}" for number in info.cubin_architectures]
+    codes += [f"compute_{number}" for number in info.ptx_architectures]
+    detail = f"{path}, version {info.version}, ABI {info.abi_version}, for {', '.join(codes)}"
+    return Finding(name="plugin", state="ok", detail=detail)
+
+
+def _cpu_kernel() -> Finding:
+    from trt_hspan.native.cpu_attention import default_library_path, native_library
+
+    path, build = default_library_path(), "trt-hspan plugin build --cpu"
+    library = native_library()
+    if library is not None:
+        return Finding(name="CPU kernel", state="ok", detail=f"{path}, {', '.join(library.instruction_sets)}")
+    if path.is_file():
+        return Finding(
+            name="CPU kernel",
+            state="broken",
+            detail=f"{path} does not load or is out of date",
+            next_step=build,
+        )
+    return Finding(name="CPU kernel", state="absent", detail="not compiled", next_step=build)
+
+
+def _tool(name: str, find: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name=name, state="ok", detail=find())
+    except HspanError as error:
+        return Finding(name=name, state="absent", detail=error.what, next_step=error.next_step)
+
+
+def _cuda_compiler() -> str:
+    from trt_hspan.native.toolchain import find_nvcc, supported_architectures
+
+    compiler = find_nvcc()
+    names = ", ".join(f"sm_{number}" for number in supported_architectures(compiler))
+    return f"{compiler}, makes code for {names}"
+
+
+def _host_compiler() -> str:
+    from trt_hspan.native.toolchain import find_host_compiler
+
+    return str(find_host_compiler())
+
+
+def _cmake() -> str:
+    from trt_hspan.native.toolchain import find_cmake
+
+    return str(find_cmake())
+
+
+def _version(module: str) -> str:
+    try:
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        return "version unknown"

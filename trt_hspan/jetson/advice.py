@@ -1,0 +1,127 @@
+"""What on a device stands in the way of its published speed, or of a build. Owns the judgement and the commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from trt_hspan.jetson.boards import Board
+from trt_hspan.machine.jetson import DeviceFacts, PowerMode
+
+_GIB: Final = 1 << 30
+# From this memory on, nothing is asked of swap.
+_ROOMY_BYTES: Final = 16 * _GIB
+# A swap area is smaller than the file that it lies in, by a page.
+_SWAP_TOLERANCE_BYTES: Final = _GIB // 16
+# Clocks come in steps; the limit of a mode may lie a step away from the rounded figure of a data sheet.
+_CLOCK_TOLERANCE: Final = 0.05
+# Jetson Linux 36 is JetPack 6, 38 and 39 are JetPack 7; the packages are built for these.
+_RELEASES: Final = {"jetson-orin": ("36",), "jetson-thor": ("38", "39")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """One matter: what is so, and the commands that mend it, in their order; none where a command cannot."""
+
+    what: str
+    commands: tuple[str, ...] = ()
+
+
+def advice_for_board(board: Board, facts: DeviceFacts) -> list[Advice]:
+    """What to mend before a build or a benchmark; nothing about facts that the device does not tell, or off a board.
+
+    Args:
+        board: what the figures are for.
+        facts: of the device.
+    """
+    if not facts.is_jetson:
+        return []
+    found = [_power(board, facts), _clock(facts), _swap(board, facts), _release(board, facts)]
+    return [advice for advice in found if advice is not None]
+
+
+def _power(board: Board, facts: DeviceFacts) -> Advice | None:
+    clock = facts.gpu_clock
+    mode = "this power mode" if facts.power_mode is None else f"power mode {facts.power_mode}"
+    if clock is not None:
+        limit = clock.max_hz / 1e6
+        if limit > board.gpu_mhz * (1 + _CLOCK_TOLERANCE):
+            return Advice(
+                what=f"in {mode} the GPU may run at {limit:.0f} MHz: faster than the {board.gpu_mhz:.0f} MHz behind "
+                "the floor, which times may then go below"
+            )
+        if limit >= board.gpu_mhz * (1 - _CLOCK_TOLERANCE):
+            return None
+        what = f"in {mode} the GPU runs at {limit:.0f} MHz at most, the floor is for {board.gpu_mhz:.0f} MHz"
+        return Advice(what=f"{what} ({board.power_mode})", commands=_mode_commands(board, facts))
+    if facts.power_mode is None or _reaches(facts.power_mode, board.power_mode):
+        return None
+    return Advice(
+        what=f"{mode} is in force, the floor is for {board.power_mode}",
+        commands=_mode_commands(board, facts),
+    )
+
+
+def _reaches(mode: PowerMode, wanted: str) -> bool:
+    """Whether a mode is the one wanted, or one without limits."""
+    name = str(mode).upper()
+    return name == wanted.upper() or name.startswith("MAXN")
+
+
+def _mode_commands(board: Board, facts: DeviceFacts) -> tuple[str, ...]:
+    for wanted in (board.power_mode.upper(), "MAXN"):
+        for number, name in facts.power_modes.items():
+            if name.upper().startswith(wanted):
+                return (f"sudo nvpmodel -m {number}",)
+    return ("nvpmodel -p --verbose", "sudo nvpmodel -m NUMBER")
+
+
+def _clock(facts: DeviceFacts) -> Advice | None:
+    clock = facts.gpu_clock
+    if clock is None or clock.is_fixed:
+        return None
+    low, high = clock.min_hz / 1e6, clock.max_hz / 1e6
+    return Advice(
+        what=f"the GPU's clock follows the load, {low:.0f} to {high:.0f} MHz: times vary",
+        commands=("sudo jetson_clocks",),
+    )
+
+
+def _swap(board: Board, facts: DeviceFacts) -> Advice | None:
+    """Small boards build with swap on a disk as large as their memory, so that other programs can make room."""
+    if facts.memory_bytes is None or board.memory_bytes >= _ROOMY_BYTES:
+        return None
+    on_disk = sum(swap.size_bytes for swap in facts.swaps if not swap.in_memory)
+    missing = board.memory_bytes - on_disk - _SWAP_TOLERANCE_BYTES
+    if missing <= 0:
+        return None
+    gib = -(missing // -_GIB)
+    in_memory = sum(swap.size_bytes for swap in facts.swaps if swap.in_memory)
+    zram = f", and {in_memory / _GIB:.1f} GiB of zram, which is compressed main memory" if in_memory else ""
+    names = {swap.name for swap in facts.swaps}
+    path = next(name for n in range(99) if (name := f"/swapfile{n or ''}") not in names)
+    return Advice(
+        what=f"{on_disk / _GIB:.1f} GiB of swap on a disk{zram}: with {board.memory_bytes // _GIB} GiB of memory a "
+        "build may be killed",
+        commands=(
+            *(("sudo systemctl disable --now nvzramconfig",) if in_memory else ()),
+            f"sudo fallocate -l {gib}G {path}",
+            f"sudo chmod 600 {path}",
+            f"sudo mkswap {path}",
+            f"sudo swapon {path}",
+            f"echo '{path} none swap sw 0 0' | sudo tee -a /etc/fstab",
+        ),
+    )
+
+
+def _release(board: Board, facts: DeviceFacts) -> Advice | None:
+    if facts.release is None:
+        return None
+    releases = _RELEASES[board.target]
+    if facts.release.split(".", maxsplit=1)[0] in releases:
+        return None
+    return Advice(
+        what=f"this is Jetson Linux {facts.release}; the package {board.target} is built for "
+        f"{' and '.join(releases)}, and its plugin may not load",
+        commands=(f"trt-hspan plugin build --arch {board.rates.architecture}",),
+    )

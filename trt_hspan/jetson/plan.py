@@ -1,0 +1,211 @@
+"""Does a network fit a board, in which tiles, and how fast can it be at best? Arithmetic only, nothing is measured."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.jetson.boards import Board
+from trt_hspan.jetson.network_cost import NetworkCost, network_cost
+from trt_hspan.jetson.plugin_workspace import plugin_workspace_bytes
+from trt_hspan.jetson.roofline import attention_work
+from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling.tile_size import DEFAULT_OVERLAP, SIDE_STEP, SMALLEST_SIDE, trimmed_tile
+from trt_hspan.upscaling.tiling import TilePlan, tile_plan
+
+if TYPE_CHECKING:
+    from trt_hspan.engine.manifest import EngineManifest
+
+
+_CHANNELS: Final = 3
+_FLOAT_BYTES: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on the board while a tile is up-scaled."""
+
+    weights: int
+    activations: int
+    workspace: int
+    tensors: int
+    reserved: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardPlan:
+    """The answer.
+
+    Attributes:
+        fits: whether the picture can be up-scaled on the board at all.
+        whole: whether it is taken as a whole; attention is then over all of it.
+        tiles: how it is cut.
+        memory: with the largest tile.
+        floor_ms: no implementation is faster: arithmetic at the published peak, or traffic at the published
+            bandwidth, whichever takes longer, for all tiles.
+        floor_by: "arithmetic" or "memory traffic".
+        attention_share: of the arithmetic, at supports too small to count.
+    """
+
+    board: Board
+    cost: NetworkCost
+    fits: bool
+    whole: bool
+    tiles: TilePlan
+    memory: Memory
+    floor_ms: float
+    floor_by: str
+    attention_share: float
+
+
+def cost_from_manifest(cost: NetworkCost, manifest: EngineManifest) -> NetworkCost:
+    """Replaces the graph's estimates by what TensorRT said when it built the engine.
+
+    Raises:
+        HspanError: the engine holds the attention as a function body, whose memory grows with the square of the
+            pixels, or its manifest gives no figure.
+    """
+    if manifest.attention != "plugin":
+        raise HspanError(
+            "engine",
+            "holds the attention as a function body, whose memory grows with the square of the pixels",
+            "build it with --attention plugin, as Jetson engines are",
+        )
+    profile = manifest.largest_profile
+    if profile.activation_memory_bytes is None:
+        raise HspanError("engine", "its manifest gives no activation memory", "plan with --onnx instead")
+    n, _, height, width = profile.max
+    return dataclasses.replace(
+        cost,
+        weights_bytes=manifest.weights_memory_bytes or cost.weights_bytes,
+        activation_bytes_per_pixel=profile.activation_memory_bytes / (n * height * width),
+        source=f"{manifest.flavor} {manifest.tensorrt_version}, from the manifest",
+    )
+
+
+def memory_for_tile(cost: NetworkCost, board: Board, height: int, width: int) -> Memory:
+    """Bytes for a tile of height x width input pixels."""
+    pixels = height * width
+    workspaces = (
+        plugin_workspace_bytes(pixels, a.score_channels, a.value_channels, cost.element_bytes)
+        for a in cost.attention
+    )
+    return Memory(
+        weights=cost.weights_bytes,
+        activations=round(cost.activation_bytes_per_pixel * pixels),
+        workspace=max(workspaces, default=0),  # TensorRT's layers share it
+        tensors=_CHANNELS * _FLOAT_BYTES * pixels * (1 + cost.scale**2),
+        reserved=board.reserved_bytes,
+    )
+
+
+def plan_for_board(cost: NetworkCost, board: Board, height: int, width: int) -> BoardPlan:
+    """The largest tiles that fit, up to the whole picture.
+
+    Args:
+        cost: of the network.
+        board: where it is to run.
+        height, width: of the picture that goes into the network, in pixels.
+
+    Raises:
+        UsageError: the picture has no pixels, or the network takes another size only.
+    """
+    if min(height, width) < 1:
+        raise UsageError("--size", f"{width}x{height} is no size", "give WIDTHxHEIGHT, such as 640x360")
+    if cost.fixed_size not in (None, (height, width)):
+        fixed_height, fixed_width = cost.fixed_size or (0, 0)
+        raise UsageError(
+            "--size",
+            f"{width}x{height}, but the network was exported for {fixed_width}x{fixed_height} only",
+            "ask for that size, or export it without --static",
+        )
+    tile = cost.fixed_size or _largest_tile(cost, board, height, width)
+    overlap = min(DEFAULT_OVERLAP, min(tile) // 4) if tile != (height, width) else 0
+    tile = (trimmed_tile(height, tile[0], overlap, 1), trimmed_tile(width, tile[1], overlap, 1))
+    tiles = tile_plan(height, width, tile, overlap)
+    memory = memory_for_tile(cost, board, tiles.tile_height, tiles.tile_width)
+    arithmetic, traffic, share = _floors(cost, board, tiles)
+    return BoardPlan(
+        board=board,
+        cost=cost,
+        fits=memory.total <= board.memory_bytes,
+        whole=tiles.count == 1,
+        tiles=tiles,
+        memory=memory,
+        floor_ms=max(arithmetic, traffic),
+        floor_by="arithmetic" if arithmetic >= traffic else "memory traffic",
+        attention_share=share,
+    )
+
+
+def least_ms(cost: NetworkCost, board: Board, tiles: TilePlan) -> float:
+    """Milliseconds that no implementation beats on the board, for all tiles of a picture; see `BoardPlan.floor_ms`."""
+    arithmetic, traffic, _ = _floors(cost, board, tiles)
+    return max(arithmetic, traffic)
+
+
+def _largest_tile(cost: NetworkCost, board: Board, height: int, width: int) -> tuple[int, int]:
+    """The whole picture, or a square of S x S pixels, S the largest multiple of 8 that fits; cut to the picture."""
+
+    def size(steps: int) -> tuple[int, int]:
+        return min(height, steps * SIDE_STEP), min(width, steps * SIDE_STEP)
+
+    def too_large(steps: int) -> bool:
+        return memory_for_tile(cost, board, *size(steps)).total > board.memory_bytes
+
+    if memory_for_tile(cost, board, height, width).total <= board.memory_bytes:
+        return height, width
+    smallest = SMALLEST_SIDE // SIDE_STEP
+    choices = range(smallest, (max(height, width) - 1) // SIDE_STEP + 1)
+    fitting = bisect.bisect_left(choices, True, key=too_large)
+    return size(choices[fitting - 1] if fitting else smallest)
+
+
+def _floors(cost: NetworkCost, board: Board, tiles: TilePlan) -> tuple[float, float, float]:
+    """Milliseconds by arithmetic and by traffic, and the attention's share of the arithmetic."""
+    convolution = attention = moved = 0.0
+    attention_type = "fp32" if cost.precision == "fp32" else "fp16"
+    rows, columns = (Counter(span.length for span in spans) for spans in (tiles.rows, tiles.columns))
+    for (height, down), (width, across) in itertools.product(rows.items(), columns.items()):
+        pixels, count = height * width, down * across
+        convolution += count * 2 * cost.macs_per_pixel * pixels
+        moved += count * (cost.weights_bytes + _CHANNELS * _FLOAT_BYTES * pixels * (1 + cost.scale**2))
+        for block in cost.attention:
+            work = attention_work(pixels, block.score_channels, block.value_channels, attention_type)
+            attention += count * work.sparse_flops
+            moved += count * work.bytes
+    rates = board.rates
+    peak = rates.fp32_tflops if cost.precision == "fp32" else rates.tensor_tflops
+    faster = 2 if cost.precision in ("int8", "fp8") else 1  # at most: what stays in the base type is slower
+    arithmetic = (convolution / faster + attention) / (peak * 1e9)
+    total = convolution + attention
+    return arithmetic, moved / (rates.memory_gbps * 1e6), attention / total if total else 0.0
+
+
+def floors_for_sizes(onnx_file: Path, board: Board, sizes: Iterable[ImageSize]) -> dict[ImageSize, float]:
+    """Milliseconds that one run on one picture of each size takes at least, by the board's published peaks.
+
+    Args:
+        onnx_file: the network.
+        board: whose peaks.
+        sizes: of the input.
+
+    Raises:
+        HspanError: the file cannot be read, or as `network_cost`.
+    """
+    from trt_hspan.graph import load_onnx
+
+    cost = network_cost(load_onnx(onnx_file), where=onnx_file)
+    return {size: least_ms(cost, board, tile_plan(size.height, size.width, None, 0)) for size in sizes}

@@ -1,0 +1,311 @@
+"""Stored reference outputs: what PyTorch computed elsewhere, to compare an engine with where there is no PyTorch.
+
+Owns the file and the comparison. A file is an .npz of numpy: `about`, one JSON text, and for each picture NAME
+`input/NAME`, (H, W, 3) uint8 RGB, and `output/NAME`, (3, scale * H, scale * W) float32, neither clamped nor rounded.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.evaluation.metrics import Agreement, agreement, default_bar_db
+from trt_hspan.files import atomic_path, error_from_os_error
+from trt_hspan.media.images import read_image, tensor_from_image
+from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+from trt_hspan.upscaling.options import UpscaleOptions
+from trt_hspan.upscaling.tile_size import require_size
+from trt_hspan.upscaling.upscaler import upscale_batch
+
+SUFFIX: Final = ".npz"
+#: References of the shipped networks.
+SHIPPED_FOLDER: Final = Path(__file__).parent.parent / "data" / "reference"
+_FORMAT: Final = 1
+_LARGEST_BYTES: Final = 1 << 30
+_REMAKE: Final = "make it where PyTorch is: trt-hspan jetson reference CHECKPOINT -o ref.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferencePicture:
+    """One picture, (H, W, 3) uint8 RGB, and the network's output, (3, scale * H, scale * W) float32."""
+
+    name: str
+    picture: npt.NDArray[np.uint8]
+    output: Float32Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredReference:
+    """What one network made of some pictures.
+
+    Attributes:
+        network: checkpoint or preset, as it was named.
+        source_sha256: hash of that checkpoint; what ties the reference to engines.
+        scale: of the network.
+        res_scale: the factor that the checkpoint does not hold.
+        made_by: backend and precision.
+        pictures: at least one.
+    """
+
+    network: str
+    source_sha256: str
+    scale: int
+    res_scale: float
+    made_by: str
+    pictures: tuple[ReferencePicture, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceReport:
+    """How an engine agrees with a reference.
+
+    Attributes:
+        candidate: label of what ran.
+        reference: network and backend of the reference.
+        emulated, why_emulated: as the runner says.
+        agreements: of each picture, by its name.
+        min_psnr_db: the bar.
+        passed: the worst picture reaches the bar and nothing is NaN.
+    """
+
+    candidate: str
+    reference: str
+    emulated: bool
+    why_emulated: str | None
+    agreements: Mapping[str, Agreement]
+    min_psnr_db: float
+    passed: bool
+
+    @property
+    def worst(self) -> tuple[str, Agreement]:
+        """The picture with the smallest PSNR; one with NaN before all others."""
+        return min(self.agreements.items(), key=lambda item: (item[1].nan_count == 0, item[1].psnr_db))
+
+
+def made_reference(
+    checkpoint: str, pictures: Mapping[str, npt.NDArray[np.uint8]], *, res_scale: float = 0.1
+) -> StoredReference:
+    """Runs a network in PyTorch, in float32 on the CPU.
+
+    Args:
+        checkpoint: a checkpoint file or preset.
+        pictures: (H, W, 3) uint8 by name, each taken as a whole.
+        res_scale: of the checkpoint.
+
+    Raises:
+        HspanError: PyTorch is not installed, the checkpoint cannot be read, or a picture does not fit the memory.
+    """
+    from trt_hspan.runtime.memory import require_memory
+    from trt_hspan.runtime.opening import open_runner
+
+    with open_runner(checkpoint, device="cpu", res_scale=res_scale) as runner:
+        assert runner.scale is not None
+        assert runner.source_sha256 is not None
+        made = []
+        for name, picture in pictures.items():
+            batch = tensor_from_image(picture)
+            require_memory(runner, (1, CHANNELS, *picture.shape[:2]), name)
+            made.append(ReferencePicture(name=name, picture=picture, output=runner.run(batch)[0]))
+        return StoredReference(
+            network=checkpoint if Path(checkpoint).name == checkpoint else Path(checkpoint).name,
+            source_sha256=runner.source_sha256,
+            scale=runner.scale,
+            res_scale=res_scale,
+            made_by=runner.label,
+            pictures=tuple(made),
+        )
+
+
+def default_pictures() -> dict[str, npt.NDArray[np.uint8]]:
+    """What the shipped references are made of: a piece of the shipped photograph, and a flat area.
+
+    The photograph, 40 x 32 pixels, has rows of scores with few keys. In the flat picture, 48 x 40 with a darker square,
+    more than a thousand positions have equal scores: rows that pass the length of the kernels' lists.
+    """
+    from trt_hspan.data import DEMO_PHOTOGRAPH
+
+    photograph = read_image(DEMO_PHOTOGRAPH)[100:132, 180:220]
+    flat = np.full((40, 48, CHANNELS), (168, 120, 72), np.uint8)
+    flat[4:10, 4:10] = (40, 48, 56)
+    return {"photograph": np.ascontiguousarray(photograph), "flat": flat}
+
+
+def pictures_from_files(paths: Sequence[Path]) -> dict[str, npt.NDArray[np.uint8]]:
+    """Pictures by their file names without suffix. Raises: HspanError for one that cannot be read, or two of a name."""
+    found: dict[str, npt.NDArray[np.uint8]] = {}
+    for path in paths:
+        if path.stem in found:
+            raise UsageError(path, "has the name of another picture", "rename one of them")
+        found[path.stem] = read_image(path)
+    return found
+
+
+def write_reference(path: Path, reference: StoredReference) -> None:
+    """Writes the file, whole or not at all. Raises: UsageError for another suffix than .npz; HspanError as `files`."""
+    require_reference_name(path)
+    about = {
+        "format": _FORMAT,
+        **{name: getattr(reference, name) for name in _ABOUT},
+        "pictures": [picture.name for picture in reference.pictures],
+    }
+    arrays: dict[str, npt.NDArray[Any]] = {"about": np.array(json.dumps(about))}
+    for picture in reference.pictures:
+        arrays[f"input/{picture.name}"] = picture.picture
+        arrays[f"output/{picture.name}"] = picture.output
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+
+
+def require_reference_name(path: Path) -> None:
+    """Raises: UsageError when a reference cannot have this name."""
+    if path.suffix != SUFFIX:
+        raise UsageError("--output", f"got {str(path)!r}", f"name a file that ends in {SUFFIX}")
+
+
+def read_reference(path: Path) -> StoredReference:
+    """Reads a file that `write_reference` wrote; nothing in it is executed.
+
+    Raises:
+        HspanError: there is no such file, or it is damaged, too large, or something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _LARGEST_BYTES:
+                raise HspanError(path, f"unpacks to more than {_LARGEST_BYTES >> 30} GiB", _REMAKE)
+        with np.load(path, allow_pickle=False) as arrays:
+            return _reference_from_arrays(arrays)
+    except OSError as error:
+        raise error_from_os_error(path, error, action="read") from error
+    except _WRONG as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise HspanError(path, f"is not a reference, or damaged: {why[:120]}", _REMAKE) from error
+
+
+def shipped_reference(source_sha256: str | None) -> StoredReference | None:
+    """The shipped reference of the network with this source; None when none is shipped."""
+    for path in sorted(SHIPPED_FOLDER.glob(f"*{SUFFIX}")):
+        reference = read_reference(path)
+        if reference.source_sha256 == source_sha256:
+            return reference
+    return None
+
+
+def reference_for(runner: Runner, path: Path | None) -> StoredReference:
+    """The reference that a network is to be compared with.
+
+    Args:
+        runner: what runs the network.
+        path: a file; None takes what is shipped for the network's source.
+
+    Raises:
+        HspanError: the file cannot be read; it, or what is shipped, is of another network; or the network does not say
+            where it comes from.
+    """
+    if runner.source_sha256 is None:
+        raise HspanError(
+            runner.where,
+            "does not say which checkpoint it comes from",
+            "build it from an export of trt-hspan",
+        )
+    reference = shipped_reference(runner.source_sha256) if path is None else read_reference(path)
+    short = f"{runner.source_sha256[:12]}..."
+    if reference is None:
+        raise HspanError(
+            runner.where,
+            f"no reference is shipped for its network, whose checkpoint has SHA-256 {short}",
+            f"{_REMAKE}, and name it by --reference",
+        )
+    _require_same_network(runner, reference, path)
+    return reference
+
+
+def _require_same_network(runner: Runner, reference: StoredReference, path: Path | None) -> None:
+    if reference.source_sha256 != runner.source_sha256:
+        raise HspanError(
+            path,
+            f"is of {reference.network} ({reference.source_sha256[:12]}...), {runner.where} is of another checkpoint "
+            f"({str(runner.source_sha256)[:12]}...)",
+            _REMAKE,
+        )
+    if runner.res_scale not in (None, reference.res_scale) or runner.scale not in (None, reference.scale):
+        raise HspanError(
+            path or runner.where,
+            f"the reference is of res_scale {reference.res_scale:g} and scale {reference.scale}, {runner.where} of "
+            f"res_scale {runner.res_scale} and scale {runner.scale}",
+            f"{_REMAKE} --res-scale {runner.res_scale}",
+        )
+
+
+def compared_with_reference(
+    runner: Runner,
+    reference: StoredReference,
+    *,
+    min_psnr_db: float | None = None,
+    on_picture: Callable[[str], None] = lambda _: None,
+) -> ReferenceReport:
+    """Runs the network on the reference's pictures, each as a whole, and compares raw outputs.
+
+    Args:
+        runner: not active yet.
+        reference: of the same network.
+        min_psnr_db: the bar for the worst picture; None is `default_bar_db` of the network's precision.
+        on_picture: told after each.
+
+    Raises:
+        HspanError: a picture does not fit the network, or a run fails.
+    """
+    for picture in reference.pictures:
+        height, width = picture.picture.shape[:2]
+        require_size(runner, (height, width), f"the reference's picture {picture.name}")
+    bar_db = default_bar_db(runner.precision) if min_psnr_db is None else min_psnr_db
+    found = {}
+    with runner:
+        for picture in reference.pictures:
+            output = upscale_batch(runner, tensor_from_image(picture.picture), UpscaleOptions(tile="none"))
+            found[picture.name] = agreement(output[0], picture.output)
+            on_picture(picture.name)
+    return ReferenceReport(
+        candidate=runner.label,
+        reference=f"{reference.network}, {reference.made_by}",
+        emulated=runner.emulated,
+        why_emulated=runner.why_emulated,
+        agreements=found,
+        min_psnr_db=bar_db,
+        passed=all(one.psnr_db >= bar_db for one in found.values()),  # NaN reaches no bar
+    )
+
+
+_ABOUT: Final[tuple[str, ...]] = ("network", "source_sha256", "scale", "res_scale", "made_by")
+_WRONG: Final = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, RecursionError)
+
+
+def _reference_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> StoredReference:
+    """Raises: one of `_WRONG` for everything that is not as `write_reference` writes it."""
+    about = json.loads(str(arrays["about"]))
+    if about["format"] != _FORMAT:
+        raise ValueError(f"format {about['format']!r}, expected {_FORMAT}")
+    scale, names = about["scale"], about["pictures"]
+    types = {"network": str, "source_sha256": str, "scale": int, "res_scale": float, "made_by": str}
+    for name, kind in types.items():
+        if type(about[name]) is not kind:
+            raise ValueError(f"{name} is {about[name]!r}")
+    if not names or not isinstance(names, list):
+        raise ValueError("it holds no pictures")
+    pictures = []
+    for name in names:
+        picture, output = arrays[f"input/{name}"], arrays[f"output/{name}"]
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != CHANNELS or not picture.size:
+            raise ValueError(f"input {name} is {picture.dtype} {picture.shape}")
+        expected = (CHANNELS, scale * picture.shape[0], scale * picture.shape[1])
+        if output.dtype != np.float32 or output.shape != expected:
+            raise ValueError(f"output {name} is {output.dtype} {output.shape}, expected float32 {expected}")
+        pictures.append(ReferencePicture(name=str(name), picture=picture, output=output))
+    return StoredReference(**{name: about[name] for name in _ABOUT}, pictures=tuple(pictures))

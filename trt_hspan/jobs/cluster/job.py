@@ -1,0 +1,270 @@
+"""A job on a Ray cluster: starts or joins it, hands out tasks through Ray Data, and tells what became of each.
+
+Ray Data keeps a bounded number of pictures in flight, starts a worker again that died, and does its picture again;
+a picture that kills its worker every time is reported as failed, as any other. Workers read and write the pictures
+themselves, so that only names travel through the cluster.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.jobs.cluster.address import LOCAL, ray_host_and_port, require_ray
+from trt_hspan.jobs.cluster.tasks import ClusterJournal, ClusterTask
+from trt_hspan.jobs.folders import refusal_line
+
+if TYPE_CHECKING:
+    from trt_hspan.jobs.cluster.bundle import NetworkBundle
+    from trt_hspan.upscaling.options import UpscaleOptions
+    from trt_hspan.upscaling.picture_files import WriteOptions
+
+_ATTEMPTS: Final = 3
+_DIED: Final = "its worker died each time"
+
+# What Ray says when its client server cannot start the process that would serve this client.
+_SERVER_FAILURE: Final = "Initialization failure from server"
+_FORK_ADVICE: Final = (
+    "run the command again; on the head node ray start with GRPC_ENABLE_FORK_SUPPORT=0 avoids it"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSpec:
+    """Where and how.
+
+    Attributes:
+        address: "local" starts a cluster on this machine for the job; "auto" or ray://host:port joins one.
+        workers: at one time; None is one for each GPU, or for each `cpus_per_worker` processors where there are none.
+        cpus_per_worker: processors that each worker may use.
+
+    Raises:
+        UsageError: an address of another form, or a number below 1.
+    """
+
+    address: str = LOCAL
+    workers: int | None = None
+    cpus_per_worker: int = 1
+
+    def __post_init__(self) -> None:
+        ray_host_and_port(self.address)
+        if self.workers is not None and self.workers < 1:
+            raise UsageError("--workers", f"got {self.workers}, expected at least 1")
+        if self.cpus_per_worker < 1:
+            raise UsageError("--threads", f"got {self.cpus_per_worker}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterReport:
+    """What became of one task.
+
+    Attributes:
+        outcome: "done", "skipped" because it was finished before, or "failed".
+        error: one line; empty unless failed.
+        seconds: on the worker.
+        worker: process that did it; 0 unless done there.
+        attempts: of the worker that finished it.
+    """
+
+    task: ClusterTask
+    outcome: str
+    error: str = ""
+    seconds: float = 0.0
+    worker: int = 0
+    attempts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterJob:
+    """What to do, and how.
+
+    Attributes:
+        tasks: the pictures.
+        bundle: the network.
+        options, writing: as for one process; the results are the same bytes.
+        spec: where.
+        journal: of earlier runs; None does every task.
+        overwrite: do what is finished again, and replace files that the journal does not know.
+        on_end: told of each task when it ends.
+    """
+
+    tasks: Sequence[ClusterTask]
+    bundle: NetworkBundle
+    options: UpscaleOptions
+    writing: WriteOptions
+    spec: ClusterSpec
+    journal: ClusterJournal | None = None
+    overwrite: bool = False
+    on_end: Callable[[ClusterReport], None] = lambda report: None
+
+    def run(self) -> list[ClusterReport]:
+        """Does all tasks; one that fails does not stop the rest. Gives one report for each, in their order.
+
+        Raises:
+            HspanError: Ray is not installed, or the cluster cannot be reached or has no room for a worker.
+        """
+        reports = {index: self._told(report) for index, report in self._settled()}
+        waiting = [index for index in range(len(self.tasks)) if index not in reports]
+        try:
+            if waiting:
+                with _cluster(self.spec) as concurrency:
+                    self._begin(waiting)
+                    self._schedule(waiting, concurrency, reports)
+                    # What a worker took with it when it died for good is tried once more.
+                    self._schedule([i for i in waiting if i not in reports], concurrency, reports)
+        finally:
+            if self.journal is not None:
+                self.journal.flush()
+        for index in waiting:
+            if index not in reports:
+                line = str(HspanError(self.tasks[index].source, _DIED, "try it alone with trt-hspan upscale"))
+                reports[index] = self._told(
+                    ClusterReport(task=self.tasks[index], outcome="failed", error=line)
+                )
+        return [reports[index] for index in range(len(self.tasks))]
+
+    def _settled(self) -> Iterator[tuple[int, ClusterReport]]:
+        """Tasks that need no worker: finished before, or refused."""
+        if self.overwrite or self.journal is None:
+            return
+        for index, task in enumerate(self.tasks):
+            reason = self.journal.why_not(task)
+            if reason == "":
+                yield index, ClusterReport(task=task, outcome="skipped")
+            elif reason is not None:
+                yield (
+                    index,
+                    ClusterReport(task=task, outcome="failed", error=refusal_line(task.target, reason)),
+                )
+
+    def _begin(self, indices: Sequence[int]) -> None:
+        if self.journal is not None:
+            for index in indices:
+                self.journal.begin(self.tasks[index])
+
+    def _schedule(self, indices: Sequence[int], concurrency: int, reports: dict[int, ClusterReport]) -> None:
+        for row in self._rows(indices, concurrency):
+            index = int(row["index"])
+            if index not in reports:
+                report = ClusterReport(
+                    task=self.tasks[index],
+                    outcome="failed" if row["error"] else "done",
+                    error=str(row["error"]),
+                    seconds=float(row["seconds"]),
+                    worker=int(row["pid"]),
+                    attempts=int(row["attempts"]),
+                )
+                if self.journal is not None and report.outcome == "done":
+                    self.journal.finish(report.task)
+                reports[index] = self._told(report)
+
+    def _told(self, report: ClusterReport) -> ClusterReport:
+        self.on_end(report)
+        return report
+
+    def _rows(self, indices: Sequence[int], concurrency: int) -> Iterator[dict[str, Any]]:
+        """The workers' answers, in the order in which they come.
+
+        Raises:
+            HspanError: the cluster was lost.
+        """
+        if not indices:
+            return
+        import ray
+
+        from trt_hspan.jobs.cluster.driving import DataJob, answers_through_client
+
+        gpus = 1 if _uses_gpus(self.bundle) else 0
+        job = DataJob(
+            rows=[
+                {"index": i, "source": self.tasks[i].source, "target": self.tasks[i].target} for i in indices
+            ],
+            bundle=self.bundle,
+            options=self.options,
+            writing=self.writing,
+            attempts=_ATTEMPTS,
+            concurrency=concurrency,
+            cpus=None if gpus else self.spec.cpus_per_worker,
+            gpus=gpus or None,
+        )
+        try:
+            yield from answers_through_client(job) if ray.util.client.ray.is_connected() else job.answers()
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise HspanError(
+                self.spec.address,
+                f"the cluster was lost: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                "run the command again: what is finished is not done again",
+            ) from error
+
+
+@contextmanager
+def _cluster(spec: ClusterSpec) -> Iterator[int]:
+    """Joins or starts the cluster; gives the number of workers to run at a time."""
+    if importlib.util.find_spec("ray") is None:
+        raise HspanError("--cluster", "Ray is not installed", "pip install 'trt-hspan[cluster]'")
+    require_ray(spec.address)
+    import ray
+
+    _silence()
+    if spec.address == LOCAL:
+        processors = os.cpu_count() or 1
+        _require_room(spec, processors // spec.cpus_per_worker, processors)
+    mine = not ray.is_initialized()
+    try:
+        if mine and spec.address == LOCAL:
+            wanted = None if spec.workers is None else spec.workers * spec.cpus_per_worker
+            ray.init(
+                num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
+        elif mine:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # what it warns of, it raises too
+                ray.init(address=spec.address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # noqa: BLE001  # Ray raises many kinds here
+        reason = " ".join(str(error).split())
+        advice = _FORK_ADVICE if _SERVER_FAILURE in reason else "check it with ray status"
+        raise HspanError(spec.address, f"the cluster cannot be reached: {reason[:200]}", advice) from None
+    try:
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        room = gpus or cpus // spec.cpus_per_worker
+        _require_room(spec, room, cpus)
+        yield min(room, spec.workers or room)
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _require_room(spec: ClusterSpec, workers: int, processors: int) -> None:
+    if workers < 1:
+        raise HspanError(
+            spec.address,
+            f"has no room for a worker of {spec.cpus_per_worker} processors: {processors} in all",
+            "give fewer --threads",
+        )
+
+
+def _silence() -> None:
+    """Ray tells users of its own; what matters here comes with the reports."""
+    import ray.data
+
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def _uses_gpus(bundle: NetworkBundle) -> bool:
+    import ray
+
+    return (
+        bundle.device != "cpu"
+        and bundle.name.endswith(".plan")
+        and ray.cluster_resources().get("GPU", 0) >= 1
+    )

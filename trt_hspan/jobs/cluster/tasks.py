@@ -1,0 +1,165 @@
+"""What a cluster job consists of, and what is finished already. Pure data and a journal; schedules nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.jobs.cluster.storage import (
+    exists,
+    is_uri,
+    joined,
+    objects_in,
+    read_bytes,
+    suffix_of,
+    write_bytes,
+)
+from trt_hspan.jobs.folders import Journal, Task, reason_for_state, tasks_from_inputs, why_not
+from trt_hspan.media.images import READ_SUFFIXES, WRITE_FORMATS
+
+_JOURNAL_FOLDER: Final = ".trt-hspan-journal"
+_FLUSH_S: Final = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterTask:
+    """One picture (or, on shared file systems, video): where it is and where its result goes; paths or URIs."""
+
+    source: str
+    target: str
+
+
+def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = None) -> list[ClusterTask]:
+    """What a command line asks for; folders and stores are searched to any depth and mirrored.
+
+    Args:
+        inputs: files, folders and patterns as `jobs.tasks_from_inputs` takes them, or URIs of objects or prefixes.
+        output: a folder or a URI.
+        suffix: of all results; None keeps the source's where it can be written and takes .png elsewhere.
+
+    Raises:
+        HspanError: an input does not exist or holds no pictures.
+        UsageError: several sources for one target, or the output is a file's name.
+    """
+    if not is_uri(output):
+        output = str(Path(output).absolute())  # workers have working directories of their own
+    local = [text for text in inputs if not is_uri(text)]
+    tasks: list[ClusterTask] = []
+    if local and not is_uri(output):
+        tasks += [_from_local(task) for task in tasks_from_inputs(local, Path(output), suffix=suffix)[0]]
+    elif local:
+        staged, _ = tasks_from_inputs(local, Path("/"), suffix=suffix)
+        tasks += [
+            ClusterTask(
+                source=str(task.source.absolute()), target=joined(output, str(task.target).lstrip("/"))
+            )
+            for task in staged
+        ]
+    for uri in (text for text in inputs if is_uri(text)):
+        tasks += _in_store(uri, output, suffix)
+    targets: dict[str, str] = {}
+    for task in tasks:
+        other = targets.setdefault(task.target, task.source)
+        if other != task.source:
+            raise UsageError(
+                task.target,
+                f"would be made from {other} and from {task.source}",
+                "run twice with two output folders",
+            )
+    return tasks
+
+
+def _from_local(task: Task) -> ClusterTask:
+    return ClusterTask(source=str(task.source.absolute()), target=str(task.target.absolute()))
+
+
+def _in_store(uri: str, output: str, suffix: str | None) -> list[ClusterTask]:
+    if suffix_of(uri) in READ_SUFFIXES:
+        names = {uri: uri.rsplit("/", 1)[-1]}
+    else:
+        found = [name for name in objects_in(uri) if suffix_of(name) in READ_SUFFIXES]
+        if not found:
+            raise HspanError(
+                uri, "holds no pictures", f"expected objects that end in {', '.join(READ_SUFFIXES)}"
+            )
+        names = {joined(uri, name): name for name in found}
+    return [
+        ClusterTask(source=source, target=joined(output, _result_name(name, suffix)))
+        for source, name in names.items()
+    ]
+
+
+def _result_name(name: str, suffix: str | None) -> str:
+    kept = suffix_of(name) if suffix_of(name) in WRITE_FORMATS else ".png"
+    return str(Path(name).with_suffix(suffix or kept))
+
+
+class ClusterJournal:
+    """Which targets are finished: the local `Journal`, or for stores, which cannot append, a folder of parts.
+
+    Args:
+        output: folder or URI of all results.
+        settings: whatever results depend on beside their sources.
+    """
+
+    def __init__(self, output: str, settings: object) -> None:
+        self._output = output
+        self._local = None if is_uri(output) else Journal(Path(output), settings)
+        self._settings = hashlib.sha256(
+            json.dumps(settings, sort_keys=True, default=str).encode()
+        ).hexdigest()[:16]
+        self._entries: dict[str, str] = {}
+        self._part: list[str] = []
+        self._part_name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._flushed = time.monotonic()
+        if self._local is None:
+            self._read_parts()
+
+    def why_not(self, task: ClusterTask) -> str | None:
+        """None: to be done; empty: finished before; else why the target stays as it is."""
+        if self._local is not None:
+            return why_not(self._local, Task(source=Path(task.source), target=Path(task.target)))
+        if not exists(task.target):
+            return None
+        known = self._entries.get(task.target)
+        if known is None:
+            return reason_for_state("unknown")
+        return reason_for_state("finished" if known == self._settings else "other settings")
+
+    def begin(self, task: ClusterTask) -> None:
+        """Notes that work on a target begins; a store's result counts when it is finished."""
+        if self._local is not None:
+            self._local.begin(Task(source=Path(task.source), target=Path(task.target)))
+
+    def finish(self, task: ClusterTask) -> None:
+        """Notes that a target is in place. Raises: HspanError when the journal cannot be written."""
+        if self._local is not None:
+            self._local.finish(Task(source=Path(task.source), target=Path(task.target)))
+            return
+        self._part.append(json.dumps({"target": task.target, "settings": self._settings}))
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what a store does not have yet."""
+        if self._part:
+            place = joined(joined(self._output, _JOURNAL_FOLDER), self._part_name)
+            write_bytes(place, ("\n".join(self._part) + "\n").encode())
+        self._flushed = time.monotonic()
+
+    def _read_parts(self) -> None:
+        folder = joined(self._output, _JOURNAL_FOLDER)
+        for name in objects_in(folder):
+            for line in read_bytes(joined(folder, name)).decode(errors="replace").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._entries[entry["target"]] = entry["settings"]
+                except (ValueError, KeyError, TypeError):
+                    continue

@@ -1,0 +1,93 @@
+"""What runs on a worker: one runner for its whole life, one picture after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trt_hspan.errors import HspanError
+from trt_hspan.jobs.cluster.storage import is_uri, read_bytes, suffix_of, write_bytes
+
+if TYPE_CHECKING:
+    from trt_hspan.jobs.cluster.bundle import NetworkBundle
+    from trt_hspan.upscaling.options import UpscaleOptions
+    from trt_hspan.upscaling.picture_files import WriteOptions
+
+Row = dict[str, Any]
+
+
+class UpscaleWorker:
+    """Ray Data makes one for each worker process and calls it with rows {index, source, target}.
+
+    Args:
+        bundle: the network.
+        options, writing: as for one process.
+        attempts: how often a picture is tried before it is reported as failed.
+        pause_s: before the second attempt; twice as long before each further one.
+    """
+
+    def __init__(
+        self,
+        bundle: NetworkBundle,
+        options: UpscaleOptions,
+        writing: WriteOptions,
+        attempts: int,
+        pause_s: float = 1.0,
+    ) -> None:
+        from trt_hspan.runtime.opening import open_runner
+        from trt_hspan.upscaling.upscaler import Upscaler
+
+        self._writing, self._attempts, self._pause_s = writing, attempts, pause_s
+        self._open = contextlib.ExitStack()
+        place = self._open.enter_context(bundle.on_disk())
+        runner = open_runner(
+            place,
+            device=bundle.device,
+            res_scale=bundle.res_scale,
+            threads=bundle.threads,
+            plugin=Path(place).parent / bundle.plugin if bundle.plugin else None,
+            precision=bundle.precision,
+            integer_kernels=bundle.integer_kernels,
+        )
+        self._upscaler = Upscaler(self._open.enter_context(runner), options)
+
+    def __call__(self, row: Row) -> Row:
+        """One picture; gives {index, error, seconds, pid, attempts}, error being one line or empty."""
+        started, error, attempt = time.perf_counter(), "", 0
+        for attempt in range(1, self._attempts + 1):
+            try:
+                self._upscale(row["source"], row["target"])
+                error = ""
+                break
+            except HspanError as failure:
+                error = str(failure)
+            except Exception as failure:  # noqa: BLE001  # one odd file must not stop the other million
+                error = (
+                    f"{row['source']}: unexpected {type(failure).__name__}: {' '.join(str(failure).split())}"
+                )
+            if attempt < self._attempts:
+                time.sleep(self._pause_s * 2 ** (attempt - 1))
+        return {
+            "index": row["index"],
+            "error": error,
+            "seconds": time.perf_counter() - started,
+            "pid": os.getpid(),
+            "attempts": attempt,
+        }
+
+    def _upscale(self, source: str, target: str) -> None:
+        from trt_hspan.media.pictures import decode_image, encode_image, read_picture
+        from trt_hspan.upscaling.picture_files import upscale_picture, upscale_picture_file
+
+        if not is_uri(source) and not is_uri(target):
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            upscale_picture_file(self._upscaler, source, target, self._writing)
+            return
+        picture = decode_image(read_bytes(source), where=source) if is_uri(source) else read_picture(source)
+        result = upscale_picture(self._upscaler, picture, what=source)
+        write_bytes(
+            target, encode_image(result, suffix_of(target), quality=self._writing.quality, where=target)
+        )

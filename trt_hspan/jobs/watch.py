@@ -1,0 +1,180 @@
+"""A folder whose pictures become larger ones: the loop behind the systemd service. Owns no network and no signals.
+
+A picture is taken when its size and time have stood still for one look at the folder. Its result appears in the output
+folder, whole or not at all; then the picture moves to `done/`, or to `failed/` with a text that says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.files import check_writable, error_from_os_error, write_text
+from trt_hspan.media.images import READ_SUFFIXES, WRITE_FORMATS
+
+DONE: Final = "done"
+FAILED: Final = "failed"
+#: After so many failures in a row the network is asked whether it is to blame.
+FAILURES_IN_A_ROW: Final = 5
+_LOG = logging.getLogger(__name__)
+_Stamp = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSpec:
+    """What to watch.
+
+    Args:
+        incoming: folder of pictures; sub-folders, hidden files and other files are left alone.
+        outgoing: folder of the results, another one.
+        delete: delete a picture that is done instead of moving it.
+        seconds: between looks.
+
+    Raises:
+        UsageError: one folder for both, one inside the other, or no time between looks.
+    """
+
+    incoming: Path
+    outgoing: Path
+    delete: bool = False
+    seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        incoming, outgoing = self.incoming.absolute(), self.outgoing.absolute()
+        if incoming == outgoing or incoming in outgoing.parents or outgoing in incoming.parents:
+            raise UsageError(
+                "--to", f"{self.outgoing} and {self.incoming} share files", "name separate folders"
+            )
+        if not 0 < self.seconds < float("inf"):
+            raise UsageError("--seconds", f"got {self.seconds}, expected a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handled:
+    """What became of a picture; `line` says why it failed, and is empty when it is done."""
+
+    source: Path
+    target: Path
+    outcome: Literal["done", "failed"]
+    line: str = ""
+
+
+class FolderWatch:
+    """The state of the loop: what was seen at the last look, and failures in a row."""
+
+    def __init__(
+        self, spec: WatchSpec, upscale: Callable[[Path, Path], object], probe: Callable[[], object]
+    ) -> None:
+        """Args:
+        spec: what to watch.
+        upscale: makes the second file from the first, whole or not at all; raises HspanError.
+        probe: runs the network on something that it can do; raises HspanError when it fails all the same. Then the
+            loop ends, so that a new process can start with a new engine.
+
+        Raises:
+            HspanError: a folder cannot be made or written.
+        """
+        self._spec, self._upscale, self._probe = spec, upscale, probe
+        self._seen: dict[Path, _Stamp] = {}
+        self._failures = 0
+        for folder in (spec.outgoing, spec.incoming / FAILED, spec.incoming / DONE):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise error_from_os_error(folder, error) from error
+        for folder in (spec.outgoing, spec.incoming, spec.incoming / FAILED, spec.incoming / DONE):
+            check_writable(folder / ".any")
+
+    def look(self, *, stop: Callable[[], bool] = lambda: False) -> list[Handled]:
+        """One look at the folder: handles what has stood still since the last one, the oldest first.
+
+        Args:
+            stop: asked before each picture.
+
+        Raises:
+            HspanError: the folder is gone or unreadable, the disk is full, or the network itself fails.
+        """
+        present = self._present()
+        ready = [path for path, stamp in present.items() if self._seen.get(path) == stamp]
+        self._seen = {path: stamp for path, stamp in present.items() if path not in ready}
+        handled = []
+        for path in ready:
+            if stop():
+                break
+            handled.append(self._handle(path))
+        return handled
+
+    def _present(self) -> dict[Path, _Stamp]:
+        """Pictures by age, with what tells whether they still grow."""
+        found: list[tuple[int, Path, _Stamp]] = []
+        try:
+            with os.scandir(self._spec.incoming) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.startswith(".") or Path(name).suffix.lower() not in READ_SUFFIXES:
+                        continue
+                    if not entry.is_file(follow_symlinks=False):
+                        continue
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:  # taken away again meanwhile
+                        continue
+                    stamp = (status.st_size, status.st_mtime_ns)
+                    found.append((status.st_mtime_ns, Path(entry.path), stamp))
+        except OSError as error:
+            raise error_from_os_error(self._spec.incoming, error, action="read") from error
+        return {path: stamp for _, path, stamp in sorted(found)}
+
+    def _handle(self, source: Path) -> Handled:
+        suffix = source.suffix.lower()
+        target = self._spec.outgoing / (source.name if suffix in WRITE_FORMATS else f"{source.name}.png")
+        try:
+            self._upscale(source, target)
+        except HspanError as error:
+            self._failures += 1
+            line = str(error)
+            write_text(self._spec.incoming / FAILED / f"{source.name}.txt", f"{line}\n")
+            self._move(source, FAILED)
+            if self._failures >= FAILURES_IN_A_ROW:
+                self._failures = 0
+                self._probe()
+            return Handled(source=source, target=target, outcome="failed", line=line)
+        self._failures = 0
+        if self._spec.delete:
+            source.unlink(missing_ok=True)
+        else:
+            self._move(source, DONE)
+        return Handled(source=source, target=target, outcome="done")
+
+    def _move(self, source: Path, folder: str) -> None:
+        try:
+            source.replace(self._spec.incoming / folder / source.name)
+        except FileNotFoundError:  # somebody took it away
+            pass
+        except OSError as error:
+            raise error_from_os_error(source, error) from error
+
+
+def tell_systemd(state: str) -> bool:
+    """Sends a state such as "READY=1" to the service manager, as sd_notify(3) says.
+
+    Returns:
+        Whether there is one that listens.
+    """
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+            channel.sendall(state.encode())
+    except OSError as error:
+        _LOG.warning("%s: systemd does not listen: %s", address, error)
+        return False
+    return True

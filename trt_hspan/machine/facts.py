@@ -1,0 +1,96 @@
+"""The machine under a benchmark: what it is, its clocks, and the memory that a piece of work takes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+_STATUS: Final = Path("/proc/self/status")
+
+
+def machine_facts() -> dict[str, Any]:
+    """What the times were taken on: processor, GPUs, versions."""
+    import importlib.metadata
+
+    from trt_hspan import __version__
+    from trt_hspan.machine.nvml import driver_version, gpu_states
+
+    packages = ("numpy", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "pycuda")
+    versions: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "processor": _processor(),
+        "processors": len(os.sched_getaffinity(0)),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "trt_hspan": __version__,
+        "versions": versions,
+        "nvidia_driver": driver_version(),
+        "gpus": [asdict(state) for state in gpu_states()],
+    }
+
+
+class PeakMemory:
+    """How far resident memory rises in a `with` block above what it is at its beginning."""
+
+    bytes: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        try:
+            # What earlier runs left in the allocator must not hide what this takes.
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
+            self._before: int | None = _kilobytes("VmRSS")
+        except (OSError, AttributeError):
+            self._before = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            self.bytes = max(0, _kilobytes("VmHWM") - self._before) * 1024
+
+
+def _kilobytes(name: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
+
+
+def clock_states() -> dict[str, Any]:
+    """Clocks now: of the processors in MHz, and of each GPU."""
+    from trt_hspan.machine.nvml import gpu_states
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    mhz = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    return {
+        "cpu_mhz": round(statistics.fmean(mhz)) if mhz else None,
+        "gpus": [
+            {
+                "sm_mhz": state.sm_clock_mhz,
+                "memory_mhz": state.memory_clock_mhz,
+                "celsius": state.temperature_celsius,
+            }
+            for state in gpu_states()
+        ],
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,291 @@
+"""What it takes to compile the plugin: nvcc, a C++ compiler, CMake, TensorRT's headers. Finds them, fetches headers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from trt_hspan.errors import HspanError
+from trt_hspan.files import atomic_path, error_from_os_error, sha256_from_file
+from trt_hspan.native.plugin import user_cache_folder
+
+#: NVIDIA's Apache-2.0 headers of TensorRT 10.14, as one wheel on the Python package index carries them.
+HEADER_WHEEL: Final = "kernel-lens==2.0.1"
+HEADER_WHEEL_FILE: Final = "kernel_lens-2.0.1-py3-none-any.whl"
+HEADER_WHEEL_SHA256: Final = "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0"
+_HEADERS_IN_WHEEL: Final = "kernel_lens/include/tensorrt/"
+
+OLDEST_CUDA: Final = (12, 4)
+OLDEST_CMAKE: Final = (3, 22)
+_DOWNLOAD_SECONDS: Final = 300
+_SYSTEM_NVCC: Final = "/usr/local/cuda/bin/nvcc"
+_SYSTEM_PREFIXES: Final = ("/usr", "/usr/local", "/usr/local/tensorrt", "/opt/tensorrt")
+_ROOT_VARIABLE: Final = "TensorRT_ROOT"  # CMake's spelling
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toolchain:
+    """Programs and folders of one build; every path exists.
+
+    Attributes:
+        nvcc, cuda_version: the CUDA compiler.
+        library_path: folder of libcudart_static.a where nvcc does not find it itself (Python wheels), else None.
+        host_compiler: the C++ compiler that nvcc calls.
+        cmake, ninja: the build system; ninja is None when make is to be used.
+        headers: the folder that holds NvInferRuntime.h.
+    """
+
+    nvcc: Path
+    cuda_version: str
+    library_path: Path | None
+    host_compiler: Path
+    cmake: Path
+    ninja: Path | None
+    headers: Path
+
+
+def find_toolchain(
+    *, nvcc: str | os.PathLike[str] | None = None, tensorrt_root: str | os.PathLike[str] | None = None
+) -> Toolchain:
+    """Everything a build needs.
+
+    Raises:
+        HspanError: something is missing or too old; says what to install.
+    """
+    compiler = find_nvcc(nvcc)
+    version = _checked_cuda_version(compiler)
+    return Toolchain(
+        nvcc=compiler,
+        cuda_version=version,
+        library_path=_wheel_library_path(compiler),
+        host_compiler=find_host_compiler(),
+        cmake=find_cmake(),
+        ninja=find_ninja(),
+        headers=find_tensorrt_headers(tensorrt_root),
+    )
+
+
+def find_nvcc(named: str | os.PathLike[str] | None = None) -> Path:
+    """The CUDA compiler: the one named, CUDACXX, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda, Python wheels.
+
+    A compiler that was named, by option or environment, is used or is an error: never silently another one.
+
+    Raises:
+        HspanError: there is none, or not where one was named.
+    """
+    for source, place in (
+        ("--nvcc", named),
+        ("CUDACXX", os.environ.get("CUDACXX")),
+        ("CUDA_HOME", _nvcc_in(os.environ.get("CUDA_HOME"))),
+        ("CUDA_PATH", _nvcc_in(os.environ.get("CUDA_PATH"))),
+    ):
+        if place:
+            found = shutil.which(os.fspath(place))
+            if found is None:
+                raise HspanError(source, f"{place} is no CUDA compiler", "name the program nvcc itself")
+            return Path(found).absolute()
+    for candidate in (shutil.which("nvcc"), _SYSTEM_NVCC, *_wheel_nvccs()):
+        if candidate and os.access(candidate, os.X_OK):
+            return Path(candidate).absolute()
+    raise HspanError(
+        "nvcc",
+        "no CUDA compiler found",
+        "install the CUDA toolkit, or pip install 'trt-hspan[nvcc]'",
+    )
+
+
+def find_host_compiler() -> Path:
+    """The C++ compiler: CXX, else c++, g++ or clang++ on PATH. Raises: HspanError when there is none."""
+    named = os.environ.get("CXX")
+    for candidate in (named,) if named else ("c++", "g++", "clang++"):
+        if found := shutil.which(candidate):
+            return Path(found)
+    what = f"CXX names {named}, which is no program" if named else "no C++ compiler found"
+    raise HspanError("C++ compiler", what, "install one: apt install g++")
+
+
+def find_cmake() -> Path:
+    """CMake on PATH or beside this Python. Raises: HspanError when there is none or only an old one."""
+    cmake = _program("cmake")
+    if cmake is None:
+        raise HspanError("cmake", "not found", "install it: pip install cmake, or apt install cmake")
+    version = _version(_output([cmake, "--version"]))
+    if version < OLDEST_CMAKE:
+        raise HspanError(
+            cmake, f"is version {_dotted(version)}, 3.22 or newer is needed", "pip install cmake"
+        )
+    return cmake
+
+
+def find_ninja() -> Path | None:
+    """Ninja on PATH or beside this Python; None when make is to be used."""
+    return _program("ninja")
+
+
+def find_tensorrt_headers(root: str | os.PathLike[str] | None = None) -> Path:
+    """The folder that holds NvInferRuntime.h: under `root`, under TensorRT_ROOT, in the system, else fetched once.
+
+    Raises:
+        HspanError: a folder was named but holds no headers, or they cannot be fetched.
+    """
+    for source, place in (("--tensorrt-root", root), ("TensorRT_ROOT", os.environ.get(_ROOT_VARIABLE))):
+        if place:
+            for folder in _include_folders(Path(place)):
+                if _holds_headers(folder):
+                    return folder.absolute()
+            raise HspanError(
+                source, f"{place} holds no NvInferRuntime.h", "name the folder TensorRT was unpacked to"
+            )
+    for prefix in _SYSTEM_PREFIXES:
+        for folder in _include_folders(Path(prefix)):
+            if _holds_headers(folder):
+                return folder
+    return _fetched_headers()
+
+
+def supported_architectures(nvcc: Path) -> tuple[int, ...]:
+    """The compute capabilities the compiler makes code for, ascending: 86 is 8.6."""
+    return tuple(
+        sorted({int(number) for number in re.findall(r"compute_(\d+)\b", _output([nvcc, "--list-gpu-arch"]))})
+    )
+
+
+def programs_folder(nvcc: Path) -> Path:
+    """The folder of the CUDA toolkit's programs, ptxas among them; `nvcc` may be a script that calls the real one."""
+    match = re.search(r"_HERE_=(.*)", _outputs([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]))
+    return Path(match[1].strip()) if match else nvcc.resolve().parent
+
+
+def _nvcc_in(home: str | None) -> str | None:
+    return str(Path(home) / "bin" / "nvcc") if home else None
+
+
+def _wheel_nvccs() -> Iterator[str]:
+    """The compiler inside NVIDIA's Python wheels: nvidia/cu13/bin since CUDA 13, nvidia/cuda_nvcc/bin before."""
+    for site in dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *sys.path]):
+        nvidia = Path(site) / "nvidia"
+        yield from map(str, sorted(nvidia.glob("cu[0-9]*/bin/nvcc"), reverse=True))
+
+
+def _wheel_library_path(nvcc: Path) -> Path | None:
+    """Wheels have `lib` where nvcc's own settings say `lib64`."""
+    root = nvcc.resolve().parent.parent
+    library_path = root / "lib"
+    needed = not (root / "lib64").exists() and (library_path / "libcudart_static.a").is_file()
+    return library_path if needed else None
+
+
+def _checked_cuda_version(nvcc: Path) -> str:
+    match = re.search(r"release (\d+)\.(\d+)", _output([nvcc, "--version"]))
+    if match is None:
+        raise HspanError(nvcc, "does not say which CUDA version it is", "name another compiler by --nvcc")
+    version = (int(match[1]), int(match[2]))
+    if version < OLDEST_CUDA:
+        raise HspanError(
+            nvcc, f"is CUDA {_dotted(version)}, 12.4 or newer is needed", "install a newer CUDA toolkit"
+        )
+    return _dotted(version)
+
+
+def _program(name: str) -> Path | None:
+    found = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    return Path(found) if found else None
+
+
+def _include_folders(prefix: Path) -> Iterator[Path]:
+    multiarch = sysconfig.get_config_var("MULTIARCH")
+    yield prefix
+    yield prefix / "include"
+    yield prefix / "include" / "tensorrt"
+    for name in dict.fromkeys(filter(None, (multiarch, "x86_64-linux-gnu", "aarch64-linux-gnu"))):
+        yield prefix / "include" / str(name)
+
+
+def _holds_headers(folder: Path) -> bool:
+    return (folder / "NvInferRuntime.h").is_file() and (folder / "NvInferVersion.h").is_file()
+
+
+def _fetched_headers() -> Path:
+    """The headers out of the pinned wheel, unpacked into the user's cache when its hash is right."""
+    folder = user_cache_folder() / "headers" / HEADER_WHEEL_SHA256[:16]
+    if _holds_headers(folder):
+        return folder
+    _LOG.info("fetching TensorRT headers: %s", HEADER_WHEEL)
+    with tempfile.TemporaryDirectory(prefix="trt-hspan-headers-") as temporary:
+        wheel = _download_wheel(Path(temporary))
+        actual = sha256_from_file(wheel)
+        if actual != HEADER_WHEEL_SHA256:
+            raise HspanError(
+                HEADER_WHEEL,
+                f"the package index sent a file with SHA-256 {actual}, expected {HEADER_WHEEL_SHA256}",
+                "install TensorRT's headers and name them by --tensorrt-root",
+            )
+        _unpack_headers(wheel, folder)
+    return folder
+
+
+def _download_wheel(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), HEADER_WHEEL]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
+        what = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    except subprocess.TimeoutExpired:
+        what = f"no answer in {_DOWNLOAD_SECONDS} s"
+    wheel = folder / HEADER_WHEEL_FILE
+    if not wheel.is_file():
+        raise HspanError(
+            "TensorRT headers",
+            f"not found, and {HEADER_WHEEL} cannot be fetched: {what}",
+            "install libnvinfer-headers-dev, or name them by --tensorrt-root",
+        )
+    return wheel
+
+
+def _unpack_headers(wheel: Path, folder: Path) -> None:
+    """Writes NvInferVersion.h last: its presence says that the others are complete."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if re.fullmatch(_HEADERS_IN_WHEEL + r"\w+\.h", name)]
+        for name in sorted(names, key=lambda name: name.endswith("NvInferVersion.h")):
+            with atomic_path(folder / Path(name).name) as temporary:
+                temporary.write_bytes(archive.read(name))
+
+
+def _output(command: list[str | Path]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except OSError as error:
+        raise error_from_os_error(Path(command[0]), error, action="run") from error
+    except subprocess.SubprocessError as error:
+        raise HspanError(command[0], f"does not run: {error}", "install it again") from error
+
+
+def _outputs(command: list[str | Path]) -> str:
+    """Both outputs of a program, whatever its exit code; empty when it does not run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout + done.stderr
+
+
+def _version(text: str) -> tuple[int, int]:
+    match = re.search(r"(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"

@@ -1,0 +1,345 @@
+"""Range audit: how near a network's values come to the limits of FP16 or BF16 on real pictures.
+
+Owns the statistics and the verdict on each node; changes no network. Everything is computed in float32 by ONNX Runtime
+on a CPU: reductions stand in the graph itself, so that scalars leave it and no activation is kept, and attention runs
+in chunks of queries. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from trt_hspan.engine.range_record import (
+    LIMITS,
+    RESERVE,
+    SCORE_ERROR_LIMIT,
+    UPDATE_SNR_LIMIT_DB,
+    LowPrecision,
+    NodeRange,
+    RangeAudit,
+)
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.evaluation.datasets import Sample
+from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, attention_nodes, require_attention
+from trt_hspan.media.images import tensor_from_image
+from trt_hspan.precision.audit.chunked_attention import score_outputs, with_chunked_attention
+from trt_hspan.precision.audit.float32_twin import Float32Twin, float32_twin, float_outputs
+from trt_hspan.runtime.onnxruntime_graphs import open_session, run_session
+from trt_hspan.runtime.runner import Float32Array
+
+DEFAULT_TILE: Final = 64
+_ELEMENT_TYPE: Final[dict[str, int]] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+_WHERE: Final = "range audit"
+_TINY: Final = "hspan_audit/tiny"
+
+
+def audit_ranges(
+    model: onnx.ModelProto,
+    samples: Sequence[Sample],
+    precision: str,
+    *,
+    keep_fp32: Sequence[str] = (),
+    tile: int = DEFAULT_TILE,
+    threads: int | None = None,
+    on_picture: Callable[[Sample], None] | None = None,
+) -> RangeAudit:
+    """Measures every node of a network on pictures, and says where a type is not enough.
+
+    A risk is told of a node whose result is held in the low type: the node itself computes in it, or one that
+    reads the result does. See `range_record` for the kinds of risk and their thresholds.
+
+    Args:
+        model: an ONNX file of this project in any precision. Of a float32 one, every node is taken to compute
+            in the low type but those of `keep_fp32`; another says itself which do.
+        samples: at least one picture; their low-resolution sides are the network's inputs.
+        precision: "fp16" or "bf16".
+        keep_fp32: names or patterns (as in `fnmatch`) of the nodes that stay in float32 anyway.
+        tile: pictures are cut into parts of at most tile x tile pixels, which bounds time; 16 or more.
+        threads: CPU threads; None takes those that the process may use.
+        on_picture: called after each picture, for progress.
+
+    Raises:
+        UsageError: another precision, or a tile below 16.
+        HspanError: no pictures, one cannot be read or is smaller than the network's fixed input, the model
+            holds no attention, or ONNX Runtime fails.
+    """
+    low_type = checked_low_precision(precision)
+    check_tile(tile)
+    where = model.graph.name or "model"
+    require_attention(model, where)
+    if not samples:
+        raise HspanError(_WHERE, "there are no pictures to audit", "name a folder of pictures")
+    for sample in samples:  # headers alone: a bad file is told before the first run
+        sample.size()
+    twin = float32_twin(model)
+    nodes = float_outputs(twin.model)
+    gathered = {tensor: _Gathered() for _, tensor in nodes}
+    session = _Session(twin, nodes, low_type, threads)
+    for sample in samples:
+        for batch in _tiles(sample, twin.model, tile):
+            for tensor, numbers in session.run(batch).items():
+                gathered[tensor].add(numbers)
+        if on_picture is not None:
+            on_picture(sample)
+    low_nodes = _low_nodes(twin, keep_fp32)
+    return RangeAudit(
+        precision=low_type,
+        limit=LIMITS[low_type],
+        pictures=len(samples),
+        tile=tile,
+        nodes=_Verdict(twin, nodes, gathered, low_nodes, low_type).ranges(),
+    )
+
+
+def check_tile(tile: int) -> None:
+    """Raises: UsageError for tiles in which convolutions see more padding than picture."""
+    if tile < 16:
+        raise UsageError("--tile", f"got {tile}, expected at least 16 pixels")
+
+
+def checked_low_precision(text: str) -> LowPrecision:
+    """The type of this name. Raises: UsageError unless it is "fp16" or "bf16"."""
+    for precision in LIMITS:
+        if text == precision:
+            return precision
+    raise UsageError("--precision", f"{text!r} has no range to audit", f"choose {', '.join(LIMITS)}")
+
+
+def _low_nodes(twin: Float32Twin, keep_fp32: Sequence[str]) -> frozenset[str]:
+    if twin.low_nodes:
+        return twin.low_nodes
+    names = (node.name for node in twin.model.graph.node)
+    return frozenset(n for n in names if not any(fnmatch.fnmatchcase(n, pattern) for pattern in keep_fp32))
+
+
+@dataclass
+class _Gathered:
+    """Statistics of one tensor over all parts of all pictures. Powers are sums over `count` elements, float64."""
+
+    largest: float = 0.0
+    power: float = 0.0
+    error_power: float = 0.0
+    count: float = 0.0
+    largest_score: float = 0.0
+    score_error: float = 0.0
+
+    def add(self, numbers: dict[str, float]) -> None:
+        self.largest = _larger(self.largest, numbers["largest"])
+        unit = numbers["largest"] ** 2 * numbers["count"]
+        self.power += numbers["mean_square"] * unit
+        self.error_power += numbers["error_mean_square"] * unit if unit else 0.0
+        self.count += numbers["count"]
+        self.largest_score = _larger(self.largest_score, numbers.get("largest_score", 0.0))
+        self.score_error = _larger(self.score_error, numbers.get("score_error", 0.0))
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger one; NaN when either is."""
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
+
+
+class _Session:
+    """The network with reductions on every float tensor, under ONNX Runtime."""
+
+    def __init__(
+        self,
+        twin: Float32Twin,
+        nodes: Sequence[tuple[onnx.NodeProto, str]],
+        precision: LowPrecision,
+        threads: int | None,
+    ) -> None:
+        self._tensors = [tensor for _, tensor in nodes]
+        self._attention = {node.output[0] for node in attention_nodes(twin.model)}
+        self._names = [name for tensor in self._tensors for name in self._scalars(tensor).values()]
+        self._session = open_session(self._model(twin.model, precision), _WHERE, threads)
+
+    def run(self, batch: Float32Array) -> dict[str, dict[str, float]]:
+        """Tensor -> name of the statistic -> value, on one input (1, 3, H, W)."""
+        values = run_session(self._session, self._names, batch, _WHERE)
+        known = dict(zip(self._names, (float(value) for value in values), strict=True))
+        return {t: {kind: known[name] for kind, name in self._scalars(t).items()} for t in self._tensors}
+
+    def _scalars(self, tensor: str) -> dict[str, str]:
+        names = {
+            kind: f"{tensor}/{kind}" for kind in ("largest", "mean_square", "error_mean_square", "count")
+        }
+        if tensor in self._attention:
+            names["largest_score"], names["score_error"] = score_outputs(tensor)
+        return names
+
+    def _model(self, model: onnx.ModelProto, precision: LowPrecision) -> onnx.ModelProto:
+        result = with_chunked_attention(model, precision)
+        graph = result.graph
+        graph.initializer.append(numpy_helper.from_array(np.array(1e-30, np.float32), _TINY))
+        counted = set(self._tensors)
+        ordered: list[onnx.NodeProto] = []
+        for node in graph.node:  # reductions stand behind what they read, so that it can be freed early
+            ordered.append(node)
+            for tensor in counted.intersection(node.output):
+                ordered.extend(_reductions(tensor, _ELEMENT_TYPE[precision]))
+        del graph.node[:], graph.output[:]
+        graph.node.extend(ordered)
+        for name in self._names:
+            kind = TensorProto.INT64 if name.endswith("/count") else TensorProto.FLOAT
+            graph.output.append(helper.make_tensor_value_info(name, kind, []))
+        return result
+
+
+def _reductions(tensor: str, element_type: int) -> list[onnx.NodeProto]:
+    """Nodes that make `tensor`'s statistics. Squares are of values over the largest one, so none overflows."""
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(
+            kind, inputs, [f"{tensor}/{output}"], name=f"{tensor}/{output}/Audit", **attributes
+        )
+
+    def own(*names: str) -> list[str]:
+        return [f"{tensor}/{name}" for name in names]
+
+    return [
+        node("Abs", [tensor], "size"),
+        node("ReduceMax", own("size"), "largest", keepdims=0),
+        helper.make_node("Max", [f"{tensor}/largest", _TINY], own("unit"), name=f"{tensor}/unit/Audit"),
+        node("Div", [tensor, f"{tensor}/unit"], "scaled"),
+        node("Mul", own("scaled", "scaled"), "square"),
+        node("ReduceMean", own("square"), "mean_square", keepdims=0),
+        node("Cast", [tensor], "low", to=element_type),
+        node("Cast", own("low"), "rounded", to=TensorProto.FLOAT),
+        node("Sub", [f"{tensor}/rounded", tensor], "error"),
+        node("Div", own("error", "unit"), "error_scaled"),
+        node("Mul", own("error_scaled", "error_scaled"), "error_square"),
+        node("ReduceMean", own("error_square"), "error_mean_square", keepdims=0),
+        node("Size", [tensor], "count"),
+    ]
+
+
+def _tiles(sample: Sample, model: onnx.ModelProto, tile: int) -> Iterator[Float32Array]:
+    """The picture's low-resolution side in equal parts of at most tile x tile, or of the network's fixed size."""
+    image, _ = sample.load()
+    dims = next(v for v in model.graph.input if v.name == INPUT_NAME).type.tensor_type.shape.dim
+    rows = _parts(image.shape[0], dims[2].dim_value, tile, sample.name)
+    columns = _parts(image.shape[1], dims[3].dim_value, tile, sample.name)
+    for top, bottom in rows:
+        for left, right in columns:
+            yield np.ascontiguousarray(tensor_from_image(image[top:bottom, left:right]))
+
+
+def _parts(size: int, fixed: int, tile: int, name: str) -> list[tuple[int, int]]:
+    if fixed:
+        if size < fixed:
+            raise HspanError(
+                name, f"has {size} pixels where the network takes {fixed}", "give larger pictures"
+            )
+        return [(start, start + fixed) for start in range(0, size - fixed + 1, fixed)]
+    count = math.ceil(size / tile)
+    edges = [round(index * size / count) for index in range(count + 1)]
+    return list(pairwise(edges))
+
+
+@dataclass
+class _Verdict:
+    """Turns statistics into risks and their cure."""
+
+    twin: Float32Twin
+    nodes: Sequence[tuple[onnx.NodeProto, str]]
+    gathered: dict[str, _Gathered]
+    low_nodes: frozenset[str]
+    precision: LowPrecision
+    readers: dict[str, list[str]] = field(init=False)
+    makers: dict[str, onnx.NodeProto] = field(init=False)
+    weights: dict[str, onnx.TensorProto] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.readers, self.makers = {}, {}
+        for node in self.twin.model.graph.node:
+            self.makers |= dict.fromkeys(node.output, node)
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node.name)
+        self.weights = {tensor.name: tensor for tensor in self.twin.model.graph.initializer}
+
+    def ranges(self) -> tuple[NodeRange, ...]:
+        return tuple(self._range(node, tensor) for node, tensor in self.nodes)
+
+    def _range(self, node: onnx.NodeProto, tensor: str) -> NodeRange:
+        found = self.gathered[tensor]
+        is_low_node = node.name in self.low_nodes
+        low_readers = [name for name in self.readers.get(tensor, ()) if name in self.low_nodes]
+        # The output is float32 by contract, and nothing reads it in another type.
+        low = bool(low_readers) or (is_low_node and tensor != OUTPUT_NAME)
+        weight = self._largest_weight(node)
+        update = self._update_snr(node, tensor)
+        is_attention = node.output[0] in {n.output[0] for n in attention_nodes(self.twin.model)}
+        limit = LIMITS[self.precision]
+        risks: list[str] = []
+        cure: set[str] = set()
+        if not math.isfinite(found.largest) or not math.isfinite(found.power):
+            risks.append("not finite")
+        if is_low_node and weight is not None and weight > limit:
+            risks.append("weight")
+            cure.add(node.name)
+        if low and found.largest * RESERVE > limit:
+            risks.append("activation")
+            cure |= {node.name, *low_readers}
+        if is_attention and is_low_node:
+            if found.largest_score * RESERVE > limit:
+                risks.append("score")
+            if found.score_error > SCORE_ERROR_LIMIT:
+                risks.append("score precision")
+            if "score" in risks or "score precision" in risks:
+                cure |= {node.name, *self._chain(node.input[0]), *self._chain(node.input[1])}
+        if is_low_node and update is not None and update < UPDATE_SNR_LIMIT_DB:
+            risks.append("update")
+            cure.add(node.name)
+        return NodeRange(
+            node=node.name,
+            op_type=node.op_type,
+            low=low,
+            largest=_finite(found.largest),
+            rounding_snr_db=_finite(_ratio_db(found.power, found.error_power)),
+            update_snr_db=_finite(update),
+            largest_weight=weight,
+            largest_score=_finite(found.largest_score) if is_attention else None,
+            score_error=_finite(found.score_error) if is_attention else None,
+            risks=tuple(risks),
+            cure=tuple(sorted(cure & self.low_nodes)),
+        )
+
+    def _largest_weight(self, node: onnx.NodeProto) -> float | None:
+        arrays = [numpy_helper.to_array(self.weights[name]) for name in node.input if name in self.weights]
+        floats = [array for array in arrays if array.dtype == np.float32 and array.size]
+        return max((float(np.abs(array).max()) for array in floats), default=None)
+
+    def _update_snr(self, node: onnx.NodeProto, tensor: str) -> float | None:
+        """Of a residual sum; both summands have as many elements as the sum."""
+        if node.op_type != "Add" or not all(name in self.gathered for name in node.input):
+            return None
+        smaller = min(self.gathered[name].power for name in node.input)
+        return _ratio_db(smaller, self.gathered[tensor].error_power)
+
+    def _chain(self, tensor: str) -> Iterator[str]:
+        """The nodes that lead to a tensor alone, back to one that others read too."""
+        while tensor in self.makers and len(self.readers[tensor]) == 1:
+            node = self.makers[tensor]
+            yield node.name
+            tensor = node.input[0]
+
+
+def _ratio_db(power: float, error_power: float) -> float:
+    if error_power == 0.0:
+        return math.inf
+    if not math.isfinite(error_power) or power == 0.0:
+        return -math.inf
+    return 10.0 * math.log10(power / error_power)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

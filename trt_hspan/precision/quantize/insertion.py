@@ -1,0 +1,188 @@
+"""Writes Q/DQ pairs into a graph. Owns their placement; which layers and which scales is decided elsewhere.
+
+What TensorRT calls explicit quantisation: an activation passes a QuantizeLinear and a DequantizeLinear with one scale,
+a weight is stored in the quantised type and passes a DequantizeLinear with one scale per output channel. Biases keep
+their float type. One pair serves every layer that reads the same tensor; whatever else reads it (a residual sum) gets
+the tensor itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from trt_hspan.errors import HspanError
+from trt_hspan.graph import QuantizedType
+from trt_hspan.graph.quantized import ELEMENT_TYPE
+from trt_hspan.precision.quantize.scales import FloatArray, quantized_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerScales:
+    """How one layer is quantised.
+
+    Attributes:
+        activations: tensor name -> scale, for each activation that the layer reads.
+        weight: one scale per output channel; None for a layer without weights, such as a sum.
+        flips: which weights are not rounded to nearest, as `quantized_weights` takes it; None: none.
+    """
+
+    activations: Mapping[str, float]
+    weight: tuple[float, ...] | None
+    flips: npt.NDArray[np.bool_] | None = None
+
+
+def model_with_qdq(
+    model: onnx.ModelProto, layers: Mapping[str, LayerScales], kind: QuantizedType
+) -> onnx.ModelProto:
+    """A copy in which these layers compute in `kind`.
+
+    Args:
+        model: nodes in topological order, opset 19 or later, every weight an initializer.
+        layers: node name -> scales; each scale is representable in the type of the tensor that it scales.
+        kind: of all of them.
+
+    Raises:
+        HspanError: a node is not there, or reads other tensors than its scales are for.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    nodes = list(result.graph.node)
+    unknown = sorted(set(layers) - {node.name for node in nodes})
+    if unknown:
+        raise HspanError(unknown[0], "the model has no layer of this name", "quantize this model anew")
+    writer = _Writer(result.graph, tensor_types(model), kind)
+    del result.graph.node[:]
+    for node in nodes:
+        if node.name in layers:
+            writer.quantize(node, layers[node.name])
+        result.graph.node.append(node)
+    writer.drop_unused_weights()
+    return result
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Tensor name -> ONNX element type, initializers included."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+
+
+class _Writer:
+    def __init__(self, graph: onnx.GraphProto, types: Mapping[str, int], kind: QuantizedType) -> None:
+        self._graph = graph
+        self._types = types
+        self._kind = kind
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._pairs: dict[str, tuple[str, float]] = {}  # tensor -> its dequantised form, and the scale
+        self._zero_points: dict[int, str] = {}
+
+    def quantize(self, node: onnx.NodeProto, scales: LayerScales) -> None:
+        """Rewires `node` to quantised inputs; what makes them is appended to the graph before it."""
+        activations = [name for name in node.input if name and name not in self._weights]
+        if set(activations) != set(scales.activations):
+            raise HspanError(
+                node.name,
+                f"reads {', '.join(activations)}, but its scales are for {', '.join(scales.activations)}",
+                "quantize this model anew",
+            )
+        for index, name in enumerate(node.input):
+            if name in scales.activations:
+                node.input[index] = self._activation(name, scales.activations[name])
+        if scales.weight is not None:
+            node.input[1] = self._weight(node.name, node.input[1], np.array(scales.weight), scales.flips)
+
+    def drop_unused_weights(self) -> None:
+        used = {name for node in self._graph.node for name in node.input}
+        used |= {output.name for output in self._graph.output}
+        kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
+        del self._graph.initializer[:]
+        self._graph.initializer.extend(kept)
+
+    def _activation(self, name: str, scale: float) -> str:
+        if name not in self._pairs:
+            scale_name = self._constant(f"{name}_scale", np.array(scale), self._types[name])
+            zero = self._zero_point(())
+            quantized, dequantized = f"{name}_quantized", f"{name}_dequantized"
+            self._graph.node.append(
+                helper.make_node(
+                    "QuantizeLinear",
+                    [name, scale_name, zero],
+                    [quantized],
+                    name=f"{name}/QuantizeLinear",
+                )
+            )
+            self._graph.node.append(
+                helper.make_node(
+                    "DequantizeLinear",
+                    [quantized, scale_name, zero],
+                    [dequantized],
+                    name=f"{name}/DequantizeLinear",
+                )
+            )
+            self._pairs[name] = (dequantized, scale)
+        dequantized, known = self._pairs[name]
+        if known != scale:
+            raise HspanError(name, f"has two scales, {known!r} and {scale!r}", "give one scale to a tensor")
+        return dequantized
+
+    def _weight(
+        self, layer: str, name: str, scales: npt.NDArray[np.float64], flips: npt.NDArray[np.bool_] | None
+    ) -> str:
+        base = self._weights[name]
+        values = numpy_helper.to_array(base)
+        if scales.shape != values.shape[:1]:
+            raise HspanError(
+                layer, f"has {values.shape[0]} output channels, but {scales.size} scales", "quantize it anew"
+            )
+        stored = f"{name}_quantized"
+        self._graph.initializer.append(
+            helper.make_tensor(
+                stored,
+                ELEMENT_TYPE[self._kind],
+                values.shape,
+                quantized_weights(values, scales, self._kind, flips).tobytes(),
+                raw=True,
+            )
+        )
+        scale_name = self._constant(f"{name}_scale", scales, base.data_type)
+        zero = self._zero_point(scales.shape)
+        dequantized = f"{name}_dequantized"
+        self._graph.node.append(
+            helper.make_node(
+                "DequantizeLinear",
+                [stored, scale_name, zero],
+                [dequantized],
+                name=f"{name}/DequantizeLinear",
+                axis=0,
+            )
+        )
+        return dequantized
+
+    def _constant(self, name: str, values: FloatArray, element_type: int) -> str:
+        dtype = helper.tensor_dtype_to_np_dtype(element_type)
+        self._graph.initializer.append(numpy_helper.from_array(values.astype(dtype), name))
+        return name
+
+    def _zero_point(self, shape: tuple[int, ...]) -> str:
+        """One tensor of zeros for each number of channels: TensorRT and ONNX read the type off it."""
+        count = int(np.prod(shape, dtype=int)) if shape else 0
+        if count not in self._zero_points:
+            self._zero_points[count] = f"zero_point_{count}" if count else "zero_point"
+            dtype = helper.tensor_dtype_to_np_dtype(ELEMENT_TYPE[self._kind])
+            self._graph.initializer.append(
+                helper.make_tensor(
+                    self._zero_points[count],
+                    ELEMENT_TYPE[self._kind],
+                    shape,
+                    np.zeros(shape, dtype).tobytes(),
+                    raw=True,
+                )
+            )
+        return self._zero_points[count]

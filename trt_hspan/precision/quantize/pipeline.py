@@ -1,0 +1,429 @@
+"""From a source and a request to a quantised model. Owns the order: calibrate, choose layers, recipe, apply it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import onnx
+
+from trt_hspan.engine.spec import check_choice
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.evaluation.datasets import Sample
+from trt_hspan.files import staged_files, write_text
+from trt_hspan.graph import QuantizationFacts, QuantizedType, quantization_from_model
+from trt_hspan.precision import crops as tiles
+from trt_hspan.precision.quantize import calibration
+from trt_hspan.precision.quantize.budget import Choice, choose_layers
+from trt_hspan.precision.quantize.layers import layers_to_quantize
+from trt_hspan.precision.quantize.measure import HeldOut, Measurement
+from trt_hspan.precision.quantize.recipe import RECIPE_FORMAT, Recipe, model_from_recipe, recipe_layer
+from trt_hspan.precision.quantize.sensitivity import SensitivityReport, sensitivity_report, variant
+from trt_hspan.precision.quantize.source import Source
+from trt_hspan.precision.quantize.table import CalibrationTable, Method, read_table
+
+Rounding = Literal["adaptive", "nearest"]
+#: Called with what is being done, steps done, and steps in all.
+OnProgress = Callable[[str, int, int], None]
+
+DEFAULT_METHOD: Method = "mse"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationRequest:
+    """What is to be quantised, and how its ranges are found.
+
+    Args:
+        precision: "int8" or "fp8".
+        calibration: a folder of pictures, or "builtin"; None needs a table.
+        table: a calibration table to take ranges from instead of measuring them.
+        method: how ranges are chosen; None is "mse".
+        rounding: of INT8 weights; None is adaptive wherever there are pictures for it or the table tells it.
+        budget_db: largest loss of PSNR-Y on held-out pictures; None quantises every layer.
+        held_out: pictures to measure on; None holds out every fourth of the calibration's when there is a budget.
+        include, exclude: as in `layers.layers_to_quantize`.
+        tiles: cut for calibration; as many are cut for measuring, at most 16.
+        use_cache: whether a table of the same model, pictures and method may be reused, and is kept.
+
+    Raises:
+        UsageError: options that contradict each other, or make no sense.
+    """
+
+    precision: QuantizedType
+    calibration: str | None = None
+    table: Path | None = None
+    method: Method | None = None
+    rounding: Rounding | None = None
+    budget_db: float | None = None
+    held_out: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    tiles: tiles.TilePlan = field(default_factory=tiles.TilePlan)
+    use_cache: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("--precision", self.precision, QuantizedType)
+        check_choice("--rounding", self.rounding, Rounding)
+        if self.method is not None:
+            calibration.checked_method(self.method)
+        if self.calibration is None and self.table is None:
+            raise UsageError(
+                "--calibration",
+                f"is missing: {self.precision} ranges are measured on pictures",
+                "name a folder, or builtin for the shipped photographs",
+            )
+        if self.table is not None:
+            for option, value in (("--method", self.method), ("--rounding", self.rounding)):
+                if value is not None:
+                    raise UsageError(option, "is told by the table", "leave it or --table out")
+        if self.precision == "fp8" and self.rounding == "adaptive":
+            raise UsageError("--rounding", "adaptive is for int8 weights", "leave it out")
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        if self.budget_db is None:
+            return
+        if not (math.isfinite(self.budget_db) and self.budget_db > 0.0):
+            raise UsageError("--budget-db", f"got {self.budget_db:g}, expected a positive number of dB")
+        if self.calibration is None and self.held_out is None:
+            raise UsageError("--budget-db", "needs pictures to measure on", "name some with --held-out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A quantised model and where it comes from.
+
+    Attributes:
+        model: with function body and metadata.
+        recipe: that makes it from its source.
+        table: behind its scales; None when it was made from a recipe.
+        facts: what is quantised.
+        measurement: on held-out tiles; None when there were none.
+        calibration_was_cached: nothing was measured anew.
+    """
+
+    model: onnx.ModelProto
+    recipe: Recipe
+    table: CalibrationTable | None
+    facts: QuantizationFacts
+    measurement: Measurement | None = None
+    calibration_was_cached: bool = False
+
+
+def quantize(
+    source: Source, request: QuantizationRequest, *, on_progress: OnProgress | None = None
+) -> Quantized:
+    """Quantises a network.
+
+    Raises:
+        UsageError: a pattern matches nothing.
+        HspanError: pictures, table or budget do not serve; see the modules that do the work.
+    """
+    progress = on_progress or (lambda *_: None)
+    nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
+    scale = source.metadata.scale
+    assert scale is not None
+    samples = (
+        [] if request.calibration is None else tiles.pictures_for_calibration(request.calibration, scale)
+    )
+    measured_on = held_out_samples(request, samples, scale)
+    if request.budget_db is not None and request.held_out is None:
+        samples = [sample for sample in samples if sample.name not in {s.name for s in measured_on}]
+    table, cached = calibration_table(source, nodes, samples, request, progress)
+    alive, choices = _without_dead_layers(source, nodes, table)
+    measurement = None
+    if measured_on:
+        held_out = _held_out(source, measured_on, request.tiles, progress)
+        if request.budget_db is not None:
+            found = choose_layers(source, alive, table, held_out, request.budget_db, on_step=progress)
+            choices |= found.choices
+            measurement = found.measurement
+        else:
+            measurement = held_out.measure(variant(source, alive, table))
+    for node in alive:
+        asked = any(node.name == name for name in request.include)
+        choices.setdefault(
+            node.name, Choice(quantized=True, why="asked for" if asked else "no budget was set")
+        )
+    recipe = _recipe(source, nodes, table=table, choices=choices, request=request, measurement=measurement)
+    model = model_from_recipe(source, recipe)
+    facts = quantization_from_model(model)
+    if facts is None:
+        raise HspanError(source.where, "no convolution is left to quantise", "exclude fewer")
+    return Quantized(
+        model=model,
+        recipe=recipe,
+        table=table,
+        facts=facts,
+        measurement=measurement,
+        calibration_was_cached=cached,
+    )
+
+
+def check_places(request: QuantizationRequest) -> None:
+    """Looks for the pictures and the table before anybody waits for an export. Raises: HspanError."""
+    for place in (request.calibration, request.held_out):
+        if place is not None:
+            tiles.check_place(place)
+    if request.table is not None:
+        read_table(request.table)
+
+
+def measure_sensitivity(
+    source: Source, request: QuantizationRequest, *, on_progress: OnProgress | None = None
+) -> SensitivityReport:
+    """What each layer costs when only it is quantised, on the request's held-out pictures.
+
+    Without `held_out`, every fourth picture of the calibration's is held out. Pictures that come without ground
+    truth are inputs of the network, and the report has no loss then; shipped photographs have it.
+
+    Raises:
+        UsageError, HspanError: as `quantize`.
+    """
+    progress = on_progress or (lambda *_: None)
+    nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
+    scale = _scale(source)
+    samples = (
+        [] if request.calibration is None else tiles.pictures_for_calibration(request.calibration, scale)
+    )
+    if request.held_out is None:
+        samples, measured_on = tiles.split(samples, str(request.calibration))
+    else:
+        measured_on = tiles.pictures_for_calibration(request.held_out, scale)
+    table, _ = calibration_table(source, nodes, samples, request, progress)
+    alive, _ = _without_dead_layers(source, nodes, table)
+    held_out = _held_out(source, measured_on, request.tiles, progress)
+    steps = _counter(progress, "measuring", len(alive))
+    return sensitivity_report(source, alive, table, held_out, on_layer=lambda: next(steps))
+
+
+def quantize_by_recipe(source: Source, recipe: Recipe, *, where: object) -> Quantized:
+    """Applies a recipe. Raises: HspanError when it is for another model or leaves no convolution quantised."""
+    model = model_from_recipe(source, recipe, where=where)
+    facts = quantization_from_model(model)
+    if facts is None:
+        raise HspanError(where, "quantises no convolution", "make one with trt-hspan quantize")
+    return Quantized(model=model, recipe=recipe, table=None, facts=facts)
+
+
+def write_quantized(quantized: Quantized, target: Path) -> list[Path]:
+    """Writes NAME.onnx, NAME.recipe.yaml and, where there is one, NAME.calibration.json: all or none.
+
+    Returns:
+        The written files, the model first.
+
+    Raises:
+        HspanError: the folder cannot be written.
+    """
+    texts = companion_texts(quantized)
+    paths = [target, *(target.with_suffix(suffix) for suffix in texts)]
+    with staged_files(paths) as (model_file, *others):
+        model_file.write_bytes(quantized.model.SerializeToString(deterministic=True))
+        for path, text in zip(others, texts.values(), strict=True):
+            path.write_text(text, encoding="utf-8")
+    return paths
+
+
+def companion_texts(quantized: Quantized) -> dict[str, str]:
+    """Suffix -> text of what lies beside a quantised model."""
+    texts = {".recipe.yaml": quantized.recipe.as_yaml()}
+    if quantized.table is not None:
+        texts[".calibration.json"] = quantized.table.as_json()
+    return texts
+
+
+def held_out_samples(request: QuantizationRequest, samples: Sequence[Sample], scale: int) -> list[Sample]:
+    """The pictures to measure on, with ground truth. Raises: HspanError when there are none or one cannot be split."""
+    if request.held_out is not None:
+        return tiles.with_ground_truth(tiles.pictures_for_calibration(request.held_out, scale))
+    if request.budget_db is None:
+        return []
+    return tiles.with_ground_truth(tiles.split(samples, str(request.calibration))[1])
+
+
+def calibration_table(
+    source: Source,
+    nodes: Sequence[onnx.NodeProto],
+    samples: Sequence[Sample],
+    request: QuantizationRequest,
+    progress: OnProgress,
+) -> tuple[CalibrationTable, bool]:
+    """The table to use, and whether it was there already. Raises: HspanError."""
+    if request.table is not None:
+        table = read_table(request.table)
+        if table.model_sha256 != source.sha256:
+            raise HspanError(
+                request.table,
+                f"is for another model ({table.model_sha256[:12]}..., not {source.sha256[:12]}...)",
+                "calibrate again with --calibration",
+            )
+        if table.precision != request.precision:
+            raise HspanError(request.table, f"holds {table.precision} ranges", f"ask for {table.precision}")
+        return table, True
+    method = request.method or DEFAULT_METHOD
+    adaptive = request.precision == "int8" and request.rounding != "nearest"
+    data = _data(samples, request.tiles)
+    kept = (
+        _cache_file(source, nodes, data, precision=request.precision, method=method, adaptive=adaptive)
+        if request.use_cache
+        else None
+    )
+    found = None if kept is None else _cached_table(kept)
+    if found is not None:
+        return found, True
+    total = data.count * calibration.passes(method, request.precision, adaptive_rounding=adaptive)
+    steps = _counter(progress, "calibrating", total)
+    table = calibration.calibrate(
+        source.base,
+        nodes,
+        data,
+        kind=request.precision,
+        method=method,
+        adaptive_rounding=adaptive,
+        model_sha256=source.sha256,
+        on_tile=lambda: next(steps),
+    )
+    if kept is not None:
+        _keep(kept, table)
+    return table, False
+
+
+def _scale(source: Source) -> int:
+    assert source.metadata.scale is not None  # `Source` is made with one
+    return source.metadata.scale
+
+
+def cache_folder() -> Path:
+    """Where calibration tables are kept: $XDG_CACHE_HOME/trt-hspan/calibration, or below ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "trt-hspan" / "calibration"
+
+
+def _data(samples: Sequence[Sample], plan: tiles.TilePlan) -> calibration.CalibrationData:
+    return calibration.CalibrationData(
+        tiles=lambda: tiles.tiles_from_samples(samples, plan),
+        pictures=len(samples),
+        count=tiles.tile_count(samples, plan),
+        sha256=tiles.pictures_sha256(samples, plan),
+    )
+
+
+def _held_out(
+    source: Source, samples: Sequence[Sample], plan: tiles.TilePlan, progress: OnProgress
+) -> HeldOut:
+    # Fewer and larger than the calibration's: a small crop may be all smooth background, whose loss in dB says nothing
+    # about the picture's.
+    limited = tiles.TilePlan(count=min(plan.count, 16), side=2 * plan.side)
+    steps = _counter(progress, "float32 on held-out pictures", tiles.tile_count(samples, limited))
+    return HeldOut(
+        source.reference,
+        tiles.tiles_from_samples(samples, limited),
+        where=source.where,
+        on_tile=lambda: next(steps),
+    )
+
+
+def _without_dead_layers(
+    source: Source, nodes: Sequence[onnx.NodeProto], table: CalibrationTable
+) -> tuple[list[onnx.NodeProto], dict[str, Choice]]:
+    """Layers whose input was 0 throughout have no scale; they stay as they are, and the recipe says so."""
+    dead = {name for name, tensor in table.tensors.items() if tensor.range == 0.0}
+    alive = [node for node in nodes if not dead.intersection(node.input)]
+    if not alive:
+        raise HspanError(source.where, "every layer's input was 0 on the calibration pictures", "give others")
+    why = "its input was 0 on all calibration pictures"
+    return alive, {
+        node.name: Choice(quantized=False, why=why) for node in nodes if dead.intersection(node.input)
+    }
+
+
+def _recipe(
+    source: Source,
+    nodes: Sequence[onnx.NodeProto],
+    *,
+    table: CalibrationTable,
+    choices: dict[str, Choice],
+    request: QuantizationRequest,
+    measurement: Measurement | None,
+) -> Recipe:
+    return Recipe(
+        format=RECIPE_FORMAT,
+        model=Path(source.where).name,
+        model_sha256=source.sha256,
+        precision=request.precision,
+        base=source.precision,
+        keep_fp32=source.keep_fp32,
+        res_scale=source.metadata.res_scale,
+        method=table.method,
+        calibration_sha256=table.sha256,
+        budget_db=request.budget_db,
+        loss_db=None if measurement is None else measurement.loss_db,
+        psnr_db=None if measurement is None else measurement.psnr_db,
+        layers=tuple(
+            recipe_layer(
+                source, node, table, quantized=choices[node.name].quantized, why=choices[node.name].why
+            )
+            for node in nodes
+        ),
+    )
+
+
+def _cache_file(
+    source: Source,
+    nodes: Sequence[onnx.NodeProto],
+    data: calibration.CalibrationData,
+    *,
+    precision: QuantizedType,
+    method: str,
+    adaptive: bool,
+) -> Path:
+    key = [
+        source.sha256,
+        data.sha256,
+        precision,
+        method,
+        adaptive,
+        [node.name for node in nodes],
+        _CACHE_VERSION,
+    ]
+    return cache_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
+
+
+# Part of a cached table's key: raise it when the same pictures come to give other numbers.
+_CACHE_VERSION = 3
+
+
+def _cached_table(path: Path) -> CalibrationTable | None:
+    if not path.is_file():
+        return None
+    try:
+        return read_table(path)
+    except HspanError as error:
+        _LOG.info("calibrating anew: %s", error)
+        return None
+
+
+def _keep(path: Path, table: CalibrationTable) -> None:
+    """A cache that cannot be written is no reason to fail."""
+    try:
+        write_text(path, table.as_json())
+    except HspanError as error:
+        _LOG.info("the calibration is not kept: %s", error)
+
+
+def _counter(progress: OnProgress, what: str, total: int) -> Iterator[None]:
+    """Each `next` reports one more step."""
+    progress(what, 0, total)
+    for done in range(1, total + 1):
+        progress(what, done, total)
+        yield
+    while True:
+        yield

@@ -1,0 +1,250 @@
+"""The recipe: everything that turns a network into its quantised form, as YAML. Owns the format and its reproduction.
+
+Numbers are written with all their digits, so the same source and recipe give the same bytes, on any machine and
+without pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import onnx
+from onnx import helper, numpy_helper
+
+from trt_hspan.errors import HspanError
+from trt_hspan.files import error_from_os_error
+from trt_hspan.graph import (
+    Precision,
+    QuantizedType,
+    check_model,
+    model_with_attention_function,
+    with_metadata,
+)
+from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq, tensor_types
+from trt_hspan.precision.quantize.scales import scale_from_range, weight_scales
+from trt_hspan.precision.quantize.source import Source
+from trt_hspan.precision.quantize.table import CalibrationTable, flips_from_text
+from trt_hspan.records import MistypedError, dataclass_from_json
+
+RECIPE_FORMAT: Final = "trt-hspan recipe 1"
+_AGAIN: Final = "make one with trt-hspan quantize"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeLayer:
+    """One layer that was considered.
+
+    Args:
+        name: of the node.
+        type: "int8" or "fp8", or the type that it was left in.
+        why: one phrase.
+        scale: activation -> scale; empty for a layer that was left as it is.
+        weight_scale: one for each output channel; empty likewise, and for layers without weights.
+        rounding: weights that are not rounded to nearest, as `table.text_from_flips` writes them; empty: none.
+    """
+
+    name: str
+    type: Literal["int8", "fp8", "fp32", "fp16", "bf16"]
+    why: str
+    scale: Mapping[str, float]
+    weight_scale: tuple[float, ...]
+    rounding: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole recipe.
+
+    Args:
+        format: `RECIPE_FORMAT`.
+        model: file name or preset of the source, for people.
+        model_sha256: of the graph in its base type: `Source.sha256`.
+        precision: of the quantised layers.
+        base, keep_fp32, res_scale: how the source becomes that graph, as `source_from_path` takes them.
+        method: how ranges were chosen.
+        calibration_sha256: of the calibration table.
+        budget_db: what was asked for; None quantised every layer.
+        loss_db, psnr_db: what was measured on held-out pictures, as in `Measurement`; None when nothing was.
+        layers: every layer that was considered, in graph order.
+    """
+
+    format: str
+    model: str
+    model_sha256: str
+    precision: QuantizedType
+    base: Precision
+    keep_fp32: tuple[str, ...]
+    res_scale: float | None
+    method: str
+    calibration_sha256: str
+    budget_db: float | None
+    loss_db: float | None
+    psnr_db: float | None
+    layers: tuple[RecipeLayer, ...]
+
+    def as_yaml(self) -> str:
+        """The recipe as YAML: scalars first, then the layers."""
+        import yaml
+
+        document = dataclasses.asdict(self)
+        document["layers"] = list(document["layers"])
+        return yaml.dump(document, Dumper=_dumper(), sort_keys=False, width=110, allow_unicode=True)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of `as_yaml`."""
+        return hashlib.sha256(self.as_yaml().encode()).hexdigest()
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """Names of the layers that are quantised."""
+        return tuple(layer.name for layer in self.layers if layer.type == self.precision)
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Reads a recipe.
+
+    Raises:
+        HspanError: missing, not YAML, or a key missing, unknown or mistyped.
+    """
+    import yaml
+
+    source = Path(path)
+    try:
+        document = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise error_from_os_error(source, error, action="read") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise HspanError(source, f"is not a recipe: malformed YAML ({error})", _AGAIN) from None
+    if not isinstance(document, dict) or document.get("format") != RECIPE_FORMAT:
+        raise HspanError(source, f"is not a recipe: its format is not {RECIPE_FORMAT!r}", _AGAIN)
+    try:
+        recipe = dataclass_from_json(document, Recipe)
+    except MistypedError as error:
+        raise HspanError(source, f"is not a recipe: {error}", _AGAIN) from None
+    for layer in recipe.layers:
+        for scale in (*layer.scale.values(), *layer.weight_scale):
+            if not 0.0 < scale < math.inf:
+                raise HspanError(source, f"a scale of {layer.name} is {scale}", "give positive numbers")
+    return recipe
+
+
+def recipe_layer(
+    source: Source, node: onnx.NodeProto, table: CalibrationTable, *, quantized: bool, why: str
+) -> RecipeLayer:
+    """The entry of one layer.
+
+    Raises:
+        HspanError: the table has no range for one of its activations, or one that has no scale in the base type.
+    """
+    if not quantized:
+        return RecipeLayer(
+            name=node.name, type=source.precision, why=why, scale={}, weight_scale=(), rounding=""
+        )
+    weights = {tensor.name: tensor for tensor in source.base.graph.initializer}
+    types = tensor_types(source.base)
+    scales = {}
+    for name in node.input:
+        if not name or name in weights:
+            continue
+        if name not in table.tensors:
+            raise HspanError(name, "has no range in the calibration table", "calibrate again")
+        dtype = helper.tensor_dtype_to_np_dtype(types[name])
+        try:
+            scales[name] = scale_from_range(table.tensors[name].range, table.precision, dtype)
+        except ValueError as error:
+            raise HspanError(
+                node.name, f"its input {name}: {error}", "exclude it, or give more pictures"
+            ) from None
+    per_channel: tuple[float, ...] = ()
+    if node.op_type == "Conv":
+        values = numpy_helper.to_array(weights[node.input[1]])
+        per_channel = tuple(weight_scales(values, table.precision, values.dtype).tolist())
+    return RecipeLayer(
+        name=node.name,
+        type=table.precision,
+        why=why,
+        scale=scales,
+        weight_scale=per_channel,
+        rounding=table.rounding.get(node.name, ""),
+    )
+
+
+def model_from_recipe(source: Source, recipe: Recipe, *, where: object = "recipe") -> onnx.ModelProto:
+    """The quantised model, function body and metadata included: the same bytes for the same source and recipe.
+
+    Raises:
+        HspanError: the recipe is for another model, or does not fit it.
+    """
+    if recipe.model_sha256 != source.sha256:
+        raise HspanError(
+            where,
+            f"is for another model: {recipe.model} {recipe.model_sha256[:12]}..., not {source.where} "
+            f"{source.sha256[:12]}... in {source.precision}",
+            "give the model that it was made for, or quantize this one",
+        )
+    layers = layer_scales(source, recipe.layers, recipe.precision, where=where)
+    quantized = model_with_qdq(source.base, layers, recipe.precision)
+    metadata = dataclasses.replace(
+        source.metadata,
+        precision=recipe.precision,
+        recipe_sha256=recipe.sha256,
+        calibration_sha256=recipe.calibration_sha256,
+    )
+    finished = model_with_attention_function(with_metadata(quantized, metadata))
+    check_model(finished, where)
+    return finished
+
+
+def layer_scales(
+    source: Source, layers: tuple[RecipeLayer, ...], kind: QuantizedType, *, where: object
+) -> dict[str, LayerScales]:
+    """What `model_with_qdq` takes, of the layers that are quantised. Raises: HspanError when one does not fit."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in source.base.graph.initializer}
+    nodes = {node.name: node for node in source.base.graph.node}
+    result = {}
+    for layer in layers:
+        if layer.type != kind:
+            continue
+        flips = None
+        if layer.rounding:
+            node = nodes.get(layer.name)
+            if node is None or len(node.input) < 2 or node.input[1] not in shapes:
+                raise HspanError(where, f"{layer.name} is no convolution of the model", "quantize it anew")
+            flips = flips_from_text(layer.rounding, shapes[node.input[1]], f"{where}, {layer.name}")
+        result[layer.name] = LayerScales(
+            activations=layer.scale, weight=layer.weight_scale or None, flips=flips
+        )
+    return result
+
+
+def _dumper() -> Any:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Tuples as one-line lists."""
+
+    def flow(dumper: Any, data: tuple[object, ...]) -> Any:
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", list(data), flow_style=True)
+
+    def number(dumper: Any, data: float) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:float", _float_text(data))
+
+    Dumper.add_representer(tuple, flow)
+    Dumper.add_representer(float, number)
+    return Dumper
+
+
+def _float_text(value: float) -> str:
+    """All digits, in a form that YAML 1.1 reads as a float (it wants a point before an exponent)."""
+    text = repr(float(value))
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return text

@@ -1,0 +1,119 @@
+"""The calibration table: a range for each tensor, and how weights are rounded. Owns its JSON; measures nothing."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError
+from trt_hspan.files import error_from_os_error
+from trt_hspan.graph import QuantizedType
+from trt_hspan.records import MistypedError, dataclass_from_json
+
+Method = Literal["minmax", "percentile", "entropy", "mse", "none"]
+
+TABLE_FORMAT: Final = "trt-hspan calibration table 1"
+_AGAIN: Final = "calibrate again with --calibration"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRange:
+    """What an activation was seen to hold, and how far its quantised range reaches.
+
+    Args:
+        min, max: smallest and largest value over all tiles.
+        range: the magnitude that the largest quantised value stands for. This is the number to edit.
+    """
+
+    min: float
+    max: float
+    range: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationTable:
+    """Ranges for one model. `str`-keyed throughout, so that its JSON reads well.
+
+    Args:
+        format: `TABLE_FORMAT`.
+        model_sha256: of the graph in its base type: `Source.sha256`.
+        precision: what the ranges are for.
+        method: how `range` was chosen.
+        pictures, tiles: how many were looked at.
+        pictures_sha256: of their contents and of how tiles are cut.
+        tensors: activation name -> range.
+        rounding: layer name -> weights that are not rounded to nearest; see `text_from_flips`.
+    """
+
+    format: str
+    model_sha256: str
+    precision: QuantizedType
+    method: Method
+    pictures: int
+    tiles: int
+    pictures_sha256: str
+    tensors: Mapping[str, TensorRange]
+    rounding: Mapping[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """The table as a JSON document, the same bytes for the same table."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of `as_json`."""
+        return hashlib.sha256(self.as_json().encode()).hexdigest()
+
+
+def read_table(path: str | os.PathLike[str]) -> CalibrationTable:
+    """Reads a table, edited by hand or not.
+
+    Raises:
+        HspanError: missing, not JSON, a key missing, unknown or mistyped, or a range that is not a positive number.
+    """
+    source = Path(path)
+    try:
+        document = json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise error_from_os_error(source, error, action="read") from error
+    except (ValueError, RecursionError) as error:
+        raise HspanError(source, f"is not a calibration table: malformed JSON ({error})", _AGAIN) from None
+    try:
+        table = dataclass_from_json(document, CalibrationTable)
+    except MistypedError as error:
+        raise HspanError(source, f"is not a calibration table: {error}", _AGAIN) from None
+    if table.format != TABLE_FORMAT:
+        raise HspanError(source, f"its format is {table.format!r}, expected {TABLE_FORMAT!r}", _AGAIN)
+    for name, tensor in table.tensors.items():
+        if not (math.isfinite(tensor.range) and tensor.range >= 0):
+            raise HspanError(source, f"the range of {name} is {tensor.range}", "give a finite number from 0")
+    return table
+
+
+def text_from_flips(flips: npt.NDArray[np.bool_]) -> str:
+    """Which weights are rounded to the other neighbour, as text: one bit a weight, compressed, base64."""
+    return base64.b64encode(zlib.compress(np.packbits(flips.ravel()).tobytes(), 9)).decode()
+
+
+def flips_from_text(text: str, shape: tuple[int, ...], where: object) -> npt.NDArray[np.bool_]:
+    """The inverse of `text_from_flips`. Raises: HspanError when the text is damaged or for another shape."""
+    count = math.prod(shape)
+    try:
+        packed = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype=np.uint8)
+        if packed.size != -(-count // 8):
+            raise ValueError("another number of weights")
+    except (ValueError, zlib.error) as error:
+        raise HspanError(where, f"its rounding is damaged ({error})", "quantize the model anew") from None
+    return np.unpackbits(packed, count=count).astype(bool).reshape(shape)
