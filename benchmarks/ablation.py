@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What each part of INT8 quantisation costs or gains: weights and activations apart, roundings, methods, and two steps
-that are not offered because of what is measured here (bias correction, equalisation of convolution pairs).
+"""What each part of INT8 quantization costs or gains: weights and activations apart, roundings, methods, and two steps
+that are not offered because of what is measured here (bias correction, equalization of convolution pairs).
 
-Weights in FP32 but for the quantised layers. Calibrated as `trt-hspan quantize` does; the loss is a mean over one tile
+Weights in FP32 but for the quantized layers. Calibrated as `trt-hspan quantize` does; the loss is a mean over one tile
 of each picture.
 
     python benchmarks/ablation.py --images DIR [--json] [--calibration builtin|DIR] [--checkpoint hspan-tiny-x4]
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row. None leaves weights or activations in FP32; `equalised` is how far: 0 not at all, 1 fully."""
+    """One row. None leaves weights or activations in FP32; `equalized` is how far: 0 not at all, 1 fully."""
 
     weights: str | None = None
     bias_correction: bool = False
     activations: Method | None = None
-    equalised: float = 0.0
+    equalized: float = 0.0
 
 
 VARIANTS: Final = (
@@ -50,8 +50,8 @@ VARIANTS: Final = (
     Variant(weights="nearest", activations="mse"),
     Variant(weights="adaptive", activations="mse"),
     Variant(weights="adaptive", bias_correction=True, activations="mse"),
-    Variant(weights="adaptive", activations="mse", equalised=0.5),
-    Variant(weights="adaptive", activations="mse", equalised=1.0),
+    Variant(weights="adaptive", activations="mse", equalized=0.5),
+    Variant(weights="adaptive", activations="mse", equalized=1.0),
 )
 
 
@@ -85,13 +85,13 @@ class Ablation:
         from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq
         from trt_hspan.precision.quantize.scales import scale_from_range
 
-        source = self._equalised(variant.equalised)
+        source = self._equalized(variant.equalized)
         model = onnx.ModelProto()
         model.CopyFrom(source.base)
         if variant.weights is not None:
             self._quantize_weights(model, source, variant)
         if variant.activations is not None:
-            ranges = self._table(source, variant.activations, variant.equalised).tensors
+            ranges = self._table(source, variant.activations, variant.equalized).tensors
             scales = {}
             for node in self._nodes:
                 name = node.input[0]
@@ -100,8 +100,8 @@ class Ablation:
             model = model_with_qdq(model, scales, "int8")
         return self._held_out.measure(model)
 
-    def _equalised(self, part: float) -> Source:
-        return self._source if part == 0 else replace(self._source, base=equalised(self._source.base, part))
+    def _equalized(self, part: float) -> Source:
+        return self._source if part == 0 else replace(self._source, base=equalized(self._source.base, part))
 
     def _table(self, source: Source, method: Method, part: float) -> CalibrationTable:
         from trt_hspan.precision.quantize.pipeline import QuantizationRequest, calibration_table
@@ -121,11 +121,11 @@ class Ablation:
         return self._tables[method, part]
 
     def _quantize_weights(self, model: onnx.ModelProto, source: Source, variant: Variant) -> None:
-        """Replaces the layers' weights by what their quantised form stands for, and corrects biases if asked to."""
+        """Replaces the layers' weights by what their quantized form stands for, and corrects biases if asked to."""
         from trt_hspan.precision.quantize.scales import quantized_weights, weight_scales
         from trt_hspan.precision.quantize.table import flips_from_text
 
-        rounding = self._table(source, "mse", variant.equalised).rounding
+        rounding = self._table(source, "mse", variant.equalized).rounding
         means = self._input_means(source.base) if variant.bias_correction else {}
         tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         for node in self._nodes:
@@ -167,7 +167,7 @@ def overwrite(tensor: onnx.TensorProto, values: np.ndarray) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
 
 
-def equalised(model: onnx.ModelProto, part: float) -> onnx.ModelProto:
+def equalized(model: onnx.ModelProto, part: float) -> onnx.ModelProto:
     """Moves scale between the channels of convolution pairs that a ReLU or a pixel shuffle joins; the same function.
 
     Channel c of the first is divided, of the second multiplied, by (r1 / r2)^(part / 2), r being the largest weights
@@ -249,8 +249,8 @@ def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
         weights = row["weights"] or "-"
         if row["bias_correction"]:
             weights += ", bias corrected"
-        if row["equalised"]:
-            weights += f", equalised {row['equalised']:g}"
+        if row["equalized"]:
+            weights += f", equalized {row['equalized']:g}"
         figures = (
             f"{rounded(row['loss_db'], 4):+.4f}",
             f"{row['psnr_db']:.2f}",

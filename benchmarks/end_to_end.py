@@ -115,7 +115,7 @@ def measure(form: str, side: int, threads: int, folder: str) -> dict[str, Any]:
 
 
 def write_int8(path: Path) -> None:
-    """The network quantised to INT8."""
+    """The network quantized to INT8."""
     from trt_hspan.graph import save_onnx
     from trt_hspan.precision.crops import TilePlan
     from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
@@ -142,7 +142,7 @@ def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
         progress("measuring", total=len(sides) * len(FORMS)) as bar,
     ):
         export_onnx(PRESET, Path(folder) / MODELS["onnxruntime"])
-        bar.update(bar.task_ids[0], description="quantising")
+        bar.update(bar.task_ids[0], description="quantizing")
         write_int8(Path(folder) / MODELS["onnxruntime-int8"])
         for side in sides:
             for form in FORMS:

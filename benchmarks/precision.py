@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Accuracy, size and CPU time of every precision, beside ONNX Runtime's own post-training quantisation.
+"""Accuracy, size and CPU time of every precision, beside ONNX Runtime's own post-training quantization.
 
 Networks, all made from one checkpoint in one run: FP32, FP16, BF16; INT8 by `trt-hspan quantize` with each
-calibration method, every convolution of the body quantised, and within each of `--budget-db`; and
+calibration method, every convolution of the body quantized, and within each of `--budget-db`; and
 `onnxruntime.quantization.quantize_static` with its defaults, on the FP32 file. All INT8 networks see the same
 calibration tiles; a budget is held on tiles of calibration pictures that are left out for it. All are compared with
 PyTorch FP32 on the same pictures, whole.
@@ -128,7 +128,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def made_networks(arguments: argparse.Namespace, folder: Path, scale: int) -> Iterator[Network]:
-    """Exports and quantises, one file after the other."""
+    """Exports and quantizes, one file after the other."""
     from trt_hspan.export import export_onnx
     from trt_hspan.graph import save_onnx
     from trt_hspan.precision.crops import TilePlan, pictures_for_calibration, tiles_from_samples
@@ -145,7 +145,7 @@ def made_networks(arguments: argparse.Namespace, folder: Path, scale: int) -> It
     wanted += [("mse", budget) for budget in arguments.budget_db]
     for method, budget in wanted:
         label = method if budget is None else f"{method}, budget {budget:g} dB"
-        note(f"quantising, {label}")
+        note(f"quantizing, {label}")
         request = QuantizationRequest(
             precision="int8",
             calibration=arguments.calibration,
@@ -158,7 +158,7 @@ def made_networks(arguments: argparse.Namespace, folder: Path, scale: int) -> It
         path = folder / f"int8_{method}_{budget}.onnx"
         save_onnx(quantize(source, request).model, path)
         yield Network(label=f"int8, {label}", path=path)
-    note("quantising by ONNX Runtime's defaults")
+    note("quantizing by ONNX Runtime's defaults")
     tiles = tiles_from_samples(pictures_for_calibration(arguments.calibration, scale), plan)
     path = folder / "int8_onnxruntime.onnx"
     quantize_by_onnxruntime(folder / "fp32.onnx", path, tiles)

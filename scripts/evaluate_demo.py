@@ -39,10 +39,10 @@ def main() -> int:
             raise HspanError(arguments.data, f"holds no {', '.join(missing)}", f"it holds {', '.join(pairs)}")
         chosen = [pairs[name] for name in arguments.only or pairs]
         if arguments.attention:
-            grey = np.full((100, 160, 3), 128, dtype=np.uint8)
+            gray = np.full((100, 160, 3), 128, dtype=np.uint8)
             samples = [
                 sample
-                for pair in (*chosen, Pair("(constant grey)", grey, grey))
+                for pair in (*chosen, Pair("(constant gray)", gray, gray))
                 for sample in attention_samples(model, pair.name, pair.low, rows=arguments.rows, seed=0)
             ]
             write_attention_picture(samples, arguments.attention)

@@ -46,7 +46,7 @@ class DemoReport:
         plugin_library: the compiled plugin.
         engines: attention kind -> plan and its manifest.
         validation: the FP16 graph against PyTorch FP32 on the photograph.
-        bicubic: quality of bicubic up-scaling, by the official protocol.
+        bicubic: quality of bicubic upscaling, by the official protocol.
         upscaled, upscale_run: the photograph, and how it was made.
         comparison: input, bicubic, network and ground truth side by side.
         seconds: wall time of each step.

@@ -5,7 +5,7 @@
 //! maxima are scores themselves, so the sparsemax threshold of the maxima alone bounds the row's from below, and
 //! closely: all that lies under it is never looked at again. What remains is a short list for most rows, on which the
 //! exact threshold is found and whose values are gathered. Rows with more candidates than are worth a list take
-//! vectorised Newton passes over their scores and a matrix product with the values.
+//! vectorized Newton passes over their scores and a matrix product with the values.
 #pragma once
 
 #include "refinement.h"

@@ -41,8 +41,8 @@ struct DenseFloatSums
     TwoFloat total[kROWS_OF_WARP][kCHANNELS_OF_LANE];
 };
 
-//! Adds a tile of keys. The warp calls it together; values come straight from memory, neighbouring lanes reading
-//! neighbours.
+//! Adds a tile of keys. The warp calls it together; values come straight from memory, neighboring lanes reading
+//! neighbors.
 HSPAN_DEVICE void addTileValues(DenseFloatSums& sums, float const (&weights)[kDENSE_FLOAT_KEYS][kROWS_OF_WARP + 4],
     uint32_t hits, float const* value, int64_t pitch, int32_t channels)
 {

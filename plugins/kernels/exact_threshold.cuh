@@ -64,7 +64,7 @@ HSPAN_DEVICE float limitOf(int64_t threshold)
     float const nearest = simt::floatFromInteger(border);
     int64_t const rest = border - simt::integerFromFloat(nearest);
     float const limit = nearest * (0.5F * kQUANTUM);
-    // A z on the border itself rounds to the even neighbour, which is above an odd threshold.
+    // A z on the border itself rounds to the even neighbor, which is above an odd threshold.
     bool const includesNearest = rest < 0 || (rest == 0 && (threshold & 1) != 0);
     return includesNearest ? nextBelow(limit) : limit;
 }

@@ -41,7 +41,7 @@ struct alignas(16) ScoreStage
 template <int32_t kGROUPS>
 using ScoreTile = float[kROWS_PER_WARP][kGROUPS];
 
-//! Distances in elements between neighbouring elements of a tensor: what the layouts differ in.
+//! Distances in elements between neighboring elements of a tensor: what the layouts differ in.
 struct Strides
 {
     int64_t batch;

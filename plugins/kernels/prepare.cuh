@@ -50,7 +50,7 @@ prepareKernel(PrepareArguments<T> arguments)
         simt::syncBlock(); // the readers of the previous image are done
         for (int32_t i = simt::threadIndex(); i < kELEMENTS; i += kPREPARE_THREADS)
         {
-            // Neighbouring threads read neighbouring elements.
+            // Neighboring threads read neighboring elements.
             int32_t const channel = isLinear ? i / kPREPARE_POSITIONS : i % kPREPARE_CHANNELS;
             int32_t const position = isLinear ? i % kPREPARE_POSITIONS : i / kPREPARE_CHANNELS;
             bool const inside

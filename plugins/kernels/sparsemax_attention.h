@@ -97,7 +97,7 @@ size_t attentionWorkspaceBytes(AttentionProblem const& problem, int32_t config) 
 //! \param config one that is supported on the current device.
 //! \param workspace device memory of attentionWorkspaceBytes(problem, config), aligned to 256 bytes.
 //! \return cudaErrorInvalidValue for sizes out of range and for a configuration that does not serve the problem, else
-//!     what the launches return. Neither allocates nor synchronises, so the call can be captured in a CUDA graph.
+//!     what the launches return. Neither allocates nor synchronizes, so the call can be captured in a CUDA graph.
 cudaError_t launchSparsemaxAttention(AttentionProblem const& problem, int32_t config, void const* query,
     void const* key, void const* value, void* output, void* workspace, cudaStream_t stream) noexcept;
 

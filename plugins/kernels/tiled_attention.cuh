@@ -19,7 +19,7 @@ static_assert(kMAX_SCORE_CHANNELS == kMAX_TILED_SCORE_CHANNELS && kMAX_VALUE_CHA
         && kMAX_EXACT_POSITIONS == kMAX_TILED_POSITIONS,
     "as the launcher checks");
 
-//! Distances in elements between neighbours of a tensor of the problem.
+//! Distances in elements between neighbors of a tensor of the problem.
 struct TensorStrides
 {
     int64_t batch;

@@ -45,7 +45,7 @@ HSPAN_DEVICE TwoFloat quotient(TwoFloat x, float divisor)
     return exactSum(first, simt::divide(remainder, divisor));
 }
 
-//! Whether x > y, for normalised numbers.
+//! Whether x > y, for normalized numbers.
 HSPAN_DEVICE bool isGreater(TwoFloat x, TwoFloat y)
 {
     return x.high > y.high || (x.high == y.high && x.low > y.low);

@@ -299,13 +299,13 @@ int main(int argc, char** argv)
     std::signal(SIGPIPE, SIG_IGN);
     keepStandardDescriptors();
     Arguments arguments;
-    CLI::App app{"Up-scales pictures, or raw frames from a pipe, with an HSPAN engine."};
+    CLI::App app{"Upscales pictures, or raw frames from a pipe, with an HSPAN engine."};
     app.add_option("pictures", arguments.inputs, "PNG, JPEG, PPM or PGM");
     app.add_option("-e,--engine", arguments.engine, "NAME.plan, its manifest NAME.json beside it")->required();
     app.add_option("-o,--output", arguments.output, "a picture, or an existing folder");
     app.add_option("--plugin", arguments.plugin, "the plugin library [the manifest's, beside the engine]");
     app.add_option("--tile", arguments.tile, "auto, none, or HEIGHTxWIDTH in input pixels")->capture_default_str();
-    app.add_option("--overlap", arguments.overlap, "pixels that neighbouring tiles share [chosen]")
+    app.add_option("--overlap", arguments.overlap, "pixels that neighboring tiles share [chosen]")
         ->check(CLI::NonNegativeNumber);
     app.add_option("--raw", arguments.raw, "WIDTHxHEIGHT: 8-bit RGB frames from standard input to standard output");
     app.add_option("--device", arguments.device, "number of the GPU")

@@ -15,7 +15,7 @@ struct Image
 {
     int width = 0;
     int height = 0;
-    int channels = 0; // 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
+    int channels = 0; // 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha
     int bits = 8;     // 8 or 16
     Bytes samples;
 
@@ -24,7 +24,7 @@ struct Image
         return static_cast<std::size_t>(width) * static_cast<std::size_t>(channels)
             * static_cast<std::size_t>(bits / 8);
     }
-    int colours() const
+    int colors() const
     {
         return channels >= 3 ? 3 : 1;
     }
@@ -47,11 +47,11 @@ constexpr std::uint64_t kMAX_FILE_BYTES = std::uint64_t{2} << 30;
 // Allocates the samples, zeroed. Throws Error when the sizes make no sense or exceed kMAX_PIXELS.
 Image imageWithSize(std::string const& where, std::int64_t width, std::int64_t height, int channels, int bits);
 
-// The format is recognised by content. EXIF's orientation is applied. Palettes become RGB, fewer than 8 bits become 8.
+// The format is recognized by content. EXIF's orientation is applied. Palettes become RGB, fewer than 8 bits become 8.
 // Throws Error: not a picture, damaged, truncated, too large, CMYK.
 Image imageFromBytes(Bytes const& bytes, std::string const& where);
 
-// The format follows the name: .png, .jpg, .jpeg (quality 95, full colour resolution), .ppm, .pgm.
+// The format follows the name: .png, .jpg, .jpeg (quality 95, full color resolution), .ppm, .pgm.
 // Throws Error: another suffix, or what the format cannot hold (JPEG: alpha, 16 bit, sides above 65,500; PPM: alpha).
 Bytes bytesFromImage(Image const& image, std::string const& path);
 

@@ -31,7 +31,7 @@ struct Failure : jpeg_error_mgr
     std::longjmp(failure->back, 1);
 }
 
-// Missing data is a warning to libjpeg, which goes on with grey; a picture half grey is an error here. Harmless
+// Missing data is a warning to libjpeg, which goes on with gray; a picture half gray is an error here. Harmless
 // oddities, such as extra bytes between segments, are warnings too and pass.
 void onMessage(j_common_ptr codec, int level)
 {
@@ -187,7 +187,7 @@ Image imageFromJpeg(Bytes const& bytes, std::string const& where)
     jpeg_decompress_struct& codec = reading.codec;
     if (codec.num_components != 1 && codec.num_components != 3)
     {
-        throw Error(where, "a JPEG with " + std::to_string(codec.num_components) + " colour components",
+        throw Error(where, "a JPEG with " + std::to_string(codec.num_components) + " color components",
             "convert it to an RGB picture");
     }
     codec.out_color_space = codec.num_components == 1 ? JCS_GRAYSCALE : JCS_RGB;

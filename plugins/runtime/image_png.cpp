@@ -95,7 +95,7 @@ bool readHeader(Reading& reading)
     png_set_keep_unknown_chunks(reading.png, PNG_HANDLE_CHUNK_NEVER, nullptr, 0);
     png_set_chunk_malloc_max(reading.png, 8U << 20);
     png_read_info(reading.png, reading.info);
-    png_set_expand(reading.png); // palettes, fewer than 8 bits, a transparent colour
+    png_set_expand(reading.png); // palettes, fewer than 8 bits, a transparent color
     if (png_get_bit_depth(reading.png, reading.info) == 16)
     {
         png_set_swap(reading.png); // to little endian: every machine that this runs on
@@ -130,14 +130,14 @@ struct Writing
     }
 };
 
-bool writeAll(Writing& writing, png_uint_32 width, png_uint_32 height, int bits, int colourType)
+bool writeAll(Writing& writing, png_uint_32 width, png_uint_32 height, int bits, int colorType)
 {
     if (setjmp(png_jmpbuf(writing.png)) != 0)
     {
         return false;
     }
     png_set_write_fn(writing.png, &writing.bytes, appendBytes, flushNothing);
-    png_set_IHDR(writing.png, writing.info, width, height, bits, colourType, PNG_INTERLACE_NONE,
+    png_set_IHDR(writing.png, writing.info, width, height, bits, colorType, PNG_INTERLACE_NONE,
         PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
     png_set_compression_level(writing.png, 6);
     png_write_info(writing.png, writing.info);

@@ -1,4 +1,4 @@
-// Netpbm's P5 (grey) and P6 (RGB), 8 and 16 bits: netpbm.sourceforge.net/doc/ppm.html.
+// Netpbm's P5 (gray) and P6 (RGB), 8 and 16 bits: netpbm.sourceforge.net/doc/ppm.html.
 
 #include "error.h"
 #include "image.h"

@@ -19,7 +19,7 @@ struct PluginRecord
     std::int64_t abiVersion;
 };
 
-// One optimisation profile: the smallest input, the one tuned for, and the largest.
+// One optimization profile: the smallest input, the one tuned for, and the largest.
 struct ProfileRecord
 {
     Shape min;
@@ -35,7 +35,7 @@ struct Manifest
     std::optional<PluginRecord> plugin;
     std::string flavor; // "tensorrt" or "tensorrt-rtx"
     std::string tensorrtVersion;
-    std::vector<std::string> targets; // compute capabilities such as "sm_87"; empty: whatever the flavour takes
+    std::vector<std::string> targets; // compute capabilities such as "sm_87"; empty: whatever the flavor takes
     std::string precision;
     int scale;
     std::vector<ProfileRecord> profiles; // in TensorRT's order; at least one

@@ -36,7 +36,7 @@ VouchedPlan readVouchedPlan(std::string const& planPath, std::string const& plug
 // engine without one. Throws Error: the library cannot be loaded.
 void loadPlugin(VouchedPlan const& plan);
 
-// Throws Error when flavour, version (major.minor.patch) or compute capability are not the engine's.
+// Throws Error when flavor, version (major.minor.patch) or compute capability are not the engine's.
 void checkMachine(VouchedPlan const& plan, Machine const& machine);
 
 // "for aarch64" where an ELF file is not for this processor; empty where it is. Throws Error: not an ELF library.

@@ -71,7 +71,7 @@ public:
 
     void writeRow(int y, Planes& planes, std::size_t row, bool alpha)
     {
-        int const colours = mImage.colours();
+        int const colors = mImage.colors();
         float const white = mImage.bits == 8 ? 255.0F : 65535.0F;
         for (std::size_t x = 0; x < planes.columns; ++x)
         {
@@ -83,7 +83,7 @@ public:
                 throw Error(mWhere, "the network's output holds NaN or infinite values",
                     "build the engine with --precision fp32 or bf16: FP16 overflows at 65504");
             }
-            if (alpha || colours == 1)
+            if (alpha || colors == 1)
             {
                 // ITU-R BT.601 luma; three equal channels stay what they are within one rounding.
                 float const luma = 0.299F * red + 0.587F * green + 0.114F * blue;
@@ -183,7 +183,7 @@ PictureShape Upscaler::resultOf(Image const& image, std::string const& where) co
 {
     PictureShape const result{
         std::int64_t{image.width} * scale(), std::int64_t{image.height} * scale(), image.channels, image.bits};
-    requireSize(where + ", up-scaled", result.width, result.height);
+    requireSize(where + ", upscaled", result.width, result.height);
     plan({image.height, image.width});
     return result;
 }
@@ -229,7 +229,7 @@ void Upscaler::fillInput(Image const& image, Span const& row, Span const& column
     float* target = mEngine->input({batch, 3, row.length, column.length});
     std::size_t const plane = z(row.length) * z(column.length);
     int const first = alpha ? image.channels - 1 : 0;
-    int const step = !alpha && image.colours() == 3 ? 1 : 0;
+    int const step = !alpha && image.colors() == 3 ? 1 : 0;
     std::vector<int> sources(z(column.length));
     for (int x = 0; x < column.length; ++x)
     {
@@ -275,7 +275,7 @@ float const* Upscaler::runTile(
 Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string const& where)
 {
     int const factor = scale();
-    Image result = imageWithSize(where + ", up-scaled", std::int64_t{image.width} * factor,
+    Image result = imageWithSize(where + ", upscaled", std::int64_t{image.width} * factor,
         std::int64_t{image.height} * factor, image.channels, image.bits);
     PixelWriter writer(result, where);
     int const passes = image.hasAlpha() ? 2 : 1;

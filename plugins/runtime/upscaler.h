@@ -1,4 +1,4 @@
-// A picture of any size through an engine: tiles, blending, grey and alpha, and smaller tiles when memory runs out.
+// A picture of any size through an engine: tiles, blending, gray and alpha, and smaller tiles when memory runs out.
 #pragma once
 
 #include "engine.h"
@@ -28,8 +28,8 @@ public:
     std::function<void(int, int)> onTile;
     std::function<void(std::string const&)> onShrink;
 
-    // A picture of the same kind, scale() times as large. A grey picture travels as three equal channels and comes back
-    // as their luma; alpha travels as a grey picture. Values are clamped and rounded half to even.
+    // A picture of the same kind, scale() times as large. A gray picture travels as three equal channels and comes back
+    // as their luma; alpha travels as a gray picture. Values are clamped and rounded half to even.
     // Throws Error: the picture does not fit the engine, the result has too many pixels, a value is NaN or infinite,
     // memory ran out with the smallest tiles too.
     Image upscale(Image const& image, std::string const& where);
@@ -42,7 +42,7 @@ public:
 
 private:
     Image attempt(Image const& image, TilePlan const& plan, std::string const& where);
-    // One plane set (colour or alpha) of one tile: 3 planes, reflected where the tile leaves the picture.
+    // One plane set (color or alpha) of one tile: 3 planes, reflected where the tile leaves the picture.
     void fillInput(Image const& image, Span const& row, Span const& column, bool alpha);
     float const* runTile(
         Image const& image, Span const& row, Span const& column, bool alpha, std::vector<float>& constant);

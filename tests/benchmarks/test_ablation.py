@@ -1,4 +1,4 @@
-"""The ablation of INT8: its rows on a small network, and that equalisation changes no result."""
+"""The ablation of INT8: its rows on a small network, and that equalization changes no result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_rounding_pays_more_than_anything_else_and_each_row_is_measured(
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)["rows"]
     psnr = {
-        (r["weights"], r["bias_correction"], r["activations"], r["equalised"]): r["psnr_db"] for r in rows
+        (r["weights"], r["bias_correction"], r["activations"], r["equalized"]): r["psnr_db"] for r in rows
     }
     assert len(psnr) == 13
     assert psnr["adaptive", False, None, 0] > psnr["nearest", False, None, 0] + 3
@@ -43,10 +43,10 @@ def test_rounding_pays_more_than_anything_else_and_each_row_is_measured(
     assert len(set(psnr.values())) == len(psnr)
 
 
-def test_equalisation_leaves_the_function_as_it_is(exported: ExportCache) -> None:
+def test_equalization_leaves_the_function_as_it_is(exported: ExportCache) -> None:
     sys.path.insert(0, str(SCRIPT.parent))
     try:
-        from ablation import _pairs, equalised  # type: ignore[import-not-found]
+        from ablation import _pairs, equalized  # type: ignore[import-not-found]
     finally:
         sys.path.remove(str(SCRIPT.parent))
     from onnx import numpy_helper
@@ -55,7 +55,7 @@ def test_equalisation_leaves_the_function_as_it_is(exported: ExportCache) -> Non
     from trt_hspan.runtime.onnxruntime_graphs import Network
 
     source = source_from_path(exported("small_x4"), base="fp32")
-    other = equalised(source.base, 1.0)
+    other = equalized(source.base, 1.0)
     batch = np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)
     expected, found = (Network(model, where="net").run(batch) for model in (source.base, other))
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -18,7 +18,7 @@ from trt_hspan.media.images import write_image
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "precision.py"
 
 
-def test_every_network_is_measured_beside_onnxruntime_s_own_quantisation(tmp_path: Path) -> None:
+def test_every_network_is_measured_beside_onnxruntime_s_own_quantization(tmp_path: Path) -> None:
     for index in range(2):
         high = picture(96, 96, seed=index)
         write_image(tmp_path / "HR" / f"{index}.png", high)

@@ -167,7 +167,7 @@ def test_wrong_usage_is_exit_code_2(
 def test_bad_files_are_one_line(run: CommandLine, tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "a.onnx", precision="bf16")
     (tmp_path / "empty").mkdir()
-    write_image(tmp_path / "grey" / "a.png", np.full((20, 20, 3), 7, np.uint8))
+    write_image(tmp_path / "gray" / "a.png", np.full((20, 20, 3), 7, np.uint8))
     for words, message in [
         (["audit", tmp_path / "none.onnx"], "none.onnx: no such file"),
         (["audit", tmp_path / "none.plan"], "none.plan: no such file"),
@@ -178,6 +178,6 @@ def test_bad_files_are_one_line(run: CommandLine, tmp_path: Path) -> None:
         result = run(*words)
         assert result.code in (1, 2), words
         assert message in result.error_line
-    constant = run("audit", network, "--pictures", tmp_path / "grey", "--json")
+    constant = run("audit", network, "--pictures", tmp_path / "gray", "--json")
     assert constant.code == 0, constant.err
     assert json.loads(constant.out)["precision"] == "bf16"

@@ -1,4 +1,4 @@
-"""`trt-hspan quantize`, `sensitivity` and the quantised `build`, as a user sees them."""
+"""`trt-hspan quantize`, `sensitivity` and the quantized `build`, as a user sees them."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_sensitivity_writes_figures_and_a_chart(
     assert len(layers) > 10
     psnrs = [layer["psnr_db"] for layer in layers]
     assert psnrs == sorted(psnrs)
-    # One quantised layer costs less than all of them; the base type alone less than any.
+    # One quantized layer costs less than all of them; the base type alone less than any.
     assert document["everything"]["psnr_db"] < psnrs[0]
     assert document["base"]["psnr_db"] > psnrs[0]
     assert all(isinstance(layer["loss_db"], float) for layer in layers)
@@ -234,7 +234,7 @@ def spoiled_folder(folder: Path, kind: str) -> Path:
         ("text", "a.png: not a picture that can be read"),
         ("truncated", "a.png: a damaged or truncated picture"),
         ("small", "a.png: gives an input of 30x10 pixels, expected at least 16x16"),
-        ("constant", "the only picture is of a single colour"),
+        ("constant", "the only picture is of a single color"),
     ],
 )
 def test_pictures_that_do_not_serve_are_told_in_one_line(
@@ -256,13 +256,13 @@ def test_one_picture_is_too_few_for_a_budget(run: CommandLine, network: Path, tm
     assert "one picture cannot be split" in result.error_line
 
 
-def test_a_model_that_is_quantised_or_has_no_attention_is_refused(
+def test_a_model_that_is_quantized_or_has_no_attention_is_refused(
     run: CommandLine, network: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    quantised = tmp_path / "int8.onnx"
-    assert run("quantize", network, "-o", quantised, "--calibration", photographs, *QUICK).code == 0
+    quantized = tmp_path / "int8.onnx"
+    assert run("quantize", network, "-o", quantized, "--calibration", photographs, *QUICK).code == 0
     words = ("--calibration", photographs, "-o", tmp_path / "out.onnx")
-    assert "int8.onnx: is quantised already" in run("quantize", quantised, *words).error_line
+    assert "int8.onnx: is quantized already" in run("quantize", quantized, *words).error_line
     bare = tmp_path / "bare.onnx"
     save_onnx(attention_network(blocks=0), bare)
     result = run("quantize", bare, *words)
@@ -295,7 +295,7 @@ def test_the_whole_chain_builds_for_four_targets_and_the_manifest_counts(
     assert verify_manifest(second).quantization == record
 
 
-def test_after_a_build_that_the_compiler_refused_convolutions_are_quantised_all_the_same(
+def test_after_a_build_that_the_compiler_refused_convolutions_are_quantized_all_the_same(
     run: CommandLine, network: Path, photographs: Path, tmp_path: Path
 ) -> None:
     words = ("--precision", "int8", "--calibration", photographs, *QUICK, *RTX, "-o", tmp_path / "net.plan")
@@ -345,8 +345,8 @@ def test_a_budget_that_cannot_be_met_builds_no_engine(
     ("words", "code", "message"),
     [
         (["--precision", "int8"], 2, "computes in fp32; name pictures with --calibration"),
-        (["--calibration", "builtin"], 2, "--calibration: is for quantised engines; add --precision"),
-        (["--base", "fp16"], 2, "--base: is for quantised engines"),
+        (["--calibration", "builtin"], 2, "--calibration: is for quantized engines; add --precision"),
+        (["--base", "fp16"], 2, "--base: is for quantized engines"),
         (["--precision", "int8", "--calibration", "gone"], 1, "gone: no such folder"),
         (
             ["--precision", "int8", "--calibration", "builtin", "--opset", "21"],
@@ -361,7 +361,7 @@ def test_a_budget_that_cannot_be_met_builds_no_engine(
         (["--recipe", "gone.yaml"], 1, "gone.yaml: no such file"),
     ],
 )
-def test_a_quantised_build_that_makes_no_sense_is_one_line(
+def test_a_quantized_build_that_makes_no_sense_is_one_line(
     run: CommandLine, network: Path, tmp_path: Path, words: list[str], code: int, message: str
 ) -> None:
     result = run("build", "--onnx", network, *RTX, "-o", tmp_path / "net.plan", *words)

@@ -158,7 +158,7 @@ def test_table_names_the_backend(run: CommandLine, picture: Path, tmp_path: Path
     network = write_attention_network(tmp_path / "a.onnx", precision="bf16")
     result = run("upscale", picture, "-o", tmp_path / "out.png", "--onnx", network)
     assert result.code == 0, result.err
-    for words in ("Up-scaled in.png", "ONNX Runtime", "BF16, emulated on CPU"):
+    for words in ("Upscaled in.png", "ONNX Runtime", "BF16, emulated on CPU"):
         assert words in result.out
 
 

@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     root = tmp_path / "in"
     for name, picture in [
         ("a.png", pixels(dtype=np.uint16)),
-        ("sub/grey.jpg", pixels(9, 9, 1)),
+        ("sub/gray.jpg", pixels(9, 9, 1)),
         ("sub/alpha.webp", pixels(9, 8, 4)),
         ("folder.png/one.png", pixels(1, 1)),
     ]:
@@ -73,7 +73,7 @@ def test_a_folder_with_bad_files_does_the_rest_and_tells_at_the_end(
         "zero.png",
     }
     assert read_picture(out / "a.png").pixels.dtype == np.uint16
-    assert read_picture(out / "sub" / "grey.jpg").pixels.shape == (9, 9, 1)
+    assert read_picture(out / "sub" / "gray.jpg").pixels.shape == (9, 9, 1)
     assert read_picture(out / "sub" / "alpha.webp").pixels.shape == (9, 8, 4)
     assert read_picture(out / "folder.png" / "one.png").pixels.shape == (1, 1, 3)
     again = json.loads(run("upscale", folder, "-o", out, "--onnx", network, "--json").out)

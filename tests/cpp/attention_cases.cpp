@@ -25,7 +25,7 @@ float rounded(ElementType type, float value)
     return value;
 }
 
-//! Half the distance between the neighbours of a number in the element type: what rounding may cost.
+//! Half the distance between the neighbors of a number in the element type: what rounding may cost.
 double roundingOf(ElementType type, double value)
 {
     if (type == ElementType::kFLOAT)

@@ -18,7 +18,7 @@ void addSizes(bool all)
     constexpr int64_t kLENGTHS[] = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 577, 1025};
     constexpr int64_t kSCORE_CHANNELS[] = {1, 3, 16, 24, 96, 128};
     constexpr int64_t kVALUE_CHANNELS[] = {1, 5, 24, 64, 192};
-    // Every length meets every regime; channels, batch and type go round so that all neighbouring pairs occur.
+    // Every length meets every regime; channels, batch and type go round so that all neighboring pairs occur.
     // The configurations that serve a type do too, as do layouts and capacities, those that overflow among them.
     constexpr int32_t kCAPACITIES[] = {0, 16, 0, 64, 100};
     size_t turn = 0;

@@ -22,7 +22,7 @@ struct Numbers
     float of[kTHREADS];
 };
 
-//! Every thread reads what its neighbour wrote.
+//! Every thread reads what its neighbor wrote.
 HSPAN_KERNEL(kTHREADS) rotate(float* result, bool withBarrier)
 {
     HSPAN_SHARED(Numbers, shared);
@@ -35,7 +35,7 @@ HSPAN_KERNEL(kTHREADS) rotate(float* result, bool withBarrier)
     result[thread] = shared.of[(thread + 1) % kTHREADS];
 }
 
-//! Every thread writes to its neighbour's place twice; without a barrier in between some read the second value.
+//! Every thread writes to its neighbor's place twice; without a barrier in between some read the second value.
 HSPAN_KERNEL(kTHREADS) overwrite(float* result, bool withBarrier)
 {
     HSPAN_SHARED(Numbers, shared);
@@ -163,7 +163,7 @@ struct alignas(16) Copied
     float of[kTHREADS][4];
 };
 
-//! Every thread reads what its neighbour's copy brought.
+//! Every thread reads what its neighbor's copy brought.
 HSPAN_KERNEL(kTHREADS) copyAndRotate(float* result, float const* source, bool waits, bool withBarrier)
 {
     HSPAN_SHARED(Copied, shared);
@@ -340,8 +340,8 @@ int main()
     }
     for (size_t i = 0; i < copied.size(); ++i)
     {
-        size_t const neighbour = (i + 1) % kTHREADS;
-        copied[i] = neighbour % 2 == 0 ? source[4 * neighbour + 3] : 0.0F;
+        size_t const neighbor = (i + 1) % kTHREADS;
+        copied[i] = neighbor % 2 == 0 ? source[4 * neighbor + 3] : 0.0F;
     }
     float const* const from = source.data();
     addTest("asynchronous copies arrive after waiting and a barrier, zeros where there is nothing to read",
@@ -413,7 +413,7 @@ int main()
     addTest("FP32 rounds to the nearest FP16 and BF16 number, ties to even",
         []
         {
-            // Between neighbours a and b: just below the middle a, at the middle the even one, just above b.
+            // Between neighbors a and b: just below the middle a, at the middle the even one, just above b.
             for (uint32_t bits = 0; bits < 0x7bffU; ++bits)
             {
                 float const a = simt::toFloat(simt::Half{static_cast<uint16_t>(bits)});

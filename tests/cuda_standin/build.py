@@ -1,7 +1,7 @@
 """Compiles the stand-in driver and, where PyCUDA is not installed, PyCUDA against it. Once; kept under build/.
 
 What comes out is the real PyCUDA: it links to a library called libcuda.so.1, whichever that is. Its own setup compiles
-40 files one after the other; here Boost.Python is one translation unit, nothing is optimised and two
+40 files one after the other; here Boost.Python is one translation unit, nothing is optimized and two
 compilers run at a time, which takes a good minute of processor time.
 """
 

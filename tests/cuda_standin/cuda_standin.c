@@ -13,7 +13,7 @@
  *   - Copies and sets are real.  Kernels do nothing: they are checked, counted
  *     and logged.  No numerics are claimed.
  *   - Work runs when it is issued or, with CUSTANDIN_DEFER=1, only when
- *     something waits for it, which shows up missing synchronisation.
+ *     something waits for it, which shows up missing synchronization.
  *   - cuGetExportTable, NVIDIA's private driver<->runtime interface, is
  *     refused.  NVIDIA's own CUDA *runtime* (libcudart, also where linked
  *     statically, as in libtensorrt_rtx) therefore does not start on this
@@ -51,7 +51,7 @@ static CUresult sticky;                 /* a failed asynchronous operation */
 static char fail_name[64], fail_more; static long fail_at;
 static unsigned long n_launch, n_graph_launch, n_error;
 
-/* A handle is never given back to malloc, so a stale one is recognised. */
+/* A handle is never given back to malloc, so a stale one is recognized. */
 enum kind { K_CTX = 1, K_STREAM, K_EVENT, K_GRAPH, K_NODE, K_EXEC, K_MODULE,
             K_FUNC, K_POOL, K_MAX };
 static const char *const kind_name[K_MAX] = { "", "context", "stream", "event",
@@ -101,7 +101,7 @@ static struct pool default_pool;
 static struct stream **streams; static size_t nstreams;
 
 /* Memory blocks.  Addresses are never reused: freed blocks stay mapped
- * PROT_NONE, so a stale pointer is recognised here and faults elsewhere. */
+ * PROT_NONE, so a stale pointer is recognized here and faults elsewhere. */
 enum memk { M_DEVICE, M_PINNED, M_REGISTERED, M_MANAGED };
 struct block { uintptr_t base; size_t n, map; char *shadow; enum memk k;
                int live; unsigned flags; struct ctx *ctx; };

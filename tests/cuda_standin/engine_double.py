@@ -3,7 +3,7 @@
 It reads no engine: a "plan" is JSON that names an ONNX file and profiles. `execute_async_v3` puts a host function on
 the caller's stream that runs the file under ONNX Runtime on the hidden host copies of the device buffers, so that
 what comes out is a true picture if and only if upload, order, addresses, lifetimes, capture and download are right.
-Like TensorRT it answers False and logs an error where it refuses; what would be undefined behaviour there is noted in
+Like TensorRT it answers False and logs an error where it refuses; what would be undefined behavior there is noted in
 `MISUSES`, which every test wants empty.
 """
 

@@ -1,4 +1,4 @@
-"""The GPU runner on real PyCUDA over the stand-in driver: order of calls, lifetimes, shapes, synchronisation.
+"""The GPU runner on real PyCUDA over the stand-in driver: order of calls, lifetimes, shapes, synchronization.
 
 Not collected by name: `tests/runtime/test_tensorrt_on_standin.py` runs it in processes of its own, once with work done
 at once and once with work done only when something waits for it.

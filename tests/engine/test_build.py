@@ -267,7 +267,7 @@ def test_an_unknown_target_is_refused_with_the_known_ones(network: Path) -> None
     assert_nothing_was_written(network)
 
 
-def test_an_optimisation_level_is_refused_where_it_would_do_nothing(network: Path) -> None:
+def test_an_optimization_level_is_refused_where_it_would_do_nothing(network: Path) -> None:
     with pytest.raises(UsageError, match="--opt-level: TensorRT-RTX tunes nothing"):
         build(network, optimization_level=5)
     with pytest.raises(UsageError, match="tactic_dram_mib: TensorRT-RTX tunes nothing"):

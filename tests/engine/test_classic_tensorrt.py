@@ -41,7 +41,7 @@ def serving_plugin(plugin_library: Path) -> Path:
     return plugin_library
 
 
-def test_the_default_flavour_on_a_gpu_takes_the_plugin(
+def test_the_default_flavor_on_a_gpu_takes_the_plugin(
     tensorrt: Release, network: Path, serving_plugin: Path
 ) -> None:
     manifest = build_engine(spec_for(network, serving_plugin))

@@ -69,7 +69,7 @@ def test_no_gpu(manifest: EngineManifest) -> None:
     assert re.search(r"net\.plan: needs a GPU: no NVIDIA GPU .*; install the driver .*--device cpu$", line)
 
 
-def test_another_flavour(manifest: EngineManifest) -> None:
+def test_another_flavor(manifest: EngineManifest) -> None:
     (line,) = lines(manifest, machine(flavors=("tensorrt",)))
     expected = "not installed here; pip install 'trt-hspan[rtx]' 'tensorrt-rtx==1.7.1.116'"
     assert line.endswith(expected)

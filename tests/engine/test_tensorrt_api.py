@@ -49,7 +49,7 @@ def test_a_package_without_its_libraries_does_not_count(monkeypatch: pytest.Monk
     assert tensorrt_api.select_flavor() == "tensorrt-rtx"
 
 
-def test_a_requested_flavour_that_is_not_installed_is_told_how_to_get(
+def test_a_requested_flavor_that_is_not_installed_is_told_how_to_get(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine(monkeypatch, installed={"tensorrt_rtx"}, gpus=NO_GPU)

@@ -80,7 +80,7 @@ def test_quality_follows_the_official_protocol_for_each_side(samples: list[Sampl
         assert picture.candidate_quality is not None
         assert picture.reference_quality.psnr_y_db == psnr_y(theirs, truth, 4)
         assert picture.reference_quality.ssim_y == ssim_y(theirs, truth, 4)
-        # 25.5 grey levels lie half-way: float32 may round either way, by one level in some pixels.
+        # 25.5 gray levels lie half-way: float32 may round either way, by one level in some pixels.
         assert picture.candidate_quality.psnr_y_db == pytest.approx(psnr_y(ours, truth, 4), abs=0.2)
     assert report.total.reference_quality is not None
     assert report.total.reference_quality.psnr_y_db == pytest.approx(
@@ -216,7 +216,7 @@ def test_all_networks_see_the_smallest_tiles_that_one_of_them_needs(samples: lis
     reports = validate_all([free, small], reference, samples)
     assert set(reference.calls) == set(small.calls) == set(free.calls) == {(1, 3, 10, 8)}
     assert [picture.tile for picture in reports[0].pictures] == [(10, 8), (10, 8)]
-    assert reports[0].total.worst_psnr_db > 120  # nearest neighbour does not see the seams
+    assert reports[0].total.worst_psnr_db > 120  # nearest neighbor does not see the seams
     whole = validate(NearestRunner(), NearestRunner(), samples)
     assert [picture.tile for picture in whole.pictures] == [None, None]
     larger = validate(NearestRunner(), NearestRunner(), samples, options=UpscaleOptions(tile=(999, 999)))

@@ -47,8 +47,8 @@ def test_psnr_is_the_one_of_the_official_code(scale: int, strength: int) -> None
     assert psnr_y(image, truth, scale) == pytest.approx(psnr_reference(image, truth, scale), abs=1e-10)
 
 
-def test_psnr_of_one_grey_level_is_known() -> None:
-    # The luma of a grey step of 1 is (65.738 + 129.057 + 25.064) / 256 / 255 of the peak.
+def test_psnr_of_one_gray_level_is_known() -> None:
+    # The luma of a gray step of 1 is (65.738 + 129.057 + 25.064) / 256 / 255 of the peak.
     truth = np.full((30, 30, 3), 100, np.uint8)
     expected = -20 * math.log10(219.859 / 256 / 255)
     assert psnr_y(truth + np.uint8(1), truth, 4) == pytest.approx(expected, abs=1e-10)

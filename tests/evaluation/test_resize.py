@@ -49,7 +49,7 @@ def test_constant_image_stays_constant(
 ) -> None:
     result = bicubic_resize(np.full((height, width, 2), value), output_height, output_width)
     assert result.shape == (output_height, output_width, 2)
-    # Two passes of at most 70 * 4 + 2 taps whose absolute weights sum to less than 2 after normalisation.
+    # Two passes of at most 70 * 4 + 2 taps whose absolute weights sum to less than 2 after normalization.
     np.testing.assert_allclose(result, value, rtol=0, atol=1e-12 * max(abs(value), 1.0))
 
 
@@ -70,8 +70,8 @@ def test_straight_ramp_is_reproduced_away_from_the_edges() -> None:
     # Keys' kernel reproduces polynomials up to degree 2 when it interpolates.
     column = np.arange(20.0)[:, None, None]
     result = bicubic_resize(np.broadcast_to(column, (20, 5, 1)), 80, 5)[:, 2, 0]
-    centres = (np.arange(80) + 0.5) / 4 - 0.5
-    np.testing.assert_allclose(result[8:-8], centres[8:-8], atol=1e-12)
+    centers = (np.arange(80) + 0.5) / 4 - 0.5
+    np.testing.assert_allclose(result[8:-8], centers[8:-8], atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -96,7 +96,7 @@ def test_shrinking_agrees_with_pillow_away_from_the_edges(scale: int) -> None:
     result = bicubic_resize(calm, 24, 30)
     assert np.abs(result - expected)[2:-2, 2:-2].max() <= 0.5 * 1.25 + 0.5 + 0.01
     eight_bit = downscale(calm, scale).astype(np.float64)
-    # The 8-bit version rounds twice as well: twice the bound above, in whole grey levels.
+    # The 8-bit version rounds twice as well: twice the bound above, in whole gray levels.
     assert np.abs(eight_bit - expected)[2:-2, 2:-2].max() <= 2
 
 

@@ -67,12 +67,12 @@ def test_one_file_serves_every_size(
     np.testing.assert_allclose(run(exported, image), run_torch(model, image), atol=1e-4)
 
 
-@pytest.mark.parametrize("content", ["black", "half flat", "two colours", "tiny noise"])
+@pytest.mark.parametrize("content", ["black", "half flat", "two colors", "tiny noise"])
 def test_flat_pictures_come_out_right(small_export: tuple[HSPAN, onnx.ModelProto], content: str) -> None:
     image = np.zeros((1, 3, 24, 20), np.float32)
     if content == "half flat":
         image[..., :10] = np.random.default_rng(0).random((1, 3, 24, 10), np.float32)
-    elif content == "two colours":
+    elif content == "two colors":
         image[:, :, 12:] = 1
     elif content == "tiny noise":
         image[:] = 0.5 + 1e-4 * np.random.default_rng(0).random(image.shape, np.float32)

@@ -1,4 +1,4 @@
-"""Quantised graphs on a CPU: the emulation against exact integers, and integer kernels against the emulation."""
+"""Quantized graphs on a CPU: the emulation against exact integers, and integer kernels against the emulation."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_fp8_runs_with_its_own_rounding() -> None:
 def test_integer_kernels_compute_what_the_emulation_does(base: int) -> None:
     model = model_with_qdq(two_convolutions(base), {"first": SCALES, "second": HIDDEN}, "int8")
     integer, count = model_with_integer_kernels(model)
-    assert count == 1  # the second convolution's result is not quantised
+    assert count == 1  # the second convolution's result is not quantized
     assert [node.op_type for node in integer.graph.node].count("QLinearConv") == 1
     x = picture()
     found, expected = run(integer, x), run(model_for_cpu(model), x)
@@ -135,7 +135,7 @@ def test_integer_kernels_do_not_saturate_in_between() -> None:
         np.testing.assert_allclose(run(integer, x), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_a_graph_with_two_quantised_types_is_refused() -> None:
+def test_a_graph_with_two_quantized_types_is_refused() -> None:
     model = model_with_qdq(two_convolutions(TensorProto.FLOAT), {"first": SCALES}, "int8")
     fp8 = model_with_qdq(two_convolutions(TensorProto.FLOAT), {"second": HIDDEN}, "fp8")
     second = [
@@ -173,7 +173,7 @@ def test_facts_count_convolutions_and_their_work(kind: QuantizedType) -> None:
     assert facts.mac_share == 0.5
 
 
-def test_a_convolution_with_a_quantised_input_but_float_weights_does_not_count() -> None:
+def test_a_convolution_with_a_quantized_input_but_float_weights_does_not_count() -> None:
     half = LayerScales(activations={"x": 0.5}, weight=None)
     assert (
         quantization_from_model(model_with_qdq(two_convolutions(TensorProto.FLOAT), {"first": half}, "int8"))

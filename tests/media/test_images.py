@@ -1,4 +1,4 @@
-"""Reading and writing pictures: every colour mode, every broken file, and the conversions to tensors."""
+"""Reading and writing pictures: every color mode, every broken file, and the conversions to tensors."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_lossless_formats_come_back_exactly(tmp_path: Path, suffix: str) -> None
     np.testing.assert_array_equal(read_image(path), picture())
 
 
-def test_jpeg_is_written_with_full_colour_resolution(tmp_path: Path) -> None:
-    # One saturated column of red in black: with halved colour resolution its neighbours would turn dark red.
+def test_jpeg_is_written_with_full_color_resolution(tmp_path: Path) -> None:
+    # One saturated column of red in black: with halved color resolution its neighbors would turn dark red.
     image = np.zeros((16, 16, 3), np.uint8)
     image[:, 8] = (255, 0, 0)
     write_image(tmp_path / "a.jpg", image)
@@ -66,21 +66,21 @@ def test_content_and_not_the_suffix_says_the_format(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path), picture())
 
 
-def test_grey_has_three_equal_channels(tmp_path: Path) -> None:
-    grey = picture()[..., 0]
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, axis=2))
+def test_gray_has_three_equal_channels(tmp_path: Path) -> None:
+    gray = picture()[..., 0]
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "gray.png"), np.repeat(gray[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_sixteen_bit_grey_is_scaled_and_not_cut_off(tmp_path: Path, suffix: str) -> None:
+def test_sixteen_bit_gray_is_scaled_and_not_cut_off(tmp_path: Path, suffix: str) -> None:
     levels = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
     Image.fromarray(levels).save(tmp_path / f"a{suffix}")
     # 65535 = 255 * 257; 128 / 257 rounds down, 129 / 257 up.
     assert read_image(tmp_path / f"a{suffix}")[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
 
 
-def test_palette_becomes_its_colours(tmp_path: Path) -> None:
+def test_palette_becomes_its_colors(tmp_path: Path) -> None:
     image = np.zeros((4, 4, 3), np.uint8)
     image[:2] = (10, 200, 30)
     Image.fromarray(image).quantize(4).save(tmp_path / "p.png")
@@ -133,7 +133,7 @@ def test_exif_orientation_is_applied_and_known_from_the_header(tmp_path: Path, o
 
 
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (3, 2), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), np.full((2, 3, 3), (255, 0, 0)))
 
@@ -173,7 +173,7 @@ def test_file_that_is_no_picture_is_told_in_one_line(tmp_path: Path, content: by
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".tif", ".gif"])
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
-def test_truncated_picture_is_never_read_as_a_grey_rest(tmp_path: Path, suffix: str, kept: float) -> None:
+def test_truncated_picture_is_never_read_as_a_gray_rest(tmp_path: Path, suffix: str, kept: float) -> None:
     path = tmp_path / f"a{suffix}"
     Image.fromarray(picture(64, 64)).save(path)
     whole = path.read_bytes()
@@ -209,7 +209,7 @@ def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["F", "I", "LAB"])
 def test_modes_without_a_fixed_range_are_refused(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (4, 4)).save(tmp_path / "a.tif")
-    with pytest.raises(HspanError, match=f"colour mode {mode}"):
+    with pytest.raises(HspanError, match=f"color mode {mode}"):
         read_image(tmp_path / "a.tif")
 
 
@@ -306,7 +306,7 @@ def test_tensor_has_channels_first_in_zero_to_one() -> None:
     np.testing.assert_array_equal(tensor[0, 2], image[..., 2].astype(np.float32) / np.float32(255))
 
 
-def test_every_grey_level_survives_the_way_there_and_back() -> None:
+def test_every_gray_level_survives_the_way_there_and_back() -> None:
     levels = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     np.testing.assert_array_equal(image_from_tensor(tensor_from_image(levels)), levels)
 

@@ -22,13 +22,13 @@ from trt_hspan.media.picture_rows import rows_of_file
 from trt_hspan.media.pictures import read_picture
 from trt_hspan.media.pixels import PixelFormat
 
-COLOURS = {(1, 8): "b-w", (2, 8): "b-w", (1, 16): "grey16", (2, 16): "grey16"}
+COLORS = {(1, 8): "b-w", (2, 8): "b-w", (1, 16): "grey16", (2, 16): "grey16"}
 
 
 def write_interlaced(path: Path, pixels: np.ndarray, **options: object) -> None:
     height, width, channels = pixels.shape
     depth = 8 * pixels.itemsize
-    kind = COLOURS.get((channels, depth), "srgb" if depth == 8 else "rgb16")
+    kind = COLORS.get((channels, depth), "srgb" if depth == 8 else "rgb16")
     image = pyvips.Image.new_from_memory(
         np.ascontiguousarray(pixels).tobytes(), width, height, channels, "uchar" if depth == 8 else "ushort"
     )
@@ -56,7 +56,7 @@ def test_every_size_and_kind_comes_out_row_by_row(tmp_path: Path, channels: int,
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 @pytest.mark.parametrize("transparent", [False, True])
-def test_palettes_become_the_colours_that_they_are_in_memory(
+def test_palettes_become_the_colors_that_they_are_in_memory(
     tmp_path: Path, depth: int, transparent: bool
 ) -> None:
     pixels = noise(19, 23, 4 if transparent else 3)
@@ -67,7 +67,7 @@ def test_palettes_become_the_colours_that_they_are_in_memory(
     np.testing.assert_array_equal(rows(0, 19), whole)
 
 
-def test_greys_of_less_than_8_bits_and_a_transparent_colour(tmp_path: Path) -> None:
+def test_grays_of_less_than_8_bits_and_a_transparent_color(tmp_path: Path) -> None:
     for depth in (1, 2, 4):
         write_interlaced(tmp_path / "a.png", noise(9, 11, 1), bitdepth=depth)
         whole = read_picture(tmp_path / "a.png").pixels

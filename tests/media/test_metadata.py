@@ -99,7 +99,7 @@ def test_a_resolution_in_centimetres_is_told_in_inches(tmp_path: Path) -> None:
 
 
 def test_further_pictures_of_a_jpeg_are_not_followed(tmp_path: Path) -> None:
-    pictures = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    pictures = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
     pictures[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=pictures[1:], exif=exif())
     assert metadata_of_file(tmp_path / "a.jpg").exif == read_picture(tmp_path / "a.jpg").metadata.exif != None  # noqa: E711
 

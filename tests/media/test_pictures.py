@@ -195,7 +195,7 @@ def test_cmyk_goes_through_its_profile_and_loses_it() -> None:
 
 
 @pytest.mark.parametrize("transparent", [False, True])
-def test_palettes_become_colours(transparent: bool) -> None:
+def test_palettes_become_colors(transparent: bool) -> None:
     image = Image.fromarray(np.eye(8, dtype=np.uint8) * 3).convert("P")
     image.putpalette([10, 20, 30] * 3 + [200, 100, 50])
     stream = io.BytesIO()
@@ -207,7 +207,7 @@ def test_palettes_become_colours(transparent: bool) -> None:
 
 
 @pytest.mark.parametrize(("transparent", "channels"), [(False, 1), (True, 2)])
-def test_a_palette_of_greys_is_grey(transparent: bool, channels: int) -> None:
+def test_a_palette_of_grays_is_gray(transparent: bool, channels: int) -> None:
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
     image.putpalette([level for index in range(64) for level in (255 - index,) * 3])
     stream = io.BytesIO()
@@ -217,7 +217,7 @@ def test_a_palette_of_greys_is_grey(transparent: bool, channels: int) -> None:
     np.testing.assert_array_equal(found[..., 0].ravel(), 255 - np.arange(64))
 
 
-def test_black_and_white_becomes_grey_and_a_colour_key_alpha() -> None:
+def test_black_and_white_becomes_gray_and_a_color_key_alpha() -> None:
     stream = io.BytesIO()
     Image.fromarray(np.eye(9, dtype=bool)).save(stream, "PNG")
     np.testing.assert_array_equal(decode_image(stream.getvalue()).pixels[..., 0], np.eye(9) * 255)
@@ -227,17 +227,17 @@ def test_black_and_white_becomes_grey_and_a_colour_key_alpha() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_the_transparent_grey_of_a_shallow_png_is_found(depth: int) -> None:
+def test_the_transparent_gray_of_a_shallow_png_is_found(depth: int) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, 0, 0, 0, 0))
     data += chunk(b"tRNS", b"\0\1") + chunk(b"IDAT", zlib.compress(bytes([0, 1 << (8 - depth)])))
-    grey = 255 // (2**depth - 1)
-    assert decode_image(data + chunk(b"IEND", b"")).pixels.tolist() == [[[grey, 0], [0, 255]]]
+    gray = 255 // (2**depth - 1)
+    assert decode_image(data + chunk(b"IEND", b"")).pixels.tolist() == [[[gray, 0], [0, 255]]]
 
 
-def test_one_grey_pixel_of_16_bits_is_a_picture() -> None:
+def test_one_gray_pixel_of_16_bits_is_a_picture() -> None:
     for suffix in (".png", ".tif"):
         one = np.full((1, 1, 1), 40000, np.uint16)
         np.testing.assert_array_equal(decode_image(encode_image(one, suffix)).pixels, one)
@@ -285,7 +285,7 @@ def test_bytes_that_are_no_picture_are_one_line(data: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_deep_colour_without_pyvips_is_told_and_never_cut_to_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_color_without_pyvips_is_told_and_never_cut_to_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as without:
         without.setitem(__import__("sys").modules, "pyvips", None)
         data = encode_image(pixels(3, np.uint16), ".png")
@@ -316,7 +316,7 @@ def test_a_file_that_opens_and_cannot_be_read_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_twelve_bits_of_grey_are_spread_over_sixteen() -> None:
+def test_twelve_bits_of_gray_are_spread_over_sixteen() -> None:
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     said = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: 6}
     for tag, value in said.items():

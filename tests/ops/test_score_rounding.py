@@ -116,7 +116,7 @@ def test_result_does_not_depend_on_tiles_threads_or_route(library: NativeLibrary
 
 
 @pytest.mark.parametrize("c", [1, 5, 96])
-def test_a_row_is_the_same_whatever_its_neighbours(library: NativeLibrary, c: int) -> None:
+def test_a_row_is_the_same_whatever_its_neighbors(library: NativeLibrary, c: int) -> None:
     # The first row's scores are too small to be refined, the others' are large.
     q, k, v = tensors("sparse", 1, c, 8, 130)
     q[..., 1:] *= 1000

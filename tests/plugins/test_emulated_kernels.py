@@ -4,7 +4,7 @@ The tiled kernels are broken on purpose by these tests themselves, in the ways o
 changed, compiled together with tests/cpp/mutation_probe.cpp, and must fail there.
 
 1. the tail of the keys, a tile that is not full, is dropped
-2. tightening a list forgets ties: of equal neighbours only the first stays
+2. tightening a list forgets ties: of equal neighbors only the first stays
 3. the query fragments are loaded from the wrong rows
 4. the barrier between the arrival of a tile and its use is missing (the schedule is hostile: lanes and warps run ahead)
 5. the support is counted one too large
@@ -19,7 +19,7 @@ What each mistake in the plain kernels runs into; every one was made, seen to fa
 mistake                                                test that fails
 =====================================================  ==============================================================
 keys past the end are not masked                       attention_*: most sizes; threshold
-rows of a tile take their neighbour's threshold        attention_*: most sizes; threshold
+rows of a tile take their neighbor's threshold        attention_*: most sizes; threshold
 last slice of score channels dropped                   attention_*: "more score channels than any network has ..."
 batches beyond the grid left out                       attention_*: "more batches than the grid has places ..."
 keys, or values, read past the end                     attention_*: segmentation fault at the guard page
@@ -203,7 +203,7 @@ def attention_reference(
 
 
 def rounding(dtype: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Half the distance of neighbouring numbers of the type; for FP32 it is inside the 96 u."""
+    """Half the distance of neighboring numbers of the type; for FP32 it is inside the 96 u."""
     if dtype == "fp32":
         return np.zeros_like(values)
     info = ml_dtypes.finfo(DTYPES[dtype])
@@ -341,7 +341,7 @@ def test_errors_are_at_most_twice_those_of_torch_in_the_same_dtype(
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_routes_differ_by_at_most_one_rounding(dtype: str, attention: Attention) -> None:
     """Both routes lie within their bounds of the same exact result, far closer than numbers of the type lie together:
-    so they round to the same number or to neighbours."""
+    so they round to the same number or to neighbors."""
     generator = np.random.default_rng(8)
     arrays = [generator.normal(size=(1, channels, 190)) * 0.25 for channels in (16, 16, 40)]
     by_list = attention(dtype, *arrays, config=2).astype(np.float64)

@@ -49,7 +49,7 @@ def test_a_tile_is_part_of_its_picture_and_of_its_ground_truth(photographs: Path
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "I;16", "CMYK", "P"])
-def test_pictures_of_every_colour_mode_serve(tmp_path: Path, mode: str) -> None:
+def test_pictures_of_every_color_mode_serve(tmp_path: Path, mode: str) -> None:
     pixels = picture(24, 24, seed=1)
     if mode == "I;16":
         image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)

@@ -65,7 +65,7 @@ def output(path: Path, *, integer_kernels: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("base", ["fp32", "fp16"])
 @pytest.mark.parametrize("cut", [True, False], ids=["cut at the attention", "whole"])
-def test_result_is_within_quantisation_steps_of_the_exact_emulation(
+def test_result_is_within_quantization_steps_of_the_exact_emulation(
     int8_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, base: str, cut: bool
 ) -> None:
     if not cut:
@@ -107,9 +107,9 @@ def test_runner_says_what_runs(int8_file: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_files_that_are_not_quantised_are_refused(tmp_path: Path, precision: Precision) -> None:
+def test_files_that_are_not_quantized_are_refused(tmp_path: Path, precision: Precision) -> None:
     path = write_attention_network(tmp_path / "net.onnx", precision=precision)
-    with pytest.raises(HspanError, match=r"\.onnx: is not quantised, and integer kernels compute INT8; see"):
+    with pytest.raises(HspanError, match=r"\.onnx: is not quantized, and integer kernels compute INT8; see"):
         open_runner(path, integer_kernels=True)
 
 
@@ -187,7 +187,7 @@ def test_upscale_refuses_other_networks_and_writes_nothing(
     for network, code, message in (
         ((), 2, "is for INT8 ONNX files, and hspan-tiny-x4 is none"),
         (("--engine", "net.plan"), 2, "name the one that the engine was built from"),
-        (("--onnx", exported("small_x2")), 1, "is not quantised"),
+        (("--onnx", exported("small_x2")), 1, "is not quantized"),
     ):
         refused = run(*words, *network)
         assert refused.code == code
@@ -221,5 +221,5 @@ def test_a_workers_network_keeps_them(int8_file: Path, exported: ExportCache, tm
         )
         assert done["error"] == ""
     assert not np.array_equal(read_image(tmp_path / "exact.png"), read_image(tmp_path / "fast.png"))
-    with pytest.raises(HspanError, match="is not quantised"):
+    with pytest.raises(HspanError, match="is not quantized"):
         bundle_from_network(exported("small_x2"), integer_kernels=True)

@@ -166,7 +166,7 @@ def test_engine_that_can_run_here_runs_on_the_gpu(
     assert runner.picked == f"{runner.name} on the GPU" + (" 1" if device == "gpu:1" else "")
 
 
-def test_cpu_for_an_engine_is_honoured_beside_a_gpu(
+def test_cpu_for_an_engine_is_honored_beside_a_gpu(
     small_engine: SmallEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensorrt_runner, "engine_can_execute", lambda *_, **__: (True, ""))

@@ -16,7 +16,7 @@ class EdsrLike(torch.nn.Module):
         self.attention = trt_hspan.HighSimilarityPassAttention(8, reduction=4, res_scale=0.5)
         self.tail = torch.nn.Sequential(torch.nn.Conv2d(8, 4, 3, padding=1), torch.nn.PixelShuffle(2))
 
-    def forward(self, grey: torch.Tensor) -> torch.Tensor:
-        features = self.head(grey)
+    def forward(self, gray: torch.Tensor) -> torch.Tensor:
+        features = self.head(gray)
         upscaled: torch.Tensor = self.tail(torch.relu(self.attention(features)) + features)
         return upscaled

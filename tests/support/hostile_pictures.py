@@ -51,7 +51,7 @@ HOSTILE = {
     "png with too few rows": (png_file(8, 8, zlib.compress(b"\0" * 25)), "damaged or truncated PNG"),
     "jpeg magic only": (b"\xff\xd8\xff", "JPEG"),
     "half a jpeg": (_jpeg()[: len(_jpeg()) // 2], "damaged or truncated JPEG"),
-    "cmyk jpeg": (_jpeg("CMYK"), "4 colour components"),
+    "cmyk jpeg": (_jpeg("CMYK"), "4 color components"),
     "ppm without pixels": (b"P6\n9 9\n255\n", "damaged or truncated PPM"),
     "ppm without sizes": (b"P6\n", "damaged or truncated PPM"),
     "ppm of a huge size": (b"P6\n99999 99999\n255\n" + b"\0" * 99, "million accepted"),

@@ -1,4 +1,4 @@
-"""How the quantisation tests cut tiles: few and small."""
+"""How the quantization tests cut tiles: few and small."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from trt_hspan.runtime.runner import Float32Array, ShapeLimit
 
 
 class BoundedRunner(NearestRunner):
-    """A network of neighbourhoods, with a profile: each output pixel depends on the tile it is computed in."""
+    """A network of neighborhoods, with a profile: each output pixel depends on the tile it is computed in."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class BoundedRunner(NearestRunner):
         )
 
     def infer(self, batch: Float32Array) -> Float32Array:
-        return np.stack([neighbours_network(item, self.factor) for item in batch])
+        return np.stack([neighbors_network(item, self.factor) for item in batch])
 
 
-def neighbours_network(image: Float32Array, scale: int = 2) -> Float32Array:
-    """(3, h, w) -> (3, scale h, scale w): neighbours mixed, zeros around the tile, pixels repeated."""
+def neighbors_network(image: Float32Array, scale: int = 2) -> Float32Array:
+    """(3, h, w) -> (3, scale h, scale w): neighbors mixed, zeros around the tile, pixels repeated."""
     padded = np.pad(image, ((0, 0), (1, 1), (1, 1)))
     mixed = (
         padded[:, 1:-1, 1:-1] + padded[:, :-2, 1:-1] * np.float32(0.25) + padded[:, 1:-1, 2:]

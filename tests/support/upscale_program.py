@@ -223,7 +223,7 @@ class ProgramContract:
         (tmp_path / "sub").mkdir()
         (tmp_path / "in.ppm").touch()
         for words, code, part in (
-            ((tmp_path / "large.pgm", "-o", "o.png"), 1, "up-scaled: claims 12000x12000 pixels"),
+            ((tmp_path / "large.pgm", "-o", "o.png"), 1, "upscaled: claims 12000x12000 pixels"),
             ((tmp_path / "clear.png", "-o", "o.jpg"), 1, "JPEG cannot hold transparency"),
             ((picture, "-o", tmp_path / "none" / "o.png"), 1, "no such file"),
             ((picture, "-o", "o.png", "--tile", "none"), 1, "does not fit the engine"),
@@ -231,7 +231,7 @@ class ProgramContract:
             ((picture, "-o", "o.png", "--tile", "16x16", "--overlap", "15"), 2, "overlap"),
             ((picture, tmp_path / "in.ppm", "-o", tmp_path / "sub"), 2, "two of the pictures"),
             (("--raw", "40000x40000"), 1, "million accepted"),
-            (("--raw", "4000x4000"), 1, "up-scaled: claims"),
+            (("--raw", "4000x4000"), 1, "upscaled: claims"),
         ):
             done = program.run("-e", engine, *words, HSPAN_DOUBLE_GPUS=0)
             assert part in only_line(done, code), words

@@ -120,7 +120,7 @@ def test_a_failure_of_the_network_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".tif", ".jpg"])
 @pytest.mark.parametrize("profile", ["none", "own", "no profile"])
-def test_inks_stream_as_the_colours_they_are_in_memory(tmp_path: Path, suffix: str, profile: str) -> None:
+def test_inks_stream_as_the_colors_they_are_in_memory(tmp_path: Path, suffix: str, profile: str) -> None:
     source = tmp_path / f"inks{suffix}"
     pixels = np.random.default_rng(3).integers(0, 256, (20, 24, 4), np.uint8)
     image = pyvips.Image.new_from_memory(pixels.tobytes(), 24, 20, 4, "uchar").copy(interpretation="cmyk")
@@ -408,7 +408,7 @@ def test_a_tiff_with_tags_that_nobody_knows_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"transparency": 3}])
-def test_a_palette_of_greys_stays_grey(tmp_path: Path, options: dict[str, int]) -> None:
+def test_a_palette_of_grays_stays_gray(tmp_path: Path, options: dict[str, int]) -> None:
     picture = Image.fromarray(pixels(1)[..., 0] // 16).convert("P")
     picture.putpalette([level for index in range(16) for level in (17 * index,) * 3])
     picture.save(tmp_path / "a.png", **options)
@@ -419,10 +419,10 @@ def test_a_palette_of_greys_stays_grey(tmp_path: Path, options: dict[str, int]) 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_tiff_with_a_tag_that_libtiff_warns_of_is_read(tmp_path: Path, dtype: type) -> None:
-    grey = pixels(1, dtype)
+    gray = pixels(1, dtype)
     # EXIF has two names in this tag, of the photographer and of the editor.
-    Image.fromarray(grey[..., 0]).save(tmp_path / "a.tif", tiffinfo={0x8298: "photographer\0editor"})
-    np.testing.assert_array_equal(stream(tmp_path / "a.tif", tmp_path / "b.tif", scale=1), grey)
+    Image.fromarray(gray[..., 0]).save(tmp_path / "a.tif", tiffinfo={0x8298: "photographer\0editor"})
+    np.testing.assert_array_equal(stream(tmp_path / "a.tif", tmp_path / "b.tif", scale=1), gray)
 
 
 def test_a_tiff_that_libvips_cannot_read_is_not_called_damaged(tmp_path: Path) -> None:

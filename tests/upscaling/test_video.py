@@ -36,8 +36,8 @@ def write_video(
         y, x = np.mgrid[:height, :width]
         time = 0
         for index in range(12):
-            colours = [(4 * x + 5 * index) % 256, 6 * y % 256, np.full_like(x, 20 * index)]
-            frame = av.VideoFrame.from_ndarray(np.stack(colours, -1).astype(np.uint8), format="rgb24")
+            colors = [(4 * x + 5 * index) % 256, 6 * y % 256, np.full_like(x, 20 * index)]
+            frame = av.VideoFrame.from_ndarray(np.stack(colors, -1).astype(np.uint8), format="rgb24")
             frame.pts, frame.time_base = time, _TICK
             time += 60 + 30 * (index % 3) if uneven else 100
             container.mux(video.encode(frame))
@@ -86,7 +86,7 @@ def test_frames_times_and_audio_are_kept(tmp_path: Path, suffix: str, uneven: bo
     assert (report.frames, report.copied_streams, report.codec) == (12, 1, "libx264")
     for found, expected in zip(frames, expected_frames, strict=True):
         assert found.shape == (64, 96, 3)
-        # H.264 at CRF 18 on steep gradients, and colours at half resolution twice.
+        # H.264 at CRF 18 on steep gradients, and colors at half resolution twice.
         assert np.abs(found.astype(int) - expected.repeat(2, 0).repeat(2, 1)).mean() < 4
 
 

@@ -122,7 +122,7 @@ def test_turned_and_mirrored_videos_are_set_upright(
         assert next(container.decode(video=0)).rotation == 0
 
 
-def test_full_range_grey_gets_no_colour(tmp_path: Path) -> None:
+def test_full_range_gray_gets_no_color(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mkv", codec="ffv1", pix_fmt="gray")
     upscaled(tmp_path / "a.mkv", tmp_path / "b.mkv")
     picture = seen(tmp_path / "b.mkv")[1]

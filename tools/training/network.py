@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trt_hspan.model.config import HspanConfig
 from trt_hspan.model.hspan import HSPAN, HighSimilarityPassAttention
 
-# Lagrange interpolation through three neighbours, a quarter pixel before and after the middle one.
+# Lagrange interpolation through three neighbors, a quarter pixel before and after the middle one.
 _BEFORE: Final = torch.tensor([5 / 32, 15 / 16, -3 / 32])
 _PHASES: Final = (_BEFORE, _BEFORE.flip(0))
 _MIDDLE: Final = torch.tensor([0.0, 1.0, 0.0])

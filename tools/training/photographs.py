@@ -110,7 +110,7 @@ TRAINING: Final = (
         "ColorfulCups",
         "DarkestHour",
         "FallenLeaf",
-        "Grey",
+        "Gray",
         "OneStandsOut",
         "Path",
         "summer_1am",

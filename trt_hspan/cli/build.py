@@ -69,7 +69,7 @@ def build(
         list[str] | None,
         typer.Option(
             metavar="min=HxW,opt=HxW,max=NxHxW",
-            help="One more optimisation profile, repeatable; the first one if no option above is given.",
+            help="One more optimization profile, repeatable; the first one if no option above is given.",
         ),
     ] = None,
     flavor: Annotated[

@@ -1,4 +1,4 @@
-"""`trt-hspan client`: pictures to a server, and up-scaled ones back."""
+"""`trt-hspan client`: pictures to a server, and upscaled ones back."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def client(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Up-scale pictures on a server."""
+    """Upscale pictures on a server."""
     targets = _targets(pictures, output, format)
     try:
         from trt_hspan.serving.client_protocol import RetryPolicy, server_url_from_text
@@ -64,7 +64,7 @@ def client(
     from trt_hspan.cli.progress import progress
 
     options = {"model": model, "timeout_seconds": timeout, "retry": RetryPolicy(attempts=attempts)}
-    with progress(f"up-scaling on {url}", total=len(pictures)) as bar:
+    with progress(f"upscaling on {url}", total=len(pictures)) as bar:
         send = _one_by_one if shared_memory else _side_by_side
         results = send(url, targets, options, concurrency, lambda: bar.advance(bar.task_ids[0]))
     failed = [result for result in results if "error" in result]
@@ -73,7 +73,7 @@ def client(
         print_json({"url": url, "pictures": shown})
     elif len(failed) < len(results):
         rows = [[r["input"], r["output"], f"{r['milliseconds']:.0f} ms"] for r in results if "error" not in r]
-        print_rows(f"Up-scaled on {url}", ["picture", "result", "latency"], rows, ["", "", ""])
+        print_rows(f"Upscaled on {url}", ["picture", "result", "latency"], rows, ["", "", ""])
     if len(failed) == 1:
         raise failed[0]["raised"]
     if failed:

@@ -43,7 +43,7 @@ Table = Annotated[
 Base = Annotated[
     str | None,
     typer.Option(
-        help="fp16, fp32 or bf16: type of what is not quantised.",
+        help="fp16, fp32 or bf16: type of what is not quantized.",
         show_default="fp16, or what the ONNX file holds",
     ),
 ]
@@ -63,7 +63,7 @@ BudgetDb = Annotated[
 ]
 Include = Annotated[
     list[str] | None,
-    typer.Option(metavar="NODE", help="Quantise this convolution, sum or attention node too; repeatable."),
+    typer.Option(metavar="NODE", help="Quantize this convolution, sum or attention node too; repeatable."),
 ]
 Exclude = Annotated[
     list[str] | None,
@@ -76,7 +76,7 @@ TileSide = Annotated[
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure ranges anew, and keep no table.")]
 RecipeFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Quantise as this recipe says, bit for bit, without pictures."),
+    typer.Option(metavar="FILE", help="Quantize as this recipe says, bit for bit, without pictures."),
 ]
 DEFAULT_TILES, DEFAULT_SIDE = 32, 48
 

@@ -106,7 +106,7 @@ def quantize(
     if json:
         print_json(report)
     else:
-        print_table(f"Quantised {output}", report)
+        print_table(f"Quantized {output}", report)
 
 
 def _report(quantized: Quantized, written: list[Path]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`trt-hspan build --precision int8|fp8` and `--recipe`: the chain from a network to its quantised engine."""
+"""`trt-hspan build --precision int8|fp8` and `--recipe`: the chain from a network to its quantized engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """How the network is quantised before it is built: by a request or by a recipe.
+    """How the network is quantized before it is built: by a request or by a recipe.
 
     Args:
         precision: "int8" or "fp8".
@@ -60,10 +60,10 @@ def chain_from_options(
     no_cache: bool,
     **given: Any,
 ) -> Chain | None:
-    """What the options ask for; None when nothing is to be quantised here.
+    """What the options ask for; None when nothing is to be quantized here.
 
     Args:
-        checkpoint: None with an ONNX file, which may be quantised already.
+        checkpoint: None with an ONNX file, which may be quantized already.
         given: the options of `options.request_from_options`, and `base`.
 
     Raises:
@@ -86,7 +86,7 @@ def chain_from_options(
         if wanted:
             name = next((name for name, value in given.items() if value), "base")
             raise UsageError(
-                f"--{name.replace('_', '-')}", "is for quantised engines", "add --precision int8 or fp8"
+                f"--{name.replace('_', '-')}", "is for quantized engines", "add --precision int8 or fp8"
             )
         return None
     if checkpoint is None and not wanted:
@@ -105,12 +105,12 @@ def build_quantized(
     res_scale: float | None,
     keep_fp32: Sequence[str],
 ) -> EngineManifest:
-    """Quantises in a temporary folder, builds, and writes the recipe (and calibration table) beside the engine.
+    """Quantizes in a temporary folder, builds, and writes the recipe (and calibration table) beside the engine.
 
     What makes the build impossible is found before the calibration.
 
     Raises:
-        UsageError, HspanError: as quantising and building do.
+        UsageError, HspanError: as quantizing and building do.
     """
     import tempfile
 

@@ -1,4 +1,4 @@
-"""`trt-hspan sensitivity`: what each layer costs when only it is quantised."""
+"""`trt-hspan sensitivity`: what each layer costs when only it is quantized."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sensitivity(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON too.")] = False,
 ) -> None:
-    """Measure, layer by layer, what quantising it alone costs against FP32 and against ground truth."""
+    """Measure, layer by layer, what quantizing it alone costs against FP32 and against ground truth."""
     if output.suffix != ".json":
         raise UsageError(output, "the figures' name ends in .json", "name another file")
     request = options.request_from_options(

@@ -32,7 +32,7 @@ app = typer.Typer(
 
 _MaxBytes = Annotated[int | None, typer.Option(help="Largest request.", show_default="64 MiB")]
 _MaxPixels = Annotated[
-    int | None, typer.Option(help="Largest picture, in pixels before up-scaling.", show_default="8388608")
+    int | None, typer.Option(help="Largest picture, in pixels before upscaling.", show_default="8388608")
 ]
 _QueueLength = Annotated[
     int | None, typer.Option(help="Requests of a model that may wait.", show_default="64")

@@ -175,7 +175,7 @@ def _network(spec: EngineSpec, attention: Attention) -> _Network:
 
 
 def _check_combination(spec: EngineSpec, flavor: Flavor, attention: Attention) -> None:
-    """Refuses options that the chosen flavour or attention would not heed."""
+    """Refuses options that the chosen flavor or attention would not heed."""
     if flavor == "tensorrt" and spec.targets:
         raise UsageError(
             "--target",

@@ -1,4 +1,4 @@
-"""From ONNX bytes to a plan: parser, optimisation profiles, builder options, the build. Takes TensorRT as a module.
+"""From ONNX bytes to a plan: parser, optimization profiles, builder options, the build. Takes TensorRT as a module.
 
 Owns the calls to the builder; files, manifests and the choice of attention are the caller's.
 """
@@ -41,7 +41,7 @@ class BuildRequest:
 
     Args:
         where: what errors are about, such as the ONNX file.
-        model: a serialised ONNX model with all weights inside.
+        model: a serialized ONNX model with all weights inside.
         profiles: min, opt and max shape of the one input, for each profile; empty for a network without dynamic
             dimensions.
         targets: compute capabilities for TensorRT-RTX; empty leaves TensorRT's default.
@@ -114,8 +114,8 @@ def build_plan(
     return built()
 
 
-# Flavours whose last build in this process failed. Measured, TensorRT-RTX 1.7.1: the first build after one that its
-# compiler refused leaves the quantised convolutions unfused and does not say so, the second is as it should be. So the
+# Flavors whose last build in this process failed. Measured, TensorRT-RTX 1.7.1: the first build after one that its
+# compiler refused leaves the quantized convolutions unfused and does not say so, the second is as it should be. So the
 # first is thrown away.
 _FAILED: set[str] = set()
 

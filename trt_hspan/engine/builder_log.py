@@ -10,7 +10,7 @@ from dataclasses import dataclass
 _MEMORY = re.compile(r"^Total (?P<what>Activation|Weights) Memory: (?P<bytes>[0-9]+) bytes", re.ASCII)
 _LAYERS = "Engine Layer Information:"
 _LAYER = re.compile(r"^Layer\((?P<kind>[^)]*)\): ", re.ASCII | re.MULTILINE)
-# TensorRT-RTX 1.7 says this once for each quantised convolution, however many targets, when scales are not float32.
+# TensorRT-RTX 1.7 says this once for each quantized convolution, however many targets, when scales are not float32.
 _QUANTIZED_CONVOLUTION = "Converting conv weight scales to fp32"
 _ABOUT_SCALES = re.compile(r"Converting conv (weight|activation) scales to fp32", re.ASCII)
 _SOURCE_POSITION = re.compile(r"\s*\(?\bIn \S+ at \S+:\d+\s*(?=\)|$|\()")
@@ -67,7 +67,7 @@ def is_figure(message: str) -> bool:
 
 
 def is_about_scales(message: str) -> bool:
-    """Whether a warning only says that a quantised convolution's scales are taken in float32: no news to a user."""
+    """Whether a warning only says that a quantized convolution's scales are taken in float32: no news to a user."""
     return _ABOUT_SCALES.search(message) is not None
 
 

@@ -60,12 +60,12 @@ class ProfileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationRecord:
-    """What is quantised in an engine, read from its ONNX file.
+    """What is quantized in an engine, read from its ONNX file.
 
     Args:
-        type: of the quantised convolutions.
+        type: of the quantized convolutions.
         convolutions: of the network, mean shifts included.
-        quantized_convolutions: those whose input and weights are quantised.
+        quantized_convolutions: those whose input and weights are quantized.
         quantized_mac_share: their share of all convolutions' multiply-accumulates, 0..1.
         builder_convolutions: those that the builder's log reports as fused with their scales; None when it has none,
             as TensorRT-RTX's for a float32 base.
@@ -101,15 +101,15 @@ class EngineManifest:
         onnx_file: file name of the model it was built from, in the manifest's folder.
         plugin: the plugin library, None when the attention is not the plugin.
         flavor: which TensorRT; `tensorrt_version` is its version. Engines run with no other.
-        precision: "int8" or "fp8" when convolutions are quantised, else the type of all arithmetic.
-        base_precision: type of what is not quantised; equal to `precision` when nothing is.
-        quantization: what is quantised; None when nothing is.
+        precision: "int8" or "fp8" when convolutions are quantized, else the type of all arithmetic.
+        base_precision: type of what is not quantized; equal to `precision` when nothing is.
+        quantization: what is quantized; None when nothing is.
         targets: compute capabilities asked for; empty means the default set of TensorRT-RTX.
         scale: the network upscales by this factor; None for a network that is not HSPAN's.
-        profiles: what one run may take, one TensorRT optimisation profile each, in TensorRT's order.
+        profiles: what one run may take, one TensorRT optimization profile each, in TensorRT's order.
         activation_memory_bytes: the largest figure of the profiles, since one run uses one of them; None when one of
             theirs is None.
-        activation_memory_source: "engine" (asked of the deserialised engine), "builder log", or None.
+        activation_memory_source: "engine" (asked of the deserialized engine), "builder log", or None.
         weights_memory_bytes: device memory for weights as the builder's log reports it, or None.
         network_layer_counts: layers of the parsed network by type; a plugin counts as PLUGIN_V3.
         engine_layer_counts: layers of the built engine by kind, of all profiles together, from the builder's log;

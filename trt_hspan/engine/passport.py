@@ -30,7 +30,7 @@ class Machine:
     Attributes:
         architecture: of the GPU that would run the engine, such as "sm_86"; None without a GPU and driver.
         flavors: TensorRT packages that Python can find.
-        version_of: a flavour's version; raises HspanError when the package does not load.
+        version_of: a flavor's version; raises HspanError when the package does not load.
     """
 
     architecture: str | None

@@ -49,7 +49,7 @@ def target_from_text(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProfile:
-    """A TensorRT optimisation profile for an input (N, C, H, W): what it accepts and what it is tuned for.
+    """A TensorRT optimization profile for an input (N, C, H, W): what it accepts and what it is tuned for.
 
     Raises:
         UsageError: min > opt or opt > max in height, width or batch; the line names both options.
@@ -230,7 +230,7 @@ class EngineSpec:
         onnx: the model; `NAME.onnx` beside the plan becomes a copy of it.
         output: `NAME.plan`; `NAME.onnx` and `NAME.json` are written beside it.
         precision: what the ONNX file must hold; None takes what it holds.
-        profiles: shapes to accept and to tune for, one TensorRT optimisation profile each; at least one.
+        profiles: shapes to accept and to tune for, one TensorRT optimization profile each; at least one.
         flavor: which TensorRT; None takes what is installed, a GPU's first.
         attention: how the operator becomes layers; None is "plugin" for TensorRT, "function" for
             TensorRT-RTX.

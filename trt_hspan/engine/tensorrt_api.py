@@ -36,7 +36,7 @@ def installed_flavors() -> tuple[Flavor, ...]:
 
 
 def select_flavor(requested: Flavor | None = None) -> Flavor:
-    """The requested flavour, else `tensorrt` where it works on a GPU, else what is installed.
+    """The requested flavor, else `tensorrt` where it works on a GPU, else what is installed.
 
     Raises:
         HspanError: the requested one, or none at all, is installed.
@@ -62,7 +62,7 @@ def select_flavor(requested: Flavor | None = None) -> Flavor:
 
 
 def load_tensorrt(flavor: Flavor) -> Any:
-    """Imports the package of a flavour and returns the module.
+    """Imports the package of a flavor and returns the module.
 
     Raises:
         HspanError: it is not installed or its libraries do not load.

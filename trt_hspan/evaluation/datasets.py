@@ -23,7 +23,7 @@ SHIPPED_SIDE: Final = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One picture to up-scale.
+    """One picture to upscale.
 
     Attributes:
         name: for tables.

@@ -54,7 +54,7 @@ class Agreement:
 def default_bar_db(precision: str) -> float:
     """The PSNR in dB that a network's worst picture has to reach against FP32 PyTorch, unless the user says another.
 
-    50 dB is a mean error of a third of an 8-bit grey level. "int8" and "fp8" are held to 40 dB, one level: steps of
+    50 dB is a mean error of a third of an 8-bit gray level. "int8" and "fp8" are held to 40 dB, one level: steps of
     8 bits inside the network leave an error of that order, which costs little against ground truth (--budget-db
     holds that).
     """
@@ -175,8 +175,8 @@ def ssim_y(image: Uint8Array, truth: Uint8Array, scale: int) -> float:
 def _gaussian_window() -> Float64Array:
     x = np.arange(_SSIM_WINDOW) - (_SSIM_WINDOW - 1) / 2
     window = np.exp(-(x * x) / (2.0 * _SSIM_SIGMA**2))
-    normalised: Float64Array = window / window.sum()
-    return normalised
+    normalized: Float64Array = window / window.sum()
+    return normalized
 
 
 def _blur(plane: Float64Array) -> Float64Array:

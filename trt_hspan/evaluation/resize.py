@@ -2,7 +2,7 @@
 
 The low-resolution half of every benchmark set was made by MATLAB's `imresize`, so that is what is computed
 here: the cubic kernel of Keys (IEEE TASSP 29, 1981) with a = -1/2, stretched by the scale when an image
-shrinks (antialiasing), pixel centres at half-integers, weights normalised to sum to 1, and the image mirrored
+shrinks (antialiasing), pixel centers at half-integers, weights normalized to sum to 1, and the image mirrored
 at its edges with the edge pixel repeated.
 """
 
@@ -41,10 +41,10 @@ def resampling_weights(input_size: int, output_size: int) -> tuple[Float64Array,
     stretch = min(scale, 1.0)
     width = 4.0 / stretch
     taps = math.ceil(width) + 2
-    centres = (np.arange(output_size) + 0.5) / scale - 0.5
-    first = np.floor(centres - width / 2.0).astype(np.intp)
+    centers = (np.arange(output_size) + 0.5) / scale - 0.5
+    first = np.floor(centers - width / 2.0).astype(np.intp)
     positions = first[:, None] + np.arange(taps, dtype=np.intp)[None, :]
-    weights = cubic_kernel(stretch * (centres[:, None] - positions))
+    weights = cubic_kernel(stretch * (centers[:, None] - positions))
     weights /= weights.sum(axis=1, keepdims=True)
     # Mirrored with the edge repeated (... 1 0 | 0 1 2 ... n-1 | n-1 n-2 ...), a sequence of period 2n.
     wrapped = np.mod(positions, 2 * input_size)

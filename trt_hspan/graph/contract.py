@@ -28,14 +28,14 @@ class OnnxMetadata:
     """What a model says about itself. Fields are None in models that this project did not write.
 
     Attributes:
-        scale: up-scaling factor.
+        scale: upscaling factor.
         architecture: one line naming every size.
-        precision: type of the body's arithmetic: "fp32", "fp16" or "bf16"; "int8" or "fp8" when it is quantised.
+        precision: type of the body's arithmetic: "fp32", "fp16" or "bf16"; "int8" or "fp8" when it is quantized.
         res_scale: the factor that checkpoints do not store.
         source_sha256: SHA-256 of the checkpoint file (of the weights, for random presets).
         tool_version: version of trt-hspan that wrote the file.
-        recipe_sha256: of a quantised model: hash of the recipe that makes it from its source.
-        calibration_sha256: of a quantised model: hash of the calibration table behind its scales.
+        recipe_sha256: of a quantized model: hash of the recipe that makes it from its source.
+        calibration_sha256: of a quantized model: hash of the calibration table behind its scales.
     """
 
     scale: int | None = None

@@ -22,12 +22,12 @@ def model_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
 
     ONNX Runtime cannot be left to do this. Its CPU provider has no BF16 convolutions at all, and it wraps
     FP16 nodes in casts of its own and then drops every FP32 -> FP16 -> FP32 pair between them, whatever
-    the optimisation level (ORT_DISABLE_ALL included): measured with 1.32, a graph of FP16 convolutions
+    the optimization level (ORT_DISABLE_ALL included): measured with 1.32, a graph of FP16 convolutions
     then differs from pure FP32 by 5e-9 where FP16 rounding would make it 1e-4. Casts that stand in the
     model between float32 nodes are kept at every level.
 
-    A quantised convolution multiplies integers (or FP8 numbers), adds them up in a wide type and scales the sum once.
-    In float32 that is the convolution of the dequantised input and weights, which are exact; so what a
+    A quantized convolution multiplies integers (or FP8 numbers), adds them up in a wide type and scales the sum once.
+    In float32 that is the convolution of the dequantized input and weights, which are exact; so what a
     DequantizeLinear gives to convolutions alone is not rounded to FP16 or BF16. Products of two INT8 values and sums
     of up to 1,040 of them are exact in float32; longer sums differ by float32's rounding, 6e-8 of their size.
     """
@@ -60,7 +60,7 @@ def model_in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network with its arithmetic in float32 and its weights as stored: nothing is rounded between nodes.
 
     Args:
-        model: of float types only, not quantised.
+        model: of float types only, not quantized.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -78,9 +78,9 @@ def model_in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def model_with_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Quantised weights as the float32 values that they stand for; the model itself when it holds none.
+    """Quantized weights as the float32 values that they stand for; the model itself when it holds none.
 
-    It spares a CPU the dequantisation in every run, and ONNX Runtime then packs the weights once.
+    It spares a CPU the dequantization in every run, and ONNX Runtime then packs the weights once.
     """
     quantized = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type in _QUANTIZED}
     nodes = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in quantized]

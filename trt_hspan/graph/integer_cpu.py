@@ -1,9 +1,9 @@
 """INT8 convolutions in ONNX Runtime's integer kernels (QLinearConv; VNNI where the CPU has it).
 
 Owns the rewriting, for speed on a CPU; what an engine computes is checked with `model_for_cpu`. ONNX Runtime fuses
-Q/DQ to integer kernels only where a convolution's output is quantised too. TensorRT wants Q/DQ on inputs alone, so that
+Q/DQ to integer kernels only where a convolution's output is quantized too. TensorRT wants Q/DQ on inputs alone, so that
 nothing is fused in its graphs (*measured* with 1.32: every convolution runs in float32). Here a convolution becomes a
-QLinearConv when all that follows it, up to the next quantised convolution, is a ReLU or a pixel shuffle: the first one
+QLinearConv when all that follows it, up to the next quantized convolution, is a ReLU or a pixel shuffle: the first one
 of each residual block, and the upsampler's. Those whose result is added to something need float32 sums and keep them.
 """
 
@@ -31,7 +31,7 @@ _ZERO_NAME: Final = "integer_zero"
 
 @dataclass(frozen=True)
 class _Chain:
-    """A convolution and what follows it up to the quantisation of the next one's input."""
+    """A convolution and what follows it up to the quantization of the next one's input."""
 
     quantize_input: onnx.NodeProto
     convolution: onnx.NodeProto
@@ -52,11 +52,11 @@ def require_integer_kernels(model: onnx.ModelProto, where: object) -> tuple[int,
     """How many convolutions `model_with_integer_kernels` turns into integer kernels, and how many are in INT8.
 
     Raises:
-        HspanError: the model is not quantised to INT8, or none of its convolutions can be turned.
+        HspanError: the model is not quantized to INT8, or none of its convolutions can be turned.
     """
     kind = quantized_type_from_model(model)
     if kind != "int8":
-        found = "is not quantised" if kind is None else f"is quantised to {kind}"
+        found = "is not quantized" if kind is None else f"is quantized to {kind}"
         raise HspanError(
             where, f"{found}, and integer kernels compute INT8", "see trt-hspan quantize --precision int8"
         )
@@ -64,7 +64,7 @@ def require_integer_kernels(model: onnx.ModelProto, where: object) -> tuple[int,
     if count == 0:
         raise HspanError(
             where,
-            "none of its INT8 convolutions fits an integer kernel: results that are not quantised, or zero points, "
+            "none of its INT8 convolutions fits an integer kernel: results that are not quantized, or zero points, "
             "scales and biases of another kind than trt-hspan quantize writes",
             "run it without --integer-kernels",
         )
@@ -77,10 +77,10 @@ def model_with_integer_kernels(
     """A copy for ONNX Runtime's CPU provider, and how many convolutions became integer kernels.
 
     An integer kernel rounds its bias to a multiple of both scales, and rounds its result once where the graph rounds to
-    its base type first: single values differ by one step of the next quantisation.
+    its base type first: single values differ by one step of the next quantization.
 
     Args:
-        model: quantised to INT8; any base type, which is emulated as by `model_for_cpu`.
+        model: quantized to INT8; any base type, which is emulated as by `model_for_cpu`.
         vnni: whether weights may be signed; None asks the CPU. Without VNNI, ONNX Runtime's kernels for unsigned times
             signed bytes add pairs of products in 16 bits with saturation (*measured*: results 19 steps off), so that
             weights are stored unsigned there, which is exact and slower.

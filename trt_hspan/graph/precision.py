@@ -18,7 +18,7 @@ from trt_hspan.graph.quantized import quantized_type_from_model
 #: Floating-point types that a whole graph may compute in.
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
-#: What a network is called after: a float type, or the type of its quantised convolutions.
+#: What a network is called after: a float type, or the type of its quantized convolutions.
 NetworkPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 NETWORK_PRECISIONS: Final[tuple[NetworkPrecision, ...]] = get_args(NetworkPrecision)
 
@@ -34,7 +34,7 @@ BF16_OPSET: Final = 22
 def precision_from_model(model: onnx.ModelProto) -> NetworkPrecision:
     """What the network is called after, read from the graph itself and not from its metadata.
 
-    "int8" or "fp8" when at least one convolution's input is quantised to it, else as `base_precision_from_model`.
+    "int8" or "fp8" when at least one convolution's input is quantized to it, else as `base_precision_from_model`.
 
     Raises:
         HspanError: there is no attention node, or its type cannot be told.
@@ -44,7 +44,7 @@ def precision_from_model(model: onnx.ModelProto) -> NetworkPrecision:
 
 
 def base_precision_from_model(model: onnx.ModelProto) -> Precision:
-    """The float type of the network's arithmetic, whatever is quantised.
+    """The float type of the network's arithmetic, whatever is quantized.
 
     It is the low type that any convolution or attention node computes in: nodes that were kept in float32 for their
     range do not make a network another one. Float32 when every one of them does.

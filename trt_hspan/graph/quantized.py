@@ -1,4 +1,4 @@
-"""What is quantised in a graph, read from its Q/DQ nodes. Owns reading; writing them is `trt_hspan.precision`'s."""
+"""What is quantized in a graph, read from its Q/DQ nodes. Owns reading; writing them is `trt_hspan.precision`'s."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class QuantizationFacts:
     """What a graph's Q/DQ nodes amount to.
 
     Attributes:
-        type: of the quantised convolutions.
+        type: of the quantized convolutions.
         convolutions: all of the graph, mean shifts included.
         quantized_convolutions: those whose input and weights both come out of a DequantizeLinear.
         mac_share: their share of all convolutions' multiply-accumulates, 0..1.
@@ -40,7 +40,7 @@ class QuantizationFacts:
 
 
 def quantized_convolutions(model: onnx.ModelProto) -> dict[str, QuantizedType]:
-    """Node name -> type, of the convolutions whose input and weights are both quantised, to the same type."""
+    """Node name -> type, of the convolutions whose input and weights are both quantized, to the same type."""
     types = _dequantized_tensors(model)
     return {
         node.name: types[node.input[0]]
@@ -52,7 +52,7 @@ def quantized_convolutions(model: onnx.ModelProto) -> dict[str, QuantizedType]:
 
 
 def quantized_type_from_model(model: onnx.ModelProto) -> QuantizedType | None:
-    """The type of the quantised convolutions, or None. Raises: HspanError when they are of two types."""
+    """The type of the quantized convolutions, or None. Raises: HspanError when they are of two types."""
     found = set(quantized_convolutions(model).values())
     if len(found) > 1:
         raise HspanError(model.graph.name or "model", "mixes int8 and fp8 convolutions", "quantize it again")
@@ -60,7 +60,7 @@ def quantized_type_from_model(model: onnx.ModelProto) -> QuantizedType | None:
 
 
 def quantization_from_model(model: onnx.ModelProto) -> QuantizationFacts | None:
-    """What is quantised in a model; None when no convolution is.
+    """What is quantized in a model; None when no convolution is.
 
     Raises:
         HspanError: as `quantized_type_from_model`, or the sizes of its tensors cannot be told.

@@ -35,7 +35,7 @@ class NetworkCost:
     """Costs of one network.
 
     Attributes:
-        scale: up-scaling factor.
+        scale: upscaling factor.
         precision: "fp32", "fp16", "bf16", "int8" or "fp8".
         element_bytes: of an activation.
         weights_bytes: of all weights, in the types that the file stores.

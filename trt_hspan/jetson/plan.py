@@ -30,7 +30,7 @@ _FLOAT_BYTES: Final = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on the board while a tile is up-scaled."""
+    """Bytes on the board while a tile is upscaled."""
 
     weights: int
     activations: int
@@ -49,7 +49,7 @@ class BoardPlan:
     """The answer.
 
     Attributes:
-        fits: whether the picture can be up-scaled on the board at all.
+        fits: whether the picture can be upscaled on the board at all.
         whole: whether it is taken as a whole; attention is then over all of it.
         tiles: how it is cut.
         memory: with the largest tile.

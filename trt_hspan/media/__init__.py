@@ -1,1 +1,1 @@
-"""Picture files: formats, colour modes, metadata, and rows of pictures that are too large for memory."""
+"""Picture files: formats, color modes, metadata, and rows of pictures that are too large for memory."""

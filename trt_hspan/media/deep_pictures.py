@@ -29,7 +29,7 @@ _INSTALL: Final = "install it with pip install 'trt-hspan[media]'"
 
 
 def is_deep(data: bytes) -> bool:
-    """Whether the bytes are a PNG of 16 bits, or a TIFF of 16 bits with colour or alpha, by their header."""
+    """Whether the bytes are a PNG of 16 bits, or a TIFF of 16 bits with color or alpha, by their header."""
     if data.startswith(SIGNATURE):
         return len(data) > 25 and data[24] == 16
     return data.startswith(TIFF_STARTS) and _tiff_is_deep(data)
@@ -49,8 +49,8 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
     """A picture of 16 bits: (H, W, C) uint16 upright, what else the file says, and its format's name.
 
     Raises:
-        HspanError: pyvips is not installed, or the picture is damaged, truncated, too large or of a colour
-            space that is not grey or RGB and cannot be turned into it.
+        HspanError: pyvips is not installed, or the picture is damaged, truncated, too large or of a color
+            space that is not gray or RGB and cannot be turned into it.
     """
     library = vips(where)
     name = "PNG" if data.startswith(SIGNATURE) else "TIFF"
@@ -70,7 +70,7 @@ def decode_deep(data: bytes, where: object) -> tuple[npt.NDArray[np.uint16], Met
             image = image.colourspace("rgb16")
         if image.bands > 4 or image.format != "ushort":
             raise HspanError(where, f"{image.bands} channels of {image.format} are no picture", "give RGB")
-        # Not image.numpy(): of a single grey pixel that makes a number.
+        # Not image.numpy(): of a single gray pixel that makes a number.
         pixels = np.frombuffer(image.write_to_memory(), np.uint16)
     except library.Error as error:
         raise unreadable(where, error) from error
@@ -136,14 +136,14 @@ def rgb_from_cmyk(image: Any) -> Any:
         try:
             return image.icc_transform("srgb", embedded=True, depth=16 if deep else 8, intent="perceptual")
         except vips().Error:
-            pass  # the profile says nothing of the colours
+            pass  # the profile says nothing of the colors
     white = 65535 if deep else 255
     left = image * -1 + white
     left = left[:3] * left[3] / white
     return left.rint().cast(image.format).copy(interpretation="rgb16" if deep else "srgb")
 
 
-def vips(where: object = "16-bit colour") -> Any:
+def vips(where: object = "16-bit color") -> Any:
     """The pyvips module. Raises: HspanError when it is not installed or cannot load libvips.
 
     libvips logs a warning for each row of a damaged file; the error that is raised says it once. Only debugging shows

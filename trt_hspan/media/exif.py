@@ -1,4 +1,4 @@
-"""EXIF and XMP: what of them still holds for an up-scaled, upright picture, and their way into TIFF files."""
+"""EXIF and XMP: what of them still holds for an upscaled, upright picture, and their way into TIFF files."""
 
 from __future__ import annotations
 

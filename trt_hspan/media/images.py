@@ -1,4 +1,4 @@
-"""Picture files and the tensors made of them. Owns formats and colour modes; knows nothing of networks."""
+"""Picture files and the tensors made of them. Owns formats and color modes; knows nothing of networks."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ DAMAGE: Final = (
 def read_image(path: str | os.PathLike[str]) -> Uint8Array:
     """Reads a picture as it is meant to be seen.
 
-    Turned upright by its EXIF orientation. Grey and palette become RGB, 16-bit grey is scaled to 8 bits
-    (rounded; Pillow itself reads 16-bit colour as its upper 8 bits), CMYK is converted without a colour
+    Turned upright by its EXIF orientation. Gray and palette become RGB, 16-bit gray is scaled to 8 bits
+    (rounded; Pillow itself reads 16-bit color as its upper 8 bits), CMYK is converted without a color
     profile, transparency is laid on white, and of an animation the first frame is taken.
 
     Args:
-        path: PNG, JPEG, WebP, BMP, TIFF, GIF or PPM, recognised by content.
+        path: PNG, JPEG, WebP, BMP, TIFF, GIF or PPM, recognized by content.
 
     Returns:
         (H, W, 3) uint8 RGB, 0..255, writable.
@@ -205,7 +205,7 @@ def _rgb_from_pillow(image: Image.Image, path: Path) -> Image.Image:
         straight = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", straight.size, "white"), straight).convert("RGB")
     raise HspanError(
-        path, f"its colour mode {image.mode} has no plain way to 8-bit RGB", "convert it to an RGB picture"
+        path, f"its color mode {image.mode} has no plain way to 8-bit RGB", "convert it to an RGB picture"
     )
 
 
@@ -243,7 +243,7 @@ def require_sides(path: str | os.PathLike[str], height: int, width: int) -> None
 def write_image(path: str | os.PathLike[str], image: Uint8Array) -> None:
     """Writes a picture, whole or not at all; the suffix says the format.
 
-    PNG, WebP, BMP and TIFF are lossless; JPEG is written with quality 95 and full colour resolution.
+    PNG, WebP, BMP and TIFF are lossless; JPEG is written with quality 95 and full color resolution.
 
     Args:
         path: ends in .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.

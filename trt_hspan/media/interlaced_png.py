@@ -27,8 +27,8 @@ _ADAM7: Final = (
     (0, 1, 2, 2),
     (1, 0, 2, 1),
 )
-_HEADER: Final = ">IIBBBBB"  # width, height, depth, colour type, compression, filter, interlacing
-_SAMPLES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
+_HEADER: Final = ">IIBBBBB"  # width, height, depth, color type, compression, filter, interlacing
+_SAMPLES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by color type
 _PIECE_BYTES: Final = 1 << 20
 _LEVEL: Final = 1  # the files are read once
 
@@ -77,7 +77,7 @@ def _split(stream: BinaryIO, folder: Path) -> list[PassFile]:
             kept.append(png_chunks.chunk(kind, stream.read(length)))
         elif kind == b"IDAT":  # the others come before it
             break
-    width, height, depth, colour, compression, filtering, _ = struct.unpack(_HEADER, header)
+    width, height, depth, color, compression, filtering, _ = struct.unpack(_HEADER, header)
     pixels = _inflated(stream)
     made = []
     for number, (top, left, row_step, column_step) in enumerate(_ADAM7):
@@ -85,10 +85,10 @@ def _split(stream: BinaryIO, folder: Path) -> list[PassFile]:
         if rows <= 0 or columns <= 0:
             continue
         path = folder / f"pass{number + 1}.png"
-        header = struct.pack(_HEADER, columns, rows, depth, colour, compression, filtering, 0)
+        header = struct.pack(_HEADER, columns, rows, depth, color, compression, filtering, 0)
         with path.open("wb") as file:
             file.write(png_chunks.SIGNATURE + png_chunks.chunk(b"IHDR", header) + b"".join(kept))
-            row_bytes = 1 + -(-columns * _SAMPLES[colour] * depth // 8)
+            row_bytes = 1 + -(-columns * _SAMPLES[color] * depth // 8)
             _compress(file, pixels, rows * row_bytes)
             file.write(png_chunks.chunk(b"IEND", b""))
         made.append(PassFile(path=path, top=top, left=left, row_step=row_step, column_step=column_step))

@@ -38,7 +38,7 @@ class Metadata:
     """What a file says beside its pixels.
 
     Attributes:
-        icc_profile: the colours' profile.
+        icc_profile: the colors' profile.
         exif: an EXIF block, `Exif\\0\\0` first; its orientation is that of the pixels: upright.
         xmp: an XMP packet.
         text: PNG's keywords and their texts.
@@ -52,9 +52,9 @@ class Metadata:
     dpi: tuple[float, float] | None = None
 
 
-def fits_profile(profile: bytes, *, grey: bool) -> bool:
-    """Whether an ICC profile is one for such pixels: a CMYK profile on RGB would turn every colour."""
-    return profile[16:20] == (b"GRAY" if grey else b"RGB ")
+def fits_profile(profile: bytes, *, gray: bool) -> bool:
+    """Whether an ICC profile is one for such pixels: a CMYK profile on RGB would turn every color."""
+    return profile[16:20] == (b"GRAY" if gray else b"RGB ")
 
 
 def metadata_of_image(image: Image.Image) -> Metadata:
@@ -161,8 +161,8 @@ def _metadata_of_small(data: bytes, where: object) -> Metadata:
 
 
 def _small_png(stream: BinaryIO) -> bytes:
-    """One grey pixel, and all that says something which is kept."""
-    header = b"\0\0\0\1\0\0\0\1\x08\0\0\0\0"  # one pixel, 8-bit grey
+    """One gray pixel, and all that says something which is kept."""
+    header = b"\0\0\0\1\0\0\0\1\x08\0\0\0\0"  # one pixel, 8-bit gray
     small = [png_chunks.SIGNATURE, png_chunks.chunk(b"IHDR", header)]
     small += [
         png_chunks.chunk(kind, stream.read(length))
@@ -174,7 +174,7 @@ def _small_png(stream: BinaryIO) -> bytes:
 
 
 def _small_jpeg(data: bytes | mmap.mmap) -> bytes:
-    """One grey pixel, and all that comes before the pixels and is no part of them."""
+    """One gray pixel, and all that comes before the pixels and is no part of them."""
     from PIL import Image
 
     stream = io.BytesIO()

@@ -110,7 +110,7 @@ class PngLayout:
         file.write(png_chunks.SIGNATURE)
         for kind, length in png_chunks.chunks(small):
             data = small.read(length)
-            if kind == b"IHDR":  # sides, depth, and the rest: colours as in the small file
+            if kind == b"IHDR":  # sides, depth, and the rest: colors as in the small file
                 sides = struct.pack(">IIB", self._content.width, self._content.height, depth)
                 file.write(png_chunks.chunk(kind, sides + data[9:]))
             elif kind not in (b"IDAT", b"IEND"):

@@ -43,12 +43,12 @@ _FORMATS: Final = (
 )
 
 
-_PALETTE: Final = 3  # colour type of a PNG
+_PALETTE: Final = 3  # color type of a PNG
 _MULTISCAN: Final = "jpeg-multiscan"  # a field that libvips gives to progressive JPEGs
 
 
 class PictureRows(Protocol):
-    """The rows of a picture, upright, grey or sRGB, with alpha where it has it, 8 or 16 bits.
+    """The rows of a picture, upright, gray or sRGB, with alpha where it has it, 8 or 16 bits.
 
     Attributes:
         height, width: in pixels.
@@ -89,7 +89,7 @@ def rows_of_file(path: Path) -> PictureRows:
     """The rows of a file that `size_for_streaming` knows.
 
     Raises:
-        HspanError: damaged, truncated, of another format or of a colour space without a plain way to RGB.
+        HspanError: damaged, truncated, of another format or of a color space without a plain way to RGB.
     """
     header = pnm_header_of_file(path)
     if header is not None:
@@ -158,12 +158,12 @@ def _is_interlaced(image: Any) -> bool:
     return _says(image, "interlaced") and bool(image.get("interlaced"))
 
 
-def _has_grey_palette(png: Path) -> bool:
+def _has_gray_palette(png: Path) -> bool:
     with png.open("rb") as stream:
         for kind, length in png_chunks.chunks(stream):
             if kind == b"PLTE":
-                colours = stream.read(length)
-                return colours[::3] == colours[1::3] == colours[2::3]
+                colors = stream.read(length)
+                return colors[::3] == colors[1::3] == colors[2::3]
             if kind == b"IDAT" or (kind == b"IHDR" and stream.read(length)[9] != _PALETTE):
                 break
     return False
@@ -174,7 +174,7 @@ def _require_memory_of_decoder(image: Any, path: Path) -> None:
     if not _is_interlaced(image):
         return
     is_jpeg = _says(image, _MULTISCAN)
-    # libpng keeps the samples; libjpeg keeps the coefficients, of 2 bytes, all of them unless colours are halved.
+    # libpng keeps the samples; libjpeg keeps the coefficients, of 2 bytes, all of them unless colors are halved.
     sample_bytes = 2 if is_jpeg or image.format == "ushort" else 1
     needed = image.width * image.height * image.bands * sample_bytes
     available = available_memory_bytes()
@@ -261,9 +261,9 @@ class _VipsRows:
             return image.colourspace("rgb16" if deep else "srgb")
         if image.bands > 4:
             raise HspanError(self._path, f"{image.bands} channels are no picture", "convert it to RGB")
-        if image.bands >= 3 and is_of_png and _has_grey_palette(self._path):
-            grey = image[0] if image.bands == 3 else image[0].bandjoin(image[3])
-            return grey.copy(interpretation="b-w")
+        if image.bands >= 3 and is_of_png and _has_gray_palette(self._path):
+            gray = image[0] if image.bands == 3 else image[0].bandjoin(image[3])
+            return gray.copy(interpretation="b-w")
         return image
 
     def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:

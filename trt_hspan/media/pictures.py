@@ -1,8 +1,8 @@
 """Pictures with everything a file says about them. Owns what is kept: channels, depth, profile, metadata.
 
-Where `images` gives the 8-bit RGB that measurements are made on, a `Picture` keeps grey grey, alpha alpha and 16 bits
-16 bits, and takes the colour profile, EXIF, XMP, text and resolution along. Pillow reads and writes 8 bits; 16-bit
-colour, of which Pillow keeps the upper half, goes through libvips (`deep_pictures`).
+Where `images` gives the 8-bit RGB that measurements are made on, a `Picture` keeps gray gray, alpha alpha and 16 bits
+16 bits, and takes the color profile, EXIF, XMP, text and resolution along. Pillow reads and writes 8 bits; 16-bit
+color, of which Pillow keeps the upper half, goes through libvips (`deep_pictures`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Picture:
     """A picture as it is meant to be seen.
 
     Attributes:
-        pixels: (H, W, C) uint8 or uint16; C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+        pixels: (H, W, C) uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
         metadata: what the file said beside them.
         format: of the file that it came from, as Pillow names it: "PNG", "JPEG" ...
     """
@@ -72,10 +72,10 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
 
 
 def decode_image(data: bytes, *, where: object = "picture") -> Picture:
-    """A picture from the bytes of a file, recognised by content.
+    """A picture from the bytes of a file, recognized by content.
 
-    Turned upright by its EXIF orientation. Palettes become RGB, or grey, with alpha where they have it; black and white
-    becomes grey; CMYK becomes sRGB through its profile, without one by plain complement. Of an animation or
+    Turned upright by its EXIF orientation. Palettes become RGB, or gray, with alpha where they have it; black and white
+    becomes gray; CMYK becomes sRGB through its profile, without one by plain complement. Of an animation or
     several pages the first is taken.
 
     Args:
@@ -84,7 +84,7 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
 
     Raises:
         HspanError: empty, not a picture, truncated, of more than `images.MAX_PIXELS` pixels, in a mode without
-            a fixed range (float, 32-bit integer, LAB), or 16-bit colour where pyvips is not installed.
+            a fixed range (float, 32-bit integer, LAB), or 16-bit color where pyvips is not installed.
     """
     from PIL import ImageOps
 
@@ -105,7 +105,7 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
             image.load()
             name = image.format or "PNG"
             bits = getattr(image, "tag_v2", {}).get(_BITS_TAG)
-            _scale_colour_key(image, data)
+            _scale_color_key(image, data)
             metadata = metadata_of_image(image)
             straight, keeps_profile = _plain_mode(ImageOps.exif_transpose(image), where)
             pixels = np.array(straight)
@@ -117,7 +117,7 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     if pixels.dtype not in (np.uint8, np.uint16):
         pixels = pixels.astype(np.uint16)
-    if name == "TIFF" and bits == (12,):  # of grey, whose white is 4095 to Pillow
+    if name == "TIFF" and bits == (12,):  # of gray, whose white is 4095 to Pillow
         pixels = (pixels << 4 | pixels >> 8).astype(np.uint16)
     return Picture(pixels=pixels[..., None] if pixels.ndim == 2 else pixels, metadata=metadata, format=name)
 
@@ -146,7 +146,7 @@ def encode_image(
     """The bytes of a picture file.
 
     What a format cannot hold is brought to what it can: JPEG and BMP have no alpha (laid on white), JPEG, WebP and BMP
-    have 8 bits, WebP knows grey as RGB only.
+    have 8 bits, WebP knows gray as RGB only.
 
     Args:
         picture: a picture, or pixels (H, W, C) as in `Picture`.
@@ -195,9 +195,9 @@ def rgb_on_white(picture: Picture) -> Uint8Array:
 
 
 def on_white(pixels: Uint8Array) -> Uint8Array:
-    """(H, W, 2 or 4) without alpha: colour * alpha + white * (1 - alpha), rounded."""
-    colour, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:].astype(np.uint32)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    """(H, W, 2 or 4) without alpha: color * alpha + white * (1 - alpha), rounded."""
+    color, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:].astype(np.uint32)
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _for_format(pixels: Uint8Array, name: str) -> Uint8Array:
@@ -217,7 +217,7 @@ def _encoded(
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
     extra: dict[str, object] = {}
     if name != "BMP":
-        if metadata.icc_profile and fits_profile(metadata.icc_profile, grey=pixels.shape[2] <= 2):
+        if metadata.icc_profile and fits_profile(metadata.icc_profile, gray=pixels.shape[2] <= 2):
             extra["icc_profile"] = metadata.icc_profile
         if metadata.exif:
             extra["exif"] = metadata.exif
@@ -249,14 +249,14 @@ def _encoded(
     return tiff_with_exif(data, metadata.exif) if name == "TIFF" else data
 
 
-def _scale_colour_key(image: Image.Image, data: bytes) -> None:
-    """Brings the transparent grey of a PNG of 2 or 4 bits to 8: Pillow does so with the pixels only."""
+def _scale_color_key(image: Image.Image, data: bytes) -> None:
+    """Brings the transparent gray of a PNG of 2 or 4 bits to 8: Pillow does so with the pixels only."""
     if image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
         image.info["transparency"] *= {2: 85, 4: 17}.get(data[24], 1)
 
 
 def _plain_mode(image: Image.Image, where: object) -> tuple[Image.Image, bool]:
-    """The picture in mode L, LA, RGB, RGBA, 1 or I;16, and whether its colour profile still describes it."""
+    """The picture in mode L, LA, RGB, RGBA, 1 or I;16, and whether its color profile still describes it."""
     mode, transparent = image.mode, "transparency" in image.info
     if mode in ("1", "L", "RGB"):
         alpha = {"1": "LA", "L": "LA", "RGB": "RGBA"}[mode]
@@ -264,17 +264,17 @@ def _plain_mode(image: Image.Image, where: object) -> tuple[Image.Image, bool]:
     if mode in ("LA", "RGBA") or mode.startswith("I;16"):
         return image, True
     if mode in ("P", "PA"):
-        colours = image.getpalette() or []
-        grey = colours[::3] == colours[1::3] == colours[2::3]
+        colors = image.getpalette() or []
+        gray = colors[::3] == colors[1::3] == colors[2::3]
         opaque = not transparent and mode == "P"
-        return image.convert(("L" if grey else "RGB") if opaque else ("LA" if grey else "RGBA")), True
+        return image.convert(("L" if gray else "RGB") if opaque else ("LA" if gray else "RGBA")), True
     if mode in ("La", "RGBa"):
         return image.convert(mode.upper()), True
     if mode == "CMYK":
         return _srgb_from_cmyk(image), False
     if mode in ("YCbCr", "HSV", "RGBX"):
         return image.convert("RGB"), True
-    raise HspanError(where, f"its colour mode {mode} has no plain way to RGB", "convert it to an RGB picture")
+    raise HspanError(where, f"its color mode {mode} has no plain way to RGB", "convert it to an RGB picture")
 
 
 def _srgb_from_cmyk(image: Image.Image) -> Image.Image:
@@ -287,7 +287,7 @@ def _srgb_from_cmyk(image: Image.Image) -> Image.Image:
             target = ImageCms.createProfile("sRGB")
             converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
         except (ImageCms.PyCMSError, OSError, *DAMAGE):
-            converted = None  # a profile that is none says nothing of the colours
+            converted = None  # a profile that is none says nothing of the colors
         if converted is not None:
             return converted
     return image.convert("RGB")

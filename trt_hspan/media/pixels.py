@@ -12,20 +12,20 @@ from trt_hspan.errors import HspanError
 
 Float32Array = npt.NDArray[np.float32]
 
-# ITU-R BT.601 luma, as picture libraries convert RGB to grey.
+# ITU-R BT.601 luma, as picture libraries convert RGB to gray.
 _LUMA: Final = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelFormat:
-    """Pixels (H, W, C) of a picture: grey and alpha travel as RGB pictures of their own.
+    """Pixels (H, W, C) of a picture: gray and alpha travel as RGB pictures of their own.
 
-    A grey picture goes through the network as three equal channels; its result is the luma of the three that come
-    out. Alpha goes through the network as a grey picture does, so that its edges stay where those of the colours
-    are; where it is constant within a tile it is filled in without a run. Colours are not multiplied by alpha.
+    A gray picture goes through the network as three equal channels; its result is the luma of the three that come
+    out. Alpha goes through the network as a gray picture does, so that its edges stay where those of the colors
+    are; where it is constant within a tile it is filled in without a run. Colors are not multiplied by alpha.
 
     Attributes:
-        channels: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+        channels: 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
         dtype: uint8 or uint16; white is 255 or 65535.
         where: what an error is about.
     """
@@ -67,10 +67,10 @@ class PixelFormat:
         return self.channels in (2, 4)
 
     def tensor_from_pixels(self, image: npt.NDArray[Any]) -> Float32Array:
-        """(H, W, C) -> (N, 3, H, W) float32 in [0, 1]: colours first, then alpha as three equal channels."""
+        """(H, W, C) -> (N, 3, H, W) float32 in [0, 1]: colors first, then alpha as three equal channels."""
         planes = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / np.float32(self.white)
-        colour = planes[:3] if self.channels >= 3 else np.repeat(planes[:1], 3, axis=0)
-        items = [colour, np.repeat(planes[-1:], 3, axis=0)] if self.has_alpha else [colour]
+        color = planes[:3] if self.channels >= 3 else np.repeat(planes[:1], 3, axis=0)
+        items = [color, np.repeat(planes[-1:], 3, axis=0)] if self.has_alpha else [color]
         return np.stack(items)
 
     def pixels_from_tensor(self, tensor: Float32Array) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Binary PGM and PPM files (P5, P6): rows lie in them as they are. Owns their header and nothing of colours.
+"""Binary PGM and PPM files (P5, P6): rows lie in them as they are. Owns their header and nothing of colors.
 
 Netpbm's format: https://netpbm.sourceforge.net/doc/ppm.html. Text files (P2, P3), black and white (P1, P4) and largest
 values below 255 are left to Pillow, which reads whole pictures. Values of 9 to 15 bits are brought to 16.

@@ -20,7 +20,7 @@ class HspanConfig:
         n_feats: feature channels F between head and tail.
         n_groups: G, high-similarity-pass attention modules in the body.
         n_blocks: B, residual blocks in each module.
-        scale: up-scaling factor: 3, or a power of two from 2 on.
+        scale: upscaling factor: 3, or a power of two from 2 on.
         reduction: query and key have F // reduction channels.
         res_scale: factor on each attention and on each module; not stored in checkpoints.
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from trt_hspan.model.config import HspanConfig
 from trt_hspan.ops.attention import high_similarity_pass_attention
 
-# Mean colour of the DIV2K training pictures, RGB in [0, 1].
+# Mean color of the DIV2K training pictures, RGB in [0, 1].
 DIV2K_MEAN: Final = (0.4488, 0.4371, 0.4040)
 
 
 class MeanShift(nn.Conv2d):
-    """Adds `sign` times the mean colour, as a fixed 1x1 convolution. (N, 3, H, W) -> (N, 3, H, W)."""
+    """Adds `sign` times the mean color, as a fixed 1x1 convolution. (N, 3, H, W) -> (N, 3, H, W)."""
 
     def __init__(self, sign: int) -> None:
         super().__init__(3, 3, kernel_size=1)
@@ -96,7 +96,7 @@ class HSPAN(nn.Module):
     """The network. (N, 3, H, W) float RGB in [0, 1] -> (N, 3, H * scale, W * scale), not clamped.
 
     Args:
-        config: every size. Weights are PyTorch's default initialisation until a state dict is loaded.
+        config: every size. Weights are PyTorch's default initialization until a state dict is loaded.
     """
 
     a: Tensor

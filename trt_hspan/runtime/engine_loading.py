@@ -52,7 +52,7 @@ def engine_validity(trt: Any, runtime: Any, data: bytes, where: str) -> None:
 
 
 class LoadedEngine:
-    """A deserialised engine. `close` lets go of it, after everything made from it is gone.
+    """A deserialized engine. `close` lets go of it, after everything made from it is gone.
 
     Args:
         trt: the TensorRT module.

@@ -3,8 +3,8 @@
 What runs is `trt_hspan.graph.model_for_cpu`: FP16 and BF16 are emulated explicitly, because ONNX Runtime's
 CPU provider drops the roundings of an FP16 graph (the figures stand there). *Measured* with 1.32 on six
 convolutions of 16 channels, against the same layers in PyTorch with a rounding to FP16 after each: 3 values in
-10,000 differ, by one rounding that falls the other way, at every optimisation level; left to itself, ONNX
-Runtime is as far from them as FP32 is. So graph optimisations, which change the order of sums only, stay on.
+10,000 differ, by one rounding that falls the other way, at every optimization level; left to itself, ONNX
+Runtime is as far from them as FP32 is. So graph optimizations, which change the order of sums only, stay on.
 
 INT8 graphs are emulated in float32 as well, exactly. Asked for `integer_kernels`, what runs instead is
 `trt_hspan.graph.integer_cpu`: for speed, and no longer to the bit what an engine computes.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # ONNX Runtime 1.32 at 64x64 to 128x128 pixels: 3.0 to 3.7.
 SCORE_TENSORS: Final = 3.5
 
-# With the native attention: tensors of the up-scaled features, which are the largest. *Measured* peaks of
+# With the native attention: tensors of the upscaled features, which are the largest. *Measured* peaks of
 # hspan-tiny-x4 at 128x160 pixels, FP32 and emulated FP16: 3.1 and 3.0.
 UPSCALED_TENSORS: Final = 3
 
@@ -49,7 +49,7 @@ class OnnxRuntimeRunner(Runner):
         stands_in_for: the engine that cannot run here, and why; for labels and errors.
         profiles: the smallest and largest (N, 3, H, W) of each of its profiles, which this keeps to.
         integer_kernels: INT8 convolutions in ONNX Runtime's integer kernels where they fit, instead of the exact
-            emulation: single values differ by one quantisation step. `emulated` is False then, `label` says how many.
+            emulation: single values differ by one quantization step. `emulated` is False then, `label` says how many.
 
     Attributes:
         integer_kernels: convolutions that run in integer kernels, and all in INT8; None when not asked for.
@@ -178,7 +178,7 @@ class _WholeSession:
 
 
 def _features_before_output(model: onnx.ModelProto) -> int:
-    """Input channels of the last convolution, which sees the up-scaled features; 0 where there is none."""
+    """Input channels of the last convolution, which sees the upscaled features; 0 where there is none."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in weights]
     sizes = [weights[node.input[1]].dims for node in convolutions]

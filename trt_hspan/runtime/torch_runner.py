@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TorchPrecision = Literal["fp32", "bf16"]
-# Tensors of the up-scaled features that a run holds. *Measured* with hspan-tiny-x4 at 128x160 pixels: 3.1.
+# Tensors of the upscaled features that a run holds. *Measured* with hspan-tiny-x4 at 128x160 pixels: 3.1.
 UPSCALED_TENSORS: Final = 3
 
 
@@ -59,7 +59,7 @@ class TorchRunner(Runner):
         self.emulated = False
         self._model = load_model(checkpoint, res_scale=res_scale)
         if precision == "bf16":
-            # Mean shifts, the first and the last convolution see colours, and are cheap.
+            # Mean shifts, the first and the last convolution see colors, and are cheap.
             for module in (self._model.sub_mean, self._model.head, self._model.tail[1], self._model.add_mean):
                 _keep_in_float32(module)
         self.scale = self._model.config.scale

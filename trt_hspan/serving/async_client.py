@@ -91,7 +91,7 @@ class AsyncUpscaleClient:
         )
 
     async def upscale_picture(self, picture: bytes, *, format: str = "png") -> bytes:
-        """Up-scales a picture file. Arguments, result and errors as `UpscaleClient.upscale_picture`."""
+        """Upscales a picture file. Arguments, result and errors as `UpscaleClient.upscale_picture`."""
         require_picture(picture, format)
         model = await self._model_or_only(image=True)
         tensor = image_input(self._module, picture)

@@ -112,7 +112,7 @@ class UpscaleClient:
         )
 
     def upscale_picture(self, picture: bytes, *, format: str = "png") -> bytes:
-        """Up-scales a picture file.
+        """Upscales a picture file.
 
         Args:
             picture: a PNG, JPEG, WebP, BMP, TIFF, GIF or PPM file.

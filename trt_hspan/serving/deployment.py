@@ -143,7 +143,7 @@ def dashboard(slug: str) -> dict[str, Any]:
             "short",
             {"{{model}}": f"sum by (model) ({rate('count')}) / sum by (model) ({rate('exec_count')})"},
         ),
-        ("GPU utilisation", "percentunit", {"GPU {{gpu_uuid}}": "nv_gpu_utilization"}),
+        ("GPU utilization", "percentunit", {"GPU {{gpu_uuid}}": "nv_gpu_utilization"}),
         (
             "Memory",
             "bytes",

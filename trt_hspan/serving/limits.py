@@ -14,7 +14,7 @@ class ServingLimits:
 
     Attributes:
         max_bytes: of one request's body, after any Content-Encoding is undone.
-        max_pixels: of one picture before up-scaling, from its header, before it is decoded.
+        max_pixels: of one picture before upscaling, from its header, before it is decoded.
         queue_length: requests of one model that may wait; the next is refused.
         queue_time_ms: milliseconds that a request may wait; then it is refused.
         work_time_ms: milliseconds of work on one picture; then it is given up.

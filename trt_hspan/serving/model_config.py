@@ -33,7 +33,7 @@ class RawModelSpec:
         plans: for TensorRT: file name of the plan for each compute capability ("8.6"); "" is the default.
         parameters: for the Python backend, beside the limits.
         instances: copies of the model on each device.
-        profile: for TensorRT: which of the engine's optimisation profiles takes these shapes.
+        profile: for TensorRT: which of the engine's optimization profiles takes these shapes.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Puts the tiles' outputs together, strip by strip. Owns weights and sums; where tiles lie is in `tiling`.
 
 Along each axis a tile's weight climbs over its ramp of L output pixels as (2k + 1) / 2L for k = 0 ... L - 1, while
-its neighbour's falls as (2(L - k) - 1) / 2L: the two sum to 1. A pixel's weight is the product of both axes'.
-No more is held in memory than one strip of finished pixels and, in float32, the ramps that wait for a neighbour.
+its neighbor's falls as (2(L - k) - 1) / 2L: the two sum to 1. A pixel's weight is the product of both axes'.
+No more is held in memory than one strip of finished pixels and, in float32, the ramps that wait for a neighbor.
 """
 
 from __future__ import annotations

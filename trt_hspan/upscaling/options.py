@@ -20,7 +20,7 @@ class UpscaleOptions:
     Attributes:
         tile: "auto" takes a picture as a whole where the network's limits, free memory and time allow it, and
             else the largest tile that they allow; "none" as a whole or not at all; (height, width) of tiles.
-        overlap: pixels that neighbouring tiles share at least; None takes 32 or less.
+        overlap: pixels that neighboring tiles share at least; None takes 32 or less.
         protocol: "official" cuts as the official code's `--chop` does, with hard seams; tile and overlap then
             play no part.
         self_ensemble: the mean over the eight flips and turns of the picture, as the official code's

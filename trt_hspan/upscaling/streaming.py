@@ -59,7 +59,7 @@ def upscale_stream(
     quality: int | None = None,
     on_tile: OnTile | None = None,
 ) -> TilePlan:
-    """Up-scales a picture file; the result is never whole in memory, and the picture is not if its rows can be read.
+    """Upscales a picture file; the result is never whole in memory, and the picture is not if its rows can be read.
 
     When memory runs out, it begins again with smaller tiles.
 

@@ -70,7 +70,7 @@ def plan_for_picture(
         height, width: of the picture.
         tile: "auto" takes the picture as a whole where profile, memory and time allow it, else the largest
             tile that they allow; "none" takes it as a whole or not at all; (height, width) is used as it is.
-        overlap: pixels shared by neighbours; None takes 32, or a quarter of the tile's shorter side if that
+        overlap: pixels shared by neighbors; None takes 32, or a quarter of the tile's shorter side if that
             is less.
         limit: (height, width) that an earlier lack of memory has taught not to exceed; not for "none". An overlap
             that is more than half of what remains is made as small.

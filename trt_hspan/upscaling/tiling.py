@@ -93,7 +93,7 @@ def tile_plan(
     Args:
         height, width: of the picture, at least 1.
         tile: (height, width) of the tiles; None is one tile of the picture's own size.
-        overlap: pixels that neighbours share at least; at most half of a side that is cut.
+        overlap: pixels that neighbors share at least; at most half of a side that is cut.
         minimum: (height, width) that the network needs at least. A picture that is smaller than that, or than
             the tile itself needs to be, grows by reflection at its bottom and right.
 
@@ -143,7 +143,7 @@ def _spans(size: int, tile: int, overlap: int, minimum: int) -> tuple[Span, ...]
 def feather_length(overlap: int) -> int:
     """Pixels of the ramp between two tiles: what a margin of three eighths of the overlap on each side leaves.
 
-    In the margin a tile's pixels get no weight, because they lack their neighbours' context.
+    In the margin a tile's pixels get no weight, because they lack their neighbors' context.
     """
     return overlap - 2 * margin_length(overlap)
 

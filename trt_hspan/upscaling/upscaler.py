@@ -327,11 +327,11 @@ def upscale_array(
     on_shrink: Callable[[str], None] | None = None,
     what: object = "picture",
 ) -> npt.NDArray[Any]:
-    """Up-scales a picture that is in memory.
+    """Upscales a picture that is in memory.
 
     Args:
         runner: active.
-        image: (H, W, C) uint8 or uint16; C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+        image: (H, W, C) uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
         options: tiles, protocol, self-ensemble.
         on_tile: told after each tile: done, in all.
         on_shrink: told one line each time memory ran out and the tiles became smaller.
@@ -357,7 +357,7 @@ def upscale_batch(
     on_shrink: Callable[[str], None] | None = None,
     what: object = "input",
 ) -> Float32Array:
-    """Up-scales tensors: what a network gives, before clamping and rounding.
+    """Upscales tensors: what a network gives, before clamping and rounding.
 
     Args:
         runner: active.

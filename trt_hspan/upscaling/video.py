@@ -40,13 +40,13 @@ _LARGEST_CRF: Final = {
     "libsvtav1": 63,
     "libaom-av1": 63,
 }
-# What is asked of an encoder, best first; halved colours only where both sides are even.
+# What is asked of an encoder, best first; halved colors only where both sides are even.
 _FORMATS_8: Final = ("yuv420p", "yuv422p", "yuv444p", "gbrp", "bgr0", "rgb24")
 _FORMATS_10: Final = ("yuv420p10le", "yuv422p10le", "yuv444p10le", "gbrp10le")
 # FFmpeg's numbers of the matrices: AVCOL_SPC_BT709, UNSPECIFIED, SMPTE170M.
 _RGB, _BT709, _UNSPECIFIED, _BT601 = 0, 1, 2, 6
 _FULL_RANGE: Final = 2  # AVCOL_RANGE_JPEG
-# SWS_BILINEAR | SWS_ACCURATE_RND: without the second, full-range grey comes out greenish by half a step.
+# SWS_BILINEAR | SWS_ACCURATE_RND: without the second, full-range gray comes out greenish by half a step.
 _ROUNDED: Final = 2 | 0x40000
 _HDR_DATA: Final = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA")
 _HD_HEIGHT: Final = 720
@@ -147,7 +147,7 @@ def upscale_video(
     *,
     on_frame: OnFrame | None = None,
 ) -> UpscaledVideo:
-    """Up-scales a video; audio, subtitles, timing and metadata stay. The file appears whole or not at all.
+    """Upscales a video; audio, subtitles, timing and metadata stay. The file appears whole or not at all.
 
     Videos of more than 8 bits a sample are decoded to 16 and encoded to 10 where the encoder can. A turned or
     mirrored video (as telephones write them) is set upright. Pixels that are not square stay as they are.
@@ -346,7 +346,7 @@ class _Transcoding:
         self._note_losses(frame)
 
     def _pixel_format(self, codec: Any) -> str:
-        """The best one that an encoder takes: 10 bits for more than 8, colours halved where sizes are even."""
+        """The best one that an encoder takes: 10 bits for more than 8, colors halved where sizes are even."""
         offered = {kind.name for kind in codec.video_formats or ()}
         even = self._sizes[2] % 2 == 0 and self._sizes[3] % 2 == 0
         wanted = [*(_FORMATS_10 if self._deep else ()), *_FORMATS_8, *(() if self._deep else _FORMATS_10)]
@@ -364,9 +364,9 @@ class _Transcoding:
         ):
             self._note("its alpha channel is dropped")
         if frame.interlaced_frame:
-            self._note("its frames are interlaced and were up-scaled as they are: deinterlace them before")
+            self._note("its frames are interlaced and were upscaled as they are: deinterlace them before")
         if any(data.type.name in _HDR_DATA for data in frame.side_data):
-            self._note("HDR metadata of the mastering display and light level is not copied; colour tags are")
+            self._note("HDR metadata of the mastering display and light level is not copied; color tags are")
 
     def _packets(self, streams: list[Any]) -> Iterator[Any]:
         try:
@@ -433,7 +433,7 @@ class _Transcoding:
         return time, tick, duration
 
     def _upright(self, frame: Any) -> tuple[npt.NDArray[Any], bool]:
-        """(H, W, 3) as it is to be seen, or (H, W, 1) of a grey video, and whether sides changed places."""
+        """(H, W, 3) as it is to be seen, or (H, W, 1) of a gray video, and whether sides changed places."""
         converted = frame.reformat(
             format="rgb48le" if self._deep else "rgb24",
             src_colorspace=self._matrix,

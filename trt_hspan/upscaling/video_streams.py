@@ -47,7 +47,7 @@ def planned_streams(
         av: PyAV.
         container: the source.
         output: the result, with no stream yet.
-        video: the source's stream that is up-scaled.
+        video: the source's stream that is upscaled.
         add_video: adds the one that is encoded.
     """
     plan = StreamPlan()
@@ -94,7 +94,7 @@ def _refusal(av: Any, stream: Any, format_name: str) -> str | None:
     if stream.type == "attachment":
         return None if format_name == "matroska" else f"{format_name} cannot hold it"
     if stream.type == "video" and not stream.disposition & av.stream.Disposition.attached_pic:
-        return "only one video stream is up-scaled"
+        return "only one video stream is upscaled"
     if stream.type not in ("audio", "subtitle", "video") or stream.codec_context is None:
         return "data is not copied"
     trial = av.open(io.BytesIO(), "w", format=format_name)

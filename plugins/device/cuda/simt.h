@@ -200,7 +200,7 @@ HSPAN_DEVICE float toFloat(BFloat16 value)
     return __bfloat162float(value);
 }
 
-//! Two neighbouring elements.
+//! Two neighboring elements.
 template <typename T>
 struct alignas(2 * sizeof(T)) Pair
 {
@@ -240,8 +240,8 @@ HSPAN_DEVICE BFloat16 fromFloat<BFloat16>(float value)
 //! \name Tensor cores and asynchronous copies
 //! Fragment layouts are those of the PTX ISA, "Matrix Fragments for mma.m16n8k16" and "ldmatrix". With g = lane / 4 and
 //! t = lane % 4 a lane holds, two 16-bit elements per register, lower index in the lower half:
-//!     A (16 x 16): a[0] (g, 2t), a[1] (g + 8, 2t), a[2] (g, 2t + 8), a[3] (g + 8, 2t + 8) and their right neighbours
-//!     B (16 x 8):  b0 (2t, g), b1 (2t + 8, g) and their lower neighbours
+//!     A (16 x 16): a[0] (g, 2t), a[1] (g + 8, 2t), a[2] (g, 2t + 8), a[3] (g + 8, 2t + 8) and their right neighbors
+//!     B (16 x 8):  b0 (2t, g), b1 (2t + 8, g) and their lower neighbors
 //!     C, D (16 x 8), floats: d[0] (g, 2t), d[1] (g, 2t + 1), d[2] (g + 8, 2t), d[3] (g + 8, 2t + 1)
 //! They exist from compute capability 8.0 on.
 //! @{
@@ -344,7 +344,7 @@ inline int32_t computeCapability()
     return known ? 10 * major + minor : 0;
 }
 
-//! Launches a kernel and returns what the driver says of the launch itself. Neither allocates nor synchronises.
+//! Launches a kernel and returns what the driver says of the launch itself. Neither allocates nor synchronizes.
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), Grid const& grid, int32_t threadsPerBlock, cudaStream_t stream,
     Parameters... parameters)

@@ -41,7 +41,7 @@ bool contains(std::string const& text, std::string const& part)
 }
 
 // The network of tests/support/tile_networks.py, operation by operation.
-class NeighboursEngine : public Engine
+class NeighborsEngine : public Engine
 {
 public:
     int scale() const override
@@ -226,7 +226,7 @@ void addGoldenTests(std::string const& path)
                 choice.mode = TileMode::kSIZE;
                 choice.size = {16, 20};
                 choice.overlap = 7;
-                Upscaler upscaler(std::make_unique<NeighboursEngine>(), choice);
+                Upscaler upscaler(std::make_unique<NeighborsEngine>(), choice);
                 Image const result = upscaler.upscale(goldenPicture(golden["channels"], golden["bits"]), "golden");
                 check(sha256FromBytes(result.samples.data(), result.samples.size()) == golden["sha256"],
                     golden["channels"].dump(), " channels of ", golden["bits"].dump(), " bits differ");
@@ -292,7 +292,7 @@ void addFileTests()
             check(
                 contains(messageOf([] { manifestFromJson("{\"format_version\": 1}", "m"); }), "another than 3"), "old");
         });
-    addTest("a library for another processor is recognised",
+    addTest("a library for another processor is recognized",
         []
         {
             Bytes library(64, 0);

@@ -84,7 +84,7 @@ def test_histogram_counts_every_value_once(tmp_path: Path) -> None:
     assert evidence.histograms[0].sum() == values
     assert evidence.histograms[1].sum() == 0
     one = np.searchsorted(HISTOGRAM_EDGES, 1.0)
-    assert evidence.histograms[0][one - 1 : one + 1].sum() == values  # 1 grey level, rounded either way
+    assert evidence.histograms[0][one - 1 : one + 1].sum() == values  # 1 gray level, rounded either way
 
 
 def test_most_telling_pictures_are_kept_and_all_are_counted(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_other_pictures_can_be_chosen_for_both_sides(browser: Browser, made: Mad
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])
-def test_page_fits_the_screen_and_follows_its_colour_scheme(
+def test_page_fits_the_screen_and_follows_its_color_scheme(
     browser: Browser, made: MadeReport, size: tuple[int, int], scheme: str
 ) -> None:
     page = opened(browser, made, size, scheme)
@@ -232,7 +232,7 @@ def test_page_fits_the_screen_and_follows_its_colour_scheme(
     ground, ink = page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
     )
-    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (ground, ink)]
+    brightness = [sum(map(int, re.findall(r"\d+", color)[:3])) / 3 for color in (ground, ink)]
     assert (brightness[0] > brightness[1]) is (scheme == "light")
     assert abs(brightness[0] - brightness[1]) > 150  # far above the contrast of 7:1 of WCAG AAA
     assert (

@@ -163,8 +163,8 @@ def test_the_command_prints_json_draws_and_nothing_else(
     assert set(machine["clocks"]) == {"before", "after"}
     with Image.open(picture) as image:
         assert image.format == "PNG"
-        colours = len(image.convert("RGB").getcolors(1 << 24))
-        assert colours > 10  # axes, text, a line and its shade
+        colors = len(image.convert("RGB").getcolors(1 << 24))
+        assert colors > 10  # axes, text, a line and its shade
     assert [path.name for path in picture.parent.iterdir()] == ["latency.png"]
 
 

@@ -1,4 +1,4 @@
-"""Golden tile plans and up-scaled pictures of the Python runtime, for programs that run where Python is not.
+"""Golden tile plans and upscaled pictures of the Python runtime, for programs that run where Python is not.
 
 `PYTHONPATH=.:tests python tests/plugins/runtime/golden_tiles.py` writes golden/tiles.json; a test compares the file
 with what the Python runtime gives now.
@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parent / "golden" / "tiles.json"
 
 
 def golden_document() -> dict[str, Any]:
-    """Plans as lists of spans, and the SHA-256 of pictures that were up-scaled in tiles."""
+    """Plans as lists of spans, and the SHA-256 of pictures that were upscaled in tiles."""
     draw = random.Random(1)
     plans = []
     while len(plans) < 60:

@@ -86,7 +86,7 @@ def test_jpeg_is_decoded_as_pillow_does(copier: Upscaler, tmp_path: Path, mode: 
     Image.fromarray(pixels).convert(mode).save(tmp_path / "a.jpg", quality=90)
     with Image.open(tmp_path / "a.jpg") as image:
         expected = np.asarray(image)
-    # Both decode with libjpeg-turbo: the same inverse transform, the same colour conversion.
+    # Both decode with libjpeg-turbo: the same inverse transform, the same color conversion.
     assert np.array_equal(_copied(copier, tmp_path, tmp_path / "a.jpg"), expected)
 
 
@@ -94,7 +94,7 @@ def test_written_jpeg_is_close_to_the_picture(copier: Upscaler, tmp_path: Path) 
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (48, 64, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "a.png")
     got = _copied(copier, tmp_path, tmp_path / "a.png", ".jpg").astype(int)
-    assert np.abs(got - ramp).max() <= 3  # quality 95: quantisation steps of a few levels
+    assert np.abs(got - ramp).max() <= 3  # quality 95: quantization steps of a few levels
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

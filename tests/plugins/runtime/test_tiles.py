@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from support.tile_networks import BoundedRunner, neighbours_network
+from support.tile_networks import BoundedRunner, neighbors_network
 
 from trt_hspan.errors import UsageError
 from trt_hspan.runtime.runner import Float32Array
@@ -45,7 +45,7 @@ def test_a_thousand_random_plans_are_those_of_the_python_runtime(runtime: Runtim
         options = {"tile": tile if sized else (0, 0), "overlap": -1 if overlap is None else overlap}
         if overlap == 0 and not sized:  # the C API's zeroed struct asks for the default overlap
             continue
-        with runtime.upscaler(neighbours_network, least=least, largest=largest, **options) as upscaler:
+        with runtime.upscaler(neighbors_network, least=least, largest=largest, **options) as upscaler:
             if plan is None:
                 with pytest.raises(StatusError) as failure:
                     upscaler.plan(*picture)
@@ -78,7 +78,7 @@ def test_tiles_are_blended_to_the_same_pixels(
     with runner:
         expected = upscale_array(runner, image, options)
     with runtime.upscaler(
-        lambda tile: neighbours_network(tile, 3),
+        lambda tile: neighbors_network(tile, 3),
         scale=3,
         least=(8, 8),
         largest=(24, 32),
@@ -97,7 +97,7 @@ def test_pictures_smaller_than_the_profile_are_reflected(
     runner = BoundedRunner((16, 16), (40, 40))
     with runner:
         expected = upscale_array(runner, image)
-    with runtime.upscaler(neighbours_network, least=(16, 16), largest=(40, 40)) as upscaler:
+    with runtime.upscaler(neighbors_network, least=(16, 16), largest=(40, 40)) as upscaler:
         assert np.array_equal(upscaler.upscale(image), expected)
 
 
@@ -164,7 +164,7 @@ def test_values_are_clamped_and_rounded_half_to_even(runtime: RuntimeLibrary) ->
 def test_requests_that_make_no_sense_are_refused(
     runtime: RuntimeLibrary, arguments: dict[str, object], part: str
 ) -> None:
-    with pytest.raises(StatusError) as failure, runtime.upscaler(neighbours_network, **arguments):  # type: ignore[arg-type]
+    with pytest.raises(StatusError) as failure, runtime.upscaler(neighbors_network, **arguments):  # type: ignore[arg-type]
         pass
     assert failure.value.status == 2
     assert part in failure.value.message

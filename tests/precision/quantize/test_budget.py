@@ -25,7 +25,7 @@ from trt_hspan.runtime.onnxruntime_graphs import Network
 
 
 class KnownLosses(HeldOut):
-    """Each quantised layer costs what it is said to cost; costs add up, but the first two halve each other."""
+    """Each quantized layer costs what it is said to cost; costs add up, but the first two halve each other."""
 
     def __init__(self, costs: dict[str, float], *, together: float = 1.0, db_per_loss: float = 3e4) -> None:
         self.costs, self.together, self.db_per_loss = costs, together, db_per_loss
@@ -55,7 +55,7 @@ def kept(result: BudgetResult) -> set[str]:
     return {name for name, choice in result.choices.items() if not choice.quantized}
 
 
-def test_a_network_within_the_budget_is_quantised_whole(
+def test_a_network_within_the_budget_is_quantized_whole(
     source: Source, int8: Quantized, names: list[str]
 ) -> None:
     held_out = KnownLosses(dict.fromkeys(names, 0.001))
@@ -87,7 +87,7 @@ def test_of_two_layers_with_one_error_the_one_with_less_work_goes_back(
     assert kept(search(source, int8, KnownLosses(costs, db_per_loss=100.0), 0.1 + 1e-9)) == {small}
 
 
-def test_a_layer_whose_return_was_not_needed_in_the_end_is_quantised_again(
+def test_a_layer_whose_return_was_not_needed_in_the_end_is_quantized_again(
     source: Source, int8: Quantized, names: list[str]
 ) -> None:
     costs = dict.fromkeys(names, 0.0) | {names[2]: 0.05, names[0]: 0.04, names[1]: 0.04}

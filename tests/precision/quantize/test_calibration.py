@@ -44,7 +44,7 @@ def tiles_of(folder: Path) -> list[Tile]:
 
 @pytest.fixture(scope="session")
 def observed(source: Source, photographs: Path) -> Values:
-    """Every value that reaches each quantised layer, over all tiles, in one array a tensor."""
+    """Every value that reaches each quantized layer, over all tiles, in one array a tensor."""
     model = model_for_cpu(model_with_attention_function(source.base))
     names = sorted({node.input[0] for node in layers_to_quantize(source.base)})
     model.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names)
@@ -79,7 +79,7 @@ def test_minmax_ranges_are_the_largest_magnitudes(
     assert set(table.tensors) == set(observed)
     for name, values in observed.items():
         tensor = table.tensors[name]
-        # ONNX Runtime optimises one of the two graphs: sums may round the other way in float16.
+        # ONNX Runtime optimizes one of the two graphs: sums may round the other way in float16.
         np.testing.assert_allclose(
             [tensor.min, tensor.max], [values.min(), values.max()], rtol=2e-3, atol=1e-6
         )
@@ -109,7 +109,7 @@ def test_mse_ranges_reconstruct_as_well_as_the_best_of_a_search_over_raw_values(
 
     for name, values in observed.items():
         best = min(error(values, f * float(np.abs(values).max())) for f in np.linspace(0.3, 1, 71))
-        # Bins are a sixteenth of a quantisation step wide: 2 % covers them and the search's own steps.
+        # Bins are a sixteenth of a quantization step wide: 2 % covers them and the search's own steps.
         assert error(values, table.tensors[name].range) <= 1.02 * best, name
 
 
@@ -210,11 +210,11 @@ def test_one_tile_is_in_memory_at_a_time(source: Source) -> None:
     assert len(done) == 8
 
 
-def test_pictures_of_one_colour_are_refused(source: Source, tmp_path: Path) -> None:
-    for name, colour in (("a", "grey"), ("b", "black")):
-        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
+def test_pictures_of_one_color_are_refused(source: Source, tmp_path: Path) -> None:
+    for name, color in (("a", "gray"), ("b", "black")):
+        Image.new("RGB", (32, 32), color).save(tmp_path / f"{name}.png")
     with pytest.raises(
-        HspanError, match="every one of the 2 pictures is of a single colour; give photographs"
+        HspanError, match="every one of the 2 pictures is of a single color; give photographs"
     ):
         quantize(source, QuantizationRequest(precision="int8", calibration=str(tmp_path), tiles=PLAN))
 

@@ -35,7 +35,7 @@ def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def check_pair(model: onnx.ModelProto, name: str, *, kind: int, base: int) -> None:
-    """`name` is a dequantised activation: scalar scale in the base type, zero point 0 of the quantised type."""
+    """`name` is a dequantized activation: scalar scale in the base type, zero point 0 of the quantized type."""
     stored, made = initializers(model), producers(model)
     dequantize = made[name]
     quantize_node = made[dequantize.input[0]]
@@ -51,7 +51,7 @@ def check_pair(model: onnx.ModelProto, name: str, *, kind: int, base: int) -> No
 
 
 def check_weight(model: onnx.ModelProto, name: str, *, kind: int, base: int) -> None:
-    """`name` is a dequantised weight: stored in the quantised type, one scale for each output channel."""
+    """`name` is a dequantized weight: stored in the quantized type, one scale for each output channel."""
     stored = initializers(model)
     node = producers(model)[name]
     assert node.op_type == "DequantizeLinear"
@@ -68,7 +68,7 @@ def check_weight(model: onnx.ModelProto, name: str, *, kind: int, base: int) -> 
 @pytest.mark.parametrize(
     ("kind", "base"), [("int8", "fp16"), ("int8", "fp32"), ("int8", "bf16"), ("fp8", "fp16")]
 )
-def test_every_convolution_between_first_and_last_has_its_input_and_weights_quantised(
+def test_every_convolution_between_first_and_last_has_its_input_and_weights_quantized(
     exported: ExportCache, photographs: Path, kind: str, base: Precision
 ) -> None:
     network = source_from_path(exported("small_x2"), base=base)
@@ -87,13 +87,13 @@ def test_every_convolution_between_first_and_last_has_its_input_and_weights_quan
     for node in quantized:
         check_pair(model, node.input[0], kind=element, base=ELEMENT[base])
         check_weight(model, node.input[1], kind=element, base=ELEMENT[base])
-        assert node.input[2] in float_weights  # the bias is not quantised
+        assert node.input[2] in float_weights  # the bias is not quantized
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     assert opset == (22 if base == "bf16" else 19)
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_sums_shifts_first_last_and_attention_read_nothing_quantised(int8: Quantized) -> None:
+def test_sums_shifts_first_last_and_attention_read_nothing_quantized(int8: Quantized) -> None:
     made = producers(int8.model)
     for node in int8.model.graph.node:
         if node.op_type in ("Conv", "DequantizeLinear") and node.name not in IN_BASE:
@@ -129,7 +129,7 @@ def test_stored_integers_are_the_weights_rounded_up_or_down(int8: Quantized, sou
     assert moved > 0  # adaptive rounding did something
 
 
-def test_the_graph_tells_what_is_quantised(int8: Quantized) -> None:
+def test_the_graph_tells_what_is_quantized(int8: Quantized) -> None:
     facts = quantization_from_model(int8.model)
     assert facts is not None
     assert precision_from_model(int8.model) == facts.type == "int8"
@@ -137,7 +137,7 @@ def test_the_graph_tells_what_is_quantised(int8: Quantized) -> None:
     assert facts.quantized_convolutions == len(int8.recipe.quantized)
 
 
-def test_sums_attention_and_the_last_convolution_are_quantised_when_asked(
+def test_sums_attention_and_the_last_convolution_are_quantized_when_asked(
     source: Source, photographs: Path
 ) -> None:
     request = QuantizationRequest(

@@ -48,7 +48,7 @@ def test_an_edited_scale_changes_the_model_and_its_hash(int8: Quantized, source:
     assert model_from_recipe(source, edited) != int8.model
 
 
-def test_a_layer_that_is_set_to_the_base_type_is_not_quantised(int8: Quantized, source: Source) -> None:
+def test_a_layer_that_is_set_to_the_base_type_is_not_quantized(int8: Quantized, source: Source) -> None:
     layers = [dataclasses.replace(layer, type="fp16") for layer in int8.recipe.layers[:1]]
     edited = dataclasses.replace(int8.recipe, layers=(*layers, *int8.recipe.layers[1:]))
     model = model_from_recipe(source, edited)

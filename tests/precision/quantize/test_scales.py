@@ -40,7 +40,7 @@ def test_ties_go_to_even_and_nothing_passes_127() -> None:
     assert quantized_weights(weight, np.array([1.0]), "int8").tolist() == [[0, 2, 0, 126, 127, -127]]
 
 
-def test_a_flip_takes_the_other_neighbour() -> None:
+def test_a_flip_takes_the_other_neighbor() -> None:
     weight = np.array([[0.4, 0.6, -0.4, -0.6]])
     flips = np.ones((1, 4), bool)
     assert quantized_weights(weight, np.array([1.0]), "int8", flips).tolist() == [[1, 0, -1, 0]]

@@ -27,7 +27,7 @@ EngineArgument = Annotated[
     Path, typer.Argument(metavar="ENGINE", help="A .plan with its manifest beside it.")
 ]
 FromOption = Annotated[
-    Path, typer.Option("--from", metavar="DIR", help="Pictures to up-scale; done ones move to its done/.")
+    Path, typer.Option("--from", metavar="DIR", help="Pictures to upscale; done ones move to its done/.")
 ]
 ToOption = Annotated[Path, typer.Option("--to", metavar="DIR", help="Results, under the same names.")]
 DeleteOption = Annotated[bool, typer.Option("--delete", help="Delete pictures that are done.")]
@@ -48,7 +48,7 @@ def watch(
     plugin: PluginOption = None,
     once: Annotated[bool, typer.Option("--once", help="End when the folder holds nothing to do.")] = False,
 ) -> None:
-    """Up-scale every picture that appears in a folder, with the engine kept open. Ends at SIGTERM or Ctrl-C."""
+    """Upscale every picture that appears in a folder, with the engine kept open. Ends at SIGTERM or Ctrl-C."""
     import signal
     import threading
 

@@ -42,7 +42,7 @@ def run_upscale_on_cluster(request: UpscaleRequest, address: str, workers: int |
     tasks = cluster_tasks(request.inputs, request.output, suffix=request.suffix)
     if any(Path(task.source).suffix.lower() in VIDEO_SUFFIXES for task in tasks):
         raise UsageError(
-            "--cluster", "takes pictures, and there are videos among the inputs", "up-scale them without"
+            "--cluster", "takes pictures, and there are videos among the inputs", "upscale them without"
         )
     bundle = bundle_from_network(
         request.network,
@@ -106,7 +106,7 @@ def _tell(
         ]
         print_json({**totals, "files": files})
     else:
-        print_table(f"Up-scaled to {request.output}", totals)
+        print_table(f"Upscaled to {request.output}", totals)
     for report in reports:
         if report.error:
             typer.echo(f"trt-hspan: error: {report.error}", err=True)

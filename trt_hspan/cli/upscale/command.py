@@ -69,7 +69,7 @@ def upscale(
         typer.Option(
             "--integer-kernels",
             help="Of --onnx in INT8: convolutions in ONNX Runtime's integer kernels (VNNI where the processor has it). "
-            "Faster on large networks; single values differ by one quantisation step.",
+            "Faster on large networks; single values differ by one quantization step.",
         ),
     ] = False,
     plugin: Annotated[
@@ -94,7 +94,7 @@ def upscale(
     overlap: Annotated[
         int | None,
         typer.Option(
-            help="Pixels that neighbouring tiles share.", show_default="32 or less", rich_help_panel=_TILES
+            help="Pixels that neighboring tiles share.", show_default="32 or less", rich_help_panel=_TILES
         ),
     ] = None,
     protocol: Annotated[
@@ -196,10 +196,10 @@ def upscale(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Up-scale pictures, folders and videos of any size.
+    """Upscale pictures, folders and videos of any size.
 
     A folder is mirrored with its sub-folders; run again, it goes on where it stopped. A file that fails is reported
-    at the end, the rest is done, and the exit code is 1. Grey stays grey, alpha is up-scaled, 16 bits stay 16 bits,
+    at the end, the rest is done, and the exit code is 1. Gray stays gray, alpha is upscaled, 16 bits stay 16 bits,
     profile and metadata are kept, EXIF orientation is applied.
     """
     source = _one_source(checkpoint, onnx, engine)

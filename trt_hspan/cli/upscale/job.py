@@ -183,7 +183,7 @@ def runner_for(request: UpscaleRequest) -> Runner:
 
 
 def _network_digest(network: str | Path) -> str | None:
-    """SHA-256 of the ONNX file, an engine's own too: one checkpoint has many, such as two quantisations of it."""
+    """SHA-256 of the ONNX file, an engine's own too: one checkpoint has many, such as two quantizations of it."""
     from trt_hspan.engine.manifest import read_manifest
     from trt_hspan.files import sha256_from_file
 
@@ -219,7 +219,7 @@ def tell_one(request: UpscaleRequest, work: Work, name: str, result: Upscaled | 
     if request.json:
         print_json(report)
     else:
-        print_table(f"Up-scaled {name}", _for_people(report))
+        print_table(f"Upscaled {name}", _for_people(report))
     return 0
 
 
@@ -237,7 +237,7 @@ def _tell_all(request: UpscaleRequest, work: Work, report: JobReport) -> int:
         print_json({**totals, "files": [_file_entry(entry) for entry in report.tasks]})
     else:
         rows = {name: value for name, value in totals.items() if value is not None}
-        print_table(f"Up-scaled to {request.output}", _for_people(rows))
+        print_table(f"Upscaled to {request.output}", _for_people(rows))
     for entry in done:
         for line in (*getattr(entry.result, "dropped_streams", ()), *getattr(entry.result, "notes", ())):
             typer.echo(f"trt-hspan: {entry.task.source}: {line}", err=True)
@@ -366,7 +366,7 @@ class WorkProgress:
         self._count, self._index = len(tasks), 0
         self._before = 0.0  # megapixels of the files that are finished
         self._current = 0.0
-        self._id = self._bar.add_task("up-scaling", total=sum(self._sizes.values()) or None)
+        self._id = self._bar.add_task("upscaling", total=sum(self._sizes.values()) or None)
 
     def __enter__(self) -> WorkProgress:
         self._bar.start()

@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Owns geometry; colours come from the page's style sheet, by class names `series-0` ..."""
+"""Charts as inline SVG. Owns geometry; colors come from the page's style sheet, by class names `series-0` ..."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LEFT: Final = 56
 _RIGHT: Final = 16
 _TOP: Final = 14
 _SHOWN_LIMIT: Final = 1e6
-#: Marks that differ by shape as well as by colour.
+#: Marks that differ by shape as well as by color.
 _DASHES: Final = ("", "7 4", "2 3", "10 3 2 3", "1 4", "12 5")
 
 
@@ -58,14 +58,14 @@ def layer_chart(modules: Sequence[str], lines: Sequence[Line]) -> str:
 
 
 def histogram_chart(edges: Sequence[float], labels: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
-    """Share of all values, in percent (y), by absolute error in grey levels (x, logarithmic)."""
+    """Share of all values, in percent (y), by absolute error in gray levels (x, logarithmic)."""
     highest = max((share for row in shares for share in row), default=0.0)
     if highest == 0.0:
         return ""
     height, bottom = 280, 56
     high = max(1, math.ceil(highest * 100 / 2) * 2)
     plot = _Plot(height=height, bottom=bottom, count=len(edges), low=0, high=high)
-    parts = [_svg_open(height, "Histogram of absolute errors in grey levels, one outline per network")]
+    parts = [_svg_open(height, "Histogram of absolute errors in gray levels, one outline per network")]
     for tick in range(0, high + 1, max(1, high // 4)):
         parts.append(plot.horizontal(tick, f"{tick} %"))
     for index, edge in enumerate(edges):
@@ -80,7 +80,7 @@ def histogram_chart(edges: Sequence[float], labels: Sequence[str], shares: Seque
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(
         f'<text class="axis" text-anchor="middle" x="{middle}" y="{height - 12}">'
-        "absolute error, grey levels (1/255 of the range)</text>"
+        "absolute error, gray levels (1/255 of the range)</text>"
     )
     for number, (label, row) in enumerate(zip(labels, shares, strict=True)):
         steps = [f"M{plot.x(0):.1f} {plot.y(0):.1f}"]

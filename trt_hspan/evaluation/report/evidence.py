@@ -30,7 +30,7 @@ from trt_hspan.runtime.runner import Float32Array
 
 # Pictures with sliders on the page; tables hold all of them.
 MOST_PICTURES: Final = 12
-# Edges of the histogram of absolute errors, in grey levels (1/255), ten to a decade.
+# Edges of the histogram of absolute errors, in gray levels (1/255), ten to a decade.
 HISTOGRAM_EDGES: Final = tuple(10.0 ** (exponent / 10) for exponent in range(-50, 21))
 
 
@@ -130,7 +130,7 @@ class EvidenceCollector:
 
     @property
     def bicubic(self) -> Quality | None:
-        """Quality of bicubic up-scaling, as a mean over the pictures with ground truth; None without any."""
+        """Quality of bicubic upscaling, as a mean over the pictures with ground truth; None without any."""
         if not self._bicubic:
             return None
         return Quality(
@@ -198,7 +198,7 @@ def _detail(
 
 
 def _error_levels(found: Float32Array, expected: Float32Array) -> Float64Array:
-    """(1, 3, H, W) twice -> (H, W, 3) absolute difference in grey levels, before clamping and rounding."""
+    """(1, 3, H, W) twice -> (H, W, 3) absolute difference in gray levels, before clamping and rounding."""
     difference = np.abs(found[0].astype(np.float64) - expected[0].astype(np.float64)) * 255.0
     moved: Float64Array = np.moveaxis(difference, 0, -1)
     return moved

@@ -234,7 +234,7 @@ def _loss(value: float | None) -> str:
 
 
 def _levels(error: float) -> str:
-    """An error of the range [0, 1] in grey levels."""
+    """An error of the range [0, 1] in gray levels."""
     return _number(error * 255, ".3g")
 
 

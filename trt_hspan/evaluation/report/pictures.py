@@ -1,4 +1,4 @@
-"""Pictures for the report's page: heat maps, crops, data URIs. Owns colours and sizes; decides nothing."""
+"""Pictures for the report's page: heat maps, crops, data URIs. Owns colors and sizes; decides nothing."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Float64Array = npt.NDArray[np.float64]
 LONGEST_SIDE: Final = 1024
 # Side of a zoomed crop, in pixels of the output.
 CROP_SIDE: Final = 40
-# The heat maps' logarithmic scale, in grey levels of 8 bits (1/255 of the range).
+# The heat maps' logarithmic scale, in gray levels of 8 bits (1/255 of the range).
 HEAT_RANGE: Final = (1e-3, 1e1)
-# Dark to bright, evenly spaced; lightness rises throughout, so that the order survives without colour vision.
+# Dark to bright, evenly spaced; lightness rises throughout, so that the order survives without color vision.
 HEAT_STOPS: Final = ((8, 8, 24), (66, 21, 100), (150, 42, 97), (222, 84, 58), (250, 160, 30), (252, 246, 180))
 
 
 def heat_map(error: Float64Array) -> Uint8Array:
-    """(H, W) absolute error in grey levels -> (H, W, 3) uint8. Values outside of `HEAT_RANGE` take its ends."""
+    """(H, W) absolute error in gray levels -> (H, W, 3) uint8. Values outside of `HEAT_RANGE` take its ends."""
     low, high = np.log10(HEAT_RANGE)
     with np.errstate(divide="ignore"):
         position = (np.log10(error) - low) / (high - low)
     position = np.clip(np.nan_to_num(position, nan=1.0, posinf=1.0, neginf=0.0), 0, 1)
     stops = np.linspace(0, 1, len(HEAT_STOPS))
     channels = [np.interp(position, stops, [stop[c] for stop in HEAT_STOPS]) for c in range(3)]
-    colours: Uint8Array = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
-    return colours
+    colors: Uint8Array = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return colors
 
 
 def heat_gradient() -> str:
@@ -47,7 +47,7 @@ def shown_size(height: int, width: int) -> tuple[int, int]:
 
 
 def photograph_uri(image: Uint8Array) -> str:
-    """(H, W, 3) as a WebP of at most `LONGEST_SIDE` pixels; quality 92, which hides less than a grey level or two."""
+    """(H, W, 3) as a WebP of at most `LONGEST_SIDE` pixels; quality 92, which hides less than a gray level or two."""
     height, width = shown_size(*image.shape[:2])
     picture = Image.fromarray(image)
     if picture.size != (width, height):
@@ -56,7 +56,7 @@ def photograph_uri(image: Uint8Array) -> str:
 
 
 def heat_uri(error: Float64Array) -> str:
-    """(H, W) absolute error in grey levels as a picture; a smaller one keeps the largest error of each cell."""
+    """(H, W) absolute error in gray levels as a picture; a smaller one keeps the largest error of each cell."""
     step = max(1, -(-max(error.shape) // (LONGEST_SIDE // 2)))
     rows, columns = (-(-size // step) for size in error.shape)
     padded = np.full((rows * step, columns * step), 0.0)

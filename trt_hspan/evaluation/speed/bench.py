@@ -126,7 +126,7 @@ class Measurement:
         host_peak_bytes: how far resident memory rose while it ran; None where Linux does not tell.
         gpu_bytes: device memory for activations, inputs and outputs; None without a GPU.
         speedup_over_peer: the peer's median latency over this one's; None without a peer.
-        profile: the engine's optimisation profile that took the shape, where it has several; None without a GPU.
+        profile: the engine's optimization profile that took the shape, where it has several; None without a GPU.
         note: why there is no CUDA graph, when it was asked for.
     """
 

@@ -21,7 +21,7 @@ class Float32Twin:
     """The same network, computed in float32.
 
     Attributes:
-        model: without function body, casts and activation quantisers; weights keep the values they had.
+        model: without function body, casts and activation quantizers; weights keep the values they had.
         low_nodes: names of the nodes that compute in FP16 or BF16 in the original.
     """
 
@@ -30,9 +30,9 @@ class Float32Twin:
 
 
 def float32_twin(model: onnx.ModelProto) -> Float32Twin:
-    """Rewrites casts between float types, and quantisers of activations, into names for their inputs.
+    """Rewrites casts between float types, and quantizers of activations, into names for their inputs.
 
-    Quantised weights stay: their dequantiser then makes float32 of them.
+    Quantized weights stay: their dequantizer then makes float32 of them.
 
     Args:
         model: any ONNX file of this project.

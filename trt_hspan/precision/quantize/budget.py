@@ -1,8 +1,8 @@
 """Which layers stay in the base type so that the whole network loses no more than a budget. Owns the search.
 
-Greedy with re-measurement: everything is quantised first; while the loss on held-out tiles is above the budget, the
+Greedy with re-measurement: everything is quantized first; while the loss on held-out tiles is above the budget, the
 layer whose own error is largest for the work that it does goes back to the base type, and the network is measured
-anew. Then the layers that went back are tried again, largest work first, and stay quantised where the budget allows it.
+anew. Then the layers that went back are tried again, largest work first, and stay quantized where the budget allows it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LEAST_SHARE: Final = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Whether a layer is quantised, and why, in one phrase."""
+    """Whether a layer is quantized, and why, in one phrase."""
 
     quantized: bool
     why: str
@@ -48,7 +48,7 @@ def choose_layers(
     *,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> BudgetResult:
-    """Finds layers to quantise within a budget.
+    """Finds layers to quantize within a budget.
 
     Args:
         nodes: candidates; at least one.
@@ -57,7 +57,7 @@ def choose_layers(
         on_step: called with a phrase, steps done and steps there may be.
 
     Raises:
-        HspanError: no choice with at least one quantised layer meets the budget; the best one is told.
+        HspanError: no choice with at least one quantized layer meets the budget; the best one is told.
     """
     search = _Search(
         source, nodes, table, held_out, budget_db=budget_db, on_step=on_step or (lambda *_: None)
@@ -86,7 +86,7 @@ class _Search:
 
     def run(self) -> BudgetResult:
         names = list(self._nodes)
-        self._on_step("everything quantised", 0, 1)
+        self._on_step("everything quantized", 0, 1)
         measured = self._measure(set(names))
         if self._fits(measured):
             why = f"with every layer in {self._kind} the loss is {measured.loss_db:.4f} dB"
@@ -113,7 +113,7 @@ class _Search:
         choices = {layer.name: Choice(quantized=True, why=_alone(layer)) for layer in ranked}
         restored: list[LayerSensitivity] = []
         measured: Measurement | None = None
-        for layer in ranked[:-1]:  # at least one layer stays, or nothing is quantised
+        for layer in ranked[:-1]:  # at least one layer stays, or nothing is quantized
             quantized.remove(layer.name)
             restored.append(layer)
             self._on_step("back to the base type", len(restored), len(ranked))

@@ -2,7 +2,7 @@
 
 Owns the passes over the tiles and what is kept between them: one tile is in memory at a time, and what is kept does
 not grow with their number. ONNX Runtime finds the extremes, collects the histograms, and computes the percentile and
-entropy thresholds; the search of the `mse` method is ours. The graph that runs is the one that is quantised
+entropy thresholds; the search of the `mse` method is ours. The graph that runs is the one that is quantized
 afterwards, in its base type as `graph.model_for_cpu` emulates it.
 """
 
@@ -43,7 +43,7 @@ from trt_hspan.runtime.onnxruntime_graphs import onnxruntime, session_from_bytes
 METHODS: Final[tuple[Method, ...]] = get_args(Method)[:-1]
 #: Bins of a histogram over 0..largest.
 BINS: Final = 2048
-#: Values of a quantised activation that the entropy method reckons with; ONNX Runtime's default of 128 is for 7 bits.
+#: Values of a quantized activation that the entropy method reckons with; ONNX Runtime's default of 128 is for 7 bits.
 ENTROPY_LEVELS: Final = 255
 #: Its bins over -largest..largest. It merges whole bins to levels, so their number is a multiple of the levels'; the
 #: time of its search grows with the square.
@@ -97,7 +97,7 @@ def calibrate(
         on_tile: called after each tile of each pass, for progress.
 
     Raises:
-        HspanError: every tile is of one colour, an activation is not finite, or a picture cannot be read.
+        HspanError: every tile is of one color, an activation is not finite, or a picture cannot be read.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     names = sorted({name for node in layers for name in node.input if name and name not in weights})
@@ -145,19 +145,19 @@ def passes(method: Method, kind: QuantizedType, *, adaptive_rounding: bool) -> i
 
 
 def mse_range(histogram: npt.NDArray[np.integer], largest: float, kind: QuantizedType) -> float:
-    """The threshold whose quantisation brings the magnitudes back with the least squared error.
+    """The threshold whose quantization brings the magnitudes back with the least squared error.
 
     Args:
         histogram: counts of magnitudes in bins of one width over 0..largest.
         largest: above 0.
     """
     width = largest / len(histogram)
-    centres = (np.arange(len(histogram)) + 0.5) * width
+    centers = (np.arange(len(histogram)) + 0.5) * width
     thresholds = largest * _TRIED[:, None]
     scale = thresholds / LARGEST[kind]
-    ratio = np.minimum(centres / scale, LARGEST[kind])
+    ratio = np.minimum(centers / scale, LARGEST[kind])
     codes = np.rint(ratio) if kind == "int8" else ratio.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
-    errors = (histogram * (codes * scale - centres) ** 2).sum(axis=1)
+    errors = (histogram * (codes * scale - centers) ** 2).sum(axis=1)
     return float(thresholds[errors.argmin(), 0])
 
 
@@ -175,7 +175,7 @@ def _feeds(data: CalibrationData, step: Callable[[], None]) -> Iterator[_OneTile
         step()
     if not varied:
         which = "the only picture" if data.pictures == 1 else f"every one of the {data.pictures} pictures"
-        raise HspanError("calibration", f"{which} is of a single colour", "give photographs")
+        raise HspanError("calibration", f"{which} is of a single color", "give photographs")
 
 
 class _OneTile:

@@ -1,7 +1,7 @@
 """Writes Q/DQ pairs into a graph. Owns their placement; which layers and which scales is decided elsewhere.
 
-What TensorRT calls explicit quantisation: an activation passes a QuantizeLinear and a DequantizeLinear with one scale,
-a weight is stored in the quantised type and passes a DequantizeLinear with one scale per output channel. Biases keep
+What TensorRT calls explicit quantization: an activation passes a QuantizeLinear and a DequantizeLinear with one scale,
+a weight is stored in the quantized type and passes a DequantizeLinear with one scale per output channel. Biases keep
 their float type. One pair serves every layer that reads the same tensor; whatever else reads it (a residual sum) gets
 the tensor itself.
 """
@@ -24,7 +24,7 @@ from trt_hspan.precision.quantize.scales import FloatArray, quantized_weights
 
 @dataclass(frozen=True, kw_only=True)
 class LayerScales:
-    """How one layer is quantised.
+    """How one layer is quantized.
 
     Attributes:
         activations: tensor name -> scale, for each activation that the layer reads.
@@ -80,11 +80,11 @@ class _Writer:
         self._types = types
         self._kind = kind
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
-        self._pairs: dict[str, tuple[str, float]] = {}  # tensor -> its dequantised form, and the scale
+        self._pairs: dict[str, tuple[str, float]] = {}  # tensor -> its dequantized form, and the scale
         self._zero_points: dict[int, str] = {}
 
     def quantize(self, node: onnx.NodeProto, scales: LayerScales) -> None:
-        """Rewires `node` to quantised inputs; what makes them is appended to the graph before it."""
+        """Rewires `node` to quantized inputs; what makes them is appended to the graph before it."""
         activations = [name for name in node.input if name and name not in self._weights]
         if set(activations) != set(scales.activations):
             raise HspanError(

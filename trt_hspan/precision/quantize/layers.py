@@ -1,4 +1,4 @@
-"""Which layers are quantised unless somebody says otherwise. Owns names and patterns; touches no graph."""
+"""Which layers are quantized unless somebody says otherwise. Owns names and patterns; touches no graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HSPAN_BASE: Final = ("sub_mean/*", "head.0/*", "tail.1/*", "add_mean/*")
 def layers_to_quantize(
     model: onnx.ModelProto, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> list[onnx.NodeProto]:
-    """The nodes that are to be quantised, in graph order.
+    """The nodes that are to be quantized, in graph order.
 
     By default every convolution but the first and the last, and but an HSPAN's mean shifts. The 1x1 convolutions that
     make query, key and value belong to them; the attention itself, residual sums and all else do not.
@@ -29,7 +29,7 @@ def layers_to_quantize(
         exclude: names or patterns of nodes to leave out; stronger than `include`.
 
     Raises:
-        UsageError: a pattern matches no node that can be quantised.
+        UsageError: a pattern matches no node that can be quantized.
         HspanError: no layer is left.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -39,7 +39,7 @@ def layers_to_quantize(
     chosen |= _matched("--include", include, possible)
     chosen -= _matched("--exclude", exclude, possible)
     if not chosen:
-        raise HspanError(model.graph.name, "no layer is left to quantise", "exclude fewer")
+        raise HspanError(model.graph.name, "no layer is left to quantize", "exclude fewer")
     return [node for node in model.graph.node if node.name in chosen]
 
 

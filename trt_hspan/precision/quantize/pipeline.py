@@ -1,4 +1,4 @@
-"""From a source and a request to a quantised model. Owns the order: calibrate, choose layers, recipe, apply it."""
+"""From a source and a request to a quantized model. Owns the order: calibrate, choose layers, recipe, apply it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationRequest:
-    """What is to be quantised, and how its ranges are found.
+    """What is to be quantized, and how its ranges are found.
 
     Args:
         precision: "int8" or "fp8".
@@ -47,7 +47,7 @@ class QuantizationRequest:
         table: a calibration table to take ranges from instead of measuring them.
         method: how ranges are chosen; None is "mse".
         rounding: of INT8 weights; None is adaptive wherever there are pictures for it or the table tells it.
-        budget_db: largest loss of PSNR-Y on held-out pictures; None quantises every layer.
+        budget_db: largest loss of PSNR-Y on held-out pictures; None quantizes every layer.
         held_out: pictures to measure on; None holds out every fourth of the calibration's when there is a budget.
         include, exclude: as in `layers.layers_to_quantize`.
         tiles: cut for calibration; as many are cut for measuring, at most 16.
@@ -99,13 +99,13 @@ class QuantizationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """A quantised model and where it comes from.
+    """A quantized model and where it comes from.
 
     Attributes:
         model: with function body and metadata.
         recipe: that makes it from its source.
         table: behind its scales; None when it was made from a recipe.
-        facts: what is quantised.
+        facts: what is quantized.
         measurement: on held-out tiles; None when there were none.
         calibration_was_cached: nothing was measured anew.
     """
@@ -121,7 +121,7 @@ class Quantized:
 def quantize(
     source: Source, request: QuantizationRequest, *, on_progress: OnProgress | None = None
 ) -> Quantized:
-    """Quantises a network.
+    """Quantizes a network.
 
     Raises:
         UsageError: a pattern matches nothing.
@@ -157,7 +157,7 @@ def quantize(
     model = model_from_recipe(source, recipe)
     facts = quantization_from_model(model)
     if facts is None:
-        raise HspanError(source.where, "no convolution is left to quantise", "exclude fewer")
+        raise HspanError(source.where, "no convolution is left to quantize", "exclude fewer")
     return Quantized(
         model=model,
         recipe=recipe,
@@ -180,7 +180,7 @@ def check_places(request: QuantizationRequest) -> None:
 def measure_sensitivity(
     source: Source, request: QuantizationRequest, *, on_progress: OnProgress | None = None
 ) -> SensitivityReport:
-    """What each layer costs when only it is quantised, on the request's held-out pictures.
+    """What each layer costs when only it is quantized, on the request's held-out pictures.
 
     Without `held_out`, every fourth picture of the calibration's is held out. Pictures that come without ground
     truth are inputs of the network, and the report has no loss then; shipped photographs have it.
@@ -206,11 +206,11 @@ def measure_sensitivity(
 
 
 def quantize_by_recipe(source: Source, recipe: Recipe, *, where: object) -> Quantized:
-    """Applies a recipe. Raises: HspanError when it is for another model or leaves no convolution quantised."""
+    """Applies a recipe. Raises: HspanError when it is for another model or leaves no convolution quantized."""
     model = model_from_recipe(source, recipe, where=where)
     facts = quantization_from_model(model)
     if facts is None:
-        raise HspanError(where, "quantises no convolution", "make one with trt-hspan quantize")
+        raise HspanError(where, "quantizes no convolution", "make one with trt-hspan quantize")
     return Quantized(model=model, recipe=recipe, table=None, facts=facts)
 
 
@@ -233,7 +233,7 @@ def write_quantized(quantized: Quantized, target: Path) -> list[Path]:
 
 
 def companion_texts(quantized: Quantized) -> dict[str, str]:
-    """Suffix -> text of what lies beside a quantised model."""
+    """Suffix -> text of what lies beside a quantized model."""
     texts = {".recipe.yaml": quantized.recipe.as_yaml()}
     if quantized.table is not None:
         texts[".calibration.json"] = quantized.table.as_json()

@@ -1,4 +1,4 @@
-"""The recipe: everything that turns a network into its quantised form, as YAML. Owns the format and its reproduction.
+"""The recipe: everything that turns a network into its quantized form, as YAML. Owns the format and its reproduction.
 
 Numbers are written with all their digits, so the same source and recipe give the same bytes, on any machine and
 without pictures.
@@ -66,11 +66,11 @@ class Recipe:
         format: `RECIPE_FORMAT`.
         model: file name or preset of the source, for people.
         model_sha256: of the graph in its base type: `Source.sha256`.
-        precision: of the quantised layers.
+        precision: of the quantized layers.
         base, keep_fp32, res_scale: how the source becomes that graph, as `source_from_path` takes them.
         method: how ranges were chosen.
         calibration_sha256: of the calibration table.
-        budget_db: what was asked for; None quantised every layer.
+        budget_db: what was asked for; None quantized every layer.
         loss_db, psnr_db: what was measured on held-out pictures, as in `Measurement`; None when nothing was.
         layers: every layer that was considered, in graph order.
     """
@@ -104,7 +104,7 @@ class Recipe:
 
     @property
     def quantized(self) -> tuple[str, ...]:
-        """Names of the layers that are quantised."""
+        """Names of the layers that are quantized."""
         return tuple(layer.name for layer in self.layers if layer.type == self.precision)
 
 
@@ -178,7 +178,7 @@ def recipe_layer(
 
 
 def model_from_recipe(source: Source, recipe: Recipe, *, where: object = "recipe") -> onnx.ModelProto:
-    """The quantised model, function body and metadata included: the same bytes for the same source and recipe.
+    """The quantized model, function body and metadata included: the same bytes for the same source and recipe.
 
     Raises:
         HspanError: the recipe is for another model, or does not fit it.
@@ -206,7 +206,7 @@ def model_from_recipe(source: Source, recipe: Recipe, *, where: object = "recipe
 def layer_scales(
     source: Source, layers: tuple[RecipeLayer, ...], kind: QuantizedType, *, where: object
 ) -> dict[str, LayerScales]:
-    """What `model_with_qdq` takes, of the layers that are quantised. Raises: HspanError when one does not fit."""
+    """What `model_with_qdq` takes, of the layers that are quantized. Raises: HspanError when one does not fit."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in source.base.graph.initializer}
     nodes = {node.name: node for node in source.base.graph.node}
     result = {}

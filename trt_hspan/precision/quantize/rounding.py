@@ -1,7 +1,7 @@
 """Rounding weights up or down so that a convolution's output changes least. Owns the arithmetic; numpy only.
 
 Nearest rounding makes each weight as good as it can be alone. A convolution sums weights times inputs that resemble
-each other (neighbouring pixels of a picture), so errors of one sign add up. With the second moments H = E[x x^T] of
+each other (neighboring pixels of a picture), so errors of one sign add up. With the second moments H = E[x x^T] of
 the input patches x, the expected squared error of an output is d^T H d for weight errors d: the quadratic task of
 Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020, section 3.1. It is solved here
 by coordinate descent, the one flip that gains most until none gains, from two starts: nearest rounding, and rounding
@@ -20,7 +20,7 @@ import onnx
 
 from trt_hspan.precision.quantize.scales import LARGEST, FloatArray
 
-#: Patches taken from a tile for each layer; neighbouring ones hold much the same.
+#: Patches taken from a tile for each layer; neighboring ones hold much the same.
 PATCHES_PER_TILE: Final = 1024
 # Part of the mean moment that is added to each, so that the inverse exists; GPTQ's own value.
 _DAMPING: Final = 0.01
@@ -80,7 +80,7 @@ class InputMoments:
 def best_flips(
     weight: FloatArray, scales: npt.NDArray[np.float64], moments: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
-    """Which INT8 weights are better rounded to their other neighbour.
+    """Which INT8 weights are better rounded to their other neighbor.
 
     Args:
         weight: (O, C, h, w).

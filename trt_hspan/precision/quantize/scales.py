@@ -1,6 +1,6 @@
 """From ranges to scales, and weights to integers or FP8. Owns this arithmetic; knows neither graphs nor pictures.
 
-Symmetric quantisation with zero points 0, as TensorRT takes it: q = clamp(round(x / scale)), x' = q * scale, rounding
+Symmetric quantization with zero points 0, as TensorRT takes it: q = clamp(round(x / scale)), x' = q * scale, rounding
 half to even. INT8 uses -127..127 for weights, so that both signs reach equally far, and -128..127 for activations.
 FP8 is E4M3FN, whose largest value is 448.
 """
@@ -17,13 +17,13 @@ from trt_hspan.graph import QuantizedType
 
 FloatArray = npt.NDArray[np.floating]
 
-#: The largest magnitude that a quantised value takes.
+#: The largest magnitude that a quantized value takes.
 LARGEST: Final[dict[QuantizedType, float]] = {"int8": 127.0, "fp8": 448.0}
 _STORED: Final[dict[QuantizedType, npt.DTypeLike]] = {"int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}
 
 
 def scale_from_range(largest: float, kind: QuantizedType, dtype: npt.DTypeLike) -> float:
-    """The scale, representable in `dtype`, that maps `largest` to the end of the quantised range.
+    """The scale, representable in `dtype`, that maps `largest` to the end of the quantized range.
 
     Raises:
         ValueError: the range is not positive and finite, or its scale vanishes or overflows in `dtype`.
@@ -54,7 +54,7 @@ def quantized_weights(
     """(O, ...) floats and (O,) scales -> (O, ...) int8 or float8_e4m3fn, rounded to nearest.
 
     Args:
-        flips: int8 only: True where a weight is rounded to the other of its two neighbours, same shape as `weight`.
+        flips: int8 only: True where a weight is rounded to the other of its two neighbors, same shape as `weight`.
     """
     ratio = weight.astype(np.float64) / scales.reshape(-1, *[1] * (weight.ndim - 1))
     limit = LARGEST[kind]

@@ -1,4 +1,4 @@
-"""How much each layer costs when only it is quantised. Owns the measuring loop and its report; draws nothing."""
+"""How much each layer costs when only it is quantized. Owns the measuring loop and its report; draws nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trt_hspan.precision.quantize.table import CalibrationTable
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSensitivity:
-    """One layer quantised, all others in the base type.
+    """One layer quantized, all others in the base type.
 
     Attributes:
         name: of the node.
@@ -41,7 +41,7 @@ class LayerSensitivity:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityReport:
-    """Attributes: `base` is nothing quantised, `everything` all layers; `layers` has the most sensitive first."""
+    """Attributes: `base` is nothing quantized, `everything` all layers; `layers` has the most sensitive first."""
 
     model: str
     model_sha256: str
@@ -60,7 +60,7 @@ class SensitivityReport:
 
 
 def variant(source: Source, nodes: Sequence[onnx.NodeProto], table: CalibrationTable) -> onnx.ModelProto:
-    """The base graph with just these layers quantised. Raises: HspanError as `recipe_layer`."""
+    """The base graph with just these layers quantized. Raises: HspanError as `recipe_layer`."""
     layers = tuple(recipe_layer(source, node, table, quantized=True, why="") for node in nodes)
     return model_with_qdq(
         source.base, layer_scales(source, layers, table.precision, where=source.where), table.precision
@@ -102,7 +102,7 @@ def sensitivity_report(
     *,
     on_layer: Callable[[], None] | None = None,
 ) -> SensitivityReport:
-    """`layer_sensitivities`, with the base type alone and with everything quantised beside it."""
+    """`layer_sensitivities`, with the base type alone and with everything quantized beside it."""
     return SensitivityReport(
         model=source.where,
         model_sha256=source.sha256,

@@ -1,4 +1,4 @@
-"""What is quantised: a checkpoint or ONNX file, as a graph in its base type and as the float32 reference."""
+"""What is quantized: a checkpoint or ONNX file, as a graph in its base type and as the float32 reference."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SUFFIXES: Final = (".onnx",)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A network that is to be quantised.
+    """A network that is to be quantized.
 
     Attributes:
         where: the file or preset, for errors.
@@ -69,14 +69,14 @@ def source_from_path(
 
     Args:
         model: what to read. Checkpoints need torch, ONNX files do not.
-        base: type of what is not quantised; None takes what an ONNX file holds, and fp16 for float32 files and
+        base: type of what is not quantized; None takes what an ONNX file holds, and fp16 for float32 files and
             checkpoints.
         res_scale: for checkpoints, which do not store it; None is 0.1.
         keep_fp32: names or patterns of nodes that stay in float32, for float32 files and checkpoints.
 
     Raises:
         UsageError: an option contradicts the file.
-        HspanError: the file cannot be read, holds no attention, or is quantised already.
+        HspanError: the file cannot be read, holds no attention, or is quantized already.
     """
     if Path(model).suffix.lower() in _SUFFIXES:
         if res_scale is not None:
@@ -93,7 +93,7 @@ def source_from_path(
 def source_from_float32(
     model: onnx.ModelProto, *, base: Precision, where: str, keep_fp32: Sequence[str] = ()
 ) -> Source:
-    """A float32 model of this project, to be quantised with this base type. Raises: HspanError, UsageError."""
+    """A float32 model of this project, to be quantized with this base type. Raises: HspanError, UsageError."""
     bare = _with_opset(model_with_plugin_nodes(model), BF16_OPSET if base == "bf16" else QDQ_OPSET)
     kept = (*(HSPAN_KEEP_FP32 if is_hspan(bare) else ()), *keep_fp32)
     roomy = tail_with_headroom(bare) if base == "fp16" and is_hspan(bare) else bare
@@ -122,7 +122,7 @@ def _source_from_onnx(path: Path, base: Precision | None, keep_fp32: Sequence[st
     model = load_onnx(path)
     require_attention(model, path)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
-        raise HspanError(path, "is quantised already", "give the model that it was made from")
+        raise HspanError(path, "is quantized already", "give the model that it was made from")
     held = base_precision_from_model(model)
     if held == "fp32":
         return source_from_float32(model, base=base or DEFAULT_BASE, where=str(path), keep_fp32=keep_fp32)

@@ -30,11 +30,11 @@ _AGAIN: Final = "calibrate again with --calibration"
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRange:
-    """What an activation was seen to hold, and how far its quantised range reaches.
+    """What an activation was seen to hold, and how far its quantized range reaches.
 
     Args:
         min, max: smallest and largest value over all tiles.
-        range: the magnitude that the largest quantised value stands for. This is the number to edit.
+        range: the magnitude that the largest quantized value stands for. This is the number to edit.
     """
 
     min: float
@@ -103,7 +103,7 @@ def read_table(path: str | os.PathLike[str]) -> CalibrationTable:
 
 
 def text_from_flips(flips: npt.NDArray[np.bool_]) -> str:
-    """Which weights are rounded to the other neighbour, as text: one bit a weight, compressed, base64."""
+    """Which weights are rounded to the other neighbor, as text: one bit a weight, compressed, base64."""
     return base64.b64encode(zlib.compress(np.packbits(flips.ravel()).tobytes(), 9)).decode()
 
 

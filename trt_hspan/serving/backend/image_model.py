@@ -1,4 +1,4 @@
-"""The picture model: the bytes of a picture file in, the bytes of an up-scaled one out, in tiles where needed.
+"""The picture model: the bytes of a picture file in, the bytes of an upscaled one out, in tiles where needed.
 
 Input `image` is UINT8 (1, n): the file. Output `upscaled` is UINT8 (1, m). Request parameter `format`: png (the
 default), jpeg, webp, bmp or tiff. Pictures that Triton batched are worked on side by side; one that

@@ -73,7 +73,7 @@ extern "C"
 
     HSPAN_API int32_t hspan_scale(hspan_upscaler const* upscaler);
 
-    /* Up-scales a picture in memory. Samples are interleaved, channels 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB,
+    /* Upscales a picture in memory. Samples are interleaved, channels 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB,
      * alpha), bits 8 or 16 (native byte order). A stride is the distance of two rows in bytes. output holds scale *
      * height rows of scale * width pixels and is left as it is on failure. */
     HSPAN_API hspan_status hspan_upscale(hspan_upscaler* upscaler, void const* input, int32_t height, int32_t width,
