@@ -82,11 +82,7 @@ def validate(
 ) -> None:
     """Compare engines, or ONNX files on a CPU, with PyTorch on real pictures. Exit code 1 below the bar."""
     engines = engines or []
-    _check_options(engines, min_psnr, budget_db, precision)
-    if precision is not None and report is not None:
-        raise UsageError(
-            "--report", "compares layers of ONNX files, and --precision has none", "leave one of them out"
-        )
+    _check_options(engines, min_psnr, budget_db, precision, report)
     require_plugin_for(plugin, engines)
     from trt_hspan.cli.output import print_json
     from trt_hspan.cli.progress import progress
@@ -165,7 +161,11 @@ def validate(
 
 
 def _check_options(
-    engines: list[Path], min_psnr: float | None, budget_db: float | None, precision: str | None
+    engines: list[Path],
+    min_psnr: float | None,
+    budget_db: float | None,
+    precision: str | None,
+    report: Path | None,
 ) -> None:
     if not engines and precision is None:
         raise UsageError("ENGINE_OR_ONNX", "nothing to compare", "name a .plan or an .onnx file")
@@ -178,6 +178,10 @@ def _check_options(
     twice = {path for path in engines if engines.count(path) > 1}
     if twice:
         raise UsageError(min(twice), "was named twice", "name each file once")
+    if precision is not None and report is not None:
+        raise UsageError(
+            "--report", "compares layers of ONNX files, and --precision has none", "leave one of them out"
+        )
 
 
 def _check_report_folder(folder: Path) -> None:
