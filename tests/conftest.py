@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from support.command_line import CommandLine
 from support.export_cache import ExportCache
 from support.golden import ATTENTION_CASES, GOLDEN, NETWORK_CASES, GoldenNetwork, load_golden_network
+from support.permissions import read_only
 
 from trt_hspan.native.build import build_plugin
 from trt_hspan.native.cpu_attention import NativeLibrary
@@ -93,3 +95,12 @@ def emulation_folder() -> Path:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture
+def unwritable_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which this process may not write, even when the tests run as root."""
+    folder = tmp_path / "unwritable"
+    folder.mkdir()
+    with read_only(folder):
+        yield folder

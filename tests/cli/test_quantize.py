@@ -14,7 +14,7 @@ from support.export_cache import ExportCache
 from support.small_networks import attention_network
 from support.synthetic_pictures import picture
 
-from trt_hspan.cli import options as quantization_options
+from trt_hspan.cli import quantize as quantize_command
 from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.graph import load_onnx, precision_from_model, save_onnx
 from trt_hspan.precision.quantize import pipeline
@@ -106,13 +106,13 @@ def test_ground_truth_gives_a_loss(
 def test_a_loss_that_rounds_to_nothing_has_no_sign(
     run: CommandLine, network: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantize = quantization_options.quantize_with_progress
+    quantize = quantize_command.quantize_with_progress
 
     def slightly_better(*arguments: Any) -> Quantized:
         found = quantize(*arguments)
         return replace(found, recipe=replace(found.recipe, loss_db=-1e-5))
 
-    monkeypatch.setattr(quantization_options, "quantize_with_progress", slightly_better)
+    monkeypatch.setattr(quantize_command, "quantize_with_progress", slightly_better)
     words = ("--calibration", photographs, *QUICK, "--json")
     result = run("quantize", network, "-o", tmp_path / "net.onnx", *words)
     assert result.code == 0, result.err

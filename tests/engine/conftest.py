@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.permissions import read_only
 from support.small_networks import write_attention_network
-
-
-@pytest.fixture
-def unwritable_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in which this process may not write, even when the tests run as root."""
-    folder = tmp_path / "unwritable"
-    folder.mkdir()
-    with read_only(folder):
-        yield folder
 
 
 @pytest.fixture
