@@ -1,15 +1,20 @@
-"""The one error type of the package. Owns wording and exit codes; refuses to own logging or printing."""
+"""The one error type of the package, with its wording and exit codes."""
 
 from __future__ import annotations
 
 
 class HspanError(Exception):
-    """A failure that a user can act on, told in one line: where, what, next step.
+    """A failure that a user can act on, in one line: where, what, next step.
 
     Args:
         where: the file, option or component that the failure is about.
         what: what is wrong with it: got, and expected.
         next_step: what to do about it; None when `what` already says so.
+
+    Example:
+        >>> from trt_hspan import HspanError
+        >>> print(HspanError("photo.png", "no such file", "check the path"))
+        photo.png: no such file; check the path
     """
 
     exit_code = 1
@@ -26,7 +31,13 @@ class HspanError(Exception):
 
 
 class UsageError(HspanError):
-    """A request that makes no sense whatever the files hold: exit code 2."""
+    """A request that makes no sense whatever the files contain: exit code 2.
+
+    Example:
+        >>> from trt_hspan import UsageError
+        >>> UsageError("--scale", "must be 2, 3 or 4, got 5").exit_code
+        2
+    """
 
     exit_code = 2
 

@@ -72,6 +72,11 @@ def export_onnx(
     Raises:
         HspanError: as `load_model`; a weight does not fit the precision; the file cannot be written.
         UsageError: unknown precision or opset, or a size below 1.
+
+    Example:
+        >>> from trt_hspan import export_onnx
+        >>> export_onnx("hspan-tiny-x2", "hspan_tiny_x2.onnx", precision="fp16").name
+        'hspan_tiny_x2.onnx'
     """
     target = Path(output)
     if target.suffix != ".onnx":
@@ -114,7 +119,7 @@ def onnx_from_model(
     keep_fp32: Sequence[str] | None = None,
     metadata: OnnxMetadata | None = None,
 ) -> onnx.ModelProto:
-    """Exports any network that holds high-similarity-pass attention: (N, channels, H, W) float32 in and out.
+    """Exports any network that contains high-similarity-pass attention: (N, channels, H, W) float32 in and out.
 
     Args:
         model: one tensor in, one tensor out.
@@ -128,8 +133,15 @@ def onnx_from_model(
         A checked model: one `hspan::HighSimilarityPassAttention` node for each block, with a function body.
 
     Raises:
-        HspanError: the network cannot be exported, or holds no such attention.
+        HspanError: the network cannot be exported, or contains no such attention.
         UsageError: unknown precision or opset, or a size below 1.
+
+    Example:
+        >>> from torch import nn
+        >>> from trt_hspan import HighSimilarityPassAttention, onnx_from_model
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), HighSimilarityPassAttention(channels=8))
+        >>> [node.op_type for node in onnx_from_model(network).graph.node if node.domain == "hspan"]
+        ['HighSimilarityPassAttention']
     """
     graph = float32_onnx_from_model(model, precision=precision, opset=opset, static=static, channels=channels)
     if keep_fp32 is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -36,6 +37,11 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float = 0.1) -> HSPAN
         HspanError: no such file; not a checkpoint; truncated; another architecture; keys missing,
             unexpected or misshaped (all are listed); values that are NaN or infinite.
         UsageError: res_scale is negative or not finite.
+
+    Example:
+        >>> from trt_hspan import load_model
+        >>> load_model("hspan-tiny-x2").config.name
+        'HSPAN x2, 32 features, 2 modules of 2 blocks'
     """
     name = os.fspath(path)
     if name in PRESETS:
@@ -55,7 +61,13 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float = 0.1) -> HSPAN
 
 
 def export_hspan_state(model: HSPAN) -> dict[str, Tensor]:
-    """The state dict of the official format: its keys in its order, float32, contiguous, on the CPU."""
+    """The state dict of the official format: its keys in its order, float32, contiguous, on the CPU.
+
+    Example:
+        >>> from trt_hspan import export_hspan_state, load_model
+        >>> list(export_hspan_state(load_model("hspan-tiny-x2")))[:3]
+        ['a', 'sub_mean.weight', 'sub_mean.bias']
+    """
     state = model.state_dict()
     return {
         key: state[key].detach().to("cpu", torch.float32).contiguous().clone()
@@ -76,6 +88,12 @@ def save_checkpoint(
     Raises:
         UsageError: another suffix, or metadata for a format that stores none.
         HspanError: the file cannot be written.
+
+    Example:
+        >>> from trt_hspan import load_model, save_checkpoint
+        >>> save_checkpoint(load_model("hspan-tiny-x2"), "copy.safetensors")
+        >>> load_model("copy.safetensors").config.scale
+        2
     """
     target = Path(path)
     _require_suffix(target)
@@ -104,8 +122,6 @@ def source_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def _random_model(name: str, res_scale: float) -> HSPAN:
-    import dataclasses
-
     config = dataclasses.replace(PRESETS[name], res_scale=res_scale)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
@@ -125,8 +141,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             path, "is a folder, expected a checkpoint", "name the .pt or .safetensors file in it"
         )
     if not path.exists():
-        meant = closest_preset(str(path))
-        hint = f"did you mean the preset {meant}?" if meant else f"presets are {', '.join(preset_names())}"
+        closest = closest_preset(str(path))
+        hint = (
+            f"did you mean the preset {closest}?" if closest else f"presets are {', '.join(preset_names())}"
+        )
         raise HspanError(path, "no such file", f"check the path; {hint}")
     _require_suffix(path)
     if path.suffix == ".safetensors":
@@ -155,7 +173,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         if "weights_only" in str(error).lower() and zipfile.is_zipfile(path):
             raise HspanError(
                 path,
-                "holds Python objects besides tensors, which are not loaded because they can run code",
+                "contains Python objects besides tensors, which are not loaded because they can run code",
                 "save the bare state dict: torch.save(model.state_dict(), path)",
             ) from error
         raise _not_a_checkpoint(path, error) from error
@@ -188,7 +206,7 @@ def _not_a_checkpoint(path: Path, error: Exception) -> HspanError:
 def _state_from_loaded(loaded: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not loaded:
         raise HspanError(
-            path, f"holds a {type(loaded).__name__}, expected a state dict", "save model.state_dict()"
+            path, f"contains a {type(loaded).__name__}, expected a state dict", "save model.state_dict()"
         )
     wrong = [
         str(key) for key, item in loaded.items() if not isinstance(item, Tensor) or not isinstance(key, str)
@@ -196,7 +214,7 @@ def _state_from_loaded(loaded: object, path: Path) -> dict[str, Tensor]:
     if wrong:
         raise HspanError(
             path,
-            f"not a bare state dict: {', '.join(wrong[:5])} hold no tensors",
+            f"not a bare state dict: {', '.join(wrong[:5])} are not tensors",
             f"save the inner one, for example torch.save(checkpoint[{wrong[0]!r}], path)",
         )
     return dict(loaded)

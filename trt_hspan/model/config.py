@@ -26,6 +26,12 @@ class HspanConfig:
 
     Raises:
         UsageError: a size is out of range.
+
+    Example:
+        >>> from trt_hspan import HspanConfig
+        >>> config = HspanConfig(n_feats=192, n_groups=10, n_blocks=4, scale=4)
+        >>> config.query_channels, len(config.state_shapes())
+        (96, 285)
     """
 
     n_feats: int
@@ -96,7 +102,7 @@ def config_from_shapes(shapes: Mapping[str, Shape], *, where: object, res_scale:
     Args:
         shapes: key -> shape.
         where: names the source in errors.
-        res_scale: the one size that shapes do not tell.
+        res_scale: the one value that shapes do not show.
 
     Raises:
         HspanError: this is no HSPAN, or keys are missing, unexpected or misshaped; all of them are listed.
@@ -108,7 +114,7 @@ def config_from_shapes(shapes: Mapping[str, Shape], *, where: object, res_scale:
     if not modules or not n_feats or not query_channels or query_channels > n_feats:
         raise HspanError(
             where,
-            f"not an HSPAN checkpoint: its {len(shapes)} keys hold no high-similarity-pass attention",
+            f"not an HSPAN checkpoint: its {len(shapes)} keys contain no high-similarity-pass attention",
             "give the state dict that the official code saves",
         )
     config = HspanConfig(
@@ -140,7 +146,7 @@ def _scale_from_shapes(shapes: Mapping[str, Shape], n_feats: int, where: object)
         return int(2 ** (1 + last // 2))
     raise HspanError(
         where,
-        f"its upsampler (tail.0) makes {sorted(outputs)} channels of {n_feats}: neither x2 nor x3 pixel shuffles",
+        f"its upsampler (tail.0) turns {n_feats} channels into {sorted(outputs)}: neither x2 nor x3 pixel shuffles",
         "give a x2, x3 or x4 HSPAN checkpoint",
     )
 

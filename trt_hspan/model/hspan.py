@@ -33,7 +33,7 @@ class MeanShift(nn.Conv2d):
 class HighSimilarityPassAttention(nn.Module):
     """The attention block: x + res_scale * attention(query(x), key(x), value(x)).
 
-    Query, key and value are 1x1 convolutions with a PReLU. The block keeps the shape and can stand in any
+    Query, key and value are 1x1 convolutions with a PReLU. The block keeps the shape and can be used in any
     convolutional network: (N, channels, H, W) -> (N, channels, H, W).
 
     Args:
@@ -43,6 +43,13 @@ class HighSimilarityPassAttention(nn.Module):
 
     Raises:
         ValueError: no query channels are left.
+
+    Example:
+        >>> import torch
+        >>> from trt_hspan import HighSimilarityPassAttention
+        >>> block = HighSimilarityPassAttention(channels=16)
+        >>> block(torch.rand(1, 16, 6, 8)).shape
+        torch.Size([1, 16, 6, 8])
     """
 
     def __init__(self, channels: int, *, reduction: int = 2, res_scale: float = 1.0) -> None:
@@ -97,6 +104,13 @@ class HSPAN(nn.Module):
 
     Args:
         config: every size. Weights are PyTorch's default initialization until a state dict is loaded.
+
+    Example:
+        >>> import torch
+        >>> from trt_hspan import HSPAN, HspanConfig
+        >>> network = HSPAN(HspanConfig(n_feats=16, n_groups=1, n_blocks=1, scale=3))
+        >>> network(torch.rand(1, 3, 6, 8)).shape
+        torch.Size([1, 3, 18, 24])
     """
 
     a: Tensor
@@ -105,7 +119,7 @@ class HSPAN(nn.Module):
         super().__init__()
         self.config = config
         f = config.n_feats
-        self.register_buffer("a", torch.zeros(1))  # stands in official checkpoints, used by nothing
+        self.register_buffer("a", torch.zeros(1))  # in official checkpoints, used by nothing
         self.sub_mean = MeanShift(-1)
         self.add_mean = MeanShift(1)
         self.head = nn.Sequential(_conv3x3(3, f))

@@ -1,4 +1,4 @@
-"""Networks known by name: the published sizes with seeded random weights, and the weights shipped here."""
+"""Networks with a name: the published sizes with seeded random weights, and the weights shipped here."""
 
 from __future__ import annotations
 
@@ -28,10 +28,6 @@ def preset_names() -> list[str]:
     return sorted({*PRESETS, *(path.stem for path in _WEIGHTS_FOLDER.glob("*.safetensors"))})
 
 
-def is_preset(name: str) -> bool:
-    return name in PRESETS or (bool(name) and Path(name).name == name and shipped_weights(name) is not None)
-
-
 def closest_preset(name: str) -> str | None:
-    """The preset that a misspelt name probably meant."""
+    """The preset whose name is most like this one; None when none is."""
     return next(iter(difflib.get_close_matches(name, preset_names(), n=1)), None)

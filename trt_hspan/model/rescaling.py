@@ -16,6 +16,14 @@ def rescaled_network(model: HSPAN, *, res_scale: float) -> HSPAN:
     Args:
         model: any network with a positive `res_scale`.
         res_scale: the factor of the result, positive; official checkpoints are loaded with 0.1.
+
+    Example:
+        >>> import torch
+        >>> from trt_hspan.model import load_model, rescaled_network
+        >>> network = load_model("hspan-tiny-x2", res_scale=0.1)
+        >>> image = torch.rand(1, 3, 8, 8)
+        >>> torch.allclose(rescaled_network(network, res_scale=1.0)(image), network(image), atol=1e-5)
+        True
     """
     factor = model.config.res_scale / res_scale
     rescaled = HSPAN(dataclasses.replace(model.config, res_scale=res_scale))

@@ -52,6 +52,13 @@ def high_similarity_pass_attention(query: Tensor, key: Tensor, value: Tensor) ->
 
     Raises:
         ValueError: the shapes or dtypes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from trt_hspan.ops import high_similarity_pass_attention
+        >>> query, key, value = torch.rand(2, 8, 5, 7), torch.rand(2, 8, 5, 7), torch.rand(2, 16, 5, 7)
+        >>> high_similarity_pass_attention(query, key, value).shape
+        torch.Size([2, 16, 5, 7])
     """
     _check(query, key, value)
     result: Tensor = torch.ops.hspan.high_similarity_pass_attention(query, key, value)
@@ -65,7 +72,7 @@ def sparsemax_threshold(scores: Tensor) -> Tensor:
         scores: (..., L) float32 or float64, each row shifted so that its maximum is 0.
 
     Returns:
-        (..., 1) thresholds in [-1, 0). A row holding NaN gives -1 and takes part in no further step.
+        (..., 1) thresholds in [-1, 0). A row that contains NaN gives -1 and takes part in no further step.
     """
     tau = torch.full_like(scores[..., :1], -1.0)
     excess = torch.empty_like(scores)
@@ -147,7 +154,14 @@ def _weights_of_rows(query: Tensor, key: Tensor) -> Callable[[slice], Tensor]:
 
 
 def reference_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The operator in torch alone; arguments and result as `high_similarity_pass_attention`."""
+    """The operator in torch alone; arguments and result as `high_similarity_pass_attention`.
+
+    Example:
+        >>> import torch
+        >>> equal_scores = torch.zeros(1, 4, 1, 3)
+        >>> reference_attention(equal_scores, equal_scores, torch.tensor([[[[3.0, 6.0, 9.0]]]]))
+        tensor([[[[6., 6., 6.]]]])
+    """
     q, k, v = _tokens(query), _tokens(key), _tokens(value)
     out = torch.empty_like(v)
     rows = _chunk_rows(q)
@@ -172,7 +186,8 @@ def native_attention(
         (N, D, H, W), contiguous.
 
     Raises:
-        OutOfMemoryError, ValueError: as `NativeLibrary.attend`.
+        OutOfMemoryError: the library cannot allocate its workspace.
+        ValueError: shapes, element type or options do not fit.
     """
     output = torch.empty_like(value, memory_format=torch.contiguous_format)
     # Copies, where there are any, must live until the call is over.
@@ -186,7 +201,7 @@ def native_attention(
 
 
 def _with_one_position_stride(image: Tensor) -> Tensor:
-    """The tensor, copied where its positions H * W do not lie at equal distances."""
+    """The tensor, copied where its H * W positions are not at equal distances in memory."""
     height, width = image.shape[2:]
     if height == 1 or width == 1 or image.stride(2) == width * image.stride(3):
         return image
