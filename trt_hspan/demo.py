@@ -1,6 +1,6 @@
 """The main job from nothing to a picture: export, plugin, two engines, validation, one photograph upscaled.
 
-Owns the order of the steps and what is shown; each step is a call that users can make themselves.
+Each step is a call that users can write themselves.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DETAIL: Final = Crop(top=82, left=124, height=60, width=90)
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport:
-    """What the demo made and measured. Paths lie in its output folder.
+    """What the demo wrote and measured. Paths are in its output folder.
 
     Attributes:
         onnx: the exported FP16 model.
@@ -47,7 +47,7 @@ class DemoReport:
         engines: attention kind -> plan and its manifest.
         validation: the FP16 graph against PyTorch FP32 on the photograph.
         bicubic: quality of bicubic upscaling, by the official protocol.
-        upscaled, upscale_run: the photograph, and how it was made.
+        upscaled, upscale_run: the result, and how it was computed.
         comparison: input, bicubic, network and ground truth side by side.
         seconds: wall time of each step.
     """
@@ -67,8 +67,8 @@ def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> D
     """Runs the main job on the shipped network and photograph.
 
     Args:
-        output: folder for everything that is made.
-        on_step: told the name of each step as it begins.
+        output: folder for all results.
+        on_step: called with the name of each step as it begins.
 
     Raises:
         HspanError: a step fails, for example for want of a CUDA compiler.
@@ -135,10 +135,10 @@ def _panels(
     quality = validation.total.candidate_quality
     assert quality is not None
     return [
-        Panel(title="input", note=f"{low.shape[1]} x {low.shape[0]} pixels", image=_pixels(low, 4)),
+        Panel(title="input", note=f"{low.shape[0]} x {low.shape[1]} pixels", image=_pixels(low, 4)),
         Panel(title="bicubic", note=_note(bicubic[1]), image=bicubic[0]),
         Panel(title=f"{CHECKPOINT}, FP16", note=_note(quality), image=upscaled),
-        Panel(title="ground truth", note=f"{truth.shape[1]} x {truth.shape[0]} pixels", image=truth),
+        Panel(title="ground truth", note=f"{truth.shape[0]} x {truth.shape[1]} pixels", image=truth),
     ]
 
 

@@ -292,7 +292,7 @@ def test_ground_truth_must_be_large_enough_for_ssim(tmp_path: Path) -> None:
     write_image(tmp_path / "HR" / "a.png", np.zeros((16, 40, 3), np.uint8))
     write_image(tmp_path / "LR_bicubic" / "X4" / "ax4.png", np.zeros((4, 10, 3), np.uint8))
     refused(
-        NearestRunner(), samples_from_folder(tmp_path, 4), "a: 40x16 pixels leave 32x8 .* SSIM needs 11x11"
+        NearestRunner(), samples_from_folder(tmp_path, 4), "a: 16x40 pixels leave 8x32 .* SSIM needs 11x11"
     )
 
 

@@ -66,8 +66,8 @@ def test_labels_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shown", "crop", "message"),
     [
-        ([], CROP, "panels of one size"),
-        (panels(1) + panels(1, height=41), CROP, "panels of one size"),
+        ([], CROP, "panels of the same size"),
+        (panels(1) + panels(1, height=41), CROP, "panels of the same size"),
         (panels(1), dataclasses.replace(CROP, left=31), "does not lie inside 40 x 60"),
         (panels(1), dataclasses.replace(CROP, height=0), "does not lie inside"),
     ],

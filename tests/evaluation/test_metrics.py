@@ -120,8 +120,8 @@ def test_equal_pictures_are_perfect(image: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: psnr_y(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 8, 3), np.uint8), 2), "of one size"),
-        (lambda: psnr_y(*[np.zeros((8, 30, 3), np.uint8)] * 2, 4), "30x8 pixels leave 22x0 after cropping 4"),
+        (lambda: psnr_y(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 8, 3), np.uint8), 2), "of the same size"),
+        (lambda: psnr_y(*[np.zeros((8, 30, 3), np.uint8)] * 2, 4), "8x30 pixels leave 0x22 after cropping 4"),
         (lambda: ssim_y(*[np.zeros((18, 30, 3), np.uint8)] * 2, 4), "leave 22x10 after cropping 4 .* 11x11"),
         (lambda: agreement(np.zeros(3), np.zeros(4)), "of one shape"),
         (lambda: agreement(np.zeros(0), np.zeros(0)), "of one shape"),

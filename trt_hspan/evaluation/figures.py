@@ -1,4 +1,4 @@
-"""Pictures side by side, for people. Owns layout and labels; computes nothing that is shown."""
+"""Pictures side by side, with labels and an enlarged detail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Panel:
     Attributes:
         title: what it is, such as "bicubic".
         note: a line below the title, such as its PSNR.
-        image: (H, W, 3) uint8 RGB; all panels of a comparison have one size.
+        image: (H, W, 3) uint8 RGB; all panels of a comparison have the same size.
     """
 
     title: str
@@ -54,7 +54,7 @@ def save_comparison(path: str | os.PathLike[str], panels: Sequence[Panel], crop:
 
     Args:
         path: the `.png` file.
-        panels: at least one, images of one size.
+        panels: at least one, images of the same size.
         crop: the detail, inside the images.
 
     Raises:
@@ -63,7 +63,7 @@ def save_comparison(path: str | os.PathLike[str], panels: Sequence[Panel], crop:
     """
     sizes = {panel.image.shape for panel in panels}
     if len(sizes) != 1:
-        raise ValueError(f"expected panels of one size, got {sorted(sizes)}")
+        raise ValueError(f"expected panels of the same size, got {sorted(sizes)}")
     height, width, _ = sizes.pop()
     inside = (
         0 <= crop.top <= crop.top + crop.height <= height

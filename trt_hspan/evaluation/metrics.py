@@ -1,11 +1,10 @@
-"""How far two pictures are apart. Owns the formulas; numpy only, float64 inside.
+"""How far two pictures are apart, in float64.
 
 Two families that must not be mixed up:
 
 - Quality against ground truth follows the protocol of the official EDSR and HSPAN code, and with it of the
   published tables: 8-bit pictures, luma only, `scale` pixels cropped on each side.
-- Agreement of two backends compares their raw outputs on [0, 1], neither clamped nor rounded nor cropped, so
-that
+- Agreement of two backends compares their raw outputs on [0, 1], neither clamped nor rounded nor cropped, so that
   no rounding hides a difference.
 """
 
@@ -66,10 +65,16 @@ def agreement(result: npt.NDArray[np.floating], reference: npt.NDArray[np.floati
 
     Raises:
         HspanError: different shapes, or no values.
+
+    Example:
+        >>> import numpy as np
+        >>> reference = np.full((1, 3, 4, 6), 0.5, np.float32)
+        >>> agreement(reference + np.float32(0.125), reference).max_abs_error
+        0.125
     """
     if result.shape != reference.shape or result.size == 0:
         raise HspanError(
-            "compare", f"expected two tensors of one shape, got {result.shape} and {reference.shape}"
+            "compare", f"expected two tensors of the same shape, got {result.shape} and {reference.shape}"
         )
     nan_count = sum(int(a.size - np.count_nonzero(np.isfinite(a))) for a in (result, reference))
     if nan_count:
@@ -92,7 +97,13 @@ def _db_from_mean_squared_error(mean_squared_error: float) -> float:
 
 
 def luma_from_rgb(image: Uint8Array) -> Float64Array:
-    """(H, W, 3) uint8 RGB -> (H, W) float64 luma in 16..235, not rounded."""
+    """(H, W, 3) uint8 RGB -> (H, W) float64 luma in 16..235, not rounded.
+
+    Example:
+        >>> import numpy as np
+        >>> luma_from_rgb(np.zeros((1, 2, 3), np.uint8))
+        array([[16., 16.]])
+    """
     return LUMA_OFFSET + image.astype(np.float64) @ LUMA_WEIGHTS
 
 
@@ -110,7 +121,7 @@ def require_measurable(height: int, width: int, scale: int, where: object) -> No
     if min(height, width) - 2 * scale < _SSIM_WINDOW:
         raise HspanError(
             where,
-            f"{width}x{height} pixels leave {max(0, width - 2 * scale)}x{max(0, height - 2 * scale)} after "
+            f"{height}x{width} pixels leave {max(0, height - 2 * scale)}x{max(0, width - 2 * scale)} after "
             f"cropping {scale} on each side, SSIM needs {_SSIM_WINDOW}x{_SSIM_WINDOW}",
             "evaluate larger pictures",
         )
@@ -119,7 +130,7 @@ def require_measurable(height: int, width: int, scale: int, where: object) -> No
 def _cropped_lumas(image: Uint8Array, truth: Uint8Array, scale: int) -> tuple[Float64Array, Float64Array]:
     if image.shape != truth.shape or image.ndim != 3 or image.shape[2] != 3:
         raise HspanError(
-            "metrics", f"expected two (H, W, 3) pictures of one size, got {image.shape}, {truth.shape}"
+            "metrics", f"expected two (H, W, 3) pictures of the same size, got {image.shape}, {truth.shape}"
         )
     require_measurable(image.shape[0], image.shape[1], scale, "metrics")
     inner = slice(scale, -scale) if scale else slice(None)
@@ -138,7 +149,13 @@ def psnr_y(image: Uint8Array, truth: Uint8Array, scale: int) -> float:
         scale: the network's scale; the width of the border that is left out.
 
     Raises:
-        HspanError: different sizes, or as `require_measurable`.
+        HspanError: different sizes, or less than 11x11 pixels are left after cropping.
+
+    Example:
+        >>> import numpy as np
+        >>> truth = np.full((24, 24, 3), 128, np.uint8)
+        >>> round(psnr_y(truth + np.uint8(1), truth, scale=2), 2)
+        49.45
     """
     ours, theirs = _cropped_lumas(image, truth, scale)
     return _db_from_mean_squared_error(float(np.mean(np.square((ours - theirs) / 255.0))))
@@ -160,7 +177,13 @@ def ssim_y(image: Uint8Array, truth: Uint8Array, scale: int) -> float:
         At most 1; 1 for equal pictures.
 
     Raises:
-        HspanError: different sizes, or as `require_measurable`.
+        HspanError: different sizes, or less than 11x11 pixels are left after cropping.
+
+    Example:
+        >>> import numpy as np
+        >>> truth = np.full((24, 24, 3), 128, np.uint8)
+        >>> ssim_y(truth, truth, scale=2)
+        1.0
     """
     ours, theirs = _cropped_lumas(image, truth, scale)
     mean_x, mean_y = _blur(ours), _blur(theirs)

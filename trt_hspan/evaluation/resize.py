@@ -1,9 +1,9 @@
-"""Bicubic resizing as super-resolution papers do it. Owns the resampling weights; knows nothing of files.
+"""Bicubic resizing as super-resolution papers do it.
 
-The low-resolution half of every benchmark set was made by MATLAB's `imresize`, so that is what is computed
-here: the cubic kernel of Keys (IEEE TASSP 29, 1981) with a = -1/2, stretched by the scale when an image
-shrinks (antialiasing), pixel centers at half-integers, weights normalized to sum to 1, and the image mirrored
-at its edges with the edge pixel repeated.
+The low-resolution half of every benchmark set was computed by MATLAB's `imresize`, and so it is here: the cubic
+kernel of Keys (IEEE TASSP 29, 1981) with a = -1/2, stretched by the scale when an image shrinks (antialiasing),
+pixel centers at half-integers, weights normalized to sum to 1, and the image mirrored at its edges with the edge
+pixel repeated.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ def bicubic_resize(image: npt.ArrayLike, output_height: int, output_width: int) 
 
     Raises:
         HspanError: `image` has no pixels or is not (H, W, C), or an output size is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> bicubic_resize(np.full((4, 6, 3), 0.5), 8, 12).shape
+        (8, 12, 3)
     """
     source = np.asarray(image, dtype=np.float64)
     if source.ndim != 3 or 0 in source.shape:
@@ -102,7 +107,7 @@ def _uint8_from_float(image: Float64Array) -> npt.NDArray[np.uint8]:
 
 
 def downscale(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
-    """The low-resolution version of a picture, as benchmark sets hold it (`imresize(image, 1/scale)`).
+    """The low-resolution version of a picture, as benchmark sets contain it (`imresize(image, 1/scale)`).
 
     Rows are resized first, then columns, and as in MATLAB 8-bit pictures are rounded after each of the two.
 
@@ -117,6 +122,11 @@ def downscale(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]
     Raises:
         HspanError: the picture is smaller than `scale` on a side or not an (H, W, C) uint8 array, or `scale`
             is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> downscale(np.zeros((301, 444, 3), np.uint8), 4).shape
+        (75, 111, 3)
     """
     if image.ndim != 3 or image.dtype != np.uint8:
         raise HspanError("downscale", f"expected (H, W, C) uint8, got {image.shape} {image.dtype}")
@@ -126,7 +136,7 @@ def downscale(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]
     if height < 1 or width < 1:
         raise HspanError(
             "downscale",
-            f"a picture of {image.shape[1]}x{image.shape[0]} pixels is too small for scale {scale}",
+            f"a picture of {image.shape[0]}x{image.shape[1]} pixels is too small for scale {scale}",
         )
     cropped = image[: height * scale, : width * scale].astype(np.float64)
     rows = _uint8_from_float(_resize_axis(cropped, 0, height))

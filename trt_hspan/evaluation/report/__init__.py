@@ -1,4 +1,4 @@
-"""The accuracy report: one self-contained HTML page. `evidence` gathers, `charts` draws, `page` puts together."""
+"""The accuracy report: one self-contained HTML page. `evidence` gathers, `charts` draws, `page` writes."""
 
 from trt_hspan.evaluation.report.evidence import EvidenceCollector, PictureEvidence
 from trt_hspan.evaluation.report.page import ReportInput, Row, write_report

@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Owns geometry; colors come from the page's style sheet, by class names `series-0` ..."""
+"""Charts as inline SVG. Colors come from the page's style sheet, by class names `series-0` ..."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def layer_chart(modules: Sequence[str], lines: Sequence[Line]) -> str:
     height, bottom = 330, 92
     plot = _Plot(height=height, bottom=bottom, count=len(modules), low=low, high=high)
     parts = [
-        _svg_open(height, "PSNR of each module's output against FP32, in decibels, one line per network")
+        _svg_open(height, "PSNR of each module's output against FP32, in decibels, one line for each network")
     ]
     ticks = range(low, high + 1, 10 if high - low <= 80 else 20)
     for tick in ticks:
@@ -65,7 +65,7 @@ def histogram_chart(edges: Sequence[float], labels: Sequence[str], shares: Seque
     height, bottom = 280, 56
     high = max(1, math.ceil(highest * 100 / 2) * 2)
     plot = _Plot(height=height, bottom=bottom, count=len(edges), low=0, high=high)
-    parts = [_svg_open(height, "Histogram of absolute errors in gray levels, one outline per network")]
+    parts = [_svg_open(height, "Histogram of absolute errors in gray levels, one outline for each network")]
     for tick in range(0, high + 1, max(1, high // 4)):
         parts.append(plot.horizontal(tick, f"{tick} %"))
     for index, edge in enumerate(edges):

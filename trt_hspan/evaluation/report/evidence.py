@@ -1,4 +1,4 @@
-"""What the report shows of each picture, gathered while the outputs are in memory. Owns the choice of pictures.
+"""What the report shows of each picture, gathered while the outputs are in memory.
 
 Only encoded pictures and counts are kept, so any number of pictures can be compared.
 """
@@ -28,7 +28,7 @@ from trt_hspan.evaluation.resize import bicubic_resize
 from trt_hspan.media.images import image_from_tensor
 from trt_hspan.runtime.runner import Float32Array
 
-# Pictures with sliders on the page; tables hold all of them.
+# Pictures with sliders on the page; its table lists all.
 MOST_PICTURES: Final = 12
 # Edges of the histogram of absolute errors, in gray levels (1/255), ten to a decade.
 HISTOGRAM_EDGES: Final = tuple(10.0 ** (exponent / 10) for exponent in range(-50, 21))
@@ -64,9 +64,9 @@ class PictureEvidence:
         name: of the picture.
         height, width: of the output, in pixels.
         layers: bicubic, FP32, ground truth where there is one, and each network's output.
-        heat_maps: one of each network: where it differs from FP32.
-        details: one of each network.
-        reports: one of each network.
+        heat_maps: for each network, where it differs from FP32.
+        details: for each network, where its error is largest.
+        reports: for each network.
         worst_psnr_db: smallest PSNR of all networks; NaN counts as smaller than any.
     """
 
@@ -81,16 +81,16 @@ class PictureEvidence:
 
 
 class EvidenceCollector:
-    """Give it to `validate_all` as `on_outputs`.
+    """Gathers the evidence as the `on_outputs` of `validate_all`.
 
     Args:
-        labels: one for each candidate, all different.
-        most_pictures: of more, those on which a network is worst are kept.
+        labels: of the candidates, all different.
+        most_pictures: pictures to keep; of more, those on which a network is worst.
 
     Attributes:
-        histograms: one of each candidate: values in each cell of `HISTOGRAM_EDGES`, below and above added at
-            its ends.
-        equal_values, values: of each candidate: how many were exactly FP32's, and how many there were.
+        histograms: for each candidate, values in each cell of `HISTOGRAM_EDGES`; values beyond its ends count in
+            the first and last cell.
+        equal_values, values: for each candidate, how many were exactly FP32's, and how many there were.
     """
 
     def __init__(self, labels: Sequence[str], most_pictures: int = MOST_PICTURES) -> None:
@@ -197,9 +197,9 @@ def _detail(
     )
 
 
-def _error_levels(found: Float32Array, expected: Float32Array) -> Float64Array:
+def _error_levels(result: Float32Array, reference: Float32Array) -> Float64Array:
     """(1, 3, H, W) twice -> (H, W, 3) absolute difference in gray levels, before clamping and rounding."""
-    difference = np.abs(found[0].astype(np.float64) - expected[0].astype(np.float64)) * 255.0
+    difference = np.abs(result[0].astype(np.float64) - reference[0].astype(np.float64)) * 255.0
     moved: Float64Array = np.moveaxis(difference, 0, -1)
     return moved
 

@@ -1,7 +1,7 @@
-"""Puts the report's page together with Jinja2. Owns the order and wording of figures; draws and measures nothing.
+"""The report's page, put together with Jinja2. Charts are drawn elsewhere, and nothing is measured here.
 
-The page is one file: styles, script, charts and pictures stand in it, and its content security policy forbids it to
-ask a network for anything.
+The page is one file that contains its styles, script, charts and pictures; its content security policy forbids every
+request to a network.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Row:
         file: name of the engine or ONNX file.
         size_bytes: of that file.
         manifest: of an engine; None for an ONNX file.
-        report: what `validate_all` found.
-        layers: what `layer_errors` found; empty when it does not apply.
+        report: the result of `validate_all`.
+        layers: the result of `layer_errors`; empty when it does not apply.
     """
 
     label: str
@@ -63,7 +63,7 @@ class ReportInput:
         checkpoint: as the user named it.
         images: where the pictures came from, as the user named it.
         rows: at least one.
-        evidence: gathered while the reports were made.
+        evidence: gathered while the networks ran.
         layer_picture: what the layer errors were measured on, in words.
     """
 
@@ -90,7 +90,7 @@ def write_report(folder: Path, content: ReportInput) -> Path:
 
 
 def require_report_tools() -> None:
-    """Raises: HspanError when Jinja2 is not installed, so that nobody waits for a comparison in vain."""
+    """Raises: HspanError when Jinja2 is not installed, checked before a long comparison."""
     _environment()
 
 
@@ -164,8 +164,8 @@ def figures_from_report(content: ReportInput) -> dict[str, Any]:
 
 
 def _on_axis(layers: Sequence[LayerError], names: Sequence[str]) -> list[float | None]:
-    known = {layer.module: layer.psnr_db for layer in layers}
-    return [known.get(name) for name in names]
+    psnr_by_module = {layer.module: layer.psnr_db for layer in layers}
+    return [psnr_by_module.get(name) for name in names]
 
 
 def _audit(row: Row) -> dict[str, Any]:

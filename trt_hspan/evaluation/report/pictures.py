@@ -1,4 +1,4 @@
-"""Pictures for the report's page: heat maps, crops, data URIs. Owns colors and sizes; decides nothing."""
+"""Pictures for the report's page: heat maps, crops, data URIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From files and their comparison to the report's rows. Owns labels, and what is looked at layer by layer."""
+"""From files and their comparison to the report's rows."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ def written_report(
     Args:
         folder: for `index.html` and `report.json`.
         checkpoint, images: as the user named them.
-        files, runners, reports: one of each network, in one order.
-        evidence: gathered while the reports were made.
+        files, runners, reports: of the networks, in the same order.
+        evidence: gathered while the networks ran.
         sample: the picture for the layers.
-        reference: PyTorch; says the residual scale.
+        reference: PyTorch; its residual scale is used.
 
     Raises:
         HspanError: a file cannot be read or written, or ONNX Runtime fails.
     """
     network = load_model(checkpoint, res_scale=0.1 if reference.res_scale is None else reference.res_scale)
     rows = []
-    size = (0, 0)
+    size = ""
     for path, runner, report, label in zip(files, runners, reports, labels_of(files, runners), strict=True):
         manifest, model = _files_of(path)
         batch = _middle(sample, runner)
         layers: list[LayerError] = []
         if batch is not None:
             layers = layer_errors(model, network, batch)
-            size = (batch.shape[3], batch.shape[2])
+            size = f"{batch.shape[2]}\N{MULTIPLICATION SIGN}{batch.shape[3]}"
         rows.append(
             Row(
                 label=label,
@@ -82,7 +82,7 @@ def written_report(
         images=images,
         rows=rows,
         evidence=evidence,
-        layer_picture=f"the middle {size[0]}\N{MULTIPLICATION SIGN}{size[1]} input pixels of {sample.name}",
+        layer_picture=f"the middle {size} input pixels of {sample.name}",
     )
     return write_report(folder, content)
 

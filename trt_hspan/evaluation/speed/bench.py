@@ -1,4 +1,4 @@
-"""The benchmark: every network at every size and batch, in one process, with what it ran on. Owns the sweep.
+"""The benchmark: every network at every size and batch, in one process, with what it ran on.
 
 Times are those of this machine and this run; nothing is extrapolated or compared with a figure from elsewhere.
 """
@@ -86,7 +86,7 @@ class BenchSpec:
             raise UsageError("--cuda-graph", f"got {self.graphs!r}, expected on, off or both")
         if self.precisions and not self._checkpoints:
             raise UsageError(
-                "--precision", "is for checkpoints; ONNX files and engines hold theirs", "leave it out"
+                "--precision", "is for checkpoints; ONNX files and engines have theirs", "leave it out"
             )
         if self.integer_kernels:
             require_onnx_for_integer_kernels(self.sources)
@@ -99,7 +99,7 @@ class BenchSpec:
 
     @property
     def peer_checkpoint(self) -> str | None:
-        """The one named, else the one that is measured."""
+        """The named one, else the only measured one."""
         return self.checkpoint or (self._checkpoints[0] if len(self._checkpoints) == 1 else None)
 
     @property
@@ -123,11 +123,11 @@ class Measurement:
         images_per_second: throughput; on a GPU with upload, compute and download overlapped.
         gpu_stages_ms: medians of upload, compute and download by CUDA events; None without a GPU.
         end_to_end_ms: medians of decode, infer and encode of a PNG picture of this size; None for batches and peers.
-        host_peak_bytes: how far resident memory rose while it ran; None where Linux does not tell.
+        host_peak_bytes: how far resident memory rose while it ran; None where Linux does not report it.
         gpu_bytes: device memory for activations, inputs and outputs; None without a GPU.
         speedup_over_peer: the peer's median latency over this one's; None without a peer.
         profile: the engine's optimization profile that took the shape, where it has several; None without a GPU.
-        note: why there is no CUDA graph, when it was asked for.
+        note: why there is no CUDA graph, when one was requested.
     """
 
     network: str
@@ -159,19 +159,19 @@ class BenchReport:
 
     def name_of(self, measurement: Measurement) -> str:
         """Backend and precision, after the file's name where another file has the same."""
-        sources = {one.source for one in self.measurements if one.network == measurement.network}
+        sources = {item.source for item in self.measurements if item.network == measurement.network}
         prefix = f"{Path(measurement.source).name}: " if len(sources) > 1 else ""
         return prefix + measurement.network
 
 
 def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: None) -> BenchReport:
-    """Measures everything that a spec asks for.
+    """Measures everything in a spec.
 
     Sizes are checked against all networks before the first one runs.
 
     Args:
         spec: what to measure.
-        on_step: told what is measured next.
+        on_step: called with what is measured next.
 
     Raises:
         HspanError, UsageError: a source cannot be opened, a size does not fit it, or a run fails.
@@ -183,14 +183,16 @@ def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: Non
     clocks = {"before": clock_states()}
     peers: dict[tuple[int, int, int], Measurement] = {}
     if spec.peer is not None:
-        wanted = {
+        peer_shapes = {
             (size.height, size.width, batch)
             for _, variants, sizes in plans
             for size in sizes
             for batch in batches_for(variants[0][0], size, spec)
         }
-        peers = {(m.height, m.width, m.batch): m for m in _peer_measurements(spec, sorted(wanted), on_step)}
-    found = [
+        peers = {
+            (m.height, m.width, m.batch): m for m in _peer_measurements(spec, sorted(peer_shapes), on_step)
+        }
+    measurements = [
         measurement
         for _, variants, sizes in plans
         for runner, graphs in variants
@@ -198,7 +200,7 @@ def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: Non
     ]
     picked = {source: variants[0][0].picked for source, variants in runners}
     machine = machine_facts() | {"clocks": clocks | {"after": clock_states()}}
-    return BenchReport(measurements=(*peers.values(), *found), machine=machine, picked=picked)
+    return BenchReport(measurements=(*peers.values(), *measurements), machine=machine, picked=picked)
 
 
 def sizes_for(runner: Runner, spec: BenchSpec) -> tuple[ImageSize, ...]:
@@ -206,8 +208,8 @@ def sizes_for(runner: Runner, spec: BenchSpec) -> tuple[ImageSize, ...]:
     sizes = spec.sizes or tuple(
         dict.fromkeys(
             ImageSize(height=height, width=width)
-            for known in size_ranges(runner)
-            for height, width in (known.bounded(size.height, size.width) for size in DEFAULT_SIZES)
+            for limits in size_ranges(runner)
+            for height, width in (limits.bounded(size.height, size.width) for size in DEFAULT_SIZES)
         )
     )
     for size in sizes:
@@ -220,7 +222,7 @@ def sizes_for(runner: Runner, spec: BenchSpec) -> tuple[ImageSize, ...]:
 
 
 def batches_for(runner: Runner, size: ImageSize, spec: BenchSpec) -> tuple[int, ...]:
-    """What was asked for, else one picture in a run, or the fewest that the network takes."""
+    """The requested batches, else one picture in a run, or the fewest that the network takes."""
     return spec.batches or (batch_limits(runner, size.height, size.width, wanted=1)[0],)
 
 
@@ -230,8 +232,7 @@ def _is_int8_file(source: str, runner: Runner) -> bool:
 
 def _require_an_int8_file(spec: BenchSpec, runners: Iterable[Runner]) -> None:
     """Integer kernels that no source can have would be an option without effect."""
-    found = (_is_int8_file(source, runner) for source, runner in zip(spec.sources, runners, strict=True))
-    if spec.integer_kernels and not any(found):
+    if spec.integer_kernels and not any(map(_is_int8_file, spec.sources, runners)):
         raise UsageError(
             "--integer-kernels",
             f"is for ONNX files in INT8, and none of {', '.join(spec.sources)} is",
@@ -250,8 +251,8 @@ def _require_same_network(spec: BenchSpec, runners: Iterable[Runner]) -> None:
         if runner.source_sha256 not in (None, expected):
             raise HspanError(
                 spec.peer_checkpoint,
-                f"is not the checkpoint that {runner.where} was made from",
-                "name that one by --checkpoint",
+                f"is not the checkpoint that {runner.where} was exported from",
+                "name the right one by --checkpoint",
             )
 
 
@@ -263,14 +264,14 @@ def _variants(source: str, spec: BenchSpec) -> Iterator[tuple[Runner, bool | Non
         if spec.graphs is not None:
             raise _no_graphs(source, "PyTorch")
         for precision in spec.precisions or (None,):
-            made = open_runner(
+            checkpoint_runner = open_runner(
                 source,
                 device=spec.device,
                 res_scale=spec.res_scale,
                 threads=spec.threads,
                 precision=precision,
             )
-            yield made, None
+            yield checkpoint_runner, None
         return
     runner = open_runner(
         source, device=spec.device, res_scale=spec.res_scale, threads=spec.threads, plugin=spec.plugin
@@ -422,13 +423,11 @@ def _peer_measurements(
 
 def _batch(shape: tuple[int, int, int, int]) -> Float32Array:
     """The shipped photograph, repeated as far as needed: flat and detailed parts, as pictures have them."""
-    from importlib.resources import as_file, files
-
+    from trt_hspan.data import DEMO_PHOTOGRAPH
     from trt_hspan.media.images import read_image
 
-    with as_file(files("trt_hspan.data") / "chelsea.png") as path:
-        photograph = read_image(path)
+    photograph = read_image(DEMO_PHOTOGRAPH)
     rows = np.resize(np.arange(photograph.shape[0]), shape[2])
     columns = np.resize(np.arange(photograph.shape[1]), shape[3])
-    one = photograph[np.ix_(rows, columns)].transpose(2, 0, 1).astype(np.float32) / 255
-    return np.ascontiguousarray(np.broadcast_to(one, shape))
+    image = photograph[np.ix_(rows, columns)].transpose(2, 0, 1).astype(np.float32) / 255
+    return np.ascontiguousarray(np.broadcast_to(image, shape))

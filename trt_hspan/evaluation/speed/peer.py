@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def eager_reference(
     checkpoint: str | os.PathLike[str], *, res_scale: float, threads: int | None
 ) -> Iterator[tuple[str, Callable[[Float32Array], Float32Array]]]:
-    """Yields what the peer is called and its run: (N, 3, H, W) -> (N, 3, sH, sW) float32.
+    """Yields the peer's name and its run: (N, 3, H, W) -> (N, 3, sH, sW) float32.
 
     The attention is PyTorch's tensor operations (`trt_hspan.ops.attention.reference_attention`). On CUDA where PyTorch
     has it, copies included, else on the CPU.

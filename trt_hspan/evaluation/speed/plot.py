@@ -11,7 +11,7 @@ from trt_hspan.files import atomic_path
 
 
 def require_plot(path: Path) -> None:
-    """Checks, before long work, that a plot can be made.
+    """Checks, before long work, that a plot can be drawn.
 
     Raises:
         UsageError: the name does not end in .png.
@@ -49,7 +49,7 @@ def write_plot(report: BenchReport, path: Path) -> None:
     sizes = {f"{m.height}x{m.width}": m.height * m.width for m in report.measurements}
     axes.set_xticks(list(sizes.values()), list(sizes), rotation=30)
     axes.minorticks_off()
-    # Times within one power of ten would else have no tick at all.
+    # Times within one power of ten would otherwise have no tick at all.
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=30))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(visible=True, which="major", alpha=0.3)

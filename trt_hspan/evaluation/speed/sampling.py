@@ -1,4 +1,4 @@
-"""Running something until its time is stable, then sampling it. Owns the rule and the statistics, not what is run.
+"""Running something until its time is stable, then sampling it.
 
 The rule: the warm-up is over when the medians of two windows of five runs each, one after the other, differ by at most
 2 %. A warm-up that takes too long ends too, and the result says that it was not stable.
@@ -25,7 +25,7 @@ class Latency:
     """Wall times of single runs, in milliseconds.
 
     Attributes:
-        runs: how many were sampled; percentiles beyond what they can tell are interpolated.
+        runs: how many were sampled; percentiles between samples are interpolated.
         warmup_runs: how many came before.
         stable: the warm-up ended by the rule and not by its time limit.
     """
@@ -50,10 +50,10 @@ def sample_latency(
     """Warms up, then times runs for about `seconds`, three runs at least.
 
     Args:
-        run: one run; returns when its result is there.
+        run: does what is timed; returns when its result is complete.
         seconds: for the samples, and again at most for the warm-up, which takes `WINDOW` runs at least.
-        on_run: told after each sampled run.
-        clock: seconds from anywhere.
+        on_run: called after each sampled run.
+        clock: returns seconds.
     """
     warmup, stable = _warm_up(run, seconds, clock)
     times: list[float] = []
