@@ -47,7 +47,6 @@ run("jetson", "boards")
 run("jetson", "plan", "--board", "auto", "--size", "640x360", "--scale", "2")
 run("jetson", "build", folder / "net.onnx", "-o", folder / "net.plan", *plugin)
 run("jetson", "plan", "--board", "auto", "--size", "64x48", "--engine", folder / "net.plan")
-run("jetson", "service", "show", folder / "net.plan", "--user", "me", *plugin)
 # No GPU executes here, and ONNX Runtime, which would stand in, is not installed on a board.
 run("jetson", "validate", folder / "net.plan", *plugin, code=1)
 run("jetson", "reference", "hspan-tiny-x2", "-o", folder / "r.npz", code=1)
@@ -56,7 +55,7 @@ print("all of it")
 """
 
 
-def test_build_plan_and_service_need_the_core_alone(tmp_path: Path) -> None:
+def test_build_and_plan_need_the_core_alone(tmp_path: Path) -> None:
     write_attention_network(tmp_path / "net.onnx", precision="fp16", blocks=2)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],

@@ -40,16 +40,8 @@ _DEBIAN_NAMES: Final = {
     "libcrypto.so.3": "libssl3",
 }
 
-# What install.sh made is none of dpkg's files, so the package takes it away itself.
-_AFTER_REMOVAL: Final = f"""\
-#!/bin/sh
-set -e
-case "$1" in
-  remove|purge)
-    rm -rf "$DPKG_ROOT/{PREFIX}/venv" "$DPKG_ROOT/{PREFIX}/venv.old"
-    rmdir "$DPKG_ROOT/{PREFIX}" 2>/dev/null || true ;;
-esac
-"""
+#: Scripts that dpkg runs, by name.
+_MAINTAINER_SCRIPTS: Final = Path(__file__).parent / "debian_scripts"
 
 
 @dataclass(frozen=True)
@@ -68,12 +60,14 @@ class PackageContents:
         files: its files.
         links: symbolic links, by place: {"lib/a.so": "a.so.1"}.
         commands: names in bin/ that the .deb also puts into /usr/bin.
+        system_files: files that the .deb also puts elsewhere, by place: {"share/a.service": "usr/lib/a.service"}.
         linked_in: versions of foreign libraries that are inside the programs, for the manifest.
     """
 
     files: Sequence[PackageFile]
     links: Mapping[str, str] = field(default_factory=dict)
     commands: Sequence[str] = ()
+    system_files: Mapping[str, str] = field(default_factory=dict)
     linked_in: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -221,10 +215,14 @@ def _write_deb(
         for command in contents.commands:
             (root / "usr" / "bin").mkdir(parents=True, exist_ok=True)
             (root / "usr" / "bin" / command).symlink_to(f"/{PREFIX}/bin/{command}")
+        for place, system_place in contents.system_files.items():
+            (root / system_place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / PREFIX / place, root / system_place)
         (root / "DEBIAN").mkdir()
         (root / "DEBIAN" / "control").write_text(_control(target, needs, root))
-        (root / "DEBIAN" / "postrm").write_text(_AFTER_REMOVAL)
-        (root / "DEBIAN" / "postrm").chmod(0o755)
+        for script in sorted(_MAINTAINER_SCRIPTS.iterdir()):
+            shutil.copyfile(script, root / "DEBIAN" / script.name)
+            (root / "DEBIAN" / script.name).chmod(0o755)
         for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
             folder.chmod(0o755)
         with atomic_path(deb) as temporary:

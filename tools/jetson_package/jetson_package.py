@@ -16,7 +16,7 @@ from tools.jetson_package.cross_build import (
     build_for_target,
 )
 from tools.jetson_package.cross_sysroot import linked_versions, notices
-from tools.jetson_package.portable_files import COMMANDS, portable_files
+from tools.jetson_package.portable_files import COMMANDS, SYSTEM_FILES, portable_files
 from tools.jetson_package.targets import Target
 from trt_hspan.native.plugin import LIBRARY_NAME
 from trt_hspan.native.progress import BuildProgress
@@ -72,5 +72,6 @@ def contents_from_build(built: CrossBuild, cpu: Path, portable: Sequence[Package
         ],
         links={f"lib/{RUNTIME_LIBRARY_NAME}": soname},
         commands=(PROGRAM_NAME, *COMMANDS),
+        system_files=SYSTEM_FILES,
         linked_in=linked_versions(built.sysroot),
     )

@@ -16,6 +16,11 @@ from trt_hspan.native.build import sources_folder
 MODELS: Final = ("hspan-tiny-x2", "hspan-tiny-x4")
 #: Commands that the wheel installs and that `board/launcher.sh` starts.
 COMMANDS: Final = ("trt-hspan", "hspan-jetson")
+#: Files for systemd, by place in the package, and where the .deb installs them.
+SYSTEM_FILES: Final = {
+    "share/hspan/hspan-upscale@.service": "usr/lib/systemd/system/hspan-upscale@.service",
+    "share/hspan/sysusers.conf": "usr/lib/sysusers.d/hspan.conf",
+}
 
 _BOARD_FILES: Final = Path(__file__).parent / "board"
 _WHEEL_SECONDS: Final = 300
@@ -33,15 +38,20 @@ def portable_files(folder: Path, *, tell: Callable[[str], None] = lambda _: None
     """
     tell("building the wheel")
     wheel = build_wheel(folder / "wheels")
-    files = [
-        PackageFile(_BOARD_FILES / "install.sh", "install.sh"),
-        *(PackageFile(_BOARD_FILES / "launcher.sh", f"bin/{name}") for name in COMMANDS),
-        PackageFile(wheel, f"wheels/{wheel.name}"),
-    ]
+    files = [*board_files(), PackageFile(wheel, f"wheels/{wheel.name}")]
     for name in MODELS:
         tell(f"exporting {name}")
         files.append(PackageFile(_exported(name, folder / "models"), f"models/{name}-fp16.onnx"))
     return [*files, PackageFile(sources_folder() / "LICENSE", "share/doc/hspan/LICENSE")]
+
+
+def board_files() -> list[PackageFile]:
+    """Scripts and systemd's files, which are packed as they are."""
+    return [
+        PackageFile(_BOARD_FILES / "install.sh", "install.sh"),
+        *(PackageFile(_BOARD_FILES / "launcher.sh", f"bin/{name}") for name in COMMANDS),
+        *(PackageFile(_BOARD_FILES / Path(place).name, place) for place in SYSTEM_FILES),
+    ]
 
 
 def build_wheel(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A folder whose pictures become larger ones: the loop behind the systemd service. Owns no network and no signals.
+"""Upscaling of the pictures that appear in a folder: the loop behind `jetson watch` and its systemd service.
 
 A picture is taken when its size and time have stood still for one look at the folder. Its result appears in the output
 folder, whole or not at all; then the picture moves to `done/`, or to `failed/` with a text that says why.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from trt_hspan.cli.jetson import device as jetson_device
-from trt_hspan.cli.jetson import service as jetson_service
+from trt_hspan.cli.jetson.watch import watch
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ app.command("build")(jetson_device.build)
 app.command("validate")(jetson_device.validate)
 app.command("bench")(jetson_device.bench)
 app.command("reference")(jetson_device.reference)
-app.command("watch")(jetson_service.watch)
-app.add_typer(jetson_service.app, name="service")
+app.command("watch")(watch)
 
 
 def main() -> NoReturn:
