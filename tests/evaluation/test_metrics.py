@@ -122,12 +122,12 @@ def test_equal_pictures_are_perfect(image: np.ndarray) -> None:
     [
         (lambda: psnr_y(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 8, 3), np.uint8), 2), "of the same size"),
         (lambda: psnr_y(*[np.zeros((8, 30, 3), np.uint8)] * 2, 4), "8x30 pixels leave 0x22 after cropping 4"),
-        (lambda: ssim_y(*[np.zeros((18, 30, 3), np.uint8)] * 2, 4), "leave 22x10 after cropping 4 .* 11x11"),
-        (lambda: agreement(np.zeros(3), np.zeros(4)), "of one shape"),
-        (lambda: agreement(np.zeros(0), np.zeros(0)), "of one shape"),
+        (lambda: ssim_y(*[np.zeros((18, 30, 3), np.uint8)] * 2, 4), "leave 10x22 after cropping 4 .* 11x11"),
+        (lambda: agreement(np.zeros(3), np.zeros(4)), "of the same shape"),
+        (lambda: agreement(np.zeros(0), np.zeros(0)), "of the same shape"),
     ],
 )
-def test_what_cannot_be_compared_is_told_in_one_line(call, message: str) -> None:
+def test_what_cannot_be_compared_is_one_error_line(call, message: str) -> None:
     with pytest.raises(HspanError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
