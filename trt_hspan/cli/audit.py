@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    import onnx
-
     from trt_hspan.engine.range_record import NodeRange, RangeAudit
 
 _NEAREST = 8
@@ -36,8 +32,9 @@ def audit(
         int | None, typer.Option(min=1, metavar="N", help="Audit the first N pictures only.")
     ] = None,
     res_scale: Annotated[
-        float, typer.Option(help="Residual scale of a checkpoint; checkpoints do not store it.")
-    ] = 0.1,
+        float | None,
+        typer.Option(help="Residual scale of a checkpoint; checkpoints do not store it.", show_default="0.1"),
+    ] = None,
     show_all: Annotated[
         bool, typer.Option("--all", help="Show every node, not only those at risk and nearest the limit.")
     ] = False,
@@ -49,19 +46,20 @@ def audit(
     from trt_hspan.precision.audit.range_request import samples_from_audit_option
     from trt_hspan.precision.audit.ranges import audit_ranges, check_tile, checked_low_precision
     from trt_hspan.precision.crops import check_place
+    from trt_hspan.precision.network import variants_from_path
 
-    if precision is not None:
-        checked_low_precision(precision)
+    requested = None if precision is None else checked_low_precision(precision)
     check_tile(tile)
     check_place(pictures)
-    subject = subject_of_audit(model, precision, res_scale)
-    samples = samples_from_audit_option(pictures, subject.scale)[:limit]
+    network = variants_from_path(model, res_scale=res_scale)
+    kind = network.precision(requested, option="--precision")
+    samples = samples_from_audit_option(pictures, network.metadata.scale or 1)[:limit]
     with progress("auditing", total=len(samples)) as bar:
         found = audit_ranges(
-            subject.graph,
+            network.template(kind),
             samples,
-            subject.precision,
-            keep_fp32=subject.keep_fp32,
+            kind,
+            keep_fp32=network.kept_fp32,
             tile=tile,
             on_picture=lambda _: bar.advance(bar.task_ids[0]),
         )
@@ -69,66 +67,6 @@ def audit(
         print_json({"model": model, **audit_as_dict(found)})
     else:
         print_audit(model, found, show_all=show_all)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is audited: a graph, the type to audit it for, what stays in float32 anyway, and the scale."""
-
-    graph: onnx.ModelProto
-    precision: str
-    keep_fp32: tuple[str, ...] = ()
-    scale: int
-
-
-def subject_of_audit(model: str, precision: str | None, res_scale: float = 0.1) -> Subject:
-    """Reads a checkpoint, an ONNX file or an engine's model.
-
-    Raises:
-        HspanError: it cannot be read, or is no network of this project.
-        UsageError: the file computes in another type than `precision`.
-    """
-    from trt_hspan.errors import UsageError
-
-    suffix = Path(model).suffix.lower()
-    if suffix not in (".onnx", ".plan"):
-        from trt_hspan.export.to_onnx import float32_onnx_from_model
-        from trt_hspan.graph.headroom import HSPAN_KEEP_FP32
-        from trt_hspan.model import load_model
-        from trt_hspan.precision.audit.ranges import checked_low_precision
-
-        wanted = checked_low_precision(precision or "fp16")
-        network = load_model(model, res_scale=res_scale)
-        return Subject(
-            graph=float32_onnx_from_model(network, precision=wanted),
-            precision=wanted,
-            keep_fp32=HSPAN_KEEP_FP32,
-            scale=network.config.scale,
-        )
-    from trt_hspan.graph import base_precision_from_model, load_onnx, metadata_from_model, require_attention
-    from trt_hspan.graph.headroom import HSPAN_KEEP_FP32, is_hspan, tail_with_headroom
-
-    path = Path(model)
-    if suffix == ".plan":
-        from trt_hspan.engine.manifest import verify_manifest
-
-        path = path.parent / verify_manifest(path).onnx_file
-    graph = load_onnx(path)
-    require_attention(graph, path)
-    own = base_precision_from_model(graph)
-    if own != "fp32" and precision not in (None, own):
-        raise UsageError("--precision", f"{precision}, but {model} computes in {own}", "audit its checkpoint")
-    kind = precision or (own if own != "fp32" else "fp16")
-    keep: tuple[str, ...] = ()
-    if own == "fp32" and is_hspan(graph):  # as export would write it
-        keep = HSPAN_KEEP_FP32
-        graph = tail_with_headroom(graph) if kind == "fp16" else graph
-    return Subject(
-        graph=graph,
-        precision=kind,
-        keep_fp32=keep,
-        scale=metadata_from_model(graph).scale or 1,
-    )
 
 
 def audit_as_dict(found: RangeAudit) -> dict[str, object]:

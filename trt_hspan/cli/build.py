@@ -257,7 +257,8 @@ def _build_from_checkpoint(
 
     from trt_hspan.cli.options import export_with_ranges
     from trt_hspan.engine.build import check_buildable
-    from trt_hspan.export.to_onnx import checked_precision, opset_to_write
+    from trt_hspan.graph import checked_precision
+    from trt_hspan.graph.variants import opset_to_write
 
     precision = checked_precision(spec.precision or "fp32")
     opset_to_write(precision, opset)

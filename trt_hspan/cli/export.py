@@ -49,7 +49,8 @@ def export(
     from trt_hspan.cli.audit import audit_as_dict, print_audit
     from trt_hspan.cli.options import export_with_ranges, range_request
     from trt_hspan.cli.output import print_json, print_table
-    from trt_hspan.export.to_onnx import checked_precision, opset_to_write
+    from trt_hspan.graph import checked_precision
+    from trt_hspan.graph.variants import opset_to_write
 
     kind = checked_precision(precision)
     opset_to_write(kind, opset)

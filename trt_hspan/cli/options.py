@@ -256,12 +256,12 @@ def audited_onnx(path: Path, request: RangeRequest | None) -> RangeAudit | None:
     """The ranges of an ONNX file that exists already. Raises: as `audit_ranges`; None when not asked for."""
     if request is None or request.pictures is None:
         return None
-    from trt_hspan.cli.audit import subject_of_audit
     from trt_hspan.cli.progress import progress
     from trt_hspan.precision.audit.ranges import audit_ranges
+    from trt_hspan.precision.network import variants_from_path
 
-    subject = subject_of_audit(str(path), None)
+    network = variants_from_path(path)
+    kind = network.precision(None, option="--precision")
+    samples = request.samples(network.metadata.scale or 1)
     with progress(f"auditing {path}"):
-        return audit_ranges(
-            subject.graph, request.samples(subject.scale), subject.precision, keep_fp32=subject.keep_fp32
-        )
+        return audit_ranges(network.template(kind), samples, kind, keep_fp32=network.kept_fp32)

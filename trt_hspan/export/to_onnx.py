@@ -1,4 +1,4 @@
-"""Exports a network: torch.export, translation to ONNX, tidying, precision, function body, metadata."""
+"""Exports a network: torch.export, translation to ONNX, tidying. Its types are written by `graph.variants`."""
 
 from __future__ import annotations
 
@@ -14,35 +14,24 @@ import onnx
 import torch
 from torch import nn
 
-import trt_hspan
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.export.tidy import fold_constants, name_nodes
 from trt_hspan.graph import (
     INPUT_NAME,
-    NETWORK_PRECISIONS,
     OUTPUT_NAME,
-    PRECISIONS,
     OnnxMetadata,
     Precision,
-    check_model,
-    model_in_precision,
-    model_with_attention_function,
+    Variants,
     require_attention,
     save_onnx,
-    with_metadata,
+    variants_from_model,
 )
-from trt_hspan.graph.attention_function import LOWEST_OPSET
-from trt_hspan.graph.headroom import HSPAN_KEEP_FP32 as HSPAN_KEEP_FP32  # noqa: PLC0414  # re-exported
-from trt_hspan.graph.headroom import tail_with_headroom
-from trt_hspan.graph.precision import BF16_OPSET
+from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.model.checkpoint import load_model, source_sha256
-from trt_hspan.model.hspan import HSPAN
 from trt_hspan.ops.names import DOMAIN, OP_TYPE, OP_VERSION
 
 # torch.onnx translates to this version; others are reached by ONNX's own version converter.
 _TRANSLATED_OPSET: Final = 18
-# Beyond this, builders lag behind: the newest version that TensorRT-RTX 1.7 and ONNX Runtime both take here.
-HIGHEST_OPSET: Final = 23
 
 
 def export_onnx(
@@ -64,7 +53,7 @@ def export_onnx(
         res_scale: factor on each attention and module; checkpoints do not store it.
         opset: version of the ONNX operators; None takes 18, or 22 for bf16.
         static: (height, width) fixes the input to one picture of that size; None leaves N, H, W free.
-        keep_fp32: names or patterns of nodes that stay in float32, on top of `HSPAN_KEEP_FP32`.
+        keep_fp32: names or patterns of nodes that stay in float32, on top of what every HSPAN keeps.
 
     Returns:
         The written file.
@@ -82,31 +71,9 @@ def export_onnx(
     if target.suffix != ".onnx":
         raise UsageError(target, "an ONNX file's name ends in .onnx", "name another file")
     opset_to_write(precision, opset)
-    model = load_model(checkpoint, res_scale=res_scale)
-    exported = onnx_from_model(
-        model,
-        precision=precision,
-        opset=opset,
-        static=static,
-        keep_fp32=(*HSPAN_KEEP_FP32, *keep_fp32),
-        metadata=checkpoint_metadata(checkpoint, model, precision),
-    )
-    save_onnx(exported, target)
+    variants = variants_from_checkpoint(checkpoint, res_scale=res_scale, static=static)
+    save_onnx(variants.model(precision, keep_fp32=keep_fp32, opset=opset), target)
     return target
-
-
-def checkpoint_metadata(
-    checkpoint: str | os.PathLike[str], model: HSPAN, precision: Precision
-) -> OnnxMetadata:
-    """What an export of this checkpoint says about itself. Raises: HspanError when the file cannot be read."""
-    return OnnxMetadata(
-        scale=model.config.scale,
-        architecture=model.config.name,
-        precision=precision,
-        res_scale=model.config.res_scale,
-        source_sha256=source_sha256(checkpoint),
-        tool_version=trt_hspan.__version__,
-    )
 
 
 def onnx_from_model(
@@ -127,7 +94,7 @@ def onnx_from_model(
         channels: of the input.
         keep_fp32: names or patterns of nodes that stay in float32; nodes are named `<module path>/<operator>`.
             None keeps what is best for an HSPAN, and nothing in other networks.
-        metadata: stored in the model; None stores precision and tool version alone.
+        metadata: stored in the model, with the precision and the tool's version filled in.
 
     Returns:
         A checked model: one `hspan::HighSimilarityPassAttention` node for each block, with a function body.
@@ -143,94 +110,41 @@ def onnx_from_model(
         >>> [node.op_type for node in onnx_from_model(network).graph.node if node.domain == "hspan"]
         ['HighSimilarityPassAttention']
     """
-    graph = float32_onnx_from_model(model, precision=precision, opset=opset, static=static, channels=channels)
-    if keep_fp32 is None:
-        keep_fp32 = HSPAN_KEEP_FP32 if isinstance(model, HSPAN) else ()
-    return typed_onnx(
-        graph,
-        precision,
-        keep_fp32=keep_fp32,
-        metadata=metadata or _metadata(precision),
-        where=type(model).__name__,
+    opset_to_write(precision, opset)
+    graph = _float32_graph(model, channels, static)
+    variants = variants_from_model(
+        graph, type(model).__name__, metadata=metadata or OnnxMetadata(), keep_fp32=keep_fp32
     )
+    return variants.model(precision, opset=opset)
 
 
-def float32_onnx_from_model(
-    model: nn.Module,
-    *,
-    precision: Precision = "fp32",
-    opset: int | None = None,
-    static: tuple[int, int] | None = None,
-    channels: int = 3,
-) -> onnx.ModelProto:
-    """The first half of `onnx_from_model`: the graph that `precision` is to be written into, still in float32.
-
-    An HSPAN that is meant for fp16 has the headroom of `tail_with_headroom`. No function body, no metadata.
-
-    Raises:
-        HspanError, UsageError: as `onnx_from_model`.
-    """
-    version = opset_to_write(precision, opset)
-    translated = name_nodes(_translate(model, channels, static))
-    require_attention(translated, type(model).__name__)
-    if version != _TRANSLATED_OPSET:
-        translated = _converted(translated, version)
-    folded = fold_constants(translated)
-    return tail_with_headroom(folded) if precision == "fp16" and isinstance(model, HSPAN) else folded
-
-
-def typed_onnx(
-    graph: onnx.ModelProto,
-    precision: Precision,
-    *,
-    keep_fp32: Sequence[str],
-    metadata: OnnxMetadata,
-    where: object,
-) -> onnx.ModelProto:
-    """The second half of `onnx_from_model`: precision, function body and metadata.
+def variants_from_checkpoint(
+    checkpoint: str | os.PathLike[str], *, res_scale: float = 0.1, static: tuple[int, int] | None = None
+) -> Variants:
+    """A checkpoint's network, to be written in any type.
 
     Args:
-        graph: of `float32_onnx_from_model` for the same precision.
-        precision: the type of the arithmetic.
-        keep_fp32: names or patterns of nodes that stay in float32.
-        metadata: stored in the model.
-        where: what errors name.
+        checkpoint, res_scale, static: as in `export_onnx`.
 
     Raises:
-        HspanError: a weight does not fit the precision.
+        HspanError: as `load_model`.
+        UsageError: a size below 1.
     """
-    described = with_metadata(model_in_precision(graph, precision, keep_fp32=keep_fp32), metadata)
-    described.producer_name, described.producer_version = "trt-hspan", trt_hspan.__version__
-    finished = model_with_attention_function(described)
-    check_model(finished, where)
-    return finished
+    model = load_model(checkpoint, res_scale=res_scale)
+    metadata = OnnxMetadata(
+        scale=model.config.scale,
+        architecture=model.config.name,
+        res_scale=model.config.res_scale,
+        source_sha256=source_sha256(checkpoint),
+    )
+    return variants_from_model(_float32_graph(model, 3, static), os.fspath(checkpoint), metadata=metadata)
 
 
-def _metadata(precision: Precision) -> OnnxMetadata:
-    return OnnxMetadata(precision=precision, tool_version=trt_hspan.__version__)
-
-
-def checked_precision(text: str) -> Precision:
-    """The precision of this name. Raises: UsageError when there is none."""
-    for precision in PRECISIONS:
-        if text == precision:
-            return precision
-    if text in NETWORK_PRECISIONS:
-        raise UsageError(
-            "--precision", f"{text} needs pictures to measure ranges on", "use trt-hspan quantize"
-        )
-    raise UsageError("--precision", f"{text!r} is unknown", f"choose {', '.join(PRECISIONS)}")
-
-
-def opset_to_write(precision: Precision, opset: int | None) -> int:
-    """The version of the ONNX operators that a request comes to. Raises: UsageError when there is none."""
-    checked_precision(precision)
-    lowest = BF16_OPSET if precision == "bf16" else LOWEST_OPSET
-    if opset is None:
-        return lowest
-    if not lowest <= opset <= HIGHEST_OPSET:
-        raise UsageError("--opset", f"{opset} cannot hold {precision}", f"choose {lowest} to {HIGHEST_OPSET}")
-    return opset
+def _float32_graph(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
+    """Constants folded, nodes named after modules."""
+    translated = name_nodes(_translate(model, channels, static))
+    require_attention(translated, type(model).__name__)
+    return fold_constants(translated)
 
 
 def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
@@ -302,9 +216,3 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    converted = onnx.version_converter.convert_version(model, opset)
-    converted.ir_version = model.ir_version
-    return converted

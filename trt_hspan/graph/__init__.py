@@ -24,10 +24,12 @@ from trt_hspan.graph.precision import (
     NetworkPrecision,
     Precision,
     base_precision_from_model,
+    checked_precision,
     model_in_precision,
     precision_from_model,
 )
 from trt_hspan.graph.quantized import QuantizationFacts, QuantizedType, quantization_from_model
+from trt_hspan.graph.variants import Variants, variants_from_model
 
 __all__ = [
     "INPUT_NAME",
@@ -39,9 +41,11 @@ __all__ = [
     "Precision",
     "QuantizationFacts",
     "QuantizedType",
+    "Variants",
     "attention_nodes",
     "base_precision_from_model",
     "check_model",
+    "checked_precision",
     "load_onnx",
     "metadata_from_model",
     "model_for_cpu",
@@ -53,5 +57,6 @@ __all__ = [
     "quantization_from_model",
     "require_attention",
     "save_onnx",
+    "variants_from_model",
     "with_metadata",
 ]

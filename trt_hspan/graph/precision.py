@@ -31,6 +31,18 @@ _ELEMENT_TYPE: Final[dict[Precision, int]] = {
 BF16_OPSET: Final = 22
 
 
+def checked_precision(text: str) -> Precision:
+    """The float type of this name. Raises: UsageError when there is none."""
+    for precision in PRECISIONS:
+        if text == precision:
+            return precision
+    if text in NETWORK_PRECISIONS:
+        raise UsageError(
+            "--precision", f"{text} needs pictures to measure ranges on", "use trt-hspan quantize"
+        )
+    raise UsageError("--precision", f"{text!r} is unknown", f"choose {', '.join(PRECISIONS)}")
+
+
 def precision_from_model(model: onnx.ModelProto) -> NetworkPrecision:
     """What the network is called after, read from the graph itself and not from its metadata.
 

@@ -15,21 +15,17 @@ from support.loud_network import loud_network
 from support.reference import attention_reference
 from support.small_networks import attention_network
 
-from trt_hspan import load_model
+from trt_hspan import load_model, onnx_from_model
 from trt_hspan.engine.range_record import LIMITS, NodeRange, RangeAudit
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.datasets import Sample
-from trt_hspan.export.to_onnx import (
-    HSPAN_KEEP_FP32,
-    float32_onnx_from_model,
-    typed_onnx,
-)
 from trt_hspan.graph import (
-    OnnxMetadata,
+    Variants,
     attention_nodes,
     model_for_cpu,
     model_in_precision,
     model_with_attention_function,
+    variants_from_model,
 )
 from trt_hspan.media.images import tensor_from_image, write_image
 from trt_hspan.ops.names import DOMAIN, OP_TYPE
@@ -74,7 +70,7 @@ def test_largest_activations_are_those_of_pytorch(samples: list[Sample]) -> None
     with torch.inference_mode():
         for sample in samples:
             model(torch.from_numpy(tensor_from_image(sample.load()[0])))
-    audit = audit_ranges(float32_onnx_from_model(model), samples, "fp16", threads=1)
+    audit = audit_ranges(onnx_from_model(model), samples, "fp16", threads=1)
     nodes = by_name(audit)
     for node, module in [
         ("head.0/Conv", "head.0"),
@@ -246,32 +242,30 @@ def test_network_that_overflows_naive_fp16_comes_out_right_when_nodes_at_risk_st
     with torch.inference_mode():
         expected = model(torch.from_numpy(golden.input)).numpy()
     np.testing.assert_allclose(expected, golden.output, atol=2e-5)
-    graph = float32_onnx_from_model(model, precision="fp16")
-    audit = audit_ranges(graph, samples, "fp16", keep_fp32=HSPAN_KEEP_FP32, threads=1)
+    network = variants_from_model(onnx_from_model(model), "test")
+    audit = audit_ranges(network.template("fp16"), samples, "fp16", keep_fp32=network.kept_fp32, threads=1)
     assert bool(audit.at_risk) is naive_fails
     if naive_fails:
         stream = by_name(audit)["body.0/Add"]
         assert stream.largest is not None
         assert stream.largest > LIMITS["fp16"]
         assert "activation" in stream.risks
-        assert naive_fp16_is_broken(graph, golden.input)
-    cured = fp16_output(graph, audit.cure, golden.input)
+        assert naive_fp16_is_broken(network, golden.input)
+    cured = fp16_output(network, audit.cure, golden.input)
     # FP16 keeps 11 bits: 66 dB for one rounding of a value near 1, more through the residual path.
     assert -10 * math.log10(float(np.mean((cured - expected) ** 2))) > 66
 
 
-def fp16_output(graph: onnx.ModelProto, keep_fp32: tuple[str, ...], batch: np.ndarray) -> np.ndarray:
-    typed = typed_onnx(
-        graph, "fp16", keep_fp32=(*HSPAN_KEEP_FP32, *keep_fp32), metadata=OnnxMetadata(), where="test"
-    )
+def fp16_output(network: Variants, keep_fp32: tuple[str, ...], batch: np.ndarray) -> np.ndarray:
+    typed = network.model("fp16", keep_fp32=keep_fp32)
     session = open_session(model_for_cpu(typed), "test", 1)
     return run_session(session, ["output"], batch, "test")[0]
 
 
-def naive_fp16_is_broken(graph: onnx.ModelProto, batch: np.ndarray) -> bool:
+def naive_fp16_is_broken(network: Variants, batch: np.ndarray) -> bool:
     """Whether plain FP16 cannot hold the network: a weight does not fit, or the output is not finite."""
     try:
-        output = fp16_output(graph, (), batch)
+        output = fp16_output(network, (), batch)
     except HspanError as error:
         return "does not fit fp16" in str(error)
     return not np.isfinite(output).all()

@@ -137,7 +137,7 @@ def _cost(
     import tempfile
 
     from trt_hspan.export import export_onnx
-    from trt_hspan.export.to_onnx import checked_precision
+    from trt_hspan.graph import checked_precision
 
     with tempfile.TemporaryDirectory() as folder, progress(f"exporting {checkpoint}"):
         path = export_onnx(checkpoint, Path(folder) / "network.onnx", precision=checked_precision(precision))

@@ -13,15 +13,8 @@ import onnx
 from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.errors import UsageError
 from trt_hspan.evaluation.datasets import Sample
-from trt_hspan.export.to_onnx import (
-    HSPAN_KEEP_FP32,
-    checkpoint_metadata,
-    float32_onnx_from_model,
-    opset_to_write,
-    typed_onnx,
-)
-from trt_hspan.graph import Precision, save_onnx
-from trt_hspan.model.checkpoint import load_model
+from trt_hspan.graph import Precision, Variants, save_onnx
+from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.precision.audit.budgeted_ranges import kept_within_budget
 from trt_hspan.precision.audit.range_request import AT_RISK, RangeRequest
 from trt_hspan.precision.audit.ranges import audit_ranges
@@ -59,35 +52,48 @@ def export_audited(
         raise UsageError(target, "an ONNX file's name ends in .onnx", "name another file")
     request.require_low(precision)
     opset_to_write(precision, opset)
-    model = load_model(checkpoint, res_scale=res_scale)
-    samples = request.samples(model.config.scale)
-    graph = float32_onnx_from_model(model, precision=precision, opset=opset, static=static)
-    metadata = checkpoint_metadata(checkpoint, model, precision)
+    from trt_hspan.export.to_onnx import variants_from_checkpoint
 
-    def typed(kept: tuple[str, ...]) -> onnx.ModelProto:
-        everything = (*HSPAN_KEEP_FP32, *kept)
-        return typed_onnx(graph, precision, keep_fp32=everything, metadata=metadata, where=checkpoint)
+    network = variants_from_checkpoint(checkpoint, res_scale=res_scale, static=static)
+    model, audit = audited_model(network, request, precision, opset=opset, on_picture=on_picture)
+    save_onnx(model, target)
+    return audit
 
+
+def audited_model(
+    network: Variants,
+    request: RangeRequest,
+    precision: Precision,
+    *,
+    opset: int | None = None,
+    on_picture: Callable[[Sample], None] | None = None,
+) -> tuple[onnx.ModelProto, RangeAudit | None]:
+    """The network in a type, with what the request keeps in float32, and the audit with its `kept_fp32`.
+
+    Raises:
+        UsageError, HspanError: as `export_audited`.
+    """
+    graph = network.template(precision, opset=opset)
     kept = nodes_from_patterns(graph, request.names)
     audit = None
     if request.pictures is not None:
-        audit = audit_ranges(graph, samples, precision, keep_fp32=HSPAN_KEEP_FP32, on_picture=on_picture)
+        samples = request.samples(network.metadata.scale or 1)
+        audit = audit_ranges(graph, samples, precision, keep_fp32=network.kept_fp32, on_picture=on_picture)
         if AT_RISK in request.keep_fp32:
             kept = tuple(dict.fromkeys((*kept, *audit.cure)))
         if request.budget_db is not None:
             named = kept
             chosen = kept_within_budget(
-                lambda more: typed((*named, *more)),
-                graph,
+                lambda more: network.typed(precision, keep_fp32=(*named, *more), opset=opset),
+                network.float32(),
                 audit,
                 samples,
                 request.budget_db,
-                where=os.fspath(checkpoint),
+                where=network.where,
             )
             kept = tuple(dict.fromkeys((*kept, *chosen)))
         audit = replace(audit, kept_fp32=kept)
-    save_onnx(typed(kept), target)
-    return audit
+    return network.model(precision, keep_fp32=kept, opset=opset), audit
 
 
 def nodes_from_patterns(graph: onnx.ModelProto, patterns: Sequence[str]) -> tuple[str, ...]:

@@ -129,8 +129,7 @@ def quantize(
     """
     progress = on_progress or (lambda *_: None)
     nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
-    scale = source.metadata.scale
-    assert scale is not None
+    scale = source.scale
     samples = (
         [] if request.calibration is None else tiles.pictures_for_calibration(request.calibration, scale)
     )
@@ -190,7 +189,7 @@ def measure_sensitivity(
     """
     progress = on_progress or (lambda *_: None)
     nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
-    scale = _scale(source)
+    scale = source.scale
     samples = (
         [] if request.calibration is None else tiles.pictures_for_calibration(request.calibration, scale)
     )
@@ -294,11 +293,6 @@ def calibration_table(
     if kept is not None:
         _keep(kept, table)
     return table, False
-
-
-def _scale(source: Source) -> int:
-    assert source.metadata.scale is not None  # `Source` is made with one
-    return source.metadata.scale
 
 
 def cache_folder() -> Path:

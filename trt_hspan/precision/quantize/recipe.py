@@ -20,13 +20,8 @@ from onnx import helper, numpy_helper
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
-from trt_hspan.graph import (
-    Precision,
-    QuantizedType,
-    check_model,
-    model_with_attention_function,
-    with_metadata,
-)
+from trt_hspan.graph import Precision, QuantizedType
+from trt_hspan.graph.variants import finished_model
 from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq, tensor_types
 from trt_hspan.precision.quantize.scales import scale_from_range, weight_scales
 from trt_hspan.precision.quantize.source import Source
@@ -198,9 +193,7 @@ def model_from_recipe(source: Source, recipe: Recipe, *, where: object = "recipe
         recipe_sha256=recipe.sha256,
         calibration_sha256=recipe.calibration_sha256,
     )
-    finished = model_with_attention_function(with_metadata(quantized, metadata))
-    check_model(finished, where)
-    return finished
+    return finished_model(quantized, metadata, where)
 
 
 def layer_scales(
