@@ -80,7 +80,7 @@ def test_a_folder_with_bad_files_does_the_rest_and_tells_at_the_end(
     assert (again["done"], again["skipped"], again["failed"]) == (0, 4, 3)
     other = run("upscale", folder / "a.png", "-o", out, "--onnx", network, "--tile", "16x16")
     assert other.code == 1
-    assert "was made with another network or other options; give --overwrite" in other.err
+    assert "was written with another network or other options; give --overwrite" in other.err
 
 
 def test_another_onnx_file_of_the_same_checkpoint_is_another_network(
@@ -97,7 +97,7 @@ def test_another_onnx_file_of_the_same_checkpoint_is_another_network(
     onnx.save(model, tmp_path / "other.onnx")
     refused = run(*words, tmp_path / "other.onnx")
     assert refused.code == 1
-    assert "was made with another network or other options" in refused.err
+    assert "was written with another network or other options" in refused.err
 
 
 def test_a_comparison_never_replaces_an_input_or_another_result(

@@ -108,7 +108,7 @@ def test_what_is_not_there_is_told(folder: Path, tmp_path: Path) -> None:
     for text, message in [
         ("none.png", "none.png: no such file or folder"),
         ("in/*.bmp", r"in/\*.bmp: matches no picture or video; check the pattern"),
-        ("empty", "empty: holds no pictures or videos"),
+        ("empty", "empty: contains no pictures or videos"),
         ("a" * 300, "a name of 300 bytes, at most 255 are possible; shorten it"),
     ]:
         with pytest.raises(HspanError, match=message):
@@ -119,7 +119,7 @@ def test_outputs_that_make_no_sense_are_wrong_usage(folder: Path, tmp_path: Path
     (folder / "a.gif").touch()
     single = str(folder / "a.png")
     for inputs, output, message in [
-        ([str(folder)], tmp_path / "out", r"a\.png: would be made from .*a\.gif and from .*a\.png"),
+        ([str(folder)], tmp_path / "out", r"a\.png: would be written from .*a\.gif and from .*a\.png"),
         ([str(folder / "sub")], tmp_path / "out.png", "is a file's name, but there may be several results"),
         ([single, str(folder / "v.mp4")], tmp_path / "b.png", "is a file's name"),
         ([single], folder / "a.png", "is the input itself"),
@@ -183,7 +183,7 @@ def test_a_companion_that_somebody_else_made_is_not_replaced(folder: Path, tmp_p
         (entry,) = run_tasks(tasks, copy, journal=journal, overwrite=overwrite).tasks
         return entry
 
-    assert "a_compare.png: exists and was not made by this command; give --overwrite" in str(run().error)
+    assert "a_compare.png: exists and was not written by this command; give --overwrite" in str(run().error)
     assert not tasks[0].target.exists()
     assert run(overwrite=True).outcome == "done"
     tasks[0].target.unlink()
@@ -207,7 +207,7 @@ def test_other_settings_or_a_changed_source_are_not_passed_off_as_finished(
     assert outcomes(folder, out)["a.png"] == "failed"
     tasks, _ = tasks_from_inputs([str(folder)], out)
     report = run_tasks(tasks, copy, journal=Journal(out, 1))
-    assert "was made from an earlier state of its source; give --overwrite" in str(
+    assert "was written from an earlier state of its source; give --overwrite" in str(
         report.of("failed")[0].error
     )
 

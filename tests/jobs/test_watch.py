@@ -15,7 +15,7 @@ from support.permissions import read_only
 from support.small_engine import SmallEngine
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.jobs.watch import FAILURES_IN_A_ROW, FolderWatch, WatchSpec, tell_systemd
+from trt_hspan.jobs.watch import FAILURES_IN_A_ROW, FolderWatch, WatchSpec, notify_systemd
 from trt_hspan.media.images import read_image, write_image
 
 
@@ -154,13 +154,13 @@ def test_folders_must_not_share_files() -> None:
 
 def test_systemd_is_told_through_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    assert not tell_systemd("READY=1")
+    assert not notify_systemd("READY=1")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        assert tell_systemd("READY=1")
+        assert notify_systemd("READY=1")
         assert manager.recv(100) == b"READY=1"
-    assert not tell_systemd("READY=1")  # nobody listens any more
+    assert not notify_systemd("READY=1")  # nobody listens any more
 
 
 def test_the_command_works_until_it_is_told_to_end(tmp_path: Path, small_engine: SmallEngine) -> None:

@@ -174,7 +174,7 @@ def test_a_folder_made_without_them_is_not_passed_off_as_made_with_them(
     assert run(*words).code == 0
     refused = run(*words, OPTION)
     assert refused.code == 1
-    assert "was made with another network or other options" in refused.err
+    assert "was written with another network or other options" in refused.err
     assert run(*words, OPTION, "--overwrite").code == 0
     assert json.loads(run(*words, OPTION, "--json").out)["skipped"] == 1
 

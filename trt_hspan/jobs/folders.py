@@ -1,8 +1,7 @@
-"""Many files, one after the other: which ones, what became of each, and which are finished already.
+"""Many files, one after the other: which ones, the outcome of each, and which are finished already.
 
-Owns tasks and their journal. A task is plain data, doing one is a function that the caller gives, and the journal
-knows no network, so that another scheduler can take any of the three. What is in the files is in `picture_files` and
-`video`.
+A task is plain data, doing one is the caller's function, and the journal depends on no network, so that another
+scheduler can use any of the three.
 """
 
 from __future__ import annotations
@@ -26,47 +25,41 @@ Outcome = Literal["done", "skipped", "failed"]
 
 
 TargetState = Literal["absent", "finished", "other settings", "other source", "unknown"]
-#: None: to be done; empty: finished before; else why the target stays as it is.
-_REASONS: Final[dict[TargetState, str | None]] = {
+#: Why a target in a state is left as it is. Empty: it is finished; None: it is to be written.
+REASONS: Final[dict[TargetState, str | None]] = {
     "absent": None,
     "finished": "",
-    "unknown": "exists and was not made by this command",
-    "other settings": "was made with another network or other options",
-    "other source": "was made from an earlier state of its source",
+    "unknown": "exists and was not written by this command",
+    "other settings": "was written with another network or other options",
+    "other source": "was written from an earlier state of its source",
 }
 
 
-def reason_for_state(state: TargetState) -> str | None:
-    """Why a target of this state is not made: None: it is to be made; empty: finished before."""
-    return _REASONS[state]
-
-
 def refusal_line(target: object, reason: str) -> str:
-    """The one line that tells of a target that stays as it is."""
+    """The error line about a target that is left as it is."""
     return str(HspanError(target, reason, "give --overwrite or another folder"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One file to make from another."""
+    """One file to write from another."""
 
     source: Path
     target: Path
 
     @property
     def is_video(self) -> bool:
-        """Whether the source is a video, by its suffix."""
         return self.source.suffix.lower() in VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskReport:
-    """What became of a task.
+    """The outcome of a task.
 
     Attributes:
         task: which one.
         outcome: "done", "skipped" because it was finished before, or "failed".
-        result: what doing it gave; None unless done.
+        result: what the function for it returned; None unless done.
         error: one line; None unless failed.
         seconds: wall time.
     """
@@ -80,12 +73,11 @@ class TaskReport:
 
 @dataclass(kw_only=True)
 class JobReport:
-    """What became of all tasks, in their order."""
+    """The outcomes of all tasks, in their order."""
 
     tasks: list[TaskReport] = field(default_factory=list)
 
     def of(self, outcome: Outcome) -> list[TaskReport]:
-        """Those with one outcome."""
         return [report for report in self.tasks if report.outcome == outcome]
 
 
@@ -96,46 +88,46 @@ def tasks_from_inputs(
     suffix: str | None = None,
     companion: Callable[[Path], Path] | None = None,
 ) -> tuple[list[Task], bool]:
-    """What a command line asks for.
+    """The tasks of a command line.
 
     A folder is searched with its sub-folders, and its layout is mirrored in the output folder; a name with *, ? or
     [ that is no file is a glob pattern (** for any depth). A file among several goes into the output folder
     under its own name. A single file goes to `output` itself, unless that is a folder or has no suffix of a picture
-    or video. Hidden files are left out, and so are results: what lies in an output folder that is inside the input
-    folder, and where both are the same, what the journal says was made.
+    or video. Hidden files are left out, and so are results: files in an output folder that is inside the input
+    folder, and where both are the same, files that the journal lists.
 
     Args:
         inputs: files, folders, patterns.
         output: a file or a folder.
         suffix: of all outputs; None keeps the source's where it can be written and takes .png elsewhere.
-        companion: gives the name of the file that may lie beside a result and belongs to it.
+        companion: returns the name of a file that may be beside a result and belongs to it.
 
     Returns:
         The tasks by name, and whether they are a job on a folder (False for a single file to a single file).
 
     Raises:
-        HspanError: an input does not exist, a pattern matches nothing, or a folder holds no pictures or videos.
+        HspanError: an input does not exist, a pattern matches nothing, or a folder contains no pictures or videos.
         UsageError: several sources for one target; a target that is its own source; a folder for an output
             that has a file's name.
     """
     require_name_fits(output)
-    found: list[tuple[Path, Path]] = []  # source, and its name below the output folder
+    files: list[tuple[Path, Path]] = []  # source, and its name below the output folder
     single = len(inputs) == 1
     for text in inputs:
         path = Path(text)
         require_name_fits(path)
         if path.is_dir():
             single = False
-            found.extend((file, file.relative_to(path)) for file in _media_in(path, output))
+            files.extend((file, file.relative_to(path)) for file in _media_in(path, output))
         elif not path.exists() and any(sign in text for sign in "*?["):
             single = False
-            found.extend(_matches(text, output))
+            files.extend(_matches(text, output))
         else:
             if not path.exists():
                 raise HspanError(path, "no such file or folder", "check the path")
-            found.append((path, Path(path.name)))
+            files.append((path, Path(path.name)))
     if single and not output.is_dir() and output.suffix.lower() in (*WRITE_FORMATS, *VIDEO_SUFFIXES):
-        return [_checked(Task(source=found[0][0], target=output))], False
+        return [_checked(Task(source=files[0][0], target=output))], False
     if not output.is_dir() and (
         output.exists() or output.suffix.lower() in (*WRITE_FORMATS, *VIDEO_SUFFIXES)
     ):
@@ -146,7 +138,7 @@ def tasks_from_inputs(
             f"cannot tell the format from {output.suffix!r}",
             f"end it in {', '.join((*WRITE_FORMATS, *VIDEO_SUFFIXES))}, or name a folder",
         )
-    tasks = [Task(source=s, target=output / _renamed(name, suffix)) for s, name in sorted(found)]
+    tasks = [Task(source=s, target=output / _renamed(name, suffix)) for s, name in sorted(files)]
     tasks = [_checked(task) for task in _without_results(tasks, output, companion)]
     _require_distinct(tasks)
     return tasks, True
@@ -155,13 +147,13 @@ def tasks_from_inputs(
 def _without_results(
     tasks: list[Task], output: Path, companion: Callable[[Path], Path] | None
 ) -> Iterator[Task]:
-    """Leaves out what an earlier run made in the folder of its sources: results, and what belongs to them."""
+    """Leaves out what an earlier run wrote into the folder of its sources: results, and what belongs to them."""
     folder = output.resolve()
-    made = {folder / name for name in Journal(output, None).targets()}
-    belonging = set() if companion is None else {companion(path) for path in made}
+    results = {folder / name for name in Journal(output, None).targets()}
+    companions = set() if companion is None else {companion(path) for path in results}
     for task in tasks:
         source = task.source.resolve()
-        if not (source in made and source == task.target.resolve()) and source not in belonging:
+        if not (source in results and source == task.target.resolve()) and source not in companions:
             yield task
 
 
@@ -181,7 +173,7 @@ def _media_in(folder: Path, output: Path) -> list[Path]:
         raise error_from_os_error(folder, error, action="read") from error
     if not files:
         raise HspanError(
-            folder, "holds no pictures or videos", f"expected files that end in {', '.join(suffixes)}"
+            folder, "contains no pictures or videos", f"expected files that end in {', '.join(suffixes)}"
         )
     return files
 
@@ -207,8 +199,8 @@ def _matches(pattern: str, output: Path) -> list[tuple[Path, Path]]:
     return [(path, path.relative_to(base)) for path in files]
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
+def _same(first: Path, second: Path) -> bool:
+    return first.resolve() == second.resolve()
 
 
 def _inside(path: Path, folder: Path) -> bool:
@@ -216,10 +208,9 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def _renamed(name: Path, suffix: str | None) -> Path:
-    known = name.suffix.lower() in (*WRITE_FORMATS, *VIDEO_SUFFIXES)
     if suffix is not None and name.suffix.lower() not in VIDEO_SUFFIXES:
         return name.with_suffix(suffix)
-    return name if known else name.with_suffix(".png")
+    return name if name.suffix.lower() in (*WRITE_FORMATS, *VIDEO_SUFFIXES) else name.with_suffix(".png")
 
 
 def _checked(task: Task) -> Task:
@@ -236,11 +227,11 @@ def _checked(task: Task) -> Task:
 def _require_distinct(tasks: Iterable[Task]) -> None:
     sources: dict[Path, Path] = {}
     for task in tasks:
-        other = sources.setdefault(task.target, task.source)
-        if other != task.source:
+        first_source = sources.setdefault(task.target, task.source)
+        if first_source != task.source:
             raise UsageError(
                 task.target,
-                f"would be made from {other} and from {task.source}",
+                f"would be written from {first_source} and from {task.source}",
                 "give them different names, or run twice with two output folders",
             )
 
@@ -249,13 +240,13 @@ class Journal:
     """Which files of an output folder are finished, from which source and with which settings.
 
     One line of JSON for each beginning and end, in `.trt-hspan-journal.jsonl` in the output folder. Results are
-    renamed into place whole, so one that began and is there is finished even if the process died before it
-    could say so.
+    renamed into place whole, so one that began and exists is finished even if the process died before it
+    could note that.
 
     Args:
-        folder: the output folder; made when the first line is written.
-        settings: whatever the results depend on beside their sources; a hash of it is kept.
-        companion: gives the name of the file that is made along with a picture, before it; None when there is none.
+        folder: the output folder; created when the first line is written.
+        settings: whatever the results depend on besides their sources; a hash of it is stored.
+        companion: returns the name of the file that is written along with a picture, before it; None without any.
     """
 
     def __init__(
@@ -265,30 +256,32 @@ class Journal:
         self._folder = folder
         self._companion = companion
         self._line_break = ""  # what the next line needs before it
-        self._settings = hashlib.sha256(
-            json.dumps(settings, sort_keys=True, default=str).encode()
-        ).hexdigest()[:16]
+        self._settings = settings_digest(settings)
         self._entries = self._read()
 
     def state(self, task: Task) -> TargetState:
-        """What is known of a task's target."""
+        """Whether a task's target exists, and how it came about."""
         if not task.target.exists():
             return "absent"
         entry = self._entries.get(self._name(task))
         if entry is None:
             return "unknown"
         if entry["event"] == "begin" and task.target.stat().st_mtime_ns < entry["time_ns"]:
-            return "unknown"  # it was there before
+            return "unknown"  # older than the run that noted it
         if entry["source"] != _stamp(task.source):
             return "other source"
         return "finished" if entry["settings"] == self._settings else "other settings"
+
+    def why_not(self, task: Task) -> str | None:
+        """Why a task is not to be done. Empty: it is finished; None: it is to be done."""
+        return REASONS[self.state(task)]
 
     def targets(self) -> Iterable[str]:
         """Names, below the folder, of what was begun or finished."""
         return self._entries.keys()
 
     def companion_of_others(self, task: Task) -> Path | None:
-        """The file that would be made along with a target, if it is there and no run with these settings made it."""
+        """The file that would be written along with a target, if it exists and no run with these settings wrote it."""
         if self._companion is None or task.is_video:
             return None
         path = self._companion(task.target)
@@ -348,6 +341,11 @@ class Journal:
         return entries
 
 
+def settings_digest(settings: object) -> str:
+    """Sixteen hexadecimal digits that differ where settings do."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def _stamp(source: Path) -> list[int]:
     """Size and time of change: enough to notice another file."""
     try:
@@ -370,10 +368,10 @@ def run_tasks(
 
     Args:
         tasks: what to do.
-        do: does one and gives its result; raises HspanError when it fails. Targets must appear whole.
+        do: does a task and returns its result; raises HspanError when it fails. Targets must appear whole.
         journal: of earlier runs; None does every task and keeps no record.
-        overwrite: do what is finished again, and replace files that the journal does not know.
-        on_begin, on_end: told before and after each task; skipped ones have an end only.
+        overwrite: repeat finished tasks, and replace files that are not in the journal.
+        on_begin, on_end: called before and after each task; for skipped ones only after.
 
     Returns:
         A report with every task. An interruption (KeyboardInterrupt) is not caught: finished files stay.
@@ -383,9 +381,9 @@ def run_tasks(
         started = time.perf_counter()
         target, reason = task.target, None
         if journal is not None and not overwrite:
-            reason = why_not(journal, task)
-            if reason is None and (other := journal.companion_of_others(task)) is not None:
-                target, reason = other, reason_for_state("unknown")
+            reason = journal.why_not(task)
+            if reason is None and (companion := journal.companion_of_others(task)) is not None:
+                target, reason = companion, REASONS["unknown"]
         if reason == "":
             entry = TaskReport(task=task, outcome="skipped")
         elif reason is not None:
@@ -400,11 +398,6 @@ def run_tasks(
     return report
 
 
-def why_not(journal: Journal, task: Task) -> str | None:
-    """Why a task is not to be done: None: it is to be done; empty: finished before; else why its target stays."""
-    return reason_for_state(journal.state(task))
-
-
 def _attempt(task: Task, do: Callable[[Task], Any], journal: Journal | None, started: float) -> TaskReport:
     try:
         if journal is not None:
@@ -415,7 +408,12 @@ def _attempt(task: Task, do: Callable[[Task], Any], journal: Journal | None, sta
     except HspanError as error:
         line = str(error)
     except Exception as error:  # noqa: BLE001  # one odd file must not stop the other thousand
-        line = f"{task.source}: unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+        line = unexpected_error_line(task.source, error)
     else:
         return TaskReport(task=task, outcome="done", result=result, seconds=time.perf_counter() - started)
     return TaskReport(task=task, outcome="failed", error=line, seconds=time.perf_counter() - started)
+
+
+def unexpected_error_line(source: object, error: Exception) -> str:
+    """The one line about an error that is no HspanError."""
+    return f"{source}: unexpected {type(error).__name__}: {' '.join(str(error).split())}"

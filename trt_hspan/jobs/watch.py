@@ -1,7 +1,7 @@
 """Upscaling of the pictures that appear in a folder: the loop behind `jetson watch` and its systemd service.
 
-A picture is taken when its size and time have stood still for one look at the folder. Its result appears in the output
-folder, whole or not at all; then the picture moves to `done/`, or to `failed/` with a text that says why.
+A picture is processed when its size and time have not changed between two looks at the folder. Its result appears in
+the output folder, whole or not at all; then the picture moves to `done/`, or to `failed/` with a text that says why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trt_hspan.media.images import READ_SUFFIXES, WRITE_FORMATS
 
 DONE: Final = "done"
 FAILED: Final = "failed"
-#: After so many failures in a row the network is asked whether it is to blame.
+#: After so many failures in a row the network itself is tested.
 FAILURES_IN_A_ROW: Final = 5
 _LOG = logging.getLogger(__name__)
 _Stamp = tuple[int, int]
@@ -33,7 +33,7 @@ class WatchSpec:
     Args:
         incoming: folder of pictures; sub-folders, hidden files and other files are left alone.
         outgoing: folder of the results, another one.
-        delete: delete a picture that is done instead of moving it.
+        delete: delete a processed picture instead of moving it.
         seconds: between looks.
 
     Raises:
@@ -57,7 +57,7 @@ class WatchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Handled:
-    """What became of a picture; `line` says why it failed, and is empty when it is done."""
+    """The outcome of a picture; `line` says why it failed, and is empty when it did not."""
 
     source: Path
     target: Path
@@ -66,19 +66,19 @@ class Handled:
 
 
 class FolderWatch:
-    """The state of the loop: what was seen at the last look, and failures in a row."""
+    """The state of the loop: files seen at the last look, and failures in a row."""
 
     def __init__(
         self, spec: WatchSpec, upscale: Callable[[Path, Path], object], probe: Callable[[], object]
     ) -> None:
         """Args:
         spec: what to watch.
-        upscale: makes the second file from the first, whole or not at all; raises HspanError.
-        probe: runs the network on something that it can do; raises HspanError when it fails all the same. Then the
+        upscale: writes the second file from the first, whole or not at all; raises HspanError.
+        probe: runs the network on an input that it can process; raises HspanError when even that fails. Then the
             loop ends, so that a new process can start with a new engine.
 
         Raises:
-            HspanError: a folder cannot be made or written.
+            HspanError: a folder cannot be created or written.
         """
         self._spec, self._upscale, self._probe = spec, upscale, probe
         self._seen: dict[Path, _Stamp] = {}
@@ -92,10 +92,10 @@ class FolderWatch:
             check_writable(folder / ".any")
 
     def look(self, *, stop: Callable[[], bool] = lambda: False) -> list[Handled]:
-        """One look at the folder: handles what has stood still since the last one, the oldest first.
+        """One look at the folder: handles files that have not changed since the last one, the oldest first.
 
         Args:
-            stop: asked before each picture.
+            stop: called before each picture; True ends the look.
 
         Raises:
             HspanError: the folder is gone or unreadable, the disk is full, or the network itself fails.
@@ -111,8 +111,8 @@ class FolderWatch:
         return handled
 
     def _present(self) -> dict[Path, _Stamp]:
-        """Pictures by age, with what tells whether they still grow."""
-        found: list[tuple[int, Path, _Stamp]] = []
+        """Pictures by age, with size and time, which change while a file is written."""
+        pictures: list[tuple[int, Path, _Stamp]] = []
         try:
             with os.scandir(self._spec.incoming) as entries:
                 for entry in entries:
@@ -123,13 +123,13 @@ class FolderWatch:
                         continue
                     try:
                         status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:  # taken away again meanwhile
+                    except FileNotFoundError:  # removed meanwhile
                         continue
                     stamp = (status.st_size, status.st_mtime_ns)
-                    found.append((status.st_mtime_ns, Path(entry.path), stamp))
+                    pictures.append((status.st_mtime_ns, Path(entry.path), stamp))
         except OSError as error:
             raise error_from_os_error(self._spec.incoming, error, action="read") from error
-        return {path: stamp for _, path, stamp in sorted(found)}
+        return {path: stamp for _, path, stamp in sorted(pictures)}
 
     def _handle(self, source: Path) -> Handled:
         suffix = source.suffix.lower()
@@ -155,13 +155,13 @@ class FolderWatch:
     def _move(self, source: Path, folder: str) -> None:
         try:
             source.replace(self._spec.incoming / folder / source.name)
-        except FileNotFoundError:  # somebody took it away
+        except FileNotFoundError:  # removed meanwhile
             pass
         except OSError as error:
             raise error_from_os_error(source, error) from error
 
 
-def tell_systemd(state: str) -> bool:
+def notify_systemd(state: str) -> bool:
     """Sends a state such as "READY=1" to the service manager, as sd_notify(3) says.
 
     Returns:

@@ -137,5 +137,5 @@ def test_a_cluster_without_room_for_a_worker_is_told(pictures: Path, tmp_path: P
         writing=WriteOptions(),
         spec=ClusterSpec(cpus_per_worker=10_000),
     )
-    with pytest.raises(HspanError, match="no room for a worker"):
+    with pytest.raises(HspanError, match="too few processors for a worker"):
         job.run()

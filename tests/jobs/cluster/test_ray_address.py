@@ -107,7 +107,7 @@ def test_what_is_not_ray_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> 
     with other_grpc_server(grpc.StatusCode.UNIMPLEMENTED) as port:
         assert "not Ray's client server" in refusal(f"ray://127.0.0.1:{port}")
     with other_grpc_server(grpc.StatusCode.UNAUTHENTICATED) as port:
-        assert "wants a token; set RAY_AUTH_MODE=token" in refusal(f"ray://127.0.0.1:{port}")
+        assert "requires a token; set RAY_AUTH_MODE=token" in refusal(f"ray://127.0.0.1:{port}")
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
         require_ray(f"ray://127.0.0.1:{port}")  # it is Ray's business now
 

@@ -78,7 +78,7 @@ def test_missing_objects_and_buckets_are_one_line(store: str) -> None:
     import fsspec
 
     assert fsspec.filesystem("s3", skip_instance_cache=True).ls("") == ["pictures"]
-    with pytest.raises(HspanError, match="holds no pictures"):
+    with pytest.raises(HspanError, match="contains no pictures"):
         cluster_tasks([f"{store}/empty"], f"{store}/out")
 
 

@@ -58,14 +58,14 @@ def test_pictures_in_a_store_are_mirrored(store: str) -> None:
     ]
     (first, *_) = cluster_tasks([f"{store}/in"], "folder")  # workers have working directories of their own
     assert first.target == str(Path("folder/a.png").absolute())
-    with pytest.raises(HspanError, match="holds no pictures"):
+    with pytest.raises(HspanError, match="contains no pictures"):
         cluster_tasks([f"{store}/out"], f"{store}/other")
 
 
 def test_two_sources_for_one_target_are_refused(store: str) -> None:
     for name in ("a.png", "a.gif"):
         write_bytes(f"{store}/in/{name}", b"x")
-    with pytest.raises(UsageError, match="would be made from"):
+    with pytest.raises(UsageError, match="would be written from"):
         cluster_tasks([f"{store}/in"], f"{store}/out")
 
 
@@ -105,7 +105,7 @@ def test_the_journal_of_a_store_outlives_its_process(store: str) -> None:
     journal = ClusterJournal(f"{store}/out", {"network": 1})
     assert journal.why_not(task) is None
     write_bytes(task.target, b"result")
-    assert journal.why_not(task) == "exists and was not made by this command"
+    assert journal.why_not(task) == "exists and was not written by this command"
     journal.finish(task)
     journal.flush()
     assert ClusterJournal(f"{store}/out", {"network": 1}).why_not(task) == ""

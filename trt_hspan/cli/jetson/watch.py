@@ -32,7 +32,7 @@ def watch(
     import threading
 
     from trt_hspan.jetson.board_build import device_plugin
-    from trt_hspan.jobs.watch import FolderWatch, WatchSpec, tell_systemd
+    from trt_hspan.jobs.watch import FolderWatch, WatchSpec, notify_systemd
     from trt_hspan.runtime.opening import open_runner
     from trt_hspan.upscaling.picture_files import upscale_picture_file
     from trt_hspan.upscaling.upscaler import Upscaler, upscale_array
@@ -55,7 +55,7 @@ def watch(
         previous = {number: signal.signal(number, lambda *_: stop.set()) for number in ending}
         try:
             typer.echo(f"watching {incoming}: {runner.picked}", err=True)
-            tell_systemd(f"READY=1\nSTATUS={runner.label}")
+            notify_systemd(f"READY=1\nSTATUS={runner.label}")
             count, idle = 0, 0
             while not stop.is_set() and (not once or idle < 2):
                 handled = folder.look(stop=stop.is_set)
@@ -64,10 +64,10 @@ def watch(
                 count += len(handled)
                 idle = 0 if handled else idle + 1
                 if handled:
-                    tell_systemd(f"STATUS={runner.label}: {count} pictures")
+                    notify_systemd(f"STATUS={runner.label}: {count} pictures")
                 if not (once and idle >= 2):
                     stop.wait(spec.seconds)
-            tell_systemd("STOPPING=1")
+            notify_systemd("STOPPING=1")
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -1,7 +1,4 @@
-"""Where a cluster is. Owns the forms of an address, and a quick look at whether Ray answers there.
-
-Ray itself tries for half a minute, and says then that it was a timeout.
-"""
+"""Addresses of clusters, and a quick check that Ray answers there; Ray itself tries for half a minute."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ LOCAL: Final = "local"
 AUTO: Final = "auto"
 #: Of Ray's client server, where an address names none.
 CLIENT_PORT: Final = 10001
-# What gRPC says of something that does not speak it, has no such call, or is silent.
+# gRPC's codes for a server that does not speak it, has no such call, or does not answer.
 _NO_ANSWERS: Final = ("UNAVAILABLE", "UNIMPLEMENTED", "DEADLINE_EXCEEDED", "UNKNOWN", "INTERNAL")
-_TOKEN_ADVICE: Final = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless ~/.ray/auth_token holds it"
+_TOKEN_ADVICE: Final = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless ~/.ray/auth_token contains it"
 #: Seconds within which it has to answer.
 PATIENCE_SECONDS: Final = 8.0
 
@@ -58,7 +55,7 @@ def require_ray(address: str) -> None:
 
 
 def _require_answer(address: str, place: tuple[str, int]) -> None:
-    """Asks as Ray's own client does first, and with its patience of half a minute cut short."""
+    """Sends the first request of Ray's own client, with a shorter time limit."""
     import grpc
     from ray.core.generated import ray_client_pb2, ray_client_pb2_grpc
 
@@ -70,8 +67,8 @@ def _require_answer(address: str, place: tuple[str, int]) -> None:
         except grpc.RpcError as error:
             code = error.code().name
             if code == "UNAUTHENTICATED" and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-                raise HspanError(address, "the cluster wants a token", _TOKEN_ADVICE) from None
-            if code in _NO_ANSWERS:  # other codes are Ray's, and it tells what they mean
+                raise HspanError(address, "the cluster requires a token", _TOKEN_ADVICE) from None
+            if code in _NO_ANSWERS:  # other codes are Ray's, which explains them
                 raise _unreachable(address, "what listens there is not Ray's client server") from None
 
 

@@ -15,7 +15,7 @@ from trt_hspan.files import error_from_os_error
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkBundle:
-    """What `open_runner` needs, wherever it runs.
+    """The arguments of `open_runner`, with the files themselves.
 
     Attributes:
         name: a preset's name, or the file among `files` to open.
@@ -35,7 +35,7 @@ class NetworkBundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over name and content of everything; another network has another one."""
+        """SHA-256 over name and content of all files, in hexadecimal."""
         digest = hashlib.sha256(self.name.encode())
         for name, content in sorted(self.files.items()):
             digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
@@ -43,7 +43,7 @@ class NetworkBundle:
 
     @contextmanager
     def on_disk(self) -> Iterator[str]:
-        """Writes the files to a temporary folder and gives what to open there."""
+        """Writes the files to a temporary folder and yields what to open there."""
         if not self.files:
             yield self.name
             return
@@ -72,7 +72,7 @@ def bundle_from_network(
             that cannot have them.
     """
     path = Path(network)
-    if integer_kernels:  # told here, and not by every worker
+    if integer_kernels:  # one error here instead of one from every worker
         from trt_hspan.graph import load_onnx
         from trt_hspan.graph.integer_cpu import require_integer_kernels
 

@@ -1,7 +1,7 @@
 """The Ray Data job itself: rows in, the workers' answers out.
 
 Ray Data must be driven by a member of the cluster; a command that only reaches it through Ray's client server
-(ray://) sends an actor there, which drives, and asks it for the answers.
+(ray://) starts an actor there, which drives, and fetches the answers from it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def answers_through_client(job: DataJob) -> Iterator[Row]:
 
 
 class _Driver:
-    """Drives a job and keeps its answers until they are asked for."""
+    """Drives a job and keeps its answers until they are fetched."""
 
     def __init__(self, job: DataJob) -> None:
         self._answers: queue.Queue[Row | BaseException | None] = queue.Queue()
@@ -119,7 +119,7 @@ class _Driver:
             self._answers.put(None)
 
     def take(self, most: int) -> list[Row]:
-        """Waits for an answer and gives what there is; empty at the end."""
+        """Waits for an answer and returns all that have come; empty at the end."""
         taken: list[Row] = []
         while not self._ended and len(taken) < most and (not taken or not self._answers.empty()):
             answer = self._answers.get()

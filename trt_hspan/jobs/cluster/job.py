@@ -1,7 +1,7 @@
-"""A job on a Ray cluster: starts or joins it, hands out tasks through Ray Data, and tells what became of each.
+"""A job on a Ray cluster: starts or joins it, hands out tasks through Ray Data, and reports the outcome of each.
 
-Ray Data keeps a bounded number of pictures in flight, starts a worker again that died, and does its picture again;
-a picture that kills its worker every time is reported as failed, as any other. Workers read and write the pictures
+Ray Data keeps a bounded number of pictures in flight, restarts a worker that died, and repeats its picture;
+a picture that kills its worker every time is reported as failed, like any other. Workers read and write the pictures
 themselves, so that only names travel through the cluster.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _ATTEMPTS: Final = 3
 _DIED: Final = "its worker died each time"
 
-# What Ray says when its client server cannot start the process that would serve this client.
+# Ray's message when its client server cannot start the process that would serve this client.
 _SERVER_FAILURE: Final = "Initialization failure from server"
 _FORK_ADVICE: Final = (
     "run the command again; on the head node ray start with GRPC_ENABLE_FORK_SUPPORT=0 avoids it"
@@ -63,7 +63,7 @@ class ClusterSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterReport:
-    """What became of one task.
+    """The outcome of one task.
 
     Attributes:
         outcome: "done", "skipped" because it was finished before, or "failed".
@@ -91,8 +91,8 @@ class ClusterJob:
         options, writing: as for one process; the results are the same bytes.
         spec: where.
         journal: of earlier runs; None does every task.
-        overwrite: do what is finished again, and replace files that the journal does not know.
-        on_end: told of each task when it ends.
+        overwrite: repeat finished tasks, and replace files that are not in the journal.
+        on_end: called with the report of each task when it ends.
     """
 
     tasks: Sequence[ClusterTask]
@@ -105,19 +105,19 @@ class ClusterJob:
     on_end: Callable[[ClusterReport], None] = lambda report: None
 
     def run(self) -> list[ClusterReport]:
-        """Does all tasks; one that fails does not stop the rest. Gives one report for each, in their order.
+        """Does all tasks; one that fails does not stop the rest. Returns one report for each, in their order.
 
         Raises:
-            HspanError: Ray is not installed, or the cluster cannot be reached or has no room for a worker.
+            HspanError: Ray is not installed, or the cluster cannot be reached or has too few processors for a worker.
         """
-        reports = {index: self._told(report) for index, report in self._settled()}
+        reports = {index: self._reported(report) for index, report in self._settled()}
         waiting = [index for index in range(len(self.tasks)) if index not in reports]
         try:
             if waiting:
                 with _cluster(self.spec) as concurrency:
                     self._begin(waiting)
                     self._schedule(waiting, concurrency, reports)
-                    # What a worker took with it when it died for good is tried once more.
+                    # Tasks lost with a worker that died for good are tried once more.
                     self._schedule([i for i in waiting if i not in reports], concurrency, reports)
         finally:
             if self.journal is not None:
@@ -125,7 +125,7 @@ class ClusterJob:
         for index in waiting:
             if index not in reports:
                 line = str(HspanError(self.tasks[index].source, _DIED, "try it alone with trt-hspan upscale"))
-                reports[index] = self._told(
+                reports[index] = self._reported(
                     ClusterReport(task=self.tasks[index], outcome="failed", error=line)
                 )
         return [reports[index] for index in range(len(self.tasks))]
@@ -163,9 +163,9 @@ class ClusterJob:
                 )
                 if self.journal is not None and report.outcome == "done":
                     self.journal.finish(report.task)
-                reports[index] = self._told(report)
+                reports[index] = self._reported(report)
 
-    def _told(self, report: ClusterReport) -> ClusterReport:
+    def _reported(self, report: ClusterReport) -> ClusterReport:
         self.on_end(report)
         return report
 
@@ -206,7 +206,7 @@ class ClusterJob:
 
 @contextmanager
 def _cluster(spec: ClusterSpec) -> Iterator[int]:
-    """Joins or starts the cluster; gives the number of workers to run at a time."""
+    """Joins or starts the cluster; yields the number of workers to run at a time."""
     if importlib.util.find_spec("ray") is None:
         raise HspanError("--cluster", "Ray is not installed", "pip install 'trt-hspan[cluster]'")
     require_ray(spec.address)
@@ -215,13 +215,16 @@ def _cluster(spec: ClusterSpec) -> Iterator[int]:
     _silence()
     if spec.address == LOCAL:
         processors = os.cpu_count() or 1
-        _require_room(spec, processors // spec.cpus_per_worker, processors)
+        _require_processors(spec, processors // spec.cpus_per_worker, processors)
     mine = not ray.is_initialized()
     try:
         if mine and spec.address == LOCAL:
-            wanted = None if spec.workers is None else spec.workers * spec.cpus_per_worker
+            processors_to_use = None if spec.workers is None else spec.workers * spec.cpus_per_worker
             ray.init(
-                num_cpus=wanted, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                num_cpus=processors_to_use,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
         elif mine:
             with warnings.catch_warnings():
@@ -234,25 +237,25 @@ def _cluster(spec: ClusterSpec) -> Iterator[int]:
     try:
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        room = gpus or cpus // spec.cpus_per_worker
-        _require_room(spec, room, cpus)
-        yield min(room, spec.workers or room)
+        capacity = gpus or cpus // spec.cpus_per_worker
+        _require_processors(spec, capacity, cpus)
+        yield min(capacity, spec.workers or capacity)
     finally:
         if mine:
             ray.shutdown()
 
 
-def _require_room(spec: ClusterSpec, workers: int, processors: int) -> None:
+def _require_processors(spec: ClusterSpec, workers: int, processors: int) -> None:
     if workers < 1:
         raise HspanError(
             spec.address,
-            f"has no room for a worker of {spec.cpus_per_worker} processors: {processors} in all",
+            f"too few processors for a worker: each needs {spec.cpus_per_worker}, the cluster has {processors}",
             "give fewer --threads",
         )
 
 
 def _silence() -> None:
-    """Ray tells users of its own; what matters here comes with the reports."""
+    """Ray logs for its own users; errors reach the reports anyway."""
     import ray.data
 
     for name in ("ray", "ray.data"):

@@ -1,4 +1,4 @@
-"""Files by path or URI. Owns the difference between the two; fsspec knows the object stores.
+"""Files by path or URI; fsspec reaches the object stores.
 
 A plain path is a file of this machine, or of a file system that all machines share.
 """
@@ -13,8 +13,8 @@ from trt_hspan.errors import HspanError
 from trt_hspan.files import write_bytes as write_file_bytes
 
 _MARK = "://"
-# Stores with real folders, which must be there before a file is. In the others a name with slashes is enough, and
-# "making the folder" would make a bucket of a mistyped name.
+# Stores with real folders, which must exist before a file does. In the others a name with slashes is enough, and
+# creating the folder would create a bucket for a mistyped name.
 _WITH_FOLDERS: Final = frozenset(["ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs"])
 
 
@@ -66,10 +66,10 @@ def objects_in(uri: str) -> list[str]:
     system, path = _system(uri)
     root = path.rstrip("/") + "/"
     try:
-        found = system.find(path) if system.exists(path) else []
+        names = system.find(path) if system.exists(path) else []
     except Exception as error:
         raise _failure(uri, error, "listed") from error
-    return sorted(name[len(root) :] for name in found if name.startswith(root))
+    return sorted(name[len(root) :] for name in names if name.startswith(root))
 
 
 def exists(place: str) -> bool:

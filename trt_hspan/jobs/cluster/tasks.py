@@ -1,8 +1,7 @@
-"""What a cluster job consists of, and what is finished already. Pure data and a journal; schedules nothing."""
+"""The tasks of a cluster job, and the journal of those that are finished."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import uuid
@@ -21,7 +20,7 @@ from trt_hspan.jobs.cluster.storage import (
     suffix_of,
     write_bytes,
 )
-from trt_hspan.jobs.folders import Journal, Task, reason_for_state, tasks_from_inputs, why_not
+from trt_hspan.jobs.folders import REASONS, Journal, Task, settings_digest, tasks_from_inputs
 from trt_hspan.media.images import READ_SUFFIXES, WRITE_FORMATS
 
 _JOURNAL_FOLDER: Final = ".trt-hspan-journal"
@@ -37,7 +36,7 @@ class ClusterTask:
 
 
 def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = None) -> list[ClusterTask]:
-    """What a command line asks for; folders and stores are searched to any depth and mirrored.
+    """The tasks of a command line; folders and stores are searched to any depth and mirrored.
 
     Args:
         inputs: files, folders and patterns as `jobs.tasks_from_inputs` takes them, or URIs of objects or prefixes.
@@ -45,7 +44,7 @@ def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = No
         suffix: of all results; None keeps the source's where it can be written and takes .png elsewhere.
 
     Raises:
-        HspanError: an input does not exist or holds no pictures.
+        HspanError: an input does not exist or contains no pictures.
         UsageError: several sources for one target, or the output is a file's name.
     """
     if not is_uri(output):
@@ -66,11 +65,11 @@ def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = No
         tasks += _in_store(uri, output, suffix)
     targets: dict[str, str] = {}
     for task in tasks:
-        other = targets.setdefault(task.target, task.source)
-        if other != task.source:
+        first_source = targets.setdefault(task.target, task.source)
+        if first_source != task.source:
             raise UsageError(
                 task.target,
-                f"would be made from {other} and from {task.source}",
+                f"would be written from {first_source} and from {task.source}",
                 "run twice with two output folders",
             )
     return tasks
@@ -84,12 +83,12 @@ def _in_store(uri: str, output: str, suffix: str | None) -> list[ClusterTask]:
     if suffix_of(uri) in READ_SUFFIXES:
         names = {uri: uri.rsplit("/", 1)[-1]}
     else:
-        found = [name for name in objects_in(uri) if suffix_of(name) in READ_SUFFIXES]
-        if not found:
+        pictures = [name for name in objects_in(uri) if suffix_of(name) in READ_SUFFIXES]
+        if not pictures:
             raise HspanError(
-                uri, "holds no pictures", f"expected objects that end in {', '.join(READ_SUFFIXES)}"
+                uri, "contains no pictures", f"expected objects that end in {', '.join(READ_SUFFIXES)}"
             )
-        names = {joined(uri, name): name for name in found}
+        names = {joined(uri, name): name for name in pictures}
     return [
         ClusterTask(source=source, target=joined(output, _result_name(name, suffix)))
         for source, name in names.items()
@@ -106,15 +105,13 @@ class ClusterJournal:
 
     Args:
         output: folder or URI of all results.
-        settings: whatever results depend on beside their sources.
+        settings: whatever results depend on besides their sources.
     """
 
     def __init__(self, output: str, settings: object) -> None:
         self._output = output
         self._local = None if is_uri(output) else Journal(Path(output), settings)
-        self._settings = hashlib.sha256(
-            json.dumps(settings, sort_keys=True, default=str).encode()
-        ).hexdigest()[:16]
+        self._settings = settings_digest(settings)
         self._entries: dict[str, str] = {}
         self._part: list[str] = []
         self._part_name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.jsonl"
@@ -123,15 +120,15 @@ class ClusterJournal:
             self._read_parts()
 
     def why_not(self, task: ClusterTask) -> str | None:
-        """None: to be done; empty: finished before; else why the target stays as it is."""
+        """As `Journal.why_not`."""
         if self._local is not None:
-            return why_not(self._local, Task(source=Path(task.source), target=Path(task.target)))
+            return self._local.why_not(Task(source=Path(task.source), target=Path(task.target)))
         if not exists(task.target):
             return None
-        known = self._entries.get(task.target)
-        if known is None:
-            return reason_for_state("unknown")
-        return reason_for_state("finished" if known == self._settings else "other settings")
+        settings = self._entries.get(task.target)
+        if settings is None:
+            return REASONS["unknown"]
+        return REASONS["finished" if settings == self._settings else "other settings"]
 
     def begin(self, task: ClusterTask) -> None:
         """Notes that work on a target begins; a store's result counts when it is finished."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_hspan.errors import HspanError
 from trt_hspan.jobs.cluster.storage import is_uri, read_bytes, suffix_of, write_bytes
+from trt_hspan.jobs.folders import unexpected_error_line
 
 if TYPE_CHECKING:
     from trt_hspan.jobs.cluster.bundle import NetworkBundle
@@ -20,7 +21,7 @@ Row = dict[str, Any]
 
 
 class UpscaleWorker:
-    """Ray Data makes one for each worker process and calls it with rows {index, source, target}.
+    """Ray Data creates one in each worker process and calls it with rows {index, source, target}.
 
     Args:
         bundle: the network.
@@ -55,7 +56,7 @@ class UpscaleWorker:
         self._upscaler = Upscaler(self._open.enter_context(runner), options)
 
     def __call__(self, row: Row) -> Row:
-        """One picture; gives {index, error, seconds, pid, attempts}, error being one line or empty."""
+        """One picture; returns {index, error, seconds, pid, attempts}, error being one line or empty."""
         started, error, attempt = time.perf_counter(), "", 0
         for attempt in range(1, self._attempts + 1):
             try:
@@ -65,9 +66,7 @@ class UpscaleWorker:
             except HspanError as failure:
                 error = str(failure)
             except Exception as failure:  # noqa: BLE001  # one odd file must not stop the other million
-                error = (
-                    f"{row['source']}: unexpected {type(failure).__name__}: {' '.join(str(failure).split())}"
-                )
+                error = unexpected_error_line(row["source"], failure)
             if attempt < self._attempts:
                 time.sleep(self._pause_s * 2 ** (attempt - 1))
         return {
