@@ -25,8 +25,8 @@ from tools.kernel_report.plugin_code import KernelCode, inspect_kernels
 from tools.kernel_report.plugin_loops import Loop
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.jetson.roofline import GPUS, LENGTHS, attention_work, floor_ms
-from trt_hspan.native.build import sources_folder
 from trt_hspan.native.plugin import architecture_from_target
+from trt_hspan.native.sources import sources_folder
 
 BOUND = "bound from published peak rates, not a measurement"
 

@@ -17,9 +17,8 @@ from support.export_cache import ExportCache
 from support.golden import ATTENTION_CASES, GOLDEN, NETWORK_CASES, GoldenNetwork, load_golden_network
 from support.permissions import read_only
 
-from trt_hspan.native.build import build_plugin
+from trt_hspan.native.build import build_cpu_library, build_plugin
 from trt_hspan.native.cpu_attention import NativeLibrary
-from trt_hspan.native.cpu_build import build_native_library
 from trt_hspan.native.toolchain import find_cmake
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def plugin_library() -> Path:
 @pytest.fixture(scope="session")
 def library() -> NativeLibrary:
     """The native CPU library, compiled where it is missing or out of date."""
-    return NativeLibrary(build_native_library().path)
+    return NativeLibrary(build_cpu_library().path)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.version import __version__
 
 if TYPE_CHECKING:
     from trt_hspan.export import export_onnx, onnx_from_model
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
         load_model,
         save_checkpoint,
     )
-
-__version__ = "0.1.0"
 
 _LAZY = {
     "HSPAN": "trt_hspan.model",

@@ -34,6 +34,12 @@ def error_from_os_error(path: Path, error: OSError, *, action: str = "write") ->
     return HspanError(path, f"cannot {action}: {error.strerror or error}", "check the path")
 
 
+def cache_folder() -> Path:
+    """The package's folder for files that can be made again: XDG_CACHE_HOME or ~/.cache, then trt-hspan."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "trt-hspan"
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary name in the folder of `path`; renames it to `path` when the block succeeds.

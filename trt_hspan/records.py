@@ -1,7 +1,7 @@
-"""JSON to frozen dataclasses, strictly: every key present, none unknown, every value of its annotated type.
+"""Records as JSON. Reading is strict: every key present, none unknown, every value of its annotated type.
 
 Covers what the records of this package use: str, int, float, bool, X | None, Literal, tuple[X, ...],
-Mapping[str, X] and nested dataclasses. Knows nothing of files.
+Mapping[str, X] and nested dataclasses.
 """
 
 from __future__ import annotations
@@ -80,11 +80,12 @@ def _mistyped(key: str, value: object, expected: str) -> MistypedError:
     return MistypedError(f"{key} is {text if len(text) <= 40 else text[:37] + '...'}, expected {expected}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What `json` can write of a report: mappings with string keys, lists, "inf" and "-inf", None instead of NaN."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from support.command_line import CommandLine
 
+from trt_hspan.native.build import build_cpu_library
 from trt_hspan.native.cpu_attention import LIBRARY_VARIABLE
-from trt_hspan.native.cpu_build import build_native_library
 
 
 def test_prints_what_the_library_is(run: CommandLine) -> None:
-    path = build_native_library().path
+    path = build_cpu_library().path
     result = run("plugin", "build", "--cpu", "--json")
     report = json.loads(result.out)
     assert report["path"] == str(path)

@@ -15,7 +15,7 @@ from trt_hspan.graph import (
     model_with_inlined_functions,
     model_with_plugin_nodes,
 )
-from trt_hspan.ops.names import DOMAIN, OP_TYPE, OP_VERSION
+from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION
 
 NUMPY_TYPE = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from trt_hspan.errors import HspanError
+from trt_hspan.native import build, toolchain
 from trt_hspan.native import cpu_attention as native
-from trt_hspan.native import cpu_build as native_build
+from trt_hspan.native import sources as native_sources
 from trt_hspan.native.cpu_attention import NativeLibrary, NativeOptions, native_library
 from trt_hspan.ops import attention, high_similarity_pass_attention
 
@@ -108,7 +109,7 @@ def test_library_of_other_sources_is_not_used(
     monkeypatch.setattr(native, "default_library_path", lambda: copy)
     assert native_library() is not None
     native._loaded.cache_clear()
-    monkeypatch.setattr(native, "sha256_from_sources", lambda folder: "0" * 64)
+    monkeypatch.setattr(native, "cpu_sources_sha256", lambda folder: "0" * 64)
     assert native_library() is None
     assert "was compiled from other sources" in caplog.text
     # Who names a library takes the responsibility.
@@ -119,46 +120,45 @@ def test_library_of_other_sources_is_not_used(
 def test_up_to_date_library_is_not_compiled_again(
     library: NativeLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_build, "_run", None)
-    assert not native_build.build_native_library(library.path).compiled
+    monkeypatch.setattr(build, "run_cmake", None)
+    assert not build.build_cpu_library(library.path).compiled
 
 
 def test_compiler_errors_are_one_line_and_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = tmp_path / "sources"
-    original = native.sources_folder()
-    assert original is not None
-    shutil.copytree(original, sources)
+    sources = tmp_path / "plugins" / "cpu"
+    shutil.copytree(native_sources.sources_folder() / "plugins" / "cpu", sources)
     (sources / "attention.cpp").write_text("int broken(\n")
-    monkeypatch.setattr(native_build, "sources_folder", lambda: sources)
+    monkeypatch.setattr(build, "sources_folder", lambda: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (sources / "kernel_baseline.cpp").write_text("")
     (sources / "kernel_avx2.cpp").write_text("")
     (sources / "kernel_avx512.cpp").write_text("")
     with pytest.raises(HspanError, match=r"does not compile: .*error: expected"):
-        native_build.build_native_library(tmp_path / "out" / "library.so")
-    assert list((tmp_path / "out").iterdir()) == []
+        build.build_cpu_library(tmp_path / "out" / "library.so")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("program", "expected"),
-    [("cmake", "cmake: not found"), ("compiler", r"no C\+\+ compiler: .*absent")],
+    [("cmake", "cmake: not found"), ("compiler", r"C\+\+ compiler: CXX names .*absent, which is no program")],
 )
 def test_missing_tools_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, expected: str
 ) -> None:
     if program == "cmake":
-        monkeypatch.setattr(native_build, "_program", lambda name: None)
+        monkeypatch.setattr(toolchain, "_program", lambda name: None)
     else:
         monkeypatch.setenv("CXX", str(tmp_path / "absent"))
     with pytest.raises(HspanError, match=expected):
-        native_build.build_native_library(tmp_path / "library.so")
+        build.build_cpu_library(tmp_path / "library.so")
 
 
 def test_installation_without_sources_cannot_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_build, "sources_folder", lambda: None)
-    with pytest.raises(HspanError, match="holds no sources"):
-        native_build.build_native_library(tmp_path / "library.so")
+    monkeypatch.setattr(native_sources, "is_checkout", lambda root: False)
+    with pytest.raises(HspanError, match="contains no sources"):
+        build.build_cpu_library(tmp_path / "library.so")
 
 
 @pytest.mark.parametrize(

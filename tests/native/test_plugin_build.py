@@ -13,12 +13,15 @@ from pathlib import Path
 import pytest
 from support.command_line import CommandLine
 
+from trt_hspan import downloads
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.files import cache_folder
 from trt_hspan.native import build as plugin_build
 from trt_hspan.native import toolchain as plugin_toolchain
-from trt_hspan.native.build import build_plugin, sha256_from_sources, sources_folder
+from trt_hspan.native.build import build_plugin
 from trt_hspan.native.plugin import plugin_info_from_library
 from trt_hspan.native.progress import BuildProgress
+from trt_hspan.native.sources import plugin_sources_sha256, sources_folder
 from trt_hspan.native.toolchain import (
     find_cmake,
     find_host_compiler,
@@ -159,7 +162,7 @@ def test_headers_are_found_under_the_named_folder(inside: str, bare_machine: Pat
 
 
 def test_a_named_folder_without_headers_is_told(bare_machine: Path, tmp_path: Path) -> None:
-    with pytest.raises(HspanError, match=r"--tensorrt-root: .* holds no NvInferRuntime.h"):
+    with pytest.raises(HspanError, match=r"--tensorrt-root: .* contains no NvInferRuntime.h"):
         find_tensorrt_headers(tmp_path)
 
 
@@ -169,14 +172,13 @@ def test_headers_that_cannot_be_fetched_are_told(bare_machine: Path, monkeypatch
     with pytest.raises(HspanError) as caught:
         find_tensorrt_headers()
     line = str(caught.value)
-    assert line.startswith(
-        "TensorRT headers: not found, and kernel-lens==2.0.1 cannot be fetched: ERROR: No matching"
-    )
-    assert line.endswith("install libnvinfer-headers-dev, or name them by --tensorrt-root")
+    assert line.startswith("kernel-lens==2.0.1: cannot be fetched from the package index: No matching")
+    assert line.endswith("install libnvinfer-headers-dev, or name TensorRT's headers by --tensorrt-root")
 
 
-def fake_wheel(folder: Path) -> Path:
-    wheel = folder / plugin_toolchain.HEADER_WHEEL_FILE
+def fake_wheel(requirement: str, folder: Path, *_: object) -> Path:
+    """Stands in for pip's download."""
+    wheel = folder / "kernel_lens.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for name in ("NvInferRuntime.h", "NvInferVersion.h", "../evil.h", "sub/other.h"):
             archive.writestr(f"kernel_lens/include/tensorrt/{name}", name)
@@ -187,7 +189,7 @@ def fake_wheel(folder: Path) -> Path:
 def test_a_wheel_of_another_hash_is_refused(
     bare_machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(plugin_toolchain, "_download_wheel", fake_wheel)
+    monkeypatch.setattr(downloads, "_download", fake_wheel)
     with pytest.raises(HspanError, match="the package index sent a file with SHA-256"):
         find_tensorrt_headers()
     assert not list((tmp_path / "cache").rglob("*.h"))
@@ -196,17 +198,15 @@ def test_a_wheel_of_another_hash_is_refused(
 def test_fetched_headers_and_nothing_else_land_in_the_cache(
     bare_machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(plugin_toolchain, "_download_wheel", fake_wheel)
-    monkeypatch.setattr(
-        plugin_toolchain, "sha256_from_file", lambda path: plugin_toolchain.HEADER_WHEEL_SHA256
-    )
+    monkeypatch.setattr(downloads, "_download", fake_wheel)
+    monkeypatch.setattr(downloads, "sha256_from_file", lambda path: plugin_toolchain.HEADER_WHEEL_SHA256)
     folder = find_tensorrt_headers()
     assert sorted(path.name for path in folder.iterdir()) == ["NvInferRuntime.h", "NvInferVersion.h"]
     assert sorted(path.name for path in (tmp_path / "cache").rglob("*.h")) == [
         "NvInferRuntime.h",
         "NvInferVersion.h",
     ]
-    monkeypatch.setattr(plugin_toolchain, "_download_wheel", lambda folder: pytest.fail("fetched twice"))
+    monkeypatch.setattr(downloads, "_download", lambda *_: pytest.fail("fetched twice"))
     assert find_tensorrt_headers() == folder
 
 
@@ -222,11 +222,16 @@ def test_an_up_to_date_library_is_left_alone(plugin_library: Path) -> None:
 def test_a_changed_source_is_another_library(tmp_path: Path) -> None:
     shutil.copytree(sources_folder() / "plugins", tmp_path / "plugins")
     shutil.copy(sources_folder() / "CMakeLists.txt", tmp_path)
-    before = sha256_from_sources(tmp_path)
-    assert before == sha256_from_sources(sources_folder())
+    before = plugin_sources_sha256(tmp_path)
+    assert before == plugin_sources_sha256(sources_folder())
     kernel = tmp_path / "plugins" / "kernels" / "launchers.h"
     kernel.write_text(kernel.read_text() + "// changed\n")
-    assert sha256_from_sources(tmp_path) != before
+    assert plugin_sources_sha256(tmp_path) != before
+
+
+def newest_build_folder() -> Path:
+    logs = (cache_folder() / "build").glob("*/build.log")
+    return max(logs, key=lambda path: path.stat().st_mtime).parent
 
 
 #: What may be called while a stream is captured, and what nvcc itself adds.
@@ -257,12 +262,12 @@ def test_one_architecture_is_compiled_and_reported(tmp_path: Path) -> None:
     assert result.compiled
     info = plugin_info_from_library(result.path)
     assert (info.cubin_architectures, info.ptx_architectures) == ((89,), (89,))
-    assert info.source_sha256 == sha256_from_sources(sources_folder())
+    assert info.source_sha256 == plugin_sources_sha256(sources_folder())
     assert [path.name for path in result.path.parent.iterdir()] == ["mine.so"]
     fractions = [state.fraction for state in states]
     assert fractions == sorted(fractions)
     assert not build_plugin(result.path, architectures=[89]).compiled
-    objects = list(plugin_build._build_folder(sources_folder(), find_toolchain(), [89]).rglob("*.o"))
+    objects = list(newest_build_folder().rglob("*.o"))
     assert {"attention_plugin.cpp.o", "plain_attention_half.cu.o"} <= {path.name for path in objects}
     undefined = subprocess.run(["nm", "-u", *objects], capture_output=True, text=True, check=True).stdout
     called = set(re.findall(r"U (?:_?_?)(\w*cuda[A-Z]\w*)", undefined))

@@ -15,6 +15,7 @@ from support.command_line import CommandLine
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.native import plugin as module
+from trt_hspan.native import sources
 from trt_hspan.native.plugin import (
     PluginInfo,
     architecture_from_target,
@@ -22,6 +23,7 @@ from trt_hspan.native.plugin import (
     default_plugin_path,
     plugin_info_from_library,
 )
+from trt_hspan.version import __version__
 
 DESCRIPTION = {
     "name": "HighSimilarityPassAttention",
@@ -140,7 +142,7 @@ def test_another_library_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "other.c").write_text("int other(void) { return 1; }\n")
     path = tmp_path / "libother.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", path, tmp_path / "other.c"], check=True)
-    assert "is not the library of this plugin: it holds no description" in error_of(path)
+    assert "is not the library of this plugin: it contains no description" in error_of(path)
 
 
 def test_another_plugins_description_is_not_ours(tmp_path: Path) -> None:
@@ -252,8 +254,8 @@ def test_the_environment_names_another_place(monkeypatch: pytest.MonkeyPatch, tm
 def test_an_installation_keeps_it_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TRT_HSPAN_PLUGIN", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "is_checkout", lambda root: False)
-    assert default_plugin_path() == tmp_path / "trt-hspan" / module.__version__ / "libhspan_plugin.so"
+    monkeypatch.setattr(sources, "is_checkout", lambda root: False)
+    assert default_plugin_path() == tmp_path / "trt-hspan" / __version__ / "libhspan_plugin.so"
 
 
 def test_info_command_prints_the_description_as_json(run: CommandLine, plugin_library: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan.engine import rtx_wheel
-from trt_hspan.ops.names import DOMAIN, OP_TYPE
+from trt_hspan.names import DOMAIN, OP_TYPE
 
 rtx_wheel.preload_with_unversioned_name()
 

@@ -14,7 +14,7 @@ from typing import Any
 from onnx import TensorProto, helper
 
 from trt_hspan.engine import rtx_wheel
-from trt_hspan.ops.names import DOMAIN, OP_TYPE
+from trt_hspan.names import DOMAIN, OP_TYPE
 
 rtx_wheel.preload_with_unversioned_name()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trt_hspan.native.build import sources_folder
+from trt_hspan.native.sources import sources_folder
 from trt_hspan.native.toolchain import find_host_compiler, find_nvcc, find_tensorrt_headers
 
 PROGRAM = Path(__file__).with_name("engine_with_plugin.py")

@@ -24,6 +24,7 @@ from support.serve_process import ServeProcess, left_in_shared_memory, still_run
 from support.served_pictures import pixels_of, png
 from support.small_engine import SmallEngine
 
+from trt_hspan import downloads
 from trt_hspan.serving import triton_install
 from trt_hspan.serving.networks import networks_from_engines
 from trt_hspan.serving.repository import write_repository
@@ -293,9 +294,9 @@ def test_other_file_than_the_pinned_one_is_not_trusted(
         (folder / "nvidia_pytriton-0.7.0-py3-none-any.whl").write_bytes(b"another file")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(triton_install.subprocess, "run", download)
+    monkeypatch.setattr(downloads.subprocess, "run", download)
     result = run("serve", repository, "--port", 0, "--grpc-port", 0, "--metrics-port", 0)
-    assert (result.code, "only this file is trusted" in result.error_line) == (1, True)
+    assert (result.code, "sent a file with SHA-256" in result.error_line) == (1, True)
 
 
 def test_named_installation_must_be_one(

@@ -17,7 +17,7 @@ from trt_hspan.graph import (
     save_onnx,
     with_metadata,
 )
-from trt_hspan.ops.names import DOMAIN, OP_TYPE, OP_VERSION
+from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION
 
 Dimension = int | str
 

@@ -18,10 +18,10 @@ from typing import Any, Final
 
 from tools.jetson_package.elf import ElfNeeds, check_runs_on, elf_needs_from_file
 from tools.jetson_package.targets import TARGETS, Target
-from trt_hspan import __version__
 from trt_hspan.errors import HspanError
 from trt_hspan.files import atomic_path, error_from_os_error, sha256_from_file
 from trt_hspan.native.plugin import LIBRARY_NAME, plugin_info_from_library
+from trt_hspan.version import __version__
 
 #: Where the .deb puts the package's tree.
 PREFIX: Final = "opt/hspan"

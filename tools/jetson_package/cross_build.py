@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,19 +13,16 @@ from tools.jetson_package.cross_sysroot import prepare_sysroot
 from tools.jetson_package.cross_toolkit import find_cross_compiler, prepare_toolkit
 from tools.jetson_package.targets import Target
 from trt_hspan.errors import HspanError
-from trt_hspan.files import error_from_os_error
-from trt_hspan.native import cpu_attention as native
-from trt_hspan.native.build import sha256_from_sources, sources_folder
-from trt_hspan.native.cmake import progress_from_line, run_logged
-from trt_hspan.native.plugin import LIBRARY_NAME, user_cache_folder
+from trt_hspan.files import cache_folder, error_from_os_error
+from trt_hspan.native.cmake import run_cmake
+from trt_hspan.native.cpu_attention import LIBRARY_NAME as CPU_LIBRARY_NAME
+from trt_hspan.native.plugin import LIBRARY_NAME
 from trt_hspan.native.progress import BuildProgress
-from trt_hspan.native.toolchain import find_cmake, find_ninja, find_tensorrt_headers
+from trt_hspan.native.sources import cpu_sources_sha256, plugin_sources_sha256, sources_folder
+from trt_hspan.native.toolchain import find_cmake, find_tensorrt_headers, generator_options
 
-CPU_LIBRARY_NAME: Final = "libhspan_cpu.so"
 RUNTIME_LIBRARY_NAME: Final = "libhspan_runtime.so"
 PROGRAM_NAME: Final = "hspan-upscale"
-
-_LOG_NAME: Final = "build.log"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +62,7 @@ def prepare_cross_folders(
     def fetching(what: str) -> None:
         on_progress(BuildProgress(fraction=0.0, phase=f"fetching {what}"))
 
-    cache, cross = user_cache_folder() / "cross", sources_folder() / "build" / "cross"
+    cache, cross = cache_folder() / "cross", sources_folder() / "build" / "cross"
     with _alone(cache):
         toolkit = cache / target.toolkit
         prepare_toolkit(target.toolkit, toolkit, tell=fetching)
@@ -119,7 +115,7 @@ def build_for_target(
         target.name,
         "-S",
         root,
-        f"-DHSPAN_SOURCE_SHA256={sha256_from_sources(root)}",
+        f"-DHSPAN_SOURCE_SHA256={plugin_sources_sha256(root)}",
         f"-DHSPAN_BUILD_RUNTIME_TESTS={'ON' if tests else 'OFF'}",
     ]
     staging = _built(options, build, jobs, on_progress)
@@ -151,7 +147,7 @@ def build_cpu_library(
     toolchain = root / "cmake" / "aarch64-linux-gnu.cmake"
     sources = root / "plugins" / "cpu"
     options: list[str | Path] = ["-S", sources, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"]
-    options.append(f"-DHSPAN_SOURCE_SHA256={native.sha256_from_sources(sources)}")
+    options.append(f"-DHSPAN_SOURCE_SHA256={cpu_sources_sha256(root)}")
     build = root / "build" / "cmake" / f"{target.name}-cpu"
     return _built(options, build, jobs, on_progress) / "lib" / CPU_LIBRARY_NAME
 
@@ -161,22 +157,13 @@ def _built(
 ) -> Path:
     """Configures, builds and installs in `build`; the folder that lib/, bin/ and include/ are in."""
     staging = build / "staging"
-    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if (ninja := find_ninja()) else []
     cmake = find_cmake()
     commands: list[list[str | Path]] = [
-        [cmake, *options, "-B", build, *generator, "-DCMAKE_INSTALL_LIBDIR=lib"],
+        [cmake, *options, "-B", build, *generator_options(), "-DCMAKE_INSTALL_LIBDIR=lib"],
         [cmake, "--build", build, "--parallel", str(jobs)],
         [cmake, "--install", build, "--strip", "--prefix", staging],
     ]
-    try:
-        build.mkdir(parents=True, exist_ok=True)
-        with (build / _LOG_NAME).open("w") as log:
-            for command in commands:
-                for line in run_logged(command, dict(os.environ), log, build / _LOG_NAME):
-                    if state := progress_from_line(line):
-                        on_progress(state)
-    except OSError as error:
-        raise error_from_os_error(build, error) from error
+    run_cmake(commands, build / "build.log", where=build.name, on_progress=on_progress)
     return staging
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tools.jetson_package.debian import fetch_debian_packages, run_fetching, unpack_debian_package
+from tools.jetson_package.debian import fetch_debian_packages, unpack_debian_package
+from trt_hspan.downloads import unpack_pinned_wheel
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, sha256_from_file
 
@@ -161,7 +160,7 @@ def prepare_toolkit(name: str, folder: Path, *, tell: Callable[[str], None] = la
             tree = Path(scratch) / "tree"
             for wheel in toolkit.wheels:
                 tell(wheel.requirement)
-                _unpack_wheel(_fetched_wheel(wheel, Path(scratch)), tree)
+                _unpack_wheel(wheel, tree)
             if toolkit.debian:
                 tell(f"nvcc of {source}" if source else f"nvidia-cuda-toolkit {toolkit.debian[0]}")
                 _add_compiler(source or _fetched_debian(*toolkit.debian, Path(scratch)), tree)
@@ -187,33 +186,24 @@ def _installed_cuda12() -> Path | None:
     return root
 
 
-def _fetched_wheel(wheel: Wheel, folder: Path) -> Path:
-    before = set(folder.glob("*.whl"))
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), wheel.requirement]
+def _unpack_wheel(wheel: Wheel, tree: Path) -> None:
     machine = "aarch64" if wheel.aarch64 else "x86_64"
-    for tag in ("manylinux1", "manylinux2010", "manylinux2014", "manylinux_2_17", "manylinux_2_27"):
-        command += ["--platform", f"{tag}_{machine}"]
-    run_fetching(command, wheel.requirement, "look at the network and at pip's configuration")
-    found = set(folder.glob("*.whl")) - before
-    if len(found) != 1:
-        raise HspanError(wheel.requirement, "pip fetched no wheel", "look at pip's configuration")
-    path = found.pop()
-    _check_hash(path, wheel.sha256, wheel.requirement)
-    return path
+    tags = ("manylinux1", "manylinux2010", "manylinux2014", "manylinux_2_17", "manylinux_2_27")
+    unpack_pinned_wheel(
+        wheel.requirement,
+        wheel.sha256,
+        tree,
+        place=_place_in_toolkit,
+        platforms=[f"{tag}_{machine}" for tag in tags],
+        advice="look at the network and at pip's configuration",
+    )
 
 
-def _unpack_wheel(wheel: Path, tree: Path) -> None:
-    """CUDA 13's wheels hold nvidia/cu13/...; those of CUDA 12 hold nvidia/<part>/...; both become one tree."""
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            parts = Path(name).parts
-            if len(parts) < 4 or parts[0] != "nvidia" or ".." in parts or name.endswith(("/", "__init__.py")):
-                continue
-            target = tree.joinpath(*parts[2:])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(name) as source, target.open("wb") as output:
-                shutil.copyfileobj(source, output)
+def _place_in_toolkit(name: str) -> str | None:
+    """CUDA 13's wheels contain nvidia/cu13/...; those of CUDA 12 nvidia/<part>/...; both become one tree."""
+    top, _, *rest = (*Path(name).parts, "")
+    is_part = top == "nvidia" and len(rest) > 2 and not name.endswith("__init__.py")
+    return "/".join(rest[:-1]) if is_part and ".." not in name else None
 
 
 def _fetched_debian(version: str, sha256: str, folder: Path) -> Path:
@@ -223,7 +213,8 @@ def _fetched_debian(version: str, sha256: str, folder: Path) -> Path:
     (found,) = fetch_debian_packages(
         [f"{package}={version}"], folder, suite="trixie", component="non-free", advice=advice
     )
-    _check_hash(found, sha256, package)
+    if (actual := sha256_from_file(found)) != sha256:
+        raise HspanError(package, f"the mirror sent a file with SHA-256 {actual}, expected {sha256}", advice)
     unpack_debian_package(found, folder / "debian", advice=advice)
     return folder / "debian"
 
@@ -276,10 +267,3 @@ def _finish(tree: Path) -> None:
     for shared in sorted(expected.glob("libcudart.so.*")):
         (expected / "libcudart.so").unlink(missing_ok=True)
         (expected / "libcudart.so").symlink_to(shared.name)
-
-
-def _check_hash(path: Path, expected: str, name: str) -> None:
-    if (actual := sha256_from_file(path)) != expected:
-        raise HspanError(
-            name, f"the registry sent a file with SHA-256 {actual}, expected {expected}", "try another mirror"
-        )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tools.jetson_package.archive import JetsonPackage, PackageContents, PackageFile, pack
 from tools.jetson_package.cross_build import (
-    CPU_LIBRARY_NAME,
     PROGRAM_NAME,
     RUNTIME_LIBRARY_NAME,
     CrossBuild,
@@ -18,6 +17,7 @@ from tools.jetson_package.cross_build import (
 from tools.jetson_package.cross_sysroot import linked_versions, notices
 from tools.jetson_package.portable_files import COMMANDS, SYSTEM_FILES, portable_files
 from tools.jetson_package.targets import Target
+from trt_hspan.native.cpu_attention import LIBRARY_NAME as CPU_LIBRARY_NAME
 from trt_hspan.native.plugin import LIBRARY_NAME
 from trt_hspan.native.progress import BuildProgress
 

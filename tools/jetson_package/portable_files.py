@@ -10,7 +10,7 @@ from typing import Final
 
 from tools.jetson_package.archive import PackageFile
 from trt_hspan.errors import HspanError
-from trt_hspan.native.build import sources_folder
+from trt_hspan.native.sources import sources_folder
 
 #: Exported in FP16, which is what Jetson's GPUs are fast in; their input and output stay FP32.
 MODELS: Final = ("hspan-tiny-x2", "hspan-tiny-x4")

@@ -58,7 +58,7 @@ app.command("client")(client.client)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from trt_hspan import __version__
+        from trt_hspan.version import __version__
 
         typer.echo(f"trt-hspan {__version__}")
         raise typer.Exit

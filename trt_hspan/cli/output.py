@@ -8,12 +8,12 @@ from typing import Any
 
 import typer
 
-from trt_hspan.records import _plain
+from trt_hspan.records import plain
 
 
 def print_json(report: Mapping[str, Any]) -> None:
     """Prints one JSON object on stdout. Infinite numbers become the strings "inf" and "-inf", NaN becomes null."""
-    typer.echo(json.dumps(_plain(report), indent=2, allow_nan=False))
+    typer.echo(json.dumps(plain(report), indent=2, allow_nan=False))
 
 
 def rounded(value: float, digits: int) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +13,7 @@ from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
     from trt_hspan.native.plugin import PluginInfo
+    from trt_hspan.native.progress import BuildProgress
 
 app = typer.Typer(
     help="Compile the TensorRT plugin; tell what a compiled one is.",
@@ -70,16 +73,10 @@ def build(
             )
         _build_cpu_library(output, jobs=jobs, force=force, as_json=json)
         return
-    from trt_hspan.cli.progress import progress
     from trt_hspan.native.build import build_plugin
     from trt_hspan.native.plugin import plugin_info_from_library
 
-    with progress("compiling the plugin", total=1.0) as bar:
-        task = bar.task_ids[0]
-
-        def show(state: Any) -> None:
-            bar.update(task, completed=state.fraction, description=f"compiling the plugin: {state.phase}")
-
+    with _compile_progress("the plugin") as on_progress:
         result = build_plugin(
             output,
             architectures=arch,
@@ -87,19 +84,28 @@ def build(
             tensorrt_root=tensorrt_root,
             jobs=jobs,
             force=force,
-            on_progress=show,
+            on_progress=on_progress,
         )
     _print(plugin_info_from_library(result.path), as_json=json, compiled=result.compiled)
 
 
+@contextmanager
+def _compile_progress(name: str) -> Iterator[Callable[[BuildProgress], None]]:
+    from trt_hspan.cli.progress import progress
+
+    with progress(f"compiling {name}", total=1.0) as bar:
+        yield lambda state: bar.update(
+            bar.task_ids[0], completed=state.fraction, description=f"compiling {name}: {state.phase}"
+        )
+
+
 def _build_cpu_library(output: Path | None, *, jobs: int | None, force: bool, as_json: bool) -> None:
     from trt_hspan.cli.output import print_json, print_table
-    from trt_hspan.cli.progress import progress
+    from trt_hspan.native.build import build_cpu_library
     from trt_hspan.native.cpu_attention import NativeLibrary
-    from trt_hspan.native.cpu_build import build_native_library
 
-    with progress("compiling the CPU attention library"):
-        result = build_native_library(output, jobs=jobs, force=force)
+    with _compile_progress("the CPU attention library") as on_progress:
+        result = build_cpu_library(output, jobs=jobs, force=force, on_progress=on_progress)
     library = NativeLibrary(result.path)
     report = {
         "path": str(library.path),

@@ -14,7 +14,6 @@ from typing import Any
 
 import onnx
 
-import trt_hspan
 from trt_hspan.engine.builder import BuildRequest, BuiltPlan, build_plan, check_targets
 from trt_hspan.engine.manifest import (
     FORMAT_VERSION,
@@ -40,6 +39,7 @@ from trt_hspan.graph import (
 from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.native import plugin as plugin_library
 from trt_hspan.native.progress import BuildProgress
+from trt_hspan.version import __version__
 
 _LOG = logging.getLogger(__name__)
 _MIB = 1 << 20
@@ -282,7 +282,7 @@ def _manifest(
         network_layer_counts=built.network_layer_counts,
         engine_layer_counts=built.engine_layer_counts,
         build_time_seconds=built.build_time_seconds,
-        tool_version=trt_hspan.__version__,
+        tool_version=__version__,
         source_sha256=metadata.source_sha256,
         created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.install_advice import install_advice, is_jetson
-from trt_hspan.ops.names import OP_TYPE, PLUGIN_VERSION
+from trt_hspan.names import OP_TYPE, PLUGIN_VERSION
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_graphsurgeon as gs
 
-from trt_hspan.ops.names import OP_TYPE
+from trt_hspan.names import OP_TYPE
 
 
 def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -28,7 +28,7 @@ from trt_hspan.graph import (
 )
 from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.model.checkpoint import load_model, source_sha256
-from trt_hspan.ops.names import DOMAIN, OP_TYPE, OP_VERSION
+from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION
 
 # torch.onnx translates to this version; others are reached by ONNX's own version converter.
 _TRANSLATED_OPSET: Final = 18

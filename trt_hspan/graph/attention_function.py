@@ -8,7 +8,7 @@ import onnx
 import onnx.inliner
 import onnx.parser
 
-from trt_hspan.ops.names import DOMAIN, OP_TYPE, OP_VERSION
+from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION
 
 # The lowest opset that the body is written for: reductions take their axes as an input since 18.
 LOWEST_OPSET: Final = 18

@@ -12,7 +12,7 @@ import onnx
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, write_bytes
-from trt_hspan.ops.names import DOMAIN, OP_TYPE
+from trt_hspan.names import DOMAIN, OP_TYPE
 
 # input: (N, 3, H, W) float32 RGB in [0, 1]; output: (N, 3, H * scale, W * scale) float32, not clamped.
 INPUT_NAME: Final = "input"

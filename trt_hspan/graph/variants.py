@@ -11,7 +11,6 @@ from typing import Final
 
 import onnx
 
-import trt_hspan
 from trt_hspan.errors import UsageError
 from trt_hspan.graph.attention_function import (
     LOWEST_OPSET,
@@ -34,6 +33,7 @@ from trt_hspan.graph.precision import (
     checked_precision,
     model_in_precision,
 )
+from trt_hspan.version import __version__
 
 # QuantizeLinear takes float16 and FP8 since this version of the ONNX operators.
 QDQ_OPSET: Final = 19
@@ -160,8 +160,8 @@ def variants_from_model(
 
 def finished_model(graph: onnx.ModelProto, metadata: OnnxMetadata, where: object) -> onnx.ModelProto:
     """A graph with function body and metadata, checked. Raises: HspanError when it is not valid ONNX."""
-    described = with_metadata(graph, replace(metadata, tool_version=trt_hspan.__version__))
-    described.producer_name, described.producer_version = "trt-hspan", trt_hspan.__version__
+    described = with_metadata(graph, replace(metadata, tool_version=__version__))
+    described.producer_name, described.producer_version = "trt-hspan", __version__
     finished = model_with_attention_function(described)
     check_model(finished, where)
     return finished

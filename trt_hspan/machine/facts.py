@@ -17,8 +17,8 @@ def machine_facts() -> dict[str, Any]:
     """What the times were taken on: processor, GPUs, versions."""
     import importlib.metadata
 
-    from trt_hspan import __version__
     from trt_hspan.machine.nvml import driver_version, gpu_states
+    from trt_hspan.version import __version__
 
     packages = ("numpy", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "pycuda")
     versions: dict[str, str | None] = {}

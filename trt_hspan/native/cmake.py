@@ -4,24 +4,57 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
 from trt_hspan.errors import HspanError
+from trt_hspan.files import error_from_os_error
 from trt_hspan.native.progress import BuildProgress
 
 _CONFIGURE_FRACTION: Final = 0.1  # of the whole time; measured, roughly
 
 
-def run_logged(
-    command: list[str | Path], environment: dict[str, str], log: IO[str], log_path: Path
-) -> Iterator[str]:
-    """Runs a command, copies its output to the log and yields its lines.
+def run_cmake(
+    commands: Iterable[Sequence[str | Path]],
+    log: Path,
+    *,
+    where: str,
+    environment: Mapping[str, str] | None = None,
+    on_progress: Callable[[BuildProgress], None] = lambda _: None,
+) -> None:
+    """Runs commands that configure, build and install, one after the other, with all output in one log.
+
+    Args:
+        commands: command lines of CMake.
+        log: the file to write; missing parents are made.
+        where: what is built, as the error names it.
+        environment: instead of this process's.
+        on_progress: called for each step that ninja or make prints.
 
     Raises:
-        HspanError: it failed; holds the first line that reads like an error, and names the log.
+        HspanError: a command fails; the error holds the first line that reads like one, and the log's path. Or the log
+            cannot be written.
     """
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as stream:
+            for command in commands:
+                code, lines = _run(command, environment, stream, on_progress)
+                if code != 0:
+                    raise HspanError(
+                        where, f"does not compile: {_first_error(lines)}", f"the whole log is {log}"
+                    )
+    except OSError as error:
+        raise error_from_os_error(log, error) from error
+
+
+def _run(
+    command: Sequence[str | Path],
+    environment: Mapping[str, str] | None,
+    log: IO[str],
+    on_progress: Callable[[BuildProgress], None],
+) -> tuple[int, list[str]]:
     lines: list[str] = []
     with subprocess.Popen(
         command,
@@ -36,12 +69,12 @@ def run_logged(
             for line in process.stdout:
                 log.write(line)
                 lines.append(line.rstrip())
-                yield lines[-1]
+                if progress := _progress_from_line(lines[-1]):
+                    on_progress(progress)
         except BaseException:
             process.terminate()
             raise
-    if process.returncode != 0:
-        raise HspanError("plugin", f"does not compile: {_first_error(lines)}", f"the whole log is {log_path}")
+    return process.returncode, lines
 
 
 def _first_error(lines: list[str]) -> str:
@@ -55,13 +88,13 @@ def _first_error(lines: list[str]) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
 
 
-def progress_from_line(line: str) -> BuildProgress | None:
-    """How far a build is, from ninja's "[3/9] Building ..." or make's "[ 33%] Building ..."."""
+def _progress_from_line(line: str) -> BuildProgress | None:
+    """From ninja's "[3/9] Building ..." or make's "[ 33%] Building ..."."""
     if match := re.match(r"\[(\d+)/(\d+)\] (.*)", line):
-        done = int(match[1]) / int(match[2])
+        share = int(match[1]) / int(match[2])
     elif match := re.match(r"\[ *(\d+)(%)\] (.*)", line):
-        done = int(match[1]) / 100
+        share = int(match[1]) / 100
     else:
         return None
     phase = re.sub(r"(Building \w+ object).*/", r"\1 ", match[3])
-    return BuildProgress(fraction=_CONFIGURE_FRACTION + (1 - _CONFIGURE_FRACTION) * done, phase=phase)
+    return BuildProgress(fraction=_CONFIGURE_FRACTION + (1 - _CONFIGURE_FRACTION) * share, phase=phase)

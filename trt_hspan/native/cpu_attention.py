@@ -1,11 +1,9 @@
-"""The attention's native CPU library: finding, checking and calling it. Owns the C ABI of plugins/cpu/hspan_cpu.h;
-knows memory addresses, and neither torch nor numpy. Compiling it is `native_build`'s."""
+"""The attention's library for CPUs: finding, checking and calling it through the C ABI of plugins/cpu/hspan_cpu.h."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
 import re
@@ -14,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from trt_hspan import __version__
 from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.native.sources import cpu_sources_sha256, library_path, sources_folder
 
 logger = logging.getLogger(__name__)
 
@@ -221,27 +219,7 @@ def native_library() -> NativeLibrary | None:
 def default_library_path() -> Path:
     """Where `trt-hspan plugin build --cpu` puts the library: TRT_HSPAN_CPU_LIBRARY, or build/cpu/ of a checkout, or the
     user's cache folder."""
-    if named := os.environ.get(LIBRARY_VARIABLE):
-        return Path(named)
-    checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "plugins" / "cpu" / "CMakeLists.txt").is_file():
-        return checkout / "build" / "cpu" / LIBRARY_NAME
-    return cache_folder() / __version__ / LIBRARY_NAME
-
-
-def cache_folder() -> Path:
-    """The package's folder for what can be made again."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "trt-hspan"
-
-
-def sources_folder() -> Path | None:
-    """The folder of the library's sources: the checkout's, or what the wheel carries; None where there is neither."""
-    package = Path(__file__).resolve().parents[1]
-    for root in (package.parent, package / "_sources"):
-        if (root / "plugins" / "cpu" / "CMakeLists.txt").is_file():
-            return root / "plugins" / "cpu"
-    return None
+    return library_path(LIBRARY_NAME, variable=LIBRARY_VARIABLE, folder="cpu")
 
 
 def source_sha256_from_library(path: Path) -> str | None:
@@ -256,15 +234,6 @@ def source_sha256_from_library(path: Path) -> str | None:
     return None if found is None else found[1].decode()
 
 
-def sha256_from_sources(folder: Path) -> str:
-    """One hash over the names and contents of all files that the library is made from."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".h", ".cpp", ".txt"}:
-            digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
 @functools.cache
 def _loaded(named: str | None) -> NativeLibrary | None:
     path = default_library_path() if named is None else Path(named)
@@ -272,8 +241,7 @@ def _loaded(named: str | None) -> NativeLibrary | None:
         if not path.is_file():
             raise HspanError(path, "there is no such library", "compile it with trt-hspan plugin build --cpu")
         library = NativeLibrary(path)
-        sources = sources_folder()
-        if named is None and sources is not None and library.source_sha256 != sha256_from_sources(sources):
+        if named is None and library.source_sha256 != cpu_sources_sha256(sources_folder()):
             raise HspanError(
                 path, "was compiled from other sources", "compile it again with trt-hspan plugin build --cpu"
             )

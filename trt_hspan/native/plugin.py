@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trt_hspan import __version__
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error
-from trt_hspan.ops.names import OP_TYPE
+from trt_hspan.names import OP_TYPE
+from trt_hspan.native.sources import library_path
 
 LIBRARY_NAME: Final = "libhspan_plugin.so"
+#: Names the library, wherever it was compiled.
+LIBRARY_VARIABLE: Final = "TRT_HSPAN_PLUGIN"
 
 #: Must equal kABI_VERSION in plugins/tensorrt/plugin_abi.h.
 PLUGIN_ABI_VERSION: Final = 3
@@ -40,8 +42,8 @@ class PluginInfo:
         name, version, namespace: what TensorRT's plugin registry knows the plugin by.
         abi_version: engines and libraries work together only when this agrees.
         machine: processor the library is for, "x86_64" or "aarch64".
-        cubin_architectures: compute capabilities it holds machine code for: 86 is 8.6.
-        ptx_architectures: compute capabilities it holds PTX for, which newer GPUs compile when they load it.
+        cubin_architectures: compute capabilities it contains machine code for: 86 is 8.6.
+        ptx_architectures: compute capabilities it contains PTX for, which newer GPUs compile when they load it.
         cuda_version: the compiler's.
         tensorrt_header_version: of the headers it was compiled with; it serves other versions too.
         source_sha256: hash of its sources and build options; empty when CMake was run by hand.
@@ -75,23 +77,7 @@ def default_plugin_path() -> Path:
 
     The environment variable TRT_HSPAN_PLUGIN if set; in a checkout build/plugin/; else the user's cache folder.
     """
-    if named := os.environ.get("TRT_HSPAN_PLUGIN"):
-        return Path(named)
-    root = Path(__file__).resolve().parents[2]
-    if is_checkout(root):
-        return root / "build" / "plugin" / LIBRARY_NAME
-    return user_cache_folder() / __version__ / LIBRARY_NAME
-
-
-def is_checkout(root: Path) -> bool:
-    """Whether the folder is a checkout of this project: it holds the package and the plugin's sources."""
-    return (root / "CMakeLists.txt").is_file() and (root / "plugins" / "CMakeLists.txt").is_file()
-
-
-def user_cache_folder() -> Path:
-    """The package's folder for files that can be made again: XDG_CACHE_HOME or ~/.cache, then trt-hspan."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "trt-hspan"
+    return library_path(LIBRARY_NAME, variable=LIBRARY_VARIABLE, folder="plugin")
 
 
 def plugin_info_from_library(path: str | os.PathLike[str]) -> PluginInfo:
@@ -144,7 +130,7 @@ def check_plugin_serves(info: PluginInfo, targets: Iterable[str | int]) -> None:
         targets: compute capabilities, such as "sm_86" or 86.
 
     Raises:
-        HspanError: the library is for another processor, or holds nothing that a target could run.
+        HspanError: the library is for another processor, or contains nothing that a target could run.
         UsageError: a target is no compute capability.
     """
     here = platform.machine()
@@ -194,7 +180,7 @@ def _elf_machine(library: Path, data: bytes) -> str:
 def _embedded_fields(library: Path, data: bytes) -> dict[str, Any]:
     start = data.find(_MARKER)
     if start < 0:
-        raise _not_ours(library, "it holds no description")
+        raise _not_ours(library, "it contains no description")
     start += len(_MARKER) - 1
     end = data.find(b"\0", start)
     try:

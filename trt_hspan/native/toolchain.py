@@ -1,4 +1,4 @@
-"""What it takes to compile the plugin: nvcc, a C++ compiler, CMake, TensorRT's headers. Finds them, fetches headers."""
+"""What it takes to compile the libraries: CMake, a C++ compiler, nvcc, TensorRT's headers, fetched if need be."""
 
 from __future__ import annotations
 
@@ -10,25 +10,21 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from trt_hspan.downloads import unpack_pinned_wheel
 from trt_hspan.errors import HspanError
-from trt_hspan.files import atomic_path, error_from_os_error, sha256_from_file
-from trt_hspan.native.plugin import user_cache_folder
+from trt_hspan.files import cache_folder, error_from_os_error
 
 #: NVIDIA's Apache-2.0 headers of TensorRT 10.14, as one wheel on the Python package index carries them.
 HEADER_WHEEL: Final = "kernel-lens==2.0.1"
-HEADER_WHEEL_FILE: Final = "kernel_lens-2.0.1-py3-none-any.whl"
 HEADER_WHEEL_SHA256: Final = "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0"
-_HEADERS_IN_WHEEL: Final = "kernel_lens/include/tensorrt/"
 
 OLDEST_CUDA: Final = (12, 4)
 OLDEST_CMAKE: Final = (3, 22)
-_DOWNLOAD_SECONDS: Final = 300
 _SYSTEM_NVCC: Final = "/usr/local/cuda/bin/nvcc"
 _SYSTEM_PREFIXES: Final = ("/usr", "/usr/local", "/usr/local/tensorrt", "/opt/tensorrt")
 _ROOT_VARIABLE: Final = "TensorRT_ROOT"  # CMake's spelling
@@ -44,8 +40,8 @@ class Toolchain:
         nvcc, cuda_version: the CUDA compiler.
         library_path: folder of libcudart_static.a where nvcc does not find it itself (Python wheels), else None.
         host_compiler: the C++ compiler that nvcc calls.
-        cmake, ninja: the build system; ninja is None when make is to be used.
-        headers: the folder that holds NvInferRuntime.h.
+        cmake: the build system.
+        headers: the folder that contains NvInferRuntime.h.
     """
 
     nvcc: Path
@@ -53,7 +49,6 @@ class Toolchain:
     library_path: Path | None
     host_compiler: Path
     cmake: Path
-    ninja: Path | None
     headers: Path
 
 
@@ -73,7 +68,6 @@ def find_toolchain(
         library_path=_wheel_library_path(compiler),
         host_compiler=find_host_compiler(),
         cmake=find_cmake(),
-        ninja=find_ninja(),
         headers=find_tensorrt_headers(tensorrt_root),
     )
 
@@ -93,10 +87,10 @@ def find_nvcc(named: str | os.PathLike[str] | None = None) -> Path:
         ("CUDA_PATH", _nvcc_in(os.environ.get("CUDA_PATH"))),
     ):
         if place:
-            found = shutil.which(os.fspath(place))
-            if found is None:
+            program = shutil.which(os.fspath(place))
+            if program is None:
                 raise HspanError(source, f"{place} is no CUDA compiler", "name the program nvcc itself")
-            return Path(found).absolute()
+            return Path(program).absolute()
     for candidate in (shutil.which("nvcc"), _SYSTEM_NVCC, *_wheel_nvccs()):
         if candidate and os.access(candidate, os.X_OK):
             return Path(candidate).absolute()
@@ -111,8 +105,8 @@ def find_host_compiler() -> Path:
     """The C++ compiler: CXX, else c++, g++ or clang++ on PATH. Raises: HspanError when there is none."""
     named = os.environ.get("CXX")
     for candidate in (named,) if named else ("c++", "g++", "clang++"):
-        if found := shutil.which(candidate):
-            return Path(found)
+        if program := shutil.which(candidate):
+            return Path(program)
     what = f"CXX names {named}, which is no program" if named else "no C++ compiler found"
     raise HspanError("C++ compiler", what, "install one: apt install g++")
 
@@ -130,28 +124,29 @@ def find_cmake() -> Path:
     return cmake
 
 
-def find_ninja() -> Path | None:
-    """Ninja on PATH or beside this Python; None when make is to be used."""
-    return _program("ninja")
+def generator_options() -> list[str]:
+    """CMake's options for ninja, on PATH or beside this Python; none where make is to be used."""
+    ninja = _program("ninja")
+    return [] if ninja is None else ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
 
 
 def find_tensorrt_headers(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that holds NvInferRuntime.h: under `root`, under TensorRT_ROOT, in the system, else fetched once.
+    """The folder that contains NvInferRuntime.h: under `root`, under TensorRT_ROOT, in the system, else fetched once.
 
     Raises:
-        HspanError: a folder was named but holds no headers, or they cannot be fetched.
+        HspanError: a folder was named but has no headers, or they cannot be fetched.
     """
     for source, place in (("--tensorrt-root", root), ("TensorRT_ROOT", os.environ.get(_ROOT_VARIABLE))):
         if place:
             for folder in _include_folders(Path(place)):
-                if _holds_headers(folder):
+                if _has_headers(folder):
                     return folder.absolute()
             raise HspanError(
-                source, f"{place} holds no NvInferRuntime.h", "name the folder TensorRT was unpacked to"
+                source, f"{place} contains no NvInferRuntime.h", "name the folder TensorRT was unpacked to"
             )
     for prefix in _SYSTEM_PREFIXES:
         for folder in _include_folders(Path(prefix)):
-            if _holds_headers(folder):
+            if _has_headers(folder):
                 return folder
     return _fetched_headers()
 
@@ -201,8 +196,8 @@ def _checked_cuda_version(nvcc: Path) -> str:
 
 
 def _program(name: str) -> Path | None:
-    found = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
-    return Path(found) if found else None
+    path = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    return Path(path) if path else None
 
 
 def _include_folders(prefix: Path) -> Iterator[Path]:
@@ -214,54 +209,37 @@ def _include_folders(prefix: Path) -> Iterator[Path]:
         yield prefix / "include" / str(name)
 
 
-def _holds_headers(folder: Path) -> bool:
+def _has_headers(folder: Path) -> bool:
     return (folder / "NvInferRuntime.h").is_file() and (folder / "NvInferVersion.h").is_file()
 
 
 def _fetched_headers() -> Path:
-    """The headers out of the pinned wheel, unpacked into the user's cache when its hash is right."""
-    folder = user_cache_folder() / "headers" / HEADER_WHEEL_SHA256[:16]
-    if _holds_headers(folder):
+    """The headers of the pinned wheel, in the user's cache; the folder appears when it is complete."""
+    folder = cache_folder() / "headers" / HEADER_WHEEL_SHA256[:16]
+    if _has_headers(folder):
         return folder
     _LOG.info("fetching TensorRT headers: %s", HEADER_WHEEL)
-    with tempfile.TemporaryDirectory(prefix="trt-hspan-headers-") as temporary:
-        wheel = _download_wheel(Path(temporary))
-        actual = sha256_from_file(wheel)
-        if actual != HEADER_WHEEL_SHA256:
-            raise HspanError(
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            unpack_pinned_wheel(
                 HEADER_WHEEL,
-                f"the package index sent a file with SHA-256 {actual}, expected {HEADER_WHEEL_SHA256}",
-                "install TensorRT's headers and name them by --tensorrt-root",
+                HEADER_WHEEL_SHA256,
+                Path(temporary) / folder.name,
+                place=_place_of_header,
+                advice="install libnvinfer-headers-dev, or name TensorRT's headers by --tensorrt-root",
             )
-        _unpack_headers(wheel, folder)
+            if not _has_headers(folder):  # another process may have been quicker
+                shutil.rmtree(folder, ignore_errors=True)
+                (Path(temporary) / folder.name).replace(folder)
+    except OSError as error:
+        raise error_from_os_error(folder, error) from error
     return folder
 
 
-def _download_wheel(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), HEADER_WHEEL]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
-        what = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-    except subprocess.TimeoutExpired:
-        what = f"no answer in {_DOWNLOAD_SECONDS} s"
-    wheel = folder / HEADER_WHEEL_FILE
-    if not wheel.is_file():
-        raise HspanError(
-            "TensorRT headers",
-            f"not found, and {HEADER_WHEEL} cannot be fetched: {what}",
-            "install libnvinfer-headers-dev, or name them by --tensorrt-root",
-        )
-    return wheel
-
-
-def _unpack_headers(wheel: Path, folder: Path) -> None:
-    """Writes NvInferVersion.h last: its presence says that the others are complete."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if re.fullmatch(_HEADERS_IN_WHEEL + r"\w+\.h", name)]
-        for name in sorted(names, key=lambda name: name.endswith("NvInferVersion.h")):
-            with atomic_path(folder / Path(name).name) as temporary:
-                temporary.write_bytes(archive.read(name))
+def _place_of_header(name: str) -> str | None:
+    match = re.fullmatch(r"kernel_lens/include/tensorrt/(\w+\.h)", name)
+    return None if match is None else match[1]
 
 
 def _output(command: list[str | Path]) -> str:
@@ -276,10 +254,10 @@ def _output(command: list[str | Path]) -> str:
 def _outputs(command: list[str | Path]) -> str:
     """Both outputs of a program, whatever its exit code; empty when it does not run."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout + done.stderr
+    return process.stdout + process.stderr
 
 
 def _version(text: str) -> tuple[int, int]:

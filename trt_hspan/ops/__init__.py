@@ -1,4 +1,4 @@
-"""The attention operator for PyTorch. `names` alone can be imported without torch."""
+"""The attention operator for PyTorch, imported on first use."""
 
 from __future__ import annotations
 

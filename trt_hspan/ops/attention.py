@@ -17,8 +17,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from trt_hspan.names import TORCH_OP
 from trt_hspan.native.cpu_attention import ElementType, NativeLibrary, NativeOptions, Operand, native_library
-from trt_hspan.ops.names import TORCH_OP
 
 # Score rows are worked on in chunks of about this size, so that the Newton passes stay in the cache.
 _CHUNK_BYTES = 2 << 20

@@ -10,12 +10,12 @@ from importlib import resources
 from string import Template
 from typing import Any, Final
 
-import trt_hspan
 from trt_hspan.native.plugin import LIBRARY_NAME
 from trt_hspan.serving.containers import DEFAULT_IMAGE, image_for_tensorrt, image_name
 from trt_hspan.serving.limits import ServingLimits
 from trt_hspan.serving.networks import Network
 from trt_hspan.serving.own_wheel import wheel_name
+from trt_hspan.version import __version__
 
 _TEMPLATES: Final = (
     "start.sh",
@@ -82,7 +82,7 @@ def deployment_files(networks: Sequence[Network], *, image: str, limits: Serving
     major = classic[0].split(".")[0] if classic else "10"
     values = {
         "slug": kubernetes_name(networks[0].name),
-        "tag": trt_hspan.__version__,
+        "tag": __version__,
         "image": image,
         "why": _why(networks),
         "wheel": wheel_name(),

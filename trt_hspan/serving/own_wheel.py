@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import trt_hspan
 from trt_hspan.errors import HspanError
+from trt_hspan.version import __version__
 
 _DISTRIBUTION: Final = "trt-hspan"
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the same bytes for the same files
@@ -24,7 +24,7 @@ _LEFT_OUT: Final = frozenset([".png", ".jpg", ".safetensors", ".pyc"])
 
 def wheel_name() -> str:
     """The file name of the wheel."""
-    return f"trt_hspan-{trt_hspan.__version__}-py3-none-any.whl"
+    return f"trt_hspan-{__version__}-py3-none-any.whl"
 
 
 def write_own_wheel(folder: Path) -> Path:
@@ -39,11 +39,11 @@ def write_own_wheel(folder: Path) -> Path:
         metadata = None
     if metadata is None:
         raise HspanError(_DISTRIBUTION, "is not installed, only on the path", "install it: pip install -e .")
-    info = f"trt_hspan-{trt_hspan.__version__}.dist-info"
+    info = f"trt_hspan-{__version__}.dist-info"
     contents = {name: path.read_bytes() for name, path in _modules()}
     contents[f"{info}/METADATA"] = metadata.encode()
     contents[f"{info}/WHEEL"] = (
-        f"Wheel-Version: 1.0\nGenerator: trt-hspan {trt_hspan.__version__}\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        f"Wheel-Version: 1.0\nGenerator: trt-hspan {__version__}\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     ).encode()
     record = [f"{name},sha256={_digest(data)},{len(data)}" for name, data in contents.items()]
     contents[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
@@ -55,7 +55,7 @@ def write_own_wheel(folder: Path) -> Path:
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
-    root = Path(trt_hspan.__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root.parent)
         if path.is_file() and path.suffix not in _LEFT_OUT and "_sources" not in name.parts:

@@ -11,18 +11,17 @@ import ctypes.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from trt_hspan.downloads import unpack_pinned_wheel
 from trt_hspan.errors import HspanError
-from trt_hspan.files import error_from_os_error, sha256_from_file
+from trt_hspan.files import cache_folder, error_from_os_error
 
 WHEEL_NAME: Final = "nvidia-pytriton"
 WHEEL_VERSION: Final = "0.7.0"
@@ -77,10 +76,10 @@ class TritonInstall:
 
 def default_install_folder() -> Path:
     """Where the server is unpacked: build/triton of a checkout, else the user's cache folder."""
-    from trt_hspan.native.plugin import is_checkout, user_cache_folder
+    from trt_hspan.native.sources import is_checkout
 
     root = Path(__file__).resolve().parents[2]
-    base = root / "build" if is_checkout(root) else user_cache_folder()
+    base = root / "build" if is_checkout(root) else cache_folder()
     return base / "triton" / f"{WHEEL_VERSION}-{WHEEL_SHA256[:12]}"
 
 
@@ -155,13 +154,13 @@ def _set_up(folder: Path, tell: Callable[[str], None]) -> None:
     stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         tell(f"fetching {WHEEL_NAME} {WHEEL_VERSION} (55 MB)")
-        wheel = _downloaded_wheel(stage)
-        tell("unpacking the server")
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.infolist():
-                if member.filename.startswith(_PARTS):
-                    archive.extract(member, stage)
-        wheel.unlink()
+        unpack_pinned_wheel(
+            f"{WHEEL_NAME}=={WHEEL_VERSION}",
+            WHEEL_SHA256,
+            stage,
+            place=lambda name: name if name.startswith(_PARTS) else None,
+            advice=f"check the network and pip's index settings, or set {_FOLDER_VARIABLE} to an installed Triton",
+        )
         triton = stage / "pytriton" / "tritonserver"
         for program in (triton / "bin" / "tritonserver", *triton.glob("python_backend_stubs/*/*_stub")):
             program.chmod(0o755)
@@ -174,36 +173,6 @@ def _set_up(folder: Path, tell: Callable[[str], None]) -> None:
                 stage.replace(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-
-
-def _downloaded_wheel(stage: Path) -> Path:
-    requirement = f"{WHEEL_NAME}=={WHEEL_VERSION}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run(
-        [*command, "--only-binary", ":all:", "--dest", str(stage), requirement],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        if "No module named pip" in done.stderr:
-            raise HspanError("serve", "pip is missing in this environment", "python -m ensurepip")
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
-        reason = errors[-1].removeprefix("ERROR:").strip() if errors else "pip gives no reason"
-        raise HspanError(
-            requirement,
-            f"cannot be fetched from the package index: {reason[:200]}",
-            f"check the network and pip's index settings, or set {_FOLDER_VARIABLE} to an installed Triton",
-        )
-    (wheel,) = stage.glob("*.whl")
-    found = sha256_from_file(wheel)
-    if found != WHEEL_SHA256:
-        raise HspanError(
-            wheel.name,
-            f"SHA-256 is {found[:12]}..., expected {WHEEL_SHA256[:12]}...",
-            "check the package index: the server is code and only this file is trusted",
-        )
-    return wheel
 
 
 def _backend_folder(folder: Path) -> Path:

@@ -28,7 +28,7 @@ from trt_hspan.graph import (
     variants_from_model,
 )
 from trt_hspan.media.images import tensor_from_image, write_image
-from trt_hspan.ops.names import DOMAIN, OP_TYPE
+from trt_hspan.names import DOMAIN, OP_TYPE
 from trt_hspan.precision.audit.chunked_attention import (
     QUERIES_PER_CHUNK,
     score_outputs,

@@ -28,7 +28,7 @@ from trt_hspan.precision.quantize.calibration import CalibrationData, calibrate,
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.pipeline import (
     QuantizationRequest,
-    cache_folder,
+    calibration_folder,
     calibration_table,
     quantize,
 )
@@ -292,13 +292,13 @@ def test_an_interrupted_calibration_leaves_nothing_and_the_next_one_starts_clean
         patch.setattr(calibration, "_feeds", interrupted)
         with pytest.raises(KeyboardInterrupt):
             table_of(source, photographs)
-    assert not cache_folder().exists()
+    assert not calibration_folder().exists()
     assert table_of(source, photographs) == (expected, False)
 
 
 def test_a_damaged_table_in_the_cache_is_measured_anew(source: Source, photographs: Path) -> None:
     first, _ = table_of(source, photographs, method="minmax", rounding="nearest")
-    (kept,) = cache_folder().iterdir()
+    (kept,) = calibration_folder().iterdir()
     kept.write_text(kept.read_text()[:100])
     assert table_of(source, photographs, method="minmax", rounding="nearest") == (first, False)
     assert read_table(kept) == first

@@ -19,7 +19,7 @@ from tools.jetson_package.cross_build import CrossBuild, build_for_target
 from tools.jetson_package.cross_toolkit import CROSS_COMPILER
 from tools.jetson_package.jetson_package import build_jetson_packages
 from tools.jetson_package.targets import target_from_name
-from trt_hspan.native.build import sources_folder
+from trt_hspan.native.sources import sources_folder
 
 ORIN = target_from_name("jetson-orin")
 

@@ -30,8 +30,8 @@ from tools.jetson_package.package_lock import LockedPackage, lock_from_file, req
 from tools.jetson_package.portable_files import build_wheel
 from tools.jetson_package.targets import TARGETS, Target, target_from_name
 from trt_hspan.errors import HspanError
-from trt_hspan.native.build import sources_folder
 from trt_hspan.native.plugin import PLUGIN_ABI_VERSION
+from trt_hspan.native.sources import sources_folder
 from trt_hspan.native.toolchain import find_cmake
 
 ORIN = target_from_name("jetson-orin")
@@ -148,7 +148,7 @@ def test_a_wheel_of_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
     wheel = small_wheel(tmp_path / "wheels", WHEEL_FILES)
     use_wheel(monkeypatch, tmp_path / "wheels", Wheel(wheel.requirement, "0" * 64, aarch64=False))
     with pytest.raises(
-        HspanError, match=r"nvidia-small==1\.0: the registry sent a file with SHA-256 .*, expected 0000"
+        HspanError, match=r"nvidia-small==1\.0: the package index sent a file with SHA-256 .*, expected 0000"
     ):
         prepare_toolkit("cuda-13", tmp_path / "cross" / "cuda-13")
     assert list((tmp_path / "cross").iterdir()) == []
@@ -157,7 +157,8 @@ def test_a_wheel_of_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
 def test_a_wheel_that_cannot_be_fetched_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_wheel(monkeypatch, tmp_path, Wheel("nvidia-small==1.0", "0" * 64, aarch64=False))
     with pytest.raises(
-        HspanError, match=r"nvidia-small==1\.0: cannot be fetched: ERROR: No matching distribution"
+        HspanError,
+        match=r"nvidia-small==1\.0: cannot be fetched from the package index: No matching distribution",
     ):
         prepare_toolkit("cuda-13", tmp_path / "cuda-13")
 

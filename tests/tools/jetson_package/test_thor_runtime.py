@@ -16,7 +16,7 @@ from support.upscale_program import UpscaleProgram, only_line
 from tools.jetson_package.cross_build import prepare_cross_folders
 from tools.jetson_package.elf import check_runs_on, elf_needs_from_file
 from tools.jetson_package.targets import target_from_name
-from trt_hspan.native.build import sources_folder
+from trt_hspan.native.sources import sources_folder
 from trt_hspan.native.toolchain import find_cmake
 
 THOR = target_from_name("jetson-thor")

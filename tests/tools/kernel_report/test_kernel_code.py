@@ -26,7 +26,7 @@ from tools.kernel_report.plugin_code import (
 from tools.kernel_report.plugin_loops import functions_from_sass, main_loop_from_sass, product_loops_from_sass
 from tools.kernel_report.plugin_occupancy import LIMITS
 from trt_hspan.errors import HspanError
-from trt_hspan.native.build import sources_folder
+from trt_hspan.native.sources import sources_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import trt_hspan
 from trt_hspan.engine.manifest import EngineManifest
 from trt_hspan.engine.range_record import RISK_MEANINGS
 from trt_hspan.errors import HspanError
@@ -24,6 +23,7 @@ from trt_hspan.evaluation.report.charts import Line, histogram_chart, layer_char
 from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES, EvidenceCollector
 from trt_hspan.evaluation.report.pictures import HEAT_RANGE, LONGEST_SIDE, heat_gradient, shown_size
 from trt_hspan.files import write_text
+from trt_hspan.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -132,7 +132,7 @@ def page_from_report(content: ReportInput) -> str:
         "shown_size": shown_size,
         "style": Markup((assets / "style.css").read_text(encoding="utf-8")),
         "script": Markup((assets / "script.js").read_text(encoding="utf-8")),
-        "version": trt_hspan.__version__,
+        "version": __version__,
     }
     template = _environment().from_string((assets / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(context)
@@ -142,7 +142,7 @@ def figures_from_report(content: ReportInput) -> dict[str, Any]:
     """The figures of the page as plain values, for machines."""
     bicubic = content.evidence.bicubic
     return {
-        "tool_version": trt_hspan.__version__,
+        "tool_version": __version__,
         "checkpoint": content.checkpoint,
         "images": content.images,
         "passed": all(row.report.passed for row in content.rows),

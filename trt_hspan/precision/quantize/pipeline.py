@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import onnx
 from trt_hspan.engine.spec import check_choice
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.datasets import Sample
-from trt_hspan.files import staged_files, write_text
+from trt_hspan.files import cache_folder, staged_files, write_text
 from trt_hspan.graph import QuantizationFacts, QuantizedType, quantization_from_model
 from trt_hspan.precision import crops as tiles
 from trt_hspan.precision.quantize import calibration
@@ -295,10 +294,9 @@ def calibration_table(
     return table, False
 
 
-def cache_folder() -> Path:
-    """Where calibration tables are kept: $XDG_CACHE_HOME/trt-hspan/calibration, or below ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "trt-hspan" / "calibration"
+def calibration_folder() -> Path:
+    """Where calibration tables are kept."""
+    return cache_folder() / "calibration"
 
 
 def _data(samples: Sequence[Sample], plan: tiles.TilePlan) -> calibration.CalibrationData:
@@ -388,7 +386,7 @@ def _cache_file(
         [node.name for node in nodes],
         _CACHE_VERSION,
     ]
-    return cache_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
+    return calibration_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
 
 
 # Part of a cached table's key: raise it when the same pictures come to give other numbers.
