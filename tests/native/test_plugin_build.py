@@ -229,9 +229,16 @@ def test_a_changed_source_is_another_library(tmp_path: Path) -> None:
     assert plugin_sources_sha256(tmp_path) != before
 
 
-def newest_build_folder() -> Path:
-    logs = (cache_folder() / "build").glob("*/build.log")
-    return max(logs, key=lambda path: path.stat().st_mtime).parent
+def build_folder_of(architecture: int) -> Path:
+    """Where CMake compiled these sources for one architecture."""
+    expected = {
+        f"CMAKE_HOME_DIRECTORY:INTERNAL={sources_folder()}",
+        f"HSPAN_ARCHITECTURES:STRING={architecture}",
+    }
+    for cache in (cache_folder() / "build").glob("*/cmake/CMakeCache.txt"):
+        if expected <= set(cache.read_text().splitlines()):
+            return cache.parent
+    raise AssertionError(f"nothing was compiled for {architecture}")
 
 
 #: What may be called while a stream is captured, and what nvcc itself adds.
@@ -267,7 +274,7 @@ def test_one_architecture_is_compiled_and_reported(tmp_path: Path) -> None:
     fractions = [state.fraction for state in states]
     assert fractions == sorted(fractions)
     assert not build_plugin(result.path, architectures=[89]).compiled
-    objects = list(newest_build_folder().rglob("*.o"))
+    objects = list(build_folder_of(89).rglob("*.o"))
     assert {"attention_plugin.cpp.o", "plain_attention_half.cu.o"} <= {path.name for path in objects}
     undefined = subprocess.run(["nm", "-u", *objects], capture_output=True, text=True, check=True).stdout
     called = set(re.findall(r"U (?:_?_?)(\w*cuda[A-Z]\w*)", undefined))
