@@ -156,7 +156,7 @@ def run_all(lengths: list[int], threads: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with progress("measuring", total=len(plan)) as bar:
         for name, length, regime in plan:
-            bar.update(bar.task_ids[0], description=f"{FORMS[name]}, L {length}, {regime}")
+            bar.show(f"{FORMS[name]}, L {length}, {regime}")
             needed = SCORE_MATRICES[name] * 4 * length**2
             if not fits_in_memory(needed / 0.9):
                 row = {"form": name, "length": length, "regime": regime, "does_not_fit_bytes": needed}
@@ -164,7 +164,7 @@ def run_all(lengths: list[int], threads: int) -> list[dict[str, Any]]:
                 arguments = {"name": name, "length": length, "regime": regime, "threads": threads}
                 row = in_child(__file__, arguments)
             rows.append(row)
-            bar.advance(bar.task_ids[0])
+            bar.advance()
     seconds = {(row["form"], row["length"], row["regime"]): row.get("seconds") for row in rows}
     for row in rows:
         if "seconds" not in row:

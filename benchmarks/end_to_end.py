@@ -142,14 +142,14 @@ def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
         progress("measuring", total=len(sides) * len(FORMS)) as bar,
     ):
         export_onnx(PRESET, Path(folder) / MODELS["onnxruntime"])
-        bar.update(bar.task_ids[0], description="quantizing")
+        bar.show("quantizing")
         write_int8(Path(folder) / MODELS["onnxruntime-int8"])
         for side in sides:
             for form in FORMS:
-                bar.update(bar.task_ids[0], description=f"{FORMS[form]}, {side}x{side}")
+                bar.show(f"{FORMS[form]}, {side}x{side}")
                 if form == "torch-bf16" and not has_bf16_instructions():
                     rows.append({"form": form, "side": side, "lacks": "BF16 instructions"})
-                    bar.advance(bar.task_ids[0])
+                    bar.advance()
                     continue
                 needed = EAGER_SCORE_MATRICES * 4 * side**4 if form == "eager" else 0
                 if not fits_in_memory(needed):
@@ -159,7 +159,7 @@ def run_all(sides: list[int], threads: int) -> list[dict[str, Any]]:
                         __file__, {"form": form, "side": side, "threads": threads, "folder": folder}
                     )
                 rows.append(row)
-                bar.advance(bar.task_ids[0])
+                bar.advance()
     peers = {row["side"]: row for row in rows if row["form"] == "eager" and "seconds" in row}
     for row in rows:
         peer = peers.get(row["side"])

@@ -88,7 +88,6 @@ def inspected(arguments: argparse.Namespace) -> list[KernelCode]:
     from trt_hspan.cli.progress import progress
 
     with progress("compiling the kernels", total=1.0) as bar:
-        task = bar.task_ids[0]
         return inspect_kernels(
             sources_folder(),
             architectures=[architecture_from_target(each) for each in arguments.arch]
@@ -98,7 +97,7 @@ def inspected(arguments: argparse.Namespace) -> list[KernelCode]:
             nvcc=arguments.nvcc,
             disassembler=arguments.nvdisasm,
             jobs=arguments.jobs,
-            on_progress=lambda done, what: bar.update(task, completed=done, description=what),
+            on_progress=lambda fraction, what: bar.show(what, fraction),
         )
 
 

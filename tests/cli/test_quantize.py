@@ -14,10 +14,9 @@ from support.export_cache import ExportCache
 from support.small_networks import attention_network
 from support.synthetic_pictures import picture
 
-from trt_hspan.cli import quantize as quantize_command
 from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.graph import load_onnx, precision_from_model, save_onnx
-from trt_hspan.precision.quantize import pipeline
+from trt_hspan.precision.quantize import job
 from trt_hspan.precision.quantize.pipeline import Quantized
 from trt_hspan.precision.quantize.sensitivity import SensitivityReport
 
@@ -106,13 +105,13 @@ def test_ground_truth_gives_a_loss(
 def test_a_loss_that_rounds_to_nothing_has_no_sign(
     run: CommandLine, network: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantize = quantize_command.quantize_with_progress
+    quantize = job.quantize
 
-    def slightly_better(*arguments: Any) -> Quantized:
-        found = quantize(*arguments)
-        return replace(found, recipe=replace(found.recipe, loss_db=-1e-5))
+    def slightly_better(*arguments: Any, **named: Any) -> Quantized:
+        quantized = quantize(*arguments, **named)
+        return replace(quantized, recipe=replace(quantized.recipe, loss_db=-1e-5))
 
-    monkeypatch.setattr(quantize_command, "quantize_with_progress", slightly_better)
+    monkeypatch.setattr(job, "quantize", slightly_better)
     words = ("--calibration", photographs, *QUICK, "--json")
     result = run("quantize", network, "-o", tmp_path / "net.onnx", *words)
     assert result.code == 0, result.err
@@ -122,7 +121,7 @@ def test_a_loss_that_rounds_to_nothing_has_no_sign(
 def test_sensitivity_too_prints_a_loss_that_rounds_to_nothing_as_none(
     run: CommandLine, network: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = pipeline.measure_sensitivity
+    measure = job.measure_sensitivity
 
     def slightly_better(*arguments: Any, **named: Any) -> SensitivityReport:
         found = measure(*arguments, **named)
@@ -130,7 +129,7 @@ def test_sensitivity_too_prints_a_loss_that_rounds_to_nothing_as_none(
         layers = tuple(replace(layer, loss_db=-2e-5) for layer in found.layers)
         return replace(found, base=base, everything=everything, layers=layers)
 
-    monkeypatch.setattr(pipeline, "measure_sensitivity", slightly_better)
+    monkeypatch.setattr(job, "measure_sensitivity", slightly_better)
     words = ("--calibration", "builtin", *QUICK, "--exclude", "body.*")
     result = run("sensitivity", network, "-o", tmp_path / "net.json", *words)
     assert result.code == 0, result.err
@@ -195,7 +194,7 @@ def test_pictures_without_ground_truth_give_no_loss(
         (["--calibration", "builtin", "--exclude", "none"], "--exclude: 'none' matches no"),
         (["--table", "t.json", "--method", "mse"], "--method: is told by the table"),
         (["--table", "t.json", "--budget-db", "1"], "--budget-db: needs pictures to measure on"),
-        (["--recipe", "r.yaml", "--budget-db", "1"], "--budget-db: is told by the recipe"),
+        (["--recipe", "r.yaml", "--budget-db", "1"], "--budget-db: is part of the recipe"),
         (["--calibration", "builtin", "--res-scale", "1"], "--res-scale: is part of an ONNX file already"),
     ],
 )

@@ -19,7 +19,7 @@ from support.small_engine import SmallEngine, build_small_engine
 from support.small_networks import write_attention_network
 
 from trt_hspan.engine.spec import ProfileRequest
-from trt_hspan.evaluation import compare, datasets
+from trt_hspan.evaluation import compare, datasets, validation
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.graph import load_onnx, save_onnx
 from trt_hspan.machine.gpu import gpu_architectures
@@ -111,13 +111,13 @@ def test_a_loss_that_rounds_to_nothing_is_not_told_as_a_gain(
     benchmark_set: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    validate_all = compare.validate_all
+    validate_all = validation.validate_all
 
     def slightly_better(*arguments: Any, **options: Any) -> list[compare.ValidationReport]:
         reports = validate_all(*arguments, **options)
         return [replace(found, total=replace(found.total, psnr_y_loss_db=-1e-5)) for found in reports]
 
-    monkeypatch.setattr(compare, "validate_all", slightly_better)
+    monkeypatch.setattr(validation, "validate_all", slightly_better)
     words = ("--checkpoint", small_x4.checkpoint, "--images", benchmark_set, "--limit", 1)
     result = run("validate", exported("small_x4"), *words)
     assert result.code == 0, result.err

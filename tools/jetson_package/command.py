@@ -58,15 +58,9 @@ def _build(targets: list[Target], output: Path, *, jobs: int, as_json: bool) -> 
     from tools.jetson_package.jetson_package import build_jetson_packages
     from trt_hspan.cli.output import print_json, print_table
     from trt_hspan.cli.progress import progress
-    from trt_hspan.native.progress import BuildProgress
 
-    with progress("building", total=1.0) as bar:
-        task = bar.task_ids[0]
-
-        def show(state: BuildProgress) -> None:
-            bar.update(task, completed=state.fraction, description=state.phase)
-
-        packages = build_jetson_packages(targets, output, jobs=jobs, on_progress=show)
+    with progress("building") as bar:
+        packages = build_jetson_packages(targets, output, jobs=jobs, on_progress=bar.phases("building"))
     if as_json:
         listed = [
             {"archive": str(each.archive), "deb": each.deb and str(each.deb), "manifest": each.manifest}

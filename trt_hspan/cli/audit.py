@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from trt_hspan.cli import options
+from trt_hspan.cli.output import print_json, print_rows, print_table
+from trt_hspan.cli.progress import progress
+from trt_hspan.cli.request import takes_request
 
 if TYPE_CHECKING:
     from trt_hspan.engine.range_record import NodeRange, RangeAudit
@@ -12,83 +18,71 @@ if TYPE_CHECKING:
 _NEAREST = 8
 
 
-def audit(
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest:
+    """The command line of `trt-hspan audit`."""
+
     model: Annotated[
         str,
         typer.Argument(
             metavar="MODEL", help="A checkpoint or preset, an .onnx file, or a .plan with its model."
         ),
-    ],
+    ]
     pictures: Annotated[
         str, typer.Option(metavar="DIR", help="A folder of pictures, or a benchmark set.")
-    ] = "builtin",
+    ] = "builtin"
     precision: Annotated[
-        str | None, typer.Option(help="fp16 or bf16.", show_default="what the file holds, else fp16")
-    ] = None,
+        str | None, typer.Option(help="fp16 or bf16.", show_default="what the file contains, else fp16")
+    ] = None
     tile: Annotated[
         int, typer.Option(metavar="N", help="Cut pictures into parts of at most NxN input pixels.")
-    ] = 64,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Audit the first N pictures only.")
-    ] = None,
-    res_scale: Annotated[
-        float | None,
-        typer.Option(help="Residual scale of a checkpoint; checkpoints do not store it.", show_default="0.1"),
-    ] = None,
+    ] = 64
+    limit: options.Limit = None
+    res_scale: options.ResScale = None
     show_all: Annotated[
         bool, typer.Option("--all", help="Show every node, not only those at risk and nearest the limit.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
-) -> None:
+    ] = False
+    json: options.Json = False
+
+
+@takes_request
+def audit(request: AuditRequest) -> None:
     """Print the range of every node against the type's limit. Decides nothing: the exit code is 0 either way."""
-    from trt_hspan.cli.output import print_json
-    from trt_hspan.cli.progress import progress
-    from trt_hspan.precision.audit.range_request import samples_from_audit_option
-    from trt_hspan.precision.audit.ranges import audit_ranges, check_tile, checked_low_precision
-    from trt_hspan.precision.crops import check_place
-    from trt_hspan.precision.network import variants_from_path
+    from trt_hspan.precision.audit.network_audit import audit_network
+    from trt_hspan.precision.audit.range_request import RangeRequest
 
-    requested = None if precision is None else checked_low_precision(precision)
-    check_tile(tile)
-    check_place(pictures)
-    network = variants_from_path(model, res_scale=res_scale)
-    kind = network.precision(requested, option="--precision")
-    samples = samples_from_audit_option(pictures, network.metadata.scale or 1)[:limit]
-    with progress("auditing", total=len(samples)) as bar:
-        found = audit_ranges(
-            network.template(kind),
-            samples,
-            kind,
-            keep_fp32=network.kept_fp32,
-            tile=tile,
-            on_picture=lambda _: bar.advance(bar.task_ids[0]),
+    with progress("auditing") as bar:
+        result = audit_network(
+            request.model,
+            RangeRequest(pictures=request.pictures, limit=request.limit),
+            precision=request.precision,
+            res_scale=request.res_scale,
+            tile=request.tile,
+            on_progress=bar.show,
         )
-    if json:
-        print_json({"model": model, **audit_as_dict(found)})
+    if request.json:
+        print_json({"model": request.model, **audit_as_dict(result)})
     else:
-        print_audit(model, found, show_all=show_all)
+        print_audit(request.model, result, show_all=request.show_all)
 
 
-def audit_as_dict(found: RangeAudit) -> dict[str, object]:
+def audit_as_dict(audit: RangeAudit) -> dict[str, object]:
     """Plain values for JSON, with what follows from them."""
-    from dataclasses import asdict
-
-    return {**asdict(found), "at_risk": [node.node for node in found.at_risk], "cure": list(found.cure)}
+    return {**asdict(audit), "at_risk": [node.node for node in audit.at_risk], "cure": list(audit.cure)}
 
 
-def print_audit(what: object, found: RangeAudit, *, show_all: bool = False) -> None:
+def print_audit(what: object, audit: RangeAudit, *, show_all: bool = False) -> None:
     """Prints the nodes at risk, those nearest the limit, and what would cure the risks."""
-    from trt_hspan.cli.output import print_rows, print_table
     from trt_hspan.engine.range_record import RISK_MEANINGS
 
-    nearest = sorted(found.nodes, key=_nearness, reverse=True)[:_NEAREST]
-    scores = [node for node in found.nodes if node.largest_score is not None]
-    chosen = [node for node in found.nodes if show_all or node.risks or node in nearest or node in scores]
+    nearest = sorted(audit.nodes, key=_nearness, reverse=True)[:_NEAREST]
+    scores = [node for node in audit.nodes if node.largest_score is not None]
+    chosen = [node for node in audit.nodes if show_all or node.risks or node in nearest or node in scores]
     rows = [
         [
             node.node,
             "-" if node.largest is None else f"{node.largest:.4g}",
-            "-" if not node.largest else f"{found.limit / node.largest:.3g}x",
+            "-" if not node.largest else f"{audit.limit / node.largest:.3g}x",
             "-" if node.largest_score is None else f"{node.largest_score:.4g}",
             "-" if node.score_error is None else f"{node.score_error:.2g}",
             "-" if node.update_snr_db is None else f"{node.update_snr_db:.1f}",
@@ -97,21 +91,21 @@ def print_audit(what: object, found: RangeAudit, *, show_all: bool = False) -> N
         for node in chosen
     ]
     columns = ["node", "largest", "room", "largest score", "score error", "update SNR dB", "risk"]
-    hidden = len(found.nodes) - len(chosen)
+    hidden = len(audit.nodes) - len(chosen)
     totals = [f"{hidden} more without risk" if hidden else "", *[""] * (len(columns) - 1)]
-    print_rows(f"Ranges of {what} for {found.precision.upper()}", columns, rows, totals)
+    print_rows(f"Ranges of {what} for {audit.precision.upper()}", columns, rows, totals)
     notes: dict[str, object] = {
-        "largest finite value": f"{found.limit:.6g}",
-        "audited": f"{found.pictures} pictures, parts of at most {found.tile}x{found.tile} pixels, float32 on CPU",
-        "nodes at risk": f"{len(found.at_risk)} of {len(found.nodes)}",
+        "largest finite value": f"{audit.limit:.6g}",
+        "audited": f"{audit.pictures} pictures, parts of at most {audit.tile}x{audit.tile} pixels, float32 on CPU",
+        "nodes at risk": f"{len(audit.at_risk)} of {len(audit.nodes)}",
     }
-    for kind in dict.fromkeys(risk for node in found.at_risk for risk in node.risks):
+    for kind in dict.fromkeys(risk for node in audit.at_risk for risk in node.risks):
         notes[kind] = RISK_MEANINGS[kind]  # type: ignore[index]  # stored as text
-    if found.at_risk:
-        notes["cure"] = f"{len(found.cure)} nodes in float32: --audit DIR --keep-fp32 at-risk"
-    if found.kept_fp32:
-        names = ", ".join(found.kept_fp32[:3])
-        more = len(found.kept_fp32) - 3
+    if audit.at_risk:
+        notes["cure"] = f"{len(audit.cure)} nodes in float32: --audit DIR --keep-fp32 at-risk"
+    if audit.kept_fp32:
+        names = ", ".join(audit.kept_fp32[:3])
+        more = len(audit.kept_fp32) - 3
         notes["kept in float32"] = f"{names} and {more} more" if more > 0 else names
     print_table("", notes)
 

@@ -2,106 +2,111 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trt_hspan.cli import options
+from trt_hspan.cli.output import print_json, print_rows, print_table
+from trt_hspan.cli.progress import progress
+from trt_hspan.cli.request import takes_request
+from trt_hspan.sizes import image_size_from_text
+
 if TYPE_CHECKING:
-    from trt_hspan.evaluation.speed.bench import Measurement
+    from trt_hspan.evaluation.speed.bench import BenchReport, BenchSpec, Measurement
 
 
-def bench(
+@dataclass(frozen=True, kw_only=True)
+class BenchRequest:
+    """The command line of `trt-hspan bench`."""
+
     sources: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="Engines, ONNX files, checkpoints or presets.")
-    ],
+        tuple[str, ...],
+        typer.Argument(metavar="FILE...", help="Engines, ONNX files, checkpoints or presets."),
+    ]
     size: Annotated[
-        list[str] | None,
+        tuple[str, ...],
         typer.Option(
             metavar="HxW", help="Size of the input, repeatable.", show_default="48x48 96x96, or the fixed one"
         ),
-    ] = None,
+    ] = ()
     batch: Annotated[
-        list[int] | None,
+        tuple[int, ...],
         typer.Option(
             metavar="N", help="Pictures in one run, repeatable.", show_default="1, or an engine's fewest"
         ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1 for the second GPU.")] = "auto",
+    ] = ()
+    engine: options.EngineOptions
     cuda_graph: Annotated[
         str | None,
-        typer.Option(
-            "--cuda-graph", metavar="on|off|both", help="For engines on a GPU.", show_default="both"
-        ),
-    ] = None,
-    seconds: Annotated[float, typer.Option(help="Time of sampling for each figure.")] = 3.0,
+        typer.Option(metavar="on|off|both", help="For engines on a GPU.", show_default="both"),
+    ] = None
+    seconds: options.Seconds = 3.0
     peer: Annotated[
         str | None, typer.Option(metavar="torch", help="Measure eager PyTorch in the same run.")
-    ] = None,
+    ] = None
     checkpoint: Annotated[
         str | None, typer.Option(help="The network of --peer.", show_default="FILE, if it is one")
-    ] = None,
-    res_scale: Annotated[float, typer.Option(help="Residual scale of checkpoints.")] = 0.1,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="CPU threads.", show_default="the backend's choice")
-    ] = None,
+    ] = None
+    res_scale: options.ResScale = None
+    threads: options.Threads = None
     precision: Annotated[
-        list[str] | None,
+        tuple[str, ...],
         typer.Option(metavar="fp32|bf16", help="Of checkpoints, repeatable.", show_default="fp32"),
-    ] = None,
-    integer_kernels: Annotated[
-        bool,
-        typer.Option(
-            "--integer-kernels",
-            help="INT8 ONNX files with convolutions in ONNX Runtime's integer kernels, not in the exact emulation.",
-        ),
-    ] = False,
-    plugin: Annotated[
-        Path | None, typer.Option(metavar="LIBRARY", help="The plugin library of engines.")
-    ] = None,
+    ] = ()
+    integer_kernels: options.IntegerKernels = False
     plot: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Draw latency against size and precision.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
-) -> None:
-    """Time networks: latency percentiles, throughput, stages, memory; sweeps over sizes and batches."""
-    from dataclasses import asdict
+    ] = None
+    json: options.Json = False
 
-    from trt_hspan.cli.options import require_plugin_for
-    from trt_hspan.cli.output import print_json, print_rows, print_table
-    from trt_hspan.cli.progress import progress
-    from trt_hspan.evaluation.speed.bench import BenchSpec, run_bench
+    def spec(self) -> BenchSpec:
+        """Raises: UsageError as `BenchSpec`; a size that is none."""
+        from trt_hspan.evaluation.speed.bench import BenchSpec
+
+        sizes = (image_size_from_text(text, option="--size") for text in self.size)
+        return BenchSpec(
+            sources=tuple(dict.fromkeys(self.sources)),
+            sizes=tuple(dict.fromkeys(sizes)),
+            batches=tuple(dict.fromkeys(self.batch)),
+            device=self.engine.device,
+            graphs=self.cuda_graph,  # type: ignore[arg-type]  # the spec checks both names
+            seconds=self.seconds,
+            peer=self.peer,  # type: ignore[arg-type]
+            checkpoint=self.checkpoint,
+            res_scale=options.residual_scale(self.res_scale),
+            threads=self.threads,
+            plugin=self.engine.plugin,
+            precisions=tuple(dict.fromkeys(self.precision)),
+            integer_kernels=self.integer_kernels,
+        )
+
+
+@takes_request
+def bench(request: BenchRequest) -> None:
+    """Time networks: latency percentiles, throughput, stages, memory; sweeps over sizes and batches."""
+    from trt_hspan.evaluation.speed.bench import run_bench
     from trt_hspan.evaluation.speed.plot import require_plot, write_plot
     from trt_hspan.files import check_writable
-    from trt_hspan.sizes import image_size_from_text
 
-    spec = BenchSpec(
-        sources=tuple(dict.fromkeys(sources)),
-        sizes=tuple(dict.fromkeys(image_size_from_text(text, option="--size") for text in size or ())),
-        batches=tuple(dict.fromkeys(batch or ())),
-        device=device,
-        graphs=cuda_graph,  # type: ignore[arg-type]  # the spec checks it
-        seconds=seconds,
-        peer=peer,  # type: ignore[arg-type]
-        checkpoint=checkpoint,
-        res_scale=res_scale,
-        threads=threads,
-        plugin=plugin,
-        precisions=tuple(dict.fromkeys(precision or ())),
-        integer_kernels=integer_kernels,
-    )
-    require_plugin_for(plugin, sources)
-    if plot is not None:
-        require_plot(plot)
-        check_writable(plot)
+    spec = request.spec()
+    request.engine.require_plugin_for(spec.sources)
+    if request.plot is not None:
+        require_plot(request.plot)
+        check_writable(request.plot)
     with progress("opening") as bar:
-        task = bar.task_ids[0]
-        report = run_bench(spec, on_step=lambda step: bar.update(task, description=step))
-    if plot is not None:
-        write_plot(report, plot)
-    if json:
+        report = run_bench(spec, on_step=bar.show)
+    if request.plot is not None:
+        write_plot(report, request.plot)
+    if request.json:
         print_json(asdict(report))
-        return
+    else:
+        _print(report)
+
+
+def _print(report: BenchReport) -> None:
     columns = ["network", "size", "batch", "p50 ms", "p90", "p95", "p99", "images/s", "x peer", "peak MB"]
     rows = [_row(report.name_of(measurement), measurement) for measurement in report.measurements]
     print_rows("Latency of one run, host to host", columns, rows, [""] * len(columns))
@@ -115,28 +120,28 @@ def bench(
     print_table("", _footnotes(report.measurements, report.machine, report.picked))
 
 
-def _row(name: str, found: Measurement) -> list[str]:
-    latency, peak = found.latency, found.host_peak_bytes
-    if found.gpu_bytes is not None:
-        peak = sum(found.gpu_bytes.values())
-    graph = {None: "", True: ", graph", False: ", no graph"}[found.cuda_graph]
-    profile = "" if found.profile is None else f", profile {found.profile}"
+def _row(name: str, measurement: Measurement) -> list[str]:
+    latency, peak = measurement.latency, measurement.host_peak_bytes
+    if measurement.gpu_bytes is not None:
+        peak = sum(measurement.gpu_bytes.values())
+    graph = {None: "", True: ", graph", False: ", no graph"}[measurement.cuda_graph]
+    profile = "" if measurement.profile is None else f", profile {measurement.profile}"
     unstable = "" if latency.stable else " *"
     return [
         f"{name}{profile}{graph}",
-        f"{found.height}x{found.width}",
-        str(found.batch),
+        f"{measurement.height}x{measurement.width}",
+        str(measurement.batch),
         f"{latency.p50_ms:.2f}{unstable}",
         *(f"{value:.2f}" for value in (latency.p90_ms, latency.p95_ms, latency.p99_ms)),
-        f"{found.images_per_second:.2f}",
-        "-" if found.speedup_over_peer is None else f"{found.speedup_over_peer:.2f}",
+        f"{measurement.images_per_second:.2f}",
+        "-" if measurement.speedup_over_peer is None else f"{measurement.speedup_over_peer:.2f}",
         "-" if peak is None else f"{peak / 1e6:.0f}",
     ]
 
 
-def _stage_rows(name: str, found: Measurement) -> list[list[str]]:
-    stages = (found.gpu_stages_ms or {}) | (found.end_to_end_ms or {})
-    size = f"{found.height}x{found.width}"
+def _stage_rows(name: str, measurement: Measurement) -> list[list[str]]:
+    stages = (measurement.gpu_stages_ms or {}) | (measurement.end_to_end_ms or {})
+    size = f"{measurement.height}x{measurement.width}"
     return [[name, size, stage, f"{value:.2f}"] for stage, value in stages.items()]
 
 
@@ -153,11 +158,13 @@ def _footnotes(
     if machine["gpus"]:
         notes["GPU"] = machine["gpus"][0]["name"]
         notes["GPU clocks before, after"] = f"{clocks['before']['gpus']}, {clocks['after']['gpus']}"
-    notes["versions"] = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
-    notes["runs sampled"] = ", ".join(str(found.latency.runs) for found in measurements)
-    if not all(found.latency.stable for found in measurements):
+    notes["versions"] = ", ".join(
+        f"{name} {version}" for name, version in machine["versions"].items() if version
+    )
+    notes["runs sampled"] = ", ".join(str(measurement.latency.runs) for measurement in measurements)
+    if not all(measurement.latency.stable for measurement in measurements):
         notes["*"] = "the warm-up did not become stable: repeat it on an idle machine, or with more --seconds"
-    for found in measurements:
-        if found.note is not None:
-            notes[f"no CUDA graph at {found.height}x{found.width}"] = found.note
+    for measurement in measurements:
+        if measurement.note is not None:
+            notes[f"no CUDA graph at {measurement.height}x{measurement.width}"] = measurement.note
     return notes

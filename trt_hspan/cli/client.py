@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from trt_hspan.cli import options
+from trt_hspan.cli.output import print_json, print_rows
+from trt_hspan.cli.progress import progress
+from trt_hspan.cli.request import takes_request
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.files import check_writable, error_from_os_error, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,64 +23,82 @@ _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "bmp": ".bmp", "tif
 _FORMATS = {suffix: name for name, suffix in _SUFFIXES.items()} | {".jpeg": "jpeg", ".tiff": "tiff"}
 
 
-def client(
-    pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
-    url: Annotated[
-        str, typer.Option(help="http://HOST:PORT or grpc://HOST:PORT of the server.")
-    ] = "http://127.0.0.1:8000",
+@dataclass(frozen=True, kw_only=True)
+class ClientRequest:
+    """The command line of `trt-hspan client`."""
+
+    pictures: Annotated[tuple[Path, ...], typer.Argument(metavar="IMAGE...", help="Picture files.")]
+    url: Annotated[str, typer.Option(help="http://HOST:PORT or grpc://HOST:PORT of the server.")] = (
+        "http://127.0.0.1:8000"
+    )
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="A picture's name for one picture, a folder for several.",
+        options.output(
+            "PATH",
+            "A picture's name for one picture, a folder for several.",
             show_default="NAME_upscaled beside each",
         ),
-    ] = None,
+    ] = None
     format: Annotated[
         str | None,
-        typer.Option("--format", help="png, jpeg, webp, bmp or tiff.", show_default="png, or --output's"),
-    ] = None,
+        typer.Option(help="png, jpeg, webp, bmp or tiff.", show_default="png, or --output's"),
+    ] = None
     model: Annotated[
         str | None, typer.Option(help="The picture model.", show_default="the server's only one")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1, max=256)] = 4,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For one attempt.", min=0.1)] = 300.0,
-    attempts: Annotated[int, typer.Option(help="At a server that is busy.", min=1)] = 6,
+    ] = None
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1, max=256)] = 4
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For one attempt.", min=0.1)] = 300.0
+    attempts: Annotated[int, typer.Option(help="At a server that is busy.", min=1)] = 6
     shared_memory: Annotated[
         bool,
         typer.Option(
             "--shared-memory", help="Send through /dev/shm, one at a time; for a server on this machine."
         ),
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Upscale pictures on a server."""
-    targets = _targets(pictures, output, format)
-    try:
-        from trt_hspan.serving.client_protocol import RetryPolicy, server_url_from_text
+    ] = False
+    json: options.Json = False
 
-        server_url_from_text(url)
+    def connection(self) -> dict[str, Any]:
+        """What the clients take beside the URL."""
+        from trt_hspan.serving.client_protocol import RetryPolicy
+
+        retry = RetryPolicy(attempts=self.attempts)
+        return {"model": self.model, "timeout_seconds": self.timeout, "retry": retry}
+
+
+class _Target(NamedTuple):
+    picture: Path
+    result: Path
+    format: str
+
+
+@takes_request
+def client(request: ClientRequest) -> None:
+    """Upscale pictures on a server."""
+    targets = _targets(request)
+    try:
+        from trt_hspan.serving.client_protocol import server_url_from_text
+
+        server_url_from_text(request.url)
         import tritonclient.utils  # noqa: F401 - only whether it is there
     except ImportError as error:
         raise HspanError(
             "client", f"{error.name} is not installed", "pip install 'trt-hspan[serve]'"
         ) from error
-    from trt_hspan.cli.output import print_json, print_rows
-    from trt_hspan.cli.progress import progress
+    with progress(f"upscaling on {request.url}", total=len(targets)) as bar:
+        send = _one_by_one if request.shared_memory else _side_by_side
+        results = send(request, targets, bar.advance)
+    _print(request, results)
 
-    options = {"model": model, "timeout_seconds": timeout, "retry": RetryPolicy(attempts=attempts)}
-    with progress(f"upscaling on {url}", total=len(pictures)) as bar:
-        send = _one_by_one if shared_memory else _side_by_side
-        results = send(url, targets, options, concurrency, lambda: bar.advance(bar.task_ids[0]))
+
+def _print(request: ClientRequest, results: list[dict[str, Any]]) -> None:
+    """Raises: HspanError when pictures failed; all others are printed before."""
     failed = [result for result in results if "error" in result]
-    if json:
-        shown = [{key: value for key, value in r.items() if key != "raised"} for r in results]
-        print_json({"url": url, "pictures": shown})
+    if request.json:
+        pictures = [{key: value for key, value in r.items() if key != "raised"} for r in results]
+        print_json({"url": request.url, "pictures": pictures})
     elif len(failed) < len(results):
         rows = [[r["input"], r["output"], f"{r['milliseconds']:.0f} ms"] for r in results if "error" not in r]
-        print_rows(f"Upscaled on {url}", ["picture", "result", "latency"], rows, ["", "", ""])
+        print_rows(f"Upscaled on {request.url}", ["picture", "result", "latency"], rows, ["", "", ""])
     if len(failed) == 1:
         raise failed[0]["raised"]
     if failed:
@@ -84,10 +109,11 @@ def client(
         )
 
 
-def _targets(pictures: list[Path], output: Path | None, wanted: str | None) -> list[tuple[Path, Path, str]]:
-    """(picture, result, format) of each, checked before anything is sent."""
-    if wanted is not None and wanted not in _SUFFIXES:
-        raise UsageError("--format", f"got {wanted!r}, expected one of {', '.join(_SUFFIXES)}")
+def _targets(request: ClientRequest) -> list[_Target]:
+    """Checks everything before anything is sent."""
+    pictures, output, requested = request.pictures, request.output, request.format
+    if requested is not None and requested not in _SUFFIXES:
+        raise UsageError("--format", f"got {requested!r}, expected one of {', '.join(_SUFFIXES)}")
     for picture in pictures:
         if not picture.is_file():
             raise HspanError(
@@ -99,75 +125,66 @@ def _targets(pictures: list[Path], output: Path | None, wanted: str | None) -> l
             raise UsageError(
                 output, f"cannot tell the format from {suffix!r}", f"end it in {', '.join(_FORMATS)}"
             )
-        if wanted is not None and _FORMATS[suffix] != wanted:
-            raise UsageError("--format", f"{wanted} does not go with {output.name}", "leave it out")
-        result = [(pictures[0], output, _FORMATS[suffix])]
+        if requested is not None and _FORMATS[suffix] != requested:
+            raise UsageError("--format", f"{requested} does not go with {output.name}", "leave it out")
+        targets = [_Target(pictures[0], output, _FORMATS[suffix])]
     else:
         if output is not None and output.exists() and not output.is_dir():
             raise UsageError("--output", f"{output} is a file, expected a folder for several pictures")
-        kind = wanted or "png"
-        result = [
-            (picture, (output or picture.parent) / f"{picture.stem}_upscaled{_SUFFIXES[kind]}", kind)
+        kind = requested or "png"
+        targets = [
+            _Target(picture, (output or picture.parent) / f"{picture.stem}_upscaled{_SUFFIXES[kind]}", kind)
             for picture in pictures
         ]
-    names = [target for _, target, _ in result]
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError("--output", f"two pictures would become {twice[0]}", "rename one of them")
-    from trt_hspan.files import check_writable
-
-    for folder in {target.parent for target in names}:
+    names = [target.result for target in targets]
+    repeated = sorted({str(name) for name in names if names.count(name) > 1})
+    if repeated:
+        raise UsageError("--output", f"two pictures would become {repeated[0]}", "rename one of them")
+    for folder in {name.parent for name in names}:
         check_writable(folder / "probe.png")
-    return result
+    return targets
 
 
 def _side_by_side(
-    url: str,
-    targets: list[tuple[Path, Path, str]],
-    options: dict[str, Any],
-    concurrency: int,
-    advance: Callable[[], None],
+    request: ClientRequest, targets: list[_Target], advance: Callable[[], None]
 ) -> list[dict[str, Any]]:
     import asyncio
 
     from trt_hspan.serving.async_client import AsyncUpscaleClient
 
-    async def work() -> list[dict[str, Any]]:
-        places = asyncio.Semaphore(concurrency)
-        async with AsyncUpscaleClient(url, **options) as remote:
+    async def send_all() -> list[dict[str, Any]]:
+        places = asyncio.Semaphore(request.concurrency)
+        async with AsyncUpscaleClient(request.url, **request.connection()) as remote:
 
-            async def one(picture: Path, target: Path, kind: str) -> dict[str, Any]:
+            async def send(target: _Target) -> dict[str, Any]:
                 async with places:
-                    report = _Report(picture, target)
+                    report = _Report(target)
                     try:
-                        report.done(await remote.upscale_picture(picture.read_bytes(), format=kind))
+                        data = target.picture.read_bytes()
+                        report.finish(await remote.upscale_picture(data, format=target.format))
                     except (HspanError, OSError) as error:
-                        report.failed(error)
+                        report.fail(error)
                     advance()
                     return report.fields
 
-            return list(await asyncio.gather(*(one(*target) for target in targets)))
+            return list(await asyncio.gather(*map(send, targets)))
 
-    return asyncio.run(work())
+    return asyncio.run(send_all())
 
 
 def _one_by_one(
-    url: str,
-    targets: list[tuple[Path, Path, str]],
-    options: dict[str, Any],
-    _: int,
-    advance: Callable[[], None],
+    request: ClientRequest, targets: list[_Target], advance: Callable[[], None]
 ) -> list[dict[str, Any]]:
     from trt_hspan.serving.client import UpscaleClient
 
     reports = []
-    with UpscaleClient(url, shared_memory=True, **options) as remote:
-        for picture, target, kind in targets:
-            report = _Report(picture, target)
+    with UpscaleClient(request.url, shared_memory=True, **request.connection()) as remote:
+        for target in targets:
+            report = _Report(target)
             try:
-                report.done(remote.upscale_picture(picture.read_bytes(), format=kind))
+                report.finish(remote.upscale_picture(target.picture.read_bytes(), format=target.format))
             except (HspanError, OSError) as error:
-                report.failed(error)
+                report.fail(error)
             advance()
             reports.append(report.fields)
     return reports
@@ -176,27 +193,21 @@ def _one_by_one(
 class _Report:
     """What became of one picture."""
 
-    def __init__(self, picture: Path, target: Path) -> None:
-        import time
-
-        self._clock = time.perf_counter
-        self._started = self._clock()
+    def __init__(self, target: _Target) -> None:
+        self._started = time.perf_counter()
         self._target = target
-        self.fields: dict[str, Any] = {"input": str(picture), "output": str(target)}
+        self.fields: dict[str, Any] = {"input": str(target.picture), "output": str(target.result)}
 
-    def done(self, data: bytes) -> None:
-        from trt_hspan.files import write_bytes
-
-        self.fields["milliseconds"] = 1000 * (self._clock() - self._started)
+    def finish(self, data: bytes) -> None:
+        self.fields["milliseconds"] = 1000 * (time.perf_counter() - self._started)
         self.fields["bytes"] = len(data)
-        write_bytes(self._target, data)
+        write_bytes(self._target.result, data)
 
-    def failed(self, error: HspanError | OSError) -> None:
-        from trt_hspan.files import error_from_os_error
-
-        picture = Path(self.fields["input"])
-        told = error if isinstance(error, HspanError) else error_from_os_error(picture, error, action="read")
-        if picture.name not in str(told) and not told.where.startswith(str(self._target)):
-            told = type(told)(told.where, f"{picture.name}: {told.what}", told.next_step)
+    def fail(self, error: HspanError | OSError) -> None:
+        picture, result = self._target.picture, self._target.result
+        if isinstance(error, OSError):
+            error = error_from_os_error(picture, error, action="read")
+        if picture.name not in str(error) and not error.where.startswith(str(result)):
+            error = type(error)(error.where, f"{picture.name}: {error.what}", error.next_step)
         del self.fields["output"]
-        self.fields |= {"error": str(told), "raised": told}
+        self.fields |= {"error": str(error), "raised": error}

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from trt_hspan.cli import options
+from trt_hspan.cli.output import print_json
+from trt_hspan.cli.progress import progress
+from trt_hspan.cli.request import takes_request
 
 if TYPE_CHECKING:
     from trt_hspan.demo import DemoReport
 
 
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is made.")] = Path(
-        "demo-output"
-    ),
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DemoRequest:
+    """The command line of `trt-hspan demo`."""
+
+    output: Annotated[Path, options.output("FOLDER", "For everything that is written.")] = Path("demo-output")
+    json: options.Json = False
+
+
+@takes_request
+def demo(request: DemoRequest) -> None:
     """Export, compile the plugin, build two engines, validate, and upscale a photograph. Needs no GPU."""
-    from trt_hspan.cli.output import print_json
-    from trt_hspan.cli.progress import progress
     from trt_hspan.demo import run_demo
 
     with progress("starting") as bar:
-
-        def show(step: str) -> None:
-            bar.update(bar.task_ids[0], description=step)
-
-        report = run_demo(output, on_step=show)
-    if json:
+        report = run_demo(request.output, on_step=bar.show)
+    if request.json:
         print_json(_as_dict(report))
     else:
         _print(report)
 
 
 def _as_dict(report: DemoReport) -> dict[str, object]:
-    from dataclasses import asdict
-    from json import loads
-
     engines = {
         kind: {"plan": str(plan), **loads(manifest.as_json())}
         for kind, (plan, manifest) in report.engines.items()

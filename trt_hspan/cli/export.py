@@ -2,88 +2,76 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trt_hspan.errors import UsageError
+from trt_hspan.cli import options
+from trt_hspan.cli.audit import audit_as_dict, print_audit
+from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.progress import progress
+from trt_hspan.cli.request import takes_request
+from trt_hspan.sizes import ImageSize, image_size_from_text
 
 
-def export(
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """The command line of `trt-hspan export`."""
+
     checkpoint: Annotated[
         str,
         typer.Argument(metavar="CHECKPOINT", help="A .pt, .pth or .safetensors file, or a preset's name."),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    ]
+    output: Annotated[Path, options.output("NAME.onnx", "The ONNX file to write.")]
     precision: Annotated[
         str, typer.Option(help="fp32, fp16 or bf16: written into the graph. Input and output stay float32.")
-    ] = "fp32",
-    res_scale: Annotated[float, typer.Option(help="Residual scale; checkpoints do not store it.")] = 0.1,
-    opset: Annotated[
-        int | None, typer.Option(help="Version of the ONNX operators.", show_default="18")
-    ] = None,
+    ] = "fp32"
     static: Annotated[
         str | None,
         typer.Option(
             metavar="HxW", help="Fix the input to one picture of this size.", show_default="free sizes"
         ),
-    ] = None,
-    audit: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Audit ranges on these pictures first, or builtin.")
-    ] = None,
-    keep_fp32: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NODE",
-            help="A node to keep in float32, a pattern, or with --audit: at-risk, or budget:DB; repeatable.",
-        ),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
+    ] = None
+    export: options.ExportOptions
+    json: options.Json = False
+
+    def static_size(self) -> ImageSize | None:
+        """Raises: UsageError for what is no size."""
+        return None if self.static is None else image_size_from_text(self.static, option="--static")
+
+
+@takes_request
+def export(request: ExportRequest) -> None:
     """Write CHECKPOINT as an ONNX model that ONNX Runtime runs and TensorRT builds from."""
-    size = _size_from_text(static)
-    if output.suffix != ".onnx":
-        raise UsageError(output, "an ONNX file's name ends in .onnx", "name another file")
-    from trt_hspan.cli.audit import audit_as_dict, print_audit
-    from trt_hspan.cli.options import export_with_ranges, range_request
-    from trt_hspan.cli.output import print_json, print_table
     from trt_hspan.graph import checked_precision
-    from trt_hspan.graph.variants import opset_to_write
+    from trt_hspan.precision.audit.audited_export import export_audited
 
-    kind = checked_precision(precision)
-    opset_to_write(kind, opset)
-    found = export_with_ranges(
-        checkpoint,
-        output,
-        range_request(audit, keep_fp32, precision=kind),
-        precision=kind,
-        res_scale=res_scale,
-        opset=opset,
-        static=size,
-    )
-    report = _report(output)
-    if json:
-        print_json(report if found is None else {**report, "range_audit": audit_as_dict(found)})
+    size = request.static_size()
+    precision = checked_precision(request.precision)
+    ranges = request.export.ranges(precision)
+    with progress(f"exporting {request.checkpoint}") as bar:
+        audit = export_audited(
+            request.checkpoint,
+            request.output,
+            ranges,
+            precision=precision,
+            res_scale=options.residual_scale(request.export.res_scale),
+            opset=request.export.opset,
+            static=None if size is None else (size.height, size.width),
+            on_picture=lambda sample: bar.show(f"audited {sample.name}"),
+        )
+    report = _report(request.output)
+    if request.json:
+        print_json(report if audit is None else {**report, "range_audit": audit_as_dict(audit)})
     else:
-        if found is not None:
-            print_audit(checkpoint, found)
-        print_table(f"Exported {output}", report)
-
-
-def _size_from_text(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d*)[xX]([1-9]\d*)", text)
-    if match is None:
-        raise UsageError("--static", f"{text!r} is no size", "give HxW, for example 128x96")
-    return int(match[1]), int(match[2])
+        if audit is not None:
+            print_audit(request.checkpoint, audit)
+        print_table(f"Exported {request.output}", report)
 
 
 def _report(path: Path) -> dict[str, object]:
-    from dataclasses import asdict
-
     from trt_hspan.files import sha256_from_file
     from trt_hspan.graph import attention_nodes, load_onnx, metadata_from_model
 

@@ -3,48 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from trt_hspan.cli import options
+from trt_hspan.cli.output import print_json, print_rows, print_table
+from trt_hspan.cli.request import takes_request
 
 if TYPE_CHECKING:
     from trt_hspan.inspection.files import Layer
 
 
-def inspect(
+@dataclass(frozen=True, kw_only=True)
+class InspectRequest:
+    """The command line of `trt-hspan inspect`."""
+
     file: Annotated[
         str,
         typer.Argument(
             metavar="FILE", help="A .plan, .onnx, .pt, .pth, .safetensors or .so file, or a preset's name."
         ),
-    ],
-    layers: Annotated[bool, typer.Option("--layers", help="List every layer in the table too.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, layers included.")] = False,
-) -> None:
-    """Tell what FILE is: who built it, precisions, profiles, memory, layers. None of its code runs."""
-    from dataclasses import asdict
+    ]
+    layers: Annotated[
+        bool, typer.Option("--layers", help="List every layer in the table too, as --json does.")
+    ] = False
+    json: options.Json = False
 
-    from trt_hspan.cli.output import print_json, print_rows, print_table
+
+@takes_request
+def inspect(request: InspectRequest) -> None:
+    """Print what FILE is: who built it, precisions, profiles, memory, layers. None of its code runs."""
     from trt_hspan.inspection.files import inspect_file
 
-    found = inspect_file(file)
-    if json:
-        print_json(asdict(found))
+    report = inspect_file(request.file)
+    if request.json:
+        print_json(asdict(report))
         return
     rows = {
         name.removesuffix("_bytes"): _readable(name, value)
-        for name, value in found.facts.items()
+        for name, value in report.facts.items()
         if value is not None
     }
-    if found.layers:
-        rows["layers"] = f"{len(found.layers)}, from {found.layers_from}"
-    print_table(f"{found.path}: {found.kind}", rows)
-    if layers and found.layers:
+    if report.layers:
+        rows["layers"] = f"{len(report.layers)}, from {report.layers_from}"
+    print_table(f"{report.path}: {report.kind}", rows)
+    if request.layers and report.layers:
         print_rows(
             "Layers",
             ["name", "type", "precision", "shape"],
-            [_row(layer) for layer in found.layers],
-            [f"{len(found.layers)} in all", "", "", ""],
+            [_row(layer) for layer in report.layers],
+            [f"{len(report.layers)} in all", "", "", ""],
         )
 
 

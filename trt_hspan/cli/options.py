@@ -1,171 +1,84 @@
-"""The options that `quantize`, `sensitivity` and `build` share, and what they come to."""
+"""Options that several commands share, each spelled out once, and the groups in which they come."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from trt_hspan.cli.progress import source_with_progress
+from trt_hspan.cli.request import given_options
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
-    from trt_hspan.engine.range_record import RangeAudit
-    from trt_hspan.graph import Precision, QuantizedType
+    from trt_hspan.graph import Precision
     from trt_hspan.precision.audit.range_request import RangeRequest
-    from trt_hspan.precision.quantize.pipeline import QuantizationRequest, Quantized
-    from trt_hspan.precision.quantize.recipe import Recipe
-
-
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DIR",
-        help="Pictures to measure ranges on; builtin takes the shipped photographs.",
-        show_default=False,
-    ),
-]
-Method = Annotated[
-    str | None,
-    typer.Option(help="minmax, percentile, entropy or mse: how ranges are chosen.", show_default="mse"),
-]
-Rounding = Annotated[
-    str | None,
-    typer.Option(help="adaptive or nearest: how INT8 weights are rounded.", show_default="adaptive"),
-]
-Table = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Take ranges from this calibration table instead of measuring."),
-]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        help="fp16, fp32 or bf16: type of what is not quantized.",
-        show_default="fp16, or what the ONNX file holds",
-    ),
-]
-HeldOut = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DIR", help="Pictures to measure the loss on.", show_default="every fourth of --calibration"
-    ),
-]
-BudgetDb = Annotated[
-    float | None,
-    typer.Option(
-        metavar="B",
-        help="Largest loss of PSNR-Y; sensitive layers stay in the base type.",
-        show_default=False,
-    ),
-]
-Include = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NODE", help="Quantize this convolution, sum or attention node too; repeatable."),
-]
-Exclude = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NODE", help="Leave this layer in the base type, a name or pattern; repeatable."),
-]
-Tiles = Annotated[int, typer.Option(help="Tiles to cut; at least one from each picture.")]
-TileSide = Annotated[
-    int, typer.Option("--tile", help="Side of a tile in input pixels; held-out ones are twice as wide.")
-]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Measure ranges anew, and keep no table.")]
-RecipeFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Quantize as this recipe says, bit for bit, without pictures."),
-]
-DEFAULT_TILES, DEFAULT_SIDE = 32, 48
-
-
-def request_from_options(
-    *,
-    precision: str,
-    calibration: str | None,
-    method: str | None,
-    rounding: str | None,
-    table: Path | None,
-    held_out: str | None,
-    budget_db: float | None,
-    include: Sequence[str] | None,
-    exclude: Sequence[str] | None,
-    tiles: int,
-    tile: int,
-    no_cache: bool,
-) -> QuantizationRequest:
-    """Raises: UsageError as `QuantizationRequest`."""
-    from trt_hspan.precision.crops import TilePlan
+    from trt_hspan.precision.quantize.job import QuantizationJob
     from trt_hspan.precision.quantize.pipeline import QuantizationRequest
-    from trt_hspan.precision.quantize.pipeline import Rounding as RoundingName
-    from trt_hspan.precision.quantize.table import Method as MethodName
 
-    if precision not in ("int8", "fp8"):
-        raise UsageError(
-            "--precision",
-            f"got {precision!r}, expected int8 or fp8",
-            "use trt-hspan export for fp16 and bf16",
-        )
-    return QuantizationRequest(
-        precision=cast("QuantizedType", precision),
-        calibration=calibration,
-        method=cast("MethodName | None", method),
-        rounding=cast("RoundingName | None", rounding),
-        table=table,
-        held_out=held_out,
-        budget_db=budget_db,
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        tiles=TilePlan(count=tiles, side=tile),
-        use_cache=not no_cache,
+DEFAULT_RES_SCALE: Final = 0.1
+
+
+def output(metavar: str, help: str, *, show_default: str | bool = True) -> Any:
+    """The option --output of one command."""
+    return typer.Option("--output", "-o", metavar=metavar, help=help, show_default=show_default)
+
+
+def res_scale(*, show_default: str = str(DEFAULT_RES_SCALE)) -> Any:
+    """The option --res-scale."""
+    return typer.Option(
+        help="Residual scale of a checkpoint, which does not store it.", show_default=show_default
     )
 
 
-def refuse_beside_recipe(**options: object) -> None:
-    """Raises: UsageError when one of the options was given: a recipe holds what they would say."""
-    for name, value in options.items():
-        if value:
-            raise UsageError(
-                f"--{name.replace('_', '-')}", "is told by the recipe", "leave it or --recipe out"
-            )
+def keep_fp32(more: str = "") -> Any:
+    """The option --keep-fp32, and what else it takes beside names and patterns."""
+    return typer.Option(
+        metavar="NODE", help=f"A node to keep in float32, a name or pattern{more}; repeatable."
+    )
 
 
-def base_from_option(text: str | None) -> Precision | None:
-    """Raises: UsageError when it is no float type."""
-    from trt_hspan.engine.spec import BasePrecision, check_choice
+ResScale = Annotated[float | None, res_scale()]
 
-    check_choice("--base", text, BasePrecision)
-    return cast("Precision | None", text)
-
-
-def quantize_from_recipe(
-    model: str | Path, recipe: Recipe, *, where: Path, res_scale: float | None
-) -> Quantized:
-    """Raises: as `source_from_path` and `quantize_by_recipe`."""
-    from trt_hspan.precision.quantize.pipeline import quantize_by_recipe
-
-    base: Precision | None = recipe.base
-    keep_fp32: Sequence[str] = recipe.keep_fp32
-    if Path(model).suffix.lower() == ".onnx":
-        if _base_of(model) != "fp32":  # it has its base type already; a wrong one is told by its hash
-            base, keep_fp32 = None, ()
-    elif res_scale is None:
-        res_scale = recipe.res_scale
-    source = source_with_progress(model, base=base, res_scale=res_scale, keep_fp32=keep_fp32)
-    return quantize_by_recipe(source, recipe, where=where)
-
-
-def _base_of(model: str | Path) -> Precision:
-    from trt_hspan.graph import base_precision_from_model, load_onnx, require_attention
-
-    loaded = load_onnx(model)
-    require_attention(loaded, model)
-    return base_precision_from_model(loaded)
-
-
-MinPsnrOption = Annotated[
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1 for the second GPU.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="CPU threads.", show_default="the backend's choice")
+]
+Plugin = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="LIBRARY",
+        help="The plugin library of an engine.",
+        show_default="that of trt-hspan plugin build",
+    ),
+]
+IntegerKernels = Annotated[
+    bool,
+    typer.Option(
+        "--integer-kernels",
+        help="For INT8 ONNX files: convolutions in ONNX Runtime's integer kernels (VNNI where the processor has it). "
+        "Faster on large networks; single values differ by one quantization step.",
+    ),
+]
+Network = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="An ONNX file, a .pt, .pth or .safetensors file, or a preset's name."
+    ),
+]
+Tile = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|none|HxW",
+        help="auto: the whole picture where the network, memory and time allow it, else the largest tiles "
+        "that do. Attention sees one tile at a time, so tiles change the result.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Take the first N pictures only.")]
+MinPsnr = Annotated[
     float | None,
     typer.Option(
         metavar="DB",
@@ -173,95 +86,210 @@ MinPsnrOption = Annotated[
         show_default="50, and 40 for INT8 and FP8",
     ),
 ]
+Seconds = Annotated[float, typer.Option(help="Time of sampling for each figure.")]
+Opset = Annotated[
+    int | None,
+    typer.Option(help="Version of the ONNX operators to export with.", show_default="18, for bf16 22"),
+]
+OptLevel = Annotated[
+    int | None,
+    typer.Option(help="0 (fast build) to 5 (fast engine); tensorrt only.", show_default="TensorRT's"),
+]
 
 
-def require_bar(min_psnr: float | None) -> None:
-    """Raises: UsageError when the bar is infinite or no number."""
-    if min_psnr is not None and not math.isfinite(min_psnr):
-        raise UsageError("--min-psnr", f"got {min_psnr}, expected a number of decibels")
+def residual_scale(res_scale: float | None) -> float:
+    """The value of --res-scale, given or not."""
+    return DEFAULT_RES_SCALE if res_scale is None else res_scale
 
 
-def require_plugin_for(plugin: Path | None, sources: Iterable[object]) -> None:
-    """Checks a library that was named, also where the engine will only be emulated and needs none.
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Where an engine runs."""
 
-    Raises:
-        UsageError: none of the sources is an engine.
-        HspanError: the file is missing or no plugin library of this package's ABI.
-    """
-    if plugin is None:
-        return
-    if not any(Path(str(source)).suffix.lower() == ".plan" for source in sources):
-        raise UsageError("--plugin", "is for engines, and there is none", "leave it out")
-    from trt_hspan.native.plugin import plugin_info_from_library
+    device: Device = "auto"
+    plugin: Plugin = None
 
-    plugin_info_from_library(plugin)
+    def require_plugin_for(self, sources: Iterable[object]) -> None:
+        """Checks a library that was named, also where the engine will only be emulated and needs none.
+
+        Raises:
+            UsageError: none of the sources is an engine.
+            HspanError: the file is missing or no plugin library of this package's ABI.
+        """
+        if self.plugin is None:
+            return
+        if not any(Path(str(source)).suffix.lower() == ".plan" for source in sources):
+            raise UsageError("--plugin", "is for engines, and there is none", "leave it out")
+        from trt_hspan.native.plugin import plugin_info_from_library
+
+        plugin_info_from_library(self.plugin)
 
 
-def range_request(
-    audit: str | None, keep_fp32: Sequence[str] | None, *, precision: str | None
-) -> RangeRequest | None:
-    """What the options ask for; None when neither was given.
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a checkpoint becomes an ONNX file."""
 
-    Args:
-        audit: a folder, or "builtin".
-        keep_fp32: names, patterns, "at-risk".
-        precision: of the network to export; None for one that exists.
+    res_scale: ResScale = None
+    opset: Opset = None
+    audit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Audit ranges on these pictures first; builtin: the shipped photographs."
+        ),
+    ] = None
+    keep_fp32: Annotated[tuple[str, ...], keep_fp32(", or with --audit at-risk or budget:DB")] = ()
 
-    Raises:
-        UsageError: the options contradict each other or the precision.
-        HspanError: there is no such folder, or it holds no pictures.
-    """
-    if audit is None and not keep_fp32:
-        return None
-    from trt_hspan.precision.audit.range_request import RangeRequest
+    def ranges(self, precision: str | None) -> RangeRequest:
+        """What is to be audited and kept in float32.
 
-    request = RangeRequest(pictures=audit, keep_fp32=tuple(keep_fp32 or ()))
-    request.require_low(precision)
-    if audit is not None:
+        Args:
+            precision: of the network to export; None for one that exists.
+
+        Raises:
+            UsageError: the options contradict each other or the precision.
+            HspanError: there is no such folder, or it contains no pictures.
+        """
+        from trt_hspan.precision.audit.range_request import RangeRequest
         from trt_hspan.precision.crops import check_place
 
-        check_place(audit)
-    return request
+        request = RangeRequest(pictures=self.audit, keep_fp32=self.keep_fp32)
+        request.require_low(precision)
+        if self.audit is not None:
+            check_place(self.audit)
+        return request
 
 
-def export_with_ranges(
-    checkpoint: str,
-    output: Path,
-    request: RangeRequest | None,
-    *,
-    precision: Precision,
-    res_scale: float,
-    opset: int | None = None,
-    static: tuple[int, int] | None = None,
-) -> RangeAudit | None:
-    """Exports with a progress bar; audits first when that was asked for. Raises: as `export_audited`."""
-    from trt_hspan.cli.progress import progress
-    from trt_hspan.precision.audit.audited_export import export_audited
-    from trt_hspan.precision.audit.range_request import RangeRequest
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """How the ranges of a network are measured."""
 
-    with progress(f"exporting {checkpoint}") as bar:
-        return export_audited(
-            checkpoint,
-            output,
-            RangeRequest() if request is None else request,
-            precision=precision,
-            res_scale=res_scale,
-            opset=opset,
-            static=static,
-            on_picture=lambda sample: bar.update(bar.task_ids[0], description=f"audited {sample.name}"),
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Pictures to measure ranges on; builtin: the shipped photographs.",
+            show_default=False,
+        ),
+    ] = None
+    method: Annotated[
+        str | None,
+        typer.Option(help="minmax, percentile, entropy or mse: how ranges are chosen.", show_default="mse"),
+    ] = None
+    rounding: Annotated[
+        str | None,
+        typer.Option(help="adaptive or nearest: how INT8 weights are rounded.", show_default="adaptive"),
+    ] = None
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="fp16, fp32 or bf16: type of what is not quantized.",
+            show_default="fp16, or what the ONNX file contains",
+        ),
+    ] = None
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Pictures to measure the loss on.",
+            show_default="every fourth of --calibration",
+        ),
+    ] = None
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Take ranges from this calibration table instead of measuring."),
+    ] = None
+    include: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            metavar="NODE", help="Quantize this convolution, sum or attention node too; repeatable."
+        ),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            metavar="NODE", help="Leave this layer in the base type, a name or pattern; repeatable."
+        ),
+    ] = ()
+    tiles: Annotated[int, typer.Option(help="Tiles to cut; at least one from each picture.")] = 32
+    tile: Annotated[
+        int, typer.Option(help="Side of a tile in input pixels; held-out ones are twice as wide and high.")
+    ] = 48
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure ranges anew, and keep no table.")] = (
+        False
+    )
+
+    def request(self, precision: str, *, budget_db: float | None = None) -> QuantizationRequest:
+        """Raises: UsageError as `QuantizationRequest`."""
+        from trt_hspan.precision.crops import TilePlan
+        from trt_hspan.precision.quantize.pipeline import QuantizationRequest
+
+        if precision not in ("int8", "fp8"):
+            raise UsageError(
+                "--precision",
+                f"got {precision!r}, expected int8 or fp8",
+                "use trt-hspan export for fp16 and bf16",
+            )
+        return QuantizationRequest(
+            precision=precision,  # type: ignore[arg-type]  # checked above, the others by the request
+            calibration=self.calibration,
+            method=self.method,  # type: ignore[arg-type]
+            rounding=self.rounding,  # type: ignore[arg-type]
+            table=self.table,
+            held_out=self.held_out,
+            budget_db=budget_db,
+            include=self.include,
+            exclude=self.exclude,
+            tiles=TilePlan(count=self.tiles, side=self.tile),
+            use_cache=not self.no_cache,
         )
 
+    def base_type(self) -> Precision | None:
+        """Raises: UsageError when --base is no float type."""
+        from trt_hspan.engine.spec import BasePrecision, check_choice
 
-def audited_onnx(path: Path, request: RangeRequest | None) -> RangeAudit | None:
-    """The ranges of an ONNX file that exists already. Raises: as `audit_ranges`; None when not asked for."""
-    if request is None or request.pictures is None:
-        return None
-    from trt_hspan.cli.progress import progress
-    from trt_hspan.precision.audit.ranges import audit_ranges
-    from trt_hspan.precision.network import variants_from_path
+        check_choice("--base", self.base, BasePrecision)
+        return cast("Precision | None", self.base)
 
-    network = variants_from_path(path)
-    kind = network.precision(None, option="--precision")
-    samples = request.samples(network.metadata.scale or 1)
-    with progress(f"auditing {path}"):
-        return audit_ranges(network.template(kind), samples, kind, keep_fp32=network.kept_fp32)
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationOptions(CalibrationOptions):
+    """How a network is quantized: as was measured, within a budget, or as a recipe says."""
+
+    budget_db: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="Largest loss of PSNR-Y; sensitive layers stay in the base type.",
+            show_default=False,
+        ),
+    ] = None
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Quantize as this recipe says, bit for bit, without pictures."),
+    ] = None
+
+    def job(
+        self, model: str | Path, precision: str | None, *, res_scale: float | None, keep_fp32: tuple[str, ...]
+    ) -> QuantizationJob:
+        """What these options do to a network.
+
+        Raises:
+            UsageError: as `QuantizationRequest`; an option beside --recipe, which contains them all.
+            HspanError: the recipe cannot be read.
+        """
+        from trt_hspan.precision.quantize.job import QuantizationJob, recipe_from_file
+
+        base = self.base_type()
+        if self.recipe is None:
+            how = self.request(precision or "int8", budget_db=self.budget_db)
+            return QuantizationJob(model=model, how=how, base=base, res_scale=res_scale, keep_fp32=keep_fp32)
+        given = [option for option in given_options(self) if option != "--recipe"]
+        given += ["--keep-fp32"] if keep_fp32 else []
+        if given:
+            raise UsageError(given[0], "is part of the recipe", "leave it or --recipe out")
+        recipe = recipe_from_file(self.recipe)
+        if precision not in (None, recipe.precision):
+            raise UsageError(
+                "--precision", f"{precision}, but {self.recipe} is for {recipe.precision}", "leave it out"
+            )
+        return QuantizationJob(model=model, how=recipe, res_scale=res_scale)

@@ -1,111 +1,110 @@
-"""`trt-hspan plugin`: compile the TensorRT plugin, and tell what a compiled one is."""
+"""`trt-hspan plugin`: compile the TensorRT plugin, and say what a compiled one is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_hspan.errors import UsageError
+from trt_hspan.cli import options
+from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.progress import progress
+from trt_hspan.cli.request import refuse_options, takes_request
 
 if TYPE_CHECKING:
     from trt_hspan.native.plugin import PluginInfo
-    from trt_hspan.native.progress import BuildProgress
 
 app = typer.Typer(
-    help="Compile the TensorRT plugin; tell what a compiled one is.",
+    help="Compile the TensorRT plugin; say what a compiled one is.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-@app.command("build")
-def build(
+@dataclass(frozen=True, kw_only=True)
+class PluginBuildRequest:
+    """The command line of `trt-hspan plugin build`."""
+
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="The library to write.",
+        options.output(
+            "PATH",
+            "The library to write.",
             show_default="TRT_HSPAN_PLUGIN, or build/plugin/ of a checkout, or the cache folder",
         ),
-    ] = None,
+    ] = None
     arch: Annotated[
-        list[str] | None,
+        tuple[str, ...],
         typer.Option(
             metavar="86",
             help="A compute capability to compile for, repeatable; newer GPUs are served through PTX.",
             show_default="75 80 86 89 120 and the GPU at hand",
         ),
-    ] = None,
+    ] = ()
     nvcc: Annotated[
         Path | None,
         typer.Option(metavar="PROGRAM", help="The CUDA compiler.", show_default="searched for"),
-    ] = None,
+    ] = None
     tensorrt_root: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR", help="TensorRT, for its headers.", show_default="searched for, else fetched"
         ),
-    ] = None,
+    ] = None
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", "-j", help="Compilations at a time.", show_default="all processors"),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compile everything again.")] = False,
+    ] = None
+    force: Annotated[bool, typer.Option("--force", help="Compile everything again.")] = False
     cpu: Annotated[
         bool,
         typer.Option(
             "--cpu", help="Compile the CPU attention library instead: needs a C++ compiler, no CUDA."
         ),
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what the library is as JSON.")] = False,
-) -> None:
+    ] = False
+    json: options.Json = False
+
+
+@app.command("build")
+@takes_request
+def build(request: PluginBuildRequest) -> None:
     """Compile the plugin library, unless it is up to date."""
-    if cpu:
-        if arch or nvcc is not None or tensorrt_root is not None:
-            raise UsageError(
-                "--cpu", "needs no GPU architecture, nvcc or TensorRT", "leave those options out"
-            )
-        _build_cpu_library(output, jobs=jobs, force=force, as_json=json)
+    if request.cpu:
+        _build_cpu_library(request)
         return
     from trt_hspan.native.build import build_plugin
     from trt_hspan.native.plugin import plugin_info_from_library
 
-    with _compile_progress("the plugin") as on_progress:
+    with progress("compiling the plugin") as bar:
         result = build_plugin(
-            output,
-            architectures=arch,
-            nvcc=nvcc,
-            tensorrt_root=tensorrt_root,
-            jobs=jobs,
-            force=force,
-            on_progress=on_progress,
+            request.output,
+            architectures=request.arch or None,
+            nvcc=request.nvcc,
+            tensorrt_root=request.tensorrt_root,
+            jobs=request.jobs,
+            force=request.force,
+            on_progress=bar.phases("compiling the plugin"),
         )
-    _print(plugin_info_from_library(result.path), as_json=json, compiled=result.compiled)
+    _print(plugin_info_from_library(result.path), as_json=request.json, compiled=result.compiled)
 
 
-@contextmanager
-def _compile_progress(name: str) -> Iterator[Callable[[BuildProgress], None]]:
-    from trt_hspan.cli.progress import progress
-
-    with progress(f"compiling {name}", total=1.0) as bar:
-        yield lambda state: bar.update(
-            bar.task_ids[0], completed=state.fraction, description=f"compiling {name}: {state.phase}"
-        )
-
-
-def _build_cpu_library(output: Path | None, *, jobs: int | None, force: bool, as_json: bool) -> None:
-    from trt_hspan.cli.output import print_json, print_table
+def _build_cpu_library(request: PluginBuildRequest) -> None:
+    refuse_options(
+        {"--arch": request.arch, "--nvcc": request.nvcc, "--tensorrt-root": request.tensorrt_root},
+        "is for the plugin, and --cpu compiles the CPU attention library",
+    )
     from trt_hspan.native.build import build_cpu_library
     from trt_hspan.native.cpu_attention import NativeLibrary
 
-    with _compile_progress("the CPU attention library") as on_progress:
-        result = build_cpu_library(output, jobs=jobs, force=force, on_progress=on_progress)
+    with progress("compiling the CPU attention library") as bar:
+        result = build_cpu_library(
+            request.output,
+            jobs=request.jobs,
+            force=request.force,
+            on_progress=bar.phases("compiling the CPU attention library"),
+        )
     library = NativeLibrary(result.path)
     report = {
         "path": str(library.path),
@@ -113,32 +112,36 @@ def _build_cpu_library(output: Path | None, *, jobs: int | None, force: bool, as
         "instruction_sets": list(library.instruction_sets),
         "compiled": result.compiled,
     }
-    if as_json:
+    if request.json:
         print_json(report)
         return
     report["instruction_sets"] = ", ".join(library.instruction_sets)
-    report["compiled"] = "now" if result.compiled else "not needed, it was up to date"
+    report["compiled"] = _compiled_text(result.compiled)
     print_table("", report)
 
 
-@app.command("info")
-def info(
+@dataclass(frozen=True, kw_only=True)
+class PluginInfoRequest:
+    """The command line of `trt-hspan plugin info`."""
+
     path: Annotated[
         Path | None,
         typer.Argument(metavar="PATH", help="The library.", show_default="that of trt-hspan plugin build"),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Tell what a plugin library is and which GPUs it serves. None of its code runs."""
+    ] = None
+    json: options.Json = False
+
+
+@app.command("info")
+@takes_request
+def info(request: PluginInfoRequest) -> None:
+    """Print what a plugin library is and which GPUs it serves. None of its code runs."""
     from trt_hspan.native.plugin import default_plugin_path, plugin_info_from_library
 
-    _print(plugin_info_from_library(path if path is not None else default_plugin_path()), as_json=json)
+    path = default_plugin_path() if request.path is None else request.path
+    _print(plugin_info_from_library(path), as_json=request.json)
 
 
 def _print(plugin: PluginInfo, *, as_json: bool, **more: bool) -> None:
-    from dataclasses import asdict
-
-    from trt_hspan.cli.output import print_json, print_table
     from trt_hspan.files import sha256_from_file
 
     report = asdict(plugin) | {"path": str(plugin.path), "sha256": sha256_from_file(plugin.path)} | more
@@ -148,5 +151,9 @@ def _print(plugin: PluginInfo, *, as_json: bool, **more: bool) -> None:
     report["cubin_architectures"] = ", ".join(f"sm_{number}" for number in plugin.cubin_architectures)
     report["ptx_architectures"] = ", ".join(f"compute_{number}" for number in plugin.ptx_architectures)
     if "compiled" in more:
-        report["compiled"] = "now" if more["compiled"] else "not needed, it was up to date"
+        report["compiled"] = _compiled_text(more["compiled"])
     print_table("", report)
+
+
+def _compiled_text(compiled: bool) -> str:
+    return "now" if compiled else "not needed, it was up to date"

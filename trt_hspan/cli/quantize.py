@@ -2,115 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trt_hspan.cli import options
-from trt_hspan.cli.progress import quantize_with_progress, source_with_progress
+from trt_hspan.cli.output import print_json, print_table, rounded
+from trt_hspan.cli.progress import progress
+from trt_hspan.cli.request import takes_request
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
     from trt_hspan.precision.quantize.pipeline import Quantized
 
 
-def quantize(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="An ONNX file, a .pt, .pth or .safetensors file, or a preset's name."
-        ),
-    ],
+@dataclass(frozen=True, kw_only=True)
+class QuantizeRequest:
+    """The command line of `trt-hspan quantize`."""
+
+    model: options.Network
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="NAME.onnx",
-            help="The model; NAME.recipe.yaml and NAME.calibration.json are written beside it.",
+        options.output(
+            "NAME.onnx", "The model; NAME.recipe.yaml and NAME.calibration.json are written beside it."
         ),
-    ],
-    precision: Annotated[str | None, typer.Option(help="int8 or fp8.", show_default="int8")] = None,
-    calibration: options.Calibration = None,
-    method: options.Method = None,
-    rounding: options.Rounding = None,
-    budget_db: options.BudgetDb = None,
-    base: options.Base = None,
-    held_out: options.HeldOut = None,
-    table: options.Table = None,
-    recipe: options.RecipeFile = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    keep_fp32: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NODE", help="A node to keep in float32, a name or pattern; repeatable."),
-    ] = None,
-    tiles: options.Tiles = options.DEFAULT_TILES,
-    tile: options.TileSide = options.DEFAULT_SIDE,
-    no_cache: options.NoCache = False,
-    res_scale: Annotated[
-        float | None, typer.Option(help="Residual scale; checkpoints do not store it.", show_default="0.1")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
+    ]
+    precision: Annotated[str | None, typer.Option(help="int8 or fp8.", show_default="int8")] = None
+    quantization: options.QuantizationOptions
+    keep_fp32: Annotated[tuple[str, ...], options.keep_fp32()] = ()
+    res_scale: options.ResScale = None
+    json: options.Json = False
+
+
+@takes_request
+def quantize(request: QuantizeRequest) -> None:
     """Write MODEL with explicit Q/DQ around its convolutions, as TensorRT builds it and ONNX Runtime runs it."""
-    if output.suffix != ".onnx":
-        raise UsageError(output, "an ONNX file's name ends in .onnx", "name another file")
-    from trt_hspan.cli.output import print_json, print_table
+    if request.output.suffix != ".onnx":
+        raise UsageError(request.output, "an ONNX file's name ends in .onnx", "name another file")
     from trt_hspan.files import check_writable
-    from trt_hspan.precision.quantize.pipeline import check_places, write_quantized
+    from trt_hspan.precision.quantize.job import quantized_network
+    from trt_hspan.precision.quantize.pipeline import write_quantized
 
-    check_writable(output)
-    if recipe is not None:
-        options.refuse_beside_recipe(
-            precision=precision,
-            base=base,
-            calibration=calibration,
-            method=method,
-            rounding=rounding,
-            table=table,
-            held_out=held_out,
-            budget_db=budget_db,
-            include=include,
-            exclude=exclude,
-            keep_fp32=keep_fp32,
-        )
-        from trt_hspan.precision.quantize.recipe import read_recipe
-
-        quantized = options.quantize_from_recipe(
-            model, read_recipe(recipe), where=recipe, res_scale=res_scale
-        )
-    else:
-        request = options.request_from_options(
-            precision=precision or "int8",
-            calibration=calibration,
-            method=method,
-            rounding=rounding,
-            table=table,
-            held_out=held_out,
-            budget_db=budget_db,
-            include=include,
-            exclude=exclude,
-            tiles=tiles,
-            tile=tile,
-            no_cache=no_cache,
-        )
-        check_places(request)
-        source = source_with_progress(
-            model, base=options.base_from_option(base), res_scale=res_scale, keep_fp32=keep_fp32 or ()
-        )
-        quantized = quantize_with_progress(source, request)
-    written = write_quantized(quantized, output)
-    report = _report(quantized, written)
-    if json:
+    check_writable(request.output)
+    job = request.quantization.job(
+        request.model, request.precision, res_scale=request.res_scale, keep_fp32=request.keep_fp32
+    )
+    with progress(job.how.precision) as bar:
+        quantized = quantized_network(job, on_progress=bar.show)
+    report = _report(quantized, write_quantized(quantized, request.output))
+    if request.json:
         print_json(report)
     else:
-        print_table(f"Quantized {output}", report)
+        print_table(f"Quantized {request.output}", report)
 
 
 def _report(quantized: Quantized, written: list[Path]) -> dict[str, object]:
-    from trt_hspan.cli.output import rounded
     from trt_hspan.files import sha256_from_file
 
     recipe, facts, table, measured = quantized.recipe, quantized.facts, quantized.table, quantized.measurement

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from trt_hspan.errors import HspanError
+from trt_hspan.errors import HspanError, UsageError
 
 Float64Array = npt.NDArray[np.float64]
 Uint8Array = npt.NDArray[np.uint8]
@@ -58,6 +58,12 @@ def default_bar_db(precision: str) -> float:
     holds that).
     """
     return 40.0 if precision in ("int8", "fp8") else 50.0
+
+
+def require_bar(min_psnr_db: float | None) -> None:
+    """Raises: UsageError when the bar is infinite or no number."""
+    if min_psnr_db is not None and not math.isfinite(min_psnr_db):
+        raise UsageError("--min-psnr", f"got {min_psnr_db}, expected a number of decibels")
 
 
 def agreement(result: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -> Agreement:

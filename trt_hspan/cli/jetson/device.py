@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_hspan.cli.options import MinPsnrOption, require_bar
+from trt_hspan.cli.options import MinPsnr
 from trt_hspan.errors import HspanError, UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def build(
 ) -> None:
     """Build an engine on the board, within its memory."""
     from trt_hspan.cli.output import print_json, print_table
-    from trt_hspan.cli.progress import build_with_progress
+    from trt_hspan.cli.progress import progress
+    from trt_hspan.engine.build import build_engine
     from trt_hspan.jetson.board_build import board_build, require_builder
     from trt_hspan.jetson.boards import chosen_board
     from trt_hspan.machine import jetson as device
@@ -84,7 +85,8 @@ def build(
     )
     require_builder(found.board)
     advice = told_advice(found, facts)
-    manifest = build_with_progress(request.spec)
+    with progress(f"building {output.name}") as bar:
+        manifest = build_engine(request.spec, on_progress=bar.phases(f"building {output.name}"))
     if json:
         print_json(_build_report(found, request, manifest, advice))
     else:
@@ -153,7 +155,7 @@ def validate(
             show_default="what is shipped for hspan-tiny-x2 and -x4",
         ),
     ] = None,
-    min_psnr: MinPsnrOption = None,
+    min_psnr: MinPsnr = None,
     device: Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1.")] = "auto",
     plugin: PluginOption = None,
     json: JsonOption = False,
@@ -163,6 +165,7 @@ def validate(
 
     from trt_hspan.cli.output import print_json
     from trt_hspan.cli.progress import progress
+    from trt_hspan.evaluation.metrics import require_bar
     from trt_hspan.jetson.board_build import device_plugin
     from trt_hspan.jetson.reference import compared_with_reference, reference_for
     from trt_hspan.runtime.opening import open_runner
@@ -176,9 +179,7 @@ def validate(
     runner = open_runner(engine, device=device, plugin=(plugin or device_plugin()) if is_engine else None)
     stored = reference_for(runner, reference)
     with progress("comparing", total=len(stored.pictures)) as bar:
-        report = compared_with_reference(
-            runner, stored, min_psnr_db=min_psnr, on_picture=lambda _: bar.advance(bar.task_ids[0])
-        )
+        report = compared_with_reference(runner, stored, min_psnr_db=min_psnr, on_picture=bar.advance)
     if json:
         print_json(asdict(report))
     else:
@@ -244,8 +245,7 @@ def bench(
     )
     advice = told_advice(found, facts)
     with progress("opening") as bar:
-        task = bar.task_ids[0]
-        report = run_bench(spec, on_step=lambda step: bar.update(task, description=step))
+        report = run_bench(spec, on_step=bar.show)
     if json:
         print_json(
             {

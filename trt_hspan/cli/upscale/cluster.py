@@ -13,11 +13,11 @@ from trt_hspan.cli.progress import progress
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
-    from trt_hspan.cli.upscale.job import UpscaleRequest
     from trt_hspan.jobs.cluster.job import ClusterReport
+    from trt_hspan.jobs.upscale import UpscaleJob
 
 
-def run_upscale_on_cluster(request: UpscaleRequest, address: str, workers: int | None) -> int:
+def run_upscale_on_cluster(job: UpscaleJob, address: str, workers: int | None, *, as_json: bool) -> int:
     """Does all of it and prints the result. Returns the exit code.
 
     Raises:
@@ -30,83 +30,75 @@ def run_upscale_on_cluster(request: UpscaleRequest, address: str, workers: int |
     from trt_hspan.jobs.cluster.tasks import ClusterJournal, cluster_tasks
     from trt_hspan.jobs.folders import VIDEO_SUFFIXES
 
-    spec = ClusterSpec(address=address, workers=workers, cpus_per_worker=request.threads or 1)
-    if "-" in (*request.inputs, request.output):
+    threads = job.threads or 1
+    spec = ClusterSpec(address=address, workers=workers, cpus_per_worker=threads)
+    if "-" in (*job.inputs, job.output):
         raise UsageError("--cluster", "does not go with pipes", "name files, folders or URIs")
-    if request.writing.compare or request.writing.tile_effect:
+    if job.writing.compare or job.writing.tile_effect:
         raise UsageError("--cluster", "does not go with --compare and --tile-effect", "leave them out")
-    if not is_uri(request.output) and (Path(request.output).is_file() or Path(request.output).suffix):
+    if not is_uri(job.output) and (Path(job.output).is_file() or Path(job.output).suffix):
         raise UsageError(
-            request.output, "is a file's name; a cluster writes to a folder or a URI", "name a folder"
+            job.output, "is a file's name; a cluster writes to a folder or a URI", "name a folder"
         )
-    tasks = cluster_tasks(request.inputs, request.output, suffix=request.suffix)
+    tasks = cluster_tasks(job.inputs, job.output, suffix=job.suffix)
     if any(Path(task.source).suffix.lower() in VIDEO_SUFFIXES for task in tasks):
         raise UsageError(
             "--cluster", "takes pictures, and there are videos among the inputs", "upscale them without"
         )
-    bundle = bundle_from_network(
-        request.network,
-        res_scale=request.res_scale,
-        device=request.device,
-        threads=request.threads or 1,
-        plugin=request.plugin,
-        precision=request.precision,
-        integer_kernels=request.integer_kernels,
-    )
-    journal = ClusterJournal(request.output, _settings(request, bundle.digest))
+    bundle = bundle_from_network(job.network, **(job.runner_options | {"threads": threads}))
+    journal = ClusterJournal(job.output, _settings(job, bundle.digest))
     counts = {"done": 0, "skipped": 0, "failed": 0}
     with progress("starting the cluster", total=len(tasks)) as bar:
-        (task_id,) = bar.task_ids
 
-        def told(report: ClusterReport) -> None:
+        def on_end(report: ClusterReport) -> None:
             counts[report.outcome] += 1
             words = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-            bar.update(task_id, advance=1, description=words)
+            bar.show(words, sum(counts.values()))
 
         reports = ClusterJob(
             tasks=tasks,
             bundle=bundle,
-            options=request.options,
-            writing=request.writing,
+            options=job.options,
+            writing=job.writing,
             spec=spec,
             journal=journal,
-            overwrite=request.overwrite,
-            on_end=told,
+            overwrite=job.overwrite,
+            on_end=on_end,
         ).run()
-    _tell(request, spec.address, counts, reports)
+    _print(job, spec.address, counts, reports, as_json=as_json)
     return 1 if counts["failed"] else 0
 
 
-def _settings(request: UpscaleRequest, digest: str) -> dict[str, Any]:
+def _settings(job: UpscaleJob, digest: str) -> dict[str, Any]:
     """What results depend on beside their sources."""
     return {
         "network": digest,
-        "res_scale": request.res_scale,
-        "precision": request.precision,
-        "integer_kernels": request.integer_kernels,
-        "options": asdict(request.options),
-        "quality": request.writing.quality,
+        "res_scale": job.res_scale,
+        "precision": job.precision,
+        "integer_kernels": job.integer_kernels,
+        "options": asdict(job.options),
+        "quality": job.writing.quality,
     }
 
 
-def _tell(
-    request: UpscaleRequest, address: str, counts: dict[str, int], reports: list[ClusterReport]
+def _print(
+    job: UpscaleJob, address: str, counts: dict[str, int], reports: list[ClusterReport], *, as_json: bool
 ) -> None:
     totals = {
         **counts,
         "cluster": address,
         "workers_used": len({report.worker for report in reports if report.worker}),
         "worker_seconds": round(sum(report.seconds for report in reports), 3),
-        "network": str(request.network),
+        "network": str(job.network),
     }
-    if request.json:
+    if as_json:
         files = [
             {"input": r.task.source, "output": r.task.target, "outcome": r.outcome, "error": r.error or None}
             for r in reports
         ]
         print_json({**totals, "files": files})
     else:
-        print_table(f"Upscaled to {request.output}", totals)
+        print_table(f"Upscaled to {job.output}", totals)
     for report in reports:
         if report.error:
             typer.echo(f"trt-hspan: error: {report.error}", err=True)

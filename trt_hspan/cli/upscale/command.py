@@ -2,296 +2,279 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_hspan.cli.options import require_plugin_for
+from trt_hspan.cli import options
+from trt_hspan.cli.request import refuse_options, takes_request
 from trt_hspan.errors import UsageError
+from trt_hspan.sizes import tile_from_text
 
 if TYPE_CHECKING:
-    from trt_hspan.cli.upscale.job import UpscaleRequest
+    from trt_hspan.jobs.upscale import UpscaleJob
+    from trt_hspan.upscaling.options import UpscaleOptions
 
 _DEFAULT_NETWORK = "hspan-tiny-x4"
-_PICTURES = "Pictures"
-_TILES = "Tiles"
-_VIDEO = "Video"
-_CLUSTER = "Cluster"
 
 
-def upscale(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IN...",
-            help="Pictures (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM), videos, folders, quoted patterns such as "
-            "'in/**/*.png', or - for standard input.",
-        ),
-    ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="The file to write; a folder for several inputs; - for standard output.",
-        ),
-    ],
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="A .pt, .pth or .safetensors file, or a preset: runs in PyTorch. With no network given: "
-            f"the shipped {_DEFAULT_NETWORK}."
-        ),
-    ] = None,
-    onnx: Annotated[
-        Path | None, typer.Option(help="An .onnx file: runs under ONNX Runtime on the CPU.")
-    ] = None,
-    engine: Annotated[
-        Path | None,
-        typer.Option(help="A .plan: runs on the GPU, or where there is none its ONNX file on the CPU."),
-    ] = None,
-    res_scale: Annotated[
-        float | None,
-        typer.Option(help="Residual scale of --checkpoint, which does not store it.", show_default="0.1"),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="fp32|bf16",
-            help="Of --checkpoint. bf16 is for processors with BF16 instructions; ONNX files and engines hold theirs.",
-            show_default="fp32",
-        ),
-    ] = None,
-    integer_kernels: Annotated[
-        bool,
-        typer.Option(
-            "--integer-kernels",
-            help="Of --onnx in INT8: convolutions in ONNX Runtime's integer kernels (VNNI where the processor has it). "
-            "Faster on large networks; single values differ by one quantization step.",
-        ),
-    ] = False,
-    plugin: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="LIBRARY",
-            help="The plugin library of --engine.",
-            show_default="that of trt-hspan plugin build",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1 for the second GPU.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="all")] = None,
-    tile: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|none|HxW",
-            help="auto: the whole picture where the network, memory and time allow it, else the largest tiles "
-            "that do. Attention sees one tile at a time, so tiles change the result.",
-            rich_help_panel=_TILES,
-        ),
-    ] = "auto",
+@dataclass(frozen=True, kw_only=True)
+class TileOptions:
+    """How a picture goes through the network."""
+
+    tile: options.Tile = "auto"
     overlap: Annotated[
-        int | None,
-        typer.Option(
-            help="Pixels that neighboring tiles share.", show_default="32 or less", rich_help_panel=_TILES
-        ),
-    ] = None,
+        int | None, typer.Option(help="Pixels that neighboring tiles share.", show_default="32 or less")
+    ] = None
     protocol: Annotated[
         str,
         typer.Option(
             help="tiled, or official: quarters with hard seams as the official code's --chop cuts them, for "
             "comparing with published figures.",
-            rich_help_panel=_TILES,
         ),
-    ] = "tiled",
+    ] = "tiled"
     official_min_size: Annotated[
         int | None,
         typer.Option(
             help="--protocol official: pixels from which a quarter is quartered again.",
             show_default="120000",
-            rich_help_panel=_TILES,
         ),
-    ] = None,
+    ] = None
     self_ensemble: Annotated[
-        bool,
-        typer.Option(
-            "--self-ensemble",
-            help="Mean over the 8 flips and turns: 8 times the work.",
-            rich_help_panel=_TILES,
-        ),
-    ] = False,
+        bool, typer.Option("--self-ensemble", help="Mean over the 8 flips and turns: 8 times the work.")
+    ] = False
     tile_effect: Annotated[
         bool,
         typer.Option(
             "--tile-effect",
             help="Also run the picture as a whole, where it fits, and report what the tiles change.",
-            rich_help_panel=_TILES,
         ),
-    ] = False,
+    ] = False
+
+    def upscaling(self) -> UpscaleOptions:
+        """Raises: UsageError as `UpscaleOptions`."""
+        from trt_hspan.upscaling.options import UpscaleOptions
+        from trt_hspan.upscaling.tiling import OFFICIAL_MIN_SIZE
+
+        if self.official_min_size is not None and self.protocol != "official":
+            raise UsageError("--official-min-size", "is for --protocol official", "leave it out")
+        return UpscaleOptions(
+            tile=tile_from_text(self.tile),
+            overlap=self.overlap,
+            protocol=self.protocol,  # type: ignore[arg-type]  # checked by the options
+            self_ensemble=self.self_ensemble,
+            official_min_size=OFFICIAL_MIN_SIZE if self.official_min_size is None else self.official_min_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """How pictures are written."""
+
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite",
-            help="In folders: do finished files again, replace others.",
-            rich_help_panel=_PICTURES,
-        ),
-    ] = False,
-    picture_format: Annotated[
+        typer.Option("--overwrite", help="In folders: do finished files again, replace others."),
+    ] = False
+    format: Annotated[
         str | None,
         typer.Option(
-            "--format",
             metavar="png|jpg|webp|tif|bmp",
             help="Of the results in a folder or on standard output.",
             show_default="as the input",
-            rich_help_panel=_PICTURES,
         ),
-    ] = None,
+    ] = None
     quality: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            max=100,
-            help="Of JPEG, and of WebP, which is lossless without it.",
-            show_default="95",
-            rich_help_panel=_PICTURES,
+            min=1, max=100, help="Of JPEG, and of WebP, which is lossless without it.", show_default="95"
         ),
-    ] = None,
+    ] = None
     compare: Annotated[
         bool,
         typer.Option(
-            "--compare",
-            help="Also write NAME_compare.png: bicubic on the left, network on the right.",
-            rich_help_panel=_PICTURES,
+            "--compare", help="Also write NAME_compare.png: bicubic on the left, network on the right."
         ),
-    ] = False,
+    ] = False
+
+    def suffix(self) -> str | None:
+        """Of the results. Raises: UsageError when --format is none that can be written."""
+        if self.format is None:
+            return None
+        from trt_hspan.media.images import WRITE_FORMATS
+
+        suffix = "." + self.format.lower().lstrip(".")
+        if suffix not in WRITE_FORMATS:
+            formats = ", ".join(name[1:] for name in WRITE_FORMATS)
+            raise UsageError("--format", f"got {self.format!r}, expected one of {formats}")
+        return suffix
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingOptions:
+    """How videos are written."""
+
     codec: Annotated[
-        str | None,
-        typer.Option(
-            help="FFmpeg's encoder.", show_default="libx264, .webm: libvpx-vp9", rich_help_panel=_VIDEO
-        ),
-    ] = None,
+        str | None, typer.Option(help="FFmpeg's encoder.", show_default="libx264, .webm: libvpx-vp9")
+    ] = None
     crf: Annotated[
         int | None,
-        typer.Option(
-            help="Constant rate factor, less is better.",
-            show_default="18 for libx264",
-            rich_help_panel=_VIDEO,
-        ),
-    ] = None,
+        typer.Option(help="Constant rate factor, less is better.", show_default="18 for libx264"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Where pictures are upscaled, if not in this process."""
+
     cluster: Annotated[
         str | None,
         typer.Option(
             metavar="local|auto|ray://HOST:PORT",
             help="Pictures on many workers through Ray; inputs and OUT may be URIs such as s3://bucket/folder. "
             "--threads is for each worker.",
-            rich_help_panel=_CLUSTER,
         ),
-    ] = None,
+    ] = None
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="At one time.", show_default="one for each GPU or processor", rich_help_panel=_CLUSTER
+        typer.Option(min=1, help="At one time.", show_default="one for each GPU or processor"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleRequest:
+    """The command line of `trt-hspan upscale`."""
+
+    inputs: Annotated[
+        tuple[str, ...],
+        typer.Argument(
+            metavar="IN...",
+            help="Pictures (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM), videos, folders, quoted patterns such as "
+            "'in/**/*.png', or - for standard input.",
         ),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
+    ]
+    output: Annotated[
+        str,
+        options.output("OUT", "The file to write; a folder for several inputs; - for standard output."),
+    ]
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="A .pt, .pth or .safetensors file, or a preset: runs in PyTorch. With no network given: "
+            f"the shipped {_DEFAULT_NETWORK}."
+        ),
+    ] = None
+    onnx: Annotated[Path | None, typer.Option(help="An .onnx file: runs under ONNX Runtime on the CPU.")] = (
+        None
+    )
+    engine: Annotated[
+        Path | None,
+        typer.Option(help="A .plan: runs on the GPU, or where there is none its ONNX file on the CPU."),
+    ] = None
+    res_scale: options.ResScale = None
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|bf16",
+            help="Of --checkpoint. bf16 is for processors with BF16 instructions; ONNX files and engines have theirs.",
+            show_default="fp32",
+        ),
+    ] = None
+    integer_kernels: options.IntegerKernels = False
+    execution: options.EngineOptions
+    threads: options.Threads = None
+    tiles: Annotated[TileOptions, "Tiles"]
+    pictures: Annotated[PictureOptions, "Pictures"]
+    video: Annotated[EncodingOptions, "Video"]
+    on_cluster: Annotated[ClusterOptions, "Cluster"]
+    json: options.Json = False
+
+    def job(self) -> UpscaleJob:
+        """Raises: UsageError for options that contradict each other, or make no sense."""
+        network = self._network()
+        if self.checkpoint is None:
+            is_preset = network == _DEFAULT_NETWORK
+            refuse_options(
+                {"--res-scale": self.res_scale, "--precision": None if is_preset else self.precision},
+                "is for --checkpoint; ONNX files and engines have theirs",
+            )
+        self.execution.require_plugin_for([network])
+        if self.integer_kernels:
+            from trt_hspan.runtime.opening import require_onnx_for_integer_kernels
+
+            require_onnx_for_integer_kernels([network])
+        if self.on_cluster.workers is not None and self.on_cluster.cluster is None:
+            raise UsageError("--workers", "is for --cluster", "leave it out")
+        from trt_hspan.jobs.upscale import UpscaleJob
+        from trt_hspan.upscaling.picture_files import WriteOptions
+        from trt_hspan.upscaling.video import VideoOptions
+
+        return UpscaleJob(
+            inputs=self.inputs,
+            output=self.output,
+            network=network,
+            device=self.execution.device,
+            res_scale=options.residual_scale(self.res_scale),
+            threads=self.threads,
+            plugin=self.execution.plugin,
+            precision=self.precision,
+            integer_kernels=self.integer_kernels,
+            options=self.tiles.upscaling(),
+            writing=WriteOptions(
+                quality=self.pictures.quality,
+                compare=self.pictures.compare,
+                tile_effect=self.tiles.tile_effect,
+            ),
+            video=VideoOptions(codec=self.video.codec, crf=self.video.crf),
+            suffix=self.pictures.suffix(),
+            overwrite=self.pictures.overwrite,
+        )
+
+    def _network(self) -> str | Path:
+        networks: dict[str, str | Path | None] = {
+            "--checkpoint": self.checkpoint,
+            "--onnx": self.onnx,
+            "--engine": self.engine,
+        }
+        given = {option: network for option, network in networks.items() if network is not None}
+        if not given:
+            return _DEFAULT_NETWORK
+        if len(given) != 1:
+            raise UsageError(
+                " ".join(given),
+                "expected at most one of --checkpoint, --onnx and --engine",
+                "say which network is to run",
+            )
+        ((option, network),) = given.items()
+        suffix = {"--onnx": ".onnx", "--engine": ".plan"}.get(option)
+        if suffix is not None and Path(network).suffix.lower() != suffix:
+            raise UsageError(option, f"got {network}, expected a file that ends in {suffix}")
+        if option == "--checkpoint" and Path(network).suffix.lower() in (".onnx", ".plan"):
+            raise UsageError(
+                option, f"got {network}, which is no checkpoint", "use --onnx or --engine for it"
+            )
+        return network
+
+
+@takes_request
+def upscale(request: UpscaleRequest) -> None:
     """Upscale pictures, folders and videos of any size.
 
     A folder is mirrored with its sub-folders; run again, it goes on where it stopped. A file that fails is reported
     at the end, the rest is done, and the exit code is 1. Gray stays gray, alpha is upscaled, 16 bits stay 16 bits,
     profile and metadata are kept, EXIF orientation is applied.
     """
-    source = _one_source(checkpoint, onnx, engine)
-    if res_scale is not None and checkpoint is None:
-        raise UsageError(
-            "--res-scale", "is for --checkpoint; ONNX files and engines hold theirs", "leave it out"
-        )
-    if precision is not None and (onnx is not None or engine is not None):
-        raise UsageError(
-            "--precision", "is for --checkpoint; ONNX files and engines hold theirs", "leave it out"
-        )
-    require_plugin_for(plugin, [source])
-    if integer_kernels:
-        from trt_hspan.runtime.opening import require_onnx_for_integer_kernels
-
-        require_onnx_for_integer_kernels([source])
-    if official_min_size is not None and protocol != "official":
-        raise UsageError("--official-min-size", "is for --protocol official", "leave it out")
-    if workers is not None and cluster is None:
-        raise UsageError("--workers", "is for --cluster", "leave it out")
-    from trt_hspan.cli.upscale.job import UpscaleRequest, run_upscale
-    from trt_hspan.sizes import tile_from_text
-    from trt_hspan.upscaling.options import UpscaleOptions
-    from trt_hspan.upscaling.picture_files import WriteOptions
-    from trt_hspan.upscaling.tiling import OFFICIAL_MIN_SIZE
-    from trt_hspan.upscaling.video import VideoOptions
-
-    options: dict[str, Any] = {"tile": tile_from_text(tile), "protocol": protocol}
-    request: UpscaleRequest = UpscaleRequest(
-        inputs=tuple(inputs),
-        output=output,
-        network=source,
-        res_scale=0.1 if res_scale is None else res_scale,
-        precision=precision,
-        integer_kernels=integer_kernels,
-        plugin=plugin,
-        device=device,
-        threads=threads,
-        options=UpscaleOptions(
-            **options,
-            overlap=overlap,
-            self_ensemble=self_ensemble,
-            official_min_size=OFFICIAL_MIN_SIZE if official_min_size is None else official_min_size,
-        ),
-        writing=WriteOptions(quality=quality, compare=compare, tile_effect=tile_effect),
-        video=VideoOptions(codec=codec, crf=crf),
-        suffix=_suffix(picture_format),
-        overwrite=overwrite,
-        json=json,
-    )
-    if cluster is not None:
+    job, as_json = request.job(), request.json
+    if request.on_cluster.cluster is not None:
         from trt_hspan.cli.upscale.cluster import run_upscale_on_cluster
 
-        raise typer.Exit(run_upscale_on_cluster(request, cluster, workers))
-    if "-" in (*request.inputs, request.output):
+        cluster, workers = request.on_cluster.cluster, request.on_cluster.workers
+        raise typer.Exit(run_upscale_on_cluster(job, cluster, workers, as_json=as_json))
+    if "-" in (*job.inputs, job.output):
         from trt_hspan.cli.upscale.pipe import run_upscale_pipe
 
-        raise typer.Exit(run_upscale_pipe(request))
-    raise typer.Exit(run_upscale(request))
+        raise typer.Exit(run_upscale_pipe(job, as_json=as_json))
+    from trt_hspan.cli.upscale.job import run_upscale
 
-
-def _suffix(text: str | None) -> str | None:
-    if text is None:
-        return None
-    from trt_hspan.media.images import WRITE_FORMATS
-
-    suffix = "." + text.lower().lstrip(".")
-    if suffix not in WRITE_FORMATS:
-        raise UsageError(
-            "--format", f"got {text!r}, expected one of {', '.join(name[1:] for name in WRITE_FORMATS)}"
-        )
-    return suffix
-
-
-def _one_source(checkpoint: str | None, onnx: Path | None, engine: Path | None) -> str | Path:
-    given: dict[str, str | Path] = {
-        option: value
-        for option, value in (("--checkpoint", checkpoint), ("--onnx", onnx), ("--engine", engine))
-        if value is not None
-    }
-    if not given:
-        return _DEFAULT_NETWORK
-    if len(given) != 1:
-        raise UsageError(
-            " ".join(given),
-            "expected at most one of --checkpoint, --onnx and --engine",
-            "say which network is to run",
-        )
-    for option, suffix in (("--onnx", ".onnx"), ("--engine", ".plan")):
-        if option in given and Path(given[option]).suffix.lower() != suffix:
-            raise UsageError(option, f"got {given[option]}, expected a file that ends in {suffix}")
-    ((option, value),) = given.items()
-    if option == "--checkpoint" and Path(value).suffix.lower() in (".onnx", ".plan"):
-        raise UsageError(option, f"got {value}, which is no checkpoint", "use --onnx or --engine for it")
-    return value
+    raise typer.Exit(run_upscale(job, as_json=as_json))

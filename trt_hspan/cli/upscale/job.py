@@ -1,12 +1,12 @@
-"""What `trt-hspan upscale` does once its options are read: opens the network, runs the tasks, tells of them."""
+"""What `trt-hspan upscale` shows of a job: its progress, and what became of each file."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,216 +14,49 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from trt_hspan.cli.output import print_json, print_table
-from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import check_writable
-from trt_hspan.jobs.folders import JobReport, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
-from trt_hspan.runtime.opening import open_runner
-from trt_hspan.upscaling.options import UpscaleOptions
-from trt_hspan.upscaling.picture_files import Upscaled, WriteOptions, comparison_path, upscale_picture_file
-from trt_hspan.upscaling.upscaler import Upscaler
-from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
+from trt_hspan.errors import HspanError
+from trt_hspan.jobs.upscale import UpscaleJob, Work, upscale_files
 
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
     from rich.progress import Task as Bar
 
-    from trt_hspan.jobs.folders import Task, TaskReport
+    from trt_hspan.jobs.folders import JobReport, Task, TaskReport
     from trt_hspan.runtime.runner import Runner
-
 
 _CONTEXT_NOTE = "attention sees one tile at a time"
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpscaleRequest:
-    """The command line's options, checked one by one."""
-
-    inputs: tuple[str, ...]
-    output: str
-    network: str | Path
-    res_scale: float
-    precision: str | None
-    integer_kernels: bool
-    plugin: Path | None
-    device: str
-    threads: int | None
-    options: UpscaleOptions
-    writing: WriteOptions
-    video: VideoOptions
-    suffix: str | None
-    overwrite: bool
-    json: bool
-
-
-def run_upscale(request: UpscaleRequest) -> int:
+def run_upscale(job: UpscaleJob, *, as_json: bool) -> int:
     """Does all of it and prints the result. Returns the exit code.
 
     Raises:
-        HspanError: nothing could be done at all, or the only file failed.
-        UsageError: inputs and output do not go together.
+        HspanError, UsageError: as `upscale_files`.
     """
     with terminated_as_interrupt():
-        output = Path(request.output)
-        tasks, is_folder = tasks_from_inputs(
-            request.inputs, output, suffix=request.suffix, companion=comparison_path
-        )
-        if not is_folder:
-            require_no_suffix(request)
-        check_writable(output / ".any" if is_folder else output)
-        require_used(request, tasks)
-        if request.writing.compare:
-            _require_free_comparisons(tasks)
-        runner = runner_for(request)
-        companion = comparison_path if request.writing.compare else None
-        journal = Journal(output, _settings(request, runner), companion=companion) if is_folder else None
-        with at_work(request, runner, tasks) as work:
-            if not is_folder:
-                result = work.do_only(tasks[0])
-                return tell_one(request, work, tasks[0].source.name, result)
-            report = run_tasks(
-                tasks,
-                work.do,
-                journal=journal,
-                overwrite=request.overwrite,
-                on_begin=work.progress.begin,
-                on_end=work.progress.end,
-            )
-        return _tell_all(request, work, report)
+        outcome = upscale_files(job, WorkProgress)
+    if outcome.report is not None:
+        return _print_all(job, outcome.work, outcome.report, as_json=as_json)
+    print_one(job, outcome.work, Path(job.inputs[0]).name, outcome.result, as_json=as_json)
+    return 0
 
 
-@dataclass(frozen=True)
-class Work:
-    """A network, its options and the progress bar, while tasks are done."""
-
-    request: UpscaleRequest
-    runner: Runner
-    upscaler: Upscaler
-    progress: WorkProgress
-    activate: Callable[[], None]
-
-    def do(self, task: Task) -> Upscaled | UpscaledVideo:
-        """One picture or video. Raises: HspanError as `upscale_picture_file` and `upscale_video`."""
-        self.activate()
-        if task.is_video:
-            return upscale_video(
-                self.upscaler,
-                task.source,
-                task.target,
-                self.request.video,
-                on_frame=self.progress.on_frame,
-            )
-        return upscale_picture_file(
-            self.upscaler, task.source, task.target, self.request.writing, on_tile=self.progress.on_tile
-        )
-
-    def do_only(self, task: Task) -> Upscaled | UpscaledVideo:
-        """The only task. Raises: as `do`."""
-        self.progress.begin(task)
-        return self.do(task)
-
-
-@contextmanager
-def at_work(request: UpscaleRequest, runner: Runner, tasks: list[Task]) -> Iterator[Work]:
-    """The network is loaded when the first task is done, and given back at the end."""
-    progress = WorkProgress(tasks)
-    upscaler = Upscaler(runner, request.options, on_shrink=progress.note)
-    with progress, _activated_when_needed(runner) as activate:
-        yield Work(request, runner, upscaler, progress, activate)
-
-
-def require_no_suffix(request: UpscaleRequest) -> None:
-    """Raises: UsageError when --format is given though the output's name says the format."""
-    if request.suffix is not None:
-        raise UsageError("--format", "is for folders and pipes; OUT's suffix says the format", "leave it out")
-
-
-def require_used(request: UpscaleRequest, tasks: list[Task]) -> None:
-    """Raises: UsageError when an option is for files that are not there, or no encoder has that name."""
-    videos = sum(task.is_video for task in tasks)
-    for option, asked in (("--codec", request.video.codec), ("--crf", request.video.crf)):
-        if asked is not None and not videos:
-            raise UsageError(option, "is for videos, and there is none", "leave it out")
-    for option, given in (
-        ("--quality", request.writing.quality is not None),
-        ("--compare", request.writing.compare),
-        ("--tile-effect", request.writing.tile_effect),
-        ("--format", request.suffix is not None),
-    ):
-        if given and videos == len(tasks):
-            raise UsageError(option, "is for pictures, and there is none", "leave it out")
-    if videos:
-        require_encoder(request.video)
-
-
-def _require_free_comparisons(tasks: list[Task]) -> None:
-    """Raises: UsageError when --compare would replace an input, or a result of the same job."""
-    taken = {path.resolve(): "an input" for path in (task.source for task in tasks)}
-    taken |= {path.resolve(): "another result" for path in (task.target for task in tasks)}
-    for task in tasks:
-        comparison = comparison_path(task.target)
-        if not task.is_video and (what := taken.get(comparison.resolve())) is not None:
-            raise UsageError(
-                "--compare",
-                f"{comparison}, the comparison of {task.source}, is {what} too",
-                "rename one of them",
-            )
-
-
-def runner_for(request: UpscaleRequest) -> Runner:
-    """The network that a request names, not loaded yet. Raises: HspanError as `open_runner`."""
-    return open_runner(
-        request.network,
-        device=request.device,
-        res_scale=request.res_scale,
-        threads=request.threads,
-        plugin=request.plugin,
-        precision=request.precision,
-        integer_kernels=request.integer_kernels,
-    )
-
-
-def _network_digest(network: str | Path) -> str | None:
-    """SHA-256 of the ONNX file, an engine's own too: one checkpoint has many, such as two quantizations of it."""
-    from trt_hspan.engine.manifest import read_manifest
-    from trt_hspan.files import sha256_from_file
-
-    path = Path(network)
-    if path.suffix.lower() == ".plan":
-        return read_manifest(path).onnx_sha256
-    return sha256_from_file(path) if path.suffix.lower() == ".onnx" else None
-
-
-def _settings(request: UpscaleRequest, runner: Runner) -> dict[str, Any]:
-    """What results depend on beside their sources."""
-    return {
-        "network": _network_digest(request.network) or runner.source_sha256 or runner.where,
-        "precision": runner.precision,
-        "integer_kernels": request.integer_kernels,
-        "res_scale": runner.res_scale,
-        "options": asdict(request.options),
-        "quality": request.writing.quality,
-        "video": asdict(request.video),
-        **({"compare": True} if request.writing.compare else {}),
-    }
-
-
-def tell_one(request: UpscaleRequest, work: Work, name: str, result: Upscaled | UpscaledVideo) -> int:
-    """Prints what became of the only task. Returns the exit code."""
+def print_one(job: UpscaleJob, work: Work, name: str, result: Any, *, as_json: bool) -> None:
+    """Prints what became of the only task."""
     report = {
-        "input": request.inputs[0],
-        "output": request.output,
+        "input": job.inputs[0],
+        "output": job.output,
         **_result_rows(result),
         **_runner_rows(work.runner),
         "out_of_memory": work.upscaler.shrinks or None,
     }
-    if request.json:
+    if as_json:
         print_json(report)
     else:
         print_table(f"Upscaled {name}", _for_people(report))
-    return 0
 
 
-def _tell_all(request: UpscaleRequest, work: Work, report: JobReport) -> int:
+def _print_all(job: UpscaleJob, work: Work, report: JobReport, *, as_json: bool) -> int:
     done, skipped, failed = (report.of(outcome) for outcome in ("done", "skipped", "failed"))
     totals = {
         "done": len(done),
@@ -233,11 +66,11 @@ def _tell_all(request: UpscaleRequest, work: Work, report: JobReport) -> int:
         **_runner_rows(work.runner),
         "out_of_memory": work.upscaler.shrinks or None,
     }
-    if request.json:
+    if as_json:
         print_json({**totals, "files": [_file_entry(entry) for entry in report.tasks]})
     else:
         rows = {name: value for name, value in totals.items() if value is not None}
-        print_table(f"Upscaled to {request.output}", _for_people(rows))
+        print_table(f"Upscaled to {job.output}", _for_people(rows))
     for entry in done:
         for line in (*getattr(entry.result, "dropped_streams", ()), *getattr(entry.result, "notes", ())):
             typer.echo(f"trt-hspan: {entry.task.source}: {line}", err=True)
@@ -293,24 +126,6 @@ def _for_people(report: dict[str, Any]) -> dict[str, Any]:
     if not rows.get("streamed", True):
         del rows["streamed"]
     return rows
-
-
-@contextmanager
-def _activated_when_needed(runner: Runner) -> Iterator[Callable[[], None]]:
-    """Gives a function that loads the network at its first call: a job that is finished needs none."""
-    active = False
-
-    def activate() -> None:
-        nonlocal active
-        if not active:
-            runner.__enter__()
-            active = True
-
-    try:
-        yield activate
-    finally:
-        if active:
-            runner.__exit__(None, None, None)
 
 
 @contextmanager

@@ -13,23 +13,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from trt_hspan.cli.upscale.job import (
-    at_work,
-    require_no_suffix,
-    require_used,
-    runner_for,
-    tell_one,
-    terminated_as_interrupt,
-)
+from trt_hspan.cli.request import refuse_options
+from trt_hspan.cli.upscale.job import WorkProgress, print_one, terminated_as_interrupt
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import check_writable
 from trt_hspan.jobs.folders import VIDEO_SUFFIXES, Task
+from trt_hspan.jobs.upscale import UpscaleJob, at_work
 from trt_hspan.media.images import not_a_picture, require_writable_suffix, suffix_from_start
-
-if TYPE_CHECKING:
-    from trt_hspan.cli.upscale.job import UpscaleRequest
 
 PIPE: Final = "-"
 _INPUT: Final = "standard input"
@@ -37,7 +29,7 @@ _OUTPUT: Final = "standard output"
 _CHUNK_BYTES: Final = 1 << 20
 
 
-def run_upscale_pipe(request: UpscaleRequest) -> int:
+def run_upscale_pipe(job: UpscaleJob, *, as_json: bool) -> int:
     """One picture, or a video to a file; prints the result where standard output is free. Returns the exit code.
 
     Raises:
@@ -45,42 +37,45 @@ def run_upscale_pipe(request: UpscaleRequest) -> int:
         UsageError: several inputs, options that do not go with a pipe, or a terminal at one of its ends.
     """
     with terminated_as_interrupt():
-        _require_pipe(request)
-        runner = runner_for(request)
+        _require_pipe(job, as_json=as_json)
+        runner = job.open_runner()
         with _temporary_folder() as folder:
-            task = _task(request, folder)
-            require_used(request, [task])
-            with at_work(request, runner, [task]) as work:
+            task = _task(job, folder)
+            job.require_used([task])
+            with WorkProgress([task]) as bar, at_work(job, runner, bar) as work:
                 result = work.do_only(task)
-            if request.output != PIPE:
-                return tell_one(request, work, _INPUT, result)
-            _send(task.target)
+            if job.output == PIPE:
+                _send(task.target)
+            else:
+                print_one(job, work, _INPUT, result, as_json=as_json)
     return 0
 
 
-def _require_pipe(request: UpscaleRequest) -> None:
-    """Whatever can be told before the network is opened and anything is read."""
-    if len(request.inputs) != 1:
+def _require_pipe(job: UpscaleJob, *, as_json: bool) -> None:
+    """Every check that needs neither the network nor the input."""
+    if len(job.inputs) != 1:
         raise UsageError(PIPE, "a pipe carries one picture", "give one input")
-    (name,) = request.inputs
+    (name,) = job.inputs
     if name == PIPE:
         _require_end(sys.stdin, _INPUT, "type no picture, send one: < picture.png")
-    if request.output != PIPE:
-        require_no_suffix(request)
-        target = Path(request.output)
+    if job.output != PIPE:
+        job.require_no_suffix()
+        target = Path(job.output)
         if not _is_video(target):
             require_writable_suffix(target)
         check_writable(target)
         return
-    for option, asked in (
-        ("--json", request.json),
-        ("--compare", request.writing.compare),
-        ("--tile-effect", request.writing.tile_effect),
-        ("--codec", request.video.codec is not None),
-        ("--crf", request.video.crf is not None),
-    ):
-        if asked:
-            raise UsageError(option, "does not go with a pipe", "leave it out, or name files")
+    refuse_options(
+        {
+            "--json": as_json,
+            "--compare": job.writing.compare,
+            "--tile-effect": job.writing.tile_effect,
+            "--codec": job.video.codec,
+            "--crf": job.video.crf,
+        },
+        "does not go with a pipe",
+        "leave it out, or name files",
+    )
     if _is_video(Path(name)):
         raise UsageError(PIPE, f"carries a picture, and {name} is a video", "name a file to write")
     _require_end(sys.stdout, _OUTPUT, "redirect it: > picture.png")
@@ -114,17 +109,17 @@ def _temporary_folder() -> Iterator[Path]:
             raise type(error)(where, what, error.next_step) from error
 
 
-def _task(request: UpscaleRequest, folder: Path) -> Task:
-    """What to make of what, once standard input is in a file."""
-    (name,) = request.inputs
-    to_file = None if request.output == PIPE else Path(request.output)
+def _task(job: UpscaleJob, folder: Path) -> Task:
+    """The task, once standard input is in a file."""
+    (name,) = job.inputs
+    to_file = None if job.output == PIPE else Path(job.output)
     source = Path(name)
     if name == PIPE:
         source = folder / _INPUT
         if to_file is not None and _is_video(to_file):
             source = source.with_suffix(to_file.suffix)
         _spool(source)
-    return Task(source=source, target=to_file or folder / f"{_OUTPUT}{request.suffix or _suffix(source)}")
+    return Task(source=source, target=to_file or folder / f"{_OUTPUT}{job.suffix or _suffix(source)}")
 
 
 def _spool(path: Path) -> None:
@@ -149,7 +144,7 @@ def _suffix(source: Path) -> str:
     try:
         with source.open("rb") as stream:
             return suffix_from_start(stream.read(16)) or ".png"
-    except OSError:  # told by who reads the picture
+    except OSError:  # whoever reads the picture says so
         return ".png"
 
 

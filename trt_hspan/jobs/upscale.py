@@ -1,0 +1,238 @@
+"""Upscaling files as one job: the checks before the network is opened, and what the results depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from trt_hspan.errors import UsageError
+from trt_hspan.files import check_writable, sha256_from_file
+from trt_hspan.jobs.folders import JobReport, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
+from trt_hspan.runtime.opening import open_runner
+from trt_hspan.runtime.runner import Runner
+from trt_hspan.upscaling.options import UpscaleOptions
+from trt_hspan.upscaling.picture_files import Upscaled, WriteOptions, comparison_path, upscale_picture_file
+from trt_hspan.upscaling.upscaler import Upscaler
+from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleJob:
+    """Which files to upscale, and how.
+
+    Args:
+        inputs, output, suffix: as `tasks_from_inputs` takes them.
+        network, device, res_scale, threads, plugin, precision, integer_kernels: as `open_runner` takes them.
+        options, writing, video: how pictures and videos are upscaled and written.
+        overwrite: do finished files again, and replace others.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    network: str | Path
+    device: str
+    res_scale: float
+    threads: int | None
+    plugin: Path | None
+    precision: str | None
+    integer_kernels: bool
+    options: UpscaleOptions
+    writing: WriteOptions
+    video: VideoOptions
+    suffix: str | None
+    overwrite: bool
+
+    @property
+    def runner_options(self) -> dict[str, Any]:
+        """What `open_runner` takes beside the network."""
+        names = ("device", "res_scale", "threads", "plugin", "precision", "integer_kernels")
+        return {name: getattr(self, name) for name in names}
+
+    def open_runner(self) -> Runner:
+        """The network, not loaded yet. Raises: HspanError as `open_runner`."""
+        return open_runner(self.network, **self.runner_options)
+
+    def require_no_suffix(self) -> None:
+        """Raises: UsageError when --format is given though the output's name says the format."""
+        if self.suffix is not None:
+            raise UsageError(
+                "--format", "is for folders and pipes; OUT's suffix says the format", "leave it out"
+            )
+
+    def require_used(self, tasks: list[Task]) -> None:
+        """Raises: UsageError when an option is for files that are not there, or no encoder has that name."""
+        videos = sum(task.is_video for task in tasks)
+        for option, value in (("--codec", self.video.codec), ("--crf", self.video.crf)):
+            if value is not None and not videos:
+                raise UsageError(option, "is for videos, and there is none", "leave it out")
+        for option, given in (
+            ("--quality", self.writing.quality is not None),
+            ("--compare", self.writing.compare),
+            ("--tile-effect", self.writing.tile_effect),
+            ("--format", self.suffix is not None),
+        ):
+            if given and videos == len(tasks):
+                raise UsageError(option, "is for pictures, and there is none", "leave it out")
+        if videos:
+            require_encoder(self.video)
+
+
+class JobProgress(Protocol):
+    """What follows a job while it runs."""
+
+    def begin(self, task: Task) -> None:
+        """A file is next."""
+
+    def end(self, report: TaskReport) -> None:
+        """A file is done, skipped or failed."""
+
+    def on_tile(self, done: int, count: int) -> None:
+        """A tile of the current picture is done."""
+
+    def on_frame(self, done: int, count: int | None) -> None:
+        """A frame of the current video is done."""
+
+    def note(self, line: str) -> None:
+        """Something to be known now, such as a lack of memory."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A network and its options while tasks are done."""
+
+    job: UpscaleJob
+    runner: Runner
+    upscaler: Upscaler
+    progress: JobProgress
+    activate: Callable[[], None]
+
+    def do(self, task: Task) -> Upscaled | UpscaledVideo:
+        """One picture or video. Raises: HspanError as `upscale_picture_file` and `upscale_video`."""
+        self.activate()
+        if task.is_video:
+            return upscale_video(
+                self.upscaler, task.source, task.target, self.job.video, on_frame=self.progress.on_frame
+            )
+        return upscale_picture_file(
+            self.upscaler, task.source, task.target, self.job.writing, on_tile=self.progress.on_tile
+        )
+
+    def do_only(self, task: Task) -> Upscaled | UpscaledVideo:
+        """The only task. Raises: as `do`."""
+        self.progress.begin(task)
+        return self.do(task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOutcome:
+    """What became of a job.
+
+    Attributes:
+        work: the network that did it.
+        result: of a single file; None for a job on a folder.
+        report: of a job on a folder; None for a single file.
+    """
+
+    work: Work
+    result: Upscaled | UpscaledVideo | None = None
+    report: JobReport | None = None
+
+
+def upscale_files(
+    job: UpscaleJob, progress: Callable[[list[Task]], AbstractContextManager[JobProgress]]
+) -> JobOutcome:
+    """Upscales all files; in a folder, one that fails does not stop the rest.
+
+    Args:
+        job: which files, and how.
+        progress: makes what follows the tasks, once they are known.
+
+    Raises:
+        HspanError: nothing could be done at all, or the only file failed.
+        UsageError: inputs and output do not go together.
+    """
+    output = Path(job.output)
+    tasks, is_folder = tasks_from_inputs(job.inputs, output, suffix=job.suffix, companion=comparison_path)
+    if not is_folder:
+        job.require_no_suffix()
+    check_writable(output / ".any" if is_folder else output)
+    job.require_used(tasks)
+    if job.writing.compare:
+        _require_free_comparisons(tasks)
+    runner = job.open_runner()
+    companion = comparison_path if job.writing.compare else None
+    journal = Journal(output, _settings(job, runner), companion=companion) if is_folder else None
+    with progress(tasks) as bar, at_work(job, runner, bar) as work:
+        if not is_folder:
+            return JobOutcome(work=work, result=work.do_only(tasks[0]))
+        report = run_tasks(
+            tasks, work.do, journal=journal, overwrite=job.overwrite, on_begin=bar.begin, on_end=bar.end
+        )
+        return JobOutcome(work=work, report=report)
+
+
+@contextmanager
+def at_work(job: UpscaleJob, runner: Runner, progress: JobProgress) -> Iterator[Work]:
+    """The network is loaded when the first task is done, and given back at the end."""
+    upscaler = Upscaler(runner, job.options, on_shrink=progress.note)
+    with _activated_when_needed(runner) as activate:
+        yield Work(job, runner, upscaler, progress, activate)
+
+
+def _require_free_comparisons(tasks: list[Task]) -> None:
+    """Raises: UsageError when --compare would replace an input, or a result of the same job."""
+    taken = {path.resolve(): "an input" for path in (task.source for task in tasks)}
+    taken |= {path.resolve(): "another result" for path in (task.target for task in tasks)}
+    for task in tasks:
+        comparison = comparison_path(task.target)
+        if not task.is_video and (what := taken.get(comparison.resolve())) is not None:
+            raise UsageError(
+                "--compare",
+                f"{comparison}, the comparison of {task.source}, is {what} too",
+                "rename one of them",
+            )
+
+
+def _settings(job: UpscaleJob, runner: Runner) -> dict[str, Any]:
+    """What results depend on beside their sources."""
+    return {
+        "network": _network_digest(job.network) or runner.source_sha256 or runner.where,
+        "precision": runner.precision,
+        "integer_kernels": job.integer_kernels,
+        "res_scale": runner.res_scale,
+        "options": asdict(job.options),
+        "quality": job.writing.quality,
+        "video": asdict(job.video),
+        **({"compare": True} if job.writing.compare else {}),
+    }
+
+
+def _network_digest(network: str | Path) -> str | None:
+    """SHA-256 of the ONNX file, an engine's own too: one checkpoint has many, such as two quantizations of it."""
+    from trt_hspan.engine.manifest import read_manifest
+
+    path = Path(network)
+    if path.suffix.lower() == ".plan":
+        return read_manifest(path).onnx_sha256
+    return sha256_from_file(path) if path.suffix.lower() == ".onnx" else None
+
+
+@contextmanager
+def _activated_when_needed(runner: Runner) -> Iterator[Callable[[], None]]:
+    """Gives a function that loads the network at its first call: a job that is finished needs none."""
+    active = False
+
+    def activate() -> None:
+        nonlocal active
+        if not active:
+            runner.__enter__()
+            active = True
+
+    try:
+        yield activate
+    finally:
+        if active:
+            runner.__exit__(None, None, None)
