@@ -25,7 +25,7 @@ def test_prints_what_the_library_is(run: CommandLine) -> None:
 def test_gpu_options_do_not_go_with_it(run: CommandLine) -> None:
     result = run("plugin", "build", "--cpu", "--arch", "86")
     assert result.code == 2
-    assert result.error_line.startswith("trt-hspan: error: --cpu: needs no GPU architecture")
+    assert result.error_line.startswith("trt-hspan: error: --arch: is for the plugin")
 
 
 def test_output_that_cannot_be_written_is_told_before_compiling(
