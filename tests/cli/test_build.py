@@ -216,12 +216,12 @@ def test_a_failure_is_one_line_and_exit_code_1(
 def test_nobody_waits_for_an_export_that_cannot_be_built(
     run: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
-    from trt_hspan.precision.audit import audited_export
+    from trt_hspan.precision import engine_job
 
     def export_audited(*_: object, **__: object) -> None:
         raise AssertionError("the export was started")
 
-    monkeypatch.setattr(audited_export, "export_audited", export_audited)
+    monkeypatch.setattr(engine_job, "export_audited", export_audited)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("not a folder")
     result = run("build", "--checkpoint", GOLDEN / "small_x2.pt", *RTX, *words)
