@@ -142,7 +142,7 @@ def test_sound_without_pictures_is_told(tmp_path: Path) -> None:
         sound.sample_rate = 48_000
         container.mux(tone.encode(sound))
         container.mux(tone.encode(None))
-    with pytest.raises(HspanError, match="holds no video stream"):
+    with pytest.raises(HspanError, match="contains no video stream"):
         upscaled(tmp_path / "a.mp4", tmp_path / "b.mp4")
 
 

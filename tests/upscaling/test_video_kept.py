@@ -96,8 +96,8 @@ def test_a_track_that_the_format_takes_only_by_name_is_dropped_and_told(tmp_path
     write_video(tmp_path / "a.mkv", sounds=("aac", "libopus"))
     report = upscaled(tmp_path / "a.mkv", tmp_path / "b.mov")
     assert report.dropped_streams == (
-        "audio stream 2: mov cannot hold opus",
-        "attachment stream 3: mov cannot hold it",
+        "audio stream 2: mov cannot contain opus",
+        "attachment stream 3: mov cannot contain it",
     )
 
 
@@ -160,7 +160,7 @@ def test_what_is_lost_is_told(tmp_path: Path) -> None:
         places = [packet.pos for packet in container.demux() if packet.size]
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[: places[7]])
     (line,) = upscaled(tmp_path / "cut.mp4", tmp_path / "e.mkv").notes
-    assert line == "its header promises 10 frames, it holds 7: it may be cut off"
+    assert line == "its header promises 10 frames, it contains 7: it may be cut off"
 
 
 def test_frames_of_one_time_are_all_kept(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def agreement(result: npt.NDArray[np.floating], reference: npt.NDArray[np.floati
 
     Example:
         >>> import numpy as np
+        >>> from trt_hspan.evaluation.metrics import agreement
         >>> reference = np.full((1, 3, 4, 6), 0.5, np.float32)
         >>> agreement(reference + np.float32(0.125), reference).max_abs_error
         0.125
@@ -107,6 +108,7 @@ def luma_from_rgb(image: Uint8Array) -> Float64Array:
 
     Example:
         >>> import numpy as np
+        >>> from trt_hspan.evaluation.metrics import luma_from_rgb
         >>> luma_from_rgb(np.zeros((1, 2, 3), np.uint8))
         array([[16., 16.]])
     """
@@ -159,6 +161,7 @@ def psnr_y(image: Uint8Array, truth: Uint8Array, scale: int) -> float:
 
     Example:
         >>> import numpy as np
+        >>> from trt_hspan.evaluation.metrics import psnr_y
         >>> truth = np.full((24, 24, 3), 128, np.uint8)
         >>> round(psnr_y(truth + np.uint8(1), truth, scale=2), 2)
         49.45
@@ -187,6 +190,7 @@ def ssim_y(image: Uint8Array, truth: Uint8Array, scale: int) -> float:
 
     Example:
         >>> import numpy as np
+        >>> from trt_hspan.evaluation.metrics import ssim_y
         >>> truth = np.full((24, 24, 3), 128, np.uint8)
         >>> ssim_y(truth, truth, scale=2)
         1.0

@@ -82,6 +82,7 @@ def bicubic_resize(image: npt.ArrayLike, output_height: int, output_width: int) 
 
     Example:
         >>> import numpy as np
+        >>> from trt_hspan.evaluation.resize import bicubic_resize
         >>> bicubic_resize(np.full((4, 6, 3), 0.5), 8, 12).shape
         (8, 12, 3)
     """
@@ -125,6 +126,7 @@ def downscale(image: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]
 
     Example:
         >>> import numpy as np
+        >>> from trt_hspan.evaluation.resize import downscale
         >>> downscale(np.zeros((301, 444, 3), np.uint8), 4).shape
         (75, 111, 3)
     """

@@ -1,12 +1,11 @@
 """What this machine has and can do, and whether an engine can run on it: the library behind `trt-hspan doctor`.
 
-Every finding says what was found, and where something is amiss the command that mends it. No plan is opened and no
-plugin library is loaded.
+Every finding describes one part, and where something is missing or broken the command that repairs it. No plan is
+opened and no plugin library is loaded.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import platform
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trt_hspan.errors import HspanError
+from trt_hspan.machine.facts import installed_version, usable_processors
 from trt_hspan.machine.install_advice import install_advice
 
 State = Literal["ok", "absent", "broken"]
@@ -26,9 +26,9 @@ class Finding:
 
     Attributes:
         name: the part.
-        state: "absent" is a choice, "broken" is installed and does not work.
-        detail: what was found.
-        next_step: what to do when it is wanted; None when all is well.
+        state: "absent" is not installed, "broken" is installed and does not work.
+        detail: version, path, or what is wrong.
+        next_step: the command that installs or repairs it; None when all is well.
     """
 
     name: str
@@ -43,9 +43,9 @@ class EngineVerdict:
 
     Attributes:
         engine: the plan.
-        runs_on_gpu: nothing is known that keeps it from running on this machine's GPU.
-        reasons: one line each, with what to do, when it cannot.
-        notes: what else is worth knowing.
+        runs_on_gpu: no reason against it was found on this machine.
+        reasons: why it cannot, one line each, with the next step.
+        notes: other remarks, one line each.
         can_be_emulated: its ONNX file can run on the CPU under ONNX Runtime.
     """
 
@@ -57,7 +57,7 @@ class EngineVerdict:
 
 
 def examine_machine() -> tuple[Finding, ...]:
-    """Driver, GPUs, TensorRT, PyCUDA, ONNX Runtime, PyTorch, plugin, CPU kernel, compilers."""
+    """Findings on driver, GPUs, TensorRT, PyCUDA, ONNX Runtime, PyTorch, plugin, CPU kernel and compilers."""
     return (
         _machine(),
         _driver(),
@@ -75,7 +75,7 @@ def examine_machine() -> tuple[Finding, ...]:
 
 
 def abilities(findings: tuple[Finding, ...]) -> dict[str, bool]:
-    """What can be done here with what was found."""
+    """What can be done on a machine with these findings: ability -> whether."""
     ok = {finding.name for finding in findings if finding.state == "ok"}
     flavors = ok & {"tensorrt", "tensorrt-rtx"}
     gpu = "GPU 0" in ok
@@ -89,10 +89,10 @@ def abilities(findings: tuple[Finding, ...]) -> dict[str, bool]:
 
 
 def examine_engine(plan: Path, *, plugin: Path | None = None) -> EngineVerdict:
-    """Whether an engine can run here, and if not why and what to do.
+    """Whether an engine can run here, and if not, why and what to do.
 
     Raises:
-        HspanError: there is no such file.
+        HspanError: no such file.
     """
     from trt_hspan.engine.manifest import verify_manifest
     from trt_hspan.engine.passport import engine_mismatches, this_machine
@@ -155,14 +155,11 @@ def _memory_notes(manifest: Any) -> list[str]:
 
 
 def _machine() -> Finding:
-    import os
-
     from trt_hspan.machine.memory import available_memory_bytes
 
     memory = available_memory_bytes()
     available = "" if memory is None else f", {memory / 1e9:.1f} GB of memory available"
-    processors = len(os.sched_getaffinity(0))
-    detail = f"{platform.machine()}, {processors} processors{available}, Python {platform.python_version()}"
+    detail = f"{platform.machine()}, {usable_processors()} processors{available}, Python {platform.python_version()}"
     return Finding(name="machine", state="ok", detail=detail)
 
 
@@ -198,13 +195,13 @@ def _gpus() -> list[Finding]:
     architectures, states = gpu_architectures(), gpu_states()
     if not architectures:
         return [Finding(name="GPU", state="absent", detail="none")]
-    found = []
+    findings = []
     for index, architecture in enumerate(architectures):
         detail = architecture
         if len(states) == len(architectures) == 1 and states[0].total_bytes:  # the orders may differ
             detail = f"{states[0].name}, {architecture}, {states[0].total_bytes / 1e9:.1f} GB"
-        found.append(Finding(name=f"GPU {index}", state="ok", detail=detail))
-    return found
+        findings.append(Finding(name=f"GPU {index}", state="ok", detail=detail))
+    return findings
 
 
 def _flavor(flavor: Any) -> Finding:
@@ -236,7 +233,7 @@ def _pycuda() -> Finding:
         pycuda_driver()
     except HspanError as error:
         return Finding(name="PyCUDA", state="broken", detail=error.what, next_step=error.next_step)
-    return Finding(name="PyCUDA", state="ok", detail=_version("pycuda"))
+    return Finding(name="PyCUDA", state="ok", detail=installed_version("pycuda") or "version unknown")
 
 
 def _package(name: str, module: str, extra: str) -> Finding:
@@ -244,7 +241,7 @@ def _package(name: str, module: str, extra: str) -> Finding:
         return Finding(
             name=name, state="absent", detail="not installed", next_step=f"pip install 'trt-hspan[{extra}]'"
         )
-    return Finding(name=name, state="ok", detail=_version(module))
+    return Finding(name=name, state="ok", detail=installed_version(module) or "version unknown")
 
 
 def _plugin() -> Finding:
@@ -258,7 +255,7 @@ def _plugin() -> Finding:
     path = default_plugin_path()
     if not path.is_file():
         return Finding(
-            name="plugin", state="absent", detail=f"{path} is not there", next_step="trt-hspan plugin build"
+            name="plugin", state="absent", detail=f"{path} does not exist", next_step="trt-hspan plugin build"
         )
     try:
         info = plugin_info_from_library(path)
@@ -302,7 +299,7 @@ def _cuda_compiler() -> str:
 
     compiler = find_nvcc()
     names = ", ".join(f"sm_{number}" for number in supported_architectures(compiler))
-    return f"{compiler}, makes code for {names}"
+    return f"{compiler}, compiles for {names}"
 
 
 def _host_compiler() -> str:
@@ -315,10 +312,3 @@ def _cmake() -> str:
     from trt_hspan.native.toolchain import find_cmake
 
     return str(find_cmake())
-
-
-def _version(module: str) -> str:
-    try:
-        return importlib.metadata.version(module)
-    except importlib.metadata.PackageNotFoundError:
-        return "version unknown"

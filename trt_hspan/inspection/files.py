@@ -1,11 +1,13 @@
-"""What a file is: engine, ONNX model, checkpoint or library. Owns the reading for `trt-hspan inspect`.
+"""What a file is: engine, ONNX model, checkpoint or library; behind `trt-hspan inspect`.
 
-Nothing of a library runs and no plan is opened except on a machine that can run it. Checkpoints need PyTorch.
+No code of a library runs, and a plan is opened only on a machine that can run it. Checkpoints need PyTorch.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +24,45 @@ if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
 
 
+Kind = Literal["engine", "onnx", "checkpoint", "plugin", "CPU library"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer, node or weight.
+
+    Attributes:
+        name: as in the file.
+        type: operator, layer type, or kind of weight.
+        precision: of its result or values, such as "float16"; None when the file does not say.
+        shape: of its result or values; free dimensions keep their names, None when the file does not say.
+    """
+
+    name: str
+    type: str
+    precision: str | None = None
+    shape: tuple[int | str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A file, described.
+
+    Attributes:
+        path: the file or preset.
+        kind: what it is.
+        facts: names and plain values: who built it, precisions, profiles, memory.
+        layers: in the file's order.
+        layers_from: where the layers were read.
+    """
+
+    path: str
+    kind: Kind
+    facts: dict[str, Any]
+    layers: tuple[Layer, ...] = field(default=())
+    layers_from: str = "the file"
+
+
 def inspect_file(source: str | os.PathLike[str]) -> Inspection:
     """Describes a file.
 
@@ -30,8 +71,14 @@ def inspect_file(source: str | os.PathLike[str]) -> Inspection:
             compiled library `.so`.
 
     Raises:
-        HspanError: missing, damaged, or not a file of this project's.
-        UsageError: the suffix says nothing.
+        HspanError: missing, damaged, or not a file of this project.
+        UsageError: no such suffix.
+
+    Example:
+        >>> from trt_hspan.inspection.files import inspect_file
+        >>> inspection = inspect_file("hspan-tiny-x2")
+        >>> inspection.kind, inspection.facts["parameters"], len(inspection.layers)
+        ('checkpoint', 144738, 51)
     """
     path = Path(source)
     readers: dict[str, Callable[[Path], Inspection]] = {
@@ -48,9 +95,9 @@ def inspect_file(source: str | os.PathLike[str]) -> Inspection:
 
 
 def inspect_engine(plan: Path) -> Inspection:
-    """An engine, from its manifest; its layers by TensorRT where this machine can run it, else from its ONNX file.
+    """Describes an engine from its manifest; layers come from TensorRT where it can run here, else from the ONNX file.
 
-    A plan or model that is not the one its manifest names is described too, and `vouched for` says what is wrong.
+    A plan or model that does not match its manifest is described too, and the fact `vouched_for` says what is wrong.
 
     Raises:
         HspanError: the manifest is missing or unreadable.
@@ -102,14 +149,14 @@ def inspect_engine(plan: Path) -> Inspection:
         )
     try:
         layers = _onnx_layers(load_onnx(plan.parent / manifest.onnx_file))
-    except (HspanError, ValueError):  # `vouched for` says so already; the name itself may be impossible
+    except (HspanError, ValueError):  # `vouched_for` says so already; the name itself may be invalid
         layers = ()
     where = f"{manifest.onnx_file}, because the engine cannot be opened here"
     return Inspection(path=str(plan), kind="engine", facts=facts, layers=layers, layers_from=where)
 
 
 def inspect_onnx(path: Path) -> Inspection:
-    """An ONNX file. Raises: HspanError when it is not one, or truncated."""
+    """Describes an ONNX file. Raises: HspanError when it is not one, or truncated."""
     from trt_hspan.graph import (
         attention_nodes,
         load_onnx,
@@ -147,9 +194,7 @@ def inspect_onnx(path: Path) -> Inspection:
 
 
 def inspect_checkpoint(source: str) -> Inspection:
-    """A checkpoint or a preset. Raises: HspanError, UsageError as `trt_hspan.load_model`; PyTorch is missing."""
-    import importlib.util
-
+    """Describes a checkpoint or a preset. Raises: HspanError, UsageError as `load_model`, or PyTorch is missing."""
     if importlib.util.find_spec("torch") is None:
         raise HspanError(
             source, "PyTorch, which reads checkpoints, is not installed", "pip install 'trt-hspan[export]'"
@@ -191,7 +236,7 @@ def inspect_checkpoint(source: str) -> Inspection:
 
 
 def inspect_library(path: Path) -> Inspection:
-    """The compiled TensorRT plugin, or the attention's CPU library; nothing of it runs.
+    """Describes the compiled TensorRT plugin, or the attention's CPU library; no code of it runs.
 
     Raises:
         HspanError: it is neither, or of another ABI version.
@@ -207,7 +252,7 @@ def inspect_library(path: Path) -> Inspection:
             raise
         facts: dict[str, Any] = {
             "sources_sha256": sources,
-            "file bytes": path.stat().st_size,
+            "file_bytes": path.stat().st_size,
             "file_sha256": sha256_from_file(path),
         }
         return Inspection(path=str(path), kind="CPU library", facts=facts)
@@ -242,7 +287,7 @@ def _layers_by_tensorrt(plan: Path, manifest: EngineManifest) -> tuple[Layer, ..
 
 
 def layers_from_tensorrt_json(text: str) -> tuple[Layer, ...]:
-    """From what TensorRT's inspector says: names alone, or objects where the engine was built with details.
+    """Layers from the output of TensorRT's inspector: names alone, or objects where the engine was built with details.
 
     Raises:
         ValueError: it is not JSON with a list "Layers".
@@ -270,12 +315,12 @@ def _onnx_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
     layers = []
     for node in graph.node:
         value = values.get(node.output[0]) if node.output else None
-        known = value is not None and value.type.tensor_type.elem_type
+        element_type = value.type.tensor_type.elem_type if value is not None else 0
         layers.append(
             Layer(
                 name=node.name or (node.output[0] if node.output else ""),
                 type=node.op_type,
-                precision=_type_name(value.type.tensor_type.elem_type) if known and value else None,
+                precision=_type_name(element_type) if element_type else None,
                 shape=_dimensions(value) if value is not None else None,
             )
         )
@@ -304,52 +349,10 @@ def _type_name(number: int) -> str:
 
 
 def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    import math
-
     import onnx
 
-    bits = int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) * 8
-    return int(math.prod(tensor.dims)) * bits // 8
+    return int(math.prod(tensor.dims)) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _producer(model: onnx.ModelProto) -> str | None:
     return " ".join(filter(None, (model.producer_name, model.producer_version))) or None
-
-
-Kind = Literal["engine", "onnx", "checkpoint", "plugin", "CPU library"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One layer, node or weight.
-
-    Attributes:
-        name: as the file has it.
-        type: operator, layer type, or kind of weight.
-        precision: of its result or values, such as "float16"; None when the file does not say.
-        shape: of its result or values; free dimensions keep their names, None when the file does not say.
-    """
-
-    name: str
-    type: str
-    precision: str | None = None
-    shape: tuple[int | str, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """A file, described.
-
-    Attributes:
-        path: the file or preset.
-        kind: what it is.
-        facts: names and plain values: who built it, precisions, profiles, memory.
-        layers: what it consists of.
-        layers_from: where the layers were read.
-    """
-
-    path: str
-    kind: Kind
-    facts: dict[str, Any]
-    layers: tuple[Layer, ...] = field(default=())
-    layers_from: str = "the file"

@@ -1,4 +1,4 @@
-"""The machine under a benchmark: what it is, its clocks, and the memory that a piece of work takes."""
+"""What this machine is: processors, versions, clocks, and the memory that a piece of work takes."""
 
 from __future__ import annotations
 
@@ -14,39 +14,46 @@ _STATUS: Final = Path("/proc/self/status")
 
 
 def machine_facts() -> dict[str, Any]:
-    """What the times were taken on: processor, GPUs, versions."""
-    import importlib.metadata
-
+    """The machine that a benchmark ran on: processor, GPUs, versions."""
     from trt_hspan.machine.nvml import driver_version, gpu_states
     from trt_hspan.version import __version__
 
     packages = ("numpy", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "pycuda")
-    versions: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
     return {
         "processor": _processor(),
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": usable_processors(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "trt_hspan": __version__,
-        "versions": versions,
+        "versions": {name: installed_version(name) for name in packages},
         "nvidia_driver": driver_version(),
         "gpus": [asdict(state) for state in gpu_states()],
     }
 
 
+def usable_processors() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed Python package; None when it is not installed, or says no version."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 class PeakMemory:
-    """How far resident memory rises in a `with` block above what it is at its beginning."""
+    """How far resident memory rises in a `with` block above its value at the beginning."""
 
     bytes: int | None = None
 
     def __enter__(self) -> PeakMemory:
         try:
-            # What earlier runs left in the allocator must not hide what this takes.
+            # Memory that earlier runs left in the allocator would hide what this block needs.
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
             self._before: int | None = _kilobytes("VmRSS")

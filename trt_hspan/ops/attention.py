@@ -158,6 +158,7 @@ def reference_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     Example:
         >>> import torch
+        >>> from trt_hspan.ops.attention import reference_attention
         >>> equal_scores = torch.zeros(1, 4, 1, 3)
         >>> reference_attention(equal_scores, equal_scores, torch.tensor([[[[3.0, 6.0, 9.0]]]]))
         tensor([[[[6., 6., 6.]]]])

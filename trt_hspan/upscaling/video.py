@@ -1,8 +1,8 @@
-"""Videos, frame by frame, by PyAV. Owns decoding, encoding and what is copied; a frame is a picture elsewhere.
+"""Videos, frame by frame, by PyAV.
 
 Every frame keeps its time stamp, also where frames come at uneven intervals. Audio and subtitles are copied without
-being decoded (`video_streams`). The matrix between RGB and YUV is the source's on both ways and is written into the
-result. What cannot be kept is told in one line each.
+being decoded (`video_streams`). The matrix between RGB and YUV is the source's in both directions and is written into
+the result. Whatever cannot be kept is reported, one line each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.upscaling.upscaler import Upscaler
 from trt_hspan.upscaling.video_streams import StreamPlan, planned_streams
 
-#: Told after each frame: frames that are done, frames in all (None where the file does not say).
+#: Called after each frame with the frames that are done and frames in all (None where the file does not say).
 OnFrame = Callable[[int, int | None], None]
 
 _DEFAULT_CODECS: Final = {".webm": "libvpx-vp9"}
@@ -40,7 +40,7 @@ _LARGEST_CRF: Final = {
     "libsvtav1": 63,
     "libaom-av1": 63,
 }
-# What is asked of an encoder, best first; halved colors only where both sides are even.
+# Pixel formats, best first; halved colors only where both sides are even.
 _FORMATS_8: Final = ("yuv420p", "yuv422p", "yuv444p", "gbrp", "bgr0", "rgb24")
 _FORMATS_10: Final = ("yuv420p10le", "yuv422p10le", "yuv444p10le", "gbrp10le")
 # FFmpeg's numbers of the matrices: AVCOL_SPC_BT709, UNSPECIFIED, SMPTE170M.
@@ -77,7 +77,7 @@ DEFAULT_VIDEO: Final = VideoOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaledVideo:
-    """What became of a video. Sizes in pixels.
+    """The outcome of a video. Sizes in pixels.
 
     Attributes:
         backend: label of the runner.
@@ -85,8 +85,8 @@ class UpscaledVideo:
         frames_per_second: mean.
         codec: the encoder.
         copied_streams: audio and subtitle streams that were copied.
-        dropped_streams: what the target's format cannot hold, each with the reason.
-        notes: what else is not as in the source, each in one line.
+        dropped_streams: streams that the target's format cannot contain, each with the reason.
+        notes: other differences from the source, one line each.
     """
 
     backend: str
@@ -103,7 +103,7 @@ class UpscaledVideo:
 
 
 def require_encoder(options: VideoOptions) -> None:
-    """Checks, before any work, that PyAV is there, knows the codec, and that the codec has such a CRF.
+    """Checks, before any work, that PyAV is installed and has the codec, and that the codec has such a CRF.
 
     Raises:
         HspanError: PyAV is not installed.
@@ -149,20 +149,20 @@ def upscale_video(
 ) -> UpscaledVideo:
     """Upscales a video; audio, subtitles, timing and metadata stay. The file appears whole or not at all.
 
-    Videos of more than 8 bits a sample are decoded to 16 and encoded to 10 where the encoder can. A turned or
-    mirrored video (as telephones write them) is set upright. Pixels that are not square stay as they are.
+    Videos of more than 8 bits a sample are decoded to 16 and encoded to 10 where the encoder can. Rotated or
+    mirrored videos (as telephones write them) become upright. Pixels that are not square stay as they are.
 
     Args:
         upscaler: with an active runner.
         source: any container and codec that FFmpeg reads.
         target: ends in .mp4, .mkv, .mov, .webm, .avi or .m4v.
         options: codec and quality.
-        on_frame: told after each frame.
+        on_frame: called after each frame.
 
     Raises:
         UsageError: the target's suffix is not a video's, the codec is unknown or has no such CRF.
-        HspanError: PyAV is not installed; the source cannot be read, is damaged or holds no video; the target
-            cannot be written, or its codec cannot hold such frames; a frame fails as a picture would.
+        HspanError: PyAV is not installed; the source cannot be read, is damaged or contains no video; the target
+            cannot be written, or its codec does not take such frames; a frame fails as a picture would.
     """
     source, target = Path(source), Path(target)
     if target.suffix.lower() not in VIDEO_SUFFIXES:
@@ -175,7 +175,7 @@ def upscale_video(
 
 
 def video_frames(path: Path) -> tuple[int, int, int] | None:
-    """(frames, height, width) by the file's header, for progress; None where it does not say."""
+    """(frames, height, width) from the file's header; None where it does not say."""
     try:
         with _opened(path) as container:
             video = container.streams.video[0]
@@ -186,7 +186,7 @@ def video_frames(path: Path) -> tuple[int, int, int] | None:
 
 
 class _Transcoding:
-    """One video on its way. Lives for one call of `upscale_video`."""
+    """The state of one call of `upscale_video`."""
 
     def __init__(
         self, upscaler: Upscaler, source: Path, target: Path, options: VideoOptions, container: Any
@@ -198,7 +198,7 @@ class _Transcoding:
             s for s in container.streams.video if not s.disposition & self._av.stream.Disposition.attached_pic
         ]
         if not videos:
-            raise HspanError(source, "holds no video stream", "give a video")
+            raise HspanError(source, "contains no video stream", "give a video")
         self._video = videos[0]
         named = options.codec or _DEFAULT_CODECS.get(target.suffix.lower(), _DEFAULT_CODEC)
         self._codec = _encoder(self._av, named).name
@@ -221,7 +221,7 @@ class _Transcoding:
         self._notes: dict[str, None] = {}  # in their order, each once
 
     def run(self, temporary: Path, on_frame: OnFrame | None) -> UpscaledVideo:
-        av, done = self._av, 0
+        av, frames = self._av, 0
         total = _frame_count(self._container, self._video)
         try:
             with av.open(str(temporary), "w", options=self._muxing()) as output:
@@ -238,17 +238,17 @@ class _Transcoding:
                             packet.stream = plan.copies[packet.stream]
                             waiting.append(packet)
                         if self._encoder is None:
-                            continue  # the header, written with the first packet, says how large frames are
+                            continue  # the header, written with the first packet, contains the frames' size
                         while waiting:
                             output.mux(waiting.pop(0))
                         continue
                     for frame in self._decoded(packet):
                         output.mux(self._encoded(stream, frame))
-                        done += 1
+                        frames += 1
                         if on_frame is not None:
-                            on_frame(done, total)
-                if not done:
-                    raise HspanError(self._source, "holds no frame that can be read", "copy it again")
+                            on_frame(frames, total)
+                if not frames:
+                    raise HspanError(self._source, "contains no frame that can be read", "copy it again")
                 for packet in (*waiting, *stream.encode(None)):
                     output.mux(packet)
         except av.error.FFmpegError as error:
@@ -257,7 +257,7 @@ class _Transcoding:
                 raise error_from_os_error(self._target, error) from error
             raise HspanError(
                 self._target,
-                f"{self._codec} cannot write {self._sizes[3]}x{self._sizes[2]} pixels here: {error}",
+                f"{self._codec} cannot write {self._sizes[2]}x{self._sizes[3]} pixels here: {error}",
                 "choose another --codec or container",
             ) from error
         self._note_missing_end(plan)
@@ -268,7 +268,7 @@ class _Transcoding:
             input_width=self._sizes[1],
             output_height=self._sizes[2],
             output_width=self._sizes[3],
-            frames=done,
+            frames=frames,
             frames_per_second=None if rate is None else float(rate),
             codec=self._codec,
             copied_streams=len(plan.copies),
@@ -280,11 +280,13 @@ class _Transcoding:
         self._notes[line] = None
 
     def _note_missing_end(self, plan: StreamPlan) -> None:
-        """A file that ends early in the middle of nothing is no error to FFmpeg."""
+        """FFmpeg reports no error where a file is cut off between two packets."""
         video = self._video
         by_frames = self._container.format.name.startswith("mov")  # AVI counts empty ones too
         if by_frames and video.frames - self._seen > video.frames // 100:
-            self._note(f"its header promises {video.frames} frames, it holds {self._seen}: it may be cut off")
+            self._note(
+                f"its header promises {video.frames} frames, it contains {self._seen}: it may be cut off"
+            )
             return
         if video.duration:
             length = video.duration * video.time_base
@@ -329,7 +331,7 @@ class _Transcoding:
         crf = self._options.crf if self._options.crf is not None else _DEFAULT_CRF.get(self._codec)
         settings = {} if crf is None else {"crf": str(crf)}
         if self._codec.startswith("libvpx"):
-            settings["b"] = "0"  # without it libvpx takes the CRF for a limit only
+            settings["b"] = "0"  # without it libvpx treats the CRF as a limit only
         if self._codec == "libx265":
             settings["x265-params"] = "log-level=error"
             if suffix in (".mp4", ".mov", ".m4v"):
@@ -349,10 +351,10 @@ class _Transcoding:
         """The best one that an encoder takes: 10 bits for more than 8, colors halved where sizes are even."""
         offered = {kind.name for kind in codec.video_formats or ()}
         even = self._sizes[2] % 2 == 0 and self._sizes[3] % 2 == 0
-        wanted = [*(_FORMATS_10 if self._deep else ()), *_FORMATS_8, *(() if self._deep else _FORMATS_10)]
+        formats = [*(_FORMATS_10 if self._deep else ()), *_FORMATS_8, *(() if self._deep else _FORMATS_10)]
         if not even:
-            wanted.sort(key=lambda name: "420" in name or "422" in name)
-        kind = next((name for name in wanted if name in offered), wanted[0])
+            formats.sort(key=lambda name: "420" in name or "422" in name)
+        kind = next((name for name in formats if name in offered), formats[0])
         if self._deep and kind in _FORMATS_8:
             self._note(f"{self._bits} bits a sample became 8: {self._codec} takes no more")
         return str(kind)
@@ -397,23 +399,23 @@ class _Transcoding:
         elif (height, width) != self._sizes[:2]:
             raise HspanError(
                 self._source,
-                f"its frames change from {self._sizes[1]}x{self._sizes[0]} to {width}x{height} pixels",
+                f"its frames change from {self._sizes[0]}x{self._sizes[1]} to {height}x{width} pixels",
                 "cut the video there first",
             )
         kind = PixelFormat.of(pixels, where=self._source)
         result = self._upscaler.whole(pixels, kind, what=self._source)
         if kind.channels == 1:
             result = result.repeat(3, axis=2)
-        made = self._av.VideoFrame.from_ndarray(result, format="rgb48le" if self._deep else "rgb24")
-        made = made.reformat(
+        encodable = self._av.VideoFrame.from_ndarray(result, format="rgb48le" if self._deep else "rgb24")
+        encodable = encodable.reformat(
             format=stream.pix_fmt,
             src_color_range=_FULL_RANGE,
             dst_colorspace=self._matrix,
             dst_color_range=self._encoded_range or 1,
             interpolation=_ROUNDED,
         )
-        made.pts, made.time_base, made.duration = self._timed(frame)
-        return stream.encode(made)
+        encodable.pts, encodable.time_base, encodable.duration = self._timed(frame)
+        return stream.encode(encodable)
 
     def _timed(self, frame: Any) -> tuple[int, Fraction, int]:
         """(time stamp, tick, duration) of an encoded frame; time stamps rise from frame to frame."""
@@ -424,7 +426,7 @@ class _Transcoding:
                 exact = time * frame.time_base / tick
                 time = round(exact)
                 if abs(exact - time) > Fraction(1, 4):
-                    self._note("AVI holds frames at even intervals only: theirs were uneven")
+                    self._note("AVI stores frames at even intervals only: these were uneven")
         if time is None or (self._time is not None and time <= self._time):
             if self._time is not None:
                 self._note("frames without a time of their own follow one tick after the frame before")
@@ -433,7 +435,7 @@ class _Transcoding:
         return time, tick, duration
 
     def _upright(self, frame: Any) -> tuple[npt.NDArray[Any], bool]:
-        """(H, W, 3) as it is to be seen, or (H, W, 1) of a gray video, and whether sides changed places."""
+        """(H, W, 3) as shown by players, or (H, W, 1) of a gray video, and whether height and width changed places."""
         converted = frame.reformat(
             format="rgb48le" if self._deep else "rgb24",
             src_colorspace=self._matrix,

@@ -1,7 +1,7 @@
-"""What a video file holds beside its pictures: sound, subtitles, fonts, covers, chapters. Owns what is copied of it.
+"""Everything in a video file besides its pictures: sound, subtitles, fonts, covers, chapters.
 
-Streams keep their order, language, title and default flag. What a format cannot hold is found out before any work, by
-writing a header with that stream alone.
+Streams keep their order, language, title and default flag. Whether a format can contain a stream is tried before any
+work, by writing a header with that stream alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 _WITH_CHAPTERS: Final = ("mp4", "mov", "ipod", "matroska", "webm")
 _WITH_TIMECODE: Final = ("mp4", "mov")
-# What programs note of a stream as it was encoded: untrue of another one.
+# Metadata about how a stream was encoded, untrue of the new one.
 _OF_THE_ENCODING: Final = ("bps", "duration", "number_of_", "_statistics", "encoder", "alpha_mode", "rotate")
 
 
@@ -23,9 +23,9 @@ class StreamPlan:
     """The streams of a result.
 
     Attributes:
-        video: the one that frames are encoded into.
+        video: the stream that frames are encoded into.
         copies: stream of the source -> stream of the result.
-        dropped: what the result will lack, each in one line.
+        dropped: streams that the result will lack, one line each.
     """
 
     video: Any = None
@@ -34,7 +34,7 @@ class StreamPlan:
 
     @property
     def with_packets(self) -> list[Any]:
-        """Streams of the source that are read; attachments stand in the header."""
+        """Streams of the source that are read; attachments are in the header."""
         return [stream for stream in self.copies if stream.type != "attachment"]
 
 
@@ -48,7 +48,7 @@ def planned_streams(
         container: the source.
         output: the result, with no stream yet.
         video: the source's stream that is upscaled.
-        add_video: adds the one that is encoded.
+        add_video: adds the stream that is encoded.
     """
     plan = StreamPlan()
     output.metadata.update(container.metadata)
@@ -78,12 +78,12 @@ def planned_streams(
         if output.format.name in _WITH_CHAPTERS:
             output.set_chapters(chapters)
         else:
-            plan.dropped.append(f"{len(chapters)} chapters: {output.format.name} cannot hold them")
+            plan.dropped.append(f"{len(chapters)} chapters: {output.format.name} cannot contain them")
     return plan
 
 
 def _kept_otherwise(stream: Any, container: Any, video: Any, format_name: str) -> bool:
-    """Whether a data stream is one that formats of Apple's kind make of chapters, or of the picture's time code."""
+    """Whether a data stream only repeats chapters or the picture's time code, as MP4 and MOV write them."""
     if "timecode" in stream.metadata:
         return "timecode" in video.metadata and format_name in _WITH_TIMECODE
     return bool(container.chapters())
@@ -92,7 +92,7 @@ def _kept_otherwise(stream: Any, container: Any, video: Any, format_name: str) -
 def _refusal(av: Any, stream: Any, format_name: str) -> str | None:
     """Why a stream cannot be copied into a format; None where it can."""
     if stream.type == "attachment":
-        return None if format_name == "matroska" else f"{format_name} cannot hold it"
+        return None if format_name == "matroska" else f"{format_name} cannot contain it"
     if stream.type == "video" and not stream.disposition & av.stream.Disposition.attached_pic:
         return "only one video stream is upscaled"
     if stream.type not in ("audio", "subtitle", "video") or stream.codec_context is None:
@@ -102,7 +102,7 @@ def _refusal(av: Any, stream: Any, format_name: str) -> str | None:
         trial.add_stream_from_template(stream, opaque=True)
         trial.start_encoding()
     except (ValueError, av.error.FFmpegError):
-        return f"{format_name} cannot hold {stream.codec_context.name}"
+        return f"{format_name} cannot contain {stream.codec_context.name}"
     finally:
         with contextlib.suppress(ValueError, av.error.FFmpegError):
             trial.close()
