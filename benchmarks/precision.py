@@ -217,7 +217,7 @@ def print_table(report: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("network")
     columns = ("PSNR worst dB", "PSNR mean dB", "PSNR-Y dB", "lost dB", "SSIM lost", "INT8 MACs", "size kB")
-    for column in (*columns, f"CPU ms, {width}x{height}"):
+    for column in (*columns, f"CPU ms, {height}x{width}"):
         table.add_column(column, justify="right")
     for entry in report["networks"]:
         table.add_row(

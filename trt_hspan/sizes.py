@@ -3,49 +3,104 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from trt_hspan.errors import UsageError
 
+_SIDE = "([0-9]{1,6})"
+_FORMS = (
+    re.compile(rf"\s*(?P<height>{_SIDE})\s*[xX]\s*(?P<width>{_SIDE})\s*", re.ASCII),
+    re.compile(rf"\s*height\s*=\s*(?P<height>{_SIDE})\s*,\s*width\s*=\s*(?P<width>{_SIDE})\s*", re.ASCII),
+    re.compile(rf"\s*width\s*=\s*(?P<width>{_SIDE})\s*,\s*height\s*=\s*(?P<height>{_SIDE})\s*", re.ASCII),
+)
 
-@dataclass(frozen=True, kw_only=True)
-class ImageSize:
-    """Height and width in pixels, both at least 1. `str()` gives "128x96": height first."""
 
+class _Sides(NamedTuple):
     height: int
     width: int
 
-    def __post_init__(self) -> None:
-        for name, value in (("height", self.height), ("width", self.width)):
+
+class ImageSize(_Sides):
+    """Height and width in pixels, both at least 1: a tuple in the order of `array.shape`; `str()` gives "360x640".
+
+    Raises:
+        UsageError: a side is not a whole number from 1.
+
+    Example:
+        >>> from trt_hspan.sizes import ImageSize
+        >>> size = ImageSize(height=360, width=640)
+        >>> str(size), size.pixels, size.scaled(2), size == (360, 640)
+        ('360x640', 230400, ImageSize(height=720, width=1280), True)
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, height: int, width: int) -> ImageSize:
+        for name, value in (("height", height), ("width", width)):
             if type(value) is not int or value < 1:
                 raise UsageError("image size", f"{name} is {value!r}, expected a whole number from 1")
+        return super().__new__(cls, height, width)
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"
 
+    @property
+    def pixels(self) -> int:
+        """Height times width."""
+        return self.height * self.width
+
+    @property
+    def turned(self) -> ImageSize:
+        """The size on its side."""
+        return ImageSize(height=self.width, width=self.height)
+
+    def within(self, limit: ImageSize) -> ImageSize:
+        """The size with neither side longer than that of `limit`."""
+        return ImageSize(height=min(self.height, limit.height), width=min(self.width, limit.width))
+
+    def scaled(self, factor: int) -> ImageSize:
+        """Both sides times a whole factor."""
+        return ImageSize(height=self.height * factor, width=self.width * factor)
+
+
+#: "auto", "none", or the (height, width) of a tile in input pixels; an `ImageSize` is such a tuple.
+TileChoice = Literal["auto", "none"] | tuple[int, int]
+
 
 def image_size_from_text(text: str, *, option: str) -> ImageSize:
-    """Reads "128x96" as height 128, width 96.
+    """Reads "360x640", or "height=360,width=640" in either order, as height 360, width 640.
 
     Raises:
         UsageError: anything else; the line names `option`.
     """
-    match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX]\s*([0-9]{1,6})\s*", text, flags=re.ASCII)
-    if match is None or 0 in (int(match[1]), int(match[2])):
-        raise UsageError(option, f"got {text!r}, expected height x width in pixels", "write it like 128x96")
-    return ImageSize(height=int(match[1]), width=int(match[2]))
+    size = _size_from_text(text)
+    if size is None:
+        raise UsageError(
+            option,
+            f"got {text!r}, expected height x width in pixels",
+            "write it like 360x640 or height=360,width=640",
+        )
+    return size
 
 
 def tile_from_text(text: str) -> TileChoice:
-    """Reads auto, none, HxW, or one number for both sides. Raises: UsageError for anything else."""
+    """Reads auto, none, one number for both sides, or a size as `image_size_from_text`.
+
+    Raises:
+        UsageError: anything else; the line names --tile.
+    """
     if text in ("auto", "none"):
         return "auto" if text == "auto" else "none"
-    sides = text.lower().split("x")
-    if len(sides) in (1, 2) and all(re.fullmatch("[0-9]{1,6}", side) for side in sides):
-        return int(sides[0]), int(sides[-1])
-    raise UsageError("--tile", f"got {text!r}, expected auto, none or HxW", "give for example --tile 128x128")
+    size = _size_from_text(f"{text}x{text}" if text.isdecimal() else text)
+    if size is None:
+        raise UsageError(
+            "--tile", f"got {text!r}, expected auto, none, one number or HxW", "write it like 128 or 96x128"
+        )
+    return size
 
 
-#: "auto", "none", or (height, width) in input pixels.
-TileChoice = Literal["auto", "none"] | tuple[int, int]
+def _size_from_text(text: str) -> ImageSize | None:
+    match = next((match for form in _FORMS if (match := form.fullmatch(text))), None)
+    if match is None or 0 in (int(match["height"]), int(match["width"])):
+        return None
+    return ImageSize(height=int(match["height"]), width=int(match["width"]))

@@ -18,6 +18,7 @@ from trt_hspan.jetson.network_cost import network_cost
 from trt_hspan.jetson.plan import least_ms
 from trt_hspan.machine import jetson as device
 from trt_hspan.machine.jetson import device_from_root
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tiling import tile_plan
 
 
@@ -31,23 +32,24 @@ def test_boards_are_listed_with_their_published_figures(run: CommandLine) -> Non
 def test_plan_tells_memory_tiles_and_floor(run: CommandLine, exported: ExportCache) -> None:
     model = exported("small_x4", precision="fp16")
     done = run(
-        "jetson", "plan", "--board", "orin-nano-8g", "--size", "640x360", "--onnx", str(model), "--json"
+        "jetson", "plan", "--board", "orin-nano-8g", "--size", "360x640", "--onnx", str(model), "--json"
     )
     plan = json.loads(done.out)
     assert plan["fits"] is True
-    assert (plan["tile_width"], plan["tile_height"]) == (640, 360)
+    assert (plan["tile_height"], plan["tile_width"]) == (360, 640)
     assert plan["measured"] is False
     assert plan["memory_total_bytes"] == sum(plan["memory_bytes"].values())
     assert plan["floor_ms"] > 0
 
 
 def test_the_published_network_is_planned_without_an_export(run: CommandLine) -> None:
-    done = run("jetson", "plan", "--board", "orin-nano-8g", "--size", "640x360", "--scale", "2", "--json")
+    size = "width=640,height=360"
+    done = run("jetson", "plan", "--board", "orin-nano-8g", "--size", size, "--scale", "2", "--json")
     plan = json.loads(done.out)
     assert plan["fits"] is True
     assert plan["memory_bytes"].keys() == {"weights", "activations", "workspace", "tensors", "reserved"}
     assert plan["floor_ms"] > 1000
-    assert (plan["tile_width"], plan["tile_height"]) == (640, 360)
+    assert (plan["tile_height"], plan["tile_width"]) == (360, 640)
 
 
 def test_plan_finds_the_board_that_it_runs_on(
@@ -55,20 +57,20 @@ def test_plan_finds_the_board_that_it_runs_on(
 ) -> None:
     facts = device_from_root(write_jetson_root(tmp_path))
     monkeypatch.setattr(device, "this_device", lambda: facts)
-    done = run("jetson", "plan", "--board", "auto", "--size", "64x48", "--scale", "4", "--json")
+    done = run("jetson", "plan", "--board", "auto", "--size", "48x64", "--scale", "4", "--json")
     assert json.loads(done.out)["board"] == "orin-nano-8g"
 
 
 def test_a_benchmark_stands_beside_the_boards_floor(run: CommandLine, small_engine: SmallEngine) -> None:
-    words = ("jetson", "bench", small_engine.plan, "--board", "orin-nano-8g", "--size", "24x16")
+    words = ("jetson", "bench", small_engine.plan, "--board", "orin-nano-8g", "--size", "16x24")
     report = json.loads(run(*words, "--seconds", "0.05", "--json").out)
     (measured,) = report["measurements"]
-    assert (measured["width"], measured["height"], measured["emulated"]) == (24, 16, True)
+    assert (measured["height"], measured["width"], measured["emulated"]) == (16, 24, True)
     cost = network_cost(load_onnx(small_engine.onnx))
-    least = least_ms(cost, board_from_name("orin-nano-8g"), tile_plan(16, 24, None, 0))
+    least = least_ms(cost, board_from_name("orin-nano-8g"), tile_plan(ImageSize(16, 24), None, 0))
     assert report["floors_ms"] == {"16x24": least}
     done = run(*words, "--seconds", "0.05")
-    (row,) = [line for line in done.out.splitlines() if "24x16" in line]
+    (row,) = [line for line in done.out.splitlines() if "16x24" in line]
     # What a CPU takes is no multiple of the board's floor.
     assert row.rstrip(" │").endswith("-")
     assert "this machine, not the board" in done.out
@@ -78,7 +80,7 @@ def test_a_benchmark_stands_beside_the_boards_floor(run: CommandLine, small_engi
     ("words", "code", "part"),
     [
         (("--size", "900x900"), 1, "--size 900x900"),
-        (("--size", "900"), 2, "WIDTHxHEIGHT"),
+        (("--size", "900"), 2, "expected height x width"),
         (("--seconds", "0"), 2, "--seconds"),
         (("--board", "pi"), 2, "orin-nano-8g"),
         (("--device", "gpu"), 1, "cannot run on a GPU"),
@@ -109,8 +111,8 @@ def test_hspan_jetson_is_this_command(
 
 def test_plan_prints_a_table_that_says_it_measured_nothing(run: CommandLine, exported: ExportCache) -> None:
     model = exported("small_x4", precision="fp16")
-    done = run("jetson", "plan", "--board", "agx-thor", "--size", "64x48", "--onnx", str(model))
-    assert "64x48 -> 256x192" in done.out
+    done = run("jetson", "plan", "--board", "agx-thor", "--size", "48x64", "--onnx", str(model))
+    assert "48x64 -> 192x256" in done.out
     assert "not a" in done.out
     assert "whole picture" in done.out
 
@@ -118,7 +120,7 @@ def test_plan_prints_a_table_that_says_it_measured_nothing(run: CommandLine, exp
 def test_an_engine_with_a_function_body_is_no_jetson_engine(
     run: CommandLine, small_engine: SmallEngine
 ) -> None:
-    done = run("jetson", "plan", "--board", "orin-nano-8g", "--size", "64x48", "--engine", small_engine.plan)
+    done = run("jetson", "plan", "--board", "orin-nano-8g", "--size", "48x64", "--engine", small_engine.plan)
     assert done.code == 1
     assert "--attention plugin" in done.error_line
 
@@ -126,22 +128,22 @@ def test_an_engine_with_a_function_body_is_no_jetson_engine(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--board", "pi", "--size", "64x48", "--scale", "2"), "orin-nano-8g"),
-        (("--board", "agx-thor", "--size", "64", "--scale", "2"), "WIDTHxHEIGHT"),
-        (("--board", "agx-thor", "--size", "0x9", "--scale", "2"), "WIDTHxHEIGHT"),
-        (("--board", "agx-thor", "--size", "64x48"), "exactly one"),
-        (("--board", "agx-thor", "--size", "64x48", "--scale", "5"), "expected 2, 3 or 4"),
+        (("--board", "pi", "--size", "48x64", "--scale", "2"), "orin-nano-8g"),
+        (("--board", "agx-thor", "--size", "64", "--scale", "2"), "expected height x width"),
+        (("--board", "agx-thor", "--size", "0x9", "--scale", "2"), "expected height x width"),
+        (("--board", "agx-thor", "--size", "48x64"), "exactly one"),
+        (("--board", "agx-thor", "--size", "48x64", "--scale", "5"), "expected 2, 3 or 4"),
         (
-            ("--board", "agx-thor", "--size", "64x48", "--scale", "2", "--precision", "int8"),
+            ("--board", "agx-thor", "--size", "48x64", "--scale", "2", "--precision", "int8"),
             "fp32, fp16, bf16",
         ),
         (
-            ("--board", "agx-thor", "--size", "64x48", "--onnx", "a.onnx", "--precision", "fp32"),
+            ("--board", "agx-thor", "--size", "48x64", "--onnx", "a.onnx", "--precision", "fp32"),
             "holds its own",
         ),
-        (("--board", "agx-thor", "--size", "1e3x48", "--scale", "2"), "WIDTHxHEIGHT"),
-        (("--board", "agx-thor", "--size", "\u0666x\u0664", "--scale", "2"), "WIDTHxHEIGHT"),
-        (("--board", "agx-thor", "--size", "64x48", "--scale", "2", "--engine", "e.plan"), "exactly one"),
+        (("--board", "agx-thor", "--size", "48x1e3", "--scale", "2"), "expected height x width"),
+        (("--board", "agx-thor", "--size", "\u0666x\u0664", "--scale", "2"), "expected height x width"),
+        (("--board", "agx-thor", "--size", "48x64", "--scale", "2", "--engine", "e.plan"), "exactly one"),
     ],
 )
 def test_wrong_usage_is_one_line(run: CommandLine, arguments: tuple[str, ...], part: str) -> None:

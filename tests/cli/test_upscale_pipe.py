@@ -111,7 +111,7 @@ def test_a_large_picture_is_streamed_from_pipe_to_pipe(
     send(monkeypatch, data)
     refused = run("upscale", "-", "-o", "-", "--onnx", network, "--format", "bmp")
     assert (refused.code, refused.out) == (1, "")
-    assert refused.error_line.startswith("trt-hspan: error: standard output.bmp: 24x20 pixels are too many")
+    assert refused.error_line.startswith("trt-hspan: error: standard output.bmp: 20x24 pixels are too many")
     assert not list(own_temporary_folder.iterdir())
 
 

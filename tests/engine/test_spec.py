@@ -19,7 +19,7 @@ from trt_hspan.engine.spec import (
     target_from_text,
 )
 from trt_hspan.errors import UsageError
-from trt_hspan.sizes import ImageSize, image_size_from_text
+from trt_hspan.sizes import ImageSize, image_size_from_text, tile_from_text
 
 
 def size(height: int, width: int) -> ImageSize:
@@ -39,8 +39,13 @@ def test_height_comes_first() -> None:
     assert image_size_from_text("128x96", option="--max") == size(128, 96)
 
 
+@pytest.mark.parametrize("text", ["height=128,width=96", " width = 96 , height = 128 ", "128X96"])
+def test_a_size_may_name_its_sides(text: str) -> None:
+    assert image_size_from_text(text, option="--max") == size(128, 96)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "128", "x", "128x", "128*96", "0x5", "5x0", "-1x5", "1.5x5", "1x2x3", "٣x٤"]
+    "text", ["", "128", "x", "128x", "128*96", "0x5", "5x0", "-1x5", "1x2x3", "٣x٤", "height=5", "5,width=5"]
 )
 def test_what_is_no_size_is_refused_naming_the_option(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--opt: got .* expected height x width"):
@@ -196,8 +201,8 @@ def test_a_profile_is_written_as_it_is_read() -> None:
         ("min=64x64,min=64x64", "expected min, opt and max as HxW or NxHxW"),
         ("min=64", "expected min, opt and max"),
         ("min=64x64x64x64x64", "expected min, opt and max"),
-        ("max=0x64", "asks for a size of 0"),
-        ("max=1x1x64x64", "asks for 1 channels; networks take N x 3 x H x W"),
+        ("max=0x64", "contains a size of 0"),
+        ("max=1x1x64x64", "contains 1 channels; networks take N x 3 x H x W"),
         (
             "min=128x128,max=64x64",
             "--profile min=128x128,max=64x64: min 128x128 exceeds max 64x64; make min at most",
@@ -262,6 +267,36 @@ def test_repeated_targets_count_once() -> None:
 def test_a_senseless_spec_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         spec(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "tile"),
+    [
+        ("auto", "auto"),
+        ("none", "none"),
+        ("64", (64, 64)),
+        ("96x128", (96, 128)),
+        ("width=128,height=96", (96, 128)),
+    ],
+)
+def test_a_tile_is_a_word_one_number_or_a_size(text: str, tile: object) -> None:
+    assert tile_from_text(text) == tile
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "0x5", "Auto", "²", "٣", "1234567"])
+def test_what_is_no_tile_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--tile: got .* expected auto, none, one number or HxW"):
+        tile_from_text(text)
+
+
+def test_sizes_are_compared_cut_scaled_and_turned() -> None:
+    assert size(96, 128) == (96, 128)
+    assert size(96, 128).within(size(100, 64)) == (96, 64)
+    assert (size(96, 128).scaled(2), size(96, 128).turned, size(96, 128).pixels) == (
+        (192, 256),
+        (128, 96),
+        12288,
+    )
 
 
 def test_a_size_below_one_pixel_is_refused() -> None:

@@ -280,7 +280,7 @@ def test_networks_must_take_one_size_in_common(samples: list[Sample]) -> None:
 
 def test_every_picture_must_fit_the_memory(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000)
-    refused(NearestRunner(memory=1001), samples, "0: 12x10 pixels as a whole need", tile="none")
+    refused(NearestRunner(memory=1001), samples, "0: 10x12 pixels as a whole need", tile="none")
 
 
 def test_budget_needs_a_ground_truth(samples: list[Sample]) -> None:

@@ -115,7 +115,7 @@ def test_sizes_that_do_not_belong_together_are_told_from_the_headers(
     (sample,) = samples_from_folder(tmp_path, 4)
     for call in (sample.size, sample.load):
         with pytest.raises(
-            HspanError, match=rf"a\.png: has 54x41 pixels, not 4 times the {size[1]}x{size[0]} of"
+            HspanError, match=rf"a\.png: has 41x54 pixels, not 4 times the {size[0]}x{size[1]} of"
         ) as caught:
             call()
         assert "\n" not in str(caught.value)

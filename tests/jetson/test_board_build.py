@@ -24,6 +24,7 @@ from trt_hspan.jetson.boards import board_from_name
 from trt_hspan.machine import jetson as device
 from trt_hspan.machine.jetson import DeviceFacts, device_from_root
 from trt_hspan.native.plugin import default_plugin_path
+from trt_hspan.sizes import ImageSize
 
 NANO = board_from_name("orin-nano-8g")
 MIB = 1 << 20
@@ -86,10 +87,10 @@ def test_the_table_tells_board_limits_and_sizes(
     plan = network.parent / "net.plan"
     done = run(
         *("jetson", "build", network, "-o", plan, "--plugin", default_plugin_path()),
-        *("--size", "64x48", "--opt-level", "1"),
+        *("--size", "48x64", "--opt-level", "1"),
     )
     assert done.code == 0, done.err
-    assert "16x16 to 64x48, tuned for 64x48" in done.out
+    assert "16x16 to 48x64, tuned for 48x64" in done.out
     assert "workspace 512 MiB" in done.out
     assert "Traceback" not in done.err
     assert tensorrt.built is not None
@@ -98,21 +99,18 @@ def test_the_table_tells_board_limits_and_sizes(
 
 def test_the_largest_input_is_the_tile_that_fits(network: Path) -> None:
     small = dataclasses.replace(NANO, memory_bytes=NANO.reserved_bytes + 64 * MIB)
-    request = board_build(network, Path("x.plan"), small, DeviceFacts(), size=(2000, 3000))
+    request = board_build(network, Path("x.plan"), small, DeviceFacts(), size=ImageSize(2000, 3000))
     assert not request.plan.whole
     (profile,) = request.spec.profiles
     assert profile.max is not None
-    assert (profile.max.height, profile.max.width) == (
-        request.plan.tiles.tile_height,
-        request.plan.tiles.tile_width,
-    )
+    assert profile.max == request.plan.tiles.tile
     assert profile.max.height < 2000
     assert request.plan.memory.total <= small.memory_bytes
 
 
 def test_the_workspace_holds_what_the_plugin_asks_for(network: Path) -> None:
     tight = dataclasses.replace(NANO, workspace_mib=1)
-    request = board_build(network, Path("x.plan"), tight, DeviceFacts(), size=(360, 640))
+    request = board_build(network, Path("x.plan"), tight, DeviceFacts(), size=ImageSize(360, 640))
     needed = request.plan.memory.workspace
     assert request.spec.workspace_mib is not None
     assert needed <= request.spec.workspace_mib * MIB < needed + MIB
@@ -120,7 +118,7 @@ def test_the_workspace_holds_what_the_plugin_asks_for(network: Path) -> None:
 
 def test_less_free_memory_lowers_the_limit_of_trial_runs(network: Path) -> None:
     free = 900 * MIB
-    request = request_for(network, DeviceFacts(available_bytes=free), size=(64, 64))
+    request = request_for(network, DeviceFacts(available_bytes=free), size=ImageSize(64, 64))
     assert request.spec.tactic_dram_mib == 900
 
 
@@ -137,9 +135,9 @@ def test_too_little_free_memory_is_told_before_the_build(
 ) -> None:
     facts = device_from_root(write_jetson_root(tmp_path / "root", available_kib=100_000))
     monkeypatch.setattr(device, "this_device", lambda: facts)
-    done = run("jetson", "build", network, "-o", tmp_path / "e" / "net.plan", "--size", "640x360")
+    done = run("jetson", "build", network, "-o", tmp_path / "e" / "net.plan", "--size", "360x640")
     assert done.code == 1
-    assert "memory: an engine for 640x360 needs" in done.error_line
+    assert "memory: an engine for 360x640 needs" in done.error_line
     assert "0.10 GB are free" in done.error_line
     assert tensorrt.built is None
     assert not (tmp_path / "e").exists()
@@ -148,10 +146,10 @@ def test_too_little_free_memory_is_told_before_the_build(
 def test_a_fixed_size_needs_no_profile_and_takes_no_other(tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "net.onnx", shape=(1, 3, 8, 12))
     request = request_for(network, DeviceFacts())
-    assert (request.plan.tiles.height, request.plan.tiles.width) == (8, 12)
+    assert request.plan.tiles.picture == (8, 12)
     assert request.spec.profiles[0].max is None
-    with pytest.raises(UsageError, match="640x360, but the network was exported for 12x8 only"):
-        request_for(network, DeviceFacts(), size=(360, 640))
+    with pytest.raises(UsageError, match="360x640, but the network was exported for 8x12 only"):
+        request_for(network, DeviceFacts(), size=ImageSize(360, 640))
 
 
 def test_a_model_without_attention_is_refused(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_the_commands_make_a_reference_and_hold_an_engine_against_it(
     assert "no reference is shipped for its network" in done.error_line
     made = run("jetson", "reference", checkpoint, "-o", tmp_path / "r.npz", "--json")
     assert made.code == 0, made.err
-    assert json.loads(made.out)["pictures"] == {"photograph": [40, 32], "flat": [48, 40]}
+    assert json.loads(made.out)["pictures"] == {"photograph": [32, 40], "flat": [40, 48]}
     report = json.loads(run("jetson", "validate", model, "--reference", tmp_path / "r.npz", "--json").out)
     assert report["passed"] is True
     assert report["agreements"].keys() == {"photograph", "flat"}

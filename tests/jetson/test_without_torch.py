@@ -46,7 +46,7 @@ plugin = ("--plugin", default_plugin_path())
 run("jetson", "boards")
 run("jetson", "plan", "--board", "auto", "--size", "640x360", "--scale", "2")
 run("jetson", "build", folder / "net.onnx", "-o", folder / "net.plan", *plugin)
-run("jetson", "plan", "--board", "auto", "--size", "64x48", "--engine", folder / "net.plan")
+run("jetson", "plan", "--board", "auto", "--size", "48x64", "--engine", folder / "net.plan")
 # No GPU executes here, and ONNX Runtime, which would stand in, is not installed on a board.
 run("jetson", "validate", folder / "net.plan", *plugin, code=1)
 run("jetson", "reference", "hspan-tiny-x2", "-o", folder / "r.npz", code=1)

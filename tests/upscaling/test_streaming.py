@@ -85,7 +85,7 @@ def test_out_of_memory_begins_again_with_smaller_tiles(tmp_path: Path) -> None:
         upscaler = Upscaler(runner, UpscaleOptions(overlap=6))
         plan = upscale_stream(upscaler, tmp_path / "a.png", tmp_path / "b.png")
     assert upscaler.shrinks
-    assert plan.tile_height * plan.tile_width <= 30 * 30
+    assert plan.tile.pixels <= 30 * 30
     difference = (
         read_picture(tmp_path / "b.png").pixels.astype(int) - read_picture(tmp_path / "whole.png").pixels
     )
@@ -215,12 +215,12 @@ def test_what_would_be_whole_in_memory_is_refused_before_it_is_decoded(
         monkeypatch.setattr(module, "read_picture", never)
     with NearestRunner(scale=2) as runner:
         with pytest.raises(
-            HspanError, match=r"53x71 pixels are too many for its format.*; convert it to PNG, TIFF"
+            HspanError, match=r"71x53 pixels are too many for its format.*; convert it to PNG, TIFF"
         ):
             upscale_picture_file(Upscaler(runner), tmp_path / f"a{suffix}", tmp_path / "b.png")
         for target in ("b.webp", "b.bmp"):
             with pytest.raises(
-                HspanError, match=rf"106x142 pixels are too many for \{target[1:]}.*; name a \.png"
+                HspanError, match=rf"142x106 pixels are too many for \{target[1:]}.*; name a \.png"
             ):
                 upscale_picture_file(Upscaler(runner), tmp_path / f"a{suffix}", tmp_path / target)
     assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
@@ -445,7 +445,7 @@ def test_tiles_that_are_cut_because_the_picture_is_wide_are_told(
         with NearestRunner(scale=2) as runner:
             upscaler = Upscaler(runner, UpscaleOptions(tile=tile), on_shrink=told.append)
             plan = upscale_stream(upscaler, tmp_path / "a.png", tmp_path / "b.png")
-        assert plan.tile_height <= 40
+        assert plan.tile.height <= 40
         assert upscaler.shrinks == []
     assert len(told) == 1
     assert "of tiles of 48x20 at most 40 rows are taken, because strips of 200 pixels' width" in told[0]

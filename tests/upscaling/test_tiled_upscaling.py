@@ -18,7 +18,7 @@ from support.torch_function_runner import TorchFunctionRunner, convolutions, glo
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import ShapeLimit
-from trt_hspan.sizes import TileChoice
+from trt_hspan.sizes import ImageSize, TileChoice
 from trt_hspan.upscaling import tile_size
 from trt_hspan.upscaling.tile_effect import tile_effect
 from trt_hspan.upscaling.upscaler import (
@@ -273,10 +273,10 @@ def test_self_ensemble_cuts_tiles_that_the_network_takes_on_their_side_too() -> 
     with BoundedRunner((8, 16), (32, 64)) as runner:
         x = batch(30, 60)
         assert upscale_batch(runner, x, options).shape == (1, 3, 60, 120)
-        assert Upscaler(runner, options).plan(30, 60).tile_height <= 32
-        assert Upscaler(runner, options).plan(30, 60).tile_width <= 32
+        assert Upscaler(runner, options).plan(ImageSize(30, 60)).tile.height <= 32
+        assert Upscaler(runner, options).plan(ImageSize(30, 60)).tile.width <= 32
         # Its least size on both sides is the end: it is not tried again and again.
-        assert tile_size.smaller_tile(runner, (16, 16), turned=True) is None
+        assert tile_size.smaller_tile(runner, ImageSize(16, 16), turned=True) is None
     with (
         BoundedRunner((24, 48), (24, 48)) as runner,
         pytest.raises(HspanError, match="leave out --self-ensem"),
@@ -382,24 +382,24 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 def test_auto_takes_a_small_picture_as_a_whole(free: Callable[[int | None], None]) -> None:
     free(None)
-    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), 250, 260) == (250, 260)
-    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), 300, 300) == (256, 256)
+    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(250, 260)) == (250, 260)
+    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(300, 300)) == (256, 256)
 
 
 def test_auto_keeps_to_half_of_free_memory(free: Callable[[int | None], None]) -> None:
     runner = TorchFunctionRunner(convolutions(2), 2, memory=1000)
     free(2 * 1000 * 100 * 100)
-    height, width = tile_size.auto_tile(runner, 240, 240)
+    height, width = tile_size.auto_tile(runner, ImageSize(240, 240))
     assert height * width <= 100 * 100 < (height + 8) * (width + 8)
 
 
 def test_auto_keeps_to_the_profile_and_fills_it(free: Callable[[int | None], None]) -> None:
     free(None)
     runner = TorchFunctionRunner(convolutions(2), 2, low=(1, 3, 64, 64), high=(1, 3, 512, 384))
-    assert tile_size.auto_tile(runner, 512, 384) == (512, 384)
-    assert tile_size.auto_tile(runner, 2000, 2000) == (512, 384)
-    assert tile_size.auto_tile(runner, 10, 2000) == (64, 384)
-    plan = tile_size.plan_for_picture(runner, 600, 10)
+    assert tile_size.auto_tile(runner, ImageSize(512, 384)) == (512, 384)
+    assert tile_size.auto_tile(runner, ImageSize(2000, 2000)) == (512, 384)
+    assert tile_size.auto_tile(runner, ImageSize(10, 2000)) == (64, 384)
+    plan = tile_size.plan_for_picture(runner, ImageSize(600, 10))
     # Two tiles are needed, and they need not be 512 high: 600 + 32 shared, halved, up to the next multiple of 8.
     assert [(span.start, span.length) for span in plan.rows] == [(0, 320), (280, 320)]
 
@@ -415,7 +415,7 @@ def test_a_fixed_size_is_the_size_of_every_tile(free: Callable[[int | None], Non
 
 def test_thin_pictures_get_long_tiles(free: Callable[[int | None], None]) -> None:
     free(None)
-    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), 16, 100_000) == (16, 4096)
+    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(16, 100_000)) == (16, 4096)
 
 
 class SeveralProfiles(TorchFunctionRunner):
@@ -449,8 +449,8 @@ def test_tiles_fit_one_of_several_profiles(free: Callable[[int | None], None]) -
         ("none", (130, 5), (130, 128)),
     ]
     for tile, picture, expected in sizes:
-        plan = tile_size.plan_for_picture(runner, *picture, tile=tile)  # type: ignore[arg-type]
-        assert (plan.tile_height, plan.tile_width) == expected, (tile, picture)
+        plan = tile_size.plan_for_picture(runner, ImageSize(*picture), tile=tile)  # type: ignore[arg-type]
+        assert plan.tile == expected, (tile, picture)
     network = untiled(convolutions(2), batch(100, 70))
     found = upscale_batch(runner, batch(100, 70))
     # Grown by reflection, which the network sees at the edge only.
@@ -473,11 +473,11 @@ def test_out_of_memory_steps_down_into_a_smaller_profile(free: Callable[[int | N
 
 def test_smaller_tiles_end_at_the_least_size() -> None:
     runner = TorchFunctionRunner(convolutions(2), 2, low=(1, 3, 24, 16))
-    sizes = [(256, 200)]
+    sizes = [ImageSize(256, 200)]
     while (smaller := tile_size.smaller_tile(runner, sizes[-1])) is not None:
         sizes.append(smaller)
     assert sizes[-1] == (24, 16)
-    assert sizes == sorted(sizes, key=lambda size: -size[0] * size[1])
+    assert sizes == sorted(sizes, key=lambda size: -size.pixels)
 
 
 @pytest.mark.parametrize(

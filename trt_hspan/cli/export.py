@@ -59,7 +59,7 @@ def export(request: ExportRequest) -> None:
             precision=precision,
             res_scale=options.residual_scale(request.export.res_scale),
             opset=request.export.opset,
-            static=None if size is None else (size.height, size.width),
+            static=size,
             on_picture=lambda sample: bar.show(f"audited {sample.name}"),
         )
     report = _report(request.output)

@@ -153,7 +153,7 @@ def _print_report(report: ValidationReport) -> None:
     rows = [
         [
             picture.name,
-            f"{picture.width}x{picture.height}",
+            f"{picture.height}x{picture.width}",
             f"{picture.agreement.psnr_db:.2f}",
             f"{picture.agreement.max_abs_error:.2e}",
             f"{picture.agreement.mean_abs_error:.2e}",

@@ -19,9 +19,9 @@ from trt_hspan.engine.spec import Attention, BasePrecision, Flavor, Precision
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, sha256_from_file
 from trt_hspan.records import MistypedError, dataclass_from_json
+from trt_hspan.sizes import ImageSize
 
 FORMAT_VERSION = 3
-_ONE_PROFILE_VERSION = 2  # had one `profile`, without a memory figure of its own
 _Shape = tuple[int, int, int, int]
 _BUILD_AGAIN = "build the engine again with trt-hspan build"
 
@@ -56,6 +56,12 @@ class ProfileRecord:
     opt: tuple[int, ...]
     max: tuple[int, ...]
     activation_memory_bytes: int | None
+
+    @property
+    def sizes(self) -> tuple[ImageSize, ImageSize, ImageSize]:
+        """Sizes of the pictures of min, opt and max."""
+        low, best, high = (ImageSize(*shape[2:]) for shape in (self.min, self.opt, self.max))
+        return low, best, high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,7 @@ class EngineManifest:
         precision: "int8" or "fp8" when convolutions are quantized, else the type of all arithmetic.
         base_precision: type of what is not quantized; equal to `precision` when nothing is.
         quantization: what is quantized; None when nothing is.
-        targets: compute capabilities asked for; empty means the default set of TensorRT-RTX.
+        targets: requested compute capabilities; empty means the default set of TensorRT-RTX.
         scale: the network upscales by this factor; None for a network that is not HSPAN's.
         profiles: what one run may take, one TensorRT optimization profile each, in TensorRT's order.
         activation_memory_bytes: the largest figure of the profiles, since one run uses one of them; None when one of
@@ -117,7 +123,7 @@ class EngineManifest:
         build_time_seconds: wall time inside the builder.
         source_sha256: hash of the checkpoint behind the model, when the model says so.
         created_utc: ISO 8601.
-        range_audit: the network's ranges on pictures against the type's limits; None unless it was asked for.
+        range_audit: the network's ranges on pictures against the type's limits; None unless it was requested.
     """
 
     format_version: int
@@ -180,7 +186,7 @@ def read_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
     except FileNotFoundError:
         raise HspanError(
             plan_path,
-            f"its manifest {path.name} is missing: nothing vouches for this engine",
+            f"its manifest {path.name} is missing",
             _BUILD_AGAIN,
         ) from None
     except UnicodeDecodeError:
@@ -199,9 +205,7 @@ def manifest_from_json(text: str, *, where: str | os.PathLike[str]) -> EngineMan
     if not isinstance(document, dict):
         raise HspanError(where, "is not a manifest: expected a JSON object", _BUILD_AGAIN)
     version = document.get("format_version")
-    if type(version) is int and version == _ONE_PROFILE_VERSION:
-        document = _with_profiles(document)
-    elif type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise HspanError(
             where,
             f"format_version is {version!r}, expected {FORMAT_VERSION}",
@@ -211,8 +215,8 @@ def manifest_from_json(text: str, *, where: str | os.PathLike[str]) -> EngineMan
         manifest = dataclass_from_json(document, EngineManifest)
     except MistypedError as error:
         raise HspanError(where, str(error), _BUILD_AGAIN) from None
-    if (wrong := _impossible(manifest)) is not None:
-        raise HspanError(where, wrong, _BUILD_AGAIN)
+    if (impossible := _impossible(manifest)) is not None:
+        raise HspanError(where, impossible, _BUILD_AGAIN)
     return manifest
 
 
@@ -225,22 +229,11 @@ def _impossible(manifest: EngineManifest) -> str | None:
         if any(len(side) != 4 for side in sides) or not all(
             1 <= low <= best <= high for low, best, high in zip(*sides, strict=True)
         ):
-            found = ", ".join("x".join(map(str, side)) or "nothing" for side in sides)
-            return f"profiles[{index}] is {found}, expected min, opt, max of 4 sizes each, in rising order"
+            shapes = ", ".join("x".join(map(str, side)) or "nothing" for side in sides)
+            return f"profiles[{index}] is {shapes}, expected min, opt, max of 4 sizes each, in rising order"
     if manifest.scale is not None and manifest.scale < 1:
         return f"scale is {manifest.scale}, expected 1 at least"
     return None
-
-
-def _with_profiles(document: dict[str, object]) -> dict[str, object]:
-    """A manifest of format 2 in today's format. What is missing or mistyped stays so, for the reader to name."""
-    upgraded = document | {"format_version": FORMAT_VERSION}
-    if "profile" in upgraded and "profiles" not in upgraded:
-        profile = upgraded.pop("profile")
-        if isinstance(profile, dict):
-            profile = profile | {"activation_memory_bytes": document.get("activation_memory_bytes")}
-        upgraded["profiles"] = [profile]
-    return upgraded
 
 
 def verify_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
@@ -273,11 +266,11 @@ def verify_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
 
 
 def _check_hash(path: Path, expected: str, manifest_name: str) -> None:
-    found = sha256_from_file(path)
-    if found != expected:
+    sha256 = sha256_from_file(path)
+    if sha256 != expected:
         raise HspanError(
             path,
-            f"SHA-256 is {found[:12]}..., but {manifest_name} vouches for {expected[:12]}...",
+            f"SHA-256 is {sha256[:12]}..., but {manifest_name} vouches for {expected[:12]}...",
             f"the files are not of one build: {_BUILD_AGAIN}",
         )
 

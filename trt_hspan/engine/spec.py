@@ -1,4 +1,4 @@
-"""What an engine is asked to be. Owns names, ranges and their checks; knows neither ONNX nor TensorRT.
+"""What an engine is requested to be: names, ranges and their checks.
 
 Sizes are height x width, as TensorRT orders them, in pixels of the low-resolution input.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -30,6 +29,7 @@ MAX_SIZE: dict[str, int] = {"plugin": 256, "function": 128}
 OPTIMIZATION_LEVELS = range(6)
 
 _CHANNELS = 3
+_PARTS = ("min", "opt", "max")
 _PROFILE_PART = re.compile(
     r"\s*(?P<name>min|opt|max)\s*=\s*(?P<shape>[0-9]{1,6}(?:[xX][0-9]{1,6}){1,3})\s*", re.ASCII
 )
@@ -63,38 +63,41 @@ class ImageProfile:
     max_batch: int = 1
 
     def __post_init__(self) -> None:
-        for option, batch in _batches(self.min_batch, self.opt_batch, self.max_batch).items():
-            if batch < 1:
-                raise UsageError(option, f"got {batch}, expected at least 1")
-        _check_order({"--min": self.min, "--opt": self.opt, "--max": self.max})
-        _check_batch_order(_batches(self.min_batch, self.opt_batch, self.max_batch))
+        _Parts(None).require_rising(self)
+
+    @property
+    def sizes(self) -> tuple[ImageSize, ImageSize, ImageSize]:
+        """min, opt, max."""
+        return self.min, self.opt, self.max
+
+    @property
+    def batches(self) -> tuple[int, int, int]:
+        """Of min, opt and max."""
+        return self.min_batch, self.opt_batch, self.max_batch
 
     def shapes(self, channels: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The (N, C, H, W) shapes min, opt, max, as TensorRT's `set_shape` takes them."""
-        sizes = ((self.min_batch, self.min), (self.opt_batch, self.opt), (self.max_batch, self.max))
-        low, best, high = ((batch, channels, size.height, size.width) for batch, size in sizes)
+        low, best, high = (
+            (batch, channels, *size) for batch, size in zip(self.batches, self.sizes, strict=True)
+        )
         return low, best, high
 
     @property
     def text(self) -> str:
         """As --profile takes it."""
-        parts = {
-            "min": (self.min_batch, self.min),
-            "opt": (self.opt_batch, self.opt),
-            "max": (self.max_batch, self.max),
-        }
-        return ",".join(f"{name}={batch}x{size}" for name, (batch, size) in parts.items())
+        parts = zip(_PARTS, self.batches, self.sizes, strict=True)
+        return ",".join(f"{name}={batch}x{size}" for name, batch, size in parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileRequest:
-    """The parts of a profile that somebody asked for; None leaves a part to the defaults.
+    """The requested parts of a profile; None leaves a part to the defaults.
 
     Defaults: 16x16, 128x128 and 256x256 (128x128 for the function body), batch 1, each moved as far as the given
     parts force it: `max=64x64` alone gives 16x16, 64x64, 64x64; `opt=300x100` alone gives 16x16, 300x100, 300x256.
 
     Args:
-        text: the value of --profile that it was read from; errors name it. None: --min, --opt and --max are named.
+        text: the value of --profile that it was read from, for errors; None has them name --min, --opt and --max.
 
     Raises:
         UsageError: two given parts contradict each other.
@@ -109,14 +112,17 @@ class ProfileRequest:
     text: str | None = None
 
     def __post_init__(self) -> None:
-        with _errors_of_profile(self.text):
-            batches = _batches(self.min_batch, self.opt_batch, self.max_batch)
-            for option, batch in batches.items():
-                if batch < 1:
-                    raise UsageError(option, f"got {batch}, expected at least 1")
-            sizes = {"--min": self.min, "--opt": self.opt, "--max": self.max}
-            _check_order({option: size for option, size in sizes.items() if size is not None})
-            _check_batch_order(batches)
+        _Parts(self.text).require_rising(self)
+
+    @property
+    def sizes(self) -> tuple[ImageSize | None, ...]:
+        """min, opt, max."""
+        return self.min, self.opt, self.max
+
+    @property
+    def batches(self) -> tuple[int | None, ...]:
+        """Of min, opt and max."""
+        return self.min_batch, self.opt_batch, self.max_batch
 
     def profile_for(
         self,
@@ -131,28 +137,28 @@ class ProfileRequest:
         Raises:
             UsageError: a given part differs from a fixed dimension.
         """
-        with _errors_of_profile(self.text):
-            rows = [
-                _complete(
-                    [
-                        None if size is None else getattr(size, name)
-                        for size in (self.min, self.opt, self.max)
-                    ],
-                    defaults=(MIN_SIZE, OPT_SIZE, MAX_SIZE[attention]),
-                    fixed=fixed,
-                    options=("--min", "--opt", "--max"),
-                    what=name,
-                )
-                for name, fixed in (("height", height), ("width", width))
-            ]
-            batches = _complete(
-                [self.min_batch, self.opt_batch, self.max_batch],
-                defaults=(1, 1, 1),
-                fixed=batch,
-                options=("--min-batch", "--opt-batch", "--max-batch"),
-                what="batch",
+        parts = _Parts(self.text)
+        names = [parts.name(part) for part in _PARTS]
+        heights, widths = (
+            _complete(
+                [None if size is None else size[axis] for size in self.sizes],
+                names,
+                parts,
+                defaults=(MIN_SIZE, OPT_SIZE, MAX_SIZE[attention]),
+                fixed=fixed,
+                what=what,
             )
-        low, best, high = (ImageSize(height=h, width=w) for h, w in zip(*rows, strict=True))
+            for axis, (what, fixed) in enumerate((("height", height), ("width", width)))
+        )
+        batches = _complete(
+            self.batches,
+            [parts.name(part, batch=True) for part in _PARTS],
+            parts,
+            defaults=(1, 1, 1),
+            fixed=batch,
+            what="batch",
+        )
+        low, best, high = map(ImageSize, heights, widths)
         return ImageProfile(
             min=low, opt=best, max=high, min_batch=batches[0], opt_batch=batches[1], max_batch=batches[2]
         )
@@ -180,7 +186,7 @@ def profile_request_from_text(text: str) -> ProfileRequest:
         if 0 in sizes or (len(sizes) == 4 and sizes[1] != _CHANNELS):
             what = "a size of 0" if 0 in sizes else f"{sizes[1]} channels"
             raise UsageError(
-                "--profile", f"{text!r} asks for {what}", f"networks take N x {_CHANNELS} x H x W from 1"
+                "--profile", f"{text!r} contains {what}", f"networks take N x {_CHANNELS} x H x W from 1"
             )
         batch = sizes[0] if len(sizes) > 2 else None
         parts[match["name"]] = (batch, ImageSize(height=sizes[-2], width=sizes[-1]))
@@ -204,7 +210,7 @@ def profiles_for(
     height: int | None = None,
     width: int | None = None,
 ) -> tuple[ImageProfile, ...]:
-    """The profiles of one engine, in the order asked for; see `ProfileRequest.profile_for`.
+    """The profiles of one engine, in the requested order; see `ProfileRequest.profile_for`.
 
     Raises:
         UsageError: as `profile_for`; two profiles are the same.
@@ -212,11 +218,11 @@ def profiles_for(
     profiles = tuple(
         request.profile_for(attention, batch=batch, height=height, width=width) for request in requests
     )
-    for (first, one), (second, other) in combinations(enumerate(profiles), 2):
-        if one == other:
+    for (first, profile), (second, later) in combinations(enumerate(profiles), 2):
+        if profile == later:
             raise UsageError(
                 "--profile",
-                f"profiles {first} and {second} both take {one.text}",
+                f"profiles {first} and {second} both take {profile.text}",
                 "give each other shapes, or leave one out",
             )
     return profiles
@@ -229,7 +235,7 @@ class EngineSpec:
     Args:
         onnx: the model; `NAME.onnx` beside the plan becomes a copy of it.
         output: `NAME.plan`; `NAME.onnx` and `NAME.json` are written beside it.
-        precision: what the ONNX file must hold; None takes what it holds.
+        precision: what the ONNX file must be in; None takes what it is in.
         profiles: shapes to accept and to tune for, one TensorRT optimization profile each; at least one.
         flavor: which TensorRT; None takes what is installed, a GPU's first.
         attention: how the operator becomes layers; None is "plugin" for TensorRT, "function" for
@@ -244,7 +250,7 @@ class EngineSpec:
         range_audit: of the model, for the manifest.
 
     Raises:
-        UsageError: a name, range or combination that makes no sense whatever the files hold.
+        UsageError: a name, range or combination that is impossible whatever the files contain.
     """
 
     onnx: Path
@@ -306,63 +312,63 @@ def default_output(source: str | os.PathLike[str], precision: str) -> Path:
     return Path("engines") / f"{stem if stem.endswith(f'_{precision}') else f'{stem}_{precision}'}.plan"
 
 
-@contextmanager
-def _errors_of_profile(text: str | None) -> Iterator[None]:
-    """Errors about --min, --opt-batch and so on become errors about the --profile with this text, if it is one."""
-    try:
-        yield
-    except UsageError as error:
-        if text is None:
-            raise
+@dataclass(frozen=True)
+class _Parts:
+    """How errors call the parts of a profile: the options --min to --max-batch, or parts of one --profile."""
 
-        def renamed(line: str) -> str:
-            return re.sub(r"--(min|opt|max)(-batch)?\b", lambda m: m[1] + (" batch" if m[2] else ""), line)
+    profile_text: str | None
 
-        next_step = None if error.next_step is None else renamed(error.next_step)
-        raise UsageError(f"--profile {text}", renamed(f"{error.where} {error.what}"), next_step) from None
+    def name(self, part: str, *, batch: bool = False) -> str:
+        if self.profile_text is None:
+            return f"--{part}-batch" if batch else f"--{part}"
+        return f"{part} batch" if batch else part
 
+    def error(self, name: str, what: str, next_step: str | None = None) -> UsageError:
+        if self.profile_text is None:
+            return UsageError(name, what, next_step)
+        return UsageError(f"--profile {self.profile_text}", f"{name} {what}", next_step)
 
-def _batches(low: int | None, best: int | None, high: int | None) -> dict[str, int]:
-    named = {"--min-batch": low, "--opt-batch": best, "--max-batch": high}
-    return {option: batch for option, batch in named.items() if batch is not None}
+    def require_rising(self, profile: ImageProfile | ProfileRequest) -> None:
+        """Raises UsageError where a given part exceeds the next given one, or a batch is empty."""
+        sizes = ((self.name(part), size) for part, size in zip(_PARTS, profile.sizes, strict=True))
+        batches = (
+            (self.name(part, batch=True), batch) for part, batch in zip(_PARTS, profile.batches, strict=True)
+        )
+        given_sizes = [(name, size) for name, size in sizes if size is not None]
+        given_batches = [(name, batch) for name, batch in batches if batch is not None]
+        for name, batch in given_batches:
+            if batch < 1:
+                raise self.error(name, f"got {batch}, expected at least 1")
+        for (low_name, low), (high_name, high) in pairwise(given_sizes):
+            if low.within(high) != low:
+                raise self._order_error(low_name, low, high_name, high)
+        for (low_name, least), (high_name, most) in pairwise(given_batches):
+            if least > most:
+                raise self._order_error(low_name, least, high_name, most)
 
-
-def _check_order(sizes: dict[str, ImageSize]) -> None:
-    named = list(sizes.items())
-    for (low_option, low), (high_option, high) in pairwise(named):
-        if low.height > high.height or low.width > high.width:
-            raise UsageError(
-                low_option,
-                f"{low} exceeds {high_option} {high}",
-                f"make {low_option} at most {high_option} in height and width",
-            )
-
-
-def _check_batch_order(batches: dict[str, int]) -> None:
-    named = list(batches.items())
-    for (low_option, low), (high_option, high) in pairwise(named):
-        if low > high:
-            raise UsageError(
-                low_option, f"{low} exceeds {high_option} {high}", f"make {low_option} at most {high_option}"
-            )
+    def _order_error(self, low_name: str, low: object, high_name: str, high: object) -> UsageError:
+        return self.error(
+            low_name, f"{low} exceeds {high_name} {high}", f"make {low_name} at most {high_name}"
+        )
 
 
 def _complete(
-    given: list[int | None],
+    given: Sequence[int | None],
+    names: Sequence[str],
+    parts: _Parts,
     *,
     defaults: tuple[int, int, int],
     fixed: int | None,
-    options: tuple[str, str, str],
     what: str,
 ) -> tuple[int, int, int]:
     """One dimension of a profile: min, opt, max. The given values are in order already."""
     if fixed is not None:
-        for option, value in zip(options, given, strict=True):
+        for name, value in zip(names, given, strict=True):
             if value not in (None, fixed):
-                raise UsageError(
-                    option,
+                raise parts.error(
+                    name,
                     f"{what} {value}, but the model was exported with the fixed {what} {fixed}",
-                    f"ask for {fixed} or export again without a fixed size",
+                    f"give {fixed} or export again without a fixed size",
                 )
         return fixed, fixed, fixed
     low, best, high = given

@@ -224,10 +224,10 @@ def validate_all(
     runners = (reference, *candidates)
     plans = []
     for sample in samples:
-        height, width = sample.size()
-        plans.append(shared_tiles(runners, height, width, options, what=sample.name))
+        size = sample.size()
+        plans.append(shared_tiles(runners, size, options, what=sample.name))
         if sample.ground_truth is not None:
-            require_measurable(height * scale, width * scale, scale, sample.name)
+            require_measurable(size.scaled(scale), scale, sample.name)
     found: list[list[PictureReport]] = [[] for _ in candidates]
     with contextlib.ExitStack() as stack:
         for runner in runners:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.media.images import READ_SUFFIXES, read_image, size_from_image_file
+from trt_hspan.sizes import ImageSize
 
 Uint8Array = npt.NDArray[np.uint8]
 
@@ -39,15 +40,15 @@ class Sample:
     scale: int
     side: int | None = None
 
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the low-resolution picture, from file headers alone. Raises: HspanError as `load`."""
+    def size(self) -> ImageSize:
+        """Size of the low-resolution picture, from file headers alone. Raises: HspanError as `load`."""
         truth = None if self.ground_truth is None else size_from_image_file(self.ground_truth)
         if self.low_resolution is None:
             assert truth is not None
             height, width = (side // self.scale for side in truth)
             limit = self.side or max(height, width)
-            return min(height, limit), min(width, limit)
-        size = size_from_image_file(self.low_resolution)
+            return ImageSize(min(height, limit), min(width, limit))
+        size = ImageSize(*size_from_image_file(self.low_resolution))
         if truth is not None:
             self._require_sizes(size, truth)
         return size
@@ -82,7 +83,7 @@ class Sample:
         if low != (truth[0] // self.scale, truth[1] // self.scale):
             raise HspanError(
                 self.ground_truth,
-                f"has {truth[1]}x{truth[0]} pixels, not {self.scale} times the {low[1]}x{low[0]} of "
+                f"has {truth[0]}x{truth[1]} pixels, not {self.scale} times the {low[0]}x{low[1]} of "
                 f"{self.low_resolution}",
                 "give the pair of one picture at the network's scale",
             )

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.sizes import ImageSize
 
 Float64Array = npt.NDArray[np.float64]
 Uint8Array = npt.NDArray[np.uint8]
@@ -115,21 +116,22 @@ def luma_from_rgb(image: Uint8Array) -> Float64Array:
     return LUMA_OFFSET + image.astype(np.float64) @ LUMA_WEIGHTS
 
 
-def require_measurable(height: int, width: int, scale: int, where: object) -> None:
+def require_measurable(size: ImageSize, scale: int, where: object) -> None:
     """Checks that PSNR-Y and SSIM exist for pictures of this size.
 
     Args:
-        height, width: of the high-resolution pictures.
+        size: of the high-resolution pictures.
         scale: pixels that are cropped on each side.
         where: what has the size; errors name it.
 
     Raises:
         HspanError: less than SSIM's 11x11 window is left after cropping.
     """
-    if min(height, width) - 2 * scale < _SSIM_WINDOW:
+    height, width = (max(0, side - 2 * scale) for side in size)
+    if min(height, width) < _SSIM_WINDOW:
         raise HspanError(
             where,
-            f"{height}x{width} pixels leave {max(0, height - 2 * scale)}x{max(0, width - 2 * scale)} after "
+            f"{size} pixels leave {height}x{width} after "
             f"cropping {scale} on each side, SSIM needs {_SSIM_WINDOW}x{_SSIM_WINDOW}",
             "evaluate larger pictures",
         )
@@ -140,7 +142,7 @@ def _cropped_lumas(image: Uint8Array, truth: Uint8Array, scale: int) -> tuple[Fl
         raise HspanError(
             "metrics", f"expected two (H, W, 3) pictures of the same size, got {image.shape}, {truth.shape}"
         )
-    require_measurable(image.shape[0], image.shape[1], scale, "metrics")
+    require_measurable(ImageSize(*image.shape[:2]), scale, "metrics")
     inner = slice(scale, -scale) if scale else slice(None)
     return luma_from_rgb(image[inner, inner]), luma_from_rgb(truth[inner, inner])
 

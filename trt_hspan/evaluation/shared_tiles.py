@@ -6,6 +6,7 @@ Owns the choice of a cut that all of them take, padding included. It runs nothin
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, ShapeLimit
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.tile_size import plan_for_picture, require_size, size_ranges
 from trt_hspan.upscaling.upscaler import Upscaler, reflected
@@ -24,55 +26,51 @@ class SharedTiles:
 
     Attributes:
         options: tiles, for each of them.
-        height, width: of the picture after it has grown to what all networks take.
+        size: of the picture after it has grown to what all networks take.
     """
 
     options: UpscaleOptions
-    height: int
-    width: int
+    size: ImageSize
 
     def padded(self, batch: Float32Array) -> Float32Array:
-        """(N, 3, H, W) -> (N, 3, height, width): grown by reflection at its bottom and right."""
-        rows = reflected(np.arange(self.height), batch.shape[2])
-        columns = reflected(np.arange(self.width), batch.shape[3])
+        """(N, 3, H, W) -> (N, 3, *size): grown by reflection at its bottom and right."""
+        rows = reflected(np.arange(self.size.height), batch.shape[2])
+        columns = reflected(np.arange(self.size.width), batch.shape[3])
         return batch[:, :, rows][:, :, :, columns]
 
 
 def shared_tiles(
-    runners: Sequence[Runner], height: int, width: int, options: UpscaleOptions, *, what: str
+    runners: Sequence[Runner], picture: ImageSize, options: UpscaleOptions, *, what: str
 ) -> SharedTiles:
     """The tiles in which all networks take a picture.
 
     Args:
         runners: the networks; none needs to be active.
-        height, width: of the picture.
-        options: how; "auto" becomes the smallest tile that one of the networks wants, where all of them take it.
+        picture: its size.
+        options: how; "auto" becomes the smallest tile that any of the networks needs, where all of them take it.
         what: the picture; errors name it.
 
     Raises:
-        HspanError: the networks take no tile in common, or not the one that was asked for.
+        HspanError: the networks take no tile in common, or not the requested one.
         UsageError: the overlap does not suit the tile.
     """
     if options.protocol == "official":
         for runner in runners:
-            Upscaler(runner, options).plan(height, width, what=what)
-        return SharedTiles(options=options, height=height, width=width)
+            Upscaler(runner, options).plan(picture, what=what)
+        return SharedTiles(options=options, size=picture)
     together = _Together(runners)
     tile, limit = options.tile, None
     if tile == "auto":
-        plans = [Upscaler(runner, options).plan(height, width, what=what) for runner in runners]
+        plans = [Upscaler(runner, options).plan(picture, what=what) for runner in runners]
         if any(plan.count > 1 for plan in plans):
-            limit = (min(plan.tile_height for plan in plans), min(plan.tile_width for plan in plans))
-            if any(known.bounded(*limit) == limit for known in size_ranges(together)):
+            limit = functools.reduce(ImageSize.within, (plan.tile for plan in plans))
+            if any(sizes.bounded(limit) == limit for sizes in size_ranges(together)):
                 tile = limit
-    plan = plan_for_picture(
-        together, height, width, tile=tile, overlap=options.overlap, limit=limit, what=what
-    )
+    plan = plan_for_picture(together, picture, tile=tile, overlap=options.overlap, limit=limit, what=what)
     if options.tile != "none":
-        options = dataclasses.replace(options, tile=(plan.tile_height, plan.tile_width))
-    return SharedTiles(
-        options=options, height=max(height, plan.rows[-1].end), width=max(width, plan.columns[-1].end)
-    )
+        options = dataclasses.replace(options, tile=plan.tile)
+    grown = ImageSize(max(picture.height, plan.rows[-1].end), max(picture.width, plan.columns[-1].end))
+    return SharedTiles(options=options, size=grown)
 
 
 class _Together:
@@ -105,7 +103,7 @@ class _Together:
     def require_shape(self, shape: tuple[int, ...], what: object) -> None:
         """Each network decides."""
         for runner in self._runners:
-            require_size(runner, (shape[2], shape[3]), what)
+            require_size(runner, ImageSize(*shape[2:]), what)
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
         """Of the network that needs the most: they run one after the other."""

@@ -38,7 +38,7 @@ def board_build(
     board: Board,
     facts: DeviceFacts,
     *,
-    size: tuple[int, int] | None = None,
+    size: ImageSize | None = None,
     plugin: Path | None = None,
     optimization_level: int | None = None,
 ) -> BoardBuild:
@@ -52,7 +52,7 @@ def board_build(
         output: `NAME.plan`.
         board: what the limits are for.
         facts: of the device, for its free memory.
-        size: (height, width) in pixels of the pictures that are to go in; None is 256x256, beyond which tiles take
+        size: of the pictures that are to go in; None is 256x256, beyond which tiles take
             more time than pictures cut into tiles of that size.
         plugin: the plugin library; None as `device_plugin`.
         optimization_level: as `EngineSpec`.
@@ -67,7 +67,7 @@ def board_build(
     model = load_onnx(onnx_file)
     require_attention(model, onnx_file)
     cost = network_cost(model, where=onnx_file)
-    plan = plan_for_board(cost, board, *(size or cost.fixed_size or (AUTO_TILE_SIDE, AUTO_TILE_SIDE)))
+    plan = plan_for_board(cost, board, size or cost.fixed_size or ImageSize(AUTO_TILE_SIDE, AUTO_TILE_SIDE))
     _require_fit(plan, onnx_file)
     trial_bytes = _free_bytes(plan, facts)
     return BoardBuild(
@@ -127,19 +127,18 @@ def device_plugin() -> Path:
 
 def _profile(plan: BoardPlan) -> ProfileRequest:
     """Up to the plan's tile, and tuned for it, since most tiles are of that size."""
-    largest = ImageSize(height=plan.tiles.tile_height, width=plan.tiles.tile_width)
-    least = ImageSize(height=min(SMALLEST_SIDE, largest.height), width=min(SMALLEST_SIDE, largest.width))
+    largest = plan.tiles.tile
+    least = largest.within(ImageSize(SMALLEST_SIDE, SMALLEST_SIDE))
     return ProfileRequest(min=least, opt=largest, max=largest)
 
 
 def _require_fit(plan: BoardPlan, where: Path) -> None:
     if plan.fits:
         return
-    size = f"{plan.tiles.tile_width}x{plan.tiles.tile_height}"
     raise HspanError(
         where,
-        f"does not fit the {plan.board.title}: {size} pixels need {plan.memory.total / 1e9:.2f} GB with what the "
-        f"system keeps, it has {plan.board.memory_bytes / 1e9:.2f} GB",
+        f"does not fit the {plan.board.title}: {plan.tiles.tile} pixels need {plan.memory.total / 1e9:.2f} GB with "
+        f"what the system keeps, it has {plan.board.memory_bytes / 1e9:.2f} GB",
         "take a smaller network or a larger board"
         if plan.cost.fixed_size is None
         else "export it for a smaller size, or without --static",
@@ -154,10 +153,10 @@ def _free_bytes(plan: BoardPlan, facts: DeviceFacts) -> int:
     if facts.available_bytes is None:
         return usable
     if facts.available_bytes < needed:
-        size = f"{plan.tiles.tile_width}x{plan.tiles.tile_height}"
         raise HspanError(
             "memory",
-            f"an engine for {size} needs {needed / 1e9:.2f} GB, {facts.available_bytes / 1e9:.2f} GB are free",
+            f"an engine for {plan.tiles.tile} needs {needed / 1e9:.2f} GB, "
+            f"{facts.available_bytes / 1e9:.2f} GB are free",
             "end other programs (sudo systemctl isolate multi-user.target ends the desktop), or give a smaller --size",
         )
     return min(usable, facts.available_bytes)

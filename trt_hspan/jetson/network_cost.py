@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.sizes import ImageSize
 
 if TYPE_CHECKING:
     import onnx
@@ -43,7 +44,7 @@ class NetworkCost:
         macs_per_pixel: multiply-accumulates of all convolutions for one input pixel.
         attention: one entry per block.
         source: where `activation_bytes_per_pixel` comes from.
-        fixed_size: (height, width) in pixels of the only input that the network takes; None when it takes any.
+        fixed_size: of the only input that the network takes; None when it takes any.
     """
 
     scale: int
@@ -54,7 +55,7 @@ class NetworkCost:
     macs_per_pixel: float
     attention: tuple[AttentionSizes, ...]
     source: str
-    fixed_size: tuple[int, int] | None = None
+    fixed_size: ImageSize | None = None
 
 
 def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkCost:
@@ -95,7 +96,7 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
 @dataclass(frozen=True, kw_only=True)
 class _Input:
     name: str
-    fixed_size: tuple[int, int] | None
+    fixed_size: ImageSize | None
 
 
 def _input_dimensions(model: onnx.ModelProto, where: object) -> _Input:
@@ -105,7 +106,7 @@ def _input_dimensions(model: onnx.ModelProto, where: object) -> _Input:
     sizes = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
     if len(sizes) != 4:
         raise HspanError(where, "expected one input (N, C, H, W)", "export it with trt-hspan export")
-    fixed = (sizes[2], sizes[3]) if sizes[2] and sizes[3] else None
+    fixed = ImageSize(sizes[2], sizes[3]) if sizes[2] and sizes[3] else None
     return _Input(name=inputs[0].name, fixed_size=fixed)
 
 

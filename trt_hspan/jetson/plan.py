@@ -86,56 +86,51 @@ def cost_from_manifest(cost: NetworkCost, manifest: EngineManifest) -> NetworkCo
     profile = manifest.largest_profile
     if profile.activation_memory_bytes is None:
         raise HspanError("engine", "its manifest gives no activation memory", "plan with --onnx instead")
-    n, _, height, width = profile.max
     return dataclasses.replace(
         cost,
         weights_bytes=manifest.weights_memory_bytes or cost.weights_bytes,
-        activation_bytes_per_pixel=profile.activation_memory_bytes / (n * height * width),
+        activation_bytes_per_pixel=profile.activation_memory_bytes
+        / (profile.max[0] * profile.sizes[2].pixels),
         source=f"{manifest.flavor} {manifest.tensorrt_version}, from the manifest",
     )
 
 
-def memory_for_tile(cost: NetworkCost, board: Board, height: int, width: int) -> Memory:
-    """Bytes for a tile of height x width input pixels."""
-    pixels = height * width
+def memory_for_tile(cost: NetworkCost, board: Board, tile: ImageSize) -> Memory:
+    """Bytes while a tile of this size, in input pixels, is upscaled."""
     workspaces = (
-        plugin_workspace_bytes(pixels, a.score_channels, a.value_channels, cost.element_bytes)
+        plugin_workspace_bytes(tile.pixels, a.score_channels, a.value_channels, cost.element_bytes)
         for a in cost.attention
     )
     return Memory(
         weights=cost.weights_bytes,
-        activations=round(cost.activation_bytes_per_pixel * pixels),
+        activations=round(cost.activation_bytes_per_pixel * tile.pixels),
         workspace=max(workspaces, default=0),  # TensorRT's layers share it
-        tensors=_CHANNELS * _FLOAT_BYTES * pixels * (1 + cost.scale**2),
+        tensors=_CHANNELS * _FLOAT_BYTES * tile.pixels * (1 + cost.scale**2),
         reserved=board.reserved_bytes,
     )
 
 
-def plan_for_board(cost: NetworkCost, board: Board, height: int, width: int) -> BoardPlan:
+def plan_for_board(cost: NetworkCost, board: Board, picture: ImageSize) -> BoardPlan:
     """The largest tiles that fit, up to the whole picture.
 
     Args:
         cost: of the network.
         board: where it is to run.
-        height, width: of the picture that goes into the network, in pixels.
+        picture: size of what goes into the network.
 
     Raises:
-        UsageError: the picture has no pixels, or the network takes another size only.
+        UsageError: the network takes another size only.
     """
-    if min(height, width) < 1:
-        raise UsageError("--size", f"{width}x{height} is no size", "give WIDTHxHEIGHT, such as 640x360")
-    if cost.fixed_size not in (None, (height, width)):
-        fixed_height, fixed_width = cost.fixed_size or (0, 0)
+    if cost.fixed_size not in (None, picture):
         raise UsageError(
             "--size",
-            f"{width}x{height}, but the network was exported for {fixed_width}x{fixed_height} only",
-            "ask for that size, or export it without --static",
+            f"{picture}, but the network was exported for {cost.fixed_size} only",
+            "give that size, or export it without --static",
         )
-    tile = cost.fixed_size or _largest_tile(cost, board, height, width)
-    overlap = min(DEFAULT_OVERLAP, min(tile) // 4) if tile != (height, width) else 0
-    tile = (trimmed_tile(height, tile[0], overlap, 1), trimmed_tile(width, tile[1], overlap, 1))
-    tiles = tile_plan(height, width, tile, overlap)
-    memory = memory_for_tile(cost, board, tiles.tile_height, tiles.tile_width)
+    largest = cost.fixed_size or _largest_tile(cost, board, picture)
+    overlap = min(DEFAULT_OVERLAP, min(largest) // 4) if largest != picture else 0
+    tiles = tile_plan(picture, trimmed_tile(picture, largest, overlap), overlap)
+    memory = memory_for_tile(cost, board, tiles.tile)
     arithmetic, traffic, share = _floors(cost, board, tiles)
     return BoardPlan(
         board=board,
@@ -156,19 +151,19 @@ def least_ms(cost: NetworkCost, board: Board, tiles: TilePlan) -> float:
     return max(arithmetic, traffic)
 
 
-def _largest_tile(cost: NetworkCost, board: Board, height: int, width: int) -> tuple[int, int]:
+def _largest_tile(cost: NetworkCost, board: Board, picture: ImageSize) -> ImageSize:
     """The whole picture, or a square of S x S pixels, S the largest multiple of 8 that fits; cut to the picture."""
 
-    def size(steps: int) -> tuple[int, int]:
-        return min(height, steps * SIDE_STEP), min(width, steps * SIDE_STEP)
+    def size(steps: int) -> ImageSize:
+        return picture.within(ImageSize(steps * SIDE_STEP, steps * SIDE_STEP))
 
     def too_large(steps: int) -> bool:
-        return memory_for_tile(cost, board, *size(steps)).total > board.memory_bytes
+        return memory_for_tile(cost, board, size(steps)).total > board.memory_bytes
 
-    if memory_for_tile(cost, board, height, width).total <= board.memory_bytes:
-        return height, width
+    if memory_for_tile(cost, board, picture).total <= board.memory_bytes:
+        return picture
     smallest = SMALLEST_SIDE // SIDE_STEP
-    choices = range(smallest, (max(height, width) - 1) // SIDE_STEP + 1)
+    choices = range(smallest, (max(picture) - 1) // SIDE_STEP + 1)
     fitting = bisect.bisect_left(choices, True, key=too_large)
     return size(choices[fitting - 1] if fitting else smallest)
 
@@ -208,4 +203,4 @@ def floors_for_sizes(onnx_file: Path, board: Board, sizes: Iterable[ImageSize]) 
     from trt_hspan.graph import load_onnx
 
     cost = network_cost(load_onnx(onnx_file), where=onnx_file)
-    return {size: least_ms(cost, board, tile_plan(size.height, size.width, None, 0)) for size in sizes}
+    return {size: least_ms(cost, board, tile_plan(size, None, 0)) for size in sizes}

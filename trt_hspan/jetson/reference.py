@@ -21,6 +21,7 @@ from trt_hspan.evaluation.metrics import Agreement, agreement, default_bar_db
 from trt_hspan.files import atomic_path, error_from_os_error
 from trt_hspan.media.images import read_image, tensor_from_image
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.tile_size import require_size
 from trt_hspan.upscaling.upscaler import upscale_batch
@@ -263,8 +264,7 @@ def compared_with_reference(
         HspanError: a picture does not fit the network, or a run fails.
     """
     for picture in reference.pictures:
-        height, width = picture.picture.shape[:2]
-        require_size(runner, (height, width), f"the reference's picture {picture.name}")
+        require_size(runner, ImageSize(*picture.picture.shape[:2]), f"the reference's picture {picture.name}")
     bar_db = default_bar_db(runner.precision) if min_psnr_db is None else min_psnr_db
     found = {}
     with runner:

@@ -167,7 +167,7 @@ def _require_size(sample: Sample, height: int, width: int) -> None:
         path = sample.low_resolution or sample.ground_truth
         raise HspanError(
             os.fspath(path) if path else sample.name,
-            f"gives an input of {width}x{height} pixels, expected at least {LEAST_SIDE}x{LEAST_SIDE}",
+            f"gives an input of {height}x{width} pixels, expected at least {LEAST_SIDE}x{LEAST_SIDE}",
             "leave the picture out or give a larger one",
         )
 

@@ -27,7 +27,7 @@ def require_memory(
         height, width = shape[2:]
         raise HspanError(
             what,
-            f"{width}x{height} pixels as a whole need about {needed / 1e9:.1f} GB of memory under {runner.name}, "
+            f"{height}x{width} pixels as a whole need about {needed / 1e9:.1f} GB of memory under {runner.name}, "
             f"{available / 1e9:.1f} GB are available",
             next_step,
         )

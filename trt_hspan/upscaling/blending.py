@@ -73,11 +73,13 @@ def blended_strips(
                 middle = np.concatenate([carried[..., left:right] + top * ramp, middle], axis=2)
             pixels = pixels_from_tensor(middle)
             if strip is None:
-                strip = array_of_own_pages((fall, plan.width * scale, *pixels.shape[2:]), pixels.dtype)
+                strip = array_of_own_pages(
+                    (fall, plan.picture.width * scale, *pixels.shape[2:]), pixels.dtype
+                )
             strip[:, left:right] = pixels
             if bottom.shape[2]:
                 if falling is None:
-                    falling = array_of_own_pages((*bottom.shape[:3], plan.width * scale), np.float32)
+                    falling = array_of_own_pages((*bottom.shape[:3], plan.picture.width * scale), np.float32)
                 falling[..., left:right] = bottom * falling_weights(bottom.shape[2])[:, None]
         carried = falling
         assert strip is not None

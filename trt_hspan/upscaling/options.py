@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from trt_hspan.errors import UsageError
-from trt_hspan.sizes import TileChoice
+from trt_hspan.sizes import ImageSize, TileChoice
 from trt_hspan.upscaling.tiling import OFFICIAL_MIN_SIZE
 
 Protocol = Literal["tiled", "official"]
@@ -19,7 +19,8 @@ class UpscaleOptions:
 
     Attributes:
         tile: "auto" takes a picture as a whole where the network's limits, free memory and time allow it, and
-            else the largest tile that they allow; "none" as a whole or not at all; (height, width) of tiles.
+            else the largest tile that they allow; "none" as a whole or not at all; (height, width) of tiles, kept
+            as an `ImageSize`.
         overlap: pixels that neighboring tiles share at least; None takes 32 or less.
         protocol: "official" cuts as the official code's `--chop` does, with hard seams; tile and overlap then
             play no part.
@@ -45,19 +46,21 @@ class UpscaleOptions:
             )
         if isinstance(self.tile, str):
             if self.tile not in ("auto", "none"):
-                raise UsageError("--tile", f"got {self.tile!r}, expected auto, none or HxW")
+                raise UsageError("--tile", f"got {self.tile!r}, expected auto, none or a size")
             if self.tile == "none" and self.overlap is not None:
                 raise UsageError(
                     "--overlap", "is for tiles, and --tile none makes none", "leave out one of them"
                 )
         elif len(self.tile) != 2 or min(self.tile) < 1:
             raise UsageError("--tile", f"got {self.tile}, expected a height and a width of at least 1")
-        elif self.overlap is not None and self.overlap > min(self.tile) // 2:
-            raise UsageError(
-                "--overlap",
-                f"{self.overlap} pixels are more than half of the tile {self.tile[0]}x{self.tile[1]}",
-                "give a smaller overlap or a larger tile",
-            )
+        else:
+            object.__setattr__(self, "tile", ImageSize(*self.tile))
+            if self.overlap is not None and self.overlap > min(self.tile) // 2:
+                raise UsageError(
+                    "--overlap",
+                    f"{self.overlap} pixels are more than half of the tile {self.tile}",
+                    "give a smaller overlap or a larger tile",
+                )
         if self.overlap is not None and self.overlap < 0:
             raise UsageError("--overlap", f"{self.overlap} pixels make no sense", "give 0 or more")
         if self.protocol == "official" and (self.tile != "auto" or self.overlap is not None):

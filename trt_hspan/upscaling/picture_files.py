@@ -19,6 +19,7 @@ from trt_hspan.media.picture_rows import size_for_streaming
 from trt_hspan.media.pictures import Picture, read_picture, rgb_on_white, write_picture
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.runtime.runner import Runner
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.streaming import STREAM_PIXELS, require_streamed_suffix, upscale_stream
 from trt_hspan.upscaling.tile_effect import TileEffect, tile_effect
 from trt_hspan.upscaling.tiling import TilePlan
@@ -189,18 +190,18 @@ def _streamed(
 
 
 def _report(upscaler: Upscaler, size: tuple[int, ...], seconds: float, source: Path) -> Upscaled:
-    return _report_of(upscaler, upscaler.plan(size[0], size[1], what=source), seconds)
+    return _report_of(upscaler, upscaler.plan(ImageSize(*size), what=source), seconds)
 
 
 def _report_of(upscaler: Upscaler, plan: TilePlan, seconds: float) -> Upscaled:
     return Upscaled(
         backend=upscaler.runner.label,
-        input_height=plan.height,
-        input_width=plan.width,
-        output_height=plan.height * upscaler.scale,
-        output_width=plan.width * upscaler.scale,
+        input_height=plan.picture.height,
+        input_width=plan.picture.width,
+        output_height=plan.picture.height * upscaler.scale,
+        output_width=plan.picture.width * upscaler.scale,
         run_time_seconds=seconds,
         tiles=plan.count,
-        tile_height=plan.tile_height,
-        tile_width=plan.tile_width,
+        tile_height=plan.tile.height,
+        tile_width=plan.tile.width,
     )

@@ -19,6 +19,7 @@ from trt_hspan.media.images import size_from_image_file
 from trt_hspan.media.picture_rows import PictureRows, RowsOfPicture, rows_of_file, size_for_streaming
 from trt_hspan.media.picture_strips import STREAMED_SUFFIXES, StripTarget, write_strips
 from trt_hspan.media.pictures import read_picture
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tiling import TilePlan
 from trt_hspan.upscaling.upscaler import OnTile, Upscaler
 
@@ -99,7 +100,7 @@ def upscale_stream(
                     f"strips of {rows.width * scale} pixels' width would be large"
                 )
             strips = upscaler.strips(
-                rows, rows.height, rows.width, kind, on_tile=on_tile, what=source, highest=highest
+                rows, ImageSize(rows.height, rows.width), kind, on_tile=on_tile, what=source, highest=highest
             )
             written = StripTarget(
                 path=target,
@@ -112,9 +113,9 @@ def upscale_stream(
             try:
                 write_strips(written, strips)
             except OutOfMemoryError as error:
-                upscaler.shrink(rows.height, rows.width, error, highest=highest)
+                upscaler.shrink(ImageSize(rows.height, rows.width), error, highest=highest)
             else:
-                return upscaler.plan(rows.height, rows.width, highest=highest)
+                return upscaler.plan(ImageSize(rows.height, rows.width), highest=highest)
 
 
 def require_streamed_suffix(target: Path, height: int, width: int) -> None:
@@ -126,7 +127,7 @@ def require_streamed_suffix(target: Path, height: int, width: int) -> None:
     if target.suffix.lower() not in STREAMED_SUFFIXES:
         raise HspanError(
             target,
-            f"{width}x{height} pixels are too many for {target.suffix}, which is encoded whole in memory (at most "
+            f"{height}x{width} pixels are too many for {target.suffix}, which is encoded whole in memory (at most "
             f"{STREAM_PIXELS / 1e6:.0f} million)",
             "name a .png, .tif or .jpg file, which are written strip by strip",
         )
@@ -139,7 +140,7 @@ def _rows(source: Path) -> PictureRows:
     if height * width > STREAM_PIXELS:
         raise HspanError(
             source,
-            f"{width}x{height} pixels are too many for its format, which is decoded whole in memory (at most "
+            f"{height}x{width} pixels are too many for its format, which is decoded whole in memory (at most "
             f"{STREAM_PIXELS / 1e6:.0f} million)",
             "convert it to PNG, TIFF or JPEG, which are read strip by strip",
         )

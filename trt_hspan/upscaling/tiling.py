@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.sizes import ImageSize
 
+#: The least that a network may need.
+ONE_PIXEL: Final = ImageSize(1, 1)
 # The official code's margin around each quarter, and the pixels from which a quarter is cut again.
 OFFICIAL_SHAVE: Final = 10
 OFFICIAL_MIN_SIZE: Final = 120_000
@@ -55,12 +58,11 @@ class TilePlan:
     """How one picture is cut: every row span with every column span is a tile.
 
     Attributes:
-        height, width: of the picture.
+        picture: its size.
         rows, columns: from top to bottom and from left to right; their weights sum to 1 at every pixel.
     """
 
-    height: int
-    width: int
+    picture: ImageSize
     rows: tuple[Span, ...]
     columns: tuple[Span, ...]
 
@@ -70,44 +72,35 @@ class TilePlan:
         return len(self.rows) * len(self.columns)
 
     @property
-    def tile_height(self) -> int:
-        """Pixels of the highest tile."""
-        return max(span.length for span in self.rows)
-
-    @property
-    def tile_width(self) -> int:
-        """Pixels of the widest tile."""
-        return max(span.length for span in self.columns)
+    def tile(self) -> ImageSize:
+        """Size of the largest tile."""
+        height, width = (max(span.length for span in spans) for spans in (self.rows, self.columns))
+        return ImageSize(height, width)
 
 
 def tile_plan(
-    height: int,
-    width: int,
-    tile: tuple[int, int] | None,
+    picture: ImageSize,
+    tile: ImageSize | None,
     overlap: int,
     *,
-    minimum: tuple[int, int] = (1, 1),
+    minimum: ImageSize = ONE_PIXEL,
 ) -> TilePlan:
     """Cuts a picture into tiles of one size, evenly spread, none of which leaves the picture.
 
     Args:
-        height, width: of the picture, at least 1.
-        tile: (height, width) of the tiles; None is one tile of the picture's own size.
+        picture: its size.
+        tile: size of the tiles; None is one tile of the picture's own size.
         overlap: pixels that neighbors share at least; at most half of a side that is cut.
-        minimum: (height, width) that the network needs at least. A picture that is smaller than that, or than
+        minimum: size that the network needs at least. A picture that is smaller than that, or than
             the tile itself needs to be, grows by reflection at its bottom and right.
 
     Raises:
-        UsageError: the overlap is negative or more than half of the tile's side; a size is below 1.
+        UsageError: the overlap is negative or more than half of the tile's side.
     """
-    if min(height, width) < 1:
-        raise UsageError("tiles", f"a picture of {width}x{height} pixels cannot be cut")
-    sides = (height, width) if tile is None else tile
-    if min(sides) < 1:
-        raise UsageError("--tile", f"{sides[0]}x{sides[1]} is no size", "give HxW in pixels, such as 128x128")
-    rows = _spans(height, sides[0], overlap, minimum[0])
-    columns = _spans(width, sides[1], overlap, minimum[1])
-    return TilePlan(height, width, rows, columns)
+    rows, columns = (
+        _spans(*sides[:2], overlap, sides[2]) for sides in zip(picture, tile or picture, minimum, strict=True)
+    )
+    return TilePlan(picture, rows, columns)
 
 
 def _spans(size: int, tile: int, overlap: int, minimum: int) -> tuple[Span, ...]:
@@ -158,8 +151,7 @@ def margin_length(overlap: int) -> int:
 
 
 def official_plan(
-    height: int,
-    width: int,
+    picture: ImageSize,
     *,
     shave: int = OFFICIAL_SHAVE,
     min_size: int = OFFICIAL_MIN_SIZE,
@@ -175,7 +167,7 @@ def official_plan(
     the number of cuts is known.
 
     Args:
-        height, width: of the picture.
+        picture: its size.
         shave: the margin in pixels.
         min_size: pixels of a quarter from which it is cut again.
         what: the picture; errors name it.
@@ -185,20 +177,20 @@ def official_plan(
             fails there too.
         UsageError: `min_size` is so small that the cutting would never end.
     """
-    rows, columns = [_Piece(0, height, 0, height)], [_Piece(0, width, 0, width)]
+    rows, columns = ([_Piece(0, side, 0, side)] for side in picture)
     before = None
-    while before is None or before[0] * before[1] >= min_size:
-        rows = _halved(rows, shave, _OFFICIAL_STEPS[0], (height, width), what)
-        columns = _halved(columns, shave, _OFFICIAL_STEPS[1], (height, width), what)
-        size = (rows[0].length, columns[0].length)
-        if size == before:
+    while before is None or before.pixels >= min_size:
+        rows = _halved(rows, shave, _OFFICIAL_STEPS[0], picture, what)
+        columns = _halved(columns, shave, _OFFICIAL_STEPS[1], picture, what)
+        quarter = ImageSize(rows[0].length, columns[0].length)
+        if quarter == before:
             raise UsageError(
                 "--official-min-size",
-                f"{min_size} is too small: quarters of {size[1]}x{size[0]} pixels do not become smaller",
-                f"give at least {size[0] * size[1] + 1}",
+                f"{min_size} is too small: quarters of {quarter} pixels do not become smaller",
+                f"give at least {quarter.pixels + 1}",
             )
-        before = size
-    return TilePlan(height, width, _hard_spans(rows), _hard_spans(columns))
+        before = quarter
+    return TilePlan(picture, _hard_spans(rows), _hard_spans(columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +203,7 @@ class _Piece:
     kept_end: int
 
 
-def _halved(
-    pieces: list[_Piece], shave: int, step: int, picture: tuple[int, int], what: object
-) -> list[_Piece]:
+def _halved(pieces: list[_Piece], shave: int, step: int, picture: ImageSize, what: object) -> list[_Piece]:
     whole = pieces[0].length  # all pieces of one cut have one length
     half = whole // 2
     length = half + shave
@@ -221,7 +211,7 @@ def _halved(
     if length > whole:
         raise HspanError(
             what,
-            f"{picture[1]}x{picture[0]} pixels are too small to be quartered with margin {shave} (the official code "
+            f"{picture} pixels are too small to be quartered with margin {shave} (the official code "
             "fails on it too)",
             "use --protocol tiled",
         )

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.media.pixels import PixelFormat, TensorFormat
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.blending import blended_strips
 from trt_hspan.upscaling.options import DEFAULT_OPTIONS, UpscaleOptions
 from trt_hspan.upscaling.self_ensemble import TURNS, ensemble_mean
@@ -71,7 +72,7 @@ class Upscaler:
         on_shrink: told one line each time the tiles become smaller than was asked for.
 
     Attributes:
-        limit: (height, width) of the largest tile that is still tried; None until memory ran out.
+        limit: the largest tile that is still tried; None until memory ran out.
         shrinks: what `on_shrink` was told of memory that ran out.
     """
 
@@ -83,7 +84,7 @@ class Upscaler:
         on_shrink: Callable[[str], None] | None = None,
     ) -> None:
         self.runner, self.options = runner, options
-        self.limit: tuple[int, int] | None = None
+        self.limit: ImageSize | None = None
         self.shrinks: list[str] = []
         self._on_shrink = on_shrink
         self._scale = runner.scale
@@ -98,9 +99,7 @@ class Upscaler:
             self._scale = output.shape[2] // height
         return self._scale
 
-    def plan(
-        self, height: int, width: int, *, what: object = "picture", highest: int | None = None
-    ) -> TilePlan:
+    def plan(self, picture: ImageSize, *, what: object = "picture", highest: int | None = None) -> TilePlan:
         """The tiles for a picture, none with more rows than `highest`; the network's least size comes first.
 
         Raises:
@@ -108,17 +107,16 @@ class Upscaler:
                 network.
         """
         if self.options.protocol == "official":
-            quarters = official_plan(height, width, min_size=self.options.official_min_size, what=what)
-            size = (quarters.tile_height, quarters.tile_width)
-            require_size(self.runner, size, f"{what}, a tile of --protocol official")
+            quarters = official_plan(picture, min_size=self.options.official_min_size, what=what)
+            require_size(self.runner, quarters.tile, f"{what}, a tile of --protocol official")
             return quarters
         limit = self.limit
         if highest is not None:
-            limit = (highest, width) if limit is None else (min(highest, limit[0]), limit[1])
+            rows = ImageSize(highest, picture.width)
+            limit = rows if limit is None else ImageSize(highest, limit.width).within(limit)
         return plan_for_picture(
             self.runner,
-            height,
-            width,
+            picture,
             tile=self.options.tile,
             overlap=self.options.overlap,
             limit=limit,
@@ -129,8 +127,7 @@ class Upscaler:
     def strips(
         self,
         rows: RowsSource,
-        height: int,
-        width: int,
+        picture: ImageSize,
         pixels: PixelFormat | TensorFormat,
         *,
         on_tile: OnTile | None = None,
@@ -140,8 +137,8 @@ class Upscaler:
         """Reads a picture from top to bottom and gives the result in strips of full width.
 
         Args:
-            rows: gives the picture's rows; no more than one row of tiles is asked for at a time.
-            height, width: of the picture.
+            rows: gives the picture's rows; no more than one row of tiles is requested at a time.
+            picture: its size.
             pixels: how pixels become tensors and back.
             on_tile: told after each tile.
             what: the picture; errors name it.
@@ -154,14 +151,14 @@ class Upscaler:
             OutOfMemoryError: a tile did not fit in memory. `shrink` makes the next attempt smaller.
             HspanError: the picture does not fit the network, the backend fails, or a value is NaN.
         """
-        plan = self.plan(height, width, what=what, highest=highest)
+        plan = self.plan(picture, what=what, highest=highest)
         scale, done = self.scale, 0
 
         def inputs() -> Iterator[Float32Array]:
             for row in plan.rows:
-                held = _rows_of_span(rows, row, height)
+                held = _rows_of_span(rows, row, picture.height)
                 for column in plan.columns:
-                    yield pixels.tensor_from_pixels(_columns_of_span(held, column, width))
+                    yield pixels.tensor_from_pixels(_columns_of_span(held, column, picture.width))
 
         outputs = self._outputs(inputs(), pixels.fills_constant)
 
@@ -178,7 +175,7 @@ class Upscaler:
         with _out_of_memory_told(self.runner, plan, step):
             yield from blended_strips(plan, scale, output_of, pixels.pixels_from_tensor)
 
-    def shrink(self, height: int, width: int, error: OutOfMemoryError, *, highest: int | None = None) -> None:
+    def shrink(self, picture: ImageSize, error: OutOfMemoryError, *, highest: int | None = None) -> None:
         """Makes tiles smaller after one of a picture of this size did not fit in memory.
 
         Raises:
@@ -186,17 +183,14 @@ class Upscaler:
         """
         if self.options.protocol == "official" or self.options.tile == "none":
             raise error
-        plan = self.plan(height, width, highest=highest)
-        size = (plan.tile_height, plan.tile_width)
-        smaller = smaller_tile(self.runner, size, turned=self.options.self_ensemble)
+        plan = self.plan(picture, highest=highest)
+        smaller = smaller_tile(self.runner, plan.tile, turned=self.options.self_ensemble)
         if smaller is None:
             raise error
         self.limit = smaller
-        overlap, most = self.options.overlap, largest_overlap(smaller, (height, width))
+        overlap, most = self.options.overlap, largest_overlap(smaller, picture)
         less = f" and an overlap of {most}" if overlap is not None and overlap > most else ""
-        self.shrinks.append(
-            f"out of memory with tiles of {size[0]}x{size[1]}, going on with {smaller[0]}x{smaller[1]}{less}"
-        )
+        self.shrinks.append(f"out of memory with tiles of {plan.tile}, going on with {smaller}{less}")
         self.tell(self.shrinks[-1])
 
     def tell(self, line: str) -> None:
@@ -213,25 +207,25 @@ class Upscaler:
         what: object = "picture",
     ) -> npt.NDArray[Any]:
         """A picture that is in memory; smaller tiles are tried when memory runs out. Raises: as `strips`."""
-        height, width = image.shape[:2]
+        picture = ImageSize(*image.shape[:2])
         if self.options.self_ensemble and self.options.protocol == "official":
             return self._official_ensemble(image, pixels, on_tile, what)
         while True:
             try:
                 strips = self.strips(
-                    lambda top, bottom: image[top:bottom], height, width, pixels, on_tile=on_tile, what=what
+                    lambda top, bottom: image[top:bottom], picture, pixels, on_tile=on_tile, what=what
                 )
                 result: npt.NDArray[Any] | None = None
                 at = 0
                 for strip in strips:
                     if result is None:
-                        result = np.empty((height * self.scale, *strip.shape[1:]), strip.dtype)
+                        result = np.empty((picture.height * self.scale, *strip.shape[1:]), strip.dtype)
                     result[at : at + len(strip)] = strip
                     at += len(strip)
                 assert result is not None
                 return result
             except OutOfMemoryError as error:
-                self.shrink(height, width, error)
+                self.shrink(picture, error)
 
     def batch(
         self, batch: Float32Array, *, on_tile: OnTile | None = None, what: object = "input"
@@ -286,7 +280,7 @@ class Upscaler:
 
     def _parts(self, batch: Float32Array) -> list[Float32Array]:
         """As many items at a time as the network takes; a network for larger batches gets the last one repeated."""
-        low, high = batch_limits(self.runner, batch.shape[2], batch.shape[3], wanted=len(batch))
+        low, high = batch_limits(self.runner, ImageSize(*batch.shape[2:]), requested=len(batch))
         parts = [batch[start : start + high] for start in range(0, len(batch), high)]
         missing = max(0, low - len(parts[-1]))
         if missing:
@@ -305,14 +299,14 @@ class Upscaler:
 
         def chopped(batch: Float32Array, index: int) -> Float32Array:
             turned = plain.pixels_from_tensor(batch)
-            height, width = turned.shape[:2]
+            picture = ImageSize(*turned.shape[:2])
 
             def told(done: int, count: int) -> None:
                 if on_tile is not None:
                     on_tile(index * count + done, TURNS * count)
 
             rows = lambda top, end: turned[top:end]  # noqa: E731
-            strips = self.strips(rows, height, width, plain, on_tile=told, what=what)
+            strips = self.strips(rows, picture, plain, on_tile=told, what=what)
             return plain.tensor_from_pixels(np.concatenate(list(strips)))
 
         return pixels.pixels_from_tensor(ensemble_mean(pixels.tensor_from_pixels(image), chopped))
@@ -423,6 +417,6 @@ def _out_of_memory_told(runner: Runner, plan: TilePlan, next_step: str) -> Itera
             raise
         raise OutOfMemoryError(
             runner.where,
-            f"a tile of {plan.tile_width}x{plan.tile_height} pixels does not fit in memory",
+            f"a tile of {plan.tile} pixels does not fit in memory",
             next_step,
         ) from error

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from support.tile_networks import BoundedRunner
 
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tile_size import plan_for_picture, smaller_tile
 from trt_hspan.upscaling.tiling import Span, tile_plan
 from trt_hspan.upscaling.upscaler import UpscaleOptions, upscale_array
@@ -31,7 +32,7 @@ def golden_document() -> dict[str, Any]:
         tile, minimum = ((draw.randint(1, 200), draw.randint(1, 200)) for _ in range(2))
         overlap = draw.randint(0, max(1, min(tile)) // 2)
         size = (draw.randint(1, 1500), draw.randint(1, 1500))
-        plan = tile_plan(*size, tile, overlap, minimum=minimum)
+        plan = tile_plan(ImageSize(*size), ImageSize(*tile), overlap, minimum=ImageSize(*minimum))
         plans.append(
             {
                 "size": size,
@@ -71,7 +72,9 @@ def _plans_of_several_profiles() -> list[dict[str, Any]]:
         low, high = draw.choice(ranges)
         tile = (draw.randint(low[0], high[0]), draw.randint(low[1], high[1])) if number % 4 == 0 else None
         runner = BoundedRunner(*ranges[0], more=ranges[1:])
-        plan = plan_for_picture(runner, *size, tile=tile or "auto", limit=limit)
+        plan = plan_for_picture(
+            runner, ImageSize(*size), tile=tile or "auto", limit=limit and ImageSize(*limit)
+        )
         plans.append(
             {
                 "ranges": ranges,
@@ -80,7 +83,7 @@ def _plans_of_several_profiles() -> list[dict[str, Any]]:
                 "tile": tile,
                 "rows": _spans(plan.rows),
                 "columns": _spans(plan.columns),
-                "next": smaller_tile(runner, (plan.tile_height, plan.tile_width)),
+                "next": smaller_tile(runner, plan.tile),
             }
         )
     return plans

@@ -14,6 +14,7 @@ from support.tile_networks import BoundedRunner, neighbors_network
 
 from trt_hspan.errors import UsageError
 from trt_hspan.runtime.runner import Float32Array
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tile_size import plan_for_picture
 from trt_hspan.upscaling.tiling import Span
 from trt_hspan.upscaling.upscaler import UpscaleOptions, upscale_array
@@ -39,7 +40,9 @@ def test_a_thousand_random_plans_are_those_of_the_python_runtime(runtime: Runtim
         tile = (draw.randint(least[0], largest[0]), draw.randint(least[1], largest[1]))
         runner = BoundedRunner(least, largest)
         try:
-            plan = plan_for_picture(runner, *picture, tile=tile if sized else "auto", overlap=overlap)
+            plan = plan_for_picture(
+                runner, ImageSize(*picture), tile=tile if sized else "auto", overlap=overlap
+            )
         except UsageError:
             plan = None
         options = {"tile": tile if sized else (0, 0), "overlap": -1 if overlap is None else overlap}

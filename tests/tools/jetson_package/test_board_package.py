@@ -25,6 +25,7 @@ from tools.jetson_package.elf import check_runs_on, elf_needs_from_file
 from tools.jetson_package.targets import target_from_name
 from trt_hspan.errors import UsageError
 from trt_hspan.graph import metadata_from_model, precision_from_model
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tile_size import plan_for_picture
 
 from .conftest import BoardPackage, OrinBuild
@@ -280,7 +281,10 @@ def test_a_thousand_random_plans_on_64_bit_arm_are_those_of_the_python_runtime(
         )
         try:
             plan = plan_for_picture(
-                BoundedRunner(least, largest), *picture, tile=tile if sized else "auto", overlap=overlap
+                BoundedRunner(least, largest),
+                ImageSize(*picture),
+                tile=tile if sized else "auto",
+                overlap=overlap,
             )
         except UsageError:
             expected.append("status 2")

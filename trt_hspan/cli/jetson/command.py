@@ -71,7 +71,7 @@ def plan(
         str,
         typer.Option(help="`trt-hspan jetson boards` lists the names; auto is the one that this runs on."),
     ],
-    size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Of the picture or frame that goes in.")],
+    size: Annotated[str, typer.Option(metavar="HxW", help="Of the picture or frame that goes in.")],
     scale: Annotated[
         int | None, typer.Option(help="2, 3 or 4: the published network of that scale, in FP16.")
     ] = None,
@@ -93,9 +93,10 @@ def plan(
     from trt_hspan.jetson.boards import chosen_board
     from trt_hspan.jetson.plan import plan_for_board
     from trt_hspan.machine import jetson as device
+    from trt_hspan.sizes import image_size_from_text
 
     chosen = chosen_board(board, device.this_device()).board
-    width, height = jetson_device.size_from_text(size)
+    picture = image_size_from_text(size, option="--size")
     sources = [source for source in (scale, checkpoint, onnx, engine) if source is not None]
     if len(sources) != 1:
         raise UsageError("jetson plan", "expected exactly one of --scale, --checkpoint, --onnx and --engine")
@@ -104,7 +105,7 @@ def plan(
             "--precision", "is for --scale and --checkpoint; a file holds its own", "leave it out"
         )
     cost = _cost(scale, checkpoint, onnx, engine, precision or "fp16")
-    result = plan_for_board(cost, chosen, height, width)
+    result = plan_for_board(cost, chosen, picture)
     if json:
         print_json(_report(result))
     else:
@@ -150,8 +151,7 @@ def _print(plan: BoardPlan) -> None:
     report = _report(plan)
     memory = report["memory_bytes"]
     print_table(
-        f"{plan.board.title}, {plan.tiles.width}x{plan.tiles.height} -> "
-        f"{plan.tiles.width * plan.cost.scale}x{plan.tiles.height * plan.cost.scale}",
+        f"{plan.board.title}, {plan.tiles.picture} -> {plan.tiles.picture.scaled(plan.cost.scale)}",
         {
             "fits": "yes" if plan.fits else "no: even the smallest tile needs more than the board has",
             "tiles": report["tiles_text"],
@@ -172,9 +172,7 @@ def _report(plan: BoardPlan) -> dict[str, Any]:
     whole = (
         "the whole picture at once"
         if plan.whole
-        else (
-            f"{tiles.count} of {tiles.tile_width}x{tiles.tile_height} pixels; attention sees one tile at a time"
-        )
+        else (f"{tiles.count} of {tiles.tile} pixels; attention sees one tile at a time")
     )
     return {
         "board": plan.board.name,
@@ -182,8 +180,8 @@ def _report(plan: BoardPlan) -> dict[str, Any]:
         "whole": plan.whole,
         "tiles_text": whole,
         "tiles": tiles.count,
-        "tile_width": tiles.tile_width,
-        "tile_height": tiles.tile_height,
+        "tile_height": tiles.tile.height,
+        "tile_width": tiles.tile.width,
         "memory_bytes": dataclasses.asdict(plan.memory),
         "memory_total_bytes": plan.memory.total,
         "board_memory_bytes": plan.board.memory_bytes,

@@ -51,7 +51,7 @@ def build(
     size: Annotated[
         str | None,
         typer.Option(
-            metavar="WIDTHxHEIGHT",
+            metavar="HxW",
             help="Of the pictures or frames that are to go in; what does not fit is cut into tiles.",
             show_default="256x256, or the model's own",
         ),
@@ -70,16 +70,16 @@ def build(
     from trt_hspan.jetson.board_build import board_build, require_builder
     from trt_hspan.jetson.boards import chosen_board
     from trt_hspan.machine import jetson as device
+    from trt_hspan.sizes import image_size_from_text
 
     facts = device.this_device()
     found = chosen_board(board, facts)
-    width, height = (None, None) if size is None else size_from_text(size)
     request = board_build(
         onnx,
         output,
         found.board,
         facts,
-        size=None if height is None or width is None else (height, width),
+        size=None if size is None else image_size_from_text(size, option="--size"),
         plugin=plugin,
         optimization_level=opt_level,
     )
@@ -134,7 +134,7 @@ def reference(
         "scale": made.scale,
         "res_scale": made.res_scale,
         "made_by": made.made_by,
-        "pictures": {one.name: list(one.picture.shape[1::-1]) for one in made.pictures},
+        "pictures": {one.name: list(one.picture.shape[:2]) for one in made.pictures},
         "size_bytes": output.stat().st_size,
     }
     if json:
@@ -205,7 +205,7 @@ def bench(
     size: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="WIDTHxHEIGHT",
+            metavar="HxW",
             help="Of the input, repeatable.",
             show_default="what the engine is tuned for",
         ),
@@ -227,18 +227,15 @@ def bench(
     from trt_hspan.jetson.plan import floors_for_sizes
     from trt_hspan.machine import jetson as edge_device
     from trt_hspan.machine.gpu import gpu_architectures
-    from trt_hspan.sizes import ImageSize
+    from trt_hspan.sizes import ImageSize, image_size_from_text
 
     facts = edge_device.this_device()
     found = chosen_board(board, facts)
     manifest = verify_manifest(engine)
-    wanted = [size_from_text(text) for text in dict.fromkeys(size or ())]
-    if not wanted:
-        best = manifest.largest_profile.opt
-        wanted = [(best[3], best[2])]
-    sizes = tuple(ImageSize(height=height, width=width) for width, height in wanted)
-    for one in sizes:
-        _require_in_profile(engine, manifest, one)
+    requested = dict.fromkeys(image_size_from_text(text, option="--size") for text in size or ())
+    sizes = tuple(requested) or (manifest.largest_profile.sizes[1],)
+    for input_size in sizes:
+        _require_in_profile(engine, manifest, input_size)
     floors = floors_for_sizes(engine.parent / manifest.onnx_file, found.board, sizes)
     spec = BenchSpec(
         sources=(str(engine),), sizes=sizes, device=device, seconds=seconds, plugin=plugin or device_plugin()
@@ -258,50 +255,39 @@ def bench(
     columns = ["network", "size", "p50 ms", "p95", "images/s", "floor ms", "x floor"]
     on_board = gpu_architectures()[:1] == (f"sm_{found.board.rates.architecture}",)
     rows = [
-        _bench_row(one, floors[ImageSize(height=one.height, width=one.width)], on_board=on_board)
-        for one in report.measurements
+        _bench_row(measurement, floors[ImageSize(measurement.height, measurement.width)], on_board=on_board)
+        for measurement in report.measurements
     ]
     print_rows("Latency of one run, host to host", columns, rows)
     notes = _board_notes(found, facts)
     notes["floor"] = f"arithmetic or traffic at published peaks of the {found.board.title}, not a measurement"
-    if any(one.emulated for one in report.measurements):
+    if any(measurement.emulated for measurement in report.measurements):
         notes["measured on"] = f"this machine, not the board: {report.picked[str(engine)]}"
     print_table("", notes)
 
 
 def _require_in_profile(engine: Path, manifest: EngineManifest, size: ImageSize) -> None:
     """Raises: HspanError for a size that the engine does not take, or not as a single picture."""
-    shape = (1, 3, size.height, size.width)
+    shape = (3, *size)
     taking = [
         profile.min[0]
         for profile in manifest.profiles
-        if all(a <= b <= c for a, b, c in zip(profile.min[1:], shape[1:], profile.max[1:], strict=True))
+        if all(a <= b <= c for a, b, c in zip(profile.min[1:], shape, profile.max[1:], strict=True))
     ]
     if 1 in taking:
         return
     if taking:
         raise HspanError(
             engine,
-            f"takes at least {min(taking)} pictures of {_size_text(shape)} in one run, and the floor is that of one",
+            f"takes at least {min(taking)} pictures of {size} in one run, and the floor is that of one",
             "build the engine for single pictures, or time it with trt-hspan bench",
         )
-    largest = manifest.largest_profile
-    limits = f"{_size_text(largest.min)} to {_size_text(largest.max)}"
+    least, _, most = manifest.largest_profile.sizes
     raise HspanError(
-        f"--size {_size_text(shape)}",
-        f"{engine} takes {limits}",
+        f"--size {size}",
+        f"{engine} takes {least} to {most}",
         "give a size in between, or build the engine with another --size",
     )
-
-
-def size_from_text(text: str, *, option: str = "--size") -> tuple[int, int]:
-    """(width, height) of "640x360": width first, as screens and cameras give it. Raises: UsageError for others."""
-    import re
-
-    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text, flags=re.ASCII)
-    if match is None:
-        raise UsageError(option, f"got {text!r}, expected WIDTHxHEIGHT such as 640x360")
-    return int(match[1]), int(match[2])
 
 
 def told_advice(found: Detection, facts: DeviceFacts) -> list[Advice]:
@@ -341,6 +327,7 @@ def _build_report(
 def _build_table(found: Detection, request: BoardBuild, manifest: EngineManifest) -> dict[str, Any]:
     spec, plan = request.spec, request.plan
     largest = manifest.largest_profile
+    least, best, most = largest.sizes
     reported = largest.activation_memory_bytes
     plugin = "-" if manifest.plugin is None else f"{manifest.plugin.file} {manifest.plugin.sha256[:12]}"
     return {
@@ -350,7 +337,7 @@ def _build_table(found: Detection, request: BoardBuild, manifest: EngineManifest
         "TensorRT": f"{manifest.flavor} {manifest.tensorrt_version}, {', '.join(manifest.targets)}",
         "precision": manifest.precision,
         "plugin": plugin,
-        "sizes": f"{_size_text(largest.min)} to {_size_text(largest.max)}, tuned for {_size_text(largest.opt)}",
+        "sizes": f"{least} to {most}, tuned for {best}",
         "larger pictures": "are cut into tiles",
         "memory planned": f"{plan.memory.total / 1e9:.2f} of {plan.board.memory_bytes / 1e9:.2f} GB, of them "
         f"{plan.memory.reserved / 1e9:.2f} GB for the system",
@@ -360,10 +347,6 @@ def _build_table(found: Detection, request: BoardBuild, manifest: EngineManifest
         "limits of the build": f"workspace {spec.workspace_mib} MiB, trial runs {spec.tactic_dram_mib} MiB",
         "build time": f"{manifest.build_time_seconds:.1f} s",
     }
-
-
-def _size_text(shape: Sequence[int]) -> str:
-    return f"{shape[3]}x{shape[2]}"
 
 
 def _print_comparison(report: ReferenceReport) -> None:
@@ -398,7 +381,7 @@ def _bench_row(found: Measurement, floor_ms: float, *, on_board: bool) -> list[s
     times = f"{latency.p50_ms / floor_ms:.1f}" if on_board and not found.emulated else "-"
     return [
         f"{found.network}{graph}",
-        f"{found.width}x{found.height}",
+        f"{found.height}x{found.width}",
         f"{latency.p50_ms:.2f}{'' if latency.stable else ' *'}",
         f"{latency.p95_ms:.2f}",
         f"{found.images_per_second:.2f}",

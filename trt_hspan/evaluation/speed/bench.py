@@ -206,15 +206,11 @@ def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: Non
 def sizes_for(runner: Runner, spec: BenchSpec) -> tuple[ImageSize, ...]:
     """The sizes to measure on a network. Raises: HspanError when one does not fit it or the memory."""
     sizes = spec.sizes or tuple(
-        dict.fromkeys(
-            ImageSize(height=height, width=width)
-            for limits in size_ranges(runner)
-            for height, width in (limits.bounded(size.height, size.width) for size in DEFAULT_SIZES)
-        )
+        dict.fromkeys(taken.bounded(size) for taken in size_ranges(runner) for size in DEFAULT_SIZES)
     )
     for size in sizes:
         for batch in batches_for(runner, size, spec):
-            shape = (batch, CHANNELS, size.height, size.width)
+            shape = (batch, CHANNELS, *size)
             what = f"--size {size}, --batch {batch}"
             runner.require_shape(shape, what)
             require_memory(runner, shape, what, "measure a smaller size")
@@ -223,7 +219,7 @@ def sizes_for(runner: Runner, spec: BenchSpec) -> tuple[ImageSize, ...]:
 
 def batches_for(runner: Runner, size: ImageSize, spec: BenchSpec) -> tuple[int, ...]:
     """The requested batches, else one picture in a run, or the fewest that the network takes."""
-    return spec.batches or (batch_limits(runner, size.height, size.width, wanted=1)[0],)
+    return spec.batches or (batch_limits(runner, size, requested=1)[0],)
 
 
 def _is_int8_file(source: str, runner: Runner) -> bool:

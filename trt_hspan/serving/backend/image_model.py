@@ -136,6 +136,6 @@ class ImageModel:
         if width * height > self._limits.max_pixels:
             raise HspanError(
                 "picture",
-                f"has {width}x{height} pixels, this server takes {self._limits.max_pixels} in all",
+                f"has {height}x{width} pixels, this server takes {self._limits.max_pixels} in all",
                 "send smaller parts",
             )

@@ -19,6 +19,7 @@ from trt_hspan.runtime.opening import open_runner
 from trt_hspan.serving.backend.tensors import array_from_tensor, model_parameters, tensor_from_array
 from trt_hspan.serving.backend.watchdog import die_with_parent
 from trt_hspan.serving.limits import limits_from_parameters
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tile_size import batch_limits
 
 
@@ -90,7 +91,7 @@ class RunnerModel:
 
     def _least(self, shape: tuple[int, ...]) -> int:
         """How many items the network takes at least, of this size; fewer are filled up with the last one."""
-        return batch_limits(self._runner, shape[-2], shape[-1], wanted=shape[0])[0]
+        return batch_limits(self._runner, ImageSize(*shape[-2:]), requested=shape[0])[0]
 
     def _parts(self, members: list[int], inputs: list[Any]) -> list[list[int]]:
         """The requests of one shape in batches that the runner takes."""
