@@ -8,14 +8,15 @@ import pytest
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError
+from trt_hspan.machine import memory as machine_memory
 from trt_hspan.runtime import memory
 
 
 @pytest.fixture
 def linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Replaces /proc and /sys by files in a folder that is empty at first."""
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUPS", ((tmp_path / "memory.max", tmp_path / "memory.current"),))
+    monkeypatch.setattr(machine_memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(machine_memory, "_CGROUPS", ((tmp_path / "memory.max", tmp_path / "memory.current"),))
     return tmp_path
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trt_hspan.errors import HspanError
-from trt_hspan.machine.install_advice import install_advice, is_jetson
+from trt_hspan.machine.install_advice import install_advice
+from trt_hspan.machine.jetson import is_jetson
 from trt_hspan.names import OP_TYPE, PLUGIN_VERSION
 
 if TYPE_CHECKING:

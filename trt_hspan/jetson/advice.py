@@ -34,7 +34,7 @@ def advice_for_board(board: Board, facts: DeviceFacts) -> list[Advice]:
         board: what the figures are for.
         facts: of the device.
     """
-    if not facts.is_jetson:
+    if not facts.has_device_tree:
         return []
     found = [_power(board, facts), _clock(facts), _swap(board, facts), _release(board, facts)]
     return [advice for advice in found if advice is not None]

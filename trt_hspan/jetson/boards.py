@@ -156,7 +156,7 @@ def detected_board(facts: DeviceFacts) -> Detection:
     Raises:
         HspanError: no board fits, or several do.
     """
-    if not facts.is_jetson:
+    if not facts.has_device_tree:
         raise HspanError(
             "--board auto",
             "this is no Jetson: it has no /proc/device-tree/model",

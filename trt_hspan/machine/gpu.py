@@ -1,4 +1,4 @@
-"""Is there an NVIDIA GPU, and which? Asks the driver alone: no CUDA toolkit, no TensorRT, no context made."""
+"""The GPUs at hand, from the driver alone: without CUDA toolkit and TensorRT, and without creating a context."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""How to install what runs engines. On a Jetson TensorRT is JetPack's, and PyPI's is for other machines."""
+"""How to install what runs engines. A Jetson's TensorRT is part of JetPack; PyPI's is for other machines."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final, Literal
+
+from trt_hspan.machine.jetson import is_jetson
 
 Part = Literal["tensorrt", "tensorrt-rtx", "pycuda"]
 
-_JETSON_FILE: Final = Path("/etc/nv_tegra_release")
 _ELSEWHERE: Final[dict[Part, str]] = {
     "tensorrt": "pip install 'trt-hspan[gpu]'",
     "tensorrt-rtx": "pip install 'trt-hspan[rtx]'",
@@ -18,11 +18,6 @@ _ON_A_JETSON: Final[dict[Part, str]] = {
     "tensorrt-rtx": "TensorRT-RTX does not run on a Jetson: build the engine on it with trt-hspan build",
     "pycuda": "pip install 'trt-hspan[jetson]'",
 }
-
-
-def is_jetson() -> bool:
-    """Whether this is a Jetson with NVIDIA's Linux."""
-    return _JETSON_FILE.exists()
 
 
 def install_advice(part: Part) -> str:

@@ -1,6 +1,6 @@
-"""What a Jetson's system says about itself, read from its files. Owns their formats; judges nothing.
+"""A Jetson's own description of its board, release, memory and power, read from the files of its system.
 
-Every fact may be missing: then it is None, or empty. `root` is where the files are looked for, "/" on a device.
+Every fact may be missing: then it is None, or empty.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from trt_hspan.machine.memory import bytes_from_meminfo
+
+_RELEASE_FILE: Final = Path("/etc/nv_tegra_release")
 _DEVICE_TREE: Final = "proc/device-tree"
 # The GPU's clock: Orin under JetPack 6, under JetPack 5, and Thor.
 _GPU_CLOCKS: Final = (
@@ -65,7 +68,7 @@ class DeviceFacts:
         model: the device tree's, such as "NVIDIA Jetson AGX Orin Developer Kit".
         modules: part numbers in the device tree, such as "p3767-0005".
         release: Jetson Linux, such as "36.4.3".
-        memory_bytes: what Linux has; the module's less what firmware keeps.
+        memory_bytes: of Linux: the module's, less what the firmware keeps.
         available_bytes: what a program may take without swapping.
         swaps: in use.
         power_mode: the one in force.
@@ -84,9 +87,14 @@ class DeviceFacts:
     gpu_clock: GpuClock | None = None
 
     @property
-    def is_jetson(self) -> bool:
-        """Whether the device tree names a device at all; other facts are then those of a board."""
+    def has_device_tree(self) -> bool:
+        """Whether the device tree names a device; only then are the other facts those of a board."""
         return self.model is not None or bool(self.modules)
+
+
+def is_jetson() -> bool:
+    """Whether this is a Jetson with NVIDIA's Linux."""
+    return _RELEASE_FILE.exists()
 
 
 def this_device() -> DeviceFacts:
@@ -96,17 +104,17 @@ def this_device() -> DeviceFacts:
 
 def device_from_root(root: Path) -> DeviceFacts:
     """Reads the facts from the files of a system whose root folder this is."""
-    memory = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE))
+    memory = bytes_from_meminfo(root / "proc/meminfo")
     modes = {int(number): name for number, name in _POWER_MODE.findall(_text(root / "etc/nvpmodel.conf"))}
-    release = _RELEASE.search(_text(root / "etc/nv_tegra_release"))
+    release = _RELEASE.search(_text(root / _RELEASE_FILE.relative_to("/")))
     return DeviceFacts(
         model=_text(root / _DEVICE_TREE / "model") or None,
         modules=tuple(
             dict.fromkeys(re.findall(r"p\d{4}-\d{4}", _text(root / _DEVICE_TREE / "compatible").lower()))
         ),
         release=None if release is None else f"{release[1]}.{release[2]}",
-        memory_bytes=_bytes_from_kib(memory.get("MemTotal")),
-        available_bytes=_bytes_from_kib(memory.get("MemAvailable")),
+        memory_bytes=memory.get("MemTotal"),
+        available_bytes=memory.get("MemAvailable"),
         swaps=_swaps(_text(root / "proc/swaps")),
         power_mode=_power_mode(root, modes),
         power_modes=modes,
@@ -130,15 +138,11 @@ def _gpu_clock(root: Path) -> GpuClock | None:
 
 
 def _swaps(text: str) -> tuple[Swap, ...]:
-    found = re.findall(r"^(/\S+)\s+\w+\s+(\d+)\s", text, re.MULTILINE)
+    areas = re.findall(r"^(/\S+)\s+\w+\s+(\d+)\s", text, re.MULTILINE)
     return tuple(
         Swap(name=name, size_bytes=int(kib) << 10, in_memory=name.startswith("/dev/zram"))
-        for name, kib in found
+        for name, kib in areas
     )
-
-
-def _bytes_from_kib(text: str | None) -> int | None:
-    return None if text is None else int(text) << 10
 
 
 def _text(path: Path) -> str:

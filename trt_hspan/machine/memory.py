@@ -1,10 +1,11 @@
-"""Memory of this machine."""
+"""Main memory of this machine: what is left, and allocating so that it is returned or kept."""
 
 from __future__ import annotations
 
 import ctypes
 import math
 import mmap
+import re
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -25,19 +26,20 @@ _CGROUPS: Final = (
 
 def available_memory_bytes() -> int | None:
     """Main memory that this process may still take without swapping; None where Linux does not say."""
-    figures = [_machine_bytes(), *(_container_bytes(limit, use) for limit, use in _CGROUPS)]
-    known = [figure for figure in figures if figure is not None]
-    return min(known) if known else None
+    limits = [
+        bytes_from_meminfo(_MEMINFO).get("MemAvailable"),
+        *(_container_bytes(*files) for files in _CGROUPS),
+    ]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _machine_bytes() -> int | None:
+def bytes_from_meminfo(path: Path) -> dict[str, int]:
+    """The figures of a file like /proc/meminfo in bytes, by name; empty where there is none."""
     try:
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None
+        text = path.read_text(errors="replace")
+    except OSError:
+        return {}
+    return {name: int(kib) << 10 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
 
 
 def _container_bytes(limit: Path, use: Path) -> int | None:
@@ -65,7 +67,7 @@ def array_of_own_pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDAr
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to reuse large blocks instead of returning them, which halves the time of a step."""
+    """Makes glibc reuse large blocks instead of returning them, which halves the time of a step."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):  # M_MMAP_MAX, M_TRIM_, M_TOP_PAD
