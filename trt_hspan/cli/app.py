@@ -30,6 +30,7 @@ from trt_hspan.cli import (
 from trt_hspan.cli.jetson import command as jetson
 from trt_hspan.cli.upscale import command as upscale
 from trt_hspan.errors import HspanError
+from trt_hspan.version import __version__
 
 app = typer.Typer(
     name="trt-hspan",
@@ -56,10 +57,8 @@ app.add_typer(serve.app, name="serve")
 app.command("client")(client.client)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from trt_hspan.version import __version__
-
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"trt-hspan {__version__}")
         raise typer.Exit
 
@@ -88,7 +87,7 @@ def _configure_logging(level: int) -> None:
     logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler], force=True)
 
 
-# Extras by what they install, for commands that need a package and did not look for it first.
+# Package -> the extra that installs it, for commands that import a package without looking for it first.
 _EXTRAS: Final = {
     **dict.fromkeys(("torch", "onnxscript", "polygraphy", "jinja2", "safetensors"), "export"),
     **dict.fromkeys(("aiohttp", "geventhttpclient", "grpc", "tritonclient"), "serve"),
@@ -148,8 +147,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def jetson_main() -> NoReturn:
+    """`hspan-jetson ...` is `trt-hspan jetson ...`."""
+    words = sys.argv[1:]
+    main(words if words[:1] == ["--version"] else ["jetson", *words])
+
+
 def _usage_error(error: Any) -> int:
-    """Tells one of click's own errors in one line; a bare command, which printed its help, needs no more."""
+    """Prints one of click's own errors in one line; a bare command has printed its help, which is enough."""
     where = "trt-hspan" if error.ctx is None else error.ctx.command_path
     what = " ".join(str(error.format_message()).split()).rstrip(".")
     if what:

@@ -7,8 +7,10 @@ from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from trt_hspan.cli import options
-from trt_hspan.cli.output import print_json
+from trt_hspan.cli.output import print_json, print_rows
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
 
@@ -56,50 +58,44 @@ def _as_dict(report: DemoReport) -> dict[str, object]:
 
 
 def _print(report: DemoReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    built = Table(title="Engines (TensorRT-RTX, FP16, up to 128x128 input)", title_justify="left")
-    for column in ("attention", "plan", "size", "activation memory", "plugin layers", "build"):
-        built.add_column(
-            column, justify="left" if column in ("attention", "plan") else "right", overflow="fold"
-        )
-    for kind, (plan, manifest) in report.engines.items():
-        memory = manifest.activation_memory_bytes
-        built.add_row(
+    engines = [
+        [
             kind,
             plan.name,
             f"{manifest.plan_size_bytes / 1e6:.1f} MB",
-            "-" if memory is None else f"{memory / 1e6:,.1f} MB",
+            "-"
+            if manifest.activation_memory_bytes is None
+            else f"{manifest.activation_memory_bytes / 1e6:,.1f} MB",
             str(manifest.network_layer_counts.get("PLUGIN_V3", 0)),
             f"{manifest.build_time_seconds:.1f} s",
-        )
-    console.print(built)
-
+        ]
+        for kind, (plan, manifest) in report.engines.items()
+    ]
+    columns = ["attention", "plan", "size", "activation memory", "plugin layers", "build"]
+    print_rows("Engines (TensorRT-RTX, FP16, up to 128x128 input)", columns, engines)
     total = report.validation.total
-    quality = Table(title="Photograph, x4, official protocol", title_justify="left")
-    for column in ("", "PSNR-Y dB", "SSIM"):
-        quality.add_column(column, justify="right" if column else "left")
-    rows = {
+    qualities = {
         "bicubic": report.bicubic,
         report.validation.reference: total.reference_quality,
         report.validation.candidate: total.candidate_quality,
     }
-    for name, figures in rows.items():
-        if figures is not None:
-            quality.add_row(name, f"{figures.psnr_y_db:.3f}", f"{figures.ssim_y:.4f}")
-    console.print(quality)
-
+    print_rows(
+        "Photograph, x4, official protocol",
+        ["", "PSNR-Y dB", "SSIM"],
+        [
+            [name, f"{quality.psnr_y_db:.3f}", f"{quality.ssim_y:.4f}"]
+            for name, quality in qualities.items()
+            if quality is not None
+        ],
+    )
     verdict = "passed" if report.validation.passed else "FAILED"
     why = "" if report.validation.why_emulated is None else f" ({report.validation.why_emulated})"
-    console.print(
+    typer.echo(
         f"FP16 against PyTorch FP32: {total.worst_psnr_db:.2f} dB, largest error {total.max_abs_error:.1e}, "
-        f"NaN {total.nan_count}: {verdict}{why}",
-        highlight=False,
+        f"NaN {total.nan_count}: {verdict}{why}"
     )
     for step, seconds in report.seconds.items():
-        console.print(f"{seconds:7.1f} s  {step}", highlight=False)
+        typer.echo(f"{seconds:7.1f} s  {step}")
     for name, path in (
         ("model", report.onnx),
         ("plugin", report.plugin_library),
@@ -107,4 +103,4 @@ def _print(report: DemoReport) -> None:
         ("side by side", report.comparison),
         ("engines", next(iter(report.engines.values()))[0].parent),
     ):
-        console.print(f"{name + ':':<14}{path}", highlight=False, soft_wrap=True)
+        typer.echo(f"{name + ':':<14}{path}")

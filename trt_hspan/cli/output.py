@@ -1,4 +1,4 @@
-"""What commands print: tables and progress for people on stderr and stdout, JSON for machines on stdout."""
+"""What commands print on stdout: tables for people, JSON for machines."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
     table = Table(title=Text(title) if title else None, title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(
-            name.replace("_", " "), Text(_text(value))
-        )  # a path may hold what rich takes for markup
+    for name, value in rows.items():  # as `Text`: a path may contain what rich takes for markup
+        table.add_row(name.replace("_", " "), Text(_text(value)))
     Console().print(table)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,14 +27,6 @@ app.command("validate")(jetson_device.validate)
 app.command("bench")(jetson_device.bench)
 app.command("reference")(jetson_device.reference)
 app.command("watch")(watch)
-
-
-def main() -> NoReturn:
-    """`hspan-jetson ...` is `trt-hspan jetson ...`."""
-    from trt_hspan.cli.app import main as run
-
-    words = sys.argv[1:]
-    run(words if words[:1] == ["--version"] else ["jetson", *words])
 
 
 @app.command("boards")
