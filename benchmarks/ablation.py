@@ -146,14 +146,14 @@ class Ablation:
         from trt_hspan.graph import INPUT_NAME, model_with_attention_function
         from trt_hspan.media.images import tensor_from_image
         from trt_hspan.precision import crops as tiles
-        from trt_hspan.runtime.onnxruntime_graphs import session_from_bytes
+        from trt_hspan.runtime.onnxruntime_session import open_session
 
         whole = model_with_attention_function(model)
         names = sorted({node.input[0] for node in self._nodes})
         whole.graph.output.extend(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
         )
-        session = session_from_bytes(whole.SerializeToString(), where=self._source.where)
+        session = open_session(whole, self._source.where)
         found: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for tile in tiles.tiles_from_samples(self._samples, self._plan):
             outputs = session.run(names, {INPUT_NAME: tensor_from_image(tile.low)})

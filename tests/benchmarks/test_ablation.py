@@ -52,12 +52,12 @@ def test_equalization_leaves_the_function_as_it_is(exported: ExportCache) -> Non
     from onnx import numpy_helper
 
     from trt_hspan.precision.quantize.source import source_from_path
-    from trt_hspan.runtime.onnxruntime_graphs import Network
+    from trt_hspan.runtime.onnxruntime_session import cpu_network
 
     source = source_from_path(exported("small_x4"), base="fp32")
     other = equalized(source.base, 1.0)
     batch = np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)
-    expected, found = (Network(model, where="net").run(batch) for model in (source.base, other))
+    expected, found = (cpu_network(model, "net").run(batch) for model in (source.base, other))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in other.graph.initializer}
     pairs = list(_pairs(other))

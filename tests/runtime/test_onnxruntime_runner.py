@@ -145,7 +145,7 @@ def flat_input(model: onnx.ModelProto) -> None:
         (second_output, r"its outputs \['output', 'conv0'\]"),
         (no_attention, "holds no hspan::HighSimilarityPassAttention node"),
         (four_channels, r"expected \(N, 3, H, W\)"),
-        (flat_input, "its input has 3 dimensions"),
+        (flat_input, r"expected one input \(N, C, H, W\)"),
     ],
 )
 def test_file_with_another_interface_is_told_before_the_block(

@@ -28,6 +28,7 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import check_writable, sha256_from_file, staged_files
 from trt_hspan.graph import (
     base_precision_from_model,
+    image_input,
     load_onnx,
     metadata_from_model,
     model_with_inlined_functions,
@@ -164,7 +165,11 @@ def _network(spec: EngineSpec, attention: Attention) -> _Network:
             if spec.precision in ("int8", "fp8")
             else f"export it again with --precision {spec.precision}, or leave the option out",
         )
-    batch, channels, height, width = _input_dimensions(model, spec.onnx)
+    batch, channels, height, width = image_input(model, spec.onnx).shape
+    if channels is None:
+        raise HspanError(
+            spec.onnx, "expected one input (N, C, H, W) with a fixed C", "export it with trt-hspan export"
+        )
     return _Network(
         model=model,
         precision=precision,
@@ -204,20 +209,6 @@ def _targets(spec: EngineSpec, flavor: Flavor) -> tuple[str, ...]:
             "build on the machine that will run the engine, or use --flavor tensorrt-rtx",
         )
     return gpus[:1]
-
-
-def _input_dimensions(model: onnx.ModelProto, where: Path) -> tuple[int | None, int, int | None, int | None]:
-    """N, C, H, W of the one input; None where it is dynamic."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    dimensions = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []
-    if len(dimensions) != 4 or not dimensions[1].dim_value:
-        raise HspanError(
-            where, "expected one input (N, C, H, W) with a fixed C", "export it with trt-hspan export"
-        )
-    batch, channels, height, width = (dimension.dim_value or None for dimension in dimensions)
-    assert channels is not None
-    return batch, channels, height, width
 
 
 def _loaded_plugin(trt: Any, spec: EngineSpec, targets: tuple[str, ...]) -> PluginRecord:

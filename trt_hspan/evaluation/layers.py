@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trt_hspan.graph import model_for_cpu
-from trt_hspan.runtime.onnxruntime_graphs import open_session, run_session
+from trt_hspan.runtime.onnxruntime_session import open_session, run_session
 from trt_hspan.runtime.runner import Float32Array
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def layer_errors(
     for tensor in tensors.values():
         if tensor not in have:
             runnable.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
-    session = open_session(runnable, "layer errors", threads)
+    session = open_session(runnable, "layer errors", threads=threads)
     found = run_session(session, list(tensors.values()), batch, "layer errors")
     return [
         LayerError(module=module, psnr_db=_psnr_db(np.asarray(output, np.float32), expected[module]))

@@ -48,6 +48,14 @@ class OnnxMetadata:
     calibration_sha256: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """The input of a network: its name, and its shape (N, C, H, W) with None for what is free."""
+
+    name: str
+    shape: tuple[int | None, int | None, int | None, int | None]
+
+
 def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Reads an ONNX file.
 
@@ -103,6 +111,22 @@ def require_attention(model: onnx.ModelProto, where: object) -> None:
     """Raises: HspanError when the graph holds no attention node."""
     if not attention_nodes(model):
         raise HspanError(where, f"holds no {DOMAIN}::{OP_TYPE} node", "export it with `trt-hspan export`")
+
+
+def model_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """What a run must be given: the graph's inputs, weights that are listed there left out."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def image_input(model: onnx.ModelProto, where: object) -> ImageInput:
+    """The one input of a network. Raises: HspanError when there are more, or it is no (N, C, H, W)."""
+    inputs = model_inputs(model)
+    dimensions = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else []
+    if len(dimensions) != 4:
+        raise HspanError(where, "expected one input (N, C, H, W)", "export it with trt-hspan export")
+    n, channels, height, width = (dimension.dim_value or None for dimension in dimensions)
+    return ImageInput(name=inputs[0].name, shape=(n, channels, height, width))
 
 
 def metadata_from_model(model: onnx.ModelProto) -> OnnxMetadata:

@@ -64,14 +64,15 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
     Raises:
         HspanError: the model says no scale, its input is no picture, or its shapes cannot be inferred.
     """
-    from trt_hspan.graph import attention_nodes, metadata_from_model, precision_from_model
+    from trt_hspan.graph import attention_nodes, image_input, metadata_from_model, precision_from_model
     from trt_hspan.graph.quantized import convolution_macs, shapes_on_a_small_input
 
     scale = metadata_from_model(model).scale
     if scale is None or scale < 1:
         raise HspanError(where, "does not say its scale", "export it with trt-hspan export")
     shapes = shapes_on_a_small_input(model)
-    given = _input_dimensions(model, where)
+    given = image_input(model, where)
+    _, _, height, width = given.shape
     counted = shapes[given.name]
     pixels = counted[0] * counted[2] * counted[3]
     blocks = []
@@ -89,25 +90,8 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
         macs_per_pixel=sum(convolution_macs(model).values()) / pixels,
         attention=tuple(blocks),
         source=GRAPH_SOURCE,
-        fixed_size=given.fixed_size,
+        fixed_size=ImageSize(height, width) if height and width else None,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Input:
-    name: str
-    fixed_size: ImageSize | None
-
-
-def _input_dimensions(model: onnx.ModelProto, where: object) -> _Input:
-    """The one input (N, C, H, W). Raises: HspanError when there is no such input."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    sizes = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
-    if len(sizes) != 4:
-        raise HspanError(where, "expected one input (N, C, H, W)", "export it with trt-hspan export")
-    fixed = ImageSize(sizes[2], sizes[3]) if sizes[2] and sizes[3] else None
-    return _Input(name=inputs[0].name, fixed_size=fixed)
 
 
 def _content(tensor: onnx.TensorProto) -> bytes:

@@ -36,7 +36,7 @@ from trt_hspan.precision.audit.chunked_attention import (
 )
 from trt_hspan.precision.audit.float32_twin import float32_twin
 from trt_hspan.precision.audit.ranges import audit_ranges
-from trt_hspan.runtime.onnxruntime_graphs import open_session, run_session
+from trt_hspan.runtime.onnxruntime_session import open_session, run_session
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_attention_in_chunks_is_exact_at_every_length(tokens: int) -> None:
     model = with_chunked_attention(helper.make_model(graph, opset_imports=opsets, ir_version=10), "fp16")
     for name in score_outputs("output"):
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
-    session = open_session(model, "test", 1)
+    session = open_session(model, "test", threads=1)
     output, largest, _ = run_session(session, ["output", *score_outputs("output")], packed, "test")
     # Scores below 30 in float32 are off by 1e-5 at most; sparsemax is 1-Lipschitz, values are below 4.
     np.testing.assert_allclose(output, attention_reference(*inputs), atol=1e-4)
@@ -258,7 +258,7 @@ def test_network_that_overflows_naive_fp16_comes_out_right_when_nodes_at_risk_st
 
 def fp16_output(network: Variants, keep_fp32: tuple[str, ...], batch: np.ndarray) -> np.ndarray:
     typed = network.model("fp16", keep_fp32=keep_fp32)
-    session = open_session(model_for_cpu(typed), "test", 1)
+    session = open_session(model_for_cpu(typed), "test", threads=1)
     return run_session(session, ["output"], batch, "test")[0]
 
 

@@ -21,7 +21,7 @@ from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.measure import HeldOut, Measurement
 from trt_hspan.precision.quantize.pipeline import QuantizationRequest, Quantized, quantize
 from trt_hspan.precision.quantize.source import Source
-from trt_hspan.runtime.onnxruntime_graphs import Network
+from trt_hspan.runtime.onnxruntime_session import cpu_network
 
 
 class KnownLosses(HeldOut):
@@ -164,7 +164,7 @@ def test_tiles_that_float32_gets_exactly_right_do_not_count(source: Source, int8
     """Their PSNR is infinite; black pictures are such."""
     low = np.zeros((24, 24, 3), np.uint8)
     first = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    network = Network(source.reference, where="net")
+    network = cpu_network(source.reference, "net")
     exact = image_from_tensor(network.run(tensor_from_image(low)), where="net")
     black = Tile(name="black", low=low, truth=exact, scale=2)
     other = Tile(name="other", low=first, truth=np.repeat(np.repeat(first, 2, 0), 2, 1), scale=2)

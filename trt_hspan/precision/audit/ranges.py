@@ -33,7 +33,7 @@ from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, attention_nodes, require_at
 from trt_hspan.media.images import tensor_from_image
 from trt_hspan.precision.audit.chunked_attention import score_outputs, with_chunked_attention
 from trt_hspan.precision.audit.float32_twin import Float32Twin, float32_twin, float_outputs
-from trt_hspan.runtime.onnxruntime_graphs import open_session, run_session
+from trt_hspan.runtime.onnxruntime_session import open_session, run_session
 from trt_hspan.runtime.runner import Float32Array
 
 DEFAULT_TILE: Final = 64
@@ -160,7 +160,7 @@ class _Session:
         self._tensors = [tensor for _, tensor in nodes]
         self._attention = {node.output[0] for node in attention_nodes(twin.model)}
         self._names = [name for tensor in self._tensors for name in self._scalars(tensor).values()]
-        self._session = open_session(self._model(twin.model, precision), _WHERE, threads)
+        self._session = open_session(self._model(twin.model, precision), _WHERE, threads=threads)
 
     def run(self, batch: Float32Array) -> dict[str, dict[str, float]]:
         """Tensor -> name of the statistic -> value, on one input (1, 3, H, W)."""

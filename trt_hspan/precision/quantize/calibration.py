@@ -37,7 +37,7 @@ from trt_hspan.precision.quantize.table import (
     TensorRange,
     text_from_flips,
 )
-from trt_hspan.runtime.onnxruntime_graphs import onnxruntime, session_from_bytes
+from trt_hspan.runtime.onnxruntime_session import imported_onnxruntime, open_session
 
 #: What a user may ask for; "none" is the method of a table that nothing was measured for.
 METHODS: Final[tuple[Method, ...]] = get_args(Method)[:-1]
@@ -192,7 +192,7 @@ class _OneTile:
 def _extremes(
     path: Path, names: Sequence[str], data: CalibrationData, step: Callable[[], None]
 ) -> dict[str, tuple[float, float]]:
-    onnxruntime()
+    imported_onnxruntime()
     from onnxruntime.quantization.calibrate import MinMaxCalibrater
 
     class Extremes(MinMaxCalibrater):  # type: ignore[misc]
@@ -200,9 +200,7 @@ def _extremes(
             return _selected(model, names)
 
         def create_inference_session(self) -> None:
-            self.infer_session = session_from_bytes(
-                self.augmented_model_path, where=str(path), optimize=False
-            )
+            self.infer_session = open_session(Path(self.augmented_model_path), str(path), optimize=False)
 
     calibrater = Extremes(path, augmented_model_path=str(path.with_name("extremes.onnx")))
     calibrater.augment_graph()
@@ -253,9 +251,7 @@ def _histogram_ranges(
             return _selected(model, wanted)
 
         def create_inference_session(self) -> None:
-            self.infer_session = session_from_bytes(
-                self.augmented_model_path, where=str(path), optimize=False
-            )
+            self.infer_session = open_session(Path(self.augmented_model_path), str(path), optimize=False)
 
         def collect_data(self, data_reader: _OneTile) -> None:
             feed = data_reader.get_next()

@@ -13,7 +13,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.metrics import agreement, psnr_y
 from trt_hspan.media.images import image_from_tensor, tensor_from_image
 from trt_hspan.precision.crops import Tile
-from trt_hspan.runtime.onnxruntime_graphs import Network
+from trt_hspan.runtime.onnxruntime_session import cpu_network
 from trt_hspan.runtime.runner import Float32Array
 
 #: A PSNR in dB that stands for infinity: one value of an 8-bit tile that is one step off gives less.
@@ -59,7 +59,7 @@ class HeldOut:
         on_tile: Callable[[], None] | None = None,
     ) -> None:
         self._where = where
-        network = Network(reference, where=where)
+        network = cpu_network(reference, where)
         self._tiles: list[tuple[Tile, Float32Array]] = []
         for tile in tiles:
             self._tiles.append((tile, network.run(tensor_from_image(tile.low))))
@@ -85,7 +85,7 @@ class HeldOut:
 
     def measure(self, model: onnx.ModelProto) -> Measurement:
         """Runs a variant on every tile. Raises: HspanError when it fails or gives values that are not finite."""
-        network = Network(model, where=self._where)
+        network = cpu_network(model, self._where)
         psnrs, qualities = [], []
         for tile, expected in self._tiles:
             output = network.run(tensor_from_image(tile.low))
