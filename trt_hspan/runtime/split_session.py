@@ -18,8 +18,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from trt_hspan.errors import HspanError
-from trt_hspan.native.cpu_attention import NativeLibrary, NativeOptions, Operand
 from trt_hspan.names import DOMAIN, OP_TYPE
+from trt_hspan.native.cpu_attention import NativeLibrary, NativeOptions, Operand
 
 Array = npt.NDArray[Any]
 
