@@ -162,7 +162,7 @@ hspan_status hspan_upscale(hspan_upscaler* upscaler, void const* input, int32_t 
             require(upscaler != nullptr && input != nullptr && output != nullptr, "hspan_upscale", "a pointer is NULL");
             require(channels >= 1 && channels <= 4, "hspan_upscale", "channels must be 1 to 4");
             require(bits == 8 || bits == 16, "hspan_upscale", "bits must be 8 or 16");
-            Image image = hspan::imageWithSize("hspan_upscale", width, height, channels, bits);
+            Image image = hspan::imageWithSize("hspan_upscale", height, width, channels, bits);
             auto const scale = static_cast<std::size_t>(upscaler->upscaler.scale());
             require(input_stride >= image.rowBytes(), "hspan_upscale", "input_stride is shorter than a row");
             require(output_stride >= image.rowBytes() * scale, "hspan_upscale", "output_stride is shorter than a row");

@@ -60,17 +60,26 @@ std::string textFromJson(nlohmann::ordered_json const& json)
     return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
-// "AxB" -> two numbers. Throws Error.
-std::pair<int, int> pairFromText(std::string const& text, std::string const& option)
+// Whether a text is `format` from end to end, with two numbers from 1.
+bool readPair(std::string const& text, char const* format, int& first, int& second)
 {
-    int first = 0;
-    int second = 0;
-    char rest = 0;
-    if (std::sscanf(text.c_str(), "%7dx%7d%c", &first, &second, &rest) != 2 || first < 1 || second < 1)
+    int end = -1;
+    return std::sscanf(text.c_str(), format, &first, &second, &end) == 2 && end == static_cast<int>(text.size())
+        && first > 0 && second > 0;
+}
+
+// "360x640", or "height=360,width=640" in either order. Throws Error.
+Size sizeFromText(std::string const& text, std::string const& option)
+{
+    Size size{};
+    if (readPair(text, "%6dx%6d%n", size.height, size.width)
+        || readPair(text, "height=%6d,width=%6d%n", size.height, size.width)
+        || readPair(text, "width=%6d,height=%6d%n", size.width, size.height))
     {
-        throw Error(option, "got '" + text + "', expected two sizes such as 640x360", "", Code::kUSAGE);
+        return size;
     }
-    return {first, second};
+    throw Error(option, "got '" + text + "', expected height x width in pixels",
+        "write it like 360x640 or height=360,width=640", Code::kUSAGE);
 }
 
 TileChoice tileChoice(Arguments const& arguments)
@@ -82,9 +91,9 @@ TileChoice tileChoice(Arguments const& arguments)
     }
     else if (arguments.tile != "auto")
     {
-        auto const [height, width] = pairFromText(arguments.tile, "--tile");
+        bool const isNumber = arguments.tile.find_first_not_of("0123456789") == std::string::npos;
         choice.mode = TileMode::kSIZE;
-        choice.size = {height, width};
+        choice.size = sizeFromText(isNumber ? arguments.tile + "x" + arguments.tile : arguments.tile, "--tile");
     }
     if (arguments.overlap >= 0)
     {
@@ -132,8 +141,8 @@ void upscaleFile(DeferredEngine& engine, Upscaler& upscaler, std::string const& 
     double const median = times[first + (times.size() - first) / 2];
     if (arguments.json)
     {
-        nlohmann::ordered_json report{{"input", input}, {"output", output}, {"input_width", image.width},
-            {"input_height", image.height}, {"output_width", result.width}, {"output_height", result.height},
+        nlohmann::ordered_json report{{"input", input}, {"output", output}, {"input_height", image.height},
+            {"input_width", image.width}, {"output_height", result.height}, {"output_width", result.width},
             {"runs", arguments.repeat}, {"median_seconds", median}, {"first_seconds", times.front()}};
         printLine(textFromJson(report));
     }
@@ -141,16 +150,16 @@ void upscaleFile(DeferredEngine& engine, Upscaler& upscaler, std::string const& 
     {
         char line[64];
         std::snprintf(line, sizeof(line), "%.1f ms", 1e3 * median);
-        say(input + " -> " + output + ": " + std::to_string(image.width) + "x" + std::to_string(image.height) + " -> "
-            + std::to_string(result.width) + "x" + std::to_string(result.height) + ", " + line);
+        say(input + " -> " + output + ": " + sizeText(image.height, image.width) + " -> "
+            + sizeText(result.height, result.width) + ", " + line);
     }
 }
 
 // Frames of 8-bit RGB, rows from top to bottom, without any header: ffmpeg's rgb24, GStreamer's RGB.
 void upscaleFrames(DeferredEngine& engine, Upscaler& upscaler, Arguments const& arguments)
 {
-    auto const [width, height] = pairFromText(arguments.raw, "--raw");
-    Image frame = imageWithSize("--raw", width, height, 3, 8);
+    Size const size = sizeFromText(arguments.raw, "--raw");
+    Image frame = imageWithSize("--raw", size.height, size.width, 3, 8);
     upscaler.resultOf(frame, "--raw");
     engine.open(); // a camera should not wait for it
     for (long count = 0;; ++count)
@@ -215,13 +224,13 @@ void checkArguments(Arguments const& arguments)
     }
     if (frames)
     {
-        pairFromText(arguments.raw, "--raw");
+        sizeFromText(arguments.raw, "--raw");
         return;
     }
     if (arguments.inputs.size() > 1 && !isFolder(arguments.output))
     {
         throw Error(
-            arguments.output, "is no folder, and there are several pictures", "make the folder first", Code::kUSAGE);
+            arguments.output, "is not a folder, and there are several pictures", "make the folder first", Code::kUSAGE);
     }
     std::set<std::string> targets;
     for (std::string const& input : arguments.inputs)
@@ -237,8 +246,8 @@ void checkArguments(Arguments const& arguments)
     }
 }
 
-// Files first: a plan that is not what its manifest says, and pictures that cannot be read or do not fit, are told
-// before TensorRT and the GPU are woken, which takes seconds.
+// Files first: a plan that is not what its manifest says, and pictures that cannot be read or do not fit, are errors
+// before TensorRT and the GPU are started, which takes seconds.
 std::unique_ptr<DeferredEngine> vouchedEngine(Arguments const& arguments)
 {
     GpuOptions options;
@@ -304,18 +313,18 @@ int main(int argc, char** argv)
     app.add_option("-e,--engine", arguments.engine, "NAME.plan, its manifest NAME.json beside it")->required();
     app.add_option("-o,--output", arguments.output, "a picture, or an existing folder");
     app.add_option("--plugin", arguments.plugin, "the plugin library [the manifest's, beside the engine]");
-    app.add_option("--tile", arguments.tile, "auto, none, or HEIGHTxWIDTH in input pixels")->capture_default_str();
+    app.add_option("--tile", arguments.tile, "auto, none, one number, or HxW in input pixels")->capture_default_str();
     app.add_option("--overlap", arguments.overlap, "pixels that neighboring tiles share [chosen]")
         ->check(CLI::NonNegativeNumber);
-    app.add_option("--raw", arguments.raw, "WIDTHxHEIGHT: 8-bit RGB frames from standard input to standard output");
+    app.add_option("--raw", arguments.raw, "HxW: 8-bit RGB frames from standard input to standard output");
     app.add_option("--device", arguments.device, "number of the GPU")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
-    app.add_option("--repeat", arguments.repeat, "run each picture so often and give the median time")
+    app.add_option("--repeat", arguments.repeat, "run each picture this many times and print the median time")
         ->capture_default_str()
         ->check(CLI::Range(1, 100000));
     app.add_flag("--no-cuda-graph", arguments.noCudaGraph, "launch the kernels one by one");
-    app.add_flag("--info", arguments.info, "say what the engine is; needs no GPU");
+    app.add_flag("--info", arguments.info, "print what the engine is; needs no GPU");
     app.add_flag("--json", arguments.json, "results as JSON lines on standard output");
     try
     {

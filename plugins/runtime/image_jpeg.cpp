@@ -1,5 +1,5 @@
 #include "error.h"
-#include "image.h"
+#include "image_formats.h"
 
 #include <csetjmp>
 #include <cstdio>
@@ -191,7 +191,7 @@ Image imageFromJpeg(Bytes const& bytes, std::string const& where)
             "convert it to an RGB picture");
     }
     codec.out_color_space = codec.num_components == 1 ? JCS_GRAYSCALE : JCS_RGB;
-    Image image = imageWithSize(where, codec.image_width, codec.image_height, codec.num_components, 8);
+    Image image = imageWithSize(where, codec.image_height, codec.image_width, codec.num_components, 8);
     int const turned = orientation(codec); // libjpeg forgets the markers with the last row
     if (!readRows(reading, image))
     {

@@ -1,5 +1,5 @@
 #include "error.h"
-#include "image.h"
+#include "image_formats.h"
 
 #include <png.h>
 
@@ -187,8 +187,8 @@ Image imageFromPng(Bytes const& bytes, std::string const& where)
             "a damaged PNG: it claims more pixels than its " + std::to_string(bytes.size()) + " bytes can hold",
             "copy it again");
     }
-    Image image = imageWithSize(where, png_get_image_width(reading.png, reading.info),
-        png_get_image_height(reading.png, reading.info), png_get_channels(reading.png, reading.info),
+    Image image = imageWithSize(where, png_get_image_height(reading.png, reading.info),
+        png_get_image_width(reading.png, reading.info), png_get_channels(reading.png, reading.info),
         png_get_bit_depth(reading.png, reading.info));
     if (png_get_rowbytes(reading.png, reading.info) != image.rowBytes())
     {

@@ -1,7 +1,7 @@
 // Netpbm's P5 (gray) and P6 (RGB), 8 and 16 bits: netpbm.sourceforge.net/doc/ppm.html.
 
 #include "error.h"
-#include "image.h"
+#include "image_formats.h"
 
 #include <cstring>
 
@@ -109,7 +109,7 @@ Image imageFromPnm(Bytes const& bytes, std::string const& where)
         throw Error(where, "a PPM with " + std::to_string(maximum) + " levels", "convert it to 255 or 65535");
     }
     std::size_t const start = header.end();
-    Image image = imageWithSize(where, width, height, bytes[1] == '6' ? 3 : 1, maximum == 255 ? 8 : 16);
+    Image image = imageWithSize(where, height, width, bytes[1] == '6' ? 3 : 1, maximum == 255 ? 8 : 16);
     if (bytes.size() - start < image.samples.size())
     {
         throw header.damaged();

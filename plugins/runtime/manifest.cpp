@@ -15,7 +15,6 @@ namespace
 using Json = nlohmann::json;
 
 constexpr int kFORMAT_VERSION = 3;
-constexpr int kONE_PROFILE_VERSION = 2; // had one `profile`, without a memory figure of its own
 constexpr std::size_t kMAX_PROFILES = 64;
 constexpr std::int64_t kMAX_SIDE = 1 << 20;
 constexpr int kMAX_SCALE = 16;
@@ -238,8 +237,7 @@ void readTensors(Reader const& reader, std::string const& where, Manifest& manif
     }
 }
 
-// `memory` is the object that holds activation_memory_bytes: the profile itself, or in format 2 the whole manifest.
-ProfileRecord readProfile(Reader const& reader, std::string const& where, std::string const& name, Reader const& memory)
+ProfileRecord readProfile(Reader const& reader, std::string const& where, std::string const& name)
 {
     ProfileRecord profile{reader.shape("min", 1), reader.shape("opt", 1), reader.shape("max", 1), {}};
     for (std::size_t i = 0; i < profile.min.size(); ++i)
@@ -253,9 +251,9 @@ ProfileRecord readProfile(Reader const& reader, std::string const& where, std::s
     {
         throw Error(where, name + ": expected 3 channels", kBUILD_AGAIN);
     }
-    if (!memory.isNull("activation_memory_bytes"))
+    if (!reader.isNull("activation_memory_bytes"))
     {
-        profile.activationMemoryBytes = memory.integer("activation_memory_bytes", 0, std::int64_t{1} << 50);
+        profile.activationMemoryBytes = reader.integer("activation_memory_bytes", 0, std::int64_t{1} << 50);
     }
     return profile;
 }
@@ -271,7 +269,7 @@ void readProfiles(Reader const& reader, std::string const& where, Manifest& mani
     {
         std::string const name = "profiles[" + std::to_string(i) + "]";
         Reader const profile(profiles[i], where, name + ".");
-        manifest.profiles.push_back(readProfile(profile, where, name, profile));
+        manifest.profiles.push_back(readProfile(profile, where, name));
     }
 }
 
@@ -303,8 +301,7 @@ Manifest manifestFromJson(std::string const& text, std::string const& where)
     }
     Reader const reader(document, where);
     Json const& version = reader.at("format_version");
-    bool const oneProfile = version.is_number_integer() && version == kONE_PROFILE_VERSION;
-    if (!oneProfile && (!version.is_number_integer() || version != kFORMAT_VERSION))
+    if (!version.is_number_integer() || version != kFORMAT_VERSION)
     {
         throw Error(where, "format_version is another than " + std::to_string(kFORMAT_VERSION),
             std::string(kBUILD_AGAIN) + " of this version");
@@ -324,17 +321,10 @@ Manifest manifestFromJson(std::string const& text, std::string const& where)
     manifest.precision = reader.text("precision");
     if (reader.isNull("scale"))
     {
-        throw Error(where, "holds no scale: not a super-resolution engine", kBUILD_AGAIN);
+        throw Error(where, "contains no scale: not a super-resolution engine", kBUILD_AGAIN);
     }
     manifest.scale = static_cast<int>(reader.integer("scale", 1, kMAX_SCALE));
-    if (oneProfile)
-    {
-        manifest.profiles = {readProfile(reader.inner("profile"), where, "profile", reader)};
-    }
-    else
-    {
-        readProfiles(reader, where, manifest);
-    }
+    readProfiles(reader, where, manifest);
     readTensors(reader, where, manifest);
     return manifest;
 }

@@ -69,8 +69,7 @@ TilePlan tilePlan(Size picture, Size tile, int overlap, Size minimum)
     }
     if (tile.height < 1 || tile.width < 1)
     {
-        throw Error("--tile", std::to_string(tile.height) + "x" + std::to_string(tile.width) + " is no size",
-            "give HxW in pixels, such as 128x128", Code::kUSAGE);
+        throw Error("--tile", sizeText(tile) + " is not a size", "give HxW in pixels, such as 128x128", Code::kUSAGE);
     }
     return TilePlan{picture.height, picture.width, spans(picture.height, tile.height, overlap, minimum.height),
         spans(picture.width, tile.width, overlap, minimum.width)};

@@ -2,6 +2,8 @@
 // runtime.
 #pragma once
 
+#include "size.h"
+
 #include <cstddef>
 #include <vector>
 
@@ -31,12 +33,6 @@ struct TilePlan
     int width;
     std::vector<Span> rows;
     std::vector<Span> columns;
-};
-
-struct Size
-{
-    int height;
-    int width;
 };
 
 // Tiles of one size, evenly spread, none of which leaves the picture. `minimum` is what the network needs at least.

@@ -22,11 +22,6 @@ int dividedUp(int value, int divisor)
     return (value + divisor - 1) / divisor;
 }
 
-std::string text(Size size)
-{
-    return std::to_string(size.height) + "x" + std::to_string(size.width);
-}
-
 Size bounded(SizeRange const& range, Size size)
 {
     return Size{std::max(range.least.height, std::min(size.height, range.largest.height)),
@@ -98,9 +93,9 @@ void requireFits(Size size, std::vector<SizeRange> const& ranges, std::string co
         {
             return;
         }
-        known += (known.empty() ? "" : " or ") + text(range.least) + " to " + text(range.largest);
+        known += (known.empty() ? "" : " or ") + sizeText(range.least) + " to " + sizeText(range.largest);
     }
-    throw Error(what, text(size) + " does not fit the engine, which takes " + known + " (height x width)",
+    throw Error(what, sizeText(size) + " does not fit the engine, which takes " + known + " (height x width)",
         "use --tile auto, or build the engine for other sizes");
 }
 
@@ -124,10 +119,10 @@ Tile autoTile(Size picture, TileLimits const& limits, std::vector<SizeRange> con
     for (int side = std::max(range.largest.height, range.largest.width);;)
     {
         std::int64_t const pixels = static_cast<std::int64_t>(side) * side;
-        auto tall = static_cast<std::int64_t>(std::min(picture.height, side));
-        auto const wide = std::min<std::int64_t>(picture.width, pixels / tall);
-        tall = std::min<std::int64_t>(picture.height, pixels / wide);
-        Size const size = bounded(range, {static_cast<int>(tall), static_cast<int>(wide)});
+        auto height = static_cast<std::int64_t>(std::min(picture.height, side));
+        auto const width = std::min<std::int64_t>(picture.width, pixels / height);
+        height = std::min<std::int64_t>(picture.height, pixels / width);
+        Size const size = bounded(range, {static_cast<int>(height), static_cast<int>(width)});
         if (fits(size) || side <= kSMALLEST_SIDE)
         {
             return {size, range};
@@ -136,7 +131,7 @@ Tile autoTile(Size picture, TileLimits const& limits, std::vector<SizeRange> con
     }
 }
 
-// A tile that was asked for, and the smallest range that takes it.
+// A requested tile, and the smallest range that takes it.
 Tile givenTile(Size size, std::vector<SizeRange> const& ranges)
 {
     SizeRange const* found = nullptr;

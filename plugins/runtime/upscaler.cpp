@@ -182,8 +182,8 @@ TilePlan Upscaler::plan(Size picture) const
 PictureShape Upscaler::resultOf(Image const& image, std::string const& where) const
 {
     PictureShape const result{
-        std::int64_t{image.width} * scale(), std::int64_t{image.height} * scale(), image.channels, image.bits};
-    requireSize(where + ", upscaled", result.width, result.height);
+        std::int64_t{image.height} * scale(), std::int64_t{image.width} * scale(), image.channels, image.bits};
+    requireSize(where + ", upscaled", result.height, result.width);
     plan({image.height, image.width});
     return result;
 }
@@ -207,17 +207,13 @@ Image Upscaler::upscale(Image const& image, std::string const& where)
             std::optional<Size> const smaller = smallerTile(tried, sizeRanges(*mEngine));
             if (!smaller)
             {
-                throw Error(where,
-                    "out of memory even with tiles of " + std::to_string(tried.height) + "x"
-                        + std::to_string(tried.width),
+                throw Error(where, "out of memory even with tiles of " + sizeText(tried),
                     "end other programs that use it", Code::kOUT_OF_MEMORY);
             }
             mLimit = smaller;
             if (onShrink)
             {
-                onShrink("out of memory with tiles of " + std::to_string(tried.height) + "x"
-                    + std::to_string(tried.width) + ", going on with " + std::to_string(smaller->height) + "x"
-                    + std::to_string(smaller->width));
+                onShrink("out of memory with tiles of " + sizeText(tried) + ", going on with " + sizeText(*smaller));
             }
         }
     }
@@ -275,8 +271,8 @@ float const* Upscaler::runTile(
 Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string const& where)
 {
     int const factor = scale();
-    Image result = imageWithSize(where + ", upscaled", std::int64_t{image.width} * factor,
-        std::int64_t{image.height} * factor, image.channels, image.bits);
+    Image result = imageWithSize(where + ", upscaled", std::int64_t{image.height} * factor,
+        std::int64_t{image.width} * factor, image.channels, image.bits);
     PixelWriter writer(result, where);
     int const passes = image.hasAlpha() ? 2 : 1;
     int const total = passes * static_cast<int>(plan.rows.size() * plan.columns.size());

@@ -275,11 +275,13 @@ class ProgramContract:
     def test_frames_pass_through_the_pipe(self, program: UpscaleProgram, engine: Path) -> None:
         frames = [_picture((20, 30, 3), seed) for seed in range(3)]
         stdin = b"".join(frame.tobytes() for frame in frames)
-        done = program.run("-e", engine, "--raw", "30x20", stdin=stdin)
+        done = program.run("-e", engine, "--raw", "20x30", stdin=stdin)
         assert done.returncode == 0, done.stderr
         assert done.stdout == b"".join(expected_pixels(frame).tobytes() for frame in frames)
         assert done.stderr == b"hspan-upscale: 3 frames\n"
-        cut = program.run("-e", engine, "--raw", "30x20", stdin=stdin[:-7])
+        named = program.run("-e", engine, "--raw", "width=30,height=20", stdin=stdin)
+        assert named.stdout == done.stdout
+        cut = program.run("-e", engine, "--raw", "20x30", stdin=stdin[:-7])
         assert cut.returncode == 1
         assert b"ends inside frame 2: 1793 of 1800 bytes" in cut.stderr
         assert len(cut.stdout) == 2 * len(done.stdout) // 3
@@ -288,7 +290,7 @@ class ProgramContract:
     def test_a_reader_that_ends_is_an_error_and_no_signal(
         self, program: UpscaleProgram, engine: Path, wanted: int
     ) -> None:
-        command = [*program.command, "-e", engine, "--raw", "30x20"]
+        command = [*program.command, "-e", engine, "--raw", "20x30"]
         line = line_after_broken_pipe(command, bytes(30 * 20 * 3), wanted)
         assert line == "hspan-upscale: error: standard output: the program that reads it has ended"
 
@@ -305,8 +307,8 @@ class ProgramContract:
                 timeout=_SECONDS,
             )
 
-        assert "standard output: cannot write" in only_line(run(">&-", "--raw", "30x20"), 1)
-        assert "standard input: cannot read" in only_line(run("<&-", "--raw", "30x20"), 1)
+        assert "standard output: cannot write" in only_line(run(">&-", "--raw", "20x30"), 1)
+        assert "standard input: cannot read" in only_line(run("<&-", "--raw", "20x30"), 1)
         done = run("<&- >&- 2>&-", picture, "-o", tmp_path / "out.png")
         assert (done.returncode, Image.open(tmp_path / "out.png").size) == (0, (123, 150))
 
@@ -317,7 +319,7 @@ class ProgramContract:
             words: list[Mapping[str, Any]] = [
                 {"arguments": ("--info", "--json")},
                 {"arguments": ("--info",)},
-                {"arguments": ("--raw", "30x20"), "stdin": bytes(1800)},
+                {"arguments": ("--raw", "20x30"), "stdin": bytes(1800)},
                 {"arguments": (picture, "-o", tmp_path / "out.png", "--json")},
             ]
             for each in words:

@@ -1,6 +1,6 @@
 // Any bytes as an EXIF segment: an orientation from 1 to 8.
 
-#include "image.h"
+#include "pixels.h"
 
 #include <algorithm>
 #include <cstddef>

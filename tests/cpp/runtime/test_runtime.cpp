@@ -3,6 +3,7 @@
 #include "check.h"
 #include "error.h"
 #include "image.h"
+#include "image_formats.h"
 #include "manifest.h"
 #include "passport.h"
 #include "upscaler.h"
@@ -95,7 +96,7 @@ private:
 
 Image goldenPicture(int channels, int bits)
 {
-    Image image = imageWithSize("golden", 45, 37, channels, bits);
+    Image image = imageWithSize("golden", 37, 45, channels, bits);
     std::uint64_t const samples = image.samples.size() / static_cast<std::size_t>(bits / 8);
     for (std::uint64_t i = 0; i < samples; ++i)
     {
@@ -287,10 +288,9 @@ void addFileTests()
         {
             check(contains(messageOf([] { manifestFromJson("{}", "m"); }), "format_version is missing"), "empty");
             check(contains(messageOf([] { manifestFromJson(std::string(5000, '['), "m"); }), "too deeply"), "deep");
-            check(contains(messageOf([] { manifestFromJson("{\"format_version\": 2}", "m"); }), "is missing"), "short");
             check(contains(messageOf([] { manifestFromJson("{\"format_version\": 3}", "m"); }), "is missing"), "short");
             check(
-                contains(messageOf([] { manifestFromJson("{\"format_version\": 1}", "m"); }), "another than 3"), "old");
+                contains(messageOf([] { manifestFromJson("{\"format_version\": 2}", "m"); }), "another than 3"), "old");
         });
     addTest("a library for another processor is recognized",
         []
