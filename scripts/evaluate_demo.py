@@ -1,62 +1,13 @@
-"""Figures of a demo network: held-out PSNR-Y and SSIM against bicubic, or statistics of its attention."""
+#!/usr/bin/env python3
+"""Prints figures of a demo network: scripts/evaluate_demo.py hspan-tiny-x4."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from tools.training.data import Pair, load_pairs
-from tools.training.figures import attention_samples, qualities
-from tools.training.tables import attention_table, quality_table, write_attention_picture
-from trt_hspan.errors import HspanError
-from trt_hspan.machine.memory import keep_freed_memory
-from trt_hspan.model import load_model
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", help="a path or a name such as hspan-tiny-x4")
-    parser.add_argument("--data", type=Path, default=Path("training-output/data/heldout"))
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these pictures, in this order")
-    parser.add_argument("--json", action="store_true", help="quality as JSON lines, one per picture")
-    parser.add_argument("--attention", type=Path, metavar="PNG", help="attention statistics; draw them there")
-    parser.add_argument("--rows", type=int, default=2048, help="sampled rows per block and picture")
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(arguments.threads)
-    try:
-        model = load_model(arguments.checkpoint)
-        pairs = {pair.name: pair for pair in load_pairs(arguments.data, model.config.scale)}
-        missing = [name for name in arguments.only or () if name not in pairs]
-        if missing:
-            raise HspanError(arguments.data, f"holds no {', '.join(missing)}", f"it holds {', '.join(pairs)}")
-        chosen = [pairs[name] for name in arguments.only or pairs]
-        if arguments.attention:
-            gray = np.full((100, 160, 3), 128, dtype=np.uint8)
-            samples = [
-                sample
-                for pair in (*chosen, Pair("(constant gray)", gray, gray))
-                for sample in attention_samples(model, pair.name, pair.low, rows=arguments.rows, seed=0)
-            ]
-            write_attention_picture(samples, arguments.attention)
-            print(attention_table(samples))
-        elif arguments.json:
-            for quality in qualities(model, chosen):
-                print(json.dumps(asdict(quality)), flush=True)
-        else:
-            print(quality_table(list(qualities(model, chosen))))
-    except HspanError as error:
-        print(f"evaluate_demo: error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
+    from tools.training.evaluate import main
+
     sys.exit(main())

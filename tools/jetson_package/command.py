@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from tools.jetson_package.targets import TARGETS, Target, target_from_name
-from trt_hspan.errors import HspanError, UsageError
+from tools.running import exit_code
+from trt_hspan.errors import UsageError
 
 
 def main(words: list[str] | None = None) -> int:
@@ -28,20 +28,19 @@ def main(words: list[str] | None = None) -> int:
         help="pin the versions and hashes that Debian's mirror has now; builds nothing",
     )
     arguments = parser.parse_args(words)
-    try:
-        if arguments.refresh_lock:
-            if arguments.targets:
-                raise UsageError("--refresh-lock", "builds nothing, so it takes no targets")
-            _refresh()
-            return 0
-        if arguments.jobs < 1:
-            raise UsageError("--jobs", f"got {arguments.jobs}, expected at least 1")
-        targets = [target_from_name(name) for name in arguments.targets] or list(TARGETS)
-        _build(targets, arguments.output, jobs=arguments.jobs, as_json=arguments.json)
-    except HspanError as error:
-        print(f"jetson_package: error: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    return 0
+    return exit_code("jetson_package", lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.refresh_lock:
+        if arguments.targets:
+            raise UsageError("--refresh-lock", "builds nothing, so it takes no targets")
+        _refresh()
+        return
+    if arguments.jobs < 1:
+        raise UsageError("--jobs", f"got {arguments.jobs}, expected at least 1")
+    targets = [target_from_name(name) for name in arguments.targets] or list(TARGETS)
+    _build(targets, arguments.output, jobs=arguments.jobs, as_json=arguments.json)
 
 
 def _refresh() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from tools.kernel_report import report as report_module
 from tools.kernel_report.plugin_code import (
     ALL_ARCHITECTURES,
     KernelCode,
@@ -310,7 +310,7 @@ def test_no_kernel_of_the_plugin_spills(plugin_library: Path) -> None:
 
 @pytest.mark.parametrize("name", ["plain_attention_half", "tiled_attention_half_sm80"])
 def test_kernels_compiled_for_one_architecture_alone_do_not_spill(tmp_path: Path, name: str) -> None:
-    """`python benchmarks/kernel_report.py` does it for all; registers are scarcest where the compiler unrolls most."""
+    """`python scripts/kernel_report.py` does it for all; registers are scarcest where the compiler unrolls most."""
     folder = project(tmp_path)
     for part in ("kernels", "device"):
         shutil.copytree(
@@ -342,17 +342,11 @@ def test_a_source_says_what_it_is_for_in_its_name(name: str, architecture: int) 
 
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch, inspected: dict[tuple[str, int], KernelCode]) -> ModuleType:
-    """The script as a module, with the small kernels in place of the plugin's."""
-    path = ROOT / "benchmarks" / "kernel_report.py"
-    spec = importlib.util.spec_from_file_location("kernel_report", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The command's module, with the small kernels in place of the plugin's."""
     kept = [kernel for (name, _), kernel in inspected.items() if name != "spilling"]
-    monkeypatch.setattr(module, "inspect_kernels", lambda *_, **__: kept)
+    monkeypatch.setattr(report_module, "inspect_kernels", lambda *_, **__: kept)
     monkeypatch.setattr(sys, "argv", ["kernel_report.py"])
-    return module
+    return report_module
 
 
 def test_the_report_prints_both_tables_and_says_what_is_a_bound(

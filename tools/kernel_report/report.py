@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """What can be known of the CUDA kernels without a GPU: the compiler's figures, the machine code, and the roofline.
 
 Two tables. The first is read from the machine code: registers, spills, shared memory, theoretical occupancy, and what
@@ -16,14 +15,12 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
 
 from tools.kernel_report.plugin_code import KernelCode, inspect_kernels
 from tools.kernel_report.plugin_loops import Loop
-from trt_hspan.errors import HspanError, UsageError
+from tools.running import exit_code
+from trt_hspan.errors import UsageError
 from trt_hspan.jetson.roofline import GPUS, LENGTHS, attention_work, floor_ms
 from trt_hspan.native.plugin import architecture_from_target
 from trt_hspan.native.sources import sources_folder
@@ -32,14 +29,15 @@ BOUND = "bound from published peak rates, not a measurement"
 
 
 def main() -> int:
+    """Prints both tables. Returns: the exit code."""
     arguments = parsed_arguments()
-    try:
-        sizes = {"score_channels": arguments.score_channels, "value_channels": arguments.value_channels}
-        bounds = roofline(**sizes, precision=arguments.precision)
-        kernels = [] if arguments.roofline_only else inspected(arguments)
-    except HspanError as error:
-        print(f"kernel_report: error: {error}", file=sys.stderr)
-        return error.exit_code
+    return exit_code("kernel_report", lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    sizes = {"score_channels": arguments.score_channels, "value_channels": arguments.value_channels}
+    bounds = roofline(**sizes, precision=arguments.precision)
+    kernels = [] if arguments.roofline_only else inspected(arguments)
     spilling = [kernel for kernel in kernels if spilled_bytes(kernel)]
     if arguments.json:
         problem = {**sizes, "precision": arguments.precision, "label": BOUND}
@@ -48,17 +46,17 @@ def main() -> int:
     else:
         show(kernels, bounds, arguments)
     for kernel in spilling:
-        told = (
+        what = (
             f"{kernel.kernel} for sm_{kernel.architecture}, PTX for {kernel.ptx_architecture}, "
             f"spills {spilled_bytes(kernel)} bytes of registers"
         )
-        print(f"kernel_report: error: {kernel.source}: {told}", file=sys.stderr)
+        print(f"kernel_report: error: {kernel.source}: {what}", file=sys.stderr)
     return 1 if spilling else 0
 
 
 def parsed_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="kernel_report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print both tables as one JSON object")
     parser.add_argument(
@@ -122,10 +120,11 @@ def spilled_bytes(kernel: KernelCode) -> int:
 
 
 def record(kernel: KernelCode) -> dict[str, Any]:
-    found = asdict(kernel)
-    found["main_loop"] = loop_record(kernel.main_loop) if kernel.main_loop else None
-    found["product_loops"] = [loop_record(loop) for loop in kernel.product_loops]
-    return found
+    return {
+        **asdict(kernel),
+        "main_loop": loop_record(kernel.main_loop) if kernel.main_loop else None,
+        "product_loops": [loop_record(loop) for loop in kernel.product_loops],
+    }
 
 
 def loop_record(loop: Loop) -> dict[str, Any]:
@@ -193,7 +192,3 @@ def show(kernels: list[KernelCode], bounds: list[dict[str, Any]], arguments: arg
     console.print("sparse: every score once; dense: every score and every value once. Rates from:")
     for gpu in GPUS:
         console.print(f"  {gpu.name}: {gpu.source}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
