@@ -154,12 +154,12 @@ class Ablation:
             helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
         )
         session = open_session(whole, self._source.where)
-        found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        means: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for tile in tiles.tiles_from_samples(self._samples, self._plan):
             outputs = session.run(names, {INPUT_NAME: tensor_from_image(tile.low)})
             for name, values in zip(names, outputs, strict=True):
-                found[name].append(values.mean(axis=(0, 2, 3)))
-        return {name: np.mean(values, axis=0) for name, values in found.items()}
+                means[name].append(values.mean(axis=(0, 2, 3)))
+        return {name: np.mean(values, axis=0) for name, values in means.items()}
 
 
 def overwrite(tensor: onnx.TensorProto, values: np.ndarray) -> None:

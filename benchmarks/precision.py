@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Accuracy, size and CPU time of every precision, beside ONNX Runtime's own post-training quantization.
 
-Networks, all made from one checkpoint in one run: FP32, FP16, BF16; INT8 by `trt-hspan quantize` with each
+Networks, all exported from one checkpoint in one run: FP32, FP16, BF16; INT8 by `trt-hspan quantize` with each
 calibration method, every convolution of the body quantized, and within each of `--budget-db`; and
 `onnxruntime.quantization.quantize_static` with its defaults, on the FP32 file. All INT8 networks see the same
 calibration tiles; a budget is held on tiles of calibration pictures that are left out for it. All are compared with
@@ -141,9 +141,9 @@ def made_networks(arguments: argparse.Namespace, folder: Path, scale: int) -> It
         yield Network(label=precision, path=path)
     plan = TilePlan(count=arguments.tiles)
     source = source_from_path(folder / "fp32.onnx", base=arguments.base)
-    wanted = [(method, None) for method in arguments.methods]
-    wanted += [("mse", budget) for budget in arguments.budget_db]
-    for method, budget in wanted:
+    requests = [(method, None) for method in arguments.methods]
+    requests += [("mse", budget) for budget in arguments.budget_db]
+    for method, budget in requests:
         label = method if budget is None else f"{method}, budget {budget:g} dB"
         note(f"quantizing, {label}")
         request = QuantizationRequest(

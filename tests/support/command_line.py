@@ -1,4 +1,4 @@
-"""Runs the command line in this process and tells what a user would see."""
+"""Runs the command line in this process and returns what a user would see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The golden files: what the official network made of given inputs. See golden/README.md."""
+"""The golden files: outputs of the official network for given inputs. See golden/README.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ATTENTION_CASES = sorted(name for name, case in _CASES.items() if case.get("kind
 
 @dataclass(frozen=True)
 class GoldenNetwork:
-    """A checkpoint with an input and what the official network made of it."""
+    """A checkpoint with an input and the official network's output."""
 
     name: str
     checkpoint: Path

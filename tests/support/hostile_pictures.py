@@ -1,4 +1,4 @@
-"""Picture files that are damaged, cut or made to harm, and a part of the line that each gives."""
+"""Picture files that are damaged, cut off or malicious, and a part of the error line for each."""
 
 from __future__ import annotations
 

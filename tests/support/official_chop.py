@@ -46,7 +46,7 @@ def self_ensemble_reference(network: Network, x: torch.Tensor) -> torch.Tensor:
     for transposed in (False, True):
         for vertical in (False, True):
             for horizontal in (False, True):
-                flips = [axis for axis, wanted in ((2, vertical), (3, horizontal)) if wanted]
+                flips = [axis for axis, is_flipped in ((2, vertical), (3, horizontal)) if is_flipped]
                 view = torch.flip(x, flips)
                 view = view.transpose(2, 3) if transposed else view
                 result = network(view)

@@ -32,7 +32,7 @@ def obeying_permissions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Nothing can be made or removed in the folder inside the block; it says so itself when that fails."""
+    """Nothing can be created or removed in the folder inside the block; an error says so when that fails."""
     mode = folder.stat().st_mode
     folder.chmod(0o555)
     try:

@@ -70,13 +70,13 @@ class ServeProcess:
         self, event: str, timeout: float = 60, *, after: int = 0, **fields: object
     ) -> dict[str, Any]:
         """The first event of this name, with these fields, from number `after` on."""
-        wanted = {"event": event, **fields}
+        expected = {"event": event, **fields}
         deadline = time.monotonic() + timeout
         with self._arrived:
             while True:
-                for found in self.events[after:]:
-                    if wanted.items() <= found.items():
-                        return found
+                for candidate in self.events[after:]:
+                    if expected.items() <= candidate.items():
+                        return candidate
                 left = deadline - time.monotonic()
                 if left <= 0 or (self.process.poll() is not None and not self._threads[0].is_alive()):
                     raise AssertionError(f"no event {event!r}: {self.events[-20:]} {self.stderr}")
@@ -84,8 +84,8 @@ class ServeProcess:
 
     def triton(self) -> psutil.Process:
         """The tritonserver under it."""
-        (found,) = [p for p in psutil.Process(self.process.pid).children() if p.name() == "tritonserver"]
-        return found
+        (server,) = [p for p in psutil.Process(self.process.pid).children() if p.name() == "tritonserver"]
+        return server
 
     def stubs(self) -> list[psutil.Process]:
         """Triton's Python processes."""

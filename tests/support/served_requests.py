@@ -80,16 +80,16 @@ def error_of(body: bytes) -> str:
 def until(ask_again: Callable[[], Any], enough: Callable[[Any], bool], seconds: float = 5) -> Any:
     """What it says once that is enough."""
     deadline = time.monotonic() + seconds
-    while not enough(found := ask_again()):
-        assert time.monotonic() < deadline, found
+    while not enough(answer := ask_again()):
+        assert time.monotonic() < deadline, answer
         time.sleep(0.02)
-    return found
+    return answer
 
 
 def statistics(server: ServeProcess, model: str) -> dict[str, int]:
     with triton_client(server, "http") as (_, client):
-        (found,) = client.get_inference_statistics(model)["model_stats"]
-    return {name: int(found.get(name, 0)) for name in ("inference_count", "execution_count")}
+        (model_stats,) = client.get_inference_statistics(model)["model_stats"]
+    return {name: int(model_stats.get(name, 0)) for name in ("inference_count", "execution_count")}
 
 
 def scraped(server: ServeProcess) -> str:

@@ -1,4 +1,4 @@
-"""ONNX networks small enough to build in a second, made without torch."""
+"""ONNX networks small enough to build in a second, built without torch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A double of the `tensorrt` package, as far as the builder uses it: documented API only.
 
-It reads the ONNX file truly, records what it is told, and refuses what TensorRT refuses: attributes that a release
+It reads the real ONNX file, records its settings, and refuses what TensorRT refuses: attributes that a release
 does not have, a plugin that is not registered, a network with free sizes and no valid profile. It builds no engine:
 the plan is a short text. `tensorrt` itself cannot be installed on a machine without access to NVIDIA's servers.
 """
@@ -147,10 +147,10 @@ class Builder:
         release.logger = logger
 
     def create_network(self, flags: int = 0) -> Network:
-        known = self._release.module.NetworkDefinitionCreationFlag
-        if flags & ~sum(1 << int(flag) for flag in known):
+        names = self._release.module.NetworkDefinitionCreationFlag
+        if flags & ~sum(1 << int(flag) for flag in names):
             raise ValueError(f"unknown flags {flags:#x}")
-        typed = self._release.major >= 11 or bool(flags & 1 << int(known.STRONGLY_TYPED))
+        typed = self._release.major >= 11 or bool(flags & 1 << int(names.STRONGLY_TYPED))
         return Network(flags, typed)
 
     def create_builder_config(self) -> Config:

@@ -1,4 +1,4 @@
-"""A PyTorch function in the shape of a runner, and small networks with known properties."""
+"""A PyTorch function in the shape of a runner, and small networks whose properties follow from their formula."""
 
 from __future__ import annotations
 

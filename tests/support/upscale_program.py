@@ -70,7 +70,7 @@ class UpscaleProgram:
         return counts
 
     def engine(self, folder: Path, **changes: Any) -> Path:
-        """A plan of the double's and its manifest; `changes` are made in the manifest."""
+        """A plan of the double's and its manifest; `changes` go into the manifest."""
         plan = folder / "double.plan"
         plan.write_bytes(changes.pop("content", f"hspan double {SCALE} {_BYTES_PER_PIXEL}\n".encode()))
         height, width = LARGEST
@@ -109,7 +109,7 @@ def only_line(done: subprocess.CompletedProcess[bytes], code: int) -> str:
     return line
 
 
-def line_after_broken_pipe(command: Sequence[object], frames: bytes, wanted: int) -> str:
+def line_after_broken_pipe(command: Sequence[object], frames: bytes, count: int) -> str:
     """Feeds frames, reads so many bytes of the result, and ends reading. The line that the program leaves."""
     reading, writing = os.pipe()
     with subprocess.Popen(
@@ -117,11 +117,11 @@ def line_after_broken_pipe(command: Sequence[object], frames: bytes, wanted: int
     ) as process:
         os.close(writing)
         assert process.stdin is not None
-        if wanted:
+        if count:
             process.stdin.write(frames)
             process.stdin.flush()
             with os.fdopen(reading, "rb", closefd=False) as stream:
-                assert len(stream.read(wanted)) == wanted
+                assert len(stream.read(count)) == count
         os.close(reading)
         _, errors = process.communicate(frames * 4, timeout=_SECONDS)
     return only_line(subprocess.CompletedProcess([], process.returncode, b"", errors), 1)
@@ -252,7 +252,7 @@ class ProgramContract:
         other = "tensorrt-rtx" if program.flavor == "tensorrt" else "tensorrt"
         program.engine(tmp_path, flavor=other)
         assert f"is a {other} engine" in only_line(program.run(*words), 1)
-        # Vouched for, and none of TensorRT's all the same; told once, not for each picture.
+        # In the manifest, and still no plan of TensorRT's; reported once, not for each picture.
         program.engine(tmp_path, content=b"nonsense")
         line = only_line(program.run("-e", engine, picture, picture.parent / "more.png", "-o", tmp_path), 1)
         assert "TensorRT refuses the engine" in line
@@ -286,12 +286,12 @@ class ProgramContract:
         assert b"ends inside frame 2: 1793 of 1800 bytes" in cut.stderr
         assert len(cut.stdout) == 2 * len(done.stdout) // 3
 
-    @pytest.mark.parametrize("wanted", [0, 1, 30 * 20 * 3 * SCALE**2])
+    @pytest.mark.parametrize("count", [0, 1, 30 * 20 * 3 * SCALE**2])
     def test_a_reader_that_ends_is_an_error_and_no_signal(
-        self, program: UpscaleProgram, engine: Path, wanted: int
+        self, program: UpscaleProgram, engine: Path, count: int
     ) -> None:
         command = [*program.command, "-e", engine, "--raw", "20x30"]
-        line = line_after_broken_pipe(command, bytes(30 * 20 * 3), wanted)
+        line = line_after_broken_pipe(command, bytes(30 * 20 * 3), count)
         assert line == "hspan-upscale: error: standard output: the program that reads it has ended"
 
     def test_standard_descriptors_that_are_closed_are_told(

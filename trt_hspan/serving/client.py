@@ -28,7 +28,7 @@ from trt_hspan.serving.client_protocol import (
 )
 
 _T = TypeVar("_T")
-# What Triton says of a region that it was not told of.
+# Triton's message about a region that was not registered.
 _UNKNOWN_REGION: Final = "Unable to find shared memory region"
 # How long Triton may take to let go of one.
 _RELEASE_SECONDS: Final = 2.0
@@ -206,14 +206,14 @@ class UpscaleClient:
         parameters: dict[str, Any] | None,
         place: tuple[_Region, int, int] | None = None,
     ) -> Any:
-        wanted = self._module.InferRequestedOutput(output)
+        requested = self._module.InferRequestedOutput(output)
         if place is not None:
             region, offset, room = place
-            wanted.set_shared_memory(region.name, room, offset=offset)
+            requested.set_shared_memory(region.name, room, offset=offset)
         options: dict[str, Any] = {"parameters": parameters or None}
         if self.url.protocol == "grpc":
             options["client_timeout"] = self._timeout
-        return self._client.infer(model, [tensor], outputs=[wanted], **options)
+        return self._client.infer(model, [tensor], outputs=[requested], **options)
 
     def _patiently(self, ask: Callable[[], _T]) -> _T:
         for attempt in range(1, self._retry.attempts):
@@ -230,7 +230,7 @@ class UpscaleClient:
             raise error_from_client(self.url, error) from error
 
     def _shared_region(self, values: npt.NDArray[Any], room: int) -> _Region:
-        """The region with these values in it, registered; it is made anew only when it has become too small."""
+        """The region with these values in it, registered; it is created again only when it has become too small."""
         size = values.nbytes + room
         if self._region is not None and self._region.size < size:
             self._drop_region()
@@ -266,7 +266,7 @@ class UpscaleClient:
 
 
 class _Region:
-    """One shared-memory region: the input, then room for the output."""
+    """One shared-memory region: the input, then space for the output."""
 
     def __init__(self, size: int) -> None:
         from tritonclient.utils import shared_memory

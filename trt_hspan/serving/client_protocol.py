@@ -161,15 +161,15 @@ def model_of_kind(names: list[str], url: ServerUrl, *, image: bool) -> str:
     Raises:
         HspanError: there is none, or several to choose from.
     """
-    wanted = [name for name in names if name.endswith("_image") == image]
+    candidates = [name for name in names if name.endswith("_image") == image]
     kind = "picture" if image else "raw"
-    if not wanted:
+    if not candidates:
         raise HspanError(url.text, f"serves no {kind} model", "name one with --model")
-    if len(wanted) > 1:
+    if len(candidates) > 1:
         raise HspanError(
-            url.text, f"serves several {kind} models: {', '.join(wanted)}", "name one with --model"
+            url.text, f"serves several {kind} models: {', '.join(candidates)}", "name one with --model"
         )
-    return wanted[0]
+    return candidates[0]
 
 
 def names_from_statistics(statistics: Any) -> list[str]:

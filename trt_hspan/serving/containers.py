@@ -29,20 +29,20 @@ def image_name(tag: str) -> str:
 
 
 def image_for_tensorrt(version: str) -> str:
-    """The newest known image with this TensorRT.
+    """The newest image with this TensorRT.
 
     Args:
         version: "10.7.0.23"; with three numbers, "10.7.0", any build of it.
 
     Raises:
-        HspanError: none is known.
+        HspanError: there is none in the list.
     """
     tags = [tag for tag, holds in TENSORRT_BY_IMAGE.items() if version in (holds, holds.rpartition(".")[0])]
     if not tags:
-        known = ", ".join(TENSORRT_BY_IMAGE.values())
+        versions = ", ".join(TENSORRT_BY_IMAGE.values())
         raise HspanError(
             f"TensorRT {version}",
-            f"no Triton image is known to hold it; known are {known}",
+            f"no Triton image is known to contain it, only {versions}",
             "name an image with --image, or build the engine with one of these",
         )
     return image_name(max(tags))

@@ -27,7 +27,7 @@ _TEMPLATES: Final = (
     "kubernetes.yaml",
     "kserve.yaml",
 )
-# When a server is told to stop: until nobody sends it requests any more; for the work on those that have waited as long
+# When a server receives the signal to stop: until nobody sends it requests any more; for the work on those that have waited as long
 # as they may; and for the end of its processes.
 _DRAIN_SECONDS, _WORK_SECONDS, _SPARE_SECONDS = 5, 30, 10
 _COMPOSE_GPU: Final = """\

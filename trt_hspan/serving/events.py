@@ -8,7 +8,7 @@ import time
 from typing import IO, Any, Final
 
 LOGGER: Final = logging.getLogger("trt_hspan.serving")
-#: For aiohttp, which tells here of requests that are no HTTP and of errors that nobody caught.
+#: For aiohttp, which logs requests that are no HTTP and uncaught errors.
 HTTP_LOGGER: Final = logging.getLogger("trt_hspan.serving.http")
 
 

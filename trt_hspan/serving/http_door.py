@@ -1,7 +1,7 @@
 """The HTTP side of the front door: checks each request, then hands it to Triton.
 
 Triton reads a request into memory whatever its size, and *measured*, 2.51 dies of a chunked body in two million pieces
-(a fault known as CVE-2025-23310). So bodies are read here, within limits of size and time, and reach Triton whole, with
+(CVE-2025-23310). So bodies are read here, within limits of size and time, and reach Triton whole, with
 a Content-Length. The protocol itself passes unchanged.
 """
 
@@ -68,7 +68,7 @@ class HttpDoor:
         """The application for an aiohttp runner with `auto_decompress=False`."""
         app = web.Application()
         app.cleanup_ctx.append(self._with_session)
-        # A dot would leave paths with a line break to aiohttp, which tells nobody of them.
+        # A dot would leave paths with a line break to aiohttp, which does not log them.
         app.router.add_route("*", r"/{path:[\s\S]*}", self._answer, expect_handler=self._expect)
         return app
 
@@ -308,7 +308,7 @@ def _check_shared_memory(body: bytes) -> None:
 
 def _inflated(data: bytes, limit: int) -> bytes:
     """Undoes gzip or deflate, up to a limit. Raises: RefusedError."""
-    stream = zlib.decompressobj(wbits=47)  # 32 + 15: tells gzip and zlib apart by itself
+    stream = zlib.decompressobj(wbits=47)  # 32 + 15: detects gzip and zlib
     try:
         result = stream.decompress(data, limit + 1)
     except zlib.error as error:

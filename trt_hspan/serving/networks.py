@@ -281,7 +281,7 @@ def _check_engine(engine: Path, manifest: EngineManifest, backend: BackendChoice
             "leave out --backend or give --backend python, or build it with --flavor tensorrt",
         )
     if manifest.scale is None:
-        raise HspanError(engine, "its manifest tells no scale", "serve networks that trt-hspan exported")
+        raise HspanError(engine, "its manifest contains no scale", "serve networks that trt-hspan exported")
     names = {(tensor.mode, tensor.name) for tensor in manifest.io_tensors}
     if names != {("input", "input"), ("output", "output")}:
         raise HspanError(
@@ -298,13 +298,13 @@ def _plugin_for(members: list[tuple[Path, EngineManifest]], plugin: Path | None)
         return None
     path = plugin or default_plugin_path()
     plugin_info_from_library(path)
-    found = sha256_from_file(path)
+    actual = sha256_from_file(path)
     for engine, record in records:
         assert record is not None
-        if record.sha256 != found:
+        if record.sha256 != actual:
             raise HspanError(
                 path,
-                f"SHA-256 is {found[:12]}..., but {engine.name} was built with {record.sha256[:12]}...",
+                f"SHA-256 is {actual[:12]}..., but {engine.name} was built with {record.sha256[:12]}...",
                 "name the plugin library that it was built with: --plugin",
             )
     return path
@@ -334,19 +334,19 @@ def _require_distinct(names: list[str]) -> None:
 
 def _tile_limits(probed: ProbedSource, tile: tuple[int, int] | None) -> list[tuple[Shape, Shape]]:
     """Smallest and largest (N, 3, H, W) of a tile, of each range that takes one of at most `tile`."""
-    found = [_limited(low, high, tile) for low, high in probed.shape_ranges]
+    limits = [_limited(low, high, tile) for low, high in probed.shape_ranges]
     if tile is not None and not any(_takes(high, tile) for _, high in probed.shape_ranges):
         raise UsageError(
             "--tile", f"{tile[0]}x{tile[1]} is more than the network takes", "give a smaller one"
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(limits))
 
 
 def _limited(low: ShapeLimit, high: ShapeLimit, tile: tuple[int, int] | None) -> tuple[Shape, Shape]:
     least = [side if side is not None else SMALLEST_SIDE for side in low[2:]]
     most = [
-        max(min(limit or wanted, wanted) if tile else limit or wanted, smallest)
-        for limit, wanted, smallest in zip(high[2:], tile or (CPU_TILE, CPU_TILE), least, strict=True)
+        max(min(limit or size, size) if tile else limit or size, smallest)
+        for limit, size, smallest in zip(high[2:], tile or (CPU_TILE, CPU_TILE), least, strict=True)
     ]
     return (low[0] or 1, 3, least[0], least[1]), (high[0] or CPU_BATCH, 3, most[0], most[1])
 

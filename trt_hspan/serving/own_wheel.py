@@ -31,7 +31,7 @@ def write_own_wheel(folder: Path) -> Path:
     """Writes the installed package as a wheel into a folder.
 
     Raises:
-        HspanError: the package is not installed, so that nothing tells what it requires.
+        HspanError: the package is not installed, so that its requirements are unknown.
     """
     try:
         metadata = importlib.metadata.distribution(_DISTRIBUTION).read_text("METADATA")

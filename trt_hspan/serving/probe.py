@@ -14,7 +14,7 @@ from trt_hspan.runtime.runner import ShapeLimit
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedSource:
-    """What must be known of a source before it is served.
+    """Properties of a source that serving depends on.
 
     Attributes:
         scale: of the network.
@@ -29,10 +29,10 @@ class ProbedSource:
 
 
 def probe_source(source: str, *, device: str, res_scale: float, plugin: Path | None) -> ProbedSource:
-    """Opens a source as `open_runner` does, without loading it, and tells what it is.
+    """Opens a source as `open_runner` does, without loading it, and describes it.
 
     Raises:
-        HspanError: as `open_runner`; or the source tells no scale.
+        HspanError: as `open_runner`; or the source contains no scale.
         UsageError: as `open_runner`.
     """
     request = {"source": source, "device": device, "res_scale": res_scale, "plugin": plugin and str(plugin)}

@@ -133,12 +133,12 @@ def image_models(folder: str | os.PathLike[str]) -> list[str]:
 
 def python_instances(folder: str | os.PathLike[str]) -> dict[str, int]:
     """For each model with the Python backend, how many instances its configuration asks for."""
-    found = {}
+    instances = {}
     for path in sorted(Path(folder).glob("*/config.pbtxt")):
         config = config_from_text(path.read_text())
         if config.backend == "python":
-            found[path.parent.name] = sum(max(1, group.count) for group in config.instance_group) or 1
-    return found
+            instances[path.parent.name] = sum(max(1, group.count) for group in config.instance_group) or 1
+    return instances
 
 
 @contextmanager

@@ -110,15 +110,15 @@ async def serve(
     on_ready: Callable[[Serving], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Runs a server until it is told to stop.
+    """Runs a server until a signal stops it.
 
     SIGINT and SIGTERM stop it, when this is the main thread; SIGHUP loads new versions from the repository. When
-    tritonserver dies, it is started again, and clients are told meanwhile to try again.
+    tritonserver dies, it is started again, and clients receive a request to retry meanwhile.
 
     Args:
         spec: what to run.
         install: tritonserver.
-        on_ready: told once everything is ready.
+        on_ready: called once everything is ready.
         stop: set it to stop the server.
 
     Raises:
@@ -229,7 +229,7 @@ class _Server:
     async def _bind_grpc(self) -> int:
         host = f"[{self._spec.host}]" if ":" in self._spec.host else self._spec.host
         with _bound(self._spec.host, self._spec.grpc_port, "--grpc-port"):
-            pass  # grpc tells nothing of why it cannot bind; this does
+            pass  # grpc does not say why it cannot bind; this does
         try:
             return await self._grpc.bind(f"{host}:{self._spec.grpc_port}")
         except RuntimeError as error:
@@ -311,23 +311,23 @@ class _Server:
             log_event("restarted", pid=self._triton.pid)
 
     async def _keep_loaded(self) -> None:
-        """Loads what changes in the repository: when SIGHUP asks for it, or as often as was asked for."""
+        """Loads what changes in the repository: on SIGHUP, or at the requested interval."""
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._reload_wanted.wait(), self._spec.watch_seconds)
             asked = self._reload_wanted.is_set()
             self._reload_wanted.clear()
             try:
-                found = repository_signature(self._spec.repository)
+                signature = repository_signature(self._spec.repository)
             except OSError as error:
                 log_event("reload-failed", level=logging.ERROR, why=str(error))
                 continue
-            changed = [name for name, mark in found.items() if self._signature.get(name) != mark]
+            changed = [name for name, mark in signature.items() if self._signature.get(name) != mark]
             if asked and not changed:
                 log_event("reload", models="", why="nothing has changed")
             for name in changed:
                 await self._load(name)
-            self._signature = found
+            self._signature = signature
             if changed:
                 self._images[:] = image_models(self._spec.repository)  # the door's too
 

@@ -30,7 +30,7 @@ SHM_PREFIX: Final = "trt_hspan_"
 _SHM: Final = Path("/dev/shm")
 # "2026-11-22T22:24:23Z 31613 I 22:24:23.472 server.cc:631] text"; what lies between differs between versions.
 _LINE: Final = re.compile(r"^\d{4}-\d\d-\d\dT\S+Z\s+(?:\d+\s+)?([IWEF])\s+(?:\d+\s+)?(\S+?:\d+)\]\s*(.*)$")
-# What is always told on a machine without a GPU.
+# Always printed on a machine without a GPU.
 _EXPECTED: Final = (
     "DCGM unable to start",
     "Failed to initialize NVML",
@@ -76,7 +76,7 @@ class TritonServer:
     Args:
         install: the program.
         repository: the folder of models.
-        on_line: told each line that the server writes: level "info", "warning" or "error", and the text.
+        on_line: called with each line that the server writes: level "info", "warning" or "error", and the text.
         arguments: further options of tritonserver.
     """
 
@@ -103,7 +103,7 @@ class TritonServer:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Starts the process; `wait_until_ready` tells when it serves."""
+        """Starts the process; `wait_until_ready` returns when it serves."""
         self._errors.clear()
         remove_stale_shared_memory()
         command = [
@@ -165,9 +165,9 @@ class TritonServer:
         """Why the process ended, from its own words."""
         code = None if self._process is None else self._process.returncode
         reasons = [_model_error(line) for line in self._errors]
-        known = [reason for reason in reasons if reason is not None]
-        if known:
-            return known[0]
+        causes = [reason for reason in reasons if reason is not None]
+        if causes:
+            return causes[0]
         last = f": {self._errors[-1][:300]}" if self._errors else ""
         return f"ended with code {code}{last}"
 
@@ -200,7 +200,7 @@ class TritonServer:
         """How many Python processes each model has now."""
         import psutil
 
-        found: Counter[str] = Counter()
+        instances: Counter[str] = Counter()
         try:
             children = [] if self.pid is None else psutil.Process(self.pid).children(recursive=True)
         except psutil.Error:
@@ -209,8 +209,8 @@ class TritonServer:
             with contextlib.suppress(psutil.Error):
                 words = process.cmdline()
                 if process.status() != psutil.STATUS_ZOMBIE and len(words) > 1 and words[1].endswith(".py"):
-                    found[Path(words[1]).parts[-3]] += 1  # .../MODEL/VERSION/model.py
-        return found
+                    instances[Path(words[1]).parts[-3]] += 1  # .../MODEL/VERSION/model.py
+        return instances
 
     async def revive(self, model: str) -> None:
         """Loads a model anew whose Python processes died.

@@ -90,7 +90,7 @@ def triton_install(on_progress: Callable[[str], None] | None = None) -> TritonIn
     holds bin/tritonserver and backends/python.
 
     Args:
-        on_progress: told what is being done, one phrase at a time.
+        on_progress: called with each step, one phrase at a time.
 
     Raises:
         HspanError: another system than Linux on x86-64; pip is missing or cannot reach the index; the file has
@@ -122,12 +122,12 @@ def _named_install(folder: Path) -> TritonInstall:
             raise HspanError(
                 _FOLDER_VARIABLE, f"names {folder}, which holds no {path.relative_to(folder)}", "correct it"
             )
-    found = re.search(rb"libpython(3\.\d+)", stub.read_bytes())
-    if found is not None and found[1].decode() != _python_version():
+    library = re.search(rb"libpython(3\.\d+)", stub.read_bytes())
+    if library is not None and library[1].decode() != _python_version():
         raise HspanError(
             stub,
-            f"is for Python {found[1].decode()}, this is Python {_python_version()}",
-            f"install trt-hspan for Python {found[1].decode()}",
+            f"is for Python {library[1].decode()}, this is Python {_python_version()}",
+            f"install trt-hspan for Python {library[1].decode()}",
         )
     return TritonInstall(
         program=program,
@@ -176,7 +176,7 @@ def _set_up(folder: Path, tell: Callable[[str], None]) -> None:
 
 
 def _backend_folder(folder: Path) -> Path:
-    """A backend folder with the stub of this Python version, made of links."""
+    """A backend folder with the stub of this Python version, as links."""
     version = _python_version()
     triton = folder / "pytriton" / "tritonserver"
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
