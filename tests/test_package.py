@@ -19,8 +19,8 @@ HEAVY = ("torch", "tensorrt", "tensorrt_rtx", "onnxruntime", "onnx", "pycuda", "
 def loaded_modules(code: str) -> set[str]:
     """The heavy packages that running this code leaves imported."""
     script = f"{code}\nimport sys; print(*[m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(done.stdout.split("\n")[-2].split())
+    completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(completed.stdout.split("\n")[-2].split())
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

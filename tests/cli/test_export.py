@@ -98,15 +98,17 @@ def test_full_disk_leaves_no_half_file(tmp_path: Path, small_x4: GoldenNetwork) 
         "trt_hspan.cli.main(sys.argv[1:])"
     )
     words = ["export", str(small_x4.checkpoint), "-o", str(tmp_path / "net.onnx")]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "net.onnx" in done.stderr
+    completed = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 1
+    assert completed.stderr.count("\n") == 1, completed.stderr
+    assert "net.onnx" in completed.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "trt_hspan", "export", str(tmp_path / "no.pt"), "-o", "x.onnx", "--debug"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
+    completed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert completed.returncode == 1
+    assert "Traceback" in completed.stderr

@@ -143,14 +143,14 @@ def test_needs_no_torch_for_onnx_files_and_engines(
     else:
         network = request.getfixturevalue("small_engine").plan
     words = ["upscale", picture, "-o", tmp_path / "out.png", kind, network]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", _BLOCKING, *map(str, words)],
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
+    assert completed.returncode == 0, completed.stderr
     assert (tmp_path / "out.png").exists()
 
 

@@ -308,11 +308,11 @@ def test_a_job_that_is_stopped_leaves_whole_files_and_goes_on_later(
         assert process.returncode == 130
         assert b"interrupted; nothing half-written was left" in err
         assert {path.name for path in out.iterdir() if path.name[0] == "."} <= {".trt-hspan-journal.jsonl"}
-    done = subprocess.run(
+    completed = subprocess.run(
         command(source, "-o", out, "--onnx", network, "--json"), capture_output=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    assert completed.returncode == 0, completed.stderr
+    report = json.loads(completed.stdout)
     assert (report["done"] + report["skipped"], report["failed"]) == (12, 0)
     assert report["skipped"] == len(finished)
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished

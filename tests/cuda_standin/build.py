@@ -158,6 +158,6 @@ def _compile_pycuda(source: Path, driver: Path) -> None:
 
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command[:3])} ...: {(done.stderr or done.stdout)[-2000:]}")
+    completed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if completed.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[:3])} ...: {(completed.stderr or completed.stdout)[-2000:]}")

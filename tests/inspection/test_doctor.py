@@ -141,9 +141,9 @@ def test_a_driver_and_its_gpu_are_found() -> None:
     """On the stand-in driver, which has a GPU but no NVML."""
     program = "from trt_hspan.inspection.doctor import examine_machine\n"
     program += "for found in examine_machine(): print(found.name, found.state, found.detail)"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], env=standin_environment(), capture_output=True, text=True, check=True
     )
-    assert "driver ok up to CUDA 13" in done.stdout
-    assert "GPU 0 ok sm_86" in done.stdout
-    assert "PyCUDA ok" in done.stdout
+    assert "driver ok up to CUDA 13" in completed.stdout
+    assert "GPU 0 ok sm_86" in completed.stdout
+    assert "PyCUDA ok" in completed.stdout

@@ -44,8 +44,8 @@ def test_planned_bytes_are_the_plugins(emulation_folder: Path, tmp_path: Path) -
         for _ in range(200)
     ]
     stdin = "\n".join(" ".join(map(str, case)) for case in cases)
-    done = subprocess.run([program], input=stdin, capture_output=True, text=True, check=True)
-    assert [int(line) for line in done.stdout.split()] == [
+    completed = subprocess.run([program], input=stdin, capture_output=True, text=True, check=True)
+    assert [int(line) for line in completed.stdout.split()] == [
         plugin_workspace_bytes(positions, scores, values, 4 if kind == 0 else 2)
         for kind, scores, values, positions in cases
     ]

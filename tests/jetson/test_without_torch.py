@@ -57,17 +57,17 @@ print("all of it")
 
 def test_build_and_plan_need_the_core_alone(tmp_path: Path) -> None:
     write_attention_network(tmp_path / "net.onnx", precision="fp16", blocks=2)
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT / "tests",
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.endswith("all of it\n")
-    assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    assert completed.stdout.endswith("all of it\n")
+    assert "Traceback" not in completed.stderr
+    errors = [line for line in completed.stderr.splitlines() if "error:" in line]
     assert len(errors) == 2, errors
     assert "ONNX Runtime, which would emulate it, is not installed" in errors[0]
     assert "PyTorch, which runs checkpoints, is not installed" in errors[1]

@@ -345,15 +345,15 @@ def test_the_compiler_at_hand_makes_code_for_the_default_targets() -> None:
 
 def test_cmake_refuses_what_is_no_architecture(tmp_path: Path) -> None:
     command = [find_cmake(), "-S", sources_folder(), "-B", tmp_path, "-DHSPAN_ARCHITECTURES=86;ampere"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert '"ampere" is no architecture' in done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode != 0
+    assert '"ampere" is no architecture' in completed.stderr
 
 
 def test_cmake_says_which_headers_are_missing(tmp_path: Path) -> None:
     command = [find_cmake(), "-S", sources_folder(), "-B", tmp_path, "-DHSPAN_ARCHITECTURES=86"]
     command += [f"-DCMAKE_CUDA_COMPILER={find_nvcc()}", "-DCMAKE_SYSTEM_IGNORE_PATH=/usr/include"]
     environment = {name: value for name, value in os.environ.items() if "tensorrt" not in name.lower()}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode != 0
-    assert "TensorRT headers not found (NvInferRuntime.h)" in done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert completed.returncode != 0
+    assert "TensorRT headers not found (NvInferRuntime.h)" in completed.stderr

@@ -87,10 +87,10 @@ def test_its_c_function_says_the_same_as_the_file(plugin_library: Path) -> None:
         "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); "
         "library.hspanPluginInfo.restype = ctypes.c_char_p; print(library.hspanPluginInfo().decode())"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script, plugin_library], capture_output=True, text=True, check=True
     )
-    said = json.loads(done.stdout)
+    said = json.loads(completed.stdout)
     found = plugin_info_from_library(plugin_library)
     assert said == {name: _plain(getattr(found, name)) for name in said}
     assert set(said) == set(DESCRIPTION)
@@ -101,16 +101,16 @@ def _plain(value: object) -> object:
 
 
 def test_it_exports_its_three_functions_and_nothing_else(plugin_library: Path) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         ["nm", "-D", "--defined-only", plugin_library], capture_output=True, text=True, check=True
     )
-    names = {line.split()[-1] for line in done.stdout.splitlines()}
+    names = {line.split()[-1] for line in completed.stdout.splitlines()}
     assert names == {"getCreators", "setLoggerFinder", "hspanPluginInfo"}
 
 
 def test_it_links_against_neither_tensorrt_nor_the_cuda_runtime(plugin_library: Path) -> None:
-    done = subprocess.run(["readelf", "-d", plugin_library], capture_output=True, text=True, check=True)
-    needed = [line for line in done.stdout.splitlines() if "NEEDED" in line]
+    completed = subprocess.run(["readelf", "-d", plugin_library], capture_output=True, text=True, check=True)
+    needed = [line for line in completed.stdout.splitlines() if "NEEDED" in line]
     assert needed
     assert not [line for line in needed if "nvinfer" in line or "tensorrt" in line or "cuda" in line]
 

@@ -218,15 +218,15 @@ def ctest() -> str:
 @pytest.mark.parametrize("name", CTESTS)
 def test_cpp_tests_pass(name: str, emulation_folder: Path) -> None:
     command = [ctest(), "--output-on-failure", "--tests-regex", f"^{name}$", "--no-tests=error"]
-    done = subprocess.run(command, cwd=emulation_folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    completed = subprocess.run(command, cwd=emulation_folder, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stdout
 
 
 def test_no_cpp_test_is_left_out(emulation_folder: Path) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [ctest(), "--show-only=json-v1"], cwd=emulation_folder, capture_output=True, text=True, check=True
     )
-    assert sorted(test["name"] for test in json.loads(done.stdout)["tests"]) == sorted(CTESTS)
+    assert sorted(test["name"] for test in json.loads(completed.stdout)["tests"]) == sorted(CTESTS)
 
 
 @pytest.mark.parametrize("name", ATTENTION_CASES)
@@ -462,8 +462,8 @@ def probe(emulation_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         command += [f"-L{libraries}", "-lhspan_emulated", f"-Wl,-rpath,{libraries}"]
         compiled = subprocess.run(command, capture_output=True, text=True, check=False)
         assert compiled.returncode == 0, compiled.stderr
-        done = subprocess.run([executable], capture_output=True, text=True, check=False, timeout=120)
-        return done.stdout if done.returncode >= 0 else f"FAILED: signal {-done.returncode}"
+        completed = subprocess.run([executable], capture_output=True, text=True, check=False, timeout=120)
+        return completed.stdout if completed.returncode >= 0 else f"FAILED: signal {-completed.returncode}"
 
     return run
 

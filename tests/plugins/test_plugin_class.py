@@ -152,8 +152,8 @@ def plugins(emulation_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         *[ROOT / "plugins" / "tensorrt" / f"{name}.cpp" for name in SOURCES],
     ]
     command += ["-L", folder, "-lhspan_emulated", f"-Wl,-rpath,{folder}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
     return Plugins(ctypes.CDLL(str(output)))
 
 

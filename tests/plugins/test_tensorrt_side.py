@@ -23,11 +23,11 @@ WAYS = ["load", "open", "open+load", "load+open", "open+open", "load+load_again"
 
 @pytest.fixture(scope="module", params=WAYS)
 def report(request: pytest.FixtureRequest, plugin_library: Path) -> dict[str, Any]:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, PROGRAM, plugin_library, request.param], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    result: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
     return result
 
 
@@ -66,11 +66,11 @@ def test_mixed_types_are_told_through_tensorrts_logger(report: dict[str, Any]) -
 
 @pytest.fixture(scope="module")
 def formats(plugin_library: Path) -> dict[str, Any]:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, FORMATS_PROGRAM, plugin_library], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    result: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
     return result
 
 
@@ -132,10 +132,10 @@ def test_a_format_that_is_none_is_told_through_tensorrts_logger(formats: dict[st
 
 def test_without_tensorrt_in_the_process_the_library_opens_and_stays_silent(plugin_library: Path) -> None:
     script = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print('open')"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script, plugin_library], capture_output=True, text=True, check=True
     )
-    assert (done.stdout, done.stderr) == ("open\n", "")
+    assert (completed.stdout, completed.stderr) == ("open\n", "")
 
 
 NUMBERS_PROGRAM = r"""
@@ -173,8 +173,8 @@ def test_virtual_functions_are_where_the_public_headers_put_them(tmp_path: Path)
     (tmp_path / "numbers.cpp").write_text(NUMBERS_PROGRAM)
     command = [find_nvcc(), "-std=c++17", "-w", "-ccbin", find_host_compiler(), "-I", find_tensorrt_headers()]
     subprocess.run([*command, "-o", tmp_path / "numbers", tmp_path / "numbers.cpp"], check=True)
-    done = subprocess.run([tmp_path / "numbers"], capture_output=True, text=True, check=True)
-    major, numbers = done.stdout.strip().split(": ")
+    completed = subprocess.run([tmp_path / "numbers"], capture_output=True, text=True, check=True)
+    major, numbers = completed.stdout.strip().split(": ")
     header = (sources_folder() / "plugins" / "tensorrt" / "loaded_tensorrt.h").read_text()
     written = re.search(rf"kNUMBERS_OF_{major}\{{(.*)\}};", header)
     assert written is not None

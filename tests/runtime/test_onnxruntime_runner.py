@@ -251,10 +251,10 @@ with open_runner(sys.argv[1]) as runner:
 
 def test_needs_neither_torch_nor_tensorrt_nor_polygraphy(tmp_path: Path) -> None:
     path = write_attention_network(tmp_path / "a.onnx", precision="fp16")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", _SCRIPT, path], capture_output=True, text=True, check=False, timeout=120
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "(1, 3, 8, 8)"), done.stderr
+    assert (completed.returncode, completed.stdout.strip()) == (0, "(1, 3, 8, 8)"), completed.stderr
 
 
 _PEAK = """
@@ -279,7 +279,7 @@ with OnnxRuntimeRunner(sys.argv[1]) as runner:
 
 def test_memory_estimate_is_what_a_run_really_takes(tmp_path: Path) -> None:
     path = write_attention_network(tmp_path / "a.onnx")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", _PEAK, path],
         env=os.environ | {native.LIBRARY_VARIABLE: str(tmp_path / "absent.so")},
         capture_output=True,
@@ -289,7 +289,7 @@ def test_memory_estimate_is_what_a_run_really_takes(tmp_path: Path) -> None:
     )
     # Measured 0.93 to 1.07 over sizes, batches and precisions. The estimate must neither refuse pictures that
     # would fit by far nor let through what needs much more.
-    assert 0.8 < float(done.stdout) < 1.25
+    assert 0.8 < float(completed.stdout) < 1.25
 
 
 def test_memory_with_native_attention_grows_with_the_picture_only(tmp_path: Path) -> None:

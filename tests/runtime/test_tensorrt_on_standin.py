@@ -29,11 +29,11 @@ def test_scenarios_pass_and_leave_nothing_behind(deferred: str) -> None:
         "no:xdist",
         *map(str, SCENARIOS),
     ]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " skipped" not in done.stdout
-    assert "asynchronous failure" not in done.stderr
-    assert "0 blocks left" in done.stderr, done.stderr[-2000:]
-    assert "left:" not in done.stderr, done.stderr[-2000:]
+    assert completed.returncode == 0, completed.stdout[-6000:] + completed.stderr[-2000:]
+    assert " skipped" not in completed.stdout
+    assert "asynchronous failure" not in completed.stderr
+    assert "0 blocks left" in completed.stderr, completed.stderr[-2000:]
+    assert "left:" not in completed.stderr, completed.stderr[-2000:]

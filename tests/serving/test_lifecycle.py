@@ -223,17 +223,17 @@ def test_model_that_cannot_be_loaded_is_told_in_one_line(repository: Path, tmp_p
     subprocess.run(["cp", "-r", str(repository), str(broken)], check=True)
     for onnx in broken.glob("net/*/small.onnx"):
         onnx.write_bytes(b"nonsense")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "trt_hspan", "serve", str(broken), *_ANY_PORTS],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("trt-hspan: error:")]
+    assert completed.returncode == 1
+    (line,) = [line for line in completed.stderr.splitlines() if line.startswith("trt-hspan: error:")]
     assert "small.onnx: SHA-256 is" in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in completed.stderr
 
 
 @pytest.mark.parametrize(

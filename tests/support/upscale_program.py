@@ -63,8 +63,8 @@ class UpscaleProgram:
     def counts(self, folder: Path, *arguments: object, **environment: object) -> dict[str, int]:
         """What the double of CUDA counted in a run that succeeds."""
         report = folder / "report"
-        done = self.run(*arguments, HSPAN_DOUBLE_REPORT=report, **environment)
-        assert done.returncode == 0, done.stderr
+        completed = self.run(*arguments, HSPAN_DOUBLE_REPORT=report, **environment)
+        assert completed.returncode == 0, completed.stderr
         counts: dict[str, int] = json.loads(report.read_text())
         report.unlink()
         return counts

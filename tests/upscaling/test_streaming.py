@@ -306,7 +306,7 @@ print(json.dumps({"peak": peak, "pixels": report.output_height * report.output_w
 
 def peak_of_stream(source: Path, target: Path, *, scale: int = 1) -> tuple[int, int]:
     """Bytes of memory that a process took at most, and the pixels of the result."""
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", _CHILD, source, target, str(scale)],
         cwd=Path(__file__).parents[1],
         env={
@@ -319,8 +319,8 @@ def peak_of_stream(source: Path, target: Path, *, scale: int = 1) -> tuple[int, 
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    assert completed.returncode == 0, completed.stderr
+    report = json.loads(completed.stdout)
     assert report["streamed"]
     return report["peak"], report["pixels"]
 

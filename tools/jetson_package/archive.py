@@ -227,10 +227,10 @@ def _write_deb(
             folder.chmod(0o755)
         with atomic_path(deb) as temporary:
             command_line = ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(root), str(temporary)]
-            done = subprocess.run(command_line, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
+            completed = subprocess.run(command_line, capture_output=True, text=True, check=False)
+            if completed.returncode != 0:
                 raise HspanError(
-                    deb, f"dpkg-deb fails: {done.stderr.strip()}", "look at the files of the package"
+                    deb, f"dpkg-deb fails: {completed.stderr.strip()}", "look at the files of the package"
                 )
 
 

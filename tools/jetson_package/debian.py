@@ -83,7 +83,7 @@ def run_fetching(command: list[str], where: str, advice: str, *, folder: Path | 
         HspanError: it takes too long, or fails; holds the last line that it printed.
     """
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             command,
             capture_output=True,
             text=True,
@@ -94,10 +94,10 @@ def run_fetching(command: list[str], where: str, advice: str, *, folder: Path | 
         )
     except subprocess.TimeoutExpired as error:
         raise HspanError(where, f"no answer in {_SECONDS} s", advice) from error
-    if done.returncode != 0:
-        lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+    if completed.returncode != 0:
+        lines = (completed.stderr.strip() or completed.stdout.strip() or "no message").splitlines()
         raise HspanError(where, f"cannot be fetched: {lines[-1]}", advice)
-    return done.stdout
+    return completed.stdout
 
 
 def _private_apt(folder: Path, *, suite: str, component: str, where: str, advice: str) -> list[str]:

@@ -65,7 +65,7 @@ def build_wheel(folder: Path) -> Path:
         raise HspanError(root, "holds no pyproject.toml", "build packages in a checkout of this project")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [*command, "--wheel-dir", str(folder), str(root)],
             capture_output=True,
             text=True,
@@ -75,8 +75,8 @@ def build_wheel(folder: Path) -> Path:
     except subprocess.TimeoutExpired as error:
         raise HspanError("wheel", f"no answer in {_WHEEL_SECONDS} s", "look at the network") from error
     wheels = list(folder.glob("trt_hspan-*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if completed.returncode != 0 or len(wheels) != 1:
+        reason = (completed.stderr.strip().splitlines() or ["no message"])[-1]
         raise HspanError("wheel", f"cannot be built: {reason}", "look at the network and pip's configuration")
     return wheels[0]
 

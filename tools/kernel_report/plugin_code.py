@@ -282,13 +282,13 @@ def _demangled(name: str) -> str:
 def _run(command: list[str | Path], where: object) -> str:
     """Both outputs of a program that must succeed."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=_TOOL_SECONDS, check=False
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise HspanError(command[0], f"does not run: {error}", "install it again") from error
-    text = done.stdout + done.stderr
-    if done.returncode != 0:
+    text = completed.stdout + completed.stderr
+    if completed.returncode != 0:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         told = next(
             (line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1:] or ""

@@ -27,8 +27,8 @@ _TEMPLATES: Final = (
     "kubernetes.yaml",
     "kserve.yaml",
 )
-# When a server receives the signal to stop: until nobody sends it requests any more; for the work on those that have waited as long
-# as they may; and for the end of its processes.
+# After the signal to stop: until no more requests arrive; for the work on those that have waited longest; and for the
+# end of its processes.
 _DRAIN_SECONDS, _WORK_SECONDS, _SPARE_SECONDS = 5, 30, 10
 _COMPOSE_GPU: Final = """\
     deploy:

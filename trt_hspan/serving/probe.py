@@ -36,16 +36,16 @@ def probe_source(source: str, *, device: str, res_scale: float, plugin: Path | N
         UsageError: as `open_runner`.
     """
     request = {"source": source, "device": device, "res_scale": res_scale, "plugin": plugin and str(plugin)}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", __name__],
         input=json.dumps(request),
         capture_output=True,
         text=True,
         check=False,
     )
-    lines = done.stdout.splitlines()
-    if done.returncode != 0 or not lines:
-        reason = (done.stderr.strip().splitlines() or ["it gives no reason"])[-1]
+    lines = completed.stdout.splitlines()
+    if completed.returncode != 0 or not lines:
+        reason = (completed.stderr.strip().splitlines() or ["it gives no reason"])[-1]
         raise HspanError(source, f"cannot be opened: {reason[:300]}", "run again with --debug")
     answer = json.loads(lines[-1])
     if "error" in answer:

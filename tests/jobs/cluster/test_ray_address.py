@@ -123,7 +123,7 @@ def test_cluster_elsewhere_does_the_pictures_of_a_relative_folder(tmp_path: Path
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
 
     def upscale(output: str, *more: str) -> tuple[dict[str, int], str]:
-        done = subprocess.run(
+        completed = subprocess.run(
             [*words, "-o", output, *more],
             cwd=tmp_path,
             env=environment,
@@ -132,9 +132,9 @@ def test_cluster_elsewhere_does_the_pictures_of_a_relative_folder(tmp_path: Path
             timeout=300,
             check=False,
         )
-        assert done.returncode == 1, done.stderr
-        assert done.stdout, done.stderr
-        return json.loads(done.stdout), done.stderr
+        assert completed.returncode == 1, completed.stderr
+        assert completed.stdout, completed.stderr
+        return json.loads(completed.stdout), completed.stderr
 
     upscale("alone")
     with ray_head() as address:

@@ -28,8 +28,8 @@ class TestHere(ProgramContract):
         (tmp_path / "in.pgm").write_bytes(b"P5\n3000 3000\n65535\n" + bytes(18_000_000))
         words = ["bash", "-c", 'ulimit -v 150000; exec "$@"', "_", *program.command]
         words += ["-e", str(engine), str(tmp_path / "in.pgm"), "-o", str(tmp_path / "out.png")]
-        done = subprocess.run(words, capture_output=True, check=False, timeout=60)
-        assert "out of memory" in only_line(done, 1)
+        completed = subprocess.run(words, capture_output=True, check=False, timeout=60)
+        assert "out of memory" in only_line(completed, 1)
         assert not (tmp_path / "out.png").exists()
 
     def test_a_signal_waits_until_the_file_is_whole(self, program: UpscaleProgram, tmp_path: Path) -> None:

@@ -152,9 +152,9 @@ def test_the_python_part_is_imported_without_torch(board: BoardPackage, tmp_path
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     command = [sys.executable, "-I", "-c", IMPORT_ALL, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    *failed, count = done.stdout.splitlines()
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    *failed, count = completed.stdout.splitlines()
     # The definition of the attention in torch itself, and the plugin made of it, which exports use.
     assert {line.split()[0] for line in failed} <= {
         "trt_hspan.ops.attention",

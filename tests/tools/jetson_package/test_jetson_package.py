@@ -78,11 +78,11 @@ def test_presets_are_those_of_the_targets() -> None:
 
 
 def test_cmake_reads_the_presets() -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [find_cmake(), "--list-presets"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for name in ("desktop", "server", "jetson-orin", "jetson-thor"):
-        assert f'"{name}"' in done.stdout
+        assert f'"{name}"' in completed.stdout
 
 
 # --- toolkits

@@ -57,8 +57,8 @@ def thor() -> ThorRuntime:
             "-DHSPAN_BUILD_PLUGIN=OFF",
         ]
         for words in (configure, ["--build", folder, "--parallel", "2"]):
-            done = subprocess.run([find_cmake(), *words], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout + done.stderr
+            completed = subprocess.run([find_cmake(), *words], capture_output=True, text=True, check=False)
+            assert completed.returncode == 0, completed.stdout + completed.stderr
     return ThorRuntime(folder, [sysroot / "usr" / "lib" / "aarch64-linux-gnu"])
 
 

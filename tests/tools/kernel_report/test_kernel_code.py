@@ -300,10 +300,12 @@ def test_every_default_architecture_has_limits() -> None:
 def test_no_kernel_of_the_plugin_spills(plugin_library: Path) -> None:
     """The library as shipped: no kernel has a stack, and none that is in the sources is missing."""
     cuobjdump = find_disassembler().with_name("cuobjdump")
-    done = subprocess.run(
+    completed = subprocess.run(
         [cuobjdump, "--dump-resource-usage", plugin_library], capture_output=True, text=True, check=True
     )
-    used = re.findall(r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", done.stdout)
+    used = re.findall(
+        r"Function (\S+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", completed.stdout
+    )
     assert len(used) >= len(kernel_sources(sources_folder()))
     assert [name for name, _, stack, _, local in used if int(stack) or int(local)] == []
 

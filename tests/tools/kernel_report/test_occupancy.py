@@ -80,8 +80,8 @@ def test_blocks_are_those_of_nvidias_occupancy_header(tmp_path: Path) -> None:
         limits = LIMITS[architecture]
         sizes = [limits.warps, limits.shared_bytes, limits.shared_reserved_bytes]
         lines.append(" ".join(map(str, [architecture, threads, registers, shared, *sizes])))
-    done = subprocess.run([program], input="\n".join(lines), capture_output=True, text=True, check=True)
-    expected = json.loads(done.stdout)
+    completed = subprocess.run([program], input="\n".join(lines), capture_output=True, text=True, check=True)
+    expected = json.loads(completed.stdout)
     found = [
         occupancy(architecture, threads=threads, registers=registers, shared_bytes=shared).blocks
         for architecture, threads, registers, shared in cases
