@@ -144,7 +144,7 @@ class Ablation:
     def _input_means(self, model: onnx.ModelProto) -> dict[str, np.ndarray]:
         """Mean of each channel of each layer's input, over the calibration tiles."""
         from trt_hspan.graph import INPUT_NAME, model_with_attention_function
-        from trt_hspan.media.images import tensor_from_image
+        from trt_hspan.media.pixels import tensor_from_image
         from trt_hspan.precision import crops as tiles
         from trt_hspan.runtime.onnxruntime_session import open_session
 

@@ -50,7 +50,7 @@ def picture(side: int) -> npt.NDArray[np.float32]:
 
     import numpy as np
 
-    from trt_hspan.media.images import read_image
+    from trt_hspan.media.pictures import read_image
 
     with as_file(files("trt_hspan") / "data" / "chelsea.png") as path:
         image = read_image(path)

@@ -85,7 +85,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Makes every network, compares them all with PyTorch, and times them."""
     from trt_hspan.evaluation.compare import validate_all
     from trt_hspan.evaluation.datasets import samples_from_folder, shipped_samples
-    from trt_hspan.media.images import tensor_from_image
+    from trt_hspan.media.pixels import tensor_from_image
     from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
     from trt_hspan.runtime.torch_runner import TorchRunner
 
@@ -170,7 +170,7 @@ def quantize_by_onnxruntime(source: Path, target: Path, tiles: Iterator[Tile]) -
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     from trt_hspan.graph import INPUT_NAME
-    from trt_hspan.media.images import tensor_from_image
+    from trt_hspan.media.pixels import tensor_from_image
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime ships no types
         def get_next(self) -> dict[str, Any] | None:

@@ -74,7 +74,7 @@ def photograph(side: int) -> npt.NDArray[np.uint8]:
     """(side, side, 3) uint8 RGB: the middle of the shipped photograph."""
     from importlib.resources import as_file, files
 
-    from trt_hspan.media.images import read_image
+    from trt_hspan.media.pictures import read_image
 
     with as_file(files("trt_hspan") / "data" / "chelsea.png") as path:
         image = read_image(path)
@@ -106,7 +106,8 @@ def ways_of_pictures(
     """The picture model: decoding, tiles and encoding here, and over each way."""
     from dataclasses import replace
 
-    from trt_hspan.media.pictures import Picture, decode_image, encode_image
+    from trt_hspan.media.pictures import Picture, decode_image
+    from trt_hspan.media.writing import encode_image
     from trt_hspan.serving.client import UpscaleClient
     from trt_hspan.upscaling.options import UpscaleOptions
     from trt_hspan.upscaling.upscaler import upscale_array

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.command_line import CommandLine
 
-from trt_hspan.media.images import read_image
+from trt_hspan.media.pictures import read_image
 
 
 @pytest.mark.slow

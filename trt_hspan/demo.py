@@ -23,12 +23,14 @@ from trt_hspan.evaluation.figures import Crop, Panel, save_comparison
 from trt_hspan.evaluation.metrics import psnr_y, ssim_y
 from trt_hspan.evaluation.resize import bicubic_resize
 from trt_hspan.export import export_onnx
-from trt_hspan.media.images import Uint8Array, image_from_tensor, read_image, write_image
+from trt_hspan.media.pictures import read_image
+from trt_hspan.media.pixels import Uint8Array, image_from_tensor
+from trt_hspan.media.writing import write_picture
 from trt_hspan.native.build import build_plugin
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.runtime.torch_runner import TorchRunner
 from trt_hspan.sizes import ImageSize
-from trt_hspan.upscaling.picture_files import Upscaled, upscale_file
+from trt_hspan.upscaling.pictures import Upscaled, upscale_file
 
 CHECKPOINT: Final = "hspan-tiny-x4"
 # The shipped photograph is 75x111 pixels after down-scaling by 4; one profile serves it and the two figures.
@@ -95,11 +97,11 @@ def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> D
     low, truth = sample.load()
     assert truth is not None
     photograph = output / "photograph_low.png"
-    write_image(photograph, low)
+    write_picture(photograph, low)
     upscaled = output / "photograph_x4.png"
     run = upscale_file(open_runner(plan), photograph, upscaled)
     bicubic = _bicubic(low, truth)
-    write_image(output / "photograph_bicubic.png", bicubic)
+    write_picture(output / "photograph_bicubic.png", bicubic)
     bicubic_quality = Quality(psnr_y_db=psnr_y(bicubic, truth, 4), ssim_y=ssim_y(bicubic, truth, 4))
     panels = _panels(
         low, truth, bicubic=(bicubic, bicubic_quality), network=(read_image(upscaled), validation)

@@ -12,7 +12,7 @@ import numpy as np
 from support.export_cache import ExportCache
 from support.synthetic_pictures import picture
 
-from trt_hspan.media.images import write_image
+from trt_hspan.media.writing import write_picture
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ablation.py"
 
@@ -21,7 +21,7 @@ def test_rounding_pays_more_than_anything_else_and_each_row_is_measured(
     exported: ExportCache, tmp_path: Path
 ) -> None:
     for index in range(2):
-        write_image(tmp_path / f"{index}.png", picture(40, 40, seed=index))
+        write_picture(tmp_path / f"{index}.png", picture(40, 40, seed=index))
     words = [sys.executable, SCRIPT, "--checkpoint", exported("small_x2"), "--images", tmp_path]
     options = ["--calibration", tmp_path, "--tiles", 2, "--side", 20, "--json"]
     result = subprocess.run(

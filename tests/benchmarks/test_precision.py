@@ -13,7 +13,7 @@ from support.golden import GOLDEN
 from support.synthetic_pictures import picture
 
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.media.images import write_image
+from trt_hspan.media.writing import write_picture
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "precision.py"
 
@@ -21,8 +21,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "precision.py"
 def test_every_network_is_measured_beside_onnxruntime_s_own_quantization(tmp_path: Path) -> None:
     for index in range(2):
         high = picture(96, 96, seed=index)
-        write_image(tmp_path / "HR" / f"{index}.png", high)
-        write_image(tmp_path / "LR_bicubic" / "X4" / f"{index}x4.png", downscale(high, 4))
+        write_picture(tmp_path / "HR" / f"{index}.png", high)
+        write_picture(tmp_path / "LR_bicubic" / "X4" / f"{index}x4.png", downscale(high, 4))
     options = ["--images", tmp_path, "--calibration", tmp_path, "--methods", "minmax", "--tiles", 2, "--json"]
     words = [sys.executable, SCRIPT, "--checkpoint", GOLDEN / "small_x4.pt", *options]
     result = subprocess.run(

@@ -17,7 +17,7 @@ from support.synthetic_pictures import picture
 from trt_hspan.engine.manifest import read_manifest
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.graph import base_precision_from_model, load_onnx
-from trt_hspan.media.images import write_image
+from trt_hspan.media.writing import write_picture
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for index in range(2):
         high = picture(96, 80, seed=index)
-        write_image(folder / "HR" / f"{index}.png", high)
-        write_image(folder / "LR_bicubic" / "X4" / f"{index}x4.png", downscale(high, 4))
+        write_picture(folder / "HR" / f"{index}.png", high)
+        write_picture(folder / "LR_bicubic" / "X4" / f"{index}x4.png", downscale(high, 4))
     return folder
 
 
@@ -167,7 +167,7 @@ def test_wrong_usage_is_exit_code_2(
 def test_bad_files_are_one_line(run: CommandLine, tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "a.onnx", precision="bf16")
     (tmp_path / "empty").mkdir()
-    write_image(tmp_path / "gray" / "a.png", np.full((20, 20, 3), 7, np.uint8))
+    write_picture(tmp_path / "gray" / "a.png", np.full((20, 20, 3), 7, np.uint8))
     for words, message in [
         (["audit", tmp_path / "none.onnx"], "none.onnx: no such file"),
         (["audit", tmp_path / "none.plan"], "none.plan: no such file"),

@@ -17,7 +17,9 @@ from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
 
 from trt_hspan.machine.gpu import gpu_architectures
-from trt_hspan.media.images import image_from_tensor, read_image, tensor_from_image, write_image
+from trt_hspan.media.pictures import read_image
+from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
+from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import torch_runner
 from trt_hspan.runtime.torch_runner import TorchRunner
 
@@ -27,7 +29,7 @@ needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
-    write_image(folder / "in.png", np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8))
+    write_picture(folder / "in.png", np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8))
     return folder / "in.png"
 
 

@@ -20,10 +20,11 @@ from support.runner_doubles import NearestRunner
 from support.small_networks import write_attention_network
 
 from trt_hspan.errors import HspanError
-from trt_hspan.media.pictures import encode_image, read_picture, write_picture
+from trt_hspan.media.pictures import read_picture
+from trt_hspan.media.writing import encode_image, write_picture
 from trt_hspan.runtime import memory
 from trt_hspan.upscaling import tile_size
-from trt_hspan.upscaling.picture_files import WriteOptions, upscale_picture_file
+from trt_hspan.upscaling.pictures import WriteOptions, upscale_picture_file
 from trt_hspan.upscaling.upscaler import Upscaler
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 from support.command_line import CommandLine
 from support.small_networks import write_attention_network
 
-from trt_hspan.media.pictures import encode_image, read_picture
-from trt_hspan.upscaling import picture_files
+from trt_hspan.media.pictures import read_picture
+from trt_hspan.media.writing import encode_image
+from trt_hspan.upscaling import pictures
 
 
 def picture(suffix: str, height: int = 12, width: int = 14) -> bytes:
@@ -94,7 +95,7 @@ def test_a_large_picture_is_streamed_from_pipe_to_pipe(
     monkeypatch: pytest.MonkeyPatch,
     own_temporary_folder: Path,
 ) -> None:
-    monkeypatch.setattr(picture_files, "STREAM_PIXELS", 100)
+    monkeypatch.setattr(pictures, "STREAM_PIXELS", 100)
     data = picture(".png", 20, 24)
     send(monkeypatch, data)
     result = run("upscale", "-", "-o", tmp_path / "b.png", "--onnx", network, "--json")

@@ -23,7 +23,8 @@ from trt_hspan.evaluation import compare, datasets, validation
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.graph import load_onnx, save_onnx
 from trt_hspan.machine.gpu import gpu_architectures
-from trt_hspan.media.images import read_image, write_image
+from trt_hspan.media.pictures import read_image
+from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import torch_runner
 from trt_hspan.sizes import ImageSize
 
@@ -37,8 +38,8 @@ def benchmark_set(tmp_path: Path) -> Path:
     folder = tmp_path / "set"
     for name, top in (("eyes", 60), ("fur", 160)):
         high = photograph[top : top + 65, 100:182]
-        write_image(folder / "HR" / f"{name}.png", high)
-        write_image(folder / "LR_bicubic" / "X4" / f"{name}x4.png", downscale(high, 4))
+        write_picture(folder / "HR" / f"{name}.png", high)
+        write_picture(folder / "LR_bicubic" / "X4" / f"{name}x4.png", downscale(high, 4))
     return folder
 
 
@@ -345,7 +346,7 @@ def test_bad_files_are_one_line(
     broken_pictures.mkdir()
     (broken_pictures / "a.png").write_text("words")
     half = tmp_path / "half"
-    write_image(half / "HR" / "a.png", np.zeros((64, 64, 3), np.uint8))
+    write_picture(half / "HR" / "a.png", np.zeros((64, 64, 3), np.uint8))
     (half / "LR_bicubic" / "X4").mkdir(parents=True)
     for words, message in [
         ([tmp_path / "none.onnx", "--checkpoint", small_x4.checkpoint], "none.onnx: no such file"),

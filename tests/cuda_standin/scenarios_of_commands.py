@@ -20,7 +20,9 @@ from trt_hspan.cli import main
 from trt_hspan.evaluation.speed.bench import BenchSpec, run_bench
 from trt_hspan.files import sha256_from_file
 from trt_hspan.jetson.reference import ReferencePicture, StoredReference, write_reference
-from trt_hspan.media.images import size_from_image_file, tensor_from_image, write_image
+from trt_hspan.media.pictures import size_from_image_file
+from trt_hspan.media.pixels import tensor_from_image
+from trt_hspan.media.writing import write_picture
 from trt_hspan.native.plugin import default_plugin_path, plugin_info_from_library
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from trt_hspan.sizes import ImageSize
@@ -98,7 +100,7 @@ def test_upscale_loads_the_plugin_library_that_is_named(
     manifest = json.loads(plan.with_suffix(".json").read_text())
     manifest |= {"plugin": record, "attention": "plugin"}
     plan.with_suffix(".json").write_text(json.dumps(manifest))
-    write_image(tmp_path / "in.png", (batch(0, 8, 6, 3) * 255).astype(np.uint8))
+    write_picture(tmp_path / "in.png", (batch(0, 8, 6, 3) * 255).astype(np.uint8))
     monkeypatch.setenv("TRT_HSPAN_PLUGIN", str(tmp_path / "none.so"))
     words = ["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--engine", str(plan)]
     with pytest.raises(SystemExit) as stopped:

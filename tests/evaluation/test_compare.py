@@ -17,7 +17,7 @@ from trt_hspan.evaluation.compare import Outputs, PictureReport, ValidationRepor
 from trt_hspan.evaluation.datasets import Sample, samples_from_folder
 from trt_hspan.evaluation.metrics import psnr_y, ssim_y
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.media.images import write_image
+from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import RunnerPrecision
 from trt_hspan.sizes import TileChoice
@@ -30,8 +30,8 @@ def samples(tmp_path: Path) -> list[Sample]:
     for index, (height, width) in enumerate([(40, 48), (80, 32)]):
         rng = np.random.default_rng(index)
         high = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
-        write_image(tmp_path / "HR" / f"{index}.png", high)
-        write_image(tmp_path / "LR_bicubic" / "X4" / f"{index}x4.png", downscale(high, 4))
+        write_picture(tmp_path / "HR" / f"{index}.png", high)
+        write_picture(tmp_path / "LR_bicubic" / "X4" / f"{index}x4.png", downscale(high, 4))
     return samples_from_folder(tmp_path, 4)
 
 
@@ -136,7 +136,7 @@ def test_nothing_is_printed_and_each_picture_is_reported(
 
 
 def test_pictures_without_ground_truth_have_no_quality(tmp_path: Path) -> None:
-    write_image(tmp_path / "a.png", np.zeros((4, 5, 3), np.uint8))
+    write_picture(tmp_path / "a.png", np.zeros((4, 5, 3), np.uint8))
     report = validate(NearestRunner(), NearestRunner(), samples_from_folder(tmp_path, 4))
     assert report.pictures[0].candidate_quality is None
     assert report.total.reference_quality is None
@@ -289,8 +289,8 @@ def test_budget_needs_a_ground_truth(samples: list[Sample]) -> None:
 
 
 def test_ground_truth_must_be_large_enough_for_ssim(tmp_path: Path) -> None:
-    write_image(tmp_path / "HR" / "a.png", np.zeros((16, 40, 3), np.uint8))
-    write_image(tmp_path / "LR_bicubic" / "X4" / "ax4.png", np.zeros((4, 10, 3), np.uint8))
+    write_picture(tmp_path / "HR" / "a.png", np.zeros((16, 40, 3), np.uint8))
+    write_picture(tmp_path / "LR_bicubic" / "X4" / "ax4.png", np.zeros((4, 10, 3), np.uint8))
     refused(
         NearestRunner(), samples_from_folder(tmp_path, 4), "a: 16x40 pixels leave 8x32 .* SSIM needs 11x11"
     )

@@ -11,7 +11,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.evaluation import datasets
 from trt_hspan.evaluation.datasets import SHIPPED_SIDE, samples_from_folder, shipped_samples
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.media.images import write_image
+from trt_hspan.media.writing import write_picture
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -21,14 +21,14 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def write_pair(folder: Path, name: str, *, height: int = 41, width: int = 54, scale: int = 4) -> np.ndarray:
     """A pair in the benchmark layout; the sides need not be multiples of the scale."""
     high = picture(height, width)
-    write_image(folder / "HR" / f"{name}.png", high)
-    write_image(folder / "LR_bicubic" / f"X{scale}" / f"{name}x{scale}.png", downscale(high, scale))
+    write_picture(folder / "HR" / f"{name}.png", high)
+    write_picture(folder / "LR_bicubic" / f"X{scale}" / f"{name}x{scale}.png", downscale(high, scale))
     return high
 
 
 def test_plain_folder_gives_its_pictures_by_name_without_ground_truth(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "c.webp"):
-        write_image(tmp_path / name, picture(6, 8))
+        write_picture(tmp_path / name, picture(6, 8))
     (tmp_path / "notes.txt").write_text("not a picture")
     (tmp_path / ".hidden.png").write_text("not a picture")
     (tmp_path / "folder.png").mkdir()
@@ -41,7 +41,7 @@ def test_plain_folder_gives_its_pictures_by_name_without_ground_truth(tmp_path: 
 
 
 def test_one_picture_may_be_named_instead_of_a_folder(tmp_path: Path) -> None:
-    write_image(tmp_path / "a.png", picture(6, 8))
+    write_picture(tmp_path / "a.png", picture(6, 8))
     (sample,) = samples_from_folder(tmp_path / "a.png", 2)
     assert (sample.name, sample.size()) == ("a.png", (6, 8))
 
@@ -93,7 +93,7 @@ def test_missing_half_of_a_pair_is_named(tmp_path: Path, lost: str, message: str
 
 def test_low_resolution_picture_without_the_scale_in_its_name_is_no_half_of_a_pair(tmp_path: Path) -> None:
     write_pair(tmp_path, "a")
-    write_image(tmp_path / "LR_bicubic" / "X4" / "a.png", picture(10, 13))
+    write_picture(tmp_path / "LR_bicubic" / "X4" / "a.png", picture(10, 13))
     with pytest.raises(HspanError, match=r"HR/a\.png: is missing"):
         samples_from_folder(tmp_path, 4)
 
@@ -111,7 +111,7 @@ def test_sizes_that_do_not_belong_together_are_told_from_the_headers(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
     write_pair(tmp_path, "a")
-    write_image(tmp_path / "LR_bicubic" / "X4" / "ax4.png", picture(*size))
+    write_picture(tmp_path / "LR_bicubic" / "X4" / "ax4.png", picture(*size))
     (sample,) = samples_from_folder(tmp_path, 4)
     for call in (sample.size, sample.load):
         with pytest.raises(
@@ -145,7 +145,7 @@ def test_shipped_photograph_is_its_own_ground_truth(scale: int) -> None:
 
 def test_middle_of_the_photograph_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = picture(SHIPPED_SIDE * 2 + 6, SHIPPED_SIDE * 2 + 10)
-    write_image(tmp_path / "a.png", image)
+    write_picture(tmp_path / "a.png", image)
     monkeypatch.setattr(datasets, "_SHIPPED", tmp_path)
     truth = shipped_samples(2)[0].load()[1]
     np.testing.assert_array_equal(truth, image[3:-3, 5:-5])
@@ -154,7 +154,7 @@ def test_middle_of_the_photograph_is_taken(tmp_path: Path, monkeypatch: pytest.M
 def test_photograph_smaller_than_the_square_is_taken_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_image(tmp_path / "a.png", picture(31, 40))
+    write_picture(tmp_path / "a.png", picture(31, 40))
     monkeypatch.setattr(datasets, "_SHIPPED", tmp_path)
     (sample,) = shipped_samples(2)
     low, truth = sample.load()

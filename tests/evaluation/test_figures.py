@@ -10,7 +10,7 @@ import pytest
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.figures import Crop, Panel, save_comparison
-from trt_hspan.media.images import read_image
+from trt_hspan.media.pictures import read_image
 
 CROP = Crop(top=5, left=20, height=10, width=30)
 

@@ -29,7 +29,8 @@ from trt_hspan.jetson.reference import (
     shipped_reference,
     write_reference,
 )
-from trt_hspan.media.images import tensor_from_image, write_image
+from trt_hspan.media.pixels import tensor_from_image
+from trt_hspan.media.writing import write_picture
 
 SOURCE = "a" * 64
 # Other processors and releases of PyTorch sum in another order: float32's rounding, not another result.
@@ -196,7 +197,7 @@ def test_names_and_pictures_are_checked_first(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"ends in .npz"):
         write_reference(tmp_path / "r.safetensors", nearest_reference())
     for folder in ("a", "b"):
-        write_image(tmp_path / folder / "x.png", np.zeros((4, 4, 3), np.uint8))
+        write_picture(tmp_path / folder / "x.png", np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(UsageError, match="has the name of another picture"):
         pictures_from_files([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"])
 

@@ -11,7 +11,7 @@ import pytest
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.jobs.folders import JOURNAL_NAME, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
-from trt_hspan.upscaling.picture_files import comparison_path
+from trt_hspan.upscaling.pictures import comparison_path
 
 
 @pytest.fixture

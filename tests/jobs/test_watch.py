@@ -16,7 +16,8 @@ from support.small_engine import SmallEngine
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.jobs.watch import FAILURES_IN_A_ROW, FolderWatch, WatchSpec, notify_systemd
-from trt_hspan.media.images import read_image, write_image
+from trt_hspan.media.pictures import read_image
+from trt_hspan.media.writing import write_picture
 
 
 class Network:
@@ -178,7 +179,7 @@ def test_the_command_works_until_it_is_told_to_end(tmp_path: Path, small_engine:
         ) as child:
             try:
                 assert manager.recv(1000).startswith(b"READY=1\nSTATUS=ONNX Runtime")
-                write_image(incoming / "a.png", pixels)
+                write_picture(incoming / "a.png", pixels)
                 assert manager.recv(1000).endswith(b"1 pictures")
                 child.send_signal(signal.SIGTERM)
                 out, err = child.communicate(timeout=60)

@@ -17,15 +17,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, PngImagePlugin
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.media import images
-from trt_hspan.media.images import (
-    image_from_tensor,
-    read_image,
-    require_writable_suffix,
-    size_from_image_file,
-    tensor_from_image,
-    write_image,
-)
+from trt_hspan.media import formats
+from trt_hspan.media.formats import require_writable_suffix
+from trt_hspan.media.pictures import read_image, size_from_image_file
+from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
+from trt_hspan.media.writing import write_picture
 
 
 def picture(height: int = 24, width: int = 17, seed: int = 0) -> np.ndarray:
@@ -45,7 +41,7 @@ def one_line(error: HspanError) -> str:
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".tif", ".tiff", ".PNG"])
 def test_lossless_formats_come_back_exactly(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
-    write_image(path, picture())
+    write_picture(path, picture())
     np.testing.assert_array_equal(read_image(path), picture())
 
 
@@ -53,7 +49,7 @@ def test_jpeg_is_written_with_full_color_resolution(tmp_path: Path) -> None:
     # One saturated column of red in black: with halved color resolution its neighbors would turn dark red.
     image = np.zeros((16, 16, 3), np.uint8)
     image[:, 8] = (255, 0, 0)
-    write_image(tmp_path / "a.jpg", image)
+    write_picture(tmp_path / "a.jpg", image)
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - image).max() < 40
     small = io.BytesIO()
     Image.fromarray(image).save(small, "JPEG", quality=95, subsampling=2)
@@ -157,8 +153,8 @@ def png_header(width: int, height: int) -> bytes:
         (b"hello, world\n" * 100, "not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture"),
         (b"\x89PNG\r\n\x1a\n", "damaged or truncated|not a picture"),
-        (png_header(20_000, 8_000), "claims 20000x8000 pixels, more than the 134 million"),
-        (png_header(60_000, 60_000), "too large"),
+        (png_header(20_000, 8_000), "claims 8000x20000 pixels, more than the 134 million"),
+        (png_header(60_000, 60_000), "claims 60000x60000 pixels"),
     ],
     ids=["empty", "text", "eps", "signature-only", "bomb", "larger-bomb"],
 )
@@ -189,7 +185,7 @@ def test_truncated_picture_is_never_read_as_a_gray_rest(tmp_path: Path, suffix: 
 def test_whatever_a_decoder_raises_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    write_image(tmp_path / "a.png", picture())
+    write_picture(tmp_path / "a.png", picture())
 
     def broken(*_: object) -> None:
         raise kind("odd\nbytes")
@@ -209,7 +205,7 @@ def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["F", "I", "LAB"])
 def test_modes_without_a_fixed_range_are_refused(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (4, 4)).save(tmp_path / "a.tif")
-    with pytest.raises(HspanError, match=f"color mode {mode}"):
+    with pytest.raises(HspanError, match="no plain way to RGB"):
         read_image(tmp_path / "a.tif")
 
 
@@ -248,7 +244,7 @@ def test_damaged_bytes_give_a_picture_or_one_line(tmp_path_factory, name: str, d
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif", "a.png.txt"])
 def test_unknown_suffix_is_a_usage_error_before_the_work(tmp_path: Path, name: str) -> None:
-    for call in (require_writable_suffix, lambda path: write_image(path, picture())):
+    for call in (require_writable_suffix, lambda path: write_picture(path, picture())):
         with pytest.raises(UsageError, match="cannot tell the format"):
             call(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
@@ -260,35 +256,35 @@ def test_folder_as_output_is_a_usage_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
-def test_pixels_that_are_not_8_bit_rgb_are_refused(tmp_path: Path, image: np.ndarray) -> None:
-    with pytest.raises(HspanError, match=r"expected pixels as \(H, W, 3\) uint8"):
-        write_image(tmp_path / "a.png", image)
+def test_arrays_that_are_no_pixels_are_refused(tmp_path: Path, image: np.ndarray) -> None:
+    with pytest.raises(HspanError, match=r"expected pixels as \(H, W, C\) uint8"):
+        write_picture(tmp_path / "a.png", image)
 
 
 def test_format_that_cannot_hold_the_size_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(HspanError, match=r"WEBP cannot hold 16384x1 pixels.*write \.png") as caught:
-        write_image(tmp_path / "a.webp", np.zeros((1, 16384, 3), np.uint8))
+    with pytest.raises(HspanError, match=r"WEBP cannot hold 1x16384 pixels.*write \.png") as caught:
+        write_picture(tmp_path / "a.webp", np.zeros((1, 16384, 3), np.uint8))
     assert one_line(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_as_long_as_a_name_may_be_is_written(tmp_path: Path) -> None:
     for stem in ("a" * 251, "\u00e4" * 125, os.fsdecode(b"\xe4" * 251)):
-        write_image(tmp_path / f"{stem}.png", np.zeros((2, 2, 3), np.uint8))
+        write_picture(tmp_path / f"{stem}.png", np.zeros((2, 2, 3), np.uint8))
         assert [path.stem for path in tmp_path.iterdir()] == [stem]
         (tmp_path / f"{stem}.png").unlink()
 
 
 def test_failed_write_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
-    write_image(path, picture())
+    write_picture(path, picture())
 
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(HspanError, match="the disk is full"):
-        write_image(path, picture(seed=1))
+        write_picture(path, picture(seed=1))
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
     np.testing.assert_array_equal(read_image(path), picture())
 
@@ -333,4 +329,4 @@ def test_other_shapes_are_no_picture(shape: tuple[int, ...]) -> None:
 
 
 def test_eps_is_not_on_the_list_because_pillow_runs_ghostscript_for_it() -> None:
-    assert "EPS" not in images.READ_FORMATS
+    assert "EPS" not in formats.READ_FORMATS

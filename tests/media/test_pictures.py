@@ -15,19 +15,12 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.media import images
-from trt_hspan.media.picture_rows import rows_of_file
-from trt_hspan.media.pictures import (
-    Metadata,
-    Picture,
-    decode_image,
-    eight_bit,
-    encode_image,
-    read_picture,
-    rgb_on_white,
-    write_picture,
-)
-from trt_hspan.upscaling.picture_files import upscale_file
+from trt_hspan.media import formats
+from trt_hspan.media.metadata import Metadata
+from trt_hspan.media.pictures import Picture, decode_image, open_picture, read_picture
+from trt_hspan.media.pixels import eight_bit, rgb_on_white
+from trt_hspan.media.writing import encode_image, write_picture
+from trt_hspan.upscaling.pictures import upscale_file
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -73,7 +66,7 @@ def test_transparency_is_laid_on_white_where_there_is_no_alpha() -> None:
     found = decode_image(encode_image(rgba, ".bmp")).pixels
     assert (found[:, :4] == 255).all()
     assert (found[:, 4:] == 0).all()
-    assert rgb_on_white(Picture(pixels=rgba[..., [0, 3]])).shape == (8, 8, 3)
+    assert rgb_on_white(rgba[..., [0, 3]]).shape == (8, 8, 3)
 
 
 def test_16_bits_become_8_by_rounding() -> None:
@@ -250,7 +243,7 @@ def test_ppm_of_9_to_15_bits_is_brought_to_16(tmp_path: Path) -> None:
         data = f"{kind} {shape[1]} {shape[0]} 1023\n".encode() + levels.tobytes()
         np.testing.assert_array_equal(decode_image(data).pixels, expected.reshape(shape))
         (tmp_path / "a.ppm").write_bytes(data)
-        rows = rows_of_file(tmp_path / "a.ppm")(0, shape[0])
+        rows = open_picture(tmp_path / "a.ppm").rows()(0, shape[0])
         np.testing.assert_array_equal(rows, expected.reshape(shape))
 
 
@@ -286,9 +279,9 @@ def test_bytes_that_are_no_picture_are_one_line(data: bytes) -> None:
 
 
 def test_deep_color_without_pyvips_is_told_and_never_cut_to_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode_image(pixels(3, np.uint16), ".png")
     with monkeypatch.context() as without:
         without.setitem(__import__("sys").modules, "pyvips", None)
-        data = encode_image(pixels(3, np.uint16), ".png")
         with pytest.raises(HspanError, match=r"needs pyvips.*pip install 'trt-hspan\[media\]'"):
             decode_image(data)
     np.testing.assert_array_equal(decode_image(data).pixels, pixels(3, np.uint16))
@@ -297,8 +290,8 @@ def test_deep_color_without_pyvips_is_told_and_never_cut_to_8_bits(monkeypatch: 
 
 def test_a_picture_that_claims_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode_image(pixels(3, np.uint16), ".png")
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
-    with pytest.raises(HspanError, match="claims 17x11 pixels"):
+    monkeypatch.setattr(formats, "MAX_PIXELS", 100)
+    with pytest.raises(HspanError, match="claims 11x17 pixels"):
         decode_image(data)
 
 

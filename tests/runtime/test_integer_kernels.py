@@ -18,7 +18,9 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.graph import Precision, integer_cpu, load_onnx, save_onnx
 from trt_hspan.jobs.cluster.bundle import bundle_from_network
 from trt_hspan.jobs.cluster.worker import UpscaleWorker
-from trt_hspan.media.images import read_image, tensor_from_image, write_image
+from trt_hspan.media.pictures import read_image
+from trt_hspan.media.pixels import tensor_from_image
+from trt_hspan.media.writing import write_picture
 from trt_hspan.native import cpu_attention as native
 from trt_hspan.precision.crops import TilePlan
 from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
@@ -26,7 +28,7 @@ from trt_hspan.precision.quantize.source import source_from_path
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.upscaling.options import UpscaleOptions
-from trt_hspan.upscaling.picture_files import WriteOptions
+from trt_hspan.upscaling.pictures import WriteOptions
 
 OPTION = "--integer-kernels"
 BATCH = tensor_from_image(picture(44, 48, seed=9))
@@ -37,7 +39,7 @@ def int8_files(exported: ExportCache, tmp_path_factory: pytest.TempPathFactory) 
     """The golden network small_x2 in INT8, by base type."""
     folder = tmp_path_factory.mktemp("int8")
     for seed in range(2):
-        write_image(folder / "pictures" / f"{seed}.png", picture(36, 40, seed=seed))
+        write_picture(folder / "pictures" / f"{seed}.png", picture(36, 40, seed=seed))
     files = {}
     for base in ("fp32", "fp16"):
         request = QuantizationRequest(
@@ -154,7 +156,7 @@ def test_checkpoints_and_engines_are_wrong_usage(source: str) -> None:
 
 
 def test_upscale_runs_them_and_says_so(run: CommandLine, int8_file: Path, tmp_path: Path) -> None:
-    write_image(tmp_path / "in.png", picture(20, 24, seed=3))
+    write_picture(tmp_path / "in.png", picture(20, 24, seed=3))
     words = ["upscale", tmp_path / "in.png", "--onnx", int8_file, "--json", "-o"]
     exact = json.loads(run(*words, tmp_path / "exact.png").out)
     report = json.loads(run(*words, tmp_path / "fast.png", OPTION).out)
@@ -169,7 +171,7 @@ def test_upscale_runs_them_and_says_so(run: CommandLine, int8_file: Path, tmp_pa
 def test_a_folder_made_without_them_is_not_passed_off_as_made_with_them(
     run: CommandLine, int8_file: Path, tmp_path: Path
 ) -> None:
-    write_image(tmp_path / "in" / "a.png", picture(8, 9, seed=3))
+    write_picture(tmp_path / "in" / "a.png", picture(8, 9, seed=3))
     words = ["upscale", tmp_path / "in", "-o", tmp_path / "out", "--onnx", int8_file]
     assert run(*words).code == 0
     refused = run(*words, OPTION)
@@ -182,7 +184,7 @@ def test_a_folder_made_without_them_is_not_passed_off_as_made_with_them(
 def test_upscale_refuses_other_networks_and_writes_nothing(
     run: CommandLine, exported: ExportCache, tmp_path: Path
 ) -> None:
-    write_image(tmp_path / "in.png", picture(8, 9, seed=3))
+    write_picture(tmp_path / "in.png", picture(8, 9, seed=3))
     words = ["upscale", tmp_path / "in.png", "-o", tmp_path / "out.png", OPTION]
     for network, code, message in (
         ((), 2, "is for INT8 ONNX files, and hspan-tiny-x4 is none"),
@@ -212,7 +214,7 @@ def test_bench_measures_int8_files_with_them_beside_others(
 
 
 def test_a_workers_network_keeps_them(int8_file: Path, exported: ExportCache, tmp_path: Path) -> None:
-    write_image(tmp_path / "in.png", picture(20, 24, seed=3))
+    write_picture(tmp_path / "in.png", picture(20, 24, seed=3))
     for name, asked in (("exact", False), ("fast", True)):
         bundle = bundle_from_network(int8_file, threads=1, integer_kernels=asked)
         worker = UpscaleWorker(bundle, UpscaleOptions(), WriteOptions(), attempts=1)

@@ -13,14 +13,14 @@ from support.small_networks import write_attention_network
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.machine.gpu import gpu_architectures
-from trt_hspan.media.pictures import write_picture
+from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import opening, tensorrt_runner, torch_runner
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from trt_hspan.runtime.opening import Device, device_from_text, open_runner
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
 from trt_hspan.runtime.torch_runner import TorchRunner
 from trt_hspan.sizes import ImageSize
-from trt_hspan.upscaling.picture_files import upscale_picture_file
+from trt_hspan.upscaling.pictures import upscale_picture_file
 from trt_hspan.upscaling.upscaler import UpscaleOptions, Upscaler
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would run the engine itself")

@@ -16,12 +16,12 @@ from support.torch_function_runner import TorchFunctionRunner, convolutions
 
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.memory import array_of_own_pages
-from trt_hspan.media import picture_rows
-from trt_hspan.media.picture_rows import rows_of_file, size_for_streaming
-from trt_hspan.media.pictures import read_picture, write_picture
-from trt_hspan.upscaling import picture_files, streaming
-from trt_hspan.upscaling.picture_files import WriteOptions, upscale_picture_file
-from trt_hspan.upscaling.streaming import upscale_stream
+from trt_hspan.media import pictures as media_pictures
+from trt_hspan.media import vips
+from trt_hspan.media.pictures import open_picture, read_picture, size_from_image_file
+from trt_hspan.media.writing import write_picture
+from trt_hspan.upscaling import pictures
+from trt_hspan.upscaling.pictures import WriteOptions, upscale_picture_file, upscale_stream
 from trt_hspan.upscaling.upscaler import UpscaleOptions, Upscaler
 
 
@@ -32,7 +32,12 @@ def pixels(channels: int, dtype: type = np.uint8) -> np.ndarray:
 
 def stream(source: Path, target: Path, *, scale: int = 2, **options: object) -> np.ndarray:
     with NearestRunner(scale=scale) as runner:
-        upscale_stream(Upscaler(runner, UpscaleOptions(tile=(24, 20), overlap=4)), source, target, **options)
+        upscale_stream(
+            Upscaler(runner, UpscaleOptions(tile=(24, 20), overlap=4)),
+            open_picture(source),
+            target,
+            **options,
+        )
     return read_picture(target).pixels
 
 
@@ -51,7 +56,7 @@ def test_jpeg_keeps_profile_and_exif_and_takes_a_quality(tmp_path: Path) -> None
     exif[0x0112], exif[0x010F] = 6, "Maker"
     Image.fromarray(pixels(3)).save(tmp_path / "a.jpg", exif=exif, quality=95)
     upright = read_picture(tmp_path / "a.jpg").pixels
-    assert size_for_streaming(tmp_path / "a.jpg") == upright.shape[:2] == (53, 71)
+    assert size_from_image_file(tmp_path / "a.jpg") == upright.shape[:2] == (53, 71)
     # Two JPEG decoders may round a value differently.
     found = stream(tmp_path / "a.jpg", tmp_path / "b.png").astype(int)
     assert np.abs(found - upright.repeat(2, 0).repeat(2, 1)).max() <= 3
@@ -65,8 +70,8 @@ def test_jpeg_keeps_profile_and_exif_and_takes_a_quality(tmp_path: Path) -> None
 def test_a_streamed_result_is_the_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_picture(tmp_path / "a.png", pixels(3))
     results = []
-    for most in (streaming.STREAM_PIXELS, 100):
-        monkeypatch.setattr(picture_files, "STREAM_PIXELS", most)
+    for most in (pictures.STREAM_PIXELS, 100):
+        monkeypatch.setattr(pictures, "STREAM_PIXELS", most)
         with TorchFunctionRunner(convolutions(2), 2) as runner:
             upscaler = Upscaler(runner, UpscaleOptions(tile=(24, 20), overlap=8))
             report = upscale_picture_file(upscaler, tmp_path / "a.png", tmp_path / "b.png")
@@ -80,10 +85,10 @@ def test_out_of_memory_begins_again_with_smaller_tiles(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png", pixels(3))
     runner = TorchFunctionRunner(convolutions(2), 2)
     with runner:
-        upscale_stream(Upscaler(runner), tmp_path / "a.png", tmp_path / "whole.png")
+        upscale_stream(Upscaler(runner), open_picture(tmp_path / "a.png"), tmp_path / "whole.png")
         runner.most_pixels = 30 * 30
         upscaler = Upscaler(runner, UpscaleOptions(overlap=6))
-        plan = upscale_stream(upscaler, tmp_path / "a.png", tmp_path / "b.png")
+        plan = upscale_stream(upscaler, open_picture(tmp_path / "a.png"), tmp_path / "b.png")
     assert upscaler.shrinks
     assert plan.tile.pixels <= 30 * 30
     difference = (
@@ -105,7 +110,7 @@ def test_truncated_input_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_format_that_cannot_hold_the_size_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png", np.zeros((2, 33_000, 1), np.uint8))
-    with pytest.raises(HspanError, match=r"b\.jpg: cannot write 66000x4 pixels as \.jpg") as caught:
+    with pytest.raises(HspanError, match=r"b\.jpg: cannot write 4x66000 pixels as JPEG") as caught:
         stream(tmp_path / "a.png", tmp_path / "b.jpg")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
@@ -114,7 +119,7 @@ def test_a_format_that_cannot_hold_the_size_is_one_line_and_leaves_nothing(tmp_p
 def test_a_failure_of_the_network_leaves_nothing(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png", pixels(3))
     with pytest.raises(HspanError, match="values are NaN"), NearestRunner(spoil=np.nan) as runner:
-        upscale_stream(Upscaler(runner), tmp_path / "a.png", tmp_path / "b.png")
+        upscale_stream(Upscaler(runner), open_picture(tmp_path / "a.png"), tmp_path / "b.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -130,16 +135,16 @@ def test_inks_stream_as_the_colors_they_are_in_memory(tmp_path: Path, suffix: st
         image = image.copy()
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", b"no profile")
     image.write_to_file(str(source))
-    rows = rows_of_file(source)
+    opened = open_picture(source)
     whole = read_picture(source)
-    difference = rows(0, 20).astype(int) - whole.pixels
+    difference = opened.rows()(0, 20).astype(int) - whole.pixels
     assert abs(difference).max() <= 1
-    assert rows.metadata.icc_profile is whole.metadata.icc_profile is None
+    assert opened.metadata.icc_profile is whole.metadata.icc_profile is None
 
 
 def test_what_needs_the_whole_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_picture(tmp_path / "a.png", pixels(3))
-    monkeypatch.setattr(picture_files, "STREAM_PIXELS", 100)
+    monkeypatch.setattr(pictures, "STREAM_PIXELS", 100)
     with NearestRunner(scale=2) as runner:
         for writing, option in (
             (WriteOptions(compare=True), "--compare"),
@@ -152,11 +157,16 @@ def test_what_needs_the_whole_picture_is_refused(tmp_path: Path, monkeypatch: py
             upscale_picture_file(Upscaler(runner, both), tmp_path / "a.png", tmp_path / "b.png")
 
 
-@pytest.mark.parametrize("name", ["a.gif", "none.png"])
-def test_what_cannot_be_read_in_rows_says_so(tmp_path: Path, name: str) -> None:
-    if not name.startswith("none"):
-        Image.fromarray(pixels(3)).save(tmp_path / name)
-    assert size_for_streaming(tmp_path / name) is None
+def test_a_format_that_is_decoded_whole_does_not_stream(tmp_path: Path) -> None:
+    for suffix, streams in (
+        (".gif", False),
+        (".webp", False),
+        (".png", True),
+        (".jpg", True),
+        (".tif", True),
+    ):
+        Image.fromarray(pixels(3)).save(tmp_path / f"a{suffix}")
+        assert open_picture(tmp_path / f"a{suffix}").streams is streams
 
 
 def write_pnm(path: Path, image: np.ndarray, header: bytes | None = None) -> None:
@@ -170,7 +180,7 @@ def write_pnm(path: Path, image: np.ndarray, header: bytes | None = None) -> Non
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rows_of_a_binary_ppm_stream(tmp_path: Path, channels: int, dtype: type) -> None:
     write_pnm(tmp_path / "a.ppm", pixels(channels, dtype))
-    assert size_for_streaming(tmp_path / "a.ppm") == (71, 53)
+    assert size_from_image_file(tmp_path / "a.ppm") == (71, 53)
     found = stream(tmp_path / "a.ppm", tmp_path / "b.png")
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, pixels(channels, dtype).repeat(2, 0).repeat(2, 1))
@@ -194,7 +204,7 @@ def test_a_small_picture_that_is_decoded_whole_streams_out(
     image = pixels(1).repeat(3, 2)
     Image.fromarray(image).save(tmp_path / f"a{suffix}", **({"lossless": True} if suffix == ".webp" else {}))
     expected = read_picture(tmp_path / f"a{suffix}").pixels.repeat(2, 0).repeat(2, 1)
-    monkeypatch.setattr(picture_files, "STREAM_PIXELS", 5000)
+    monkeypatch.setattr(pictures, "STREAM_PIXELS", 5000)
     with NearestRunner(scale=2) as runner:
         report = upscale_picture_file(Upscaler(runner), tmp_path / f"a{suffix}", tmp_path / "b.png")
     assert report.streamed
@@ -209,10 +219,8 @@ def test_what_would_be_whole_in_memory_is_refused_before_it_is_decoded(
         raise AssertionError("decoded all the same")
 
     Image.fromarray(pixels(3)).save(tmp_path / f"a{suffix}")
-    monkeypatch.setattr(picture_files, "STREAM_PIXELS", 1000)
-    monkeypatch.setattr(streaming, "STREAM_PIXELS", 1000)
-    for module in (picture_files, streaming):
-        monkeypatch.setattr(module, "read_picture", never)
+    monkeypatch.setattr(pictures, "STREAM_PIXELS", 1000)
+    monkeypatch.setattr(media_pictures._PillowPicture, "_decoded", property(never))
     with NearestRunner(scale=2) as runner:
         with pytest.raises(
             HspanError, match=r"71x53 pixels are too many for its format.*; convert it to PNG, TIFF"
@@ -238,19 +246,22 @@ def test_what_its_decoder_unpacks_whole_is_refused_where_memory_is_short(
     image.write_to_file(str(plain))
     image.write_to_file(str(source), interlace=True)
     needed = 40 * 30 * 3 * sample_bytes
-    monkeypatch.setattr(picture_rows, "available_memory_bytes", lambda: needed)
-    assert rows_of_file(source)(0, 30).shape == (30, 40, 3)
-    monkeypatch.setattr(picture_rows, "available_memory_bytes", lambda: needed - 1)
-    assert rows_of_file(plain)(0, 30).shape == (30, 40, 3)
-    with pytest.raises(HspanError, match=f"{name}: {kind} is unpacked as a whole, its 40x30 pixels need"):
-        rows_of_file(source)
+    monkeypatch.setattr(vips, "available_memory_bytes", lambda: needed)
+    assert open_picture(source).rows()(0, 30).shape == (30, 40, 3)
+    monkeypatch.setattr(vips, "available_memory_bytes", lambda: needed - 1)
+    assert open_picture(plain).rows()(0, 30).shape == (30, 40, 3)
+    with pytest.raises(HspanError, match=f"{name}: {kind} is decoded as a whole, its 30x40 pixels need"):
+        open_picture(source).rows()
 
 
 def test_a_file_of_the_same_name_is_read_anew(tmp_path: Path) -> None:
     for side in (5, 9):
         write_picture(tmp_path / "a.png", np.full((side, side, 3), side, np.uint8))
-        assert size_for_streaming(tmp_path / "a.png") == (side, side)
-        assert rows_of_file(tmp_path / "a.png")(0, side).tolist() == np.full((side, side, 3), side).tolist()
+        assert size_from_image_file(tmp_path / "a.png") == (side, side)
+        assert (
+            open_picture(tmp_path / "a.png").rows()(0, side).tolist()
+            == np.full((side, side, 3), side).tolist()
+        )
 
 
 @pytest.mark.parametrize(("target", "most"), [("b.webp", 16383), ("b.jpg", 65500)])
@@ -274,7 +285,7 @@ def test_libvips_has_its_threads_back_after_a_stream(tmp_path: Path) -> None:
         with NearestRunner(scale=2) as runner:
             upscale_stream(
                 Upscaler(runner),
-                tmp_path / "a.png",
+                open_picture(tmp_path / "a.png"),
                 tmp_path / "b.png",
                 on_tile=lambda *_: during.append(pyvips.concurrency_get()),
             )
@@ -293,7 +304,7 @@ _CHILD = """
 import json, sys
 from pathlib import Path
 from support.runner_doubles import NearestRunner
-from trt_hspan.upscaling.picture_files import upscale_picture_file
+from trt_hspan.upscaling.pictures import upscale_picture_file
 from trt_hspan.upscaling.upscaler import Upscaler
 with NearestRunner(scale=int(sys.argv[3])) as runner:
     report = upscale_picture_file(Upscaler(runner), Path(sys.argv[1]), Path(sys.argv[2]))
@@ -341,35 +352,6 @@ def test_120_megapixels_pass_through_less_than_a_gigabyte(tmp_path: Path) -> Non
     ).abs().max() == 0
 
 
-def test_an_interlaced_png_takes_little_more_than_a_plain_one(tmp_path: Path) -> None:
-    # 360 MB of pixels; a decoder that holds them all would take twice what is allowed here.
-    position = pyvips.Image.xyz(12_000, 10_000)
-    channels = [position[0] % 256, position[1] % 256, (position[0] + position[1]) // 64 % 256]
-    picture = channels[0].bandjoin(channels[1:]).cast("uchar").copy(interpretation="srgb")
-    picture.pngsave(str(tmp_path / "a.png"), interlace=True, compression=1)
-    peak, count = peak_of_stream(tmp_path / "a.png", tmp_path / "b.png")
-    assert count == 120_000_000
-    assert peak < 300_000_000
-    written = pyvips.Image.new_from_file(str(tmp_path / "b.png"), access="sequential")
-    assert (written - picture).abs().max() == 0
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_rows_of_two_megabytes_pass_through_less_than_a_gigabyte(tmp_path: Path, suffix: str) -> None:
-    # 1 GB of pixels in the result, 262,000 to a row, each of 8 bytes.
-    position = pyvips.Image.xyz(65_500, 120)
-    channels = [position[0], position[1] * 500, position[0] * 3 % 65536, position[1] * 7]
-    picture = channels[0].bandjoin(channels[1:]).cast("ushort").copy(interpretation="rgb16")
-    picture.tiffsave(str(tmp_path / "a.tif"))
-    peak, count = peak_of_stream(tmp_path / "a.tif", tmp_path / f"b{suffix}", scale=4)
-    assert count == 262_000 * 480
-    assert peak < 1_000_000_000
-    written = pyvips.Image.new_from_file(str(tmp_path / f"b{suffix}"), access="sequential")
-    assert written.extract_area(130_000, 200, 4_000, 4).subsample(4, 4).numpy().tolist() == (
-        picture.extract_area(32_500, 50, 1_000, 1).numpy().tolist()
-    )
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("lost", [0.3, 0.02])
 def test_a_tiff_that_lacks_its_last_rows_is_an_error(tmp_path: Path, dtype: type, lost: float) -> None:
@@ -404,7 +386,7 @@ def test_a_tiff_whose_rows_cannot_be_unpacked_is_an_error(tmp_path: Path, tile: 
 def test_a_tiff_with_tags_that_nobody_knows_is_read(tmp_path: Path) -> None:
     tags = {65000: "odd", 40196: b"x", 34377: b"8BIM"}
     Image.fromarray(pixels(3)).save(tmp_path / "a.tif", tiffinfo=tags, compression="tiff_lzw")
-    np.testing.assert_array_equal(rows_of_file(tmp_path / "a.tif")(0, 71), pixels(3))
+    np.testing.assert_array_equal(open_picture(tmp_path / "a.tif").rows()(0, 71), pixels(3))
 
 
 @pytest.mark.parametrize("options", [{}, {"transparency": 3}])
@@ -439,12 +421,12 @@ def test_tiles_that_are_cut_because_the_picture_is_wide_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_picture(tmp_path / "a.png", np.zeros((90, 100, 3), np.uint8))
-    monkeypatch.setattr(streaming, "_STRIP_BYTES", 100 * 3 * 4 * 40)
+    monkeypatch.setattr(pictures, "_STRIP_BYTES", 100 * 3 * 4 * 40)
     told: list[str] = []
     for tile in ((48, 20), (40, 20), "auto"):
         with NearestRunner(scale=2) as runner:
             upscaler = Upscaler(runner, UpscaleOptions(tile=tile), on_shrink=told.append)
-            plan = upscale_stream(upscaler, tmp_path / "a.png", tmp_path / "b.png")
+            plan = upscale_stream(upscaler, open_picture(tmp_path / "a.png"), tmp_path / "b.png")
         assert plan.tile.height <= 40
         assert upscaler.shrinks == []
     assert len(told) == 1

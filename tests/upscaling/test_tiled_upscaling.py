@@ -20,7 +20,7 @@ from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import ShapeLimit
 from trt_hspan.sizes import ImageSize, TileChoice
 from trt_hspan.upscaling import tile_size
-from trt_hspan.upscaling.tile_effect import tile_effect
+from trt_hspan.upscaling.pictures import tile_effect
 from trt_hspan.upscaling.upscaler import (
     UpscaleOptions,
     Upscaler,

@@ -10,16 +10,17 @@ import pytest
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.media.images import read_image, write_image
+from trt_hspan.media.pictures import read_image
+from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import memory
-from trt_hspan.upscaling.picture_files import upscale_file
+from trt_hspan.upscaling.pictures import upscale_file
 from trt_hspan.upscaling.upscaler import UpscaleOptions
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    write_image(tmp_path / "in.png", image)
+    write_picture(tmp_path / "in.png", image)
     return tmp_path / "in.png"
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from trt_hspan.errors import HspanError
-from trt_hspan.media.images import image_from_tensor, read_image
+from trt_hspan.media.pictures import read_image
+from trt_hspan.media.pixels import image_from_tensor
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -28,7 +28,7 @@ from trt_hspan.evaluation.metrics import (
 )
 from trt_hspan.evaluation.polygraphy_adapter import run_and_compare
 from trt_hspan.evaluation.shared_tiles import SharedTiles, shared_tiles
-from trt_hspan.media.images import image_from_tensor, tensor_from_image
+from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.runtime.runner import Float32Array, Runner
 from trt_hspan.upscaling.upscaler import DEFAULT_OPTIONS, UpscaleOptions, upscale_batch
 

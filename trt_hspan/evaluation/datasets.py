@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.media.images import READ_SUFFIXES, read_image, size_from_image_file
+from trt_hspan.media.formats import READ_SUFFIXES
+from trt_hspan.media.pictures import read_image, size_from_image_file
 from trt_hspan.sizes import ImageSize
 
 Uint8Array = npt.NDArray[np.uint8]

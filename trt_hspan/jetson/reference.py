@@ -19,7 +19,8 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.metrics import Agreement, agreement, default_bar_db
 from trt_hspan.files import atomic_path, error_from_os_error
-from trt_hspan.media.images import read_image, tensor_from_image
+from trt_hspan.media.pictures import read_image
+from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.options import UpscaleOptions

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error, require_name_fits
-from trt_hspan.media.images import READ_SUFFIXES, WRITE_FORMATS
+from trt_hspan.media.formats import READ_SUFFIXES, WRITE_FORMATS
 
 VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
 JOURNAL_NAME: Final = ".trt-hspan-journal.jsonl"

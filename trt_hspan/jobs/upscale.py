@@ -14,7 +14,7 @@ from trt_hspan.jobs.folders import JobReport, Journal, Task, TaskReport, run_tas
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.runtime.runner import Runner
 from trt_hspan.upscaling.options import UpscaleOptions
-from trt_hspan.upscaling.picture_files import Upscaled, WriteOptions, comparison_path, upscale_picture_file
+from trt_hspan.upscaling.pictures import Upscaled, WriteOptions, comparison_path, upscale_picture_file
 from trt_hspan.upscaling.upscaler import Upscaler
 from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
 

@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import check_writable, error_from_os_error, write_text
-from trt_hspan.media.images import READ_SUFFIXES, WRITE_FORMATS
+from trt_hspan.media.formats import READ_SUFFIXES, WRITE_FORMATS
 
 DONE: Final = "done"
 FAILED: Final = "failed"

@@ -1,36 +1,57 @@
-"""What picture files say beside their pixels. Owns what is kept of it, and its way out of files of every size.
+"""What picture files say beside their pixels: color profile, EXIF, XMP, texts, resolution, orientation.
 
-Pillow reads it, of files in memory from the whole picture. Of a file whose pixels are not to be read it gets a file of
-one pixel that says the same; a TIFF's directory it reads where it lies.
+Pillow reads it. Of a PNG it gets a file of one pixel that says the same, because a PNG may say things after its pixels.
+
+PNG: https://www.w3.org/TR/png-3/#5Chunk-layout; JPEG: ITU-T T.81, annex B; TIFF 6.0, section 2.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import mmap
+import re
+import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from trt_hspan.errors import HspanError
-from trt_hspan.media import png_chunks
-from trt_hspan.media.exif import upright_exif, upright_xmp
-from trt_hspan.media.images import DAMAGE, damaged, opened
-from trt_hspan.media.jpeg_segments import SAYING, segments
+from trt_hspan.media.formats import DAMAGE, damaged
 
 if TYPE_CHECKING:
     from PIL import Image
 
-XMP_TAG: Final = 700
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 XMP_KEY: Final = "XML:com.adobe.xmp"
-_ORIENTATION_TAG, _PROFILE_TAG = 274, 34675
-_X_RESOLUTION_TAG, _Y_RESOLUTION_TAG, _RESOLUTION_UNIT_TAG = 282, 283, 296
-_INCH, _CENTIMETRE = 2, 3
+XMP_TAG, PROFILE_TAG = 700, 34675
+X_RESOLUTION_TAG, Y_RESOLUTION_TAG, RESOLUTION_UNIT_TAG = 282, 283, 296
+_BITS_TAG, _COMPRESSION_TAG, _COLORS_TAG, _TILE_TAG = 258, 259, 262, 322
+_YCBCR, _LAB, _JPEG = 6, 8, 7  # values of the color and compression tags
+_INCH, _CENTIMETER = 2, 3
 # Chunks that say something which is kept.
 _PNG_KINDS: Final = (b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"pHYs")
+_PNG_PALETTE: Final = 3  # a color type
+_START_OF_SCAN: Final = 0xDA
+#: Application segments and comments of a JPEG.
+JPEG_DESCRIPTIONS: Final = frozenset((*range(0xE0, 0xF0), 0xFE))
+_ORIENTATION: Final = 0x0112
+_EXIF_FILE, _GPS_FILE = 0x8769, 0x8825
+_INTEROPERABILITY_FILE: Final = 0xA005  # within EXIF's
+# TIFF tags that say something of the picture; the others describe how one file stores its pixels.
+_DESCRIPTIVE_TAGS: Final = frozenset(
+    (
+        *(270, 271, 272, 305, 306, 315, 316, 0x8298),  # description ... artist, copyright
+        *range(0x9C9B, 0x9CA0),  # title ... subject, of Windows
+        *(_EXIF_FILE, _GPS_FILE),
+    )
+)
+_PIXEL_SIZE_TAGS: Final = (0xA002, 0xA003)  # width and height of the picture, which change
+# An attribute or an element; the prefix is the one that the XMP specification asks for.
+_XMP_ORIENTATION: Final = re.compile(
+    rb"""tiff:Orientation\s*=\s*(["'])[2-8]\1|<tiff:Orientation>\s*[2-8]\s*</tiff:Orientation>"""
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +73,58 @@ class Metadata:
     dpi: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a PNG, JPEG or TIFF says before its pixels are decoded.
+
+    Attributes:
+        metadata: what is kept.
+        orientation: EXIF's, 1 to 8, of the stored pixels.
+        has_gray_palette: a PNG whose palette has equal channels.
+        is_tiled: a TIFF of tiles.
+        needs_pillow: a TIFF that libvips does not read, or reads with wrong colors: gray of 12 bits, Lab, YCbCr.
+    """
+
+    metadata: Metadata
+    orientation: int = 1
+    has_gray_palette: bool = False
+    is_tiled: bool = False
+    needs_pillow: bool = False
+
+
+def read_header(stream: BinaryIO, kind: str, where: object) -> Header:
+    """Reads what a file says; its pixels are skipped.
+
+    Args:
+        stream: the file, seekable.
+        kind: "PNG", "JPEG" or "TIFF".
+        where: what an error is about.
+
+    Raises:
+        HspanError: the file is damaged, or a big-endian BigTIFF.
+    """
+    read = {"PNG": _png_header, "JPEG": _jpeg_header, "TIFF": _tiff_header}[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd tags
+        try:
+            stream.seek(0)
+            return read(stream, where)
+        except (OSError, *DAMAGE) as error:
+            raise damaged(where, error) from error
+
+
 def fits_profile(profile: bytes, *, gray: bool) -> bool:
     """Whether an ICC profile is one for such pixels: a CMYK profile on RGB would turn every color."""
     return profile[16:20] == (b"GRAY" if gray else b"RGB ")
 
 
 def metadata_of_image(image: Image.Image) -> Metadata:
-    """What Pillow has read of a picture, loaded and not turned yet."""
+    """What Pillow has read of a picture that is not turned yet."""
     name = image.format or "PNG"
     dpi = image.info.get("dpi")
-    if name == "TIFF" and _X_RESOLUTION_TAG not in getattr(image, "tag_v2", {}):
+    if name == "TIFF" and X_RESOLUTION_TAG not in getattr(image, "tag_v2", {}):
         dpi = None  # Pillow says 1
-    with contextlib.suppress(*DAMAGE):
-        image.getexif()  # of a block that is none it says so once, and that there is none afterwards
+    orientation_of_image(image)  # so that a block that is not EXIF fails here
     return Metadata(
         icc_profile=image.info.get("icc_profile") or None,
         exif=upright_exif(image.getexif(), of_tiff=name == "TIFF"),
@@ -74,121 +134,133 @@ def metadata_of_image(image: Image.Image) -> Metadata:
     )
 
 
-def metadata_of_file(path: Path) -> Metadata:
-    """What a PNG, JPEG or TIFF file says, of which no pixels are read; nothing of another format.
+def _jpeg_header(stream: BinaryIO, _where: object) -> Header:
+    from PIL.JpegImagePlugin import JpegImageFile
 
-    Raises:
-        HspanError: the file is damaged.
-    """
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(8)
-            if start[:2] in (b"II", b"MM"):
-                return metadata_of_tiff(stream, path)
-            if start == png_chunks.SIGNATURE:
-                return metadata_of_png(stream, path)
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _metadata_of_small(_small_jpeg(data), path) if start[:2] == b"\xff\xd8" else Metadata()
-    except (OSError, ValueError) as error:
-        raise damaged(path, error) from error
+    # Not Image.open: that follows an index of further pictures, and has a limit of size.
+    image = JpegImageFile(stream)
+    return Header(metadata=metadata_of_image(image), orientation=orientation_of_image(image))
 
 
-def metadata_of_png(stream: BinaryIO, where: object) -> Metadata:
-    """What a PNG of any depth says. Raises: HspanError when it is damaged."""
-    return _metadata_of_small(_small_png(stream), where)
+def _png_header(stream: BinaryIO, _where: object) -> Header:
+    from PIL.PngImagePlugin import PngImageFile
+
+    small, has_gray_palette = _small_png(stream)
+    with PngImageFile(io.BytesIO(small)) as image:
+        image.load()
+        metadata = metadata_of_image(image)
+        return Header(
+            metadata=metadata,
+            orientation=orientation_of_image(image),
+            has_gray_palette=has_gray_palette,
+        )
 
 
-def orientation_of_png(stream: BinaryIO, where: object) -> int:
-    """EXIF's orientation, 1 to 8, wherever a PNG has it: before or after the pixels, or as a text.
-
-    Raises:
-        HspanError: the file is damaged.
-    """
-    with opened(io.BytesIO(_small_png(stream)), where) as image:
-        try:
-            image.load()
-            found = image.getexif().get(_ORIENTATION_TAG, 1)
-        except (OSError, *DAMAGE):  # no EXIF
-            return 1
-    return found if found in range(1, 9) else 1
-
-
-def metadata_of_tiff(stream: BinaryIO, where: object) -> Metadata:
-    """What the first directory of a TIFF or BigTIFF says. Raises: HspanError when it is damaged."""
+def _tiff_header(stream: BinaryIO, where: object) -> Header:
     from PIL import Image
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd tags
-        try:
-            stream.seek(0)
-            header = stream.read(16)
-            if header[:4] == b"MM\0+":
-                raise HspanError(
-                    where, "a big-endian BigTIFF, which Pillow cannot read", "save it again, little-endian"
-                )
-            tags: Any = Image.Exif()
-            tags.bigtiff = header[2:4] in (b"+\0", b"\0+")
-            tags.endian = "<" if header[:2] == b"II" else ">"
-            head = header if tags.bigtiff else header[:8]
-            tags.load_from_fp(stream, ImageFileDirectory_v2(head).next)
-            return Metadata(
-                icc_profile=tags.get(_PROFILE_TAG) or None,
-                exif=upright_exif(tags, of_tiff=True),
-                xmp=_upright_packet(tags.get(XMP_TAG)),
-                dpi=_tiff_dpi(tags),
-            )
-        except (OSError, *DAMAGE) as error:
-            raise damaged(where, error) from error
+    header = stream.read(16)
+    if header[:4] == b"MM\0+":
+        raise HspanError(
+            where, "a big-endian BigTIFF, which Pillow cannot read", "save it again, little-endian"
+        )
+    tags: Any = Image.Exif()
+    tags.bigtiff = header[2:4] in (b"+\0", b"\0+")
+    tags.endian = "<" if header[:2] == b"II" else ">"
+    first = ImageFileDirectory_v2(header if tags.bigtiff else header[:8]).next
+    tags.load_from_fp(stream, first)
+    directory = ImageFileDirectory_v2(header if tags.bigtiff else header[:8])
+    stream.seek(first)
+    directory.load(stream)
+    colors, compression = directory.get(_COLORS_TAG), directory.get(_COMPRESSION_TAG)
+    return Header(
+        metadata=Metadata(
+            icc_profile=tags.get(PROFILE_TAG) or None,
+            exif=upright_exif(tags, of_tiff=True),
+            xmp=_upright_packet(tags.get(XMP_TAG)),
+            dpi=_tiff_dpi(tags),
+        ),
+        orientation=_orientation(tags),
+        is_tiled=_TILE_TAG in directory,
+        needs_pillow=directory.get(_BITS_TAG) == (12,)
+        or colors == _LAB
+        or (colors == _YCBCR and compression != _JPEG),
+    )
+
+
+def orientation_of_image(image: Image.Image) -> int:
+    """EXIF's orientation of the stored pixels, 1 to 8, as Pillow has read it; 1 where there is none."""
+    with contextlib.suppress(*DAMAGE):
+        image.getexif()  # a block that is not EXIF fails once; afterwards there is none
+    return _orientation(image.getexif())
+
+
+def _orientation(exif: Image.Exif) -> int:
+    value = exif.get(_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
 
 
 def _tiff_dpi(tags: Image.Exif) -> tuple[float, float] | None:
-    horizontal, vertical = tags.get(_X_RESOLUTION_TAG), tags.get(_Y_RESOLUTION_TAG)
-    per_inch = {_INCH: 1.0, _CENTIMETRE: 2.54}.get(tags.get(_RESOLUTION_UNIT_TAG, _INCH))
+    horizontal, vertical = tags.get(X_RESOLUTION_TAG), tags.get(Y_RESOLUTION_TAG)
+    per_inch = {_INCH: 1.0, _CENTIMETER: 2.54}.get(tags.get(RESOLUTION_UNIT_TAG, _INCH))
     if not horizontal or not vertical or per_inch is None:
         return None
     return float(horizontal) * per_inch, float(vertical) * per_inch
 
 
-def _metadata_of_small(data: bytes, where: object) -> Metadata:
-    with opened(io.BytesIO(data), where) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd tags
-        try:
-            image.load()
-            return metadata_of_image(image)
-        except (OSError, *DAMAGE) as error:
-            raise damaged(where, error) from error
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk with its length and checksum."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
-def _small_png(stream: BinaryIO) -> bytes:
-    """One gray pixel, and all that says something which is kept."""
+def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Kinds and lengths of a file's chunks; at each the stream stands where its data begins, and may be read."""
+    at = len(PNG_SIGNATURE)
+    while True:
+        stream.seek(at)
+        head = stream.read(8)
+        if len(head) < 8:
+            return
+        length, kind = struct.unpack(">I4s", head)
+        yield kind, length
+        at += 12 + length
+
+
+def _small_png(stream: BinaryIO) -> tuple[bytes, bool]:
+    """One gray pixel and all that says something which is kept; and whether the palette is one of grays."""
     header = b"\0\0\0\1\0\0\0\1\x08\0\0\0\0"  # one pixel, 8-bit gray
-    small = [png_chunks.SIGNATURE, png_chunks.chunk(b"IHDR", header)]
-    small += [
-        png_chunks.chunk(kind, stream.read(length))
-        for kind, length in png_chunks.chunks(stream)
-        if kind in _PNG_KINDS
-    ]
-    small.append(png_chunks.chunk(b"IDAT", zlib.compress(b"\0\0")))
-    return b"".join([*small, png_chunks.chunk(b"IEND", b"")])
+    small = [PNG_SIGNATURE, png_chunk(b"IHDR", header)]
+    is_palette = has_gray_palette = False
+    for kind, length in png_chunks(stream):
+        if kind in _PNG_KINDS:
+            small.append(png_chunk(kind, stream.read(length)))
+        elif kind == b"IHDR":
+            is_palette = stream.read(length)[9:10] == bytes([_PNG_PALETTE])
+        elif kind == b"PLTE" and is_palette:
+            colors = stream.read(length)
+            has_gray_palette = colors[::3] == colors[1::3] == colors[2::3]
+    small += [png_chunk(b"IDAT", zlib.compress(b"\0\0")), png_chunk(b"IEND", b"")]
+    return b"".join(small), has_gray_palette
 
 
-def _small_jpeg(data: bytes | mmap.mmap) -> bytes:
-    """One gray pixel, and all that comes before the pixels and is no part of them."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.new("L", (1, 1)).save(stream, "JPEG")
-    pixel = stream.getvalue()
-    said = [data[at] for marker, at in segments(data) if marker in SAYING]
-    # An index of further pictures would be followed.
-    said = [segment for segment in said if segment[4:8] != b"MPF\0"]
-    begin = max(at.stop for marker, at in segments(pixel) if marker in SAYING)
-    return b"".join([data[:2], *said, pixel[begin:]])
+def jpeg_segments(file: bytes) -> Iterator[tuple[int, slice]]:
+    """Markers, and where in the file their segments lie, up to the first scan."""
+    at = 2
+    while at + 4 <= len(file) and file[at] == 0xFF:
+        marker = file[at + 1]
+        if marker == _START_OF_SCAN:
+            return
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(file[at + 2 : at + 4], "big")
+        yield marker, slice(at, end)
+        at = end
 
 
 def _upright_xmp(image: Image.Image) -> bytes | None:
-    """The XMP packet; of a TIFF it may be known as a tag alone."""
+    """The XMP packet; a TIFF may have it as a tag alone."""
     packet = image.info.get("xmp") or image.info.get(XMP_KEY)
     if not packet and image.format == "TIFF":
         packet = image.getexif().get(XMP_TAG)
@@ -196,6 +268,86 @@ def _upright_xmp(image: Image.Image) -> bytes | None:
 
 
 def _upright_packet(packet: str | bytes | None) -> bytes | None:
+    """An XMP packet that states no orientation but the upright one."""
     if not packet:
         return None
-    return upright_xmp(packet.encode() if isinstance(packet, str) else bytes(packet))
+    return _XMP_ORIENTATION.sub(b"", packet.encode() if isinstance(packet, str) else bytes(packet))
+
+
+def upright_exif(exif: Image.Exif, *, of_tiff: bool) -> bytes | None:
+    """A block without orientation, pixel size, and what describes a TIFF file's own storage.
+
+    Returns:
+        The block, `Exif\\0\\0` first; None when nothing is left.
+    """
+    from PIL import Image
+
+    kept = Image.Exif()
+    for tag, value in exif.items():
+        if tag in _DESCRIPTIVE_TAGS or (not of_tiff and tag != _ORIENTATION):
+            text = _writable(value)
+            if _can_be_written(tag, text):
+                kept[tag] = text
+    for pointer in (_EXIF_FILE, _GPS_FILE):
+        inner = {
+            tag: value for tag, value in _directory(exif, pointer).items() if tag not in _PIXEL_SIZE_TAGS
+        }
+        kept.pop(pointer, None)
+        if inner:
+            kept.get_ifd(pointer).update(inner)
+            kept[pointer] = 0  # its place is found when the block is written
+    return kept.tobytes() if len(kept) else None
+
+
+def _directory(exif: Image.Exif, pointer: int) -> dict[int, Any]:
+    """EXIF or GPS, as Pillow can write it; a directory within it by its contents and not by its place."""
+    entries = {tag: _writable(value) for tag, value in exif.get_ifd(pointer).items()}
+    if pointer == _EXIF_FILE:
+        for tag, value in entries.items():
+            if isinstance(value, bytes):  # of undefined type in EXIF; Pillow writes `bytes` as numbers
+                entries[tag] = (bytearray(value),)
+        if entries.pop(_INTEROPERABILITY_FILE, None) is not None:
+            inner = exif.get_ifd(_INTEROPERABILITY_FILE)
+            if inner:
+                entries[_INTEROPERABILITY_FILE] = inner
+    return {tag: value for tag, value in entries.items() if _can_be_written(tag, value, pointer)}
+
+
+class _Text(str):
+    """A text that is written as the bytes that it was: Pillow reads Latin-1, whatever it is, and would write ASCII."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "latin-1", errors: str = "replace") -> bytes:
+        return super().encode("latin-1", "replace")
+
+
+def _writable(value: Any) -> Any:
+    return _Text(value) if isinstance(value, str) else value
+
+
+def _can_be_written(tag: int, value: Any, directory: int | None = None) -> bool:
+    """Whether Pillow can: there are programs that give a tag a type that is not its own."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    alone = ImageFileDirectory_v2(group=directory)
+    try:
+        alone[tag] = value
+        alone.tobytes()
+    except (AttributeError, *DAMAGE):
+        return False
+    return True
+
+
+def descriptive_tags(block: bytes | None) -> dict[int, Any]:
+    """What a block says of the picture, by TIFF tags; EXIF and GPS are dictionaries of their own."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    if block:
+        exif.load(block)
+    return {
+        tag: _directory(exif, tag) if tag in (_EXIF_FILE, _GPS_FILE) else _writable(value)
+        for tag, value in exif.items()
+        if tag in _DESCRIPTIVE_TAGS
+    }

@@ -1,8 +1,7 @@
-"""Pictures with everything a file says about them. Owns what is kept: channels, depth, profile, metadata.
+"""Picture files read as they are meant to be seen: the one way in, whatever is done with the pixels afterwards.
 
-Where `images` gives the 8-bit RGB that measurements are made on, a `Picture` keeps gray gray, alpha alpha and 16 bits
-16 bits, and takes the color profile, EXIF, XMP, text and resolution along. Pillow reads and writes 8 bits; 16-bit
-color, of which Pillow keeps the upper half, goes through libvips (`deep_pictures`).
+A picture keeps gray gray, alpha alpha and 16 bits 16 bits. PNG, JPEG, TIFF and binary PPM are read by libvips where
+pyvips is installed (`vips`), the others by Pillow, which has 8 bits of colors and 16 of gray.
 """
 
 from __future__ import annotations
@@ -11,31 +10,30 @@ import io
 import os
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import error_from_os_error, write_bytes
-from trt_hspan.media.exif import tiff_with_exif
-from trt_hspan.media.images import (
+from trt_hspan.errors import HspanError
+from trt_hspan.files import error_from_os_error, require_regular_file
+from trt_hspan.media.formats import (
     DAMAGE,
-    WRITE_FORMATS,
-    Uint8Array,
     damaged,
-    opened,
+    format_from_start,
+    not_a_picture,
+    open_with_pillow,
     require_accepted,
-    require_writable_suffix,
 )
-from trt_hspan.media.metadata import XMP_KEY, XMP_TAG, Metadata, fits_profile, metadata_of_image
-from trt_hspan.media.pixels import PixelFormat
-from trt_hspan.media.pnm import pixels_from_pnm, pnm_header
+from trt_hspan.media.metadata import Metadata, metadata_of_image, orientation_of_image
+from trt_hspan.media.pixels import PixelFormat, Uint8Array, rgb_on_white
+from trt_hspan.media.vips import PPM_HEADER_BYTES, VipsPicture, has_vips, header_of, ppm_header, vips
+from trt_hspan.sizes import ImageSize
 
 if TYPE_CHECKING:
     from PIL import Image
-
 
 _BITS_TAG: Final = 258  # of TIFF
 
@@ -55,204 +53,214 @@ class Picture:
     format: str = "PNG"
 
 
-def read_picture(path: str | os.PathLike[str]) -> Picture:
-    """Reads a picture file. As `decode_image`; a missing file or a folder is told too.
+class PictureRows(Protocol):
+    """The rows of a picture."""
 
-    Raises:
-        HspanError: as `decode_image`; or the file cannot be read.
+    def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
+        """Rows top to bottom; `top` never goes back. (bottom - top, W, C), a view that the next call may end."""
+
+
+class OpenedPicture(Protocol):
+    """A picture whose header has been read.
+
+    Attributes:
+        size: in pixels, upright.
+        pixel_format: channels and depth that pixels and rows have.
+        metadata: what the file says beside its pixels.
+        format: of the file, as Pillow names it.
+        where: what an error is about.
+        streams: whether `rows` reads the file row by row; else it decodes the whole picture.
     """
-    source = Path(path)
-    if source.is_dir():
-        raise HspanError(source, "is a folder, expected a picture", "name a picture in it")
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise error_from_os_error(source, error, action="read") from error
-    return decode_image(data, where=source)
+
+    size: ImageSize
+    format: str
+    where: object
+
+    @property
+    def streams(self) -> bool: ...
+
+    @property
+    def pixel_format(self) -> PixelFormat: ...
+
+    @property
+    def metadata(self) -> Metadata: ...
+
+    def pixels(self) -> npt.NDArray[Any]:
+        """The whole picture, (H, W, C). Raises: HspanError when it is damaged or too large for memory."""
+
+    def rows(self) -> PictureRows:
+        """Its rows, from the first one on, as often as this is called. Raises: HspanError as `pixels`."""
 
 
-def decode_image(data: bytes, *, where: object = "picture") -> Picture:
-    """A picture from the bytes of a file, recognized by content.
+def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None) -> OpenedPicture:
+    """Reads a picture's header and decides what its colors become; nothing else in the package does.
 
     Turned upright by its EXIF orientation. Palettes become RGB, or gray, with alpha where they have it; black and white
     becomes gray; CMYK becomes sRGB through its profile, without one by plain complement. Of an animation or
     several pages the first is taken.
 
     Args:
-        data: PNG, JPEG, WebP, BMP, TIFF, GIF or PPM.
-        where: what an error is about.
+        source: a PNG, JPEG, WebP, BMP, TIFF, GIF or PPM, recognized by content: its name, or the bytes of the file.
+        where: what an error is about; the name, or "picture".
 
     Raises:
-        HspanError: empty, not a picture, truncated, of more than `images.MAX_PIXELS` pixels, in a mode without
-            a fixed range (float, 32-bit integer, LAB), or 16-bit color where pyvips is not installed.
-    """
-    from PIL import ImageOps
+        HspanError: missing, a folder, empty, not a picture, damaged, in a mode without a fixed range (float, 32-bit
+            integer, LAB), 16-bit color where pyvips is not installed; of more than `formats.MAX_PIXELS` pixels where it
+            cannot be read row by row.
 
-    if not data:
+    Example:
+        >>> from importlib.resources import files
+        >>> picture = open_picture(files("trt_hspan") / "data" / "chelsea.png")
+        >>> str(picture.size), picture.pixel_format.channels
+        ('300x451', 3)
+        >>> picture.pixels().shape
+        (300, 451, 3)
+    """
+    if isinstance(source, bytes):
+        where = "picture" if where is None else where
+        start = source[:PPM_HEADER_BYTES]
+    else:
+        source = Path(source)
+        where = source if where is None else where
+        start = _start_of_file(source)
+    if not start:
         raise HspanError(where, "is empty (0 bytes), expected a picture", "copy or download it again")
-    from trt_hspan.media.deep_pictures import decode_deep, is_deep
-
-    if is_deep(data):
-        pixels, metadata, name = decode_deep(data, where)
-        return Picture(pixels=pixels, metadata=metadata, format=name)
-    header = pnm_header(data)
-    if header is not None and header.dtype is np.uint16:  # Pillow keeps 8 bits of them
-        require_accepted(header.height, header.width, where)
-        return Picture(pixels=pixels_from_pnm(data, header, where), format="PPM")
-    with opened(io.BytesIO(data), where) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd tags; what matters is raised
-        try:
-            image.load()
-            name = image.format or "PNG"
-            bits = getattr(image, "tag_v2", {}).get(_BITS_TAG)
-            _scale_color_key(image, data)
-            metadata = metadata_of_image(image)
-            straight, keeps_profile = _plain_mode(ImageOps.exif_transpose(image), where)
-            pixels = np.array(straight)
-        except (OSError, *DAMAGE) as error:
-            raise damaged(where, error) from error
-    if not keeps_profile:
-        metadata = replace(metadata, icc_profile=None)
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8) * np.uint8(255)
-    if pixels.dtype not in (np.uint8, np.uint16):
-        pixels = pixels.astype(np.uint16)
-    if name == "TIFF" and bits == (12,):  # of gray, whose white is 4095 to Pillow
-        pixels = (pixels << 4 | pixels >> 8).astype(np.uint16)
-    return Picture(pixels=pixels[..., None] if pixels.ndim == 2 else pixels, metadata=metadata, format=name)
+    kind = format_from_start(start)
+    if kind is None:
+        raise not_a_picture(where)
+    ppm = ppm_header(start) if kind == "PPM" else None
+    if has_vips():
+        if ppm is not None:
+            return VipsPicture(source, kind, ppm, where)
+        if kind in ("PNG", "JPEG", "TIFF"):
+            header = header_of(source, kind, where)
+            if not header.needs_pillow:
+                return VipsPicture(source, kind, header, where)
+    is_deep_png = kind == "PNG" and start[24:25] == b"\x10" and start[25:26] != b"\0"
+    if is_deep_png or (ppm is not None and ppm.white > 255):
+        vips(where)  # Pillow would keep 8 bits
+    return _PillowPicture(source if isinstance(source, bytes) else _bytes_of_file(source), where)
 
 
-def write_picture(
-    path: str | os.PathLike[str], picture: Picture | npt.NDArray[Any], *, quality: int | None = None
-) -> None:
-    """Writes a picture, whole or not at all; the suffix says the format. As `encode_image`.
+def read_picture(path: str | os.PathLike[str]) -> Picture:
+    """Reads a picture file. Raises: HspanError as `open_picture`, or of more than `formats.MAX_PIXELS` pixels.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> read_picture(files("trt_hspan") / "data" / "chelsea.png").pixels.shape
+        (300, 451, 3)
+    """
+    return whole_picture(open_picture(path))
+
+
+def decode_image(data: bytes, *, where: object = "picture") -> Picture:
+    """A picture from the bytes of a file. Raises: HspanError as `read_picture`."""
+    return whole_picture(open_picture(data, where=where))
+
+
+def read_image(path: str | os.PathLike[str]) -> Uint8Array:
+    """A picture file in the 8-bit RGB that measurements are made on: `rgb_on_white` of `read_picture`.
+
+    Returns:
+        (H, W, 3) uint8 RGB, 0..255, writable.
 
     Raises:
-        UsageError: another suffix, or the name of a folder.
-        HspanError: as `encode_image`; or the file cannot be written.
+        HspanError: as `read_picture`.
     """
-    target = Path(path)
-    require_writable_suffix(target)
-    write_bytes(target, encode_image(picture, target.suffix, quality=quality, where=target))
+    return rgb_on_white(open_picture(path).pixels())
 
 
-def encode_image(
-    picture: Picture | npt.NDArray[Any],
-    suffix: str = ".png",
-    *,
-    quality: int | None = None,
-    where: object = "picture",
-) -> bytes:
-    """The bytes of a picture file.
-
-    What a format cannot hold is brought to what it can: JPEG and BMP have no alpha (laid on white), JPEG, WebP and BMP
-    have 8 bits, WebP knows gray as RGB only.
-
-    Args:
-        picture: a picture, or pixels (H, W, C) as in `Picture`.
-        suffix: .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
-        quality: of JPEG, 1 to 100, 95 when None; makes WebP lossy, which is lossless when None. The others
-            are always lossless.
-        where: what an error is about.
+def size_from_image_file(path: str | os.PathLike[str]) -> ImageSize:
+    """Size in pixels of what `read_image` would give.
 
     Raises:
-        UsageError: an unknown suffix, or a quality outside 1 to 100.
-        HspanError: not pixels, or the format cannot hold a picture this large (JPEG 65535, WebP 16383 a side).
+        HspanError: as `read_image`, except that a truncated file may pass.
     """
-    made = picture if isinstance(picture, Picture) else Picture(pixels=picture)
-    known = WRITE_FORMATS.get(suffix.lower())
-    if known is None:
-        raise UsageError(
-            where, f"cannot tell the format from {suffix!r}", f"end it in {', '.join(WRITE_FORMATS)}"
-        )
-    if quality is not None and not 1 <= quality <= 100:
-        raise UsageError("--quality", f"got {quality}, expected 1 to 100")
-    name, options = known
-    kind = PixelFormat.of(made.pixels, where=where)
-    if kind.dtype == np.uint16 and name in ("PNG", "TIFF"):
-        from trt_hspan.media.picture_strips import packed_picture
-
-        return packed_picture(made, suffix)
-    pixels = eight_bit(made.pixels)
-    if quality is not None and name in ("JPEG", "WEBP"):
-        options = {**options, "quality": quality, "lossless": False}
-    return _encoded(_for_format(pixels, name), made.metadata, name, options, where)
+    opened = open_picture(path)
+    require_accepted(opened.size, path)
+    return opened.size
 
 
-def eight_bit(pixels: npt.NDArray[Any]) -> Uint8Array:
-    """uint16 pixels rounded to uint8 (65535 = 257 * 255); uint8 as they are."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def whole_picture(opened: OpenedPicture) -> Picture:
+    """An opened picture in memory. Raises: HspanError as `OpenedPicture.pixels`."""
+    return Picture(pixels=opened.pixels(), metadata=opened.metadata, format=opened.format)
 
 
-def rgb_on_white(picture: Picture) -> Uint8Array:
-    """(H, W, 3) uint8: what a viewer shows, transparency laid on white."""
-    pixels = eight_bit(picture.pixels)
-    if pixels.shape[2] in (2, 4):
-        pixels = on_white(pixels)
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
-
-
-def on_white(pixels: Uint8Array) -> Uint8Array:
-    """(H, W, 2 or 4) without alpha: color * alpha + white * (1 - alpha), rounded."""
-    color, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:].astype(np.uint32)
-    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def _for_format(pixels: Uint8Array, name: str) -> Uint8Array:
-    if name in ("JPEG", "BMP") and pixels.shape[2] in (2, 4):
-        return on_white(pixels)
-    if pixels.shape[2] == 2 and name == "WEBP":
-        return pixels[..., [0, 0, 0, 1]]
-    return pixels
-
-
-def _encoded(
-    pixels: Uint8Array, metadata: Metadata, name: str, options: dict[str, object], where: object
-) -> bytes:
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
-    extra: dict[str, object] = {}
-    if name != "BMP":
-        if metadata.icc_profile and fits_profile(metadata.icc_profile, gray=pixels.shape[2] <= 2):
-            extra["icc_profile"] = metadata.icc_profile
-        if metadata.exif:
-            extra["exif"] = metadata.exif
-        if metadata.xmp and name not in ("PNG", "TIFF"):
-            extra["xmp"] = metadata.xmp
-    if metadata.dpi and name in ("PNG", "JPEG", "TIFF", "BMP"):
-        extra["dpi"] = metadata.dpi
-    if name == "PNG":
-        info = PngInfo()
-        if metadata.xmp:
-            info.add_itxt(XMP_KEY, metadata.xmp.decode("utf-8", "replace"))
-        for key, value in metadata.text:
-            info.add_text(key, value)
-        extra["pnginfo"] = info
-    if name == "TIFF":
-        tags = Image.Exif()
-        if metadata.xmp:
-            tags[XMP_TAG] = metadata.xmp
-        extra["exif"] = tags  # the EXIF block itself follows below: libtiff refuses directories in it
-    stream = io.BytesIO()
+def _start_of_file(path: Path) -> bytes:
+    if path.is_dir():
+        raise HspanError(path, "is a folder, expected a picture", "name a picture in it")
+    require_regular_file(path)
     try:
-        image.save(stream, format=name, **options, **extra)
-    except (OSError, *DAMAGE) as error:
-        height, width = pixels.shape[:2]
-        raise HspanError(
-            where, f"{name} cannot hold {width}x{height} pixels ({error})", "write .png instead"
-        ) from error
-    data = stream.getvalue()
-    return tiff_with_exif(data, metadata.exif) if name == "TIFF" else data
+        with path.open("rb") as stream:
+            return stream.read(PPM_HEADER_BYTES)
+    except OSError as error:
+        raise error_from_os_error(path, error, action="read") from error
 
 
-def _scale_color_key(image: Image.Image, data: bytes) -> None:
-    """Brings the transparent gray of a PNG of 2 or 4 bits to 8: Pillow does so with the pixels only."""
-    if image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
-        image.info["transparency"] *= {2: 85, 4: 17}.get(data[24], 1)
+def _bytes_of_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise error_from_os_error(path, error, action="read") from error
+
+
+class _PillowPicture:
+    """A picture that Pillow decodes, whole, when its pixels are needed. Arguments and errors as `open_picture`."""
+
+    streams: Final = False
+
+    def __init__(self, data: bytes, where: object) -> None:
+        self._data, self.where = data, where
+        with open_with_pillow(io.BytesIO(data), where) as image:
+            self.format = image.format or "PNG"
+            is_turned = orientation_of_image(image) >= 5  # by a quarter
+            stored = ImageSize(height=image.height, width=image.width)
+            self.size = stored.turned if is_turned else stored
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        return PixelFormat.of(self.pixels(), where=self.where)
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._decoded[1]
+
+    def pixels(self) -> npt.NDArray[Any]:
+        return self._decoded[0]
+
+    def rows(self) -> PictureRows:
+        pixels = self.pixels()
+        return lambda top, bottom: pixels[top:bottom]
+
+    @cached_property
+    def _decoded(self) -> tuple[npt.NDArray[Any], Metadata]:
+        from PIL import ImageOps
+
+        with open_with_pillow(io.BytesIO(self._data), self.where) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd tags; what matters is raised
+            try:
+                image.load()
+                bits = getattr(image, "tag_v2", {}).get(_BITS_TAG)
+                self._scale_color_key(image)
+                metadata = metadata_of_image(image)
+                straight, keeps_profile = _plain_mode(ImageOps.exif_transpose(image), self.where)
+                pixels = np.array(straight)
+            except (OSError, *DAMAGE) as error:
+                raise damaged(self.where, error) from error
+        if not keeps_profile:
+            metadata = replace(metadata, icc_profile=None)
+        if pixels.dtype == bool:
+            pixels = pixels.astype(np.uint8) * np.uint8(255)
+        if pixels.dtype not in (np.uint8, np.uint16):
+            pixels = pixels.astype(np.uint16)
+        if self.format == "TIFF" and bits == (12,):  # of gray, whose white is 4095 to Pillow
+            pixels = (pixels << 4 | pixels >> 8).astype(np.uint16)
+        return pixels[..., None] if pixels.ndim == 2 else pixels, metadata
+
+    def _scale_color_key(self, image: Image.Image) -> None:
+        """Brings the transparent gray of a PNG of 2 or 4 bits to 8: Pillow does so with the pixels only."""
+        if image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
+            image.info["transparency"] *= {2: 85, 4: 17}.get(self._data[24], 1)
 
 
 def _plain_mode(image: Image.Image, where: object) -> tuple[Image.Image, bool]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
 
+Uint8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 # ITU-R BT.601 luma, as picture libraries convert RGB to gray.
@@ -73,7 +74,7 @@ class PixelFormat:
         items = [color, np.repeat(planes[-1:], 3, axis=0)] if self.has_alpha else [color]
         return np.stack(items)
 
-    def pixels_from_tensor(self, tensor: Float32Array) -> npt.NDArray[Any]:
+    def pixels_from_tensor(self, tensor: npt.NDArray[np.floating]) -> npt.NDArray[Any]:
         """(N, 3, H, W) -> (H, W, C): clamped, and rounded half to even as the official code does.
 
         Raises:
@@ -84,7 +85,7 @@ class PixelFormat:
         if self.has_alpha:
             planes.append(_luma(tensor[1]))
         values = np.concatenate(planes)
-        values *= np.float32(self.white)
+        values *= values.dtype.type(self.white)
         np.rint(np.clip(values, 0, self.white, out=values), out=values)
         return np.ascontiguousarray(values.astype(self.dtype).transpose(1, 2, 0))
 
@@ -104,6 +105,57 @@ class TensorFormat:
         return tensor.transpose(2, 3, 0, 1)
 
 
+def tensor_from_image(image: Uint8Array) -> Float32Array:
+    """(H, W, 3) uint8 in 0..255 -> (1, 3, H, W) float32 in [0, 1], contiguous."""
+    return PixelFormat(channels=3, dtype=np.uint8).tensor_from_pixels(image)
+
+
+def image_from_tensor(tensor: npt.NDArray[np.floating], *, where: object = "network output") -> Uint8Array:
+    """A network's output as a picture: times 255, clamped to 0..255, rounded half to even (as the official
+    code).
+
+    Args:
+        tensor: (1, 3, H, W) or (3, H, W), nominally in [0, 1].
+        where: what an error is about.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        HspanError: another shape, or a value that is NaN or infinite: such a pixel is never painted black or
+            white.
+    """
+    planes = tensor[0] if tensor.ndim == 4 and tensor.shape[0] == 1 else tensor
+    if planes.ndim != 3 or planes.shape[0] != 3:
+        raise HspanError(where, f"expected shape (1, 3, H, W), got {tensor.shape}")
+    pixels = PixelFormat(channels=3, dtype=np.uint8, where=where)
+    return pixels.pixels_from_tensor(planes[None])
+
+
+def eight_bit(pixels: npt.NDArray[Any]) -> Uint8Array:
+    """uint16 pixels rounded to uint8 (65535 = 257 * 255); uint8 as they are."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def on_white(pixels: Uint8Array) -> Uint8Array:
+    """(H, W, 2 or 4) without alpha: color * alpha + white * (1 - alpha), rounded."""
+    color, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:].astype(np.uint32)
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def rgb_on_white(pixels: npt.NDArray[Any]) -> Uint8Array:
+    """(H, W, C) uint8 or uint16 -> (H, W, 3) uint8: what a viewer shows.
+
+    16 bits are rounded to 8, transparency is laid on white, gray becomes three equal channels.
+    """
+    shown = eight_bit(pixels)
+    if shown.shape[2] in (2, 4):
+        shown = on_white(shown)
+    return np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown
+
+
 def require_finite(tensor: npt.NDArray[np.floating], where: object) -> None:
     """Raises: HspanError when a value is NaN or infinite."""
     broken = int(tensor.size - np.count_nonzero(np.isfinite(tensor)))
@@ -115,8 +167,8 @@ def require_finite(tensor: npt.NDArray[np.floating], where: object) -> None:
         )
 
 
-def _luma(rgb: Float32Array) -> Float32Array:
+def _luma(rgb: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     """(3, H, W) -> (1, H, W). Three equal channels stay what they are within one rounding."""
     red, green, blue = (np.float32(weight) for weight in _LUMA)
-    luma: Float32Array = (red * rgb[0] + green * rgb[1] + blue * rgb[2])[None]
+    luma: npt.NDArray[np.floating] = (red * rgb[0] + green * rgb[1] + blue * rgb[2])[None]
     return luma

@@ -26,7 +26,7 @@ from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES
 from trt_hspan.evaluation.report.page import require_report_tools
 from trt_hspan.evaluation.report.pictures import heat_map, heat_uri, shown_size, worst_window
 from trt_hspan.graph import load_onnx
-from trt_hspan.media.images import write_image
+from trt_hspan.media.writing import write_picture
 
 
 def image_of(uri: str) -> np.ndarray:
@@ -38,7 +38,7 @@ def image_of(uri: str) -> np.ndarray:
 def write_pictures(folder: Path, count: int) -> None:
     for index in range(count):
         low = np.random.default_rng(index).integers(20, 200, (16, 20, 3), dtype=np.uint8)
-        write_image(folder / f"{index}.png", low)
+        write_picture(folder / f"{index}.png", low)
 
 
 def test_brighter_is_worse_and_the_ends_of_the_scale_hold() -> None:

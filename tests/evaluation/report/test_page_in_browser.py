@@ -21,7 +21,7 @@ from support.synthetic_pictures import picture
 
 from trt_hspan.cli import main
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.media.images import write_image
+from trt_hspan.media.writing import write_picture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -51,8 +51,8 @@ def made(exported: ExportCache, tmp_path_factory: pytest.TempPathFactory) -> Mad
     folder = tmp_path_factory.mktemp("report")
     for index, name in enumerate(["waves", "<i>discs & more"]):
         high = picture(96, 128, seed=index)
-        write_image(folder / "set" / "HR" / f"{name}.png", high)
-        write_image(folder / "set" / "LR_bicubic" / "X4" / f"{name}x4.png", downscale(high, 4))
+        write_picture(folder / "set" / "HR" / f"{name}.png", high)
+        write_picture(folder / "set" / "LR_bicubic" / "X4" / f"{name}x4.png", downscale(high, 4))
     files = [exported("small_x4", precision=precision) for precision in ("fp16", "bf16")]
     words = ["validate", *files, "--checkpoint", load_golden_network("small_x4").checkpoint]
     options = ["--images", folder / "set", "--report", folder / "out", "--min-psnr", 75, "--json"]

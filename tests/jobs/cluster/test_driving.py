@@ -15,7 +15,7 @@ from trt_hspan.jobs.cluster.driving import DataJob, _Driver, answers_through_cli
 from trt_hspan.jobs.cluster.job import ClusterJob, ClusterSpec
 from trt_hspan.jobs.cluster.tasks import ClusterTask
 from trt_hspan.upscaling.options import UpscaleOptions
-from trt_hspan.upscaling.picture_files import WriteOptions
+from trt_hspan.upscaling.pictures import WriteOptions
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 

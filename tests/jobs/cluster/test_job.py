@@ -19,7 +19,7 @@ from trt_hspan.jobs.cluster.bundle import bundle_from_network
 from trt_hspan.jobs.cluster.job import ClusterJob, ClusterReport, ClusterSpec
 from trt_hspan.jobs.cluster.tasks import ClusterJournal, cluster_tasks
 from trt_hspan.upscaling.options import UpscaleOptions
-from trt_hspan.upscaling.picture_files import WriteOptions
+from trt_hspan.upscaling.pictures import WriteOptions
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from trt_hspan.errors import HspanError
 from trt_hspan.jobs.cluster import tasks
 from trt_hspan.jobs.cluster.storage import objects_in, read_bytes, write_bytes
 from trt_hspan.jobs.cluster.tasks import ClusterJournal, ClusterTask, cluster_tasks
-from trt_hspan.media.pictures import decode_image, encode_image
+from trt_hspan.media.pictures import decode_image
+from trt_hspan.media.writing import encode_image
 
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 pytest.importorskip("moto", reason="moto is not installed")

@@ -12,9 +12,10 @@ from trt_hspan.jobs.cluster.bundle import bundle_from_network
 from trt_hspan.jobs.cluster.storage import is_uri, joined, objects_in, read_bytes, suffix_of, write_bytes
 from trt_hspan.jobs.cluster.tasks import ClusterJournal, ClusterTask, cluster_tasks
 from trt_hspan.jobs.cluster.worker import UpscaleWorker
-from trt_hspan.media.pictures import decode_image, encode_image
+from trt_hspan.media.pictures import decode_image
+from trt_hspan.media.writing import encode_image
 from trt_hspan.upscaling.options import UpscaleOptions
-from trt_hspan.upscaling.picture_files import WriteOptions
+from trt_hspan.upscaling.pictures import WriteOptions
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
 

@@ -27,7 +27,8 @@ from trt_hspan.graph import (
     model_with_attention_function,
     variants_from_model,
 )
-from trt_hspan.media.images import tensor_from_image, write_image
+from trt_hspan.media.pixels import tensor_from_image
+from trt_hspan.media.writing import write_picture
 from trt_hspan.names import DOMAIN, OP_TYPE
 from trt_hspan.precision.audit.chunked_attention import (
     QUERIES_PER_CHUNK,
@@ -46,7 +47,7 @@ def samples(tmp_path: Path) -> list[Sample]:
     for index, (height, width) in enumerate([(16, 20), (18, 18)]):
         pixels = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
         path = tmp_path / f"{index}.png"
-        write_image(path, pixels)
+        write_picture(path, pixels)
         found.append(Sample(name=path.name, low_resolution=path, ground_truth=None, scale=4))
     return found
 
@@ -274,7 +275,7 @@ def naive_fp16_is_broken(network: Variants, batch: np.ndarray) -> bool:
 def test_large_pictures_are_audited_in_parts(tmp_path: Path) -> None:
     pixels = np.zeros((40, 70, 3), np.uint8)
     pixels[39, 69] = 255
-    write_image(tmp_path / "a.png", pixels)
+    write_picture(tmp_path / "a.png", pixels)
     sample = Sample(name="a", low_resolution=tmp_path / "a.png", ground_truth=None, scale=1)
     whole = audit_ranges(attention_network(), [sample], "fp16", tile=70, threads=1)
     parts = audit_ranges(attention_network(), [sample], "fp16", tile=24, threads=1)

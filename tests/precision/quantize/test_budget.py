@@ -14,7 +14,7 @@ from trt_hspan import HspanError
 from trt_hspan.evaluation.metrics import psnr_y
 from trt_hspan.graph import model_for_cpu
 from trt_hspan.graph.quantized import convolution_macs, quantized_convolutions
-from trt_hspan.media.images import image_from_tensor, tensor_from_image
+from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.precision.crops import Tile, pictures_for_calibration, tiles_from_samples, with_ground_truth
 from trt_hspan.precision.quantize.budget import BudgetResult, choose_layers
 from trt_hspan.precision.quantize.layers import layers_to_quantize

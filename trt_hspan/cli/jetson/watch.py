@@ -34,7 +34,7 @@ def watch(
     from trt_hspan.jetson.board_build import device_plugin
     from trt_hspan.jobs.watch import FolderWatch, WatchSpec, notify_systemd
     from trt_hspan.runtime.opening import open_runner
-    from trt_hspan.upscaling.picture_files import upscale_picture_file
+    from trt_hspan.upscaling.pictures import upscale_picture_file
     from trt_hspan.upscaling.upscaler import Upscaler, upscale_array
 
     spec = WatchSpec(incoming=incoming, outgoing=outgoing, delete=delete, seconds=seconds)

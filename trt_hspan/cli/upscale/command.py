@@ -102,7 +102,7 @@ class PictureOptions:
         """Of the results. Raises: UsageError when --format is none that can be written."""
         if self.format is None:
             return None
-        from trt_hspan.media.images import WRITE_FORMATS
+        from trt_hspan.media.formats import WRITE_FORMATS
 
         suffix = "." + self.format.lower().lstrip(".")
         if suffix not in WRITE_FORMATS:
@@ -207,7 +207,7 @@ class UpscaleRequest:
         if self.on_cluster.workers is not None and self.on_cluster.cluster is None:
             raise UsageError("--workers", "is for --cluster", "leave it out")
         from trt_hspan.jobs.upscale import UpscaleJob
-        from trt_hspan.upscaling.picture_files import WriteOptions
+        from trt_hspan.upscaling.pictures import WriteOptions
         from trt_hspan.upscaling.video import VideoOptions
 
         return UpscaleJob(

@@ -231,7 +231,7 @@ class WorkProgress:
 
 def _pixels(task: Task) -> float:
     """Millions of input pixels, by the header; 0 for a file that does not say."""
-    from trt_hspan.media.images import size_from_image_file
+    from trt_hspan.media.pictures import size_from_image_file
     from trt_hspan.upscaling.video import video_frames
 
     if task.is_video:

@@ -25,7 +25,7 @@ from trt_hspan.evaluation.report.pictures import (
     worst_window,
 )
 from trt_hspan.evaluation.resize import bicubic_resize
-from trt_hspan.media.images import image_from_tensor
+from trt_hspan.media.pixels import image_from_tensor
 from trt_hspan.runtime.runner import Float32Array
 
 # Pictures with sliders on the page; its table lists all.

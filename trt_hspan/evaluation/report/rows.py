@@ -15,7 +15,7 @@ from trt_hspan.evaluation.layers import LAYER_SIDE, LayerError, layer_errors
 from trt_hspan.evaluation.report.evidence import EvidenceCollector
 from trt_hspan.evaluation.report.page import ReportInput, Row, write_report
 from trt_hspan.graph import load_onnx
-from trt_hspan.media.images import tensor_from_image
+from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.model.checkpoint import load_model
 from trt_hspan.runtime.runner import Float32Array, Runner
 

@@ -368,8 +368,9 @@ def _overlapped_rate(runner: Runner, batch: Float32Array, latency: Latency) -> f
 
 def _end_to_end(runner: Runner, batch: Float32Array) -> dict[str, float]:
     """Medians of the three steps from the bytes of a PNG file to the bytes of a PNG file."""
-    from trt_hspan.media.images import image_from_tensor, tensor_from_image
-    from trt_hspan.media.pictures import decode_image, encode_image
+    from trt_hspan.media.pictures import decode_image
+    from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
+    from trt_hspan.media.writing import encode_image
 
     data = encode_image(image_from_tensor(batch, where="benchmark"), ".png")
     times: dict[str, list[float]] = {"decode": [], "infer": [], "encode": []}
@@ -420,7 +421,7 @@ def _peer_measurements(
 def _batch(shape: tuple[int, int, int, int]) -> Float32Array:
     """The shipped photograph, repeated as far as needed: flat and detailed parts, as pictures have them."""
     from trt_hspan.data import DEMO_PHOTOGRAPH
-    from trt_hspan.media.images import read_image
+    from trt_hspan.media.pictures import read_image
 
     photograph = read_image(DEMO_PHOTOGRAPH)
     rows = np.resize(np.arange(photograph.shape[0]), shape[2])

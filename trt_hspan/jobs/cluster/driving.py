@@ -18,7 +18,7 @@ from trt_hspan.jobs.cluster.worker import Row, UpscaleWorker
 if TYPE_CHECKING:
     from trt_hspan.jobs.cluster.bundle import NetworkBundle
     from trt_hspan.upscaling.options import UpscaleOptions
-    from trt_hspan.upscaling.picture_files import WriteOptions
+    from trt_hspan.upscaling.pictures import WriteOptions
 
 # Above this many pictures several share a block: a row of Ray's bookkeeping for each would cost more than it helps.
 _MOST_BLOCKS: Final = 20_000

@@ -24,7 +24,7 @@ from trt_hspan.jobs.folders import refusal_line
 if TYPE_CHECKING:
     from trt_hspan.jobs.cluster.bundle import NetworkBundle
     from trt_hspan.upscaling.options import UpscaleOptions
-    from trt_hspan.upscaling.picture_files import WriteOptions
+    from trt_hspan.upscaling.pictures import WriteOptions
 
 _ATTEMPTS: Final = 3
 _DIED: Final = "its worker died each time"

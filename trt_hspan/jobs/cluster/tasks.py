@@ -21,7 +21,7 @@ from trt_hspan.jobs.cluster.storage import (
     write_bytes,
 )
 from trt_hspan.jobs.folders import REASONS, Journal, Task, settings_digest, tasks_from_inputs
-from trt_hspan.media.images import READ_SUFFIXES, WRITE_FORMATS
+from trt_hspan.media.formats import READ_SUFFIXES, WRITE_FORMATS
 
 _JOURNAL_FOLDER: Final = ".trt-hspan-journal"
 _FLUSH_S: Final = 10.0

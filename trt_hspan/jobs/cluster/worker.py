@@ -15,7 +15,7 @@ from trt_hspan.jobs.folders import unexpected_error_line
 if TYPE_CHECKING:
     from trt_hspan.jobs.cluster.bundle import NetworkBundle
     from trt_hspan.upscaling.options import UpscaleOptions
-    from trt_hspan.upscaling.picture_files import WriteOptions
+    from trt_hspan.upscaling.pictures import WriteOptions
 
 Row = dict[str, Any]
 
@@ -78,8 +78,9 @@ class UpscaleWorker:
         }
 
     def _upscale(self, source: str, target: str) -> None:
-        from trt_hspan.media.pictures import decode_image, encode_image, read_picture
-        from trt_hspan.upscaling.picture_files import upscale_picture, upscale_picture_file
+        from trt_hspan.media.pictures import decode_image, read_picture
+        from trt_hspan.media.writing import encode_image
+        from trt_hspan.upscaling.pictures import upscale_picture, upscale_picture_file
 
         if not is_uri(source) and not is_uri(target):
             Path(target).parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.graph import INPUT_NAME, QuantizedType, model_for_cpu, model_with_attention_function
-from trt_hspan.media.images import tensor_from_image
+from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.precision.crops import Tile
 from trt_hspan.precision.quantize.rounding import InputMoments, best_flips
 from trt_hspan.precision.quantize.scales import LARGEST, weight_scales

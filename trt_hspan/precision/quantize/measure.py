@@ -11,7 +11,7 @@ import onnx
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.metrics import agreement, psnr_y
-from trt_hspan.media.images import image_from_tensor, tensor_from_image
+from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.precision.crops import Tile
 from trt_hspan.runtime.onnxruntime_session import cpu_network
 from trt_hspan.runtime.runner import Float32Array

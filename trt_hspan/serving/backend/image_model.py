@@ -7,7 +7,6 @@ fails does so alone.
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.media.images import opened
-from trt_hspan.media.pictures import decode_image, encode_image
+from trt_hspan.media.pictures import Picture, open_picture, whole_picture
+from trt_hspan.media.writing import encode_image
 from trt_hspan.serving.backend.tensors import (
     array_from_tensor,
     model_parameters,
@@ -105,8 +104,7 @@ class ImageModel:
         if values.size > self._limits.max_bytes:
             raise HspanError("image", f"has {values.size} bytes, this server takes {self._limits.max_bytes}")
         data = values.tobytes()
-        self._require_pixels(data)
-        picture = decode_image(data)
+        picture = self._decoded(data)
         deadline = time.monotonic() + self._limits.work_time_ms / 1000
 
         def on_tile(done: int, total: int) -> None:
@@ -127,15 +125,15 @@ class ImageModel:
             raise UsageError("format", f"got {name!r}, expected one of {', '.join(SUFFIXES)}")
         return suffix
 
-    def _require_pixels(self, data: bytes) -> None:
-        """Refuses by the header, before anything is decoded."""
+    def _decoded(self, data: bytes) -> Picture:
+        """The picture; one that is too large is refused by its header, before it is decoded."""
         if not data:
             raise HspanError("picture", "is empty (0 bytes)", "send a PNG, JPEG, WebP, BMP, TIFF, GIF or PPM")
-        with opened(io.BytesIO(data), "picture") as image:
-            width, height = image.size
-        if width * height > self._limits.max_pixels:
+        opened = open_picture(data)
+        if opened.size.pixels > self._limits.max_pixels:
             raise HspanError(
                 "picture",
-                f"has {height}x{width} pixels, this server takes {self._limits.max_pixels} in all",
+                f"has {opened.size} pixels, this server takes {self._limits.max_pixels} in all",
                 "send smaller parts",
             )
+        return whole_picture(opened)

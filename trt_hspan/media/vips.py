@@ -1,0 +1,346 @@
+"""Pictures read by libvips (pyvips): whole or row by row, with 8 or 16 bits.
+
+Decoders are called by name: libvips knows many more formats, some by way of other programs. Two kinds of file cannot
+be decoded in order, which takes memory or a temporary file: pictures that have to be turned, and those whose first row
+is complete only near the end of the file (interlaced PNG, progressive JPEG).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError
+from trt_hspan.machine.memory import array_of_own_pages, available_memory_bytes
+from trt_hspan.media.formats import damaged, require_accepted
+from trt_hspan.media.metadata import Header, Metadata, read_header
+from trt_hspan.media.pixels import PixelFormat
+from trt_hspan.sizes import ImageSize
+
+_INSTALL: Final = "install it with pip install 'trt-hspan[media]'"
+# What libvips is to take for an error. In a JPEG a stray byte is a warning, in a TIFF an odd tag is one.
+_FAIL_ON: Final = {"PNG": "truncated", "JPEG": "truncated", "TIFF": "error"}
+# In a TIFF of tiles, one that is missing or cannot be unpacked is black below this; odd tags don't count.
+_FAIL_ON_TILES: Final = "warning"
+_MULTISCAN: Final = "jpeg-multiscan"  # a field that libvips gives to progressive JPEGs
+_CHUNK_BYTES: Final = 4 << 20
+# A turned picture of more bytes than this is unpacked into a temporary file.
+_MEMORY_BYTES: Final = 100 << 20
+
+# Comments run from # to the end of the line and stand between any two words of the header.
+_SPACE: Final = rb"(?:\s|#[^\n\r]*[\n\r])+"
+_PPM_HEADER: Final = re.compile(
+    rb"P([56])%(space)s([0-9]{1,9})%(space)s([0-9]{1,9})%(space)s([0-9]{1,5})\s" % {b"space": _SPACE}
+)
+PPM_HEADER_BYTES: Final = 4096
+
+# libvips's number of threads before the first stream began, then a 1 for each stream.
+_THREADS_BEFORE: Final[list[int]] = []
+_THREADS_LOCK: Final = threading.Lock()
+
+
+def vips(where: object = "16-bit color") -> Any:
+    """The pyvips module. Raises: HspanError when it is not installed or cannot load libvips.
+
+    libvips logs a warning for each row of a damaged file; the error that is raised says it once. Only debugging shows
+    the warnings.
+    """
+    try:
+        import pyvips
+    except (ImportError, OSError) as error:
+        raise HspanError(where, f"needs pyvips, which cannot be loaded ({error})", _INSTALL) from error
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        logging.getLogger("pyvips").setLevel(logging.ERROR)
+    return pyvips
+
+
+def has_vips() -> bool:
+    """Whether pyvips can be used here."""
+    try:
+        vips()
+    except HspanError:
+        return False
+    return True
+
+
+@contextmanager
+def one_thread_of_vips(where: object) -> Iterator[None]:
+    """libvips holds rows in proportion to its threads, on 32 of them more than 1,000 rows in each buffer; decoders
+    and encoders work on one."""
+    library = vips(where)
+    with _THREADS_LOCK:
+        if not _THREADS_BEFORE:
+            _THREADS_BEFORE.append(library.concurrency_get())
+        _THREADS_BEFORE.append(1)
+        library.concurrency_set(1)
+    try:
+        yield
+    finally:
+        with _THREADS_LOCK:
+            _THREADS_BEFORE.pop()
+            if len(_THREADS_BEFORE) == 1:  # no other stream is left
+                library.concurrency_set(_THREADS_BEFORE.pop())
+
+
+class PpmHeader(NamedTuple):
+    """Height, width, channels (1 or 3) and largest value of a binary PGM or PPM, and where its pixels begin."""
+
+    height: int
+    width: int
+    channels: int
+    white: int
+    start: int
+
+
+def ppm_header(start: bytes) -> PpmHeader | None:
+    """The header at the beginning of a binary PGM or PPM (https://netpbm.sourceforge.net/doc/ppm.html); else None."""
+    match = _PPM_HEADER.match(start[:PPM_HEADER_BYTES])
+    if match is None:
+        return None
+    width, height, white = int(match[2]), int(match[3]), int(match[4])
+    if 0 in (width, height) or not 1 <= white <= 65535:
+        return None
+    return PpmHeader(height, width, 1 if match[1] == b"5" else 3, white, match.end())
+
+
+class VipsPicture:
+    """A PNG, JPEG, TIFF or binary PPM whose header has been read.
+
+    Args:
+        source: the file, or its bytes.
+        kind: "PNG", "JPEG", "TIFF" or "PPM".
+        header: as `read_header` gives it; of a PPM as `ppm_header`.
+        where: what an error is about.
+
+    Attributes:
+        size: in pixels, upright.
+        pixel_format: gray or sRGB, with alpha where the file has it, 8 or 16 bits.
+        metadata: what the file says beside its pixels.
+        format: `kind`.
+        where: as given.
+        streams: True: its rows can be read one after the other.
+
+    Raises:
+        HspanError: damaged, or of a color space without a plain way to RGB.
+    """
+
+    streams: Final = True
+
+    def __init__(self, source: Path | bytes, kind: str, header: Header | PpmHeader, where: object) -> None:
+        self.format, self.where, self._source = kind, where, source
+        self._library = vips(where)
+        self._header = Header(metadata=Metadata()) if isinstance(header, PpmHeader) else header
+        self._ppm = header if isinstance(header, PpmHeader) else None
+        self.metadata = self._header.metadata
+        self._image: Any = self._opened()
+        stored = ImageSize(height=self._image.height, width=self._image.width)
+        self.size = stored.turned if self._header.orientation >= 5 else stored
+        dtype: type[np.uint8] | type[np.uint16] = np.uint16 if self._image.format == "ushort" else np.uint8
+        self.pixel_format = PixelFormat(channels=self._image.bands, dtype=dtype, where=where)
+
+    def pixels(self) -> npt.NDArray[Any]:
+        """The whole picture, (H, W, C). Raises: HspanError when it is damaged or has more than `MAX_PIXELS` pixels."""
+        require_accepted(self.size, self.where)
+        try:
+            data = self._upright().write_to_memory()
+        except self._library.Error as error:
+            raise _unreadable(self.where, error) from error
+        return np.frombuffer(data, self.pixel_format.dtype).reshape(*self.size, self.pixel_format.channels)
+
+    def rows(self) -> VipsRows:
+        """The picture's rows, from the first one on. Raises: HspanError when a decoder needs too much memory."""
+        try:
+            return VipsRows(self._upright(), self.pixel_format, self.where)
+        except self._library.Error as error:
+            raise _unreadable(self.where, error) from error
+
+    def _opened(self) -> Any:
+        """The picture in the colors that it is given in, not turned; its pixels are decoded when they are needed."""
+        try:
+            return self._plain(self._stored())
+        except self._library.Error as error:
+            raise _unreadable(self.where, error) from error
+
+    def _stored(self) -> Any:
+        if self._ppm is not None:
+            return self._stored_ppm(self._ppm)
+        sources = self._library.Source
+        source = (
+            sources.new_from_memory(self._source)
+            if isinstance(self._source, bytes)
+            else sources.new_from_file(os.fsencode(self._source))  # a name is bytes, not always UTF-8
+        )
+        load = getattr(self._library.Image, f"{self.format.lower()}load_source")
+        fail_on = _FAIL_ON_TILES if self._header.is_tiled else _FAIL_ON[self.format]
+        return load(source, fail_on=fail_on, access="sequential", unlimited=True)
+
+    def _stored_ppm(self, header: PpmHeader) -> Any:
+        height, width, channels, white, start = header
+        is_deep = white > 255
+        size = len(self._source) if isinstance(self._source, bytes) else self._source.stat().st_size
+        missing = start + height * width * channels * (2 if is_deep else 1) - size
+        if missing > 0:
+            raise damaged(self.where, ValueError(f"{missing} bytes are missing"))
+        stored = "ushort" if is_deep else "uchar"
+        images = self._library.Image
+        image = (
+            images.new_from_memory(memoryview(self._source)[start:], width, height, channels, stored)
+            if isinstance(self._source, bytes)
+            else images.rawload(
+                os.fsencode(self._source),
+                width,
+                height,
+                channels,
+                offset=start,
+                format=stored,
+                revalidate=True,
+            )
+        )
+        colors = {(1, False): "b-w", (1, True): "grey16", (3, False): "srgb", (3, True): "rgb16"}
+        image = image.copy(interpretation=colors[channels, is_deep])
+        image = image.byteswap() if is_deep else image
+        most = 65535 if is_deep else 255
+        return image if white == most else (image * (most / white)).rint().cast(stored)
+
+    def _plain(self, image: Any) -> Any:
+        """Gray or sRGB: the one place that decides what a file's colors become."""
+        if image.format not in ("uchar", "ushort") or image.bands > 5:
+            raise HspanError(
+                self.where,
+                f"{image.bands} channels of type {image.format} have no plain way to RGB",
+                "convert it to an RGB picture",
+            )
+        if image.interpretation == "cmyk":
+            self.metadata = dataclasses.replace(self.metadata, icc_profile=None)
+            return self._rgb_from_cmyk(image)
+        if image.interpretation not in ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband"):
+            return image.colourspace("rgb16" if image.format == "ushort" else "srgb")
+        if image.bands > 4:
+            raise HspanError(self.where, f"{image.bands} channels are no picture", "convert it to RGB")
+        if image.bands >= 3 and self._header.has_gray_palette:
+            gray = image[0] if image.bands == 3 else image[0].bandjoin(image[3])
+            return gray.copy(interpretation="b-w")
+        return image
+
+    def _rgb_from_cmyk(self, image: Any) -> Any:
+        """Inks as sRGB, as Pillow converts them: through the embedded profile, perceptually; without one, or with one
+        that cannot be used, what each ink leaves of what black leaves."""
+        is_deep = image.format == "ushort"
+        if (self._header.metadata.icc_profile or b"")[16:20] == b"CMYK":
+            try:
+                depth = 16 if is_deep else 8
+                return image.icc_transform("srgb", embedded=True, depth=depth, intent="perceptual")
+            except self._library.Error:
+                pass  # a damaged profile
+        white = 65535 if is_deep else 255
+        left = image * -1 + white
+        left = left[:3] * left[3] / white
+        return left.rint().cast(image.format).copy(interpretation="rgb16" if is_deep else "srgb")
+
+    def _upright(self) -> Any:
+        # What libvips reads in order can be read once.
+        image, self._image = self._image or self._opened(), None
+        self._require_memory_of_decoder(image)
+        if self._header.orientation == 1:
+            return image
+        # Its rows are needed in another order than they are stored.
+        if image.width * image.height * image.bands * 2 <= _MEMORY_BYTES:
+            stored = image.copy_memory()
+        else:
+            stored = self._library.Image.new_temp_file("%s.v")
+            image.write(stored)
+        stored = stored.copy()
+        stored.set_type(self._library.GValue.gint_type, "orientation", self._header.orientation)
+        return stored.autorot()
+
+    def _require_memory_of_decoder(self, image: Any) -> None:
+        """Raises: HspanError for an interlaced PNG or progressive JPEG whose pixels do not fit in memory."""
+        if not (image.get_typeof("interlaced") and image.get("interlaced")):
+            return
+        is_jpeg = bool(image.get_typeof(_MULTISCAN))
+        # libpng keeps the samples; libjpeg keeps the coefficients, of 2 bytes, all of them unless colors are halved.
+        sample_bytes = 2 if is_jpeg or image.format == "ushort" else 1
+        needed = image.width * image.height * image.bands * sample_bytes
+        available = available_memory_bytes()
+        if available is not None and needed > available:
+            kind, plain = (
+                ("a progressive JPEG", "baseline") if is_jpeg else ("an interlaced PNG", "not interlaced")
+            )
+            raise HspanError(
+                self.where,
+                f"{kind} is decoded as a whole, its {image.height}x{image.width} pixels need about "
+                f"{needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
+                f"save it again, {plain}",
+            )
+
+
+class VipsRows:
+    """The rows of a picture, decoded when they are needed; at most one tile's rows are held."""
+
+    def __init__(self, image: Any, pixel_format: PixelFormat, where: object) -> None:
+        self._library, self._where = vips(where), where
+        self._region = self._library.Region.new(image)
+        self._width, row_shape = image.width, (image.width, image.bands)
+        self._rows_at_a_time = max(
+            1, _CHUNK_BYTES // (image.width * image.bands * np.dtype(pixel_format.dtype).itemsize)
+        )
+        self._top = self._count = 0  # the rows that are held, in the first rows of the buffer
+        self._buffer = array_of_own_pages((0, *row_shape), pixel_format.dtype)
+
+    def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
+        """Rows top to bottom; `top` never goes back. (bottom - top, W, C), a view that the next call may end.
+
+        Raises:
+            HspanError: the file is damaged or truncated there.
+        """
+        kept = self._buffer[max(0, top - self._top) : self._count]
+        if bottom - top > len(self._buffer):
+            larger = array_of_own_pages((bottom - top, *self._buffer.shape[1:]), self._buffer.dtype)
+            larger[: len(kept)] = kept
+            self._buffer = larger
+        else:
+            self._buffer[: len(kept)] = kept
+        self._top, self._count = top, len(kept)
+        while self._count < bottom - top:
+            count = min(self._rows_at_a_time, bottom - top - self._count)
+            try:
+                data = self._region.fetch(0, top + self._count, self._width, count)
+            except self._library.Error as error:
+                raise _unreadable(self._where, error) from error
+            fresh = np.frombuffer(data, self._buffer.dtype).reshape(count, *self._buffer.shape[1:])
+            self._buffer[self._count : self._count + count] = fresh
+            self._count += count
+        return self._buffer[: bottom - top]
+
+
+def header_of(source: Path | bytes, kind: str, where: object) -> Header:
+    """As `read_header`, of a file or its bytes."""
+    if isinstance(source, bytes):
+        return read_header(io.BytesIO(source), kind, where)
+    with source.open("rb") as stream:
+        return read_header(stream, kind, where)
+
+
+def _unreadable(where: object, error: Any) -> HspanError:
+    """The one line that an error of libvips deserves: a file may be damaged, or of a kind that it does not read.
+
+    Args:
+        where: the file.
+        error: pyvips.Error, whose message says what was called and whose detail says what was wrong.
+    """
+    reason = next((line for line in reversed(error.detail.splitlines()) if line.strip()), error.message)
+    if not re.search(r"not (supported|configured|implemented)", reason):
+        return damaged(where, ValueError(reason))
+    reason = reason.partition(": ")[2] or reason  # after the name of a loader
+    return HspanError(where, f"libvips cannot read it ({reason})", "save it again as PNG or a plain TIFF")

@@ -1,0 +1,431 @@
+"""Picture files written, whole or not at all: from memory, or strip by strip.
+
+PNG, JPEG and TIFF are encoded by libvips where pyvips is installed, which takes a fourth of Pillow's time for a PNG and
+holds some 750 rows of what it writes; the others, and all of 8 bits without pyvips, by Pillow. What a file says beside
+its pixels is always put by Pillow, so that a file of every size and depth says it in the same way.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.files import atomic_path, write_bytes
+from trt_hspan.media.formats import DAMAGE, WRITE_FORMATS, require_writable_suffix
+from trt_hspan.media.metadata import (
+    JPEG_DESCRIPTIONS,
+    PNG_SIGNATURE,
+    PROFILE_TAG,
+    RESOLUTION_UNIT_TAG,
+    X_RESOLUTION_TAG,
+    XMP_KEY,
+    XMP_TAG,
+    Y_RESOLUTION_TAG,
+    Metadata,
+    descriptive_tags,
+    fits_profile,
+    jpeg_segments,
+    png_chunk,
+    png_chunks,
+)
+from trt_hspan.media.pictures import Picture
+from trt_hspan.media.pixels import PixelFormat, eight_bit, on_white
+from trt_hspan.media.vips import has_vips, vips
+from trt_hspan.sizes import ImageSize
+
+STREAMED_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+# Of rows that go to the encoder at a time, at least one, and of a strip of a TIFF, at least 16.
+_PIECE_BYTES: Final = 1 << 20
+# A classic TIFF file ends at 4 GiB; compression may make noise a little larger.
+_CLASSIC_BYTES: Final = (4 << 30) - (64 << 20)
+# As small as zlib's own level, 6, with the filter chosen row by row, in half of its time.
+_PNG_OPTIONS: Final = {"compression": 4, "filter": "paeth"}
+_PNG_COLORS: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> color type
+
+
+@dataclass(frozen=True, kw_only=True)
+class StripTarget:
+    """A file that strips of pixels go to.
+
+    Attributes:
+        path: its name, whose suffix says the format.
+        size: of the whole picture.
+        metadata: what the file is to say beside them.
+        quality: of JPEG; 95 when None.
+    """
+
+    path: Path
+    size: ImageSize
+    metadata: Metadata = field(default_factory=Metadata)
+    quality: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoding:
+    """Pillow's name of the format, what the file is to say, the quality of JPEG and WebP, what an error is about."""
+
+    name: str
+    metadata: Metadata
+    quality: int | None
+    where: object
+
+
+def write_picture(
+    path: str | os.PathLike[str], picture: Picture | npt.NDArray[Any], *, quality: int | None = None
+) -> None:
+    """Writes a picture, whole or not at all; the suffix says the format. As `encode_image`.
+
+    Raises:
+        UsageError: another suffix, or the name of a folder.
+        HspanError: as `encode_image`; or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from trt_hspan.media.pictures import read_picture
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_picture(f"{folder}/gray.png", np.full((4, 6, 1), 128, np.uint8))
+        ...     read_picture(f"{folder}/gray.png").pixels.shape
+        (4, 6, 1)
+    """
+    target = Path(path)
+    require_writable_suffix(target)
+    write_bytes(target, encode_image(picture, target.suffix, quality=quality, where=target))
+
+
+def encode_image(
+    picture: Picture | npt.NDArray[Any],
+    suffix: str = ".png",
+    *,
+    quality: int | None = None,
+    where: object = "picture",
+) -> bytes:
+    """The bytes of a picture file.
+
+    What a format cannot hold is brought to what it can: JPEG and BMP have no alpha (laid on white), JPEG, WebP and BMP
+    have 8 bits, WebP knows gray as RGB only.
+
+    Args:
+        picture: a picture, or pixels (H, W, C) as in `Picture`.
+        suffix: .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
+        quality: of JPEG, 1 to 100, 95 when None; makes WebP lossy, which is lossless when None. The others
+            are always lossless.
+        where: what an error is about.
+
+    Raises:
+        UsageError: an unknown suffix, or a quality outside 1 to 100.
+        HspanError: not pixels, or the format cannot hold a picture this large (JPEG 65500, WebP 16383 a side), or
+            16 bits where pyvips is not installed.
+    """
+    whole = picture if isinstance(picture, Picture) else Picture(pixels=picture)
+    if suffix.lower() not in WRITE_FORMATS:
+        raise UsageError(
+            where, f"cannot tell the format from {suffix!r}", f"end it in {', '.join(WRITE_FORMATS)}"
+        )
+    if quality is not None and not 1 <= quality <= 100:
+        raise UsageError("--quality", f"got {quality}, expected 1 to 100")
+    PixelFormat.of(whole.pixels, where=where)
+    name = WRITE_FORMATS[suffix.lower()][0]
+    pixels = np.ascontiguousarray(_for_format(whole.pixels, name))
+    encoding = _Encoding(name=name, metadata=whole.metadata, quality=quality, where=where)
+    file = io.BytesIO()
+    if name in ("PNG", "JPEG", "TIFF") and (pixels.dtype == np.uint16 or has_vips()):
+        height, width, channels = pixels.shape
+        kinds = {(False, False): "b-w", (False, True): "grey16", (True, False): "srgb", (True, True): "rgb16"}
+        is_deep = pixels.dtype == np.uint16
+        image = vips(where).Image.new_from_memory(
+            pixels.data, width, height, channels, "ushort" if is_deep else "uchar"
+        )
+        image = image.copy(interpretation=kinds[channels >= 3, is_deep])
+        _encode(file, image, encoding)
+    else:
+        _encode_with_pillow(file, pixels, encoding)
+    return file.getvalue()
+
+
+def write_strips(target: StripTarget, strips: Iterator[npt.NDArray[Any]]) -> None:
+    """Writes a picture that comes in strips of full width, whole or not at all.
+
+    Args:
+        target: what is written, and where.
+        strips: (rows, W, C), together as high as the picture.
+
+    Raises:
+        HspanError: the file cannot be written, or its format cannot hold such a picture. What `strips` raises
+            is raised too.
+    """
+    with atomic_path(target.path) as temporary, temporary.open("w+b") as file:
+        encoding = _Encoding(
+            name=WRITE_FORMATS[target.path.suffix.lower()][0],
+            metadata=target.metadata,
+            quality=target.quality,
+            where=target.path,
+        )
+        read_end, write_end = os.pipe()
+        failures: list[BaseException] = []
+        thread = threading.Thread(
+            target=_encode_from_pipe,
+            args=(file, read_end, encoding, failures),
+            name="picture encoder",
+            daemon=True,
+        )
+        thread.start()
+        try:
+            with open(write_end, "wb") as pipe:  # noqa: PTH123  # a descriptor, not a path
+                _write_stored_png(pipe, encoding.name, target, takewhile(lambda _: not failures, strips))
+        finally:
+            thread.join()
+        if failures:
+            raise failures[0]
+
+
+def _encode_from_pipe(
+    file: BinaryIO, read_end: int, encoding: _Encoding, failures: list[BaseException]
+) -> None:
+    """The encoder's thread: libvips pulls rows out of the pipe."""
+    try:
+        library = vips(encoding.where)
+        source = library.Source.new_from_descriptor(read_end)
+        image = library.Image.pngload_source(source, access="sequential", unlimited=True)
+        _encode(file, image, encoding)
+    except BaseException as error:  # noqa: BLE001  # raised by the thread that started this one
+        failures.append(error)
+    finally:
+        while os.read(read_end, 1 << 20):  # a writer that waits for room in the pipe must not wait for ever
+            pass
+        os.close(read_end)
+
+
+def _write_stored_png(
+    pipe: BinaryIO, name: str, target: StripTarget, strips: Iterator[npt.NDArray[Any]]
+) -> None:
+    """Rows as the one format that libvips reads from a pipe with every number of channels: a PNG that is not
+    compressed."""
+    packer = zlib.compressobj(0)
+    is_begun = False
+    for strip in strips:
+        rows = _for_format(strip, name)
+        if not is_begun:
+            color, depth = _PNG_COLORS[rows.shape[2]], 8 * rows.itemsize
+            header = struct.pack(">IIBBBBB", target.size.width, target.size.height, depth, color, 0, 0, 0)
+            pipe.write(PNG_SIGNATURE + png_chunk(b"IHDR", header))
+            is_begun = True
+        row_bytes = rows.itemsize * rows.shape[1] * rows.shape[2]
+        for piece in np.array_split(rows, -(-rows.nbytes // max(_PIECE_BYTES, row_bytes))):
+            filtered = np.zeros((len(piece), 1 + row_bytes), np.uint8)  # each row begins with 0: no filter
+            ordered = np.ascontiguousarray(piece, piece.dtype.newbyteorder(">"))
+            filtered[:, 1:] = ordered.view(np.uint8).reshape(len(piece), -1)
+            pipe.write(png_chunk(b"IDAT", packer.compress(filtered.data)))
+    pipe.write(png_chunk(b"IDAT", packer.flush()) + png_chunk(b"IEND", b""))
+
+
+def _encode(file: BinaryIO, image: Any, encoding: _Encoding) -> None:
+    """Writes a picture of libvips as PNG, JPEG or TIFF."""
+    name, library = encoding.name, vips(encoding.where)
+    if name == "TIFF":
+        head = b""
+    else:
+        small = io.BytesIO()
+        pixel = np.zeros((1, 1, image.bands), np.uint8)
+        _encode_with_pillow(small, pixel, encoding)
+        head = _head(small.getvalue(), name)
+    output = _Output(file, name, head, library)
+    try:
+        if name == "PNG":
+            image.pngsave_target(output.target, keep="none", **_PNG_OPTIONS)
+        elif name == "JPEG":
+            image.jpegsave_target(output.target, Q=encoding.quality or 95, subsample_mode="off", keep="none")
+        else:
+            row_bytes = image.width * image.bands * (2 if image.format == "ushort" else 1)
+            image.tiffsave_target(
+                output.target,
+                compression="deflate",
+                predictor="horizontal",
+                tile_height=max(16, _PIECE_BYTES // row_bytes // 16 * 16),  # libvips garbles odd heights
+                bigtiff=image.height * row_bytes > _CLASSIC_BYTES,
+                keep="none",
+            )
+    except library.Error as error:
+        if output.failure is not None:
+            raise output.failure from error
+        reason = " ".join(error.detail.split())[:200]
+        raise HspanError(
+            encoding.where,
+            f"cannot write {image.height}x{image.width} pixels as {name}: {reason}",
+            "choose .png or .tif",
+        ) from error
+    if name == "TIFF":
+        _describe_tiff(file, encoding.metadata, gray=image.bands <= 2)
+
+
+class _Output:
+    """Where libvips writes a file, whose head, which describes the picture, becomes another.
+
+    Attributes:
+        failure: what the file raised; libvips gets a number only.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, head: bytes, library: Any) -> None:
+        self._file, self._name, self._head, self._is_begun = file, name, head, name == "TIFF"
+        self.failure: BaseException | None = None
+        self.target = library.TargetCustom()
+        self.target.on_write(self._write)
+        if name == "TIFF":  # which is not written in order
+            self.target.on_read(self._read)
+            self.target.on_seek(self._seek)
+
+    def _write(self, data: Any) -> int:
+        try:
+            block = bytes(data)
+            if not self._is_begun:
+                self._is_begun = True
+                block = _with_head(block, self._head, self._name)
+            self._file.write(block)
+        except BaseException as error:  # noqa: BLE001
+            self.failure = error
+            return -1
+        return len(data)
+
+    def _read(self, size: int) -> bytes | None:
+        try:
+            return self._file.read(size)
+        except BaseException as error:  # noqa: BLE001
+            self.failure = error
+            return None
+
+    def _seek(self, offset: int, whence: int) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except BaseException as error:  # noqa: BLE001
+            self.failure = error
+            return -1
+
+
+def _head(file: bytes, name: str) -> bytes:
+    """What describes the picture in a PNG or JPEG: chunks before the pixels; start, application segments, comments."""
+    if name == "JPEG":
+        described = takewhile(lambda segment: segment[0] in JPEG_DESCRIPTIONS, jpeg_segments(file))
+        return file[: max((at.stop for _, at in described), default=2)]
+    stream = io.BytesIO(file)
+    return b"".join(
+        png_chunk(kind, stream.read(length))
+        for kind, length in png_chunks(stream)
+        if kind not in (b"IHDR", b"IDAT", b"IEND")
+    )
+
+
+def _with_head(block: bytes, head: bytes, name: str) -> bytes:
+    if name == "JPEG":
+        return head + block[len(_head(block, name)) :]
+    header_end = len(PNG_SIGNATURE) + 25
+    return block[:header_end] + head + block[block.index(b"IDAT", header_end) - 4 :]
+
+
+def _for_format(pixels: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Pixels as a format can hold them."""
+    if name not in ("PNG", "TIFF"):
+        pixels = eight_bit(pixels)
+    if name in ("JPEG", "BMP") and pixels.shape[2] in (2, 4):
+        return on_white(pixels)
+    if pixels.shape[2] == 2 and name == "WEBP":
+        return pixels[..., [0, 0, 0, 1]]
+    return pixels
+
+
+def _encode_with_pillow(file: BinaryIO, pixels: npt.NDArray[np.uint8], encoding: _Encoding) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    name, metadata, where = encoding.name, encoding.metadata, encoding.where
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    options = dict(next(options for format_name, options in WRITE_FORMATS.values() if format_name == name))
+    if encoding.quality is not None and name in ("JPEG", "WEBP"):
+        options |= {"quality": encoding.quality, "lossless": False}
+    if name not in ("BMP", "TIFF"):
+        if metadata.icc_profile and fits_profile(metadata.icc_profile, gray=pixels.shape[2] <= 2):
+            options["icc_profile"] = metadata.icc_profile
+        if metadata.exif:
+            options["exif"] = metadata.exif
+        if metadata.xmp and name != "PNG":
+            options["xmp"] = metadata.xmp
+    if metadata.dpi and name in ("PNG", "JPEG", "BMP"):
+        options["dpi"] = metadata.dpi
+    if name == "PNG":
+        info = PngInfo()
+        if metadata.xmp:
+            info.add_itxt(XMP_KEY, metadata.xmp.decode("utf-8", "replace"))
+        for key, value in metadata.text:
+            info.add_text(key, value)
+        options["pnginfo"] = info
+    try:
+        image.save(file, format=name, **options)
+    except (OSError, *DAMAGE) as error:
+        height, width = pixels.shape[:2]
+        if (height, width) == (1, 1):
+            raise HspanError(
+                where,
+                f"{name} cannot store so much color profile, EXIF or XMP ({error})",
+                "choose .png or .tif",
+            ) from error
+        raise HspanError(
+            where, f"{name} cannot hold {height}x{width} pixels ({error})", "write .png instead"
+        ) from error
+    if name == "TIFF":
+        _describe_tiff(file, metadata, gray=pixels.shape[2] <= 2)
+
+
+def _describe_tiff(file: BinaryIO, metadata: Metadata, *, gray: bool) -> None:
+    """Gives a TIFF or BigTIFF the tags that describe its picture: its directory is written anew, at the end.
+
+    libtiff, through which libvips and Pillow write, refuses directories within the first, which EXIF and GPS are.
+    """
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    file.seek(0)
+    header = file.read(16)
+    is_big = header[2] == 43
+    place, count_type, entry_bytes, at = ("<Q", "<Q", 20, 8) if is_big else ("<L", "<H", 12, 4)
+    added = ImageFileDirectory_v2(header if is_big else header[:8])
+    for tag, value in descriptive_tags(metadata.exif).items():
+        added[tag] = value
+    if metadata.xmp:
+        added[XMP_TAG] = metadata.xmp
+    if metadata.icc_profile and fits_profile(metadata.icc_profile, gray=gray):
+        added[PROFILE_TAG] = metadata.icc_profile
+    if metadata.dpi:
+        added[X_RESOLUTION_TAG], added[Y_RESOLUTION_TAG] = metadata.dpi
+        added[RESOLUTION_UNIT_TAG] = 2  # an inch
+
+    def entries_of(stream: BinaryIO, start: int) -> dict[int, bytes]:
+        stream.seek(start)
+        (count,) = struct.unpack(count_type, stream.read(struct.calcsize(count_type)))
+        entries = (stream.read(entry_bytes) for _ in range(count))
+        return {struct.unpack("<H", entry[:2])[0]: entry for entry in entries}
+
+    (first,) = struct.unpack_from(place, header, at)
+    entries = entries_of(file, first)
+    for tag in (X_RESOLUTION_TAG, Y_RESOLUTION_TAG, RESOLUTION_UNIT_TAG):
+        entries.pop(tag, None)
+    end = file.seek(0, os.SEEK_END)
+    end += file.write(b"\0" * (end % 2))
+    values = added.tobytes(end) if len(added) else b""  # of this directory the values stay in use
+    values += b"\0" * (len(values) % 2)
+    if values:
+        entries |= entries_of(io.BytesIO(values), 0)
+    file.seek(end)
+    file.write(values + struct.pack(count_type, len(entries)))
+    file.write(b"".join(entries[tag] for tag in sorted(entries)) + struct.pack(place, 0))
+    file.seek(at)
+    file.write(struct.pack(place, end + len(values)))
