@@ -81,6 +81,7 @@ class Header:
         metadata: what is kept.
         orientation: EXIF's, 1 to 8, of the stored pixels.
         has_gray_palette: a PNG whose palette has equal channels.
+        is_deep_color: more than one channel of 16 bits, of which Pillow keeps 8.
         is_tiled: a TIFF of tiles.
         needs_pillow: a TIFF that libvips does not read, or reads with wrong colors: gray of 12 bits, Lab, YCbCr.
     """
@@ -88,6 +89,7 @@ class Header:
     metadata: Metadata
     orientation: int = 1
     has_gray_palette: bool = False
+    is_deep_color: bool = False
     is_tiled: bool = False
     needs_pillow: bool = False
 
@@ -145,6 +147,7 @@ def _jpeg_header(stream: BinaryIO, _where: object) -> Header:
 def _png_header(stream: BinaryIO, _where: object) -> Header:
     from PIL.PngImagePlugin import PngImageFile
 
+    start = stream.read(26)
     small, has_gray_palette = _small_png(stream)
     with PngImageFile(io.BytesIO(small)) as image:
         image.load()
@@ -153,6 +156,7 @@ def _png_header(stream: BinaryIO, _where: object) -> Header:
             metadata=metadata,
             orientation=orientation_of_image(image),
             has_gray_palette=has_gray_palette,
+            is_deep_color=start[24:25] == b"\x10" and start[25:26] != b"\0",
         )
 
 
@@ -173,6 +177,7 @@ def _tiff_header(stream: BinaryIO, where: object) -> Header:
     directory = ImageFileDirectory_v2(header if tags.bigtiff else header[:8])
     stream.seek(first)
     directory.load(stream)
+    bits = directory.get(_BITS_TAG, (1,))
     colors, compression = directory.get(_COLORS_TAG), directory.get(_COMPRESSION_TAG)
     return Header(
         metadata=Metadata(
@@ -182,10 +187,9 @@ def _tiff_header(stream: BinaryIO, where: object) -> Header:
             dpi=_tiff_dpi(tags),
         ),
         orientation=_orientation(tags),
+        is_deep_color=max(bits) == 16 and len(bits) > 1,
         is_tiled=_TILE_TAG in directory,
-        needs_pillow=directory.get(_BITS_TAG) == (12,)
-        or colors == _LAB
-        or (colors == _YCBCR and compression != _JPEG),
+        needs_pillow=bits == (12,) or colors == _LAB or (colors == _YCBCR and compression != _JPEG),
     )
 
 

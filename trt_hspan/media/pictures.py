@@ -129,16 +129,13 @@ def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None
     if kind is None:
         raise not_a_picture(where)
     ppm = ppm_header(start) if kind == "PPM" else None
-    if has_vips():
-        if ppm is not None:
-            return VipsPicture(source, kind, ppm, where)
-        if kind in ("PNG", "JPEG", "TIFF"):
-            header = header_of(source, kind, where)
-            if not header.needs_pillow:
-                return VipsPicture(source, kind, header, where)
-    is_deep_png = kind == "PNG" and start[24:25] == b"\x10" and start[25:26] != b"\0"
-    if is_deep_png or (ppm is not None and ppm.white > 255):
-        vips(where)  # Pillow would keep 8 bits
+    header = header_of(source, kind, where) if kind in ("PNG", "JPEG", "TIFF") else None
+    if has_vips() and ppm is not None:
+        return VipsPicture(source, kind, ppm, where)
+    if has_vips() and header is not None and not header.needs_pillow:
+        return VipsPicture(source, kind, header, where)
+    if (ppm is not None and ppm.white > 255) or (header is not None and header.is_deep_color):
+        vips(where)  # which cannot be loaded; Pillow would keep 8 bits
     return _PillowPicture(source if isinstance(source, bytes) else _bytes_of_file(source), where)
 
 
