@@ -140,7 +140,7 @@ def test_an_orientation_after_the_pixels_of_a_png_is_applied(tmp_path: Path, dty
     upright = np.rot90(pixels, -1)
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png").pixels, upright)
     opened = open_picture(tmp_path / "a.png")
-    assert (opened.height, opened.width) == (11, 7)
+    assert opened.size == (11, 7)
     np.testing.assert_array_equal(opened.rows()(0, 11), upright)
 
 

@@ -99,7 +99,7 @@ def test_pixels_have_the_channels_and_depth_of_the_file(file: Path) -> None:
     pixels = opened.pixels()
     assert (pixels.shape[2], pixels.dtype) == (channels, dtype)
     assert (opened.pixel_format.channels, opened.pixel_format.dtype) == (channels, dtype)
-    assert size_from_image_file(file) == (opened.height, opened.width) == pixels.shape[:2]
+    assert size_from_image_file(file) == opened.size == pixels.shape[:2]
 
 
 def test_rows_and_bytes_give_the_same_pixels(file: Path) -> None:
@@ -107,8 +107,8 @@ def test_rows_and_bytes_give_the_same_pixels(file: Path) -> None:
     whole = opened.pixels()
     for _ in range(2):  # rows can be read again
         rows = opened.rows()
-        for top in range(0, opened.height, 3):  # as tiles need them: some rows twice
-            bottom = min(opened.height, top + 7)
+        for top in range(0, opened.size.height, 3):  # as tiles need them: some rows twice
+            bottom = min(opened.size.height, top + 7)
             np.testing.assert_array_equal(rows(top, bottom), whole[top:bottom])
     np.testing.assert_array_equal(open_picture(file.read_bytes()).pixels(), whole)
 

@@ -56,7 +56,7 @@ def test_what_cannot_work_is_told_before_the_network_runs(
     with pytest.raises(HspanError, match=r"in\.png: is 1x3x5x7, but nearest takes 1x3x7x5"):
         upscale_file(runner, source, tmp_path / "out.png", whole)
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 10**9)
-    with pytest.raises(HspanError, match=r"in\.png: 7x5 pixels as a whole need about 2\.0 GB"):
+    with pytest.raises(HspanError, match=r"in\.png: 5x7 pixels as a whole need about 2\.0 GB"):
         upscale_file(NearestRunner(memory=2 * 10**9), source, tmp_path / "out.png", whole)
     assert runner.calls == []
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
