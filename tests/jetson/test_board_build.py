@@ -176,7 +176,7 @@ def test_without_tensorrt_one_line_says_so(
         monkeypatch.setattr(module, "gpu_architectures", lambda: ("sm_87",))
     done = run("jetson", "build", network, "-o", network.parent / "e" / "net.plan")
     assert done.code == 1
-    assert "tensorrt: JetPack's Python module is not found" in done.error_line
+    assert "tensorrt: JetPack's Python module is missing" in done.error_line
     assert "--system-site-packages" in done.error_line
     assert not (network.parent / "e").exists()
 

@@ -94,7 +94,7 @@ def test_without_memory_several_boards_of_a_name_are_told() -> None:
 
 
 def test_off_a_board_auto_asks_for_a_name_and_a_name_is_taken() -> None:
-    with pytest.raises(HspanError, match=r"this is no Jetson.*orin-nano-8g"):
+    with pytest.raises(HspanError, match=r"this is not a Jetson.*orin-nano-8g"):
         chosen_board("auto", DeviceFacts())
     assert chosen_board("agx-thor", DeviceFacts()).board.name == "agx-thor"
     with pytest.raises(UsageError, match="orin-nano-8g"):

@@ -22,7 +22,15 @@ from trt_hspan.engine.manifest import (
     ProfileRecord,
     QuantizationRecord,
 )
-from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, ImageProfile, Precision, profiles_for
+from trt_hspan.engine.spec import (
+    RTX_DEFAULT_TARGETS,
+    Attention,
+    EngineSpec,
+    Flavor,
+    ImageProfile,
+    Precision,
+    profiles_for,
+)
 from trt_hspan.engine.tensorrt_api import load_plugin_library, load_tensorrt, select_flavor
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import check_writable, sha256_from_file, staged_files
@@ -47,7 +55,6 @@ _MIB = 1 << 20
 
 DEFAULT_ATTENTION: dict[Flavor, Attention] = {"tensorrt": "plugin", "tensorrt-rtx": "function"}
 # What TensorRT-RTX builds for when nothing else is asked for, by NVIDIA's documentation ("and later").
-RTX_DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
 # NVIDIA's documented limit on the elements of one tensor. Measured on TensorRT-RTX 1.7.1: beyond it, the
 # reported activation memory wraps around (12.96 GB at 200x200 but 0.68 GB at 216x216).
 MAX_TENSOR_ELEMENTS = 2**31 - 1

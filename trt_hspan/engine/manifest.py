@@ -1,4 +1,4 @@
-"""The manifest beside a plan: what the engine is, and the hashes that vouch for it. Owns the JSON format.
+"""The manifest beside a plan: what the engine is, and the hashes of its files.
 
 A plan is code: nothing loads one whose manifest is missing or does not match it.
 """
@@ -34,7 +34,7 @@ class PluginRecord:
         file: the library's file name, without its folder.
         sha256: hash of that file.
         abi_version: version of the operator's contract that it implements.
-        architectures: what it holds code for: "sm_86" is machine code, "compute_120" is PTX.
+        architectures: what it contains code for: "sm_86" is machine code, "compute_120" is PTX.
     """
 
     file: str
@@ -100,7 +100,7 @@ class IoTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineManifest:
-    """Everything about an engine that a user or a program may ask without opening it.
+    """Everything about an engine that can be known without opening it.
 
     Args:
         format_version: of this file; 3.
@@ -115,7 +115,7 @@ class EngineManifest:
         profiles: what one run may take, one TensorRT optimization profile each, in TensorRT's order.
         activation_memory_bytes: the largest figure of the profiles, since one run uses one of them; None when one of
             theirs is None.
-        activation_memory_source: "engine" (asked of the deserialized engine), "builder log", or None.
+        activation_memory_source: "engine" (read from the deserialized engine), "builder log", or None.
         weights_memory_bytes: device memory for weights as the builder's log reports it, or None.
         network_layer_counts: layers of the parsed network by type; a plugin counts as PLUGIN_V3.
         engine_layer_counts: layers of the built engine by kind, of all profiles together, from the builder's log;
@@ -197,7 +197,7 @@ def read_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
 
 
 def manifest_from_json(text: str, *, where: str | os.PathLike[str]) -> EngineManifest:
-    """Reads a manifest's text; errors name the file `where`. Raises: HspanError as `read_manifest` does."""
+    """Reads a manifest's text. Raises: HspanError as `read_manifest`; it names the file `where`."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -239,7 +239,7 @@ def _impossible(manifest: EngineManifest) -> str | None:
 def verify_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
     """Reads the manifest of a plan and checks that plan and ONNX file are the ones it names.
 
-    The plugin library is not looked for: `PluginRecord.sha256` is what its loader compares.
+    The plugin library is not checked here: its loader compares `PluginRecord.sha256`.
 
     Raises:
         HspanError: the plan is missing, the manifest is unreadable, or plan or ONNX file have another hash.

@@ -1,7 +1,6 @@
 """Can an engine run on this machine? Compares its manifest with GPU, TensorRT and plugin before the plan is opened.
 
-Owns the comparison and the words: each mismatch is one line with the command that mends it. Loads no plan and no
-plugin library.
+Each mismatch is one line with the command that corrects it. Loads no plan and no plugin library.
 """
 
 from __future__ import annotations
@@ -9,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from trt_hspan.engine.spec import RTX_DEFAULT_TARGETS
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.install_advice import install_advice
 from trt_hspan.machine.jetson import is_jetson
@@ -20,13 +20,10 @@ if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
     from trt_hspan.engine.spec import Flavor
 
-#: What TensorRT-RTX builds for when no target is named: these, and everything from sm_120 on.
-RTX_DEFAULT_TARGETS: Final = (80, 86, 89, 120)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What there is here.
+    """What this machine can run engines with.
 
     Attributes:
         architecture: of the GPU that would run the engine, such as "sm_86"; None without a GPU and driver.
@@ -40,7 +37,7 @@ class Machine:
 
 
 def this_machine(index: int = 0) -> Machine:
-    """The machine that this runs on, with its GPU of this index. Imports no TensorRT until a version is asked for."""
+    """The machine that this runs on, with its GPU of this index. Imports no TensorRT until a version is requested."""
     from trt_hspan.engine.tensorrt_api import installed_flavors, load_tensorrt
     from trt_hspan.machine.gpu import gpu_architectures
 
@@ -55,29 +52,28 @@ def this_machine(index: int = 0) -> Machine:
 def engine_mismatches(
     plan: Path, manifest: EngineManifest, machine: Machine, *, plugin: Path | None = None
 ) -> list[HspanError]:
-    """Everything that keeps an engine from running here; empty when nothing is known to.
+    """Everything that is known to keep an engine from running here.
 
-    Hashes of plan and ONNX file are `verify_manifest`'s to check, and come before this.
+    Hashes of plan and ONNX file are checked before, by `verify_manifest`.
 
     Args:
-        plan: the plan; lines name it and it is in the commands.
-        manifest: what it is.
-        machine: what there is here.
+        plan: the plan; errors and commands name it.
+        manifest: of the plan.
+        machine: where it is to run.
         plugin: the plugin library; None is the one that `trt-hspan plugin build` writes.
     """
     checks = (_gpu, _flavor, _version, _target)
-    found = [line for check in checks if (line := check(plan, manifest, machine)) is not None]
-    if manifest.plugin is not None and (line := _plugin(plan, manifest, machine, plugin)) is not None:
-        found.append(line)
-    return found
+    errors = [check(plan, manifest, machine) for check in checks]
+    if manifest.plugin is not None:
+        errors.append(_plugin(plan, manifest, machine, plugin))
+    return [error for error in errors if error is not None]
 
 
 def built_for(manifest: EngineManifest, architecture: str) -> bool:
-    """Whether the engine holds code for a compute capability such as "sm_86"."""
+    """Whether the engine contains code for a compute capability such as "sm_86"."""
     if manifest.targets:
         return architecture in manifest.targets
-    number = int(architecture.removeprefix("sm_"))
-    return number in RTX_DEFAULT_TARGETS or number > RTX_DEFAULT_TARGETS[-1]
+    return architecture in RTX_DEFAULT_TARGETS or _number(architecture) > _number(RTX_DEFAULT_TARGETS[-1])
 
 
 def build_command(plan: Path, manifest: EngineManifest, *, target: str | None = None) -> str:
@@ -88,8 +84,8 @@ def build_command(plan: Path, manifest: EngineManifest, *, target: str | None = 
     if manifest.attention == "plugin":
         words += ["--attention", "plugin"]
     if len(manifest.profiles) == 1 and manifest.profiles[0].max[0] == 1:
-        low, high = manifest.profiles[0].min, manifest.profiles[0].max
-        words += ["--min", f"{low[2]}x{low[3]}", "--max", f"{high[2]}x{high[3]}"]
+        low, _, high = manifest.profiles[0].sizes
+        words += ["--min", str(low), "--max", str(high)]
     else:
         for profile in manifest.profiles:
             shapes = {"min": profile.min, "opt": profile.opt, "max": profile.max}
@@ -137,7 +133,8 @@ def _target(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanErro
     if machine.architecture is None or built_for(manifest, machine.architecture):
         return None
     targets = (
-        ", ".join(manifest.targets) or f"TensorRT-RTX's default set ({_names(RTX_DEFAULT_TARGETS)} and later)"
+        ", ".join(manifest.targets)
+        or f"TensorRT-RTX's default set ({', '.join(RTX_DEFAULT_TARGETS)} and later)"
     )
     return HspanError(
         plan,
@@ -160,8 +157,8 @@ def _plugin(plan: Path, manifest: EngineManifest, machine: Machine, named: Path 
     path = named or default_plugin_path()
     rebuild = build_command(plan, manifest)
     try:
-        found = sha256_from_file(path)
-        if found == record.sha256:
+        sha256 = sha256_from_file(path)
+        if sha256 == record.sha256:
             if machine.architecture is not None:
                 check_plugin_serves(plugin_info_from_library(path), [machine.architecture])
             return None
@@ -182,7 +179,7 @@ def _plugin(plan: Path, manifest: EngineManifest, machine: Machine, named: Path 
         )
     return HspanError(
         path,
-        f"SHA-256 is {found[:12]}..., but {plan.name} was built with {record.sha256[:12]}...",
+        f"SHA-256 is {sha256[:12]}..., but {plan.name} was built with {record.sha256[:12]}...",
         f"name the library that it was built with by --plugin, or {rebuild}",
     )
 
@@ -192,5 +189,5 @@ def _requirement(manifest: EngineManifest) -> str:
     return f"{package}=={manifest.tensorrt_version}"
 
 
-def _names(numbers: tuple[int, ...]) -> str:
-    return ", ".join(f"sm_{number}" for number in numbers)
+def _number(architecture: str) -> int:
+    return int(architecture.removeprefix("sm_"))

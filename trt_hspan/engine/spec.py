@@ -27,6 +27,8 @@ Attention = Literal["plugin", "function"]
 MIN_SIZE, OPT_SIZE = 16, 128
 MAX_SIZE: dict[str, int] = {"plugin": 256, "function": 128}
 OPTIMIZATION_LEVELS = range(6)
+# What TensorRT-RTX builds for when no target is named: these, and everything from the last one on.
+RTX_DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
 
 _CHANNELS = 3
 _PARTS = ("min", "opt", "max")

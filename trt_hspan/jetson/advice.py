@@ -1,4 +1,4 @@
-"""What on a device stands in the way of its published speed, or of a build. Owns the judgement and the commands."""
+"""What on a device stands in the way of its published speed, or of a build, and the commands that change it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trt_hspan.jetson.boards import Board
 from trt_hspan.machine.jetson import DeviceFacts, PowerMode
 
 _GIB: Final = 1 << 30
-# From this memory on, nothing is asked of swap.
+# From this memory on, no swap is needed.
 _ROOMY_BYTES: Final = 16 * _GIB
 # A swap area is smaller than the file that it lies in, by a page.
 _SWAP_TOLERANCE_BYTES: Final = _GIB // 16
@@ -21,14 +21,14 @@ _RELEASES: Final = {"jetson-orin": ("36",), "jetson-thor": ("38", "39")}
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """One matter: what is so, and the commands that mend it, in their order; none where a command cannot."""
+    """One finding, and the commands that correct it, in order; none where a command cannot."""
 
     what: str
     commands: tuple[str, ...] = ()
 
 
 def advice_for_board(board: Board, facts: DeviceFacts) -> list[Advice]:
-    """What to mend before a build or a benchmark; nothing about facts that the device does not tell, or off a board.
+    """What to correct before a build or a benchmark. Facts that the device does not report are skipped.
 
     Args:
         board: what the figures are for.
@@ -36,8 +36,8 @@ def advice_for_board(board: Board, facts: DeviceFacts) -> list[Advice]:
     """
     if not facts.has_device_tree:
         return []
-    found = [_power(board, facts), _clock(facts), _swap(board, facts), _release(board, facts)]
-    return [advice for advice in found if advice is not None]
+    checks = (_power(board, facts), _clock(facts), _swap(board, facts), _release(board, facts))
+    return [advice for advice in checks if advice is not None]
 
 
 def _power(board: Board, facts: DeviceFacts) -> Advice | None:
@@ -62,16 +62,16 @@ def _power(board: Board, facts: DeviceFacts) -> Advice | None:
     )
 
 
-def _reaches(mode: PowerMode, wanted: str) -> bool:
-    """Whether a mode is the one wanted, or one without limits."""
+def _reaches(mode: PowerMode, required: str) -> bool:
+    """Whether a mode is the required one, or one without limits."""
     name = str(mode).upper()
-    return name == wanted.upper() or name.startswith("MAXN")
+    return name == required.upper() or name.startswith("MAXN")
 
 
 def _mode_commands(board: Board, facts: DeviceFacts) -> tuple[str, ...]:
-    for wanted in (board.power_mode.upper(), "MAXN"):
+    for required in (board.power_mode.upper(), "MAXN"):
         for number, name in facts.power_modes.items():
-            if name.upper().startswith(wanted):
+            if name.upper().startswith(required):
                 return (f"sudo nvpmodel -m {number}",)
     return ("nvpmodel -p --verbose", "sudo nvpmodel -m NUMBER")
 

@@ -1,4 +1,4 @@
-"""An engine for a board, built on the board: which sizes, which memory limits. Owns the request; builds nothing."""
+"""The request for an engine that is built on a board: which sizes, which memory limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGED_PLUGIN: Final = Path("/opt/hspan/lib") / LIBRARY_NAME
 
 @dataclass(frozen=True, kw_only=True)
 class BoardBuild:
-    """What `build_engine` is to be asked, and the plan behind it."""
+    """The request for `build_engine`, and the plan behind it."""
 
     spec: EngineSpec
     plan: BoardPlan
@@ -45,14 +45,14 @@ def board_build(
     """The request for an engine whose largest input is the largest tile that fits the board.
 
     TensorRT's memory pools are limited to what the board has: WORKSPACE to the board's share or what the attention's
-    plugin asks for, TACTIC_DRAM, which on Jetson is all GPU memory of a build, to what is free and not reserved.
+    plugin requests, TACTIC_DRAM, which on Jetson is all GPU memory of a build, to what is free and not reserved.
 
     Args:
         onnx_file: the model.
         output: `NAME.plan`.
         board: what the limits are for.
         facts: of the device, for its free memory.
-        size: of the pictures that are to go in; None is 256x256, beyond which tiles take
+        size: of the pictures to upscale; None is 256x256, beyond which tiles take
             more time than pictures cut into tiles of that size.
         plugin: the plugin library; None as `device_plugin`.
         optimization_level: as `EngineSpec`.
@@ -60,7 +60,7 @@ def board_build(
     Raises:
         HspanError: not even the smallest tile fits the board, its free memory does not hold what the engine needs, or
             the model is none that can be planned.
-        UsageError: the model has a fixed size and another one was asked for.
+        UsageError: the model has a fixed size, and `size` is another.
     """
     from trt_hspan.graph import load_onnx, require_attention
 
@@ -97,23 +97,23 @@ def require_builder(board: Board, architectures: tuple[str, ...] | None = None) 
         HspanError: there is no GPU here, or another one, or no TensorRT.
     """
     here = gpu_architectures() if architectures is None else architectures
-    wanted = f"sm_{board.rates.architecture}"
+    expected = f"sm_{board.rates.architecture}"
     if not here:
         raise HspanError(
             "jetson build",
             "builds on the board itself, and no NVIDIA GPU with its driver is here",
             f"copy the ONNX file to the {board.title} and build there; trt-hspan jetson plan works anywhere",
         )
-    if here[0] != wanted:
+    if here[0] != expected:
         raise HspanError(
             "jetson build",
-            f"this GPU is {here[0]}, that of the {board.title} is {wanted}",
+            f"this GPU is {here[0]}, that of the {board.title} is {expected}",
             "build on the board",
         )
     if "tensorrt" not in installed_flavors():
         raise HspanError(
             "tensorrt",
-            "JetPack's Python module is not found",
+            "JetPack's Python module is missing",
             "sudo apt install nvidia-jetpack, and make virtual environments with --system-site-packages",
         )
 

@@ -1,4 +1,4 @@
-"""Jetson boards: published facts only. Owns numbers and their sources; computes nothing from them but FP16 rates."""
+"""Jetson boards as NVIDIA publishes them, and which of them this device is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.jetson.roofline import PeakRates
 from trt_hspan.machine.jetson import DeviceFacts
 
+AUTO: Final = "auto"
+
 _GIB: Final = 1 << 30
+# Linux has less than the module, because firmware keeps some: an Orin Nano 8GB shows 7.4 GiB, an AGX Thor 122.9.
+_LEAST_SHARE: Final = 0.7
 _ORIN: Final = "Jetson Orin series data sheets; FP16 is half of the dense half of the GPU's sparse INT8 TOPS"
 _THOR: Final = "Jetson Thor series data sheet; FP16 is an eighth of the sparse FP4 TFLOPS"
 
@@ -27,8 +31,8 @@ class Board:
         rates: published peaks, at the GPU clock `gpu_mhz`.
         gpu_mhz: the GPU's highest clock without "Super" modes.
         power_mode: a power mode in which that clock is reached, as nvpmodel calls it.
-        modules: NVIDIA's part numbers, as the device tree's `compatible` holds them.
-        family: what the device tree's `model` says of it.
+        modules: NVIDIA's part numbers, as in the device tree's `compatible`.
+        family: its name in the device tree's `model`.
         target: the package for it, as `make jetson` names it.
         workspace_mib: limit of TensorRT's scratch memory while it builds on the board.
     """
@@ -44,6 +48,14 @@ class Board:
     family: str
     target: str
     workspace_mib: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """A board, and one phrase that says how it was recognized."""
+
+    board: Board
+    why: str
 
 
 def _reserved(gib: int) -> int:
@@ -125,25 +137,12 @@ def board_names() -> str:
     return ", ".join(board.name for board in BOARDS)
 
 
-AUTO = "auto"
-# Linux has less than the module, because firmware keeps some: an Orin Nano 8GB shows 7.4 GiB, an AGX Thor 122.9.
-_LEAST_SHARE = 0.7
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detection:
-    """A board, and one phrase on how it was found."""
-
-    board: Board
-    why: str
-
-
 def chosen_board(name: str, facts: DeviceFacts) -> Detection:
     """The board that `--board` names; "auto" is the one that this runs on.
 
     Raises:
         UsageError: there is no board of that name.
-        HspanError: "auto", and this is no Jetson or none that is known.
+        HspanError: "auto", and this is not a Jetson, or not one of `BOARDS`.
     """
     if name == AUTO:
         return detected_board(facts)
@@ -159,10 +158,10 @@ def detected_board(facts: DeviceFacts) -> Detection:
     if not facts.has_device_tree:
         raise HspanError(
             "--board auto",
-            "this is no Jetson: it has no /proc/device-tree/model",
+            "this is not a Jetson: it has no /proc/device-tree/model",
             f"name the board: {board_names()}",
         )
-    model = " ".join((facts.model or "a device without a model's name").split())[:80]
+    model = " ".join((facts.model or "a device without a model name").split())[:80]
     memory = facts.memory_bytes
     size = "unknown memory" if memory is None else f"{memory / (1 << 30):.1f} GiB of memory"
     by_module = [board for board in BOARDS if set(board.modules) & set(facts.modules)]

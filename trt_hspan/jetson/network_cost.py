@@ -1,4 +1,4 @@
-"""What a network costs in memory and arithmetic, read from its ONNX graph. Knows no board and no GPU.
+"""What a network costs in memory and arithmetic, read from its ONNX graph.
 
 Everything but the attention is in proportion to the pixels of the input; the attention's scores are in proportion to
 their square.
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 GRAPH_SOURCE: Final = "largest sum of live tensors of the graph, pointwise layers merged"
 # Layers that a builder merges into the one before or after: their results are never in memory beside their inputs.
 _MERGED: Final = frozenset({"Relu", "PRelu", "Cast", "Identity", "Mul", "QuantizeLinear", "DequantizeLinear"})
+# By scale: bytes of the weights in fp32, fp16 and bf16; activation elements and multiply-accumulates of a pixel.
+_WEIGHTS: Final = {
+    2: {"fp32": 129154792, "fp16": 64588200, "bf16": 64588196},
+    3: {"fp32": 135794152, "fp16": 67907880, "bf16": 67907876},
+    4: {"fp32": 134466280, "fp16": 67243944, "bf16": 67243940},
+}
+_ELEMENTS: Final = {2: 1536, 3: 3456, 4: 6144}
+_MACS: Final = {2: 32281965, 3: 33966810, 4: 37652697}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +47,7 @@ class NetworkCost:
         scale: upscaling factor.
         precision: "fp32", "fp16", "bf16", "int8" or "fp8".
         element_bytes: of an activation.
-        weights_bytes: of all weights, in the types that the file stores.
+        weights_bytes: of all weights, in the types of the file.
         activation_bytes_per_pixel: of an input pixel: the largest sum of the tensors that are alive at one time.
         macs_per_pixel: multiply-accumulates of all convolutions for one input pixel.
         attention: one entry per block.
@@ -62,7 +70,7 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
     """Reads the costs from a graph that this project wrote.
 
     Raises:
-        HspanError: the model says no scale, its input is no picture, or its shapes cannot be inferred.
+        HspanError: the model says no scale, its input is not a picture, or its shapes cannot be inferred.
     """
     from trt_hspan.graph import attention_nodes, image_input, metadata_from_model, precision_from_model
     from trt_hspan.graph.quantized import convolution_macs, shapes_on_a_small_input
@@ -71,14 +79,10 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
     if scale is None or scale < 1:
         raise HspanError(where, "does not say its scale", "export it with trt-hspan export")
     shapes = shapes_on_a_small_input(model)
-    given = image_input(model, where)
-    _, _, height, width = given.shape
-    counted = shapes[given.name]
+    picture = image_input(model, where)
+    _, _, height, width = picture.shape
+    counted = shapes[picture.name]
     pixels = counted[0] * counted[2] * counted[3]
-    blocks = []
-    for node in attention_nodes(model):
-        query, value = shapes[node.input[0]], shapes[node.input[2]]
-        blocks.append(AttentionSizes(score_channels=query[1], value_channels=value[1]))
     precision = precision_from_model(model)
     element_bytes = 4 if precision == "fp32" else 2
     return NetworkCost(
@@ -88,9 +92,35 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
         weights_bytes=sum(len(_content(tensor)) for tensor in model.graph.initializer),
         activation_bytes_per_pixel=_peak_elements(model, shapes) * element_bytes / pixels,
         macs_per_pixel=sum(convolution_macs(model).values()) / pixels,
-        attention=tuple(blocks),
+        attention=tuple(
+            AttentionSizes(score_channels=shapes[node.input[0]][1], value_channels=shapes[node.input[2]][1])
+            for node in attention_nodes(model)
+        ),
         source=GRAPH_SOURCE,
         fixed_size=ImageSize(height, width) if height and width else None,
+    )
+
+
+def published_cost(scale: int, precision: str) -> NetworkCost:
+    """The published network of a scale, as `network_cost` counts it in what `trt-hspan export` writes.
+
+    Raises:
+        UsageError: another scale than 2, 3 and 4, or another precision than fp32, fp16 and bf16.
+    """
+    if scale not in _WEIGHTS:
+        raise UsageError("--scale", f"got {scale}, expected 2, 3 or 4")
+    if precision not in _WEIGHTS[scale]:
+        raise UsageError("--precision", f"got {precision!r}, expected one of {', '.join(_WEIGHTS[scale])}")
+    element_bytes = 4 if precision == "fp32" else 2
+    return NetworkCost(
+        scale=scale,
+        precision=precision,
+        element_bytes=element_bytes,
+        weights_bytes=_WEIGHTS[scale][precision],
+        activation_bytes_per_pixel=float(_ELEMENTS[scale] * element_bytes),
+        macs_per_pixel=float(_MACS[scale]),
+        attention=(AttentionSizes(score_channels=96, value_channels=192),) * 10,
+        source=GRAPH_SOURCE,
     )
 
 
@@ -134,36 +164,3 @@ def _peak_elements(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -
 
 def _elements(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64))
-
-
-# By scale: bytes of the weights in fp32, fp16 and bf16; activation elements and multiply-accumulates of a pixel.
-_WEIGHTS: Final = {
-    2: {"fp32": 129154792, "fp16": 64588200, "bf16": 64588196},
-    3: {"fp32": 135794152, "fp16": 67907880, "bf16": 67907876},
-    4: {"fp32": 134466280, "fp16": 67243944, "bf16": 67243940},
-}
-_ELEMENTS: Final = {2: 1536, 3: 3456, 4: 6144}
-_MACS: Final = {2: 32281965, 3: 33966810, 4: 37652697}
-
-
-def published_cost(scale: int, precision: str) -> NetworkCost:
-    """The published network of a scale, as `network_cost` counts it in what `trt-hspan export` writes.
-
-    Raises:
-        UsageError: another scale than 2, 3 and 4, or another precision than fp32, fp16 and bf16.
-    """
-    if scale not in _WEIGHTS:
-        raise UsageError("--scale", f"got {scale}, expected 2, 3 or 4")
-    if precision not in _WEIGHTS[scale]:
-        raise UsageError("--precision", f"got {precision!r}, expected one of {', '.join(_WEIGHTS[scale])}")
-    element_bytes = 4 if precision == "fp32" else 2
-    return NetworkCost(
-        scale=scale,
-        precision=precision,
-        element_bytes=element_bytes,
-        weights_bytes=_WEIGHTS[scale][precision],
-        activation_bytes_per_pixel=float(_ELEMENTS[scale] * element_bytes),
-        macs_per_pixel=float(_MACS[scale]),
-        attention=(AttentionSizes(score_channels=96, value_channels=192),) * 10,
-        source=GRAPH_SOURCE,
-    )

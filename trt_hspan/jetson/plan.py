@@ -46,7 +46,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardPlan:
-    """The answer.
+    """Whether a picture can be upscaled on a board, and how.
 
     Attributes:
         fits: whether the picture can be upscaled on the board at all.
@@ -71,16 +71,16 @@ class BoardPlan:
 
 
 def cost_from_manifest(cost: NetworkCost, manifest: EngineManifest) -> NetworkCost:
-    """Replaces the graph's estimates by what TensorRT said when it built the engine.
+    """Replaces the graph's estimates by what TensorRT reported when it built the engine.
 
     Raises:
-        HspanError: the engine holds the attention as a function body, whose memory grows with the square of the
+        HspanError: the engine contains the attention as a function body, whose memory grows with the square of the
             pixels, or its manifest gives no figure.
     """
     if manifest.attention != "plugin":
         raise HspanError(
             "engine",
-            "holds the attention as a function body, whose memory grows with the square of the pixels",
+            "contains the attention as a function body, whose memory grows with the square of the pixels",
             "build it with --attention plugin, as Jetson engines are",
         )
     profile = manifest.largest_profile
@@ -151,6 +151,23 @@ def least_ms(cost: NetworkCost, board: Board, tiles: TilePlan) -> float:
     return max(arithmetic, traffic)
 
 
+def floors_for_sizes(onnx_file: Path, board: Board, sizes: Iterable[ImageSize]) -> dict[ImageSize, float]:
+    """Milliseconds that one run on one picture of each size takes at least, by the board's published peaks.
+
+    Args:
+        onnx_file: the network.
+        board: whose peaks.
+        sizes: of the input.
+
+    Raises:
+        HspanError: the file cannot be read, or as `network_cost`.
+    """
+    from trt_hspan.graph import load_onnx
+
+    cost = network_cost(load_onnx(onnx_file), where=onnx_file)
+    return {size: least_ms(cost, board, tile_plan(size, None, 0)) for size in sizes}
+
+
 def _largest_tile(cost: NetworkCost, board: Board, picture: ImageSize) -> ImageSize:
     """The whole picture, or a square of S x S pixels, S the largest multiple of 8 that fits; cut to the picture."""
 
@@ -187,20 +204,3 @@ def _floors(cost: NetworkCost, board: Board, tiles: TilePlan) -> tuple[float, fl
     arithmetic = (convolution / faster + attention) / (peak * 1e9)
     total = convolution + attention
     return arithmetic, moved / (rates.memory_gbps * 1e6), attention / total if total else 0.0
-
-
-def floors_for_sizes(onnx_file: Path, board: Board, sizes: Iterable[ImageSize]) -> dict[ImageSize, float]:
-    """Milliseconds that one run on one picture of each size takes at least, by the board's published peaks.
-
-    Args:
-        onnx_file: the network.
-        board: whose peaks.
-        sizes: of the input.
-
-    Raises:
-        HspanError: the file cannot be read, or as `network_cost`.
-    """
-    from trt_hspan.graph import load_onnx
-
-    cost = network_cost(load_onnx(onnx_file), where=onnx_file)
-    return {size: least_ms(cost, board, tile_plan(size, None, 0)) for size in sizes}

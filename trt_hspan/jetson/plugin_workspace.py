@@ -1,7 +1,7 @@
-"""The workspace that the plugin asks TensorRT for, in closed form, for one picture.
+"""The workspace that the plugin requests from TensorRT, in closed form, for one picture.
 
-That of tiledWorkspace and attentionWorkspaceBytes in plugins/kernels/sparsemax_attention.cpp. A limit that is a byte
-too small makes TensorRT refuse the plugin.
+The same as tiledWorkspace and attentionWorkspaceBytes in plugins/kernels/sparsemax_attention.cpp. A limit that is a
+byte too small makes TensorRT refuse the plugin.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CHUNK_ROWS: Final = 16384
 _ROW_ALIGNMENT: Final = 128
 _LIST_ENTRIES: Final = 1024
 _RESULT_BYTES: Final = 32
-#: In FP32 one bound for so many keys.
+#: In FP32 there is one bound for this many keys.
 _BOUND_KEYS: Final = 32
 _PLAIN_ROW_BYTES: Final = 16
 

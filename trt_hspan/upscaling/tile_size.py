@@ -1,7 +1,4 @@
-"""How large a tile may be. Owns the choice: what the network takes, what memory holds, what time allows.
-
-It asks the runner for limits and estimates and Linux for free memory; it runs nothing.
-"""
+"""How large a tile may be: what the network takes, what memory and time allow."""
 
 from __future__ import annotations
 
