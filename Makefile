@@ -1,15 +1,22 @@
 # make demo    the main job, on any Linux machine: export, plugin, engines, validation, a picture
-# make test    formatting, types and all tests
-# Both set up what they need in .venv and build/, and are quick when that is done.
+# make test    formatting, types, compiled libraries and all tests
+# make lint    formatting and types only;  make format  formats the code
+# make plugin  compiles the TensorRT plugin and the attention on CPUs, where they are not up to date
+# make soak    five minutes of mixed requests at a real server
+# make fuzz    the readers of the C++ runtime under libFuzzer, a minute each; needs Clang
+# make jetson  packages for Jetson Orin and Thor in dist/, cross-compiled; docs/jetson.md
+# make clean   removes build/ and demo-output/
+# Each sets up what it needs in .venv and build/, and is quick when that is done. No GPU is needed.
+# `. .venv/bin/activate` puts trt-hspan on the PATH.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test soak lint format setup plugin jetson train clean help fuzz
+.PHONY: help demo test soak lint format plugin jetson setup fuzz clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '/^# /!q; s/^# //p' Makefile
 
 demo: setup plugin
 	$(BIN)/trt-hspan demo -o demo-output
@@ -18,7 +25,6 @@ demo: setup plugin
 test: lint plugin
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# Five minutes and 2,000 mixed requests at a real server.
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_load.py -m soak -s
 
@@ -33,12 +39,10 @@ format: setup
 	$(BIN)/ruff format .
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format -i
 
-# The library that TensorRT loads, and that of the attention on CPUs; does nothing when they are up to date.
 plugin: setup
 	$(BIN)/trt-hspan plugin build
 	$(BIN)/trt-hspan plugin build --cpu
 
-# Packages for Jetson Orin and Thor, into dist/: cross compiled here, no board and no GPU needed. docs/jetson.md
 jetson: setup
 	bash scripts/setup_cross.sh required
 	$(BIN)/python scripts/jetson_package.py --jobs 2
@@ -49,7 +53,6 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/setup.sh
 	PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/setup.sh
 	touch $@
 
-# Files from elsewhere: the readers of the C++ runtime, a minute each.
 fuzz: setup
 	bash scripts/fuzz.sh
 
