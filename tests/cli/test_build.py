@@ -218,10 +218,10 @@ def test_nobody_waits_for_an_export_that_cannot_be_built(
 ) -> None:
     from trt_hspan.precision import engine_job
 
-    def export_audited(*_: object, **__: object) -> None:
+    def variants_from_path(*_: object, **__: object) -> None:
         raise AssertionError("the export was started")
 
-    monkeypatch.setattr(engine_job, "export_audited", export_audited)
+    monkeypatch.setattr(engine_job, "variants_from_path", variants_from_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("not a folder")
     result = run("build", "--checkpoint", GOLDEN / "small_x2.pt", *RTX, *words)

@@ -14,7 +14,7 @@ from support.small_networks import attention_network, write_attention_network
 
 from trt_hspan.engine import build as build_module
 from trt_hspan.engine import builder, tensorrt_api
-from trt_hspan.engine.build import build_engine, check_buildable
+from trt_hspan.engine.build import PreparedModel, build_engine
 from trt_hspan.engine.manifest import EngineManifest, verify_manifest
 from trt_hspan.engine.spec import EngineSpec, ProfileRequest
 from trt_hspan.errors import HspanError, UsageError
@@ -43,6 +43,10 @@ def build(network: Path, **changes: Any) -> EngineManifest:
 
 def assert_nothing_was_written(network: Path) -> None:
     assert [path.name for path in network.parent.iterdir()] == [network.name]
+
+
+def nothing_prepared() -> PreparedModel:
+    raise AssertionError("the model was prepared")
 
 
 def test_an_engine_comes_with_its_model_and_a_manifest_that_vouches_for_both(network: Path) -> None:
@@ -389,9 +393,8 @@ def test_the_same_plugin_library_elsewhere_will_do(network: Path, plugin_library
 
 def test_an_output_folder_without_permission_is_refused(network: Path, unwritable_folder: Path) -> None:
     spec = spec_for(network, output=unwritable_folder / "net.plan")
-    for attempt in (build_engine, check_buildable):
-        with pytest.raises(HspanError, match=r"net\.plan: no permission to write here"):
-            attempt(spec)
+    with pytest.raises(HspanError, match=r"net\.plan: no permission to write here"):
+        build_engine(spec, prepare=nothing_prepared)
 
 
 def test_a_full_disk_leaves_the_old_engine_as_it_was(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,11 +434,26 @@ def test_an_interrupted_build_stops_and_leaves_nothing(tmp_path: Path) -> None:
     assert_nothing_was_written(network)
 
 
-def test_what_needs_no_model_is_checked_without_one(tmp_path: Path) -> None:
+def test_what_needs_no_model_is_checked_before_one_is_prepared(tmp_path: Path) -> None:
     nothing = tmp_path / "nothing.onnx"
-    check_buildable(spec_for(nothing))
     with pytest.raises(UsageError, match="cannot build for sm_99"):
-        check_buildable(spec_for(nothing, targets=("sm_99",)))
+        build_engine(spec_for(nothing, targets=("sm_99",)), prepare=nothing_prepared)
     with pytest.raises(HspanError, match="there is no plugin library here"):
-        check_buildable(spec_for(nothing, attention="plugin", plugin=tmp_path / "gone.so"))
+        build_engine(
+            spec_for(nothing, attention="plugin", plugin=tmp_path / "gone.so"), prepare=nothing_prepared
+        )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_companions_of_a_prepared_model_lie_beside_the_engine_or_nowhere(network: Path) -> None:
+    model = load_onnx(network)
+    spec = spec_for(network)
+    with pytest.raises(HspanError):
+        build_engine(
+            spec_for(network, targets=("sm_75",)),
+            prepare=lambda: PreparedModel(model=model, companions={".txt": "how it was made"}),
+        )
+    assert_nothing_was_written(network)
+    build_engine(spec, prepare=lambda: PreparedModel(model=model, companions={".txt": "how it was made"}))
+    assert spec.output.with_suffix(".txt").read_text() == "how it was made"
+    assert verify_manifest(spec.output)

@@ -163,7 +163,7 @@ class BuildRequest:
         precision = self.precision if quantization is None else quantization.how.precision
         exported = None if self.checkpoint is None else precision or "fp32"
         spec = EngineSpec(
-            onnx=self.onnx or Path(),
+            onnx=Path(network),
             output=self.output or default_engine_path(network, precision),
             precision=cast("Precision | None", precision),
             profiles=self.profiles.requests(),
@@ -176,9 +176,9 @@ class BuildRequest:
         )
         return EngineJob(
             spec=spec,
-            checkpoint=self.checkpoint,
-            ranges=RangeRequest() if quantization else self.export.ranges(exported),
             quantization=quantization,
+            export=self.checkpoint is not None,
+            ranges=RangeRequest() if quantization else self.export.ranges(exported),
             res_scale=options.residual_scale(self.export.res_scale),
             opset=self.export.opset,
         )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from trt_hspan.engine.manifest import (
     ProfileRecord,
     QuantizationRecord,
 )
+from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.engine.spec import (
     RTX_DEFAULT_TARGETS,
     Attention,
@@ -84,18 +85,26 @@ class _Network:
     is_static: bool
 
 
-def check_buildable(spec: EngineSpec) -> None:
-    """Makes every check of `build_engine` that needs no model, so that nobody waits for an export in vain.
+@dataclass(frozen=True, kw_only=True)
+class PreparedModel:
+    """A model to build from, and what belongs to it.
 
-    Raises:
-        UsageError, HspanError: as `build_engine` would.
+    Args:
+        model: an ONNX model of this project.
+        range_audit: of the model, for the manifest.
+        companions: suffix -> text of files to write beside the engine.
     """
-    _tools(spec)
-    check_writable(spec.output)
+
+    model: onnx.ModelProto
+    range_audit: RangeAudit | None = None
+    companions: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_engine(
-    spec: EngineSpec, *, on_progress: Callable[[BuildProgress], None] | None = None
+    spec: EngineSpec,
+    *,
+    prepare: Callable[[], PreparedModel] | None = None,
+    on_progress: Callable[[BuildProgress], None] | None = None,
 ) -> EngineManifest:
     """Builds the engine and writes NAME.plan, NAME.onnx and NAME.json: all three or, on any failure, none.
 
@@ -104,6 +113,8 @@ def build_engine(
 
     Args:
         spec: what to build.
+        prepare: makes the model, such as by an export; called when everything has been checked that can be checked
+            without it. None reads `spec.onnx`.
         on_progress: called from this thread while the builder works.
 
     Returns:
@@ -115,16 +126,21 @@ def build_engine(
         KeyboardInterrupt: Ctrl-C; the builder has stopped and nothing was written.
     """
     tools = _tools(spec)
-    network = _network(spec, tools.attention)
+    check_writable(spec.output)
+    prepared = PreparedModel(model=load_onnx(spec.onnx)) if prepare is None else prepare()
+    network = _network(spec, prepared.model, tools.attention)
     check_fp8_targets(network.precision, tools.flavor, tools.targets)
     outputs = [spec.output, spec.onnx_output, spec.manifest_output]
-    with staged_files(outputs) as (plan_file, onnx_file, manifest_file):
+    companions = [spec.output.with_suffix(suffix) for suffix in prepared.companions]
+    with staged_files([*outputs, *companions]) as (plan_file, onnx_file, manifest_file, *companion_files):
+        for file, text in zip(companion_files, prepared.companions.values(), strict=True):
+            file.write_text(text, encoding="utf-8")
         built = build_plan(tools.trt, _request(spec, tools, network), on_progress=on_progress)
         plan_file.write_bytes(built.data)
         onnx_file.write_bytes(network.model.SerializeToString(deterministic=True))
         manifest = replace(
             _manifest(tools, network, built, plan_file=plan_file, onnx_file=onnx_file),
-            range_audit=spec.range_audit,
+            range_audit=prepared.range_audit,
         )
         manifest_file.write_text(manifest.as_json(), encoding="utf-8")
     return manifest
@@ -159,9 +175,8 @@ def check_fp8_targets(precision: Precision | None, flavor: Flavor, targets: tupl
         )
 
 
-def _network(spec: EngineSpec, attention: Attention) -> _Network:
-    """Reads the model and fits precision and profiles to it."""
-    model = load_onnx(spec.onnx)
+def _network(spec: EngineSpec, model: onnx.ModelProto, attention: Attention) -> _Network:
+    """Fits precision and profiles to the model."""
     require_attention(model, spec.onnx)
     precision = precision_from_model(model)
     if spec.precision not in (None, precision):

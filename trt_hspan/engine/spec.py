@@ -13,7 +13,6 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.sizes import ImageSize
 
@@ -235,7 +234,8 @@ class EngineSpec:
     """One engine to build. None means: read it from the ONNX file, or TensorRT's own default.
 
     Args:
-        onnx: the model; `NAME.onnx` beside the plan becomes a copy of it.
+        onnx: the file of the model, or what the caller of `build_engine` prepares the model from; `NAME.onnx` beside
+            the plan becomes a copy of the model.
         output: `NAME.plan`; `NAME.onnx` and `NAME.json` are written beside it.
         precision: what the ONNX file must be in; None takes what it is in.
         profiles: shapes to accept and to tune for, one TensorRT optimization profile each; at least one.
@@ -249,7 +249,6 @@ class EngineSpec:
             the GPU; classic TensorRT only.
         optimization_level: 0 (fast build) to 5; classic TensorRT only, because
             TensorRT-RTX tunes nothing while building.
-        range_audit: of the model, for the manifest.
 
     Raises:
         UsageError: a name, range or combination that is impossible whatever the files contain.
@@ -266,7 +265,6 @@ class EngineSpec:
     workspace_mib: int | None = None
     tactic_dram_mib: int | None = None
     optimization_level: int | None = None
-    range_audit: RangeAudit | None = None
 
     def __post_init__(self) -> None:
         check_choice("--precision", self.precision, Precision)

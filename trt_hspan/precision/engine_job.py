@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trt_hspan.engine.build import build_engine, check_buildable
+from trt_hspan.engine.build import PreparedModel, build_engine
 from trt_hspan.engine.manifest import EngineManifest
 from trt_hspan.engine.spec import EngineSpec, default_output
-from trt_hspan.files import staged_files
-from trt_hspan.graph import (
-    checked_precision,
-    load_onnx,
-    precision_from_model,
-    require_attention,
-    save_onnx,
-)
+from trt_hspan.graph import checked_precision, load_onnx, precision_from_model, require_attention
 from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.native.progress import BuildProgress
-from trt_hspan.precision.audit.audited_export import export_audited
+from trt_hspan.precision.audit.audited_export import audited_model
 from trt_hspan.precision.audit.network_audit import audit_network
 from trt_hspan.precision.audit.range_request import RangeRequest
+from trt_hspan.precision.network import variants_from_path
 from trt_hspan.precision.quantize.job import OnProgress, QuantizationJob, quantized_network
 from trt_hspan.precision.quantize.pipeline import companion_texts
 
@@ -33,17 +24,17 @@ class EngineJob:
     """An engine that is to be built from a network.
 
     Args:
-        spec: the engine. `spec.onnx` is the network, unless there is a checkpoint.
-        checkpoint: a checkpoint file or a preset, exported first; None for an ONNX file.
-        ranges: what to audit, and what to keep in float32 for it.
+        spec: the engine; `spec.onnx` is the network.
         quantization: how the network is quantized first; None does not.
+        export: the network is a checkpoint or a preset and is exported in `spec.precision`, float32 if that is None.
+        ranges: what to audit, and what to keep in float32 for it.
         res_scale, opset: of the export.
     """
 
     spec: EngineSpec
-    checkpoint: str | None = None
-    ranges: RangeRequest = field(default_factory=RangeRequest)
     quantization: QuantizationJob | None = None
+    export: bool = False
+    ranges: RangeRequest = field(default_factory=RangeRequest)
     res_scale: float = 0.1
     opset: int | None = None
 
@@ -54,17 +45,23 @@ def build_from_network(job: EngineJob, *, on_progress: OnProgress | None = None)
     A quantized engine gets its recipe, and the calibration table if one was measured, beside it.
 
     Raises:
-        UsageError, HspanError: as `export_audited`, `quantized_network` and `build_engine`.
+        UsageError, HspanError: as `audited_model`, `quantized_network` and `build_engine`.
     """
     report = on_progress or (lambda *_: None)
+    spec, prepare = job.spec, _read
     if job.quantization is not None:
-        return _build_quantized(job.spec, job.quantization, report)
-    if job.checkpoint is not None:
-        return _build_from_checkpoint(job.checkpoint, job, report)
-    audit = None
-    if job.ranges.pictures is not None:
-        audit = audit_network(job.spec.onnx, job.ranges, on_progress=report)
-    return _build(replace(job.spec, range_audit=audit), report)
+        prepare = _quantize
+    elif job.export:
+        prepare = _export
+        opset_to_write(checked_precision(spec.precision or "fp32"), job.opset)
+        if job.ranges.keep_fp32:  # may be every node: then the graph is float32, and the engine says so
+            spec = replace(spec, precision=None)
+
+    def show(state: BuildProgress) -> None:
+        phase = f": {state.phase}" if state.phase else ""
+        report(f"building {spec.output.name}{phase}", state.fraction, 1.0)
+
+    return build_engine(spec, prepare=lambda: prepare(job, report), on_progress=show)
 
 
 def default_engine_path(network: str | Path, precision: str | None) -> Path:
@@ -80,47 +77,26 @@ def default_engine_path(network: str | Path, precision: str | None) -> Path:
     return default_output(network, precision or "fp32")
 
 
-def _build_from_checkpoint(checkpoint: str, job: EngineJob, report: OnProgress) -> EngineManifest:
-    precision = checked_precision(job.spec.precision or "fp32")
-    opset_to_write(precision, job.opset)
-    check_buildable(job.spec)
-    with _temporary_onnx(job.spec) as path:
-        report(f"exporting {checkpoint}", 0, 0)
-        audit = export_audited(
-            checkpoint,
-            path,
-            job.ranges,
-            precision=precision,
-            res_scale=job.res_scale,
-            opset=job.opset,
-            on_picture=lambda sample: report(f"audited {sample.name}", 0, 0),
-        )
-        # What was kept may be every node: then the graph is float32, and the engine says so.
-        asked = None if job.ranges.keep_fp32 else job.spec.precision
-        return _build(replace(job.spec, onnx=path, precision=asked, range_audit=audit), report)
+def _read(job: EngineJob, report: OnProgress) -> PreparedModel:
+    audit = None
+    if job.ranges.pictures is not None:
+        audit = audit_network(job.spec.onnx, job.ranges, on_progress=report)
+    return PreparedModel(model=load_onnx(job.spec.onnx), range_audit=audit)
 
 
-def _build_quantized(spec: EngineSpec, quantization: QuantizationJob, report: OnProgress) -> EngineManifest:
-    check_buildable(spec)
-    quantized = quantized_network(quantization, on_progress=report)
-    with _temporary_onnx(spec) as path:
-        save_onnx(quantized.model, path)
-        texts = companion_texts(quantized)
-        with staged_files([spec.output.with_suffix(suffix) for suffix in texts]) as staged:
-            for file, text in zip(staged, texts.values(), strict=True):
-                file.write_text(text, encoding="utf-8")
-            return _build(replace(spec, onnx=path), report)
+def _export(job: EngineJob, report: OnProgress) -> PreparedModel:
+    report(f"exporting {job.spec.onnx}", 0, 0)
+    model, audit = audited_model(
+        variants_from_path(job.spec.onnx, res_scale=job.res_scale),
+        job.ranges,
+        checked_precision(job.spec.precision or "fp32"),
+        opset=job.opset,
+        on_picture=lambda sample: report(f"audited {sample.name}", 0, 0),
+    )
+    return PreparedModel(model=model, range_audit=audit)
 
 
-def _build(spec: EngineSpec, report: OnProgress) -> EngineManifest:
-    def show(state: BuildProgress) -> None:
-        phase = f": {state.phase}" if state.phase else ""
-        report(f"building {spec.output.name}{phase}", state.fraction, 1.0)
-
-    return build_engine(spec, on_progress=show)
-
-
-@contextmanager
-def _temporary_onnx(spec: EngineSpec) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="trt-hspan-") as folder:
-        yield Path(folder) / spec.onnx_output.name
+def _quantize(job: EngineJob, report: OnProgress) -> PreparedModel:
+    assert job.quantization is not None
+    quantized = quantized_network(job.quantization, on_progress=report)
+    return PreparedModel(model=quantized.model, companions=companion_texts(quantized))
