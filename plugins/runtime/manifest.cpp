@@ -48,12 +48,12 @@ public:
 
     Json const& at(std::string const& key) const
     {
-        auto const found = mObject.find(key);
-        if (found == mObject.end())
+        auto const member = mObject.find(key);
+        if (member == mObject.end())
         {
             throw Error(mWhere, name(key) + " is missing", kBUILD_AGAIN);
         }
-        return *found;
+        return *member;
     }
 
     bool isNull(std::string const& key) const
@@ -343,16 +343,16 @@ bool takes(ProfileRecord const& profile, Shape const& shape)
 
 std::size_t profileFor(std::vector<ProfileRecord> const& profiles, Shape const& shape)
 {
-    std::size_t found = profiles.size();
+    std::size_t best = profiles.size();
     for (std::size_t i = 0; i < profiles.size(); ++i)
     {
         if (takes(profiles[i], shape)
-            && (found == profiles.size() || elements(profiles[i].max) < elements(profiles[found].max)))
+            && (best == profiles.size() || elements(profiles[i].max) < elements(profiles[best].max)))
         {
-            found = i;
+            best = i;
         }
     }
-    return found;
+    return best;
 }
 
 ProfileRecord const& largestProfile(Manifest const& manifest)

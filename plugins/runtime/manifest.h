@@ -1,4 +1,4 @@
-// The manifest beside a plan (engines/README.md): what the engine is and the hashes that vouch for it.
+// The manifest beside a plan (engines/README.md): what the engine is and the hashes of its files.
 #pragma once
 
 #include <array>

@@ -123,11 +123,11 @@ void readPlugin(VouchedPlan& vouched, std::string const& pluginPath)
                 + std::to_string(record.abiVersion),
             kBUILD_AGAIN);
     }
-    std::string const found = sha256FromBytes(library.data(), library.size());
-    if (found != record.sha256)
+    std::string const sha256 = sha256FromBytes(library.data(), library.size());
+    if (sha256 != record.sha256)
     {
         throw Error(path,
-            "SHA-256 is " + found.substr(0, 12) + "..., but the engine was built with " + record.sha256.substr(0, 12)
+            "SHA-256 is " + sha256.substr(0, 12) + "..., but the engine was built with " + record.sha256.substr(0, 12)
                 + "...",
             "give that library with --plugin, or build the engine again");
     }
@@ -140,7 +140,7 @@ void readPlugin(VouchedPlan& vouched, std::string const& pluginPath)
 VouchedPlan readVouchedPlan(std::string const& planPath, std::string const& pluginPath)
 {
     std::string const path = manifestPath(planPath);
-    // The plan first: a wrong path should be told as such, not as a missing manifest.
+    // The plan first: a wrong path should be reported as such, not as a missing manifest.
     Bytes plan = readFile(planPath, kMAX_PLAN_BYTES);
     Bytes const text = readFile(path, kMAX_MANIFEST_BYTES);
     Manifest manifest = manifestFromJson(std::string(text.begin(), text.end()), path);
@@ -151,11 +151,11 @@ VouchedPlan readVouchedPlan(std::string const& planPath, std::string const& plug
                 + std::to_string(manifest.planSizeBytes),
             "copy the engine again, all of its files");
     }
-    std::string const found = sha256FromBytes(plan.data(), plan.size());
-    if (found != manifest.planSha256)
+    std::string const sha256 = sha256FromBytes(plan.data(), plan.size());
+    if (sha256 != manifest.planSha256)
     {
         throw Error(planPath,
-            "SHA-256 is " + found.substr(0, 12) + "..., but " + nameFromPath(path) + " vouches for "
+            "SHA-256 is " + sha256.substr(0, 12) + "..., but " + nameFromPath(path) + " vouches for "
                 + manifest.planSha256.substr(0, 12) + "...",
             "the files are not of one build: copy or build the engine again");
     }

@@ -22,10 +22,10 @@ void keepStandardDescriptors()
 
 std::size_t readInput(std::uint8_t* data, std::size_t size)
 {
-    std::size_t done = 0;
-    while (done < size)
+    std::size_t transferred = 0;
+    while (transferred < size)
     {
-        ssize_t const count = ::read(STDIN_FILENO, data + done, size - done);
+        ssize_t const count = ::read(STDIN_FILENO, data + transferred, size - transferred);
         if (count < 0 && errno != EINTR)
         {
             throw errorFromErrno("standard input", "read", errno);
@@ -34,17 +34,17 @@ std::size_t readInput(std::uint8_t* data, std::size_t size)
         {
             break;
         }
-        done += count > 0 ? static_cast<std::size_t>(count) : 0;
+        transferred += count > 0 ? static_cast<std::size_t>(count) : 0;
     }
-    return done;
+    return transferred;
 }
 
 void writeOutput(void const* data, std::size_t size)
 {
     auto const* bytes = static_cast<std::uint8_t const*>(data);
-    for (std::size_t done = 0; done < size;)
+    for (std::size_t transferred = 0; transferred < size;)
     {
-        ssize_t const count = ::write(STDOUT_FILENO, bytes + done, size - done);
+        ssize_t const count = ::write(STDOUT_FILENO, bytes + transferred, size - transferred);
         if (count < 0 && errno == EPIPE)
         {
             throw Error("standard output", "the program that reads it has ended");
@@ -53,7 +53,7 @@ void writeOutput(void const* data, std::size_t size)
         {
             throw errorFromErrno("standard output", "write", errno);
         }
-        done += count > 0 ? static_cast<std::size_t>(count) : 0;
+        transferred += count > 0 ? static_cast<std::size_t>(count) : 0;
     }
 }
 

@@ -57,45 +57,45 @@ SizeRange const& largestRange(std::vector<SizeRange> const& ranges)
 // The range that takes a picture with the least padding, the smallest if several do; null if none takes it.
 SizeRange const* rangeOfWhole(std::vector<SizeRange> const& ranges, Size picture)
 {
-    SizeRange const* found = nullptr;
+    SizeRange const* best = nullptr;
     auto const cost
         = [&](SizeRange const& range) { return std::pair{area(padded(range, picture)), area(range.largest)}; };
     for (SizeRange const& range : ranges)
     {
-        if (same(bounded(range, picture), padded(range, picture)) && (found == nullptr || cost(range) < cost(*found)))
+        if (same(bounded(range, picture), padded(range, picture)) && (best == nullptr || cost(range) < cost(*best)))
         {
-            found = &range;
+            best = &range;
         }
     }
-    return found;
+    return best;
 }
 
 // The ranges that take something within a limit; if none does, the one that starts lowest.
 std::vector<SizeRange> rangesBelow(std::vector<SizeRange> const& ranges, Size limit)
 {
-    std::vector<SizeRange> found;
-    std::copy_if(ranges.begin(), ranges.end(), std::back_inserter(found),
+    std::vector<SizeRange> fitting;
+    std::copy_if(ranges.begin(), ranges.end(), std::back_inserter(fitting),
         [&](SizeRange const& range) { return startsBy(range, limit); });
-    if (found.empty())
+    if (fitting.empty())
     {
-        found.push_back(*std::min_element(ranges.begin(), ranges.end(),
+        fitting.push_back(*std::min_element(ranges.begin(), ranges.end(),
             [](SizeRange const& a, SizeRange const& b) { return area(a.least) < area(b.least); }));
     }
-    return found;
+    return fitting;
 }
 
 void requireFits(Size size, std::vector<SizeRange> const& ranges, std::string const& what)
 {
-    std::string known;
+    std::string limits;
     for (SizeRange const& range : ranges)
     {
         if (same(bounded(range, size), size))
         {
             return;
         }
-        known += (known.empty() ? "" : " or ") + sizeText(range.least) + " to " + sizeText(range.largest);
+        limits += (limits.empty() ? "" : " or ") + sizeText(range.least) + " to " + sizeText(range.largest);
     }
-    throw Error(what, sizeText(size) + " does not fit the engine, which takes " + known + " (height x width)",
+    throw Error(what, sizeText(size) + " does not fit the engine, which takes " + limits + " (height x width)",
         "use --tile auto, or build the engine for other sizes");
 }
 
@@ -134,15 +134,15 @@ Tile autoTile(Size picture, TileLimits const& limits, std::vector<SizeRange> con
 // A requested tile, and the smallest range that takes it.
 Tile givenTile(Size size, std::vector<SizeRange> const& ranges)
 {
-    SizeRange const* found = nullptr;
+    SizeRange const* best = nullptr;
     for (SizeRange const& range : ranges)
     {
-        if (same(bounded(range, size), size) && (found == nullptr || area(range.largest) < area(found->largest)))
+        if (same(bounded(range, size), size) && (best == nullptr || area(range.largest) < area(best->largest)))
         {
-            found = &range;
+            best = &range;
         }
     }
-    SizeRange const& range = found == nullptr ? largestRange(ranges) : *found;
+    SizeRange const& range = best == nullptr ? largestRange(ranges) : *best;
     return {bounded(range, size), range};
 }
 
@@ -191,8 +191,8 @@ TilePlan planForPicture(Size picture, TileChoice const& choice, TileLimits const
 {
     if (choice.mode == TileMode::kNONE)
     {
-        SizeRange const* found = rangeOfWhole(limits.ranges, picture);
-        SizeRange const& range = found == nullptr ? largestRange(limits.ranges) : *found;
+        SizeRange const* fitting = rangeOfWhole(limits.ranges, picture);
+        SizeRange const& range = fitting == nullptr ? largestRange(limits.ranges) : *fitting;
         Size const whole = padded(range, picture);
         requireFits(whole, limits.ranges, "picture");
         return tilePlan(picture, whole, 0, range.least);

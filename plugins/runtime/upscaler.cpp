@@ -276,7 +276,7 @@ Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string co
     PixelWriter writer(result, where);
     int const passes = image.hasAlpha() ? 2 : 1;
     int const total = passes * static_cast<int>(plan.rows.size() * plan.columns.size());
-    int done = 0;
+    int finished = 0;
     std::vector<float> constant;
     for (int pass = 0; pass < passes; ++pass)
     {
@@ -321,7 +321,7 @@ Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string co
                 ramp = std::move(next);
                 if (onTile)
                 {
-                    onTile(++done, total);
+                    onTile(++finished, total);
                 }
             }
             std::size_t const riseRows = vertical.body - vertical.rise;

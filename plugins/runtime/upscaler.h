@@ -24,7 +24,8 @@ public:
         return mEngine->scale();
     }
 
-    // Told after each tile (done, in all), and one line whenever memory ran out and the tiles became smaller.
+    // Called after each tile (finished, in all), and with one line whenever memory ran out and the tiles became
+    // smaller.
     std::function<void(int, int)> onTile;
     std::function<void(std::string const&)> onShrink;
 
