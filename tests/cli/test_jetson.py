@@ -139,7 +139,7 @@ def test_an_engine_with_a_function_body_is_no_jetson_engine(
         ),
         (
             ("--board", "agx-thor", "--size", "48x64", "--onnx", "a.onnx", "--precision", "fp32"),
-            "holds its own",
+            "has its own",
         ),
         (("--board", "agx-thor", "--size", "48x1e3", "--scale", "2"), "expected height x width"),
         (("--board", "agx-thor", "--size", "\u0666x\u0664", "--scale", "2"), "expected height x width"),

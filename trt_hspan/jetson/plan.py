@@ -6,23 +6,22 @@ import bisect
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from trt_hspan.engine.manifest import EngineManifest, verify_manifest
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.graph import checked_precision, load_onnx
 from trt_hspan.jetson.boards import Board
 from trt_hspan.jetson.network_cost import NetworkCost, network_cost
 from trt_hspan.jetson.plugin_workspace import plugin_workspace_bytes
 from trt_hspan.jetson.roofline import attention_work
+from trt_hspan.precision.network import variants_from_path
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tile_size import DEFAULT_OVERLAP, SIDE_STEP, SMALLEST_SIDE, trimmed_tile
 from trt_hspan.upscaling.tiling import TilePlan, tile_plan
-
-if TYPE_CHECKING:
-    from trt_hspan.engine.manifest import EngineManifest
-
 
 _CHANNELS: Final = 3
 _FLOAT_BYTES: Final = 4
@@ -68,6 +67,23 @@ class BoardPlan:
     floor_ms: float
     floor_by: str
     attention_share: float
+
+
+def cost_from_path(network: str | Path, precision: str) -> NetworkCost:
+    """The cost of an engine, with the figures of its manifest, of an ONNX file, or of a checkpoint in a precision.
+
+    Raises:
+        HspanError: as `variants_from_path`, `network_cost` and `cost_from_manifest`.
+    """
+    path = Path(network)
+    if path.suffix.lower() == ".onnx":
+        return network_cost(load_onnx(path), where=path)
+    if path.suffix.lower() != ".plan":
+        model = variants_from_path(network).model(checked_precision(precision))
+        return network_cost(model, where=network)
+    manifest = verify_manifest(path)
+    onnx_file = path.parent / manifest.onnx_file
+    return cost_from_manifest(network_cost(load_onnx(onnx_file), where=onnx_file), manifest)
 
 
 def cost_from_manifest(cost: NetworkCost, manifest: EngineManifest) -> NetworkCost:
@@ -151,21 +167,48 @@ def least_ms(cost: NetworkCost, board: Board, tiles: TilePlan) -> float:
     return max(arithmetic, traffic)
 
 
-def floors_for_sizes(onnx_file: Path, board: Board, sizes: Iterable[ImageSize]) -> dict[ImageSize, float]:
+def floors_of_engine(engine: Path, board: Board, sizes: Sequence[ImageSize] = ()) -> dict[ImageSize, float]:
     """Milliseconds that one run on one picture of each size takes at least, by the board's published peaks.
 
     Args:
-        onnx_file: the network.
+        engine: beside its manifest and model.
         board: whose peaks.
-        sizes: of the input.
+        sizes: of the input; empty is the one that the engine is tuned for.
 
     Raises:
-        HspanError: the file cannot be read, or as `network_cost`.
+        HspanError: a file cannot be read; the engine does not take a size, or not as a single picture.
     """
-    from trt_hspan.graph import load_onnx
-
-    cost = network_cost(load_onnx(onnx_file), where=onnx_file)
+    manifest = verify_manifest(engine)
+    sizes = sizes or (manifest.largest_profile.sizes[1],)
+    for size in sizes:
+        _require_in_profile(engine, manifest, size)
+    path = engine.parent / manifest.onnx_file
+    cost = network_cost(load_onnx(path), where=path)
     return {size: least_ms(cost, board, tile_plan(size, None, 0)) for size in sizes}
+
+
+def _require_in_profile(engine: Path, manifest: EngineManifest, size: ImageSize) -> None:
+    """Raises: HspanError for a size that the engine does not take, or not as a single picture."""
+    shape = (3, *size)
+    taking = [
+        profile.min[0]
+        for profile in manifest.profiles
+        if all(a <= b <= c for a, b, c in zip(profile.min[1:], shape, profile.max[1:], strict=True))
+    ]
+    if 1 in taking:
+        return
+    if taking:
+        raise HspanError(
+            engine,
+            f"takes at least {min(taking)} pictures of {size} in one run, and the floor is that of one",
+            "build the engine for single pictures, or time it with trt-hspan bench",
+        )
+    least, _, most = manifest.largest_profile.sizes
+    raise HspanError(
+        f"--size {size}",
+        f"{engine} takes {least} to {most}",
+        "give a size in between, or build the engine with another --size",
+    )
 
 
 def _largest_tile(cost: NetworkCost, board: Board, picture: ImageSize) -> ImageSize:

@@ -9,14 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
+
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import check_writable, error_from_os_error, write_text
 from trt_hspan.media.formats import READ_SUFFIXES, WRITE_FORMATS
+from trt_hspan.runtime.runner import Runner
+from trt_hspan.upscaling.pictures import upscale_picture_file
+from trt_hspan.upscaling.upscaler import Upscaler, upscale_array
 
 DONE: Final = "done"
 FAILED: Final = "failed"
@@ -35,6 +41,7 @@ class WatchSpec:
         outgoing: folder of the results, another one.
         delete: delete a processed picture instead of moving it.
         seconds: between looks.
+        once: end when no pictures are left.
 
     Raises:
         UsageError: one folder for both, one inside the other, or no time between looks.
@@ -44,6 +51,7 @@ class WatchSpec:
     outgoing: Path
     delete: bool = False
     seconds: float = 1.0
+    once: bool = False
 
     def __post_init__(self) -> None:
         incoming, outgoing = self.incoming.absolute(), self.outgoing.absolute()
@@ -159,6 +167,53 @@ class FolderWatch:
             pass
         except OSError as error:
             raise error_from_os_error(source, error) from error
+
+
+def watch_folder(
+    spec: WatchSpec,
+    runner: Runner,
+    stop: threading.Event,
+    *,
+    on_begin: Callable[[], object],
+    on_picture: Callable[[Handled], object],
+) -> None:
+    """Upscales what appears in a folder until `stop` is set, with the network kept open.
+
+    Args:
+        spec: what to watch.
+        runner: the network, not active yet.
+        stop: ends the loop after the picture at hand.
+        on_begin: called when the network is loaded and the folders are there.
+        on_picture: called after each picture.
+
+    Raises:
+        HspanError: as `FolderWatch`, or the network itself fails.
+    """
+    upscaler = Upscaler(runner)
+
+    def probe() -> None:
+        low = runner.min_shape
+        upscale_array(runner, np.zeros((low[2] or 16, low[3] or 16, 3), np.uint8))
+
+    with runner:
+        folder = FolderWatch(
+            spec, lambda source, target: upscale_picture_file(upscaler, source, target), probe
+        )
+        on_begin()
+        notify_systemd(f"READY=1\nSTATUS={runner.label}")
+        count, idle = 0, 0
+        while not stop.is_set():
+            handled = folder.look(stop=stop.is_set)
+            for picture in handled:
+                on_picture(picture)
+            count += len(handled)
+            idle = 0 if handled else idle + 1
+            if handled:
+                notify_systemd(f"STATUS={runner.label}: {count} pictures")
+            if spec.once and idle >= 2:
+                break
+            stop.wait(spec.seconds)
+        notify_systemd("STOPPING=1")
 
 
 def notify_systemd(state: str) -> bool:

@@ -1,0 +1,114 @@
+"""`trt-hspan jetson build`: an engine that fits the board, built on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trt_hspan.cli import options
+from trt_hspan.cli.jetson.options import Board, Plugin, board_report, printed_advice
+from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.progress import progress
+from trt_hspan.cli.request import takes_request
+from trt_hspan.sizes import image_size_from_text
+
+if TYPE_CHECKING:
+    from trt_hspan.engine.manifest import EngineManifest
+    from trt_hspan.jetson.advice import Advice
+    from trt_hspan.jetson.board_build import BoardBuild
+    from trt_hspan.jetson.boards import Detection
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardBuildRequest:
+    """The command line of `trt-hspan jetson build`."""
+
+    onnx: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file of trt-hspan export.")]
+    output: Annotated[
+        Path, options.output("NAME.plan", "The engine; NAME.onnx and NAME.json are written beside it.")
+    ]
+    board: Board = "auto"
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            help="Of the pictures or frames that are to go in; what does not fit is cut into tiles.",
+            show_default="256x256, or the model's own",
+        ),
+    ] = None
+    plugin: Plugin = None
+    opt_level: options.OptLevel = None
+    json: options.Json = False
+
+
+@takes_request
+def build(request: BoardBuildRequest) -> None:
+    """Build an engine on the board, within its memory."""
+    from trt_hspan.engine.build import build_engine
+    from trt_hspan.jetson.board_build import board_build, require_builder
+    from trt_hspan.jetson.boards import chosen_board
+    from trt_hspan.machine import jetson as device
+
+    facts = device.this_device()
+    detection = chosen_board(request.board, facts)
+    planned = board_build(
+        request.onnx,
+        request.output,
+        detection.board,
+        facts,
+        size=None if request.size is None else image_size_from_text(request.size, option="--size"),
+        plugin=request.plugin,
+        optimization_level=request.opt_level,
+    )
+    require_builder(detection.board)
+    advice = printed_advice(detection, facts)
+    with progress(f"building {request.output.name}") as bar:
+        manifest = build_engine(planned.spec, on_progress=bar.phases(f"building {request.output.name}"))
+    if request.json:
+        print_json(_build_report(detection, planned, manifest, advice))
+    else:
+        print_table(f"Built {request.output}", _build_table(detection, planned, manifest))
+
+
+def _build_report(
+    detection: Detection, planned: BoardBuild, manifest: EngineManifest, advice: Sequence[Advice]
+) -> dict[str, Any]:
+    spec = planned.spec
+    return {
+        **board_report(detection, advice),
+        "plan": str(spec.output),
+        "planned_memory_bytes": planned.plan.memory.total,
+        "workspace_limit_mib": spec.workspace_mib,
+        "tactic_memory_limit_mib": spec.tactic_dram_mib,
+        **json.loads(manifest.as_json()),
+    }
+
+
+def _build_table(detection: Detection, planned: BoardBuild, manifest: EngineManifest) -> dict[str, Any]:
+    spec, plan = planned.spec, planned.plan
+    largest = manifest.largest_profile
+    least, best, most = largest.sizes
+    reported = largest.activation_memory_bytes
+    plugin = "-" if manifest.plugin is None else f"{manifest.plugin.file} {manifest.plugin.sha256[:12]}"
+    return {
+        "board": f"{detection.board.name}: {detection.why}",
+        "engine": f"{spec.output} ({manifest.plan_size_bytes / 1e6:,.1f} MB)",
+        "manifest": spec.manifest_output,
+        "TensorRT": f"{manifest.flavor} {manifest.tensorrt_version}, {', '.join(manifest.targets)}",
+        "precision": manifest.precision,
+        "plugin": plugin,
+        "sizes": f"{least} to {most}, tuned for {best}",
+        "larger pictures": "are cut into tiles",
+        "memory planned": f"{plan.memory.total / 1e9:.2f} of {plan.board.memory_bytes / 1e9:.2f} GB, of them "
+        f"{plan.memory.reserved / 1e9:.2f} GB for the system",
+        "activation memory": None
+        if reported is None
+        else f"{reported / 1e6:,.1f} MB, as TensorRT reports it",
+        "limits of the build": f"workspace {spec.workspace_mib} MiB, trial runs {spec.tactic_dram_mib} MiB",
+        "build time": f"{manifest.build_time_seconds:.1f} s",
+    }

@@ -1,0 +1,63 @@
+"""Options and notes that the commands for boards share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trt_hspan.cli import options
+
+if TYPE_CHECKING:
+    from trt_hspan.jetson.advice import Advice
+    from trt_hspan.jetson.boards import Detection
+    from trt_hspan.machine.jetson import DeviceFacts
+
+Board = Annotated[
+    str, typer.Option(help="auto is the board that this runs on; `trt-hspan jetson boards` lists all names.")
+]
+Engine = Annotated[Path, typer.Argument(metavar="ENGINE", help="A .plan with its manifest beside it.")]
+Plugin = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="LIBRARY",
+        help="The plugin library.",
+        show_default="TRT_HSPAN_PLUGIN, or that of the .deb under /opt/hspan",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardEngineOptions:
+    """Where an engine runs on a board."""
+
+    device: options.Device = "auto"
+    plugin: Plugin = None
+
+    @property
+    def library(self) -> Path:
+        """The plugin library that was named, or the one of the board."""
+        from trt_hspan.jetson.board_build import device_plugin
+
+        return self.plugin or device_plugin()
+
+
+def printed_advice(detection: Detection, facts: DeviceFacts) -> list[Advice]:
+    """What stands in the way, also on stderr as notes with the commands that change it."""
+    from trt_hspan.jetson.advice import advice_for_board
+
+    advice = advice_for_board(detection.board, facts)
+    for note in advice:
+        typer.echo(f"trt-hspan: note: {note.what}", err=True)
+        for command in note.commands:
+            typer.echo(f"    {command}", err=True)
+    return advice
+
+
+def board_report(detection: Detection, advice: Sequence[Advice]) -> dict[str, Any]:
+    """What JSON output says about the board."""
+    notes = [asdict(note) for note in advice]
+    return {"board": detection.board.name, "board_found": detection.why, "advice": notes}
