@@ -15,13 +15,12 @@ relative to the largest value.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from measuring import best_seconds, fits_in_memory, in_child, peak_memory_bytes
+from measuring import best_seconds, fits_in_memory, in_child, options_or_measurement, peak_memory_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -207,19 +206,12 @@ def print_report(rows: list[dict[str, Any]], title: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times attention on a CPU beside its peers.")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(SIDES))
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        print(json.dumps(measure(**json.loads(options.child))))
-        return
-    try:
-        import entmax  # noqa: F401
-    except ImportError:
-        sys.exit("benchmarks/attention.py: entmax is not installed; pip install 'trt-hspan[benchmark]'")
+    options = options_or_measurement(
+        "Times attention on a CPU beside its peers.",
+        "benchmarks/attention.py",
+        ("--lengths", list(SIDES)),
+        measure,
+    )
     import torch
 
     from trt_hspan.native.cpu_attention import native_library

@@ -13,7 +13,6 @@ the peer's result, or against this package's in PyTorch where the peer does not 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -22,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from measuring import best_seconds, fits_in_memory, in_child, peak_memory_bytes
+from measuring import best_seconds, fits_in_memory, in_child, options_or_measurement, peak_memory_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,19 +199,12 @@ def print_report(rows: list[dict[str, Any]], threads: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times the published x4 network on a CPU.")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[48, 96, 192])
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        print(json.dumps(measure(**json.loads(options.child))))
-        return
-    try:
-        import entmax  # noqa: F401
-    except ImportError:
-        sys.exit("benchmarks/end_to_end.py: entmax is not installed; pip install 'trt-hspan[benchmark]'")
+    options = options_or_measurement(
+        "Times the published x4 network on a CPU.",
+        "benchmarks/end_to_end.py",
+        ("--sizes", [48, 96, 192]),
+        measure,
+    )
     rows = run_all(options.sizes, options.threads)
     if options.json:
         print(json.dumps({"threads": options.threads, "rows": rows}, indent=2))

@@ -1,7 +1,9 @@
-"""What the benchmarks share: a process for each measurement, peak memory, time. Knows not what is measured."""
+"""Shared by the benchmarks: options, a process for each measurement, peak memory, time."""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +13,31 @@ from typing import Any
 
 from trt_hspan.machine.facts import PeakMemory
 from trt_hspan.machine.memory import available_memory_bytes
+
+
+def options_or_measurement(
+    description: str, script: str, sizes: tuple[str, list[int]], measure: Callable[..., dict[str, Any]]
+) -> argparse.Namespace:
+    """The options of a benchmark against entmax. In a child of `in_child`: measures, prints, and exits.
+
+    Args:
+        description: of the benchmark.
+        script: its path in the checkout, for errors.
+        sizes: name and default of the option that takes sizes.
+        measure: called in a child with the arguments given to `in_child`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(sizes[0], type=int, nargs="+", default=sizes[1])
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(**json.loads(options.child))))
+        sys.exit()
+    if importlib.util.find_spec("entmax") is None:
+        sys.exit(f"{script}: entmax is not installed; pip install 'trt-hspan[benchmark]'")
+    return options
 
 
 def in_child(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +55,7 @@ def in_child(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def fits_in_memory(needed_bytes: float) -> bool:
-    """Whether that much can be had without swapping; yes where Linux does not say."""
+    """Whether that much memory is available without swapping; yes where Linux does not say."""
     available = available_memory_bytes()
     return available is None or needed_bytes <= available
 
@@ -38,7 +65,7 @@ def peak_memory_bytes(call: Callable[[], Any]) -> tuple[Any, int]:
     with PeakMemory() as peak:
         result = call()
     if peak.bytes is None:
-        raise RuntimeError("Linux does not tell this process its peak memory")
+        raise RuntimeError("Linux does not report this process's peak memory")
     return result, peak.bytes
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.cmake_folder import built_folder
 from support.command_line import CommandLine
 from support.export_cache import ExportCache
 from support.golden import ATTENTION_CASES, GOLDEN, NETWORK_CASES, GoldenNetwork, load_golden_network
@@ -19,7 +17,6 @@ from support.permissions import read_only
 
 from trt_hspan.native.build import build_cpu_library, build_plugin
 from trt_hspan.native.cpu_attention import NativeLibrary
-from trt_hspan.native.toolchain import find_cmake
 
 if TYPE_CHECKING:
     import torch
@@ -82,18 +79,7 @@ def library() -> NativeLibrary:
 @pytest.fixture(scope="session")
 def emulation_folder() -> Path:
     """A CMake build folder with the emulated kernels and their tests; built again only where sources changed."""
-    root = Path(__file__).resolve().parents[1]
-    folder = root / "build" / "emulation"
-    configure = [str(find_cmake()), "-S", str(root), "-B", str(folder)]
-    configure += ["-DHSPAN_BUILD_PLUGIN=OFF", "-DHSPAN_BUILD_TESTS=ON"]
-    build = [str(find_cmake()), "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist runs several processes with a session each
-        for command in (configure, build):
-            completed = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert completed.returncode == 0, completed.stdout + completed.stderr
-    return folder
+    return built_folder("emulation", "-DHSPAN_BUILD_PLUGIN=OFF", "-DHSPAN_BUILD_TESTS=ON")
 
 
 @pytest.fixture

@@ -197,18 +197,13 @@ def test_memory_that_is_short_means_tiles_and_the_report_says_so(
     assert "leave out --tile none" in line
 
 
+def upscale_words(folder: Path, network: Path, *options: str) -> tuple[object, ...]:
+    return ("upscale", folder / "a.png", "-o", folder / "b.png", "--onnx", network, *options)
+
+
 def test_the_effect_of_tiles_is_measured(run: CommandLine, tmp_path: Path, network: Path) -> None:
     write_picture(tmp_path / "a.png", pixels(30, 30))
-    words = (
-        "upscale",
-        tmp_path / "a.png",
-        "-o",
-        tmp_path / "b.png",
-        "--onnx",
-        network,
-        "--tile-effect",
-        "--json",
-    )
+    words = upscale_words(tmp_path, network, "--tile-effect", "--json")
     tiled = json.loads(run(*words, "--tile", "16x16", "--overlap", "4").out)
     assert 10 < tiled["tile_effect"]["psnr_db"] < 120
     assert tiled["tile_effect"]["max_abs_difference"] > 0
@@ -221,16 +216,7 @@ def test_official_protocol_tells_a_picture_that_is_too_small(
     run: CommandLine, tmp_path: Path, network: Path
 ) -> None:
     write_picture(tmp_path / "a.png", pixels(40, 40))
-    words = (
-        "upscale",
-        tmp_path / "a.png",
-        "-o",
-        tmp_path / "b.png",
-        "--onnx",
-        network,
-        "--protocol",
-        "official",
-    )
+    words = upscale_words(tmp_path, network, "--protocol", "official")
     assert json.loads(run(*words, "--json").out)["tiles"] == 4
     write_picture(tmp_path / "a.png", pixels(20, 20))
     assert "too small to be quartered" in run(*words).error_line

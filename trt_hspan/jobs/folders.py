@@ -140,7 +140,7 @@ def tasks_from_inputs(
         )
     tasks = [Task(source=s, target=output / _renamed(name, suffix)) for s, name in sorted(files)]
     tasks = [_checked(task) for task in _without_results(tasks, output, companion)]
-    _require_distinct(tasks)
+    require_distinct((task.source, task.target) for task in tasks)
     return tasks, True
 
 
@@ -224,14 +224,15 @@ def _checked(task: Task) -> Task:
     return task
 
 
-def _require_distinct(tasks: Iterable[Task]) -> None:
-    sources: dict[Path, Path] = {}
-    for task in tasks:
-        first_source = sources.setdefault(task.target, task.source)
-        if first_source != task.source:
+def require_distinct(tasks: Iterable[tuple[object, object]]) -> None:
+    """Raises: UsageError when several sources, the first of each pair, have one target, the second."""
+    sources: dict[object, object] = {}
+    for source, target in tasks:
+        first_source = sources.setdefault(target, source)
+        if first_source != source:
             raise UsageError(
-                task.target,
-                f"would be written from {first_source} and from {task.source}",
+                target,
+                f"would be written from {first_source} and from {source}",
                 "give them different names, or run twice with two output folders",
             )
 

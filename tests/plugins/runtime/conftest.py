@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from support.cmake_folder import built_folder
 
 from trt_hspan.engine.rtx_wheel import library_folder
-from trt_hspan.native.toolchain import find_cmake, find_tensorrt_headers
+from trt_hspan.native.toolchain import find_tensorrt_headers
 
-ROOT = Path(__file__).resolve().parents[3]
 Float32Array = npt.NDArray[np.float32]
 #: (3, h, w) -> (3, scale * h, scale * w); raising MemoryError is "out of memory".
 Network = Callable[[Float32Array], Float32Array]
@@ -178,22 +176,13 @@ def runtime_folder() -> Path:
     missing = _missing()
     if missing:
         pytest.skip(f"the C++ runtime cannot be built here: {missing}")
-    folder = ROOT / "build" / "runtime"
-    configure = [str(find_cmake()), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
-    configure += ["-DHSPAN_BUILD_PLUGIN=OFF", "-DHSPAN_BUILD_RUNTIME=ON"]
+    options = ["-G", "Ninja", "-DHSPAN_BUILD_PLUGIN=OFF", "-DHSPAN_BUILD_RUNTIME=ON"]
     wheel = library_folder()
     if wheel is not None and (shutil.which("nvcc") or Path("/usr/local/cuda").is_dir()):
-        configure += ["-DHSPAN_TENSORRT_FLAVOR=tensorrt-rtx"]
-        configure += [f"-DHSPAN_TENSORRT_LIBRARY={next(wheel.glob('libtensorrt_rtx.so.*'))}"]
-        configure += [f"-DHSPAN_TENSORRT_INCLUDE={find_tensorrt_headers()}"]
-    build = [str(find_cmake()), "--build", str(folder), "--parallel", "2"]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist runs several processes with a session each
-        for command in (configure, build):
-            completed = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert completed.returncode == 0, completed.stdout + completed.stderr
-    return folder / "plugins" / "runtime"
+        options += ["-DHSPAN_TENSORRT_FLAVOR=tensorrt-rtx"]
+        options += [f"-DHSPAN_TENSORRT_LIBRARY={next(wheel.glob('libtensorrt_rtx.so.*'))}"]
+        options += [f"-DHSPAN_TENSORRT_INCLUDE={find_tensorrt_headers()}"]
+    return built_folder("runtime", *options) / "plugins" / "runtime"
 
 
 @pytest.fixture(scope="session")

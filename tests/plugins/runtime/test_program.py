@@ -10,10 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from support.small_engine import SmallEngine
+from support.synthetic_pictures import gray_picture
 from support.upscale_program import only_line
 
 from trt_hspan.machine.gpu import gpu_architectures
@@ -34,9 +33,7 @@ def engine(small_engine: SmallEngine, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "in.png"
-    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(path)
-    return path
+    return gray_picture(tmp_path)
 
 
 def test_all_profiles_of_a_manifest_are_read(program: Path, engine: Path) -> None:

@@ -9,11 +9,10 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from support.arm64 import emulated, needs_cross_compiler, needs_qemu
 from support.small_engine import SmallEngine
+from support.synthetic_pictures import gray_picture
 from support.upscale_program import ProgramContract, UpscaleProgram, only_line
 
 from tools.jetson_package.cross_toolkit import CROSS_COMPILER
@@ -62,9 +61,7 @@ def engine(small_engine: SmallEngine, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "in.png"
-    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(path)
-    return path
+    return gray_picture(tmp_path)
 
 
 def test_the_program_starts_and_reads_an_engine_without_tensorrt(orin: OrinBuild, engine: Path) -> None:

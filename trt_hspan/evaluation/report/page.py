@@ -23,6 +23,7 @@ from trt_hspan.evaluation.report.charts import Line, histogram_chart, layer_char
 from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES, EvidenceCollector
 from trt_hspan.evaluation.report.pictures import HEAT_RANGE, LONGEST_SIDE, heat_gradient, shown_size
 from trt_hspan.files import write_text
+from trt_hspan.records import plain
 from trt_hspan.version import __version__
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def write_report(folder: Path, content: ReportInput) -> Path:
         HspanError: Jinja2 is not installed, or the files cannot be written.
     """
     page = page_from_report(content)
-    write_text(folder / DATA_NAME, json.dumps(_plain(figures_from_report(content)), indent=2) + "\n")
+    write_text(folder / DATA_NAME, json.dumps(plain(figures_from_report(content)), indent=2) + "\n")
     write_text(folder / PAGE_NAME, page)
     return folder / PAGE_NAME
 
@@ -246,14 +247,3 @@ def _size(size_bytes: int | None) -> str:
 
 def _seconds(seconds: float | None) -> str:
     return _NONE if seconds is None else f"{seconds:.2f} s" if seconds < 100 else f"{seconds:,.0f} s"
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null, "inf" and "-inf", as the command's own `--json` prints them."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    return value

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.errors import HspanError
 from trt_hspan.jobs.cluster.storage import (
     exists,
     is_uri,
@@ -20,7 +20,7 @@ from trt_hspan.jobs.cluster.storage import (
     suffix_of,
     write_bytes,
 )
-from trt_hspan.jobs.folders import REASONS, Journal, Task, settings_digest, tasks_from_inputs
+from trt_hspan.jobs.folders import REASONS, Journal, Task, require_distinct, settings_digest, tasks_from_inputs
 from trt_hspan.media.formats import READ_SUFFIXES, WRITE_FORMATS
 
 _JOURNAL_FOLDER: Final = ".trt-hspan-journal"
@@ -63,15 +63,7 @@ def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = No
         ]
     for uri in (text for text in inputs if is_uri(text)):
         tasks += _in_store(uri, output, suffix)
-    targets: dict[str, str] = {}
-    for task in tasks:
-        first_source = targets.setdefault(task.target, task.source)
-        if first_source != task.source:
-            raise UsageError(
-                task.target,
-                f"would be written from {first_source} and from {task.source}",
-                "run twice with two output folders",
-            )
+    require_distinct((task.source, task.target) for task in tasks)
     return tasks
 
 
