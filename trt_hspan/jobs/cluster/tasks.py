@@ -20,7 +20,14 @@ from trt_hspan.jobs.cluster.storage import (
     suffix_of,
     write_bytes,
 )
-from trt_hspan.jobs.folders import REASONS, Journal, Task, require_distinct, settings_digest, tasks_from_inputs
+from trt_hspan.jobs.folders import (
+    REASONS,
+    Journal,
+    Task,
+    require_distinct,
+    settings_digest,
+    tasks_from_inputs,
+)
 from trt_hspan.media.formats import READ_SUFFIXES, WRITE_FORMATS
 
 _JOURNAL_FOLDER: Final = ".trt-hspan-journal"
