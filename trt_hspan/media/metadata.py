@@ -15,7 +15,8 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from trt_hspan.errors import HspanError
 from trt_hspan.media.formats import DAMAGE, damaged
@@ -33,6 +34,13 @@ _INCH, _CENTIMETER = 2, 3
 # Chunks that say something which is kept.
 _PNG_KINDS: Final = (b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"pHYs")
 _PNG_PALETTE: Final = 3  # a color type
+# Comments run from # to the end of the line and stand between any two words of the header.
+_SPACE: Final = rb"(?:\s|#[^\n\r]*[\n\r])+"
+_PPM_HEADER: Final = re.compile(
+    rb"P([56])%(space)s([0-9]{1,9})%(space)s([0-9]{1,9})%(space)s([0-9]{1,5})\s" % {b"space": _SPACE}
+)
+#: Bytes of a file that `read_header` needs of a PPM.
+PPM_HEADER_BYTES: Final = 4096
 _START_OF_SCAN: Final = 0xDA
 #: Application segments and comments of a JPEG.
 JPEG_DESCRIPTIONS: Final = frozenset((*range(0xE0, 0xF0), 0xFE))
@@ -73,17 +81,28 @@ class Metadata:
     dpi: tuple[float, float] | None = None
 
 
+class PpmHeader(NamedTuple):
+    """Height, width, channels (1 or 3) and largest value of a binary PGM or PPM, and where its pixels begin."""
+
+    height: int
+    width: int
+    channels: int
+    white: int
+    start: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a PNG, JPEG or TIFF says before its pixels are decoded.
+    """What a PNG, JPEG, TIFF or binary PPM says before its pixels are decoded.
 
     Attributes:
         metadata: what is kept.
         orientation: EXIF's, 1 to 8, of the stored pixels.
         has_gray_palette: a PNG whose palette has equal channels.
-        is_deep_color: more than one channel of 16 bits, of which Pillow keeps 8.
+        is_deep_color: 16 bits of which Pillow would keep 8.
         is_tiled: a TIFF of tiles.
         needs_pillow: a TIFF that libvips does not read, or reads with wrong colors: gray of 12 bits, Lab, YCbCr.
+        ppm: of a binary PPM.
     """
 
     metadata: Metadata
@@ -92,25 +111,34 @@ class Header:
     is_deep_color: bool = False
     is_tiled: bool = False
     needs_pillow: bool = False
+    ppm: PpmHeader | None = None
 
 
-def read_header(stream: BinaryIO, kind: str, where: object) -> Header:
+def read_header(source: Path | bytes, start: bytes, kind: str, where: object) -> Header | None:
     """Reads what a file says; its pixels are skipped.
 
     Args:
-        stream: the file, seekable.
-        kind: "PNG", "JPEG" or "TIFF".
+        source: the file, or its bytes.
+        start: its first `PPM_HEADER_BYTES` bytes.
+        kind: its format, as Pillow names it.
         where: what an error is about.
+
+    Returns:
+        None for a format that is neither PNG, JPEG, TIFF nor binary PPM.
 
     Raises:
         HspanError: the file is damaged, or a big-endian BigTIFF.
     """
-    read = {"PNG": _png_header, "JPEG": _jpeg_header, "TIFF": _tiff_header}[kind]
+    if kind == "PPM":
+        return _ppm_header(start)
+    read = {"PNG": _png_header, "JPEG": _jpeg_header, "TIFF": _tiff_header}.get(kind)
+    if read is None:
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd tags
         try:
-            stream.seek(0)
-            return read(stream, where)
+            with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+                return read(stream, where)
         except (OSError, *DAMAGE) as error:
             raise damaged(where, error) from error
 
@@ -134,6 +162,18 @@ def metadata_of_image(image: Image.Image) -> Metadata:
         text=tuple((k, str(v)) for k, v in getattr(image, "text", {}).items() if k != XMP_KEY),
         dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
     )
+
+
+def _ppm_header(start: bytes) -> Header | None:
+    """https://netpbm.sourceforge.net/doc/ppm.html."""
+    match = _PPM_HEADER.match(start)
+    if match is None:
+        return None
+    width, height, white = int(match[2]), int(match[3]), int(match[4])
+    if 0 in (width, height) or not 1 <= white <= 65535:
+        return None
+    ppm = PpmHeader(height, width, 1 if match[1] == b"5" else 3, white, match.end())
+    return Header(metadata=Metadata(), is_deep_color=white > 255, ppm=ppm)
 
 
 def _jpeg_header(stream: BinaryIO, _where: object) -> Header:

@@ -27,9 +27,15 @@ from trt_hspan.media.formats import (
     open_with_pillow,
     require_accepted,
 )
-from trt_hspan.media.metadata import Metadata, metadata_of_image, orientation_of_image
+from trt_hspan.media.metadata import (
+    PPM_HEADER_BYTES,
+    Metadata,
+    metadata_of_image,
+    orientation_of_image,
+    read_header,
+)
 from trt_hspan.media.pixels import PixelFormat, Uint8Array, rgb_on_white
-from trt_hspan.media.vips import PPM_HEADER_BYTES, VipsPicture, has_vips, header_of, ppm_header, vips
+from trt_hspan.media.vips import VipsPicture, has_vips, vips
 from trt_hspan.sizes import ImageSize
 
 if TYPE_CHECKING:
@@ -109,12 +115,12 @@ def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None
             cannot be read row by row.
 
     Example:
-        >>> from importlib.resources import files
-        >>> picture = open_picture(files("trt_hspan") / "data" / "chelsea.png")
+        >>> from trt_hspan.data import DEMO_PHOTOGRAPH
+        >>> picture = open_picture(DEMO_PHOTOGRAPH)
         >>> str(picture.size), picture.pixel_format.channels
-        ('300x451', 3)
+        ('300x444', 3)
         >>> picture.pixels().shape
-        (300, 451, 3)
+        (300, 444, 3)
     """
     if isinstance(source, bytes):
         where = "picture" if where is None else where
@@ -128,14 +134,11 @@ def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None
     kind = format_from_start(start)
     if kind is None:
         raise not_a_picture(where)
-    ppm = ppm_header(start) if kind == "PPM" else None
-    header = header_of(source, kind, where) if kind in ("PNG", "JPEG", "TIFF") else None
-    if has_vips() and ppm is not None:
-        return VipsPicture(source, kind, ppm, where)
-    if has_vips() and header is not None and not header.needs_pillow:
+    header = read_header(source, start, kind, where)
+    if header is not None and has_vips() and not header.needs_pillow:
         return VipsPicture(source, kind, header, where)
-    if (ppm is not None and ppm.white > 255) or (header is not None and header.is_deep_color):
-        vips(where)  # which cannot be loaded; Pillow would keep 8 bits
+    if header is not None and header.is_deep_color:
+        vips(where)  # which cannot be loaded
     return _PillowPicture(source if isinstance(source, bytes) else _bytes_of_file(source), where)
 
 
@@ -143,9 +146,9 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     """Reads a picture file. Raises: HspanError as `open_picture`, or of more than `formats.MAX_PIXELS` pixels.
 
     Example:
-        >>> from importlib.resources import files
-        >>> read_picture(files("trt_hspan") / "data" / "chelsea.png").pixels.shape
-        (300, 451, 3)
+        >>> from trt_hspan.data import DEMO_PHOTOGRAPH
+        >>> read_picture(DEMO_PHOTOGRAPH).pixels.shape
+        (300, 444, 3)
     """
     return whole_picture(open_picture(path))
 

@@ -8,7 +8,6 @@ is complete only near the end of the file (interlaced PNG, progressive JPEG).
 from __future__ import annotations
 
 import dataclasses
-import io
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.memory import array_of_own_pages, available_memory_bytes
 from trt_hspan.media.formats import damaged, require_accepted
-from trt_hspan.media.metadata import Header, Metadata, read_header
+from trt_hspan.media.metadata import Header, PpmHeader
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.sizes import ImageSize
 
@@ -37,13 +36,6 @@ _MULTISCAN: Final = "jpeg-multiscan"  # a field that libvips gives to progressiv
 _CHUNK_BYTES: Final = 4 << 20
 # A turned picture of more bytes than this is unpacked into a temporary file.
 _MEMORY_BYTES: Final = 100 << 20
-
-# Comments run from # to the end of the line and stand between any two words of the header.
-_SPACE: Final = rb"(?:\s|#[^\n\r]*[\n\r])+"
-_PPM_HEADER: Final = re.compile(
-    rb"P([56])%(space)s([0-9]{1,9})%(space)s([0-9]{1,9})%(space)s([0-9]{1,5})\s" % {b"space": _SPACE}
-)
-PPM_HEADER_BYTES: Final = 4096
 
 # libvips's number of threads before the first stream began, then a 1 for each stream.
 _THREADS_BEFORE: Final[list[int]] = []
@@ -93,34 +85,13 @@ def one_thread_of_vips(where: object) -> Iterator[None]:
                 library.concurrency_set(_THREADS_BEFORE.pop())
 
 
-class PpmHeader(NamedTuple):
-    """Height, width, channels (1 or 3) and largest value of a binary PGM or PPM, and where its pixels begin."""
-
-    height: int
-    width: int
-    channels: int
-    white: int
-    start: int
-
-
-def ppm_header(start: bytes) -> PpmHeader | None:
-    """The header at the beginning of a binary PGM or PPM (https://netpbm.sourceforge.net/doc/ppm.html); else None."""
-    match = _PPM_HEADER.match(start[:PPM_HEADER_BYTES])
-    if match is None:
-        return None
-    width, height, white = int(match[2]), int(match[3]), int(match[4])
-    if 0 in (width, height) or not 1 <= white <= 65535:
-        return None
-    return PpmHeader(height, width, 1 if match[1] == b"5" else 3, white, match.end())
-
-
 class VipsPicture:
     """A PNG, JPEG, TIFF or binary PPM whose header has been read.
 
     Args:
         source: the file, or its bytes.
         kind: "PNG", "JPEG", "TIFF" or "PPM".
-        header: as `read_header` gives it; of a PPM as `ppm_header`.
+        header: as `read_header` gives it.
         where: what an error is about.
 
     Attributes:
@@ -137,12 +108,10 @@ class VipsPicture:
 
     streams: Final = True
 
-    def __init__(self, source: Path | bytes, kind: str, header: Header | PpmHeader, where: object) -> None:
+    def __init__(self, source: Path | bytes, kind: str, header: Header, where: object) -> None:
         self.format, self.where, self._source = kind, where, source
         self._library = vips(where)
-        self._header = Header(metadata=Metadata()) if isinstance(header, PpmHeader) else header
-        self._ppm = header if isinstance(header, PpmHeader) else None
-        self.metadata = self._header.metadata
+        self._header, self.metadata = header, header.metadata
         self._image: Any = self._opened()
         stored = ImageSize(height=self._image.height, width=self._image.width)
         self.size = stored.turned if self._header.orientation >= 5 else stored
@@ -173,8 +142,8 @@ class VipsPicture:
             raise _unreadable(self.where, error) from error
 
     def _stored(self) -> Any:
-        if self._ppm is not None:
-            return self._stored_ppm(self._ppm)
+        if self._header.ppm is not None:
+            return self._stored_ppm(self._header.ppm)
         sources = self._library.Source
         source = (
             sources.new_from_memory(self._source)
@@ -322,14 +291,6 @@ class VipsRows:
             self._buffer[self._count : self._count + count] = fresh
             self._count += count
         return self._buffer[: bottom - top]
-
-
-def header_of(source: Path | bytes, kind: str, where: object) -> Header:
-    """As `read_header`, of a file or its bytes."""
-    if isinstance(source, bytes):
-        return read_header(io.BytesIO(source), kind, where)
-    with source.open("rb") as stream:
-        return read_header(stream, kind, where)
 
 
 def _unreadable(where: object, error: Any) -> HspanError:

@@ -179,9 +179,8 @@ def upscale_file(
         >>> import numpy as np
         >>> from trt_hspan.media.pictures import read_picture
         >>> from trt_hspan.media.writing import write_picture
-        >>> from trt_hspan.model.presets import model_from_preset
         >>> from trt_hspan.runtime.torch_runner import TorchRunner
-        >>> runner = TorchRunner(model_from_preset("hspan-tiny-x2"))
+        >>> runner = TorchRunner("hspan-tiny-x2")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_picture(f"{folder}/cat.png", np.zeros((12, 20, 3), np.uint8))
         ...     report = upscale_file(runner, f"{folder}/cat.png", f"{folder}/cat_x2.png")
