@@ -146,7 +146,7 @@ def test_the_plugin_on_tensorrt_rtx_builds_and_says_what_is_unknown(run: Command
         (["--precision", "fp32"], "net_fp16.onnx computes in fp16; export it again"),
         (["--flavor", "trt"], "--flavor: got 'trt'"),
         (["--attention", "dense"], "--attention: got 'dense'"),
-        (["--target", "sm_99"], "cannot build for sm_99; it knows"),
+        (["--target", "sm_99"], "cannot build for sm_99; choose from"),
         (["--target", "ampere"], "--target: got 'ampere'"),
         (["--opt-level", "3"], "--opt-level: TensorRT-RTX tunes nothing"),
         (["--opt-level", "9"], "--opt-level: got 9, expected 0 to 5"),

@@ -192,7 +192,7 @@ def test_pictures_without_ground_truth_give_no_loss(
             "--rounding: adaptive is for",
         ),
         (["--calibration", "builtin", "--exclude", "none"], "--exclude: 'none' matches no"),
-        (["--table", "t.json", "--method", "mse"], "--method: is told by the table"),
+        (["--table", "t.json", "--method", "mse"], "--method: is part of the table"),
         (["--table", "t.json", "--budget-db", "1"], "--budget-db: needs pictures to measure on"),
         (["--recipe", "r.yaml", "--budget-db", "1"], "--budget-db: is part of the recipe"),
         (["--calibration", "builtin", "--res-scale", "1"], "--res-scale: is part of an ONNX file already"),
@@ -266,7 +266,7 @@ def test_a_model_that_is_quantized_or_has_no_attention_is_refused(
     save_onnx(attention_network(blocks=0), bare)
     result = run("quantize", bare, *words)
     assert result.code == 1
-    assert "bare.onnx: holds no hspan::HighSimilarityPassAttention node" in result.error_line
+    assert "bare.onnx: contains no hspan::HighSimilarityPassAttention node" in result.error_line
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -336,7 +336,7 @@ def test_a_budget_that_cannot_be_met_builds_no_engine(
     words = ("--precision", "int8", "--calibration", photographs, "--budget-db", "0.0001", *QUICK, *RTX)
     result = run("build", "--onnx", network, *words, "-o", tmp_path / "net.plan")
     assert result.code == 1
-    assert "0.0001 dB cannot be met: the best that was found loses" in result.error_line
+    assert "0.0001 dB cannot be met: the best choice loses" in result.error_line
     assert not files_in(tmp_path)
 
 

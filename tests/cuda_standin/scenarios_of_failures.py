@@ -64,7 +64,7 @@ def test_out_of_memory_says_so_and_a_smaller_shape_goes_on(
 def test_tensorrt_out_of_memory_says_so(make_engine: MakeEngine) -> None:
     plan = make_engine(RTX)
     engine_double.ANSWERS["no context"] = True
-    with pytest.raises(OutOfMemoryError, match="no execution context can be made"), TensorRtRunner(plan):
+    with pytest.raises(OutOfMemoryError, match="cannot create an execution context"), TensorRtRunner(plan):
         pass
 
 
@@ -136,7 +136,7 @@ def test_a_runtime_cache_that_cannot_be_written_is_a_warning(
     ("diagnosis", "line"),
     [
         (1, "was built by another TensorRT-RTX release; build the engine again"),
-        (2, "holds no code for this GPU"),
+        (2, "contains no code for this GPU"),
         (4, "needs a newer NVIDIA driver"),
         (8, "needs a newer CUDA runtime"),
         (16, "does not fit into the GPU's memory"),

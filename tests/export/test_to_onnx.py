@@ -223,7 +223,7 @@ def test_block_can_stand_in_another_network(precision: Precision) -> None:
 
 
 def test_network_without_the_attention_is_refused() -> None:
-    with pytest.raises(HspanError, match="holds no hspan::HighSimilarityPassAttention node"):
+    with pytest.raises(HspanError, match="contains no hspan::HighSimilarityPassAttention node"):
         onnx_from_model(torch.nn.Conv2d(3, 3, 1))
 
 

@@ -54,7 +54,7 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_model_without_the_operator_is_refused() -> None:
-    with pytest.raises(HspanError, match="holds no hspan::HighSimilarityPassAttention node"):
+    with pytest.raises(HspanError, match="contains no hspan::HighSimilarityPassAttention node"):
         require_attention(plain_model(), "plain.onnx")
     with pytest.raises(HspanError, match="no attention node"):
         precision_from_model(plain_model())

@@ -154,7 +154,7 @@ def test_a_fixed_size_needs_no_profile_and_takes_no_other(tmp_path: Path) -> Non
 
 def test_a_model_without_attention_is_refused(tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "net.onnx", blocks=0)
-    with pytest.raises(HspanError, match="holds no hspan::HighSimilarityPassAttention"):
+    with pytest.raises(HspanError, match="contains no hspan::HighSimilarityPassAttention"):
         request_for(network, DeviceFacts())
 
 

@@ -98,7 +98,7 @@ def test_runner_says_what_runs(int8_file: Path) -> None:
     assert (fitting, runner.precision, runner.emulated) == (count, "int8", False)
     assert count < quantized
     assert runner.label == f"{runner.name}, INT8, integer kernels in {count} of {quantized} convolutions"
-    assert runner.picked.endswith("which runs ONNX files, INT8 in integer kernels as asked for")
+    assert runner.picked.endswith("which runs ONNX files, INT8 in integer kernels as requested")
     exact = open_runner(int8_file)
     assert exact.label == f"{exact.name}, INT8, emulated on CPU"
     assert exact.emulated
@@ -206,7 +206,7 @@ def test_bench_measures_int8_files_with_them_beside_others(
     labels = [one["network"] for one in found["measurements"]]
     assert ["integer kernels" in label for label in labels] == [False, True]
     assert [one["emulated"] for one in found["measurements"]] == [True, False]
-    assert found["picked"][str(int8_file)].endswith("INT8 in integer kernels as asked for")
+    assert found["picked"][str(int8_file)].endswith("INT8 in integer kernels as requested")
     refused = run(*words, plain)
     assert (refused.code, refused.out) == (2, "")
     assert f"{OPTION}: is for ONNX files in INT8, and none of" in refused.error_line

@@ -143,7 +143,7 @@ def flat_input(model: onnx.ModelProto) -> None:
         (renamed_input, r"its inputs are \['picture'\]"),
         (half_input, "its input is not float32"),
         (second_output, r"its outputs \['output', 'conv0'\]"),
-        (no_attention, "holds no hspan::HighSimilarityPassAttention node"),
+        (no_attention, "contains no hspan::HighSimilarityPassAttention node"),
         (four_channels, r"expected \(N, 3, H, W\)"),
         (flat_input, r"expected one input \(N, C, H, W\)"),
     ],

@@ -40,7 +40,7 @@ def test_checkpoint_opens_in_the_precision_that_was_asked_for(
     assert open_runner(small_x4.checkpoint, precision="bf16").precision == "bf16"
     assert open_runner(small_x4.checkpoint).precision == "fp32"
     for name in ("a.onnx", "a.plan"):
-        with pytest.raises(UsageError, match=r"--precision: is for checkpoints, a\..* holds its own"):
+        with pytest.raises(UsageError, match=r"--precision: is for checkpoints, a\..* contains its own"):
             open_runner(name, precision="bf16")
 
 
@@ -173,7 +173,7 @@ def test_cpu_for_an_engine_is_honored_beside_a_gpu(
     monkeypatch.setattr(tensorrt_runner, "engine_can_execute", lambda *_, **__: (True, ""))
     runner = open_runner(small_engine.plan, device="cpu")
     assert isinstance(runner, OnnxRuntimeRunner)
-    assert runner.why_emulated == "the CPU was asked for"
+    assert runner.why_emulated == "the CPU was requested"
 
 
 @needs_no_gpu

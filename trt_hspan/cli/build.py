@@ -179,7 +179,7 @@ class BuildRequest:
             quantization=quantization,
             export=self.checkpoint is not None,
             ranges=RangeRequest() if quantization else self.export.ranges(exported),
-            res_scale=options.residual_scale(self.export.res_scale),
+            res_scale=self.export.res_scale,
             opset=self.export.opset,
         )
 

@@ -46,7 +46,7 @@ class ExportRequest:
 def export(request: ExportRequest) -> None:
     """Write CHECKPOINT as an ONNX model that ONNX Runtime runs and TensorRT builds from."""
     from trt_hspan.graph import checked_precision
-    from trt_hspan.precision.audit.audited_export import export_audited
+    from trt_hspan.precision.audit.network_audit import export_audited
 
     size = request.static_size()
     precision = checked_precision(request.precision)
@@ -60,7 +60,7 @@ def export(request: ExportRequest) -> None:
             res_scale=options.residual_scale(request.export.res_scale),
             opset=request.export.opset,
             static=size,
-            on_picture=lambda sample: bar.show(f"audited {sample.name}"),
+            on_progress=bar.show,
         )
     report = _report(request.output)
     if request.json:

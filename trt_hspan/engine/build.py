@@ -1,14 +1,11 @@
-"""Builds an engine from an ONNX file: checks, plugin, builder, and the three files of the result.
-
-Owns the order of things; each step is another module's.
-"""
+"""Builds an engine from a network: checks, plugin, builder, and the files of the result."""
 
 from __future__ import annotations
 
 import datetime
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +52,7 @@ _LOG = logging.getLogger(__name__)
 _MIB = 1 << 20
 
 DEFAULT_ATTENTION: dict[Flavor, Attention] = {"tensorrt": "plugin", "tensorrt-rtx": "function"}
-# What TensorRT-RTX builds for when nothing else is asked for, by NVIDIA's documentation ("and later").
+# What TensorRT-RTX builds for without --target, by NVIDIA's documentation ("and later").
 # NVIDIA's documented limit on the elements of one tensor. Measured on TensorRT-RTX 1.7.1: beyond it, the
 # reported activation memory wraps around (12.96 GB at 200x200 but 0.68 GB at 216x216).
 MAX_TENSOR_ELEMENTS = 2**31 - 1
@@ -106,15 +103,26 @@ def build_engine(
     prepare: Callable[[], PreparedModel] | None = None,
     on_progress: Callable[[BuildProgress], None] | None = None,
 ) -> EngineManifest:
-    """Builds the engine and writes NAME.plan, NAME.onnx and NAME.json: all three or, on any failure, none.
+    """Builds the engine and writes NAME.plan, NAME.onnx, NAME.json and its companions: all or, on any failure, none.
 
-    The network is strongly typed: each layer computes in the type that the ONNX file gives it. float32 means
-    float32: TF32 is switched off.
+    The network is strongly typed: each layer computes in the type that its graph gives it. float32 means float32:
+    TF32 is switched off.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import trt_hspan
+        >>> from trt_hspan.engine.build import build_engine
+        >>> from trt_hspan.engine.spec import EngineSpec
+        >>> model = trt_hspan.export_onnx("hspan-tiny-x2", "tiny.onnx", precision="fp16")
+        >>> spec = EngineSpec(onnx=model, output=Path("engine.plan"), flavor="tensorrt-rtx")
+        >>> manifest = build_engine(spec)
+        >>> manifest.precision, manifest.scale, manifest.profiles[0].max
+        ('fp16', 2, (1, 3, 128, 128))
 
     Args:
         spec: what to build.
-        prepare: makes the model, such as by an export; called when everything has been checked that can be checked
-            without it. None reads `spec.onnx`.
+        prepare: gives the model, such as by an export; called once everything that needs no model is checked. None
+            reads `spec.onnx`.
         on_progress: called from this thread while the builder works.
 
     Returns:
@@ -138,9 +146,8 @@ def build_engine(
         built = build_plan(tools.trt, _request(spec, tools, network), on_progress=on_progress)
         plan_file.write_bytes(built.data)
         onnx_file.write_bytes(network.model.SerializeToString(deterministic=True))
-        manifest = replace(
-            _manifest(tools, network, built, plan_file=plan_file, onnx_file=onnx_file),
-            range_audit=prepared.range_audit,
+        manifest = _manifest(
+            tools, network, built, range_audit=prepared.range_audit, plan_file=plan_file, onnx_file=onnx_file
         )
         manifest_file.write_text(manifest.as_json(), encoding="utf-8")
     return manifest
@@ -160,11 +167,11 @@ def _tools(spec: EngineSpec) -> _Tools:
 
 
 def check_fp8_targets(precision: Precision | None, flavor: Flavor, targets: tuple[str, ...]) -> None:
-    """Raises: HspanError when FP8 is wanted on GPUs whose tensor cores do not have it, named in the line."""
+    """Raises: HspanError when FP8 is requested for GPUs whose tensor cores do not have it, named in the line."""
     if precision != "fp8":
         return
-    wanted = targets or (RTX_DEFAULT_TARGETS if flavor == "tensorrt-rtx" else ())
-    without = [target for target in wanted if int(target.removeprefix("sm_")) < FIRST_FP8_TARGET]
+    gpus = targets or (RTX_DEFAULT_TARGETS if flavor == "tensorrt-rtx" else ())
+    without = [target for target in gpus if int(target.removeprefix("sm_")) < FIRST_FP8_TARGET]
     if without:
         named = ", ".join(without)
         raise HspanError(
@@ -202,7 +209,7 @@ def _network(spec: EngineSpec, model: onnx.ModelProto, attention: Attention) -> 
 
 
 def _check_combination(spec: EngineSpec, flavor: Flavor, attention: Attention) -> None:
-    """Refuses options that the chosen flavor or attention would not heed."""
+    """Refuses options without effect for the chosen flavor or attention."""
     if flavor == "tensorrt" and spec.targets:
         raise UsageError(
             "--target",
@@ -265,13 +272,19 @@ def _request(spec: EngineSpec, tools: _Tools, network: _Network) -> BuildRequest
 
 
 def _manifest(
-    tools: _Tools, network: _Network, built: BuiltPlan, *, plan_file: Path, onnx_file: Path
+    tools: _Tools,
+    network: _Network,
+    built: BuiltPlan,
+    *,
+    range_audit: RangeAudit | None,
+    plan_file: Path,
+    onnx_file: Path,
 ) -> EngineManifest:
     metadata = metadata_from_model(network.model)
     profiles = _profile_records(tools, network, built)
     memory = [profile.activation_memory_bytes for profile in profiles]
-    known = [figure for figure in memory if figure is not None]
-    has_memory = len(known) == len(memory)
+    figures = [figure for figure in memory if figure is not None]
+    has_memory = len(figures) == len(memory)
     return EngineManifest(
         format_version=FORMAT_VERSION,
         plan_sha256=sha256_from_file(plan_file),
@@ -289,7 +302,7 @@ def _manifest(
         scale=metadata.scale,
         profiles=profiles,
         io_tensors=built.io_tensors,
-        activation_memory_bytes=max(known) if has_memory else None,
+        activation_memory_bytes=max(figures) if has_memory else None,
         activation_memory_source=built.activation_memory_source if has_memory else None,
         weights_memory_bytes=built.weights_memory_bytes,
         network_layer_counts=built.network_layer_counts,
@@ -297,6 +310,7 @@ def _manifest(
         build_time_seconds=built.build_time_seconds,
         tool_version=__version__,
         source_sha256=metadata.source_sha256,
+        range_audit=range_audit,
         created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
 

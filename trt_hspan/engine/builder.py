@@ -63,7 +63,7 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltPlan:
-    """A plan and what TensorRT told about it. `data` is a buffer; the rest is as in `EngineManifest`.
+    """A plan and TensorRT's figures of it. `data` is a buffer; the rest is as in `EngineManifest`.
 
     Attributes:
         activation_memory_bytes: of each profile, in order; None when TensorRT did not say.
@@ -91,7 +91,7 @@ def build_plan(
 
     Raises:
         UsageError: a target that this TensorRT does not know.
-        HspanError: the parser or the builder failed, told in TensorRT's words.
+        HspanError: the parser or the builder failed; the line is TensorRT's.
         KeyboardInterrupt: after the build has stopped.
     """
     check_targets(trt, request.targets)
@@ -122,13 +122,13 @@ _FAILED: set[str] = set()
 
 def check_targets(trt: Any, targets: tuple[str, ...]) -> None:
     """Raises: UsageError when this TensorRT cannot build for one of the targets."""
-    known = known_targets(trt)
+    possible = known_targets(trt)
     for target in targets:
-        if target not in known:
+        if target not in possible:
             raise UsageError(
                 "--target",
                 f"{trt.__name__} {trt.__version__} cannot build for {target}",
-                f"it knows {', '.join(known)}",
+                f"choose from {', '.join(possible)}",
             )
 
 
@@ -184,10 +184,10 @@ def _config(trt: Any, builder: Any, network: Any, request: BuildRequest, log: Co
     if request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
     if request.targets:
-        known = known_targets(trt)
+        capabilities = known_targets(trt)
         config.num_compute_capabilities = len(request.targets)
         for index, target in enumerate(request.targets):
-            if not config.set_compute_capability(known[target], index):
+            if not config.set_compute_capability(capabilities[target], index):
                 raise HspanError("--target", f"TensorRT refuses {target}: {log.first_error}")
     for shapes in request.profiles:
         profile = builder.create_optimization_profile()

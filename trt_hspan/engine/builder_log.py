@@ -50,7 +50,7 @@ def figures_from_log(messages: Iterable[str]) -> BuildFigures:
             else:
                 weights = (weights or 0) + int(match["bytes"])
         elif message.startswith(_LAYERS):
-            layers = (layers or Counter()) + Counter(found["kind"] for found in _LAYER.finditer(message))
+            layers = (layers or Counter()) + Counter(layer["kind"] for layer in _LAYER.finditer(message))
         elif _QUANTIZED_CONVOLUTION in message:
             fused += 1
     return BuildFigures(

@@ -1,4 +1,4 @@
-"""What a range audit found, as the manifest stores it. Owns names, limits and what counts as a risk; pure data."""
+"""What a range audit measured, as the manifest stores it: names, limits and what counts as a risk."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class RangeAudit:
         pictures: how many were audited.
         tile: pictures were cut to at most tile x tile input pixels.
         nodes: every node that makes a float tensor, in the graph's order.
-        kept_fp32: nodes that stay in float32 because somebody asked for it, on top of those that always do.
+        kept_fp32: nodes that stay in float32 on request, on top of those that always do.
     """
 
     precision: LowPrecision
@@ -91,5 +91,5 @@ class RangeAudit:
     @property
     def cure(self) -> tuple[str, ...]:
         """Names of all nodes that must stay in float32 to remove every risk, in the graph's order."""
-        wanted = {name for node in self.at_risk for name in node.cure}
-        return tuple(node.node for node in self.nodes if node.node in wanted)
+        cure = {name for node in self.at_risk for name in node.cure}
+        return tuple(node.node for node in self.nodes if node.node in cure)

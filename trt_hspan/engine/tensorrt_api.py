@@ -129,7 +129,7 @@ _COLLECTORS_LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def collected_log(trt: Any) -> Iterator[CollectedLog]:
-    """Collects what `tensorrt_logger(trt)` is told inside the block, from all threads of the process."""
+    """Collects what `tensorrt_logger(trt)` receives inside the block, from all threads of the process."""
     tensorrt_logger(trt)
     log = CollectedLog()
     with _COLLECTORS_LOCK:
@@ -145,14 +145,14 @@ def collected_log(trt: Any) -> Iterator[CollectedLog]:
 def tensorrt_logger(trt: Any) -> Any:
     """The one ILogger of a process: passes TensorRT's messages to the logger "trt_hspan.tensorrt".
 
-    Errors are logged as INFO: whoever sees one raises it, and one failure is told once. What TensorRT calls verbose,
+    Errors are logged as INFO: whoever sees one raises it, so that one failure is one line. What TensorRT calls verbose,
     thousands of lines a build, comes at level 5, below DEBUG.
     """
     severity = trt.ILogger.Severity
     errors = (severity.INTERNAL_ERROR, severity.ERROR)
     levels = {severity.WARNING: logging.WARNING, severity.VERBOSE: logging.DEBUG // 2}
 
-    class PythonLogger(trt.ILogger):  # type: ignore[misc]  # the base is known only at run time
+    class PythonLogger(trt.ILogger):  # type: ignore[misc]  # the base exists only at run time
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

@@ -98,13 +98,13 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationReport:
-    """What `validate` found.
+    """What `validate` measured.
 
     Attributes:
         candidate: label of the engine or ONNX file, such as "ONNX Runtime 1.32.0, FP16, emulated on CPU".
         reference: label of PyTorch.
         emulated: the engine itself did not run.
-        why_emulated: why not; None when no engine was asked for, or when it ran.
+        why_emulated: why not; None when no engine was requested, or when it ran.
         precision: of the candidate.
         scale: of both.
         same_source: whether both come from one checkpoint; None when the candidate does not say.
@@ -135,7 +135,7 @@ class ValidationReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What the networks made of one picture; told while it is in memory.
+    """The networks' outputs on one picture; passed on while they are in memory.
 
     Attributes:
         sample: the picture.
@@ -166,7 +166,7 @@ def validate(
 ) -> ValidationReport:
     """Runs two networks on every picture and compares them: `validate_all` with one candidate."""
 
-    def told(outputs: Outputs) -> None:
+    def report_first(outputs: Outputs) -> None:
         if on_picture is not None:
             on_picture(outputs.reports[0])
 
@@ -177,7 +177,7 @@ def validate(
         min_psnr_db=min_psnr_db,
         budget_db=budget_db,
         options=options,
-        on_outputs=told,
+        on_outputs=report_first,
     )
     return report
 
@@ -209,7 +209,7 @@ def validate_all(
 
     Raises:
         HspanError: the scales differ, there are no pictures, a picture cannot be read, does not fit a network
-            or would fill the memory, there is a budget and no ground truth (all told before the first run), or
+            or would fill the memory, there is a budget and no ground truth (all checked before the first run), or
             a backend fails.
     """
     scale = common_scale(reference, candidates)
@@ -228,19 +228,19 @@ def validate_all(
         plans.append(shared_tiles(runners, size, options, what=sample.name))
         if sample.ground_truth is not None:
             require_measurable(size.scaled(scale), scale, sample.name)
-    found: list[list[PictureReport]] = [[] for _ in candidates]
+    pictures_of: list[list[PictureReport]] = [[] for _ in candidates]
     with contextlib.ExitStack() as stack:
         for runner in runners:
             stack.enter_context(runner)
         for sample, plan in zip(samples, plans, strict=True):
             outputs = _compared(sample, candidates, reference, plan)
-            for pictures, report in zip(found, outputs.reports, strict=True):
+            for pictures, report in zip(pictures_of, outputs.reports, strict=True):
                 pictures.append(report)
             if on_outputs is not None:
                 on_outputs(outputs)
     return [
         _report(candidate, reference, pictures, scale=scale, min_psnr_db=min_psnr_db, budget_db=budget_db)
-        for candidate, pictures in zip(candidates, found, strict=True)
+        for candidate, pictures in zip(candidates, pictures_of, strict=True)
     ]
 
 
@@ -304,8 +304,8 @@ def _compared(
         output = upscale_batch(runner, tiles.padded(batch), tiles.options, what=sample.name)
         return output[:, :, :height, :width]
 
-    def matches(expected: Float32Array, found: Float32Array) -> bool:
-        measured.append(agreement(found, expected))
+    def matches(expected: Float32Array, output: Float32Array) -> bool:
+        measured.append(agreement(output, expected))
         return measured[-1].nan_count == 0
 
     runs = run_and_compare(
@@ -322,14 +322,14 @@ def _compared(
             name=sample.name,
             height=low.shape[0],
             width=low.shape[1],
-            agreement=found,
+            agreement=difference,
             reference_quality=qualities[0],
             candidate_quality=quality,
             tile=cut,
             reference_seconds=runs[0].seconds,
             candidate_seconds=run.seconds,
         )
-        for found, run, quality in zip(measured, runs[1:], qualities[1:], strict=True)
+        for difference, run, quality in zip(measured, runs[1:], qualities[1:], strict=True)
     )
     return Outputs(
         sample=sample,
@@ -371,10 +371,10 @@ def _summary(pictures: Sequence[PictureReport]) -> Summary:
 
 
 def _mean_quality(qualities: Sequence[Quality | None]) -> Quality | None:
-    known = [quality for quality in qualities if quality is not None]
-    if not known:
+    measured = [quality for quality in qualities if quality is not None]
+    if not measured:
         return None
     return Quality(
-        psnr_y_db=float(np.mean([quality.psnr_y_db for quality in known])),
-        ssim_y=float(np.mean([quality.ssim_y for quality in known])),
+        psnr_y_db=float(np.mean([quality.psnr_y_db for quality in measured])),
+        ssim_y=float(np.mean([quality.ssim_y for quality in measured])),
     )

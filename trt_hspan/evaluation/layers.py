@@ -73,10 +73,10 @@ def layer_errors(
         if tensor not in have:
             runnable.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
     session = open_session(runnable, "layer errors", threads=threads)
-    found = run_session(session, list(tensors.values()), batch, "layer errors")
+    outputs = run_session(session, list(tensors.values()), batch, "layer errors")
     return [
         LayerError(module=module, psnr_db=_psnr_db(np.asarray(output, np.float32), expected[module]))
-        for module, output in zip(tensors, found, strict=True)
+        for module, output in zip(tensors, outputs, strict=True)
     ]
 
 
@@ -91,7 +91,7 @@ def _module_tensors(model: onnx.ModelProto) -> dict[str, str]:
     return tensors
 
 
-def _module_outputs(network: nn.Module, batch: Float32Array, wanted: set[str]) -> dict[str, Float32Array]:
+def _module_outputs(network: nn.Module, batch: Float32Array, names: set[str]) -> dict[str, Float32Array]:
     import torch
 
     outputs: dict[str, Float32Array] = {}
@@ -103,7 +103,7 @@ def _module_outputs(network: nn.Module, batch: Float32Array, wanted: set[str]) -
         return hook
 
     handles = [
-        module.register_forward_hook(keep(name)) for name, module in network.named_modules() if name in wanted
+        module.register_forward_hook(keep(name)) for name, module in network.named_modules() if name in names
     ]
     try:
         with torch.inference_mode():
@@ -114,13 +114,13 @@ def _module_outputs(network: nn.Module, batch: Float32Array, wanted: set[str]) -
     return outputs
 
 
-def _psnr_db(found: Float32Array, expected: Float32Array) -> float:
-    if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
+def _psnr_db(output: Float32Array, expected: Float32Array) -> float:
+    if output.shape != expected.shape or not (np.isfinite(output).all() and np.isfinite(expected).all()):
         return math.nan
-    ours, theirs = found.astype(np.float64), expected.astype(np.float64)
-    power, wanted = float(np.mean(ours**2)), float(np.mean(theirs**2))
-    if power > 0 and wanted > 0:
-        ours *= 2.0 ** round(math.log2(wanted / power) / 2)
+    ours, theirs = output.astype(np.float64), expected.astype(np.float64)
+    power, expected_power = float(np.mean(ours**2)), float(np.mean(theirs**2))
+    if power > 0 and expected_power > 0:
+        ours *= 2.0 ** round(math.log2(expected_power / power) / 2)
     error = float(np.mean((ours - theirs) ** 2))
     peak = float(np.abs(theirs).max())
     if error == 0.0:

@@ -1,4 +1,4 @@
-"""Our runners in the shape that Polygraphy's Comparator takes. Owns the translation, measures nothing."""
+"""Our runners in the shape that Polygraphy's Comparator takes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_and_compare(
 ) -> list[Run]:
     """Runs active runners on one batch, then compares the first one's output with each other's, by Polygraphy.
 
-    Polygraphy runs one after the other and logs statistics of the outputs when debug messages are wanted.
+    Polygraphy runs one after the other and logs statistics of the outputs when debug messages are on.
 
     Args:
         runners: the first is the reference.
@@ -42,7 +42,7 @@ def run_and_compare(
         infer: how a runner is given a batch.
 
     Returns:
-        What each runner made.
+        Each runner's output.
 
     Raises:
         HspanError: as `Runner.run`.
@@ -50,16 +50,16 @@ def run_and_compare(
     quiet_polygraphy()
     from polygraphy.comparator import Comparator
 
-    def compare(expected: Any, found: Any) -> OrderedDict[str, bool]:
-        return OrderedDict({OUTPUT_NAME: matches(expected[OUTPUT_NAME], found[OUTPUT_NAME])})
+    def compare(expected: Any, actual: Any) -> OrderedDict[str, bool]:
+        return OrderedDict({OUTPUT_NAME: matches(expected[OUTPUT_NAME], actual[OUTPUT_NAME])})
 
     adapted = [_adapted_runner_class()(runner, infer, index) for index, runner in enumerate(runners)]
     results = Comparator.run(adapted, data_loader=[{INPUT_NAME: batch}])
     pairs = [(0, index) for index in range(1, len(adapted))]
     with np.errstate(all="ignore"):  # its statistics of outputs that hold infinities
         Comparator.compare_accuracy(results, comparisons=pairs, compare_func=compare)
-    found = [results[runner.name][0] for runner in adapted]
-    return [Run(result[OUTPUT_NAME], float(result.runtime)) for result in found]
+    runs = [results[runner.name][0] for runner in adapted]
+    return [Run(result[OUTPUT_NAME], float(result.runtime)) for result in runs]
 
 
 @functools.cache
@@ -91,15 +91,15 @@ def _adapted_runner_class() -> Any:
 def quiet_polygraphy(*, tensorrt_rtx: bool | None = None) -> Any:
     """Prepares Polygraphy and returns its logger.
 
-    Polygraphy prints to stdout unless told otherwise, which would spoil `--json`. Here it reports to
-    `logging` under its own name, and only where debug messages are wanted.
+    Polygraphy prints to stdout by default, which would spoil `--json`. Here it reports to
+    `logging` under its own name, and only where debug messages are on.
 
     Args:
         tensorrt_rtx: which TensorRT its TensorRT backend is to import; None when that is not used. Polygraphy
             chooses once, when that backend is imported first.
 
     Raises:
-        HspanError: it is not installed, or its choice was made otherwise before.
+        HspanError: it is not installed, or it chose otherwise before.
     """
     try:
         from polygraphy import config

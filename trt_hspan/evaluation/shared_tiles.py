@@ -88,10 +88,10 @@ class _Together:
         for runner in self._runners:
             met = [
                 (low, high)
-                for one in met
-                for known in size_ranges(runner)
-                if (low := tuple(map(max, one[0], known.low)))
-                and (high := tuple(map(_lower, one[1], known.high)))
+                for met_range in met
+                for sizes in size_ranges(runner)
+                if (low := tuple(map(max, met_range[0], sizes.low)))
+                and (high := tuple(map(_lower, met_range[1], sizes.high)))
                 and all(b is None or a <= b for a, b in zip(low, high, strict=True))
             ]
         if not met:
@@ -110,5 +110,5 @@ class _Together:
         return max(runner.memory_bytes(shape) for runner in self._runners)
 
 
-def _lower(one: int | None, other: int | None) -> int | None:
-    return other if one is None else one if other is None else min(one, other)
+def _lower(a: int | None, b: int | None) -> int | None:
+    return b if a is None else a if b is None else min(a, b)

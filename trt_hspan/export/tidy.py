@@ -11,7 +11,7 @@ from trt_hspan.names import OP_TYPE
 def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with nodes named `<module path>/<operator>`, as `body.0.body.0.body.0/Conv`.
 
-    The exporter's metadata, which tells the paths, is dropped: it holds stack traces of the exporting machine.
+    The exporter's metadata, which contains the paths, is dropped: it contains the exporting machine's stack traces too.
     """
     named = onnx.ModelProto()
     named.CopyFrom(model)
@@ -58,7 +58,7 @@ def _free_name(path: str, op_type: str, taken: set[str]) -> str:
 
 
 def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Constant nodes become initializers, so that one place holds every number."""
+    """Constant nodes become initializers, so that every number is in one place."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     constants = [node for node in model.graph.node if node.op_type == "Constant"]

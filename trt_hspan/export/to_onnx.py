@@ -152,7 +152,7 @@ def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) 
     if static is not None and min(static) < 1:
         raise UsageError("--static", f"{static[0]}x{static[1]} is no picture", "give HxW, both at least 1")
     parameter = next(iter(model.parameters()), torch.zeros(0))
-    # Sizes that are told apart from each other, from 1, and from usual channel counts.
+    # Sizes that differ from each other, from 1, and from usual channel counts.
     shape = (1, channels, *static) if static else (2, channels, 22, 26)
     example = torch.zeros(shape, dtype=torch.float32, device=parameter.device)
     dynamic = None if static else ({0: "batch", 2: "height", 3: "width"},)
@@ -180,7 +180,7 @@ def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) 
 
 @contextlib.contextmanager
 def _attention_translation() -> Iterator[dict[Any, Any]]:
-    """The translation of the attention operator, with its schema known to ONNX while it lasts."""
+    """The translation of the attention operator, with its schema registered in ONNX meanwhile."""
     import onnxscript
 
     schema = onnx.defs.OpSchema(
@@ -206,7 +206,7 @@ def _attention_translation() -> Iterator[dict[Any, Any]]:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keeps notes about packages that nobody asked for (torchvision) off the user's screen."""
+    """Keeps notes about packages that are not needed (torchvision) off the user's screen."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What an ONNX file of this project holds, and reading and writing it. Owns metadata and checks, rewrites nothing."""
+"""What an ONNX file of this project contains: its input, attention and metadata; reading, checking and writing it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
             source, f"its external weights cannot be read ({error})", "keep them beside it"
         ) from error
     if not model.graph.node or not model.opset_import:
-        raise HspanError(source, "not an ONNX model: it holds no graph", "export it again")
+        raise HspanError(source, "not an ONNX model: it contains no graph", "export it again")
     return model
 
 
@@ -108,9 +108,9 @@ def attention_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def require_attention(model: onnx.ModelProto, where: object) -> None:
-    """Raises: HspanError when the graph holds no attention node."""
+    """Raises: HspanError when the graph contains no attention node."""
     if not attention_nodes(model):
-        raise HspanError(where, f"holds no {DOMAIN}::{OP_TYPE} node", "export it with `trt-hspan export`")
+        raise HspanError(where, f"contains no {DOMAIN}::{OP_TYPE} node", "export it with `trt-hspan export`")
 
 
 def model_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -149,7 +149,7 @@ def metadata_from_model(model: onnx.ModelProto) -> OnnxMetadata:
 
 
 def with_metadata(model: onnx.ModelProto, metadata: OnnxMetadata) -> onnx.ModelProto:
-    """A copy of the model that says this about itself; other metadata stays."""
+    """A copy of the model with this metadata; other entries stay."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     names = {_PREFIX + field.name for field in fields(OnnxMetadata)}

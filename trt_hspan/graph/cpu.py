@@ -1,4 +1,4 @@
-"""What ONNX Runtime must be given on a CPU to compute what the file says. Owns emulation of FP16, BF16, Q/DQ."""
+"""The model that ONNX Runtime computes on a CPU as the file says: FP16, BF16 and Q/DQ are emulated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUANTIZED: Final = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)
 def model_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model itself when it is float32 throughout, else one that computes on a CPU what a GPU would.
 
-    Every FP16 or BF16 tensor becomes a float32 tensor that holds values of that type: each node that made
+    Every FP16 or BF16 tensor becomes a float32 tensor with values of that type: each node that computed
     one computes in float32 and is followed by a rounding to the type and back. That is what a tensor core
     does, which accumulates in float32 and rounds once. A value too large for the type becomes infinite,
     as on a GPU. Inputs and outputs keep their names and types.
@@ -78,7 +78,7 @@ def model_in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def model_with_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Quantized weights as the float32 values that they stand for; the model itself when it holds none.
+    """Quantized weights as the float32 values that they stand for; the model itself when there are none.
 
     It spares a CPU the dequantization in every run, and ONNX Runtime then packs the weights once.
     """
@@ -89,8 +89,8 @@ def model_with_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    made = {node.output[0] for node in nodes}
-    kept = [node for node in model.graph.node if node.output[0] not in made]
+    dequantized = {node.output[0] for node in nodes}
+    kept = [node for node in model.graph.node if node.output[0] not in dequantized]
     del result.graph.node[:]
     result.graph.node.extend(kept)
     for node in nodes:
@@ -100,17 +100,17 @@ def model_with_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             scales = scales.reshape(-1, *[1] * (values.ndim - 1))
         result.graph.initializer.append(numpy_helper.from_array(values * scales, node.output[0]))
     used = {name for node in result.graph.node for name in node.input}
-    left = [tensor for tensor in result.graph.initializer if tensor.name in used]
+    remaining = [tensor for tensor in result.graph.initializer if tensor.name in used]
     del result.graph.initializer[:]
-    result.graph.initializer.extend(left)
+    result.graph.initializer.extend(remaining)
     return result
 
 
 def _inputs_of_quantized_convolutions(model: onnx.ModelProto) -> set[str]:
-    """What a DequantizeLinear gives to convolutions and to nothing else."""
-    made = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    """Tensors that a DequantizeLinear computes for convolutions alone."""
+    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     elsewhere = {name for node in model.graph.node if node.op_type != "Conv" for name in node.input}
-    return made - elsewhere - {output.name for output in model.graph.output}
+    return dequantized - elsewhere - {output.name for output in model.graph.output}
 
 
 def _float32_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:

@@ -56,9 +56,9 @@ def require_integer_kernels(model: onnx.ModelProto, where: object) -> tuple[int,
     """
     kind = quantized_type_from_model(model)
     if kind != "int8":
-        found = "is not quantized" if kind is None else f"is quantized to {kind}"
+        reason = "is not quantized" if kind is None else f"is quantized to {kind}"
         raise HspanError(
-            where, f"{found}, and integer kernels compute INT8", "see trt-hspan quantize --precision int8"
+            where, f"{reason}, and integer kernels compute INT8", "see trt-hspan quantize --precision int8"
         )
     count = len(_chains(model))
     if count == 0:
@@ -104,7 +104,7 @@ def _chains(model: onnx.ModelProto) -> list[_Chain]:
     quantized = {name for name, kind in quantized_convolutions(model).items() if kind == "int8"}
     outputs = {value.name for value in model.graph.output}
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = []
+    chains = []
     for node in model.graph.node:
         if node.op_type != "Conv" or node.name not in quantized or len(node.input) < 3:
             continue
@@ -123,12 +123,12 @@ def _chains(model: onnx.ModelProto) -> list[_Chain]:
             last = following[0]
             if last.op_type == "QuantizeLinear":
                 if _is_symmetric(last, weights):
-                    found.append(_Chain(source, node, tuple(between), last))
+                    chains.append(_Chain(source, node, tuple(between), last))
                 break
             if last.op_type not in ("Relu", "DepthToSpace"):
                 break
             between.append(last)
-    return found
+    return chains
 
 
 def _is_symmetric(

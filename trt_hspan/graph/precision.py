@@ -18,7 +18,7 @@ from trt_hspan.graph.quantized import quantized_type_from_model
 #: Floating-point types that a whole graph may compute in.
 Precision = Literal["fp32", "fp16", "bf16"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
-#: What a network is called after: a float type, or the type of its quantized convolutions.
+#: The precision of a network: a float type, or the type of its quantized convolutions.
 NetworkPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 NETWORK_PRECISIONS: Final[tuple[NetworkPrecision, ...]] = get_args(NetworkPrecision)
 
@@ -44,12 +44,12 @@ def checked_precision(text: str) -> Precision:
 
 
 def precision_from_model(model: onnx.ModelProto) -> NetworkPrecision:
-    """What the network is called after, read from the graph itself and not from its metadata.
+    """The precision of a network, read from the graph itself and not from its metadata.
 
     "int8" or "fp8" when at least one convolution's input is quantized to it, else as `base_precision_from_model`.
 
     Raises:
-        HspanError: there is no attention node, or its type cannot be told.
+        HspanError: there is no attention node, or its type is unknown.
     """
     base = base_precision_from_model(model)
     return quantized_type_from_model(model) or base
@@ -62,18 +62,18 @@ def base_precision_from_model(model: onnx.ModelProto) -> Precision:
     range do not make a network another one. Float32 when every one of them does.
 
     Raises:
-        HspanError: there is no attention node, or no single type can be told.
+        HspanError: there is no attention node, or they have no single type.
     """
     where = model.graph.name or "model"
     if not attention_nodes(model):
-        raise HspanError(where, "holds no attention node, so no precision can be told")
+        raise HspanError(where, "contains no attention node, so its precision is unknown")
     inferred = onnx.shape_inference.infer_shapes(model)
     values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     types = {v.name: v.type.tensor_type.elem_type for v in values}
     nodes = [*attention_nodes(model), *(node for node in model.graph.node if node.op_type == "Conv")]
-    found = {types.get(node.output[0], TensorProto.UNDEFINED) for node in nodes}
-    low = found - {TensorProto.FLOAT}
-    names = [name for name, element_type in _ELEMENT_TYPE.items() if (low or found) == {element_type}]
+    computed = {types.get(node.output[0], TensorProto.UNDEFINED) for node in nodes}
+    low = computed - {TensorProto.FLOAT}
+    names = [name for name, element_type in _ELEMENT_TYPE.items() if (low or computed) == {element_type}]
     if not names:
         raise HspanError(where, "its convolutions and attention have no common float type", "export it again")
     return names[0]
@@ -106,7 +106,7 @@ def model_in_precision(
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor in one of the two types that it may be wanted in."""
+    """A tensor in one of the two types in which nodes may read it."""
 
     name: str
     low: bool
@@ -121,8 +121,8 @@ class _Rewriter:
         self._low_type = _ELEMENT_TYPE[precision]
         self._keep_fp32 = keep_fp32
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
-        self._is_low: dict[str, bool] = {}  # of every float tensor made so far, weights excluded
-        self._other: dict[_Tensor, str] = {}  # the same tensor in the wanted type
+        self._is_low: dict[str, bool] = {}  # of every float tensor so far, weights excluded
+        self._converted: dict[_Tensor, str] = {}  # its name in the other type
         self._nodes: list[onnx.NodeProto] = []
         self._new_weights: dict[str, onnx.TensorProto] = {}
         self._value_types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input)}
@@ -151,39 +151,39 @@ class _Rewriter:
         kept = onnx.NodeProto()
         kept.CopyFrom(node)
         for index, name in enumerate(node.input):
-            kept.input[index] = self._wanted(name, low)
+            kept.input[index] = self._in_type(name, low)
         for name in node.output:
             if self._value_types.get(name, TensorProto.FLOAT) == TensorProto.FLOAT:
                 self._is_low[name] = low
         self._nodes.append(kept)
 
-    def _wanted(self, name: str, low: bool) -> str:
-        """The name under which `name` exists in the wanted type; makes a cast or a converted weight."""
+    def _in_type(self, name: str, low: bool) -> str:
+        """The name of this tensor in the type that a node reads; adds a cast or a converted weight for it."""
         if name in self._weights:
-            return self._wanted_weight(name, low)
+            return self._weight_in_type(name, low)
         if name not in self._is_low or self._is_low[name] == low:
             return name
         key = _Tensor(name, low)
-        if key not in self._other:
-            self._other[key] = f"{name}_{self._precision if low else 'fp32'}"
+        if key not in self._converted:
+            self._converted[key] = f"{name}_{self._precision if low else 'fp32'}"
             element_type = self._low_type if low else TensorProto.FLOAT
             cast = helper.make_node(
-                "Cast", [name], [self._other[key]], name=f"{self._other[key]}/Cast", to=element_type
+                "Cast", [name], [self._converted[key]], name=f"{self._converted[key]}/Cast", to=element_type
             )
             self._nodes.append(cast)
-        return self._other[key]
+        return self._converted[key]
 
-    def _wanted_weight(self, name: str, low: bool) -> str:
+    def _weight_in_type(self, name: str, low: bool) -> str:
         weight = self._weights[name]
         if weight.data_type != TensorProto.FLOAT:
             return name
-        # A weight wanted in both types keeps its own name in float32.
-        new_name = f"{name}_{self._precision}" if low and self._wanted_in_both(name) else name
+        # A weight that is read in both types keeps its own name in float32.
+        new_name = f"{name}_{self._precision}" if low and self._is_read_in_both(name) else name
         if new_name not in self._new_weights:
             self._new_weights[new_name] = self._low_weight(weight, new_name) if low else weight
         return new_name
 
-    def _wanted_in_both(self, name: str) -> bool:
+    def _is_read_in_both(self, name: str) -> bool:
         users = [node for node in self._graph.node if name in node.input]
         kept = [any(fnmatch.fnmatchcase(node.name, p) for p in self._keep_fp32) for node in users]
         return any(kept) and not all(kept)

@@ -53,17 +53,17 @@ def quantized_convolutions(model: onnx.ModelProto) -> dict[str, QuantizedType]:
 
 def quantized_type_from_model(model: onnx.ModelProto) -> QuantizedType | None:
     """The type of the quantized convolutions, or None. Raises: HspanError when they are of two types."""
-    found = set(quantized_convolutions(model).values())
-    if len(found) > 1:
+    types = set(quantized_convolutions(model).values())
+    if len(types) > 1:
         raise HspanError(model.graph.name or "model", "mixes int8 and fp8 convolutions", "quantize it again")
-    return found.pop() if found else None
+    return types.pop() if types else None
 
 
 def quantization_from_model(model: onnx.ModelProto) -> QuantizationFacts | None:
     """What is quantized in a model; None when no convolution is.
 
     Raises:
-        HspanError: as `quantized_type_from_model`, or the sizes of its tensors cannot be told.
+        HspanError: as `quantized_type_from_model`, or the sizes of its tensors are unknown.
     """
     kind = quantized_type_from_model(model)
     if kind is None:
@@ -92,7 +92,7 @@ def convolution_macs(model: onnx.ModelProto) -> dict[str, int]:
             continue
         output, weight = shapes.get(node.output[0]), weights.get(node.input[1])
         if output is None or weight is None:
-            raise HspanError(node.name, "the sizes of this convolution cannot be told", "export it again")
+            raise HspanError(node.name, "the sizes of this convolution are unknown", "export it again")
         macs[node.name] = int(np.prod(output, dtype=np.int64) * np.prod(weight[1:], dtype=np.int64))
     return macs
 

@@ -8,14 +8,19 @@ from pathlib import Path
 from trt_hspan.engine.build import PreparedModel, build_engine
 from trt_hspan.engine.manifest import EngineManifest
 from trt_hspan.engine.spec import EngineSpec, default_output
-from trt_hspan.graph import checked_precision, load_onnx, precision_from_model, require_attention
+from trt_hspan.graph import (
+    checked_precision,
+    load_onnx,
+    precision_from_model,
+    require_attention,
+    variants_from_model,
+)
 from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.native.progress import BuildProgress
-from trt_hspan.precision.audit.audited_export import audited_model
-from trt_hspan.precision.audit.network_audit import audit_network
+from trt_hspan.precision.audit.network_audit import audit_variants, audited_model
 from trt_hspan.precision.audit.range_request import RangeRequest
-from trt_hspan.precision.network import variants_from_path
-from trt_hspan.precision.quantize.job import OnProgress, QuantizationJob, quantized_network
+from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
+from trt_hspan.precision.quantize.job import QuantizationJob, quantized_network
 from trt_hspan.precision.quantize.pipeline import companion_texts
 
 
@@ -35,33 +40,29 @@ class EngineJob:
     quantization: QuantizationJob | None = None
     export: bool = False
     ranges: RangeRequest = field(default_factory=RangeRequest)
-    res_scale: float = 0.1
+    res_scale: float | None = None
     opset: int | None = None
 
 
-def build_from_network(job: EngineJob, *, on_progress: OnProgress | None = None) -> EngineManifest:
-    """Builds the engine; what makes the build impossible is found before an export or a calibration.
+def build_from_network(job: EngineJob, *, on_progress: OnProgress = no_progress) -> EngineManifest:
+    """Builds the engine; what makes the build impossible is an error before an export or a calibration.
 
     A quantized engine gets its recipe, and the calibration table if one was measured, beside it.
 
     Raises:
         UsageError, HspanError: as `audited_model`, `quantized_network` and `build_engine`.
     """
-    report = on_progress or (lambda *_: None)
-    spec, prepare = job.spec, _read
-    if job.quantization is not None:
-        prepare = _quantize
-    elif job.export:
-        prepare = _export
+    spec = job.spec
+    if job.export and job.quantization is None:
         opset_to_write(checked_precision(spec.precision or "fp32"), job.opset)
         if job.ranges.keep_fp32:  # may be every node: then the graph is float32, and the engine says so
             spec = replace(spec, precision=None)
 
     def show(state: BuildProgress) -> None:
         phase = f": {state.phase}" if state.phase else ""
-        report(f"building {spec.output.name}{phase}", state.fraction, 1.0)
+        on_progress(f"building {spec.output.name}{phase}", state.fraction, 1.0)
 
-    return build_engine(spec, prepare=lambda: prepare(job, report), on_progress=show)
+    return build_engine(spec, prepare=lambda: _prepared(job, on_progress), on_progress=show)
 
 
 def default_engine_path(network: str | Path, precision: str | None) -> Path:
@@ -77,26 +78,25 @@ def default_engine_path(network: str | Path, precision: str | None) -> Path:
     return default_output(network, precision or "fp32")
 
 
-def _read(job: EngineJob, report: OnProgress) -> PreparedModel:
-    audit = None
-    if job.ranges.pictures is not None:
-        audit = audit_network(job.spec.onnx, job.ranges, on_progress=report)
-    return PreparedModel(model=load_onnx(job.spec.onnx), range_audit=audit)
-
-
-def _export(job: EngineJob, report: OnProgress) -> PreparedModel:
-    report(f"exporting {job.spec.onnx}", 0, 0)
-    model, audit = audited_model(
-        variants_from_path(job.spec.onnx, res_scale=job.res_scale),
-        job.ranges,
-        checked_precision(job.spec.precision or "fp32"),
-        opset=job.opset,
-        on_picture=lambda sample: report(f"audited {sample.name}", 0, 0),
+def _prepared(job: EngineJob, on_progress: OnProgress) -> PreparedModel:
+    network = job.spec.onnx
+    if job.quantization is not None:
+        quantized = quantized_network(job.quantization, on_progress=on_progress)
+        return PreparedModel(model=quantized.model, companions=companion_texts(quantized))
+    if job.export:
+        on_progress(f"exporting {network}", 0, 0)
+        model, audit = audited_model(
+            variants_from_path(network, res_scale=job.res_scale),
+            job.ranges,
+            checked_precision(job.spec.precision or "fp32"),
+            opset=job.opset,
+            on_progress=on_progress,
+        )
+        return PreparedModel(model=model, range_audit=audit)
+    model = load_onnx(network)
+    if job.ranges.pictures is None:
+        return PreparedModel(model=model)
+    variants = variants_from_model(model, str(network))
+    return PreparedModel(
+        model=model, range_audit=audit_variants(variants, job.ranges, on_progress=on_progress)
     )
-    return PreparedModel(model=model, range_audit=audit)
-
-
-def _quantize(job: EngineJob, report: OnProgress) -> PreparedModel:
-    assert job.quantization is not None
-    quantized = quantized_network(job.quantization, on_progress=report)
-    return PreparedModel(model=quantized.model, companions=companion_texts(quantized))

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.errors import UsageError
 from trt_hspan.graph import Variants, load_onnx, variants_from_model
+
+#: Called with what is being done, how much of it is complete, and the whole; 0 while that is not known.
+OnProgress = Callable[[str, float, float], None]
+
+
+def no_progress(_what: str, _complete: float, _whole: float) -> None:
+    """An `OnProgress` that shows nothing."""
 
 
 def variants_from_path(network: str | os.PathLike[str], *, res_scale: float | None = None) -> Variants:

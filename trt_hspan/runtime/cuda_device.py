@@ -1,6 +1,6 @@
-"""One GPU through PyCUDA: context, memory, streams, events. Owns lifetimes and the wording of CUDA's errors.
+"""One GPU through PyCUDA: context, memory, streams, events.
 
-TensorRT works in the device's primary context, so that is the one used here. Knows nothing of networks.
+TensorRT works in the device's primary context, so that is the one used here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NON_BLOCKING: Final = 1  # CU_STREAM_NON_BLOCKING: no implicit waiting for the 
 
 
 class CudaDevice:
-    """A GPU and its primary context. `open` before use; what is made here must be freed inside `current`.
+    """A GPU and its primary context. `open` before use; what it allocates must be freed inside `current`.
 
     Args:
         index: in CUDA's order.
@@ -43,14 +43,14 @@ class CudaDevice:
             HspanError: PyCUDA is not installed or finds no driver, there is no such GPU, or CUDA refuses.
         """
         driver = pycuda_driver()
-        with self.told("CUDA cannot start"):
+        with self.translate_errors("CUDA cannot start"):
             driver.init()
             count = driver.Device.count()
         if self.index >= count:
             raise HspanError(
                 f"gpu:{self.index}", f"no such GPU, this machine has {count}", "take --device gpu:0"
             )
-        with self.told("CUDA cannot open the GPU"):
+        with self.translate_errors("CUDA cannot open the GPU"):
             device = driver.Device(self.index)
             self.name = str(device.name())
             major, minor = device.compute_capability()
@@ -68,7 +68,7 @@ class CudaDevice:
             self._context.pop()
 
     @contextmanager
-    def told(self, what: str) -> Iterator[None]:
+    def translate_errors(self, what: str) -> Iterator[None]:
         """Turns PyCUDA's exceptions into one line.
 
         Raises:
@@ -90,7 +90,7 @@ class CudaDevice:
         return self._driver.Stream(_NON_BLOCKING)
 
     def event(self, *, timing: bool = False) -> Any:
-        """An event; only one made with `timing` can be asked for times."""
+        """An event; only one with `timing` gives times."""
         flags = self._driver.event_flags
         return self._driver.Event(flags.DEFAULT if timing else flags.DISABLE_TIMING)
 
@@ -170,7 +170,7 @@ class PinnedArray:
 
 @functools.cache
 def _primary_context(index: int) -> Any:
-    """Held until the process ends, as TensorRT's CUDA runtime holds it anyway: PyCUDA cannot give one back cleanly
+    """Kept until the process ends, as TensorRT's CUDA runtime keeps it anyway: PyCUDA cannot release one cleanly
     (*measured* with 2026.1: `detach` leaves it on the thread's stack of contexts, its destructor warns).
     """
     context = pycuda_driver().Device(index).retain_primary_context()

@@ -1,4 +1,4 @@
-"""CUDA graphs by stream capture: what PyCUDA lacks. Owns the calls of the CUDA driver API that this takes.
+"""CUDA graphs by stream capture, which PyCUDA lacks.
 
 Capture, instantiation and launch are those of cuda.h, called through ctypes in the driver that PyCUDA uses.
 """
@@ -17,11 +17,11 @@ _THREAD_LOCAL: Final = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads m
 
 
 class CaptureError(Exception):
-    """A graph that could not be made. `str` gives the step and CUDA's word for it."""
+    """A graph could not be captured. `str` gives the step and CUDA's name of the error."""
 
 
 class CudaGraph:
-    """A captured graph, ready to be launched. Holds addresses: nothing that it uses may be freed before `free`.
+    """A captured graph, ready to be launched. It contains addresses: nothing that it uses may be freed before `free`.
 
     Attributes:
         output_shape: of the result that its launch gives.
@@ -53,7 +53,7 @@ def capture_graph(
         output_shape: kept with the graph.
 
     Raises:
-        CaptureError: a call that cannot be captured was made, `enqueue` says False, or CUDA has no room.
+        CaptureError: a call cannot be captured, `enqueue` returns False, or CUDA is out of memory.
             The stream is out of capture in any case.
     """
     stream, graph, executable = ctypes.c_void_p(stream_handle), ctypes.c_void_p(), ctypes.c_void_p()
@@ -93,9 +93,9 @@ class GraphCache:
 
     def seen(self, key: Hashable) -> bool:
         """Whether the key was used before, and not so long ago that it was forgotten; notes the use."""
-        known = key in self._graphs
+        was_seen = key in self._graphs
         self._put(key, self._graphs.get(key))
-        return known
+        return was_seen
 
     def get(self, key: Hashable) -> CudaGraph | None:
         """The key's graph, if there is one."""

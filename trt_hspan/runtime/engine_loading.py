@@ -1,4 +1,4 @@
-"""From a plan's bytes to an engine and its contexts, for both TensorRTs. Owns what differs between them here.
+"""From a plan's bytes to an engine and its contexts, for both TensorRTs.
 
 TensorRT-RTX compiles kernels when a context first meets a shape. They are kept in a runtime cache, and compiled before
 the run goes on (EAGER): a CUDA graph would else hold the slower kernels that stand in for them.
@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 # EngineInvalidityDiagnostics of TensorRT-RTX -> what it means, and what to do.
 _DIAGNOSES = {
     "VERSION_MISMATCH": ("was built by another TensorRT-RTX release", _BUILD_AGAIN),
-    "UNSUPPORTED_CC": ("holds no code for this GPU", f"{_BUILD_AGAIN} and --target"),
+    "UNSUPPORTED_CC": ("contains no code for this GPU", f"{_BUILD_AGAIN} and --target"),
     "OLD_CUDA_DRIVER": ("needs a newer NVIDIA driver", "install a newer driver"),
     "OLD_CUDA_RUNTIME": ("needs a newer CUDA runtime", "install a newer CUDA"),
     "INSUFFICIENT_GPU_MEMORY": ("does not fit into the GPU's memory", "free some, or take a smaller --max"),
@@ -29,21 +29,21 @@ _DIAGNOSES = {
 
 
 def engine_validity(trt: Any, runtime: Any, data: bytes, where: str) -> None:
-    """Asks TensorRT-RTX whether it can run a plan, without opening it. Other TensorRTs are not asked.
+    """Whether TensorRT-RTX can run a plan, without opening it. Other TensorRTs cannot say.
 
-    What it cannot answer, such as without a GPU (*measured* on 1.7.1: invalid, with no diagnosis), is no error.
+    What it cannot say, such as without a GPU (*measured* on 1.7.1: invalid, with no diagnosis), is no error.
 
     Raises:
         HspanError: it says why it cannot.
     """
-    ask = getattr(runtime, "get_engine_validity", None)
-    if ask is None:
+    validity_of = getattr(runtime, "get_engine_validity", None)
+    if validity_of is None:
         return
-    validity, diagnosis = ask(data)
+    validity, diagnosis = validity_of(data)
     if validity == trt.EngineValidity.VALID:
         return
-    known = trt.EngineInvalidityDiagnostics.__members__
-    reasons = [name for name, bit in known.items() if int(diagnosis) & int(bit)]
+    diagnoses = trt.EngineInvalidityDiagnostics.__members__
+    reasons = [name for name, bit in diagnoses.items() if int(diagnosis) & int(bit)]
     if validity == trt.EngineValidity.SUBOPTIMAL:
         _LOG.warning("%s: runs here, but slower than it could: %s", where, ", ".join(reasons) or "no reason")
     elif reasons:
@@ -52,7 +52,7 @@ def engine_validity(trt: Any, runtime: Any, data: bytes, where: str) -> None:
 
 
 class LoadedEngine:
-    """A deserialized engine. `close` lets go of it, after everything made from it is gone.
+    """A deserialized engine. `close` frees it; contexts made from it must be gone.
 
     Args:
         trt: the TensorRT module.
@@ -108,7 +108,7 @@ class LoadedEngine:
             else:
                 context = self._engine.create_execution_context(strategy)
             if context is None:
-                raise self._refusal("no execution context can be made", log)
+                raise self._refusal("cannot create an execution context", log)
             if len(self._profiles) > 1 and not context.set_optimization_profile_async(profile, stream_handle):
                 raise self._refusal(f"cannot select profile {profile}", log)
         return context
@@ -121,7 +121,7 @@ class LoadedEngine:
         return None if data is None or data.nbytes == 0 else bytes(data)
 
     def weights_bytes(self) -> int | None:
-        """Size of the weights, where TensorRT tells."""
+        """Size of the weights, where TensorRT says it."""
         statistic = getattr(self.trt, "EngineStat", None)
         if statistic is None:
             return None
@@ -134,7 +134,7 @@ class LoadedEngine:
         return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Lets go of configuration, engine and runtime, in the order in which they depend on each other."""
+        """Frees configuration, engine and runtime, in the order in which they depend on each other."""
         self._config = None
         self._cache = None
         self._engine = None
@@ -152,7 +152,7 @@ class LoadedEngine:
         )
         self._cache = self._config.create_runtime_cache()
         if cache is not None and not self._cache.deserialize(cache):
-            _LOG.info("%s: its runtime cache is of another GPU or driver; it is made anew", self.where)
+            _LOG.info("%s: its runtime cache is of another GPU or driver; a new one is written", self.where)
         self._config.set_runtime_cache(self._cache)
 
     def _require_interface(self) -> None:

@@ -1,11 +1,11 @@
-"""An opened engine at work: contexts, buffers, streams, graphs. Owns the order of calls and what must wait for what.
+"""An opened engine at work: contexts, buffers, streams, graphs, and what must wait for what.
 
 Upload, compute and download have a stream each; a batch in flight has a slot of buffers of its own, so that with
 three slots one batch is uploaded while the one before it is computed and the one before that is downloaded.
 Device and pinned memory grow to the largest shape that was run, not to the profile's maximum, and once the shapes
 repeat nothing is allocated any more. All contexts share one buffer for activations: they run on one stream.
 
-A CUDA graph holds one shape in one slot. It is captured when the pair is used for the second time, after an ordinary
+A CUDA graph is for one shape in one slot. It is captured when the pair is used for the second time, after an ordinary
 execution, because TensorRT finishes a change of shape inside `execute_async_v3`. Graphs outlive later changes of shape
 since activations lie in memory of ours (TensorRT's documentation makes that the condition).
 """
@@ -60,7 +60,7 @@ class StageTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionMemory:
-    """What a session holds now, in bytes; weights are not in it."""
+    """What a session has allocated, in bytes; weights are not in it."""
 
     activation_bytes: int
     io_device_bytes: int
@@ -114,7 +114,7 @@ class EngineSession:
 
     def open(self) -> None:
         """Makes streams, events and the contexts. Raises: HspanError when TensorRT or CUDA refuses."""
-        with self._device.current(), self._device.told("CUDA refuses"):
+        with self._device.current(), self._device.translate_errors("CUDA refuses"):
             for stage in ("upload", "compute", "download"):
                 self._streams[stage] = self._device.stream()
             ends = ("uploaded", "computed", "downloaded")
@@ -220,7 +220,7 @@ class EngineSession:
         with (
             self._lock,
             self._device.current(),
-            self._device.told("failed on the GPU"),
+            self._device.translate_errors("failed on the GPU"),
             collected_log(self._engine.trt) as log,
         ):
             self._require_open()
@@ -241,7 +241,7 @@ class EngineSession:
 
     def _collect(self, slot: _Slot) -> Float32Array:
         """Waits for a slot and copies its result out."""
-        with self._lock, self._device.current(), self._device.told("failed on the GPU"):
+        with self._lock, self._device.current(), self._device.translate_errors("failed on the GPU"):
             self._require_open()
             slot.events["downloaded"].synchronize()
             if self._timing:
@@ -258,7 +258,7 @@ class EngineSession:
             slot.events[stage].record(stream)
 
     def _prepare(self, slot: _Slot, shape: Shape, log: Any) -> Callable[[], None]:
-        """Makes room for a shape in a slot and returns what puts its execution into the compute stream."""
+        """Reserves a slot's memory for a shape and returns what puts its execution into the compute stream."""
         profile = self.profile_for(shape)
         if profile is None:
             raise HspanError(self._engine.where, f"no profile of the engine takes {_text(shape)}")
@@ -283,14 +283,14 @@ class EngineSession:
         return execute
 
     def _bind(self, context: Any, slot: _Slot, shape: Shape, log: Any) -> Shape:
-        """Tells a context shape, memory and addresses; returns the output's shape."""
+        """Sets a context's shape, memory and addresses; returns the output's shape."""
         self._check(context.set_input_shape(INPUT_NAME, shape), f"refuses the shape {_text(shape)}", log)
         missing = context.infer_shapes()
         output_shape = tuple(int(size) for size in context.get_tensor_shape(OUTPUT_NAME))
         if missing or min(output_shape, default=0) < 1:
             raise HspanError(
                 self._engine.where,
-                f"cannot tell the output's shape for {_text(shape)}",
+                f"cannot infer the output's shape for {_text(shape)}",
                 "build the engine again",
             )
         needed = int(context.update_device_memory_size_for_shapes())
@@ -317,9 +317,9 @@ class EngineSession:
         self.graph_launches += 1
 
     def _capture(self, key: tuple[Shape, int], context: Any, output_shape: Shape, log: Any) -> None:
-        """Makes the graph for later runs. A failure is kept and told, and this shape goes on without a graph."""
+        """Makes the graph for later runs. A failure is kept and logged, and this shape goes on without a graph."""
         handle = self._streams["compute"].handle
-        capturable = getattr(context, "is_stream_capturable", None)  # TensorRT-RTX can tell
+        capturable = getattr(context, "is_stream_capturable", None)  # of TensorRT-RTX alone
         try:
             if capturable is not None and not capturable(handle):
                 raise CaptureError("TensorRT says that the context cannot be captured")
@@ -347,13 +347,13 @@ class EngineSession:
         raise HspanError(self._engine.where, f"{what}: {cause}")
 
     def _wait(self) -> None:
-        with self._device.told("failed on the GPU"):
+        with self._device.translate_errors("failed on the GPU"):
             for stream in self._streams.values():
                 stream.synchronize()
 
 
 def _attempt(action: Callable[[], object]) -> None:
-    """One step of the clean-up: after a failed kernel CUDA refuses every call, and that was told already."""
+    """One step of the clean-up: after a failed kernel CUDA refuses every call, and that was reported already."""
     try:
         action()
     except Exception as error:  # noqa: BLE001

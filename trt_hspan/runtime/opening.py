@@ -1,4 +1,4 @@
-"""Which runner a file gets on which device. Owns the choice and what is said about it; runs nothing.
+"""Which runner a file gets on which device.
 
 `device="auto"` takes, for each kind of file, the first that this machine can do:
 
@@ -6,7 +6,7 @@
 2. an ONNX file: ONNX Runtime on the CPU;
 3. a checkpoint or a preset: PyTorch on the CPU.
 
-`"gpu"` and `"cpu"` are never quietly replaced by the other: what cannot be had is an error.
+`"gpu"` and `"cpu"` are never quietly replaced by the other: what this machine cannot do is an error.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def open_runner(
         res_scale: for checkpoints, which do not store it.
         threads: CPU threads; None leaves it to the backend.
         plugin: for engines: the plugin library; None takes the one that `trt-hspan plugin build` writes.
-        precision: for checkpoints: as `TorchRunner` takes it; None is "fp32". Engines and ONNX files hold theirs.
+        precision: for checkpoints: as `TorchRunner` takes it; None is "fp32". Engines and ONNX files contain theirs.
         integer_kernels: for ONNX files in INT8: as `OnnxRuntimeRunner` takes it.
 
     Raises:
@@ -83,24 +83,24 @@ def open_runner(
     """
     if threads is not None:
         require_threads(threads)
-    wanted = device_from_text(device)
+    request = device_from_text(device)
     suffix = Path(source).suffix.lower()
     if precision is not None and suffix in (".plan", ".onnx"):
         raise UsageError(
-            "--precision", f"is for checkpoints, {os.fspath(source)} holds its own", "leave it out"
+            "--precision", f"is for checkpoints, {os.fspath(source)} contains its own", "leave it out"
         )
     if integer_kernels:
         require_onnx_for_integer_kernels([source])
     if suffix == ".plan":
-        runner = _engine_runner(Path(source), wanted, threads, plugin)
+        runner = _engine_runner(Path(source), request, threads, plugin)
     elif suffix == ".onnx":
-        _require_cpu(source, wanted, "an ONNX file runs on the CPU here", "--onnx")
+        _require_cpu(source, request, "an ONNX file runs on the CPU here", "--onnx")
         runner = _onnx_runner(source, threads, integer_kernels)
         runner.picked = f"{runner.name} on the CPU, which runs ONNX files"
         if integer_kernels:
-            runner.picked += ", INT8 in integer kernels as asked for"
+            runner.picked += ", INT8 in integer kernels as requested"
     else:
-        _require_cpu(source, wanted, "a checkpoint runs on the CPU here", "--checkpoint")
+        _require_cpu(source, request, "a checkpoint runs on the CPU here", "--checkpoint")
         runner = _torch_runner(source, res_scale, threads, precision)
         runner.picked = f"{runner.name} on the CPU, which runs checkpoints"
     _LOG.info("%s: %s", runner.where, runner.picked)
@@ -125,24 +125,24 @@ def require_onnx_for_integer_kernels(sources: Iterable[str | os.PathLike[str]]) 
 
 
 def _engine_runner(
-    plan: Path, wanted: Device, threads: int | None, plugin: str | os.PathLike[str] | None
+    plan: Path, request: Device, threads: int | None, plugin: str | os.PathLike[str] | None
 ) -> Runner:
     from trt_hspan.engine.manifest import verify_manifest
     from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
     from trt_hspan.runtime.tensorrt_runner import TensorRtRunner, engine_can_execute
 
     manifest = verify_manifest(plan)
-    possible, reason = engine_can_execute(manifest, index=wanted.index)
-    if wanted.kind == "gpu" and not possible:
+    possible, reason = engine_can_execute(manifest, index=request.index)
+    if request.kind == "gpu" and not possible:
         raise HspanError(
             plan, f"cannot run on a GPU: {reason}", f"see trt-hspan doctor {plan}, or take --device cpu"
         )
     runner: Runner
-    if wanted.kind != "cpu" and possible:
-        runner = TensorRtRunner(plan, plugin=plugin, index=wanted.index)
-        runner.picked = f"{runner.name} on the GPU" + (f" {wanted.index}" if wanted.index else "")
+    if request.kind != "cpu" and possible:
+        runner = TensorRtRunner(plan, plugin=plugin, index=request.index)
+        runner.picked = f"{runner.name} on the GPU" + (f" {request.index}" if request.index else "")
         return runner
-    why = "the CPU was asked for" if wanted.kind == "cpu" else reason
+    why = "the CPU was requested" if request.kind == "cpu" else reason
     _require_package("onnxruntime", plan, f"{why}, and ONNX Runtime, which would emulate it,", "cpu")
     runner = OnnxRuntimeRunner(
         plan.parent / manifest.onnx_file,
@@ -169,8 +169,8 @@ def _torch_runner(
     return TorchRunner(source, res_scale=res_scale, threads=threads, precision=precision or "fp32")
 
 
-def _require_cpu(source: str | os.PathLike[str], wanted: Device, why: str, option: str) -> None:
-    if wanted.kind == "gpu":
+def _require_cpu(source: str | os.PathLike[str], request: Device, why: str, option: str) -> None:
+    if request.kind == "gpu":
         raise HspanError(
             source, f"--device gpu: {why}", f"build an engine: trt-hspan build {option} {os.fspath(source)}"
         )

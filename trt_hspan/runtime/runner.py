@@ -1,4 +1,4 @@
-"""What every backend looks like from outside. Owns the contract of a run; imports no backend."""
+"""What every backend looks like from outside. Imports no backend."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Runner(abc.ABC):
         name: the backend, such as "PyTorch 2.13.0".
         precision: type of the network's arithmetic.
         emulated: True when this stands in, on a CPU, for an engine that runs elsewhere.
-        why_emulated: why the engine itself does not run here; None when no engine was asked for.
+        why_emulated: why the engine itself does not run here; None when no engine was requested.
         scale: the network's scale; None when the file does not say.
         res_scale: the factor that checkpoints do not store, where the file says it.
         source_sha256: hash of the checkpoint behind the network; None when the file does not say.

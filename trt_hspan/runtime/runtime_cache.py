@@ -36,11 +36,11 @@ def read_runtime_cache(path: Path, *, plan_sha256: str, tensorrt_version: str) -
         _LOG.warning("%s: cannot be read: %s", path, error.strerror)
         return None
     try:
-        found: Any = json.loads(header)
+        stored: Any = json.loads(header)
     except ValueError:
-        found = None
-    if found != _header(data, plan_sha256=plan_sha256, tensorrt_version=tensorrt_version):
-        _LOG.info("%s: of another plan or release, or damaged; it is made anew", path)
+        stored = None
+    if stored != _header(data, plan_sha256=plan_sha256, tensorrt_version=tensorrt_version):
+        _LOG.info("%s: of another plan or release, or damaged; a new one is written", path)
         return None
     return data
 

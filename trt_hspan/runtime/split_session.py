@@ -2,7 +2,7 @@
 
 A custom operator would need ONNX Runtime's C header or an extension package (docs/cpu.md). Cutting the graph needs
 neither: it is split at the attention nodes, each part is a session of its own, and between two of them the library
-reads query, key and value where they lie. Owns the cutting and the order of calls; what a part computes is ONNX
+reads query, key and value where they lie. What a part computes is ONNX
 Runtime's business. Never imports torch.
 """
 
@@ -46,7 +46,7 @@ def parts_from_model(model: onnx.ModelProto, where: object) -> list[GraphPart]:
         model: float32 at the attention nodes, as `graph.model_for_cpu` makes it.
 
     Raises:
-        HspanError: the type of a tensor that crosses a cut cannot be found out.
+        HspanError: the type of a tensor that crosses a cut is unknown.
     """
     runs: list[list[onnx.NodeProto]] = [[]]
     attentions: list[onnx.NodeProto] = []
@@ -58,16 +58,16 @@ def parts_from_model(model: onnx.ModelProto, where: object) -> list[GraphPart]:
             runs[-1].append(node)
     values = _typed_values(model, attentions)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    wanted = {value.name for value in model.graph.output}
-    wanted |= {name for node in attentions for name in node.input}
+    needed = {value.name for value in model.graph.output}
+    needed |= {name for node in attentions for name in node.input}
     parts: list[GraphPart] = []
     # From the end: what a part must give is what comes after it reads.
     for nodes, attention in reversed(list(zip(runs, [*attentions, None], strict=True))):
-        made = [name for node in nodes for name in node.output if name]
+        computed = [name for node in nodes for name in node.output if name]
         read = _free_names(nodes)
-        outputs = tuple(name for name in made if name in wanted)
-        inputs = tuple(sorted(read - set(made) - set(weights)))
-        wanted |= read
+        outputs = tuple(name for name in computed if name in needed)
+        inputs = tuple(sorted(read - set(computed) - set(weights)))
+        needed |= read
         part = None
         if outputs:
             missing = [name for name in (*inputs, *outputs) if name not in values]
@@ -161,16 +161,16 @@ def _free_names(nodes: list[onnx.NodeProto]) -> set[str]:
 
 
 def _typed_values(model: onnx.ModelProto, attentions: list[onnx.NodeProto]) -> dict[str, onnx.ValueInfoProto]:
-    """Every tensor whose type is known, by name; the attention's output is (N, D, H, W) float32."""
+    """Every tensor whose type can be inferred, by name; the attention's output is (N, D, H, W) float32."""
     hints = onnx.ModelProto()
     hints.CopyFrom(model)
     del hints.functions[:]
-    known = {value.name for value in hints.graph.value_info}
+    declared = {value.name for value in hints.graph.value_info}
     for node in attentions:
-        if node.output[0] not in known:
+        if node.output[0] not in declared:
             free = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, [None] * 4)
             hints.graph.value_info.append(free)
-    # Without the attention nodes, whose shape is nobody's business here.
+    # Without the attention nodes, whose shapes do not matter here.
     kept = [node for node in hints.graph.node if node not in attentions]
     del hints.graph.node[:]
     hints.graph.node.extend(kept)

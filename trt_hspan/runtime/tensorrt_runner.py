@@ -58,7 +58,7 @@ class TensorRtRunner(Runner):
             very one that the engine was built with.
         index: of the GPU, in CUDA's order.
         use_graphs: whether shapes that repeat are replayed as CUDA graphs.
-        timing: whether `session.last_times` holds each batch's GPU times.
+        timing: whether `session.last_times` is filled with each batch's GPU times.
 
     Raises:
         HspanError: plan, manifest or ONNX file missing or not of one build.
@@ -97,7 +97,7 @@ class TensorRtRunner(Runner):
 
     @property
     def session(self) -> EngineSession:
-        """The execution, for those who ask for memory, graphs and times.
+        """The execution, for memory, graphs and times.
 
         Raises:
             RuntimeError: the runner is not active.
@@ -186,9 +186,9 @@ class TensorRtRunner(Runner):
             yield output
 
     def _raise_first_mismatch(self, machine: Any) -> None:
-        found = engine_mismatches(self._plan, self._manifest, machine, plugin=self._plugin)
-        if found:
-            raise found[0]
+        mismatches = engine_mismatches(self._plan, self._manifest, machine, plugin=self._plugin)
+        if mismatches:
+            raise mismatches[0]
 
     def _plugin_path(self) -> Path:
         from trt_hspan.native.plugin import default_plugin_path

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 TorchPrecision = Literal["fp32", "bf16"]
-# Tensors of the upscaled features that a run holds. *Measured* with hspan-tiny-x4 at 128x160 pixels: 3.1.
+# Tensors of the upscaled features that a run keeps. *Measured* with hspan-tiny-x4 at 128x160 pixels: 3.1.
 UPSCALED_TENSORS: Final = 3
 
 
@@ -29,7 +29,7 @@ class TorchRunner(Runner):
 
     Raises:
         HspanError: as `load_model`, or BF16 on a processor without its instructions. The checkpoint is read here and
-            not on entry, so that a bad one is told early.
+            not on entry, so that a bad one is an early error.
         UsageError: as `load_model`, or another precision.
     """
 
@@ -92,7 +92,7 @@ class TorchRunner(Runner):
         return output
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """`UPSCALED_TENSORS` of (N, features, scale * H, scale * W) float32. Attention never holds all scores."""
+        """`UPSCALED_TENSORS` of (N, features, scale * H, scale * W) float32. Attention never keeps all scores."""
         n, _, height, width = shape
         config = self._model.config
         return UPSCALED_TENSORS * 4 * n * config.n_feats * height * width * config.scale**2

@@ -298,5 +298,5 @@ def test_wrong_requests_are_one_line(samples: list[Sample], tmp_path: Path) -> N
     no_attention = attention_network()
     for node in attention_nodes(no_attention):
         no_attention.graph.node.remove(node)
-    with pytest.raises(HspanError, match="holds no hspan::"):
+    with pytest.raises(HspanError, match="contains no hspan::"):
         audit_ranges(no_attention, samples, "fp16")

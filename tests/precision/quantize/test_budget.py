@@ -106,7 +106,7 @@ def test_a_budget_that_cannot_be_met_is_an_error_with_the_best_that_was_found(
     costs = {name: 0.01 + 0.001 * index for index, name in enumerate(names)}
     with pytest.raises(HspanError) as caught:
         search(source, int8, KnownLosses(costs), 0.005)
-    assert f"0.005 dB cannot be met: the best that was found loses 0.0100 dB with 1 of {len(names)}" in str(
+    assert f"0.005 dB cannot be met: the best choice loses 0.0100 dB with 1 of {len(names)}" in str(
         caught.value
     )
 

@@ -330,7 +330,7 @@ def test_a_table_can_be_reviewed_edited_and_fed_back(
         ({"tensors": {}}, "has no range in the calibration table"),
         ({"rounding": {"body.0.body.0.body.0/Conv": "!"}}, "its rounding is damaged"),
         ({"model_sha256": "0" * 64}, "is for another model"),
-        ({"precision": "fp8"}, "holds fp8 ranges"),
+        ({"precision": "fp8"}, "contains fp8 ranges"),
     ],
 )
 def test_a_table_that_does_not_serve_is_told_in_one_line(

@@ -1,4 +1,4 @@
-"""Which of the nodes at risk stay in float32 so that a network keeps within a budget of PSNR-Y. Owns the search."""
+"""Which of the nodes at risk stay in float32 so that a network keeps within a budget of PSNR-Y."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kept_within_budget(
     pictures without ground truth serve as it, shrunk to the input's size.
 
     Args:
-        variant: makes the typed network that keeps these nodes in float32.
+        variant: gives the typed network that keeps these nodes in float32.
         reference: the network in float32.
         audit: of it.
         samples: at least one picture.
@@ -49,7 +49,7 @@ def kept_within_budget(
         Names of the nodes to keep, in the graph's order; empty when nothing needs to be.
 
     Raises:
-        HspanError: not even all cures together keep within the budget; it says the best that was found.
+        HspanError: not even all cures together keep within the budget; it says the best loss.
     """
     from trt_hspan.precision.crops import TilePlan, tiles_from_samples, with_ground_truth
     from trt_hspan.precision.quantize.measure import HeldOut
@@ -70,16 +70,16 @@ def kept_within_budget(
     worst_first = sorted(audit.at_risk, key=lambda node: severity(node, audit), reverse=True)
     best, count = math.inf, 0
     while True:
-        wanted = {name for node in worst_first[:count] for name in node.cure}
-        kept = tuple(node.node for node in audit.nodes if node.node in wanted)
+        cure = {name for node in worst_first[:count] for name in node.cure}
+        kept = tuple(node.node for node in audit.nodes if node.node in cure)
         best = min(best, loss_db(kept))
         if best <= budget_db:
             return kept
         if count >= len(worst_first):
-            found = "no finite output" if math.isinf(best) else f"{best:.4f} dB at best"
+            best_loss = "no finite output" if math.isinf(best) else f"{best:.4f} dB at best"
             raise HspanError(
                 "--keep-fp32",
-                f"a loss of at most {budget_db:g} dB cannot be had with every node at risk in float32: {found}",
+                f"a loss of at most {budget_db:g} dB cannot be reached with every node at risk in float32: {best_loss}",
                 "take --precision fp32, or a larger budget",
             )
         count = min(len(worst_first), max(1, 2 * count))

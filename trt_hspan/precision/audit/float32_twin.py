@@ -1,7 +1,4 @@
-"""A network's graph in float32 throughout, whatever types it computes in, for measuring what those types cost.
-
-Owns the rewriting; runs nothing.
-"""
+"""A network's graph in float32 throughout, whatever types it computes in, for measuring what those types cost."""
 
 from __future__ import annotations
 
@@ -71,7 +68,7 @@ def float32_twin(model: onnx.ModelProto) -> Float32Twin:
 
 
 def float_outputs(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, str]]:
-    """Each node of a float32 twin with the float tensor that it makes, in the graph's order."""
+    """Each node of a float32 twin with the float tensor that it computes, in the graph's order."""
     types = _float_types(model)
     return [
         (node, node.output[0])
@@ -81,14 +78,14 @@ def float_outputs(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, str]]:
 
 
 def _float_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Name -> element type of every float tensor of the graph; float32 where inference does not tell."""
+    """Name -> element type of every float tensor of the graph; float32 where it cannot be inferred."""
     inferred = onnx.shape_inference.infer_shapes(model)
     values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
-    made = {name for node in model.graph.node for name in node.output} | {v.name for v in model.graph.input}
-    known = {name: types.get(name, TensorProto.FLOAT) for name in made}
+    names = {name for node in model.graph.node for name in node.output} | {v.name for v in model.graph.input}
+    types = {name: types.get(name, TensorProto.FLOAT) for name in names}
     floats = (TensorProto.FLOAT, *_LOW_TYPES)
-    return {name: kind for name, kind in known.items() if kind in floats}
+    return {name: kind for name, kind in types.items() if kind in floats}
 
 
 def _in_float32(tensor: onnx.TensorProto) -> onnx.TensorProto:

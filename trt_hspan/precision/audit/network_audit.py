@@ -1,15 +1,25 @@
-"""The audit of a file: a checkpoint, an ONNX file or an engine."""
+"""Ranges of a whole network: audited alone, or before it is written in a type. Owns which nodes stay in float32."""
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
 
 from trt_hspan.engine.range_record import RangeAudit
-from trt_hspan.precision.audit.range_request import RangeRequest
+from trt_hspan.errors import UsageError
+from trt_hspan.evaluation.datasets import Sample
+from trt_hspan.graph import Precision, Variants, save_onnx
+from trt_hspan.graph.variants import opset_to_write
+from trt_hspan.precision.audit.budgeted_ranges import kept_within_budget
+from trt_hspan.precision.audit.range_request import AT_RISK, RangeRequest
 from trt_hspan.precision.audit.ranges import DEFAULT_TILE, audit_ranges, check_tile, checked_low_precision
 from trt_hspan.precision.crops import check_place
-from trt_hspan.precision.network import variants_from_path
+from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
 
 
 def audit_network(
@@ -19,7 +29,7 @@ def audit_network(
     precision: str | None = None,
     res_scale: float | None = None,
     tile: int = DEFAULT_TILE,
-    on_progress: Callable[[str, float, float], None] | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> RangeAudit:
     """Reads a network and audits its ranges; changes nothing.
 
@@ -38,18 +48,129 @@ def audit_network(
     check_tile(tile)
     assert request.pictures is not None, "an audit needs pictures"
     check_place(os.fspath(request.pictures))
-    report = on_progress or (lambda *_: None)
-    report(f"reading {model}", 0, 0)
+    on_progress(f"reading {model}", 0, 0)
     network = variants_from_path(model, res_scale=res_scale)
-    low_type = network.precision(requested, option="--precision")
+    return audit_variants(network, request, precision=requested, tile=tile, on_progress=on_progress)
+
+
+def audit_variants(
+    network: Variants,
+    request: RangeRequest,
+    *,
+    precision: Precision | None = None,
+    tile: int = DEFAULT_TILE,
+    on_progress: OnProgress = no_progress,
+) -> RangeAudit:
+    """Audits a network that is read already. Args and errors: as `audit_network`."""
+    low_type = network.precision(precision, option="--precision")
+    graph = network.template(low_type)
     samples = request.samples(network.metadata.scale or 1)
+    return _audit(graph, network, samples, low_type, tile=tile, on_progress=on_progress)
+
+
+def export_audited(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    request: RangeRequest,
+    *,
+    precision: Precision,
+    res_scale: float = 0.1,
+    opset: int | None = None,
+    static: tuple[int, int] | None = None,
+    on_progress: OnProgress = no_progress,
+) -> RangeAudit | None:
+    """Exports a checkpoint like `export_onnx`, after an audit where one is requested.
+
+    Args:
+        checkpoint, output, precision, res_scale, opset, static: as in `export_onnx`.
+        request: the pictures, and what stays in float32.
+        on_progress: as in `audit_network`.
+
+    Returns:
+        The audit with its `kept_fp32`; None when none was requested.
+
+    Raises:
+        UsageError: as `export_onnx`; a name in `keep_fp32` that no node has; an audit of a float32 network.
+        HspanError: as `export_onnx` and `audit_ranges`.
+    """
+    from trt_hspan.export.to_onnx import variants_from_checkpoint
+
+    target = Path(output)
+    if target.suffix != ".onnx":
+        raise UsageError(target, "an ONNX file's name ends in .onnx", "name another file")
+    opset_to_write(precision, opset)
+    network = variants_from_checkpoint(checkpoint, res_scale=res_scale, static=static)
+    model, audit = audited_model(network, request, precision, opset=opset, on_progress=on_progress)
+    save_onnx(model, target)
+    return audit
+
+
+def audited_model(
+    network: Variants,
+    request: RangeRequest,
+    precision: Precision,
+    *,
+    opset: int | None = None,
+    on_progress: OnProgress = no_progress,
+) -> tuple[onnx.ModelProto, RangeAudit | None]:
+    """The network in a type, with what the request keeps in float32, and the audit with its `kept_fp32`.
+
+    Nothing is decided silently: without "at-risk" or a budget the audit only reports.
+
+    Raises:
+        UsageError, HspanError: as `export_audited`.
+    """
+    graph = network.template(precision, opset=opset)
+    kept = nodes_from_patterns(graph, request.names)
+    if request.pictures is None:
+        return network.model(precision, keep_fp32=kept, opset=opset), None
+    samples = request.samples(network.metadata.scale or 1)
+    audit = _audit(graph, network, samples, precision, on_progress=on_progress)
+    if AT_RISK in request.keep_fp32:
+        kept = (*kept, *audit.cure)
+    if request.budget_db is not None:
+        named = kept
+        kept += kept_within_budget(
+            lambda more: network.typed(precision, keep_fp32=(*named, *more), opset=opset),
+            network.float32(),
+            audit,
+            samples,
+            request.budget_db,
+            where=network.where,
+        )
+    kept = tuple(dict.fromkeys(kept))
+    return network.model(precision, keep_fp32=kept, opset=opset), replace(audit, kept_fp32=kept)
+
+
+def nodes_from_patterns(graph: onnx.ModelProto, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Names of the nodes that fit, each once, in the graph's order. Raises: UsageError when a pattern fits none."""
+    names = [node.name for node in graph.graph.node]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                "--keep-fp32",
+                f"no node is called {pattern!r}; they are named like {names[len(names) // 2]!r}",
+                "see trt-hspan audit --all",
+            )
+    return tuple(n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns))
+
+
+def _audit(
+    graph: onnx.ModelProto,
+    network: Variants,
+    samples: Sequence[Sample],
+    precision: Precision,
+    *,
+    tile: int = DEFAULT_TILE,
+    on_progress: OnProgress,
+) -> RangeAudit:
     count = iter(range(1, len(samples) + 1))
-    report("auditing", 0, len(samples))
+    on_progress("auditing", 0, len(samples))
     return audit_ranges(
-        network.template(low_type),
+        graph,
         samples,
-        low_type,
+        precision,
         keep_fp32=network.kept_fp32,
         tile=tile,
-        on_picture=lambda sample: report(f"audited {sample.name}", next(count), len(samples)),
+        on_picture=lambda sample: on_progress(f"audited {sample.name}", next(count), len(samples)),
     )

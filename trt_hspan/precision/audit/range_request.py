@@ -1,4 +1,4 @@
-"""What somebody wants to know about a network's ranges, and what they want done about them. Never imports torch."""
+"""What to audit about a network's ranges, and what to keep in float32 for it. Never imports torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUILTIN: Final = "builtin"
 
 @dataclass(frozen=True, kw_only=True)
 class RangeRequest:
-    """What somebody wants to know about ranges, and what they want done.
+    """What to audit, and what to keep in float32.
 
     Args:
         pictures: a folder for `samples_from_folder`, the word "builtin" for the shipped photographs, or None for
@@ -58,7 +58,7 @@ class RangeRequest:
         return _budget_from_text(texts[0]) if texts else None
 
     def require_low(self, precision: str | None) -> None:
-        """Raises: UsageError when anything is asked for that a float32 network has no use for; None is not known."""
+        """Raises: UsageError for a request that a float32 network has no use for; None is not known yet."""
         if precision == "fp32" and (self.pictures is not None or self.keep_fp32):
             option = "--audit" if self.pictures is not None else "--keep-fp32"
             raise UsageError(

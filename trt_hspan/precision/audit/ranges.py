@@ -54,7 +54,7 @@ def audit_ranges(
 ) -> RangeAudit:
     """Measures every node of a network on pictures, and says where a type is not enough.
 
-    A risk is told of a node whose result is held in the low type: the node itself computes in it, or one that
+    A risk is reported for a node whose result is in the low type: the node itself computes in it, or one that
     reads the result does. See `range_record` for the kinds of risk and their thresholds.
 
     Args:
@@ -70,7 +70,7 @@ def audit_ranges(
     Raises:
         UsageError: another precision, or a tile below 16.
         HspanError: no pictures, one cannot be read or is smaller than the network's fixed input, the model
-            holds no attention, or ONNX Runtime fails.
+            contains no attention, or ONNX Runtime fails.
     """
     low_type = checked_low_precision(precision)
     check_tile(tile)
@@ -78,7 +78,7 @@ def audit_ranges(
     require_attention(model, where)
     if not samples:
         raise HspanError(_WHERE, "there are no pictures to audit", "name a folder of pictures")
-    for sample in samples:  # headers alone: a bad file is told before the first run
+    for sample in samples:  # headers alone: a bad file is an error before the first run
         sample.size()
     twin = float32_twin(model)
     nodes = float_outputs(twin.model)
@@ -165,8 +165,8 @@ class _Session:
     def run(self, batch: Float32Array) -> dict[str, dict[str, float]]:
         """Tensor -> name of the statistic -> value, on one input (1, 3, H, W)."""
         values = run_session(self._session, self._names, batch, _WHERE)
-        known = dict(zip(self._names, (float(value) for value in values), strict=True))
-        return {t: {kind: known[name] for kind, name in self._scalars(t).items()} for t in self._tensors}
+        statistics = dict(zip(self._names, (float(value) for value in values), strict=True))
+        return {t: {kind: statistics[name] for kind, name in self._scalars(t).items()} for t in self._tensors}
 
     def _scalars(self, tensor: str) -> dict[str, str]:
         names = {
@@ -270,7 +270,7 @@ class _Verdict:
         return tuple(self._range(node, tensor) for node, tensor in self.nodes)
 
     def _range(self, node: onnx.NodeProto, tensor: str) -> NodeRange:
-        found = self.gathered[tensor]
+        measured = self.gathered[tensor]
         is_low_node = node.name in self.low_nodes
         low_readers = [name for name in self.readers.get(tensor, ()) if name in self.low_nodes]
         # The output is float32 by contract, and nothing reads it in another type.
@@ -281,18 +281,18 @@ class _Verdict:
         limit = LIMITS[self.precision]
         risks: list[str] = []
         cure: set[str] = set()
-        if not math.isfinite(found.largest) or not math.isfinite(found.power):
+        if not math.isfinite(measured.largest) or not math.isfinite(measured.power):
             risks.append("not finite")
         if is_low_node and weight is not None and weight > limit:
             risks.append("weight")
             cure.add(node.name)
-        if low and found.largest * RESERVE > limit:
+        if low and measured.largest * RESERVE > limit:
             risks.append("activation")
             cure |= {node.name, *low_readers}
         if is_attention and is_low_node:
-            if found.largest_score * RESERVE > limit:
+            if measured.largest_score * RESERVE > limit:
                 risks.append("score")
-            if found.score_error > SCORE_ERROR_LIMIT:
+            if measured.score_error > SCORE_ERROR_LIMIT:
                 risks.append("score precision")
             if "score" in risks or "score precision" in risks:
                 cure |= {node.name, *self._chain(node.input[0]), *self._chain(node.input[1])}
@@ -303,12 +303,12 @@ class _Verdict:
             node=node.name,
             op_type=node.op_type,
             low=low,
-            largest=_finite(found.largest),
-            rounding_snr_db=_finite(_ratio_db(found.power, found.error_power)),
+            largest=_finite(measured.largest),
+            rounding_snr_db=_finite(_ratio_db(measured.power, measured.error_power)),
             update_snr_db=_finite(update),
             largest_weight=weight,
-            largest_score=_finite(found.largest_score) if is_attention else None,
-            score_error=_finite(found.score_error) if is_attention else None,
+            largest_score=_finite(measured.largest_score) if is_attention else None,
+            score_error=_finite(measured.score_error) if is_attention else None,
             risks=tuple(risks),
             cure=tuple(sorted(cure & self.low_nodes)),
         )

@@ -1,4 +1,4 @@
-"""Which layers stay in the base type so that the whole network loses no more than a budget. Owns the search.
+"""Which layers stay in the base type so that the whole network loses no more than a budget.
 
 Greedy with re-measurement: everything is quantized first; while the loss on held-out tiles is above the budget, the
 layer whose own error is largest for the work that it does goes back to the base type, and the network is measured
@@ -54,10 +54,10 @@ def choose_layers(
         nodes: candidates; at least one.
         held_out: tiles with ground truth.
         budget_db: largest loss of PSNR-Y, mean over tiles, against the float32 network.
-        on_step: called with a phrase, steps done and steps there may be.
+        on_step: called with a phrase, the steps that are complete, and how many there may be.
 
     Raises:
-        HspanError: no choice with at least one quantized layer meets the budget; the best one is told.
+        HspanError: no choice with at least one quantized layer meets the budget; the error says the best one.
     """
     search = _Search(
         source, nodes, table, held_out, budget_db=budget_db, on_step=on_step or (lambda *_: None)
@@ -103,10 +103,10 @@ class _Search:
             count += 1
             self._on_step("layer by layer", count, len(self._nodes))
 
-        found = layer_sensitivities(
+        layers = layer_sensitivities(
             self._source, list(self._nodes.values()), self._table, self._held_out, on_layer=on_layer
         )
-        return sorted(found, key=lambda layer: -_energy_per_work(layer))
+        return sorted(layers, key=lambda layer: -_energy_per_work(layer))
 
     def _restore(self, ranked: Sequence[LayerSensitivity]) -> BudgetResult:
         quantized = set(self._nodes)
@@ -153,7 +153,7 @@ class _Search:
         loss, count = self._best
         return HspanError(
             "--budget-db",
-            f"{self._budget_db:g} dB cannot be met: the best that was found loses {loss:.4f} dB with {count} of "
+            f"{self._budget_db:g} dB cannot be met: the best choice loses {loss:.4f} dB with {count} of "
             f"{len(self._nodes)} layers in {self._kind}",
             f"allow that much, calibrate on more pictures, or build {self._source.precision}",
         )

@@ -1,6 +1,6 @@
 """Ranges of activations, measured by ONNX Runtime's own calibrators on tiles of real pictures.
 
-Owns the passes over the tiles and what is kept between them: one tile is in memory at a time, and what is kept does
+One tile is in memory at a time, and what is kept does
 not grow with their number. ONNX Runtime finds the extremes, collects the histograms, and computes the percentile and
 entropy thresholds; the search of the `mse` method is ours. The graph that runs is the one that is quantized
 afterwards, in its base type as `graph.model_for_cpu` emulates it.
@@ -39,7 +39,7 @@ from trt_hspan.precision.quantize.table import (
 )
 from trt_hspan.runtime.onnxruntime_session import imported_onnxruntime, open_session
 
-#: What a user may ask for; "none" is the method of a table that nothing was measured for.
+#: What a user may choose; "none" is the method of a table without measurements.
 METHODS: Final[tuple[Method, ...]] = get_args(Method)[:-1]
 #: Bins of a histogram over 0..largest.
 BINS: Final = 2048
@@ -91,7 +91,7 @@ def calibrate(
 
     Args:
         model: the graph in its base type, without function bodies.
-        layers: nodes whose activations are wanted.
+        layers: nodes whose activations are measured.
         data: tiles to run on; passed over once for `minmax` with nearest rounding, else twice (`passes`).
         adaptive_rounding: also find how INT8 weights are best rounded.
         on_tile: called after each tile of each pass, for progress.
@@ -117,8 +117,7 @@ def calibrate(
         extremes = _extremes(path, names, data, step)
         ranges = {name: max(abs(low), abs(high)) for name, (low, high) in extremes.items()}
         if method != "minmax" or moments:
-            found = _histogram_ranges(path, ranges, data, step, kind=kind, method=method, moments=moments)
-            ranges |= found
+            ranges |= _histogram_ranges(path, ranges, data, step, kind=kind, method=method, moments=moments)
     return CalibrationTable(
         format=TABLE_FORMAT,
         model_sha256=model_sha256,
@@ -205,19 +204,19 @@ def _extremes(
     calibrater = Extremes(path, augmented_model_path=str(path.with_name("extremes.onnx")))
     calibrater.augment_graph()
     calibrater.create_inference_session()
-    with warnings.catch_warnings():  # numpy's, of tensors that are NaN throughout: they are told below
+    with warnings.catch_warnings():  # numpy's, of tensors that are NaN throughout: they are an error below
         warnings.simplefilter("ignore", RuntimeWarning)
         for feed in _feeds(data, step):
             calibrater.collect_data(feed)
-        found = calibrater.compute_data()
+        thresholds = calibrater.compute_data()
     result = {}
     for name in names:
-        low, high = (float(np.min(v)) for v in found[name].range_value)
+        low, high = (float(np.min(v)) for v in thresholds[name].range_value)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise HspanError(
                 name,
                 "is not finite on these pictures",
-                "choose --base bf16 or fp32: FP16 overflows at 65504, and trt-hspan audit tells where",
+                "choose --base bf16 or fp32: FP16 overflows at 65504, and trt-hspan audit shows where",
             )
         result[name] = (low, high)
     return result
@@ -233,7 +232,7 @@ def _histogram_ranges(
     method: Method,
     moments: Mapping[str, InputMoments],
 ) -> dict[str, float]:
-    """Ranges by percentile, entropy or mse; none by minmax, for which only the moments are wanted."""
+    """Ranges by percentile, entropy or mse; none by minmax, which needs only the moments."""
     from onnxruntime.quantization import calibrate as ort
 
     entropy = method == "entropy"
@@ -242,23 +241,23 @@ def _histogram_ranges(
     if entropy:
         bins = {"num_bins": ENTROPY_BINS, "num_quantized_bins": ENTROPY_LEVELS}
     names = [name for name, value in largest.items() if value > 0.0]
-    wanted = sorted({*names, *(m.tensor for m in moments.values())})
+    measured = sorted({*names, *(m.tensor for m in moments.values())})
 
     class Histograms(family):  # type: ignore[misc,valid-type]
         """Collects tile by tile; the library's own would keep every tile's tensors."""
 
         def select_tensors_to_calibrate(self, model: onnx.ModelProto) -> tuple[set[str], dict[str, Any]]:
-            return _selected(model, wanted)
+            return _selected(model, measured)
 
         def create_inference_session(self) -> None:
             self.infer_session = open_session(Path(self.augmented_model_path), str(path), optimize=False)
 
         def collect_data(self, data_reader: _OneTile) -> None:
             feed = data_reader.get_next()
-            values = dict(zip(wanted, self.infer_session.run(wanted, feed), strict=True))
+            values = dict(zip(measured, self.infer_session.run(measured, feed), strict=True))
             if method != "minmax":
                 self.collector.collect(
-                    {name: [_telling(values[name]) if entropy else values[name]] for name in names}
+                    {name: [_nonzero(values[name]) if entropy else values[name]] for name in names}
                 )
             for moment in moments.values():
                 moment.add(values[moment.tensor])
@@ -277,22 +276,22 @@ def _histogram_ranges(
         if method == "mse":
             histograms = calibrater.collector.get_histogram_dict()
             return {name: mse_range(histograms[name][0], largest[name], kind) for name in names}
-        found = calibrater.compute_data()
-    return {name: max(abs(float(v)) for v in found[name].range_value) for name in names}
+        thresholds = calibrater.compute_data()
+    return {name: max(abs(float(v)) for v in thresholds[name].range_value) for name in names}
 
 
-def _telling(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Values that tell entropy something about a scale: those that are not 0, which every scale keeps exactly.
+def _nonzero(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Values that matter for entropy: those that are not 0, which every scale keeps exactly.
 
     After a ReLU nine of ten are 0. Counted, they would be all that entropy sees: it would keep the bin around 0 narrow
     and cut the range to an eighth.
     """
-    telling: npt.NDArray[np.floating] = values[values != 0]
-    return telling
+    nonzero: npt.NDArray[np.floating] = values[values != 0]
+    return nonzero
 
 
 def _empty_collector(ort: Any, calibrater: Any, largest: Mapping[str, float]) -> Any:
-    """A collector whose histograms reach over the known extremes from the start.
+    """A collector whose histograms reach over the measured extremes from the start.
 
     Left to itself it takes its bins from the first tile, however flat that is, and adds bins of that width for ever.
     """
@@ -324,8 +323,8 @@ def _empty_collector(ort: Any, calibrater: Any, largest: Mapping[str, float]) ->
 
 def _selected(model: onnx.ModelProto, names: Iterable[str]) -> tuple[set[str], dict[str, Any]]:
     """The tensors to look at, declared float32: shape inference does not see through the attention's body."""
-    known = {value.name for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
+    declared = {value.name for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
     for name in names:
-        if name not in known:
+        if name not in declared:
             model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     return set(names), {value.name: value for value in (*model.graph.value_info, *model.graph.input)}

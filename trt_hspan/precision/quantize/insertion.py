@@ -127,9 +127,11 @@ class _Writer:
                 )
             )
             self._pairs[name] = (dequantized, scale)
-        dequantized, known = self._pairs[name]
-        if known != scale:
-            raise HspanError(name, f"has two scales, {known!r} and {scale!r}", "give one scale to a tensor")
+        dequantized, first_scale = self._pairs[name]
+        if first_scale != scale:
+            raise HspanError(
+                name, f"has two scales, {first_scale!r} and {scale!r}", "give one scale to a tensor"
+            )
         return dequantized
 
     def _weight(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from trt_hspan.graph import Precision, QuantizedType
-from trt_hspan.precision.network import variants_from_path
+from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
 from trt_hspan.precision.quantize.pipeline import (
     QuantizationRequest,
     Quantized,
@@ -20,9 +19,6 @@ from trt_hspan.precision.quantize.pipeline import (
 from trt_hspan.precision.quantize.recipe import Recipe, read_recipe
 from trt_hspan.precision.quantize.sensitivity import SensitivityReport
 from trt_hspan.precision.quantize.source import Source, source_from_path, source_from_variants
-
-#: Called with what is being done, how much of it is complete, and the whole; 0 while that is not known.
-OnProgress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +61,20 @@ class QuantizationJob:
             check_places(self.how)
 
 
-def quantized_network(job: QuantizationJob, *, on_progress: OnProgress | None = None) -> Quantized:
+def quantized_network(job: QuantizationJob, *, on_progress: OnProgress = no_progress) -> Quantized:
     """Reads or exports the network, and quantizes it.
 
     Raises:
         UsageError, HspanError: as `source_from_path`, and as `quantize` or `quantize_by_recipe`.
     """
     job.check_places()
-    report = on_progress or (lambda *_: None)
-    report(f"reading {job.model}", 0, 0)
+    on_progress(f"reading {job.model}", 0, 0)
     if isinstance(job.how, RecipeFile):
         return quantize_by_recipe(_source(job), job.how.recipe, where=job.how.path)
-    return quantize(_source(job), job.how, on_progress=report)
+    return quantize(_source(job), job.how, on_progress=on_progress)
 
 
-def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress | None = None) -> SensitivityReport:
+def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_progress) -> SensitivityReport:
     """Reads or exports the network, and measures each of its layers.
 
     Raises:
@@ -87,9 +82,8 @@ def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress | None 
     """
     assert isinstance(job.how, QuantizationRequest), "a recipe has chosen its layers"
     job.check_places()
-    report = on_progress or (lambda *_: None)
-    report(f"reading {job.model}", 0, 0)
-    return measure_sensitivity(_source(job), job.how, on_progress=report)
+    on_progress(f"reading {job.model}", 0, 0)
+    return measure_sensitivity(_source(job), job.how, on_progress=on_progress)
 
 
 def _source(job: QuantizationJob) -> Source:

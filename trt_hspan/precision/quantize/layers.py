@@ -63,12 +63,12 @@ def _default(model: onnx.ModelProto, possible: Sequence[onnx.NodeProto]) -> list
 def _matched(option: str, patterns: Sequence[str], possible: Sequence[onnx.NodeProto]) -> set[str]:
     names = set()
     for pattern in patterns:
-        found = {node.name for node in possible if fnmatch.fnmatchcase(node.name, pattern)}
-        if not found:
+        matched = {node.name for node in possible if fnmatch.fnmatchcase(node.name, pattern)}
+        if not matched:
             raise UsageError(
                 option,
                 f"{pattern!r} matches no convolution, sum or attention node",
                 "see `trt-hspan sensitivity` for names",
             )
-        names |= found
+        names |= matched
     return names

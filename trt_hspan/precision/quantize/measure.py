@@ -1,4 +1,4 @@
-"""What a variant of a network costs, in dB, on tiles of held-out pictures. Owns the comparison with float32."""
+"""What a variant of a network costs against float32, in dB, on tiles of held-out pictures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Measurement:
 
 
 class HeldOut:
-    """Tiles and what the float32 network makes of them.
+    """Tiles, and the float32 network's output on them.
 
     Args:
         reference: the network in float32.
@@ -107,10 +107,10 @@ class HeldOut:
         return min(psnr_y(image, tile.truth, tile.scale), _EXACT_DB)
 
     def _mean(self, qualities: Sequence[float | None]) -> float | None:
-        """Over the tiles that tell something; None without ground truth."""
-        telling = [
+        """Over the tiles where float32 has an error; None without ground truth."""
+        measurable = [
             quality
             for quality, reference in zip(qualities, self._reference_db, strict=True)
             if quality is not None and reference != _EXACT_DB
         ]
-        return float(np.mean(telling)) if telling else None
+        return float(np.mean(measurable)) if measurable else None

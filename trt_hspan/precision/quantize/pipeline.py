@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,9 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.files import cache_folder, staged_files, write_text
 from trt_hspan.graph import QuantizationFacts, QuantizedType, quantization_from_model
-from trt_hspan.precision import crops as tiles
+from trt_hspan.precision import crops
+from trt_hspan.precision.crops import TilePlan
+from trt_hspan.precision.network import OnProgress, no_progress
 from trt_hspan.precision.quantize import calibration
 from trt_hspan.precision.quantize.budget import Choice, choose_layers
 from trt_hspan.precision.quantize.layers import layers_to_quantize
@@ -29,8 +31,6 @@ from trt_hspan.precision.quantize.source import Source
 from trt_hspan.precision.quantize.table import CalibrationTable, Method, read_table
 
 Rounding = Literal["adaptive", "nearest"]
-#: Called with what is being done, steps done, and steps in all.
-OnProgress = Callable[[str, int, int], None]
 
 DEFAULT_METHOD: Method = "mse"
 _LOG = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class QuantizationRequest:
         calibration: a folder of pictures, or "builtin"; None needs a table.
         table: a calibration table to take ranges from instead of measuring them.
         method: how ranges are chosen; None is "mse".
-        rounding: of INT8 weights; None is adaptive wherever there are pictures for it or the table tells it.
+        rounding: of INT8 weights; None is adaptive wherever there are pictures for it or the table contains it.
         budget_db: largest loss of PSNR-Y on held-out pictures; None quantizes every layer.
         held_out: pictures to measure on; None holds out every fourth of the calibration's when there is a budget.
         include, exclude: as in `layers.layers_to_quantize`.
@@ -65,7 +65,7 @@ class QuantizationRequest:
     held_out: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    tiles: tiles.TilePlan = field(default_factory=tiles.TilePlan)
+    tiles: TilePlan = field(default_factory=TilePlan)
     use_cache: bool = True
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class QuantizationRequest:
         if self.table is not None:
             for option, value in (("--method", self.method), ("--rounding", self.rounding)):
                 if value is not None:
-                    raise UsageError(option, "is told by the table", "leave it or --table out")
+                    raise UsageError(option, "is part of the table", "leave it or --table out")
         if self.precision == "fp8" and self.rounding == "adaptive":
             raise UsageError("--rounding", "adaptive is for int8 weights", "leave it out")
         self._check_budget()
@@ -118,51 +118,63 @@ class Quantized:
 
 
 def quantize(
-    source: Source, request: QuantizationRequest, *, on_progress: OnProgress | None = None
+    source: Source, request: QuantizationRequest, *, on_progress: OnProgress = no_progress
 ) -> Quantized:
     """Quantizes a network.
+
+    Example:
+        >>> import trt_hspan
+        >>> from trt_hspan.precision.quantize.pipeline import QuantizationRequest, TilePlan, quantize
+        >>> from trt_hspan.precision.quantize.source import source_from_path
+        >>> source = source_from_path(trt_hspan.export_onnx("hspan-tiny-x2", "tiny.onnx"))
+        >>> tiles = TilePlan(count=2, side=16)
+        >>> request = QuantizationRequest(precision="int8", calibration="builtin", method="minmax", tiles=tiles)
+        >>> result = quantize(source, request)
+        >>> result.facts.type, result.recipe.base
+        ('int8', 'fp16')
+
+    Args:
+        source: the network in its base type.
+        request: what to quantize, and the pictures to measure on.
+        on_progress: called as the work goes on.
 
     Raises:
         UsageError: a pattern matches nothing.
         HspanError: pictures, table or budget do not serve; see the modules that do the work.
     """
-    progress = on_progress or (lambda *_: None)
     nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
-    scale = source.scale
-    samples = (
-        [] if request.calibration is None else tiles.pictures_for_calibration(request.calibration, scale)
-    )
-    measured_on = held_out_samples(request, samples, scale)
-    if request.budget_db is not None and request.held_out is None:
-        samples = [sample for sample in samples if sample.name not in {s.name for s in measured_on}]
-    table, cached = calibration_table(source, nodes, samples, request, progress)
+    samples = _calibration_samples(request, source.scale)
+    if request.held_out is not None:
+        held_out_samples = crops.pictures_for_calibration(request.held_out, source.scale)
+    elif request.budget_db is not None:
+        samples, held_out_samples = crops.split(samples, str(request.calibration))
+    else:
+        held_out_samples = []
+    table, was_cached = calibration_table(source, nodes, samples, request, on_progress)
     alive, choices = _without_dead_layers(source, nodes, table)
     measurement = None
-    if measured_on:
-        held_out = _held_out(source, measured_on, request.tiles, progress)
+    if held_out_samples:
+        held_out = _held_out(source, crops.with_ground_truth(held_out_samples), request.tiles, on_progress)
         if request.budget_db is not None:
-            found = choose_layers(source, alive, table, held_out, request.budget_db, on_step=progress)
-            choices |= found.choices
-            measurement = found.measurement
+            within_budget = choose_layers(
+                source, alive, table, held_out, request.budget_db, on_step=on_progress
+            )
+            choices |= within_budget.choices
+            measurement = within_budget.measurement
         else:
             measurement = held_out.measure(variant(source, alive, table))
     for node in alive:
-        asked = any(node.name == name for name in request.include)
-        choices.setdefault(
-            node.name, Choice(quantized=True, why="asked for" if asked else "no budget was set")
-        )
+        why = "was requested" if node.name in request.include else "no budget was set"
+        choices.setdefault(node.name, Choice(quantized=True, why=why))
     recipe = _recipe(source, nodes, table=table, choices=choices, request=request, measurement=measurement)
-    model = model_from_recipe(source, recipe)
-    facts = quantization_from_model(model)
-    if facts is None:
-        raise HspanError(source.where, "no convolution is left to quantize", "exclude fewer")
+    model, facts = _applied(source, recipe, source.where, "exclude fewer")
     return Quantized(
         model=model,
         recipe=recipe,
         table=table,
         facts=facts,
         measurement=measurement,
-        calibration_was_cached=cached,
+        calibration_was_cached=was_cached,
     )
 
 
@@ -170,13 +182,13 @@ def check_places(request: QuantizationRequest) -> None:
     """Looks for the pictures and the table before anybody waits for an export. Raises: HspanError."""
     for place in (request.calibration, request.held_out):
         if place is not None:
-            tiles.check_place(place)
+            crops.check_place(place)
     if request.table is not None:
         read_table(request.table)
 
 
 def measure_sensitivity(
-    source: Source, request: QuantizationRequest, *, on_progress: OnProgress | None = None
+    source: Source, request: QuantizationRequest, *, on_progress: OnProgress = no_progress
 ) -> SensitivityReport:
     """What each layer costs when only it is quantized, on the request's held-out pictures.
 
@@ -186,29 +198,22 @@ def measure_sensitivity(
     Raises:
         UsageError, HspanError: as `quantize`.
     """
-    progress = on_progress or (lambda *_: None)
     nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
-    scale = source.scale
-    samples = (
-        [] if request.calibration is None else tiles.pictures_for_calibration(request.calibration, scale)
-    )
+    samples = _calibration_samples(request, source.scale)
     if request.held_out is None:
-        samples, measured_on = tiles.split(samples, str(request.calibration))
+        samples, held_out_samples = crops.split(samples, str(request.calibration))
     else:
-        measured_on = tiles.pictures_for_calibration(request.held_out, scale)
-    table, _ = calibration_table(source, nodes, samples, request, progress)
+        held_out_samples = crops.pictures_for_calibration(request.held_out, source.scale)
+    table, _ = calibration_table(source, nodes, samples, request, on_progress)
     alive, _ = _without_dead_layers(source, nodes, table)
-    held_out = _held_out(source, measured_on, request.tiles, progress)
-    steps = _counter(progress, "measuring", len(alive))
+    held_out = _held_out(source, held_out_samples, request.tiles, on_progress)
+    steps = _counter(on_progress, "measuring", len(alive))
     return sensitivity_report(source, alive, table, held_out, on_layer=lambda: next(steps))
 
 
 def quantize_by_recipe(source: Source, recipe: Recipe, *, where: object) -> Quantized:
     """Applies a recipe. Raises: HspanError when it is for another model or leaves no convolution quantized."""
-    model = model_from_recipe(source, recipe, where=where)
-    facts = quantization_from_model(model)
-    if facts is None:
-        raise HspanError(where, "quantizes no convolution", "make one with trt-hspan quantize")
+    model, facts = _applied(source, recipe, where, "make one with trt-hspan quantize")
     return Quantized(model=model, recipe=recipe, table=None, facts=facts)
 
 
@@ -238,23 +243,14 @@ def companion_texts(quantized: Quantized) -> dict[str, str]:
     return texts
 
 
-def held_out_samples(request: QuantizationRequest, samples: Sequence[Sample], scale: int) -> list[Sample]:
-    """The pictures to measure on, with ground truth. Raises: HspanError when there are none or one cannot be split."""
-    if request.held_out is not None:
-        return tiles.with_ground_truth(tiles.pictures_for_calibration(request.held_out, scale))
-    if request.budget_db is None:
-        return []
-    return tiles.with_ground_truth(tiles.split(samples, str(request.calibration))[1])
-
-
 def calibration_table(
     source: Source,
     nodes: Sequence[onnx.NodeProto],
     samples: Sequence[Sample],
     request: QuantizationRequest,
-    progress: OnProgress,
+    on_progress: OnProgress = no_progress,
 ) -> tuple[CalibrationTable, bool]:
-    """The table to use, and whether it was there already. Raises: HspanError."""
+    """The table to use, and whether it existed before. Raises: HspanError."""
     if request.table is not None:
         table = read_table(request.table)
         if table.model_sha256 != source.sha256:
@@ -264,21 +260,22 @@ def calibration_table(
                 "calibrate again with --calibration",
             )
         if table.precision != request.precision:
-            raise HspanError(request.table, f"holds {table.precision} ranges", f"ask for {table.precision}")
+            raise HspanError(
+                request.table, f"contains {table.precision} ranges", f"add --precision {table.precision}"
+            )
         return table, True
     method = request.method or DEFAULT_METHOD
     adaptive = request.precision == "int8" and request.rounding != "nearest"
     data = _data(samples, request.tiles)
-    kept = (
-        _cache_file(source, nodes, data, precision=request.precision, method=method, adaptive=adaptive)
-        if request.use_cache
-        else None
-    )
-    found = None if kept is None else _cached_table(kept)
-    if found is not None:
-        return found, True
+    cache_file = None
+    if request.use_cache:
+        key = [source.sha256, data.sha256, request.precision, method, adaptive]
+        cache_file = _cache_file(key, nodes)
+        cached = _cached_table(cache_file)
+        if cached is not None:
+            return cached, True
     total = data.count * calibration.passes(method, request.precision, adaptive_rounding=adaptive)
-    steps = _counter(progress, "calibrating", total)
+    steps = _counter(on_progress, "calibrating", total)
     table = calibration.calibrate(
         source.base,
         nodes,
@@ -289,8 +286,8 @@ def calibration_table(
         model_sha256=source.sha256,
         on_tile=lambda: next(steps),
     )
-    if kept is not None:
-        _keep(kept, table)
+    if cache_file is not None:
+        _keep(cache_file, table)
     return table, False
 
 
@@ -299,25 +296,27 @@ def calibration_folder() -> Path:
     return cache_folder() / "calibration"
 
 
-def _data(samples: Sequence[Sample], plan: tiles.TilePlan) -> calibration.CalibrationData:
+def _calibration_samples(request: QuantizationRequest, scale: int) -> list[Sample]:
+    return [] if request.calibration is None else crops.pictures_for_calibration(request.calibration, scale)
+
+
+def _data(samples: Sequence[Sample], plan: TilePlan) -> calibration.CalibrationData:
     return calibration.CalibrationData(
-        tiles=lambda: tiles.tiles_from_samples(samples, plan),
+        tiles=lambda: crops.tiles_from_samples(samples, plan),
         pictures=len(samples),
-        count=tiles.tile_count(samples, plan),
-        sha256=tiles.pictures_sha256(samples, plan),
+        count=crops.tile_count(samples, plan),
+        sha256=crops.pictures_sha256(samples, plan),
     )
 
 
-def _held_out(
-    source: Source, samples: Sequence[Sample], plan: tiles.TilePlan, progress: OnProgress
-) -> HeldOut:
+def _held_out(source: Source, samples: Sequence[Sample], plan: TilePlan, on_progress: OnProgress) -> HeldOut:
     # Fewer and larger than the calibration's: a small crop may be all smooth background, whose loss in dB says nothing
     # about the picture's.
-    limited = tiles.TilePlan(count=min(plan.count, 16), side=2 * plan.side)
-    steps = _counter(progress, "float32 on held-out pictures", tiles.tile_count(samples, limited))
+    limited = TilePlan(count=min(plan.count, 16), side=2 * plan.side)
+    steps = _counter(on_progress, "float32 on held-out pictures", crops.tile_count(samples, limited))
     return HeldOut(
         source.reference,
-        tiles.tiles_from_samples(samples, limited),
+        crops.tiles_from_samples(samples, limited),
         where=source.where,
         on_tile=lambda: next(steps),
     )
@@ -335,6 +334,16 @@ def _without_dead_layers(
     return alive, {
         node.name: Choice(quantized=False, why=why) for node in nodes if dead.intersection(node.input)
     }
+
+
+def _applied(
+    source: Source, recipe: Recipe, where: object, next_step: str
+) -> tuple[onnx.ModelProto, QuantizationFacts]:
+    model = model_from_recipe(source, recipe, where=where)
+    facts = quantization_from_model(model)
+    if facts is None:
+        raise HspanError(where, "quantizes no convolution", next_step)
+    return model, facts
 
 
 def _recipe(
@@ -368,25 +377,9 @@ def _recipe(
     )
 
 
-def _cache_file(
-    source: Source,
-    nodes: Sequence[onnx.NodeProto],
-    data: calibration.CalibrationData,
-    *,
-    precision: QuantizedType,
-    method: str,
-    adaptive: bool,
-) -> Path:
-    key = [
-        source.sha256,
-        data.sha256,
-        precision,
-        method,
-        adaptive,
-        [node.name for node in nodes],
-        _CACHE_VERSION,
-    ]
-    return calibration_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
+def _cache_file(key: list[object], nodes: Sequence[onnx.NodeProto]) -> Path:
+    text = json.dumps([*key, [node.name for node in nodes], _CACHE_VERSION])
+    return calibration_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
 
 # Part of a cached table's key: raise it when the same pictures come to give other numbers.
@@ -411,11 +404,11 @@ def _keep(path: Path, table: CalibrationTable) -> None:
         _LOG.info("the calibration is not kept: %s", error)
 
 
-def _counter(progress: OnProgress, what: str, total: int) -> Iterator[None]:
+def _counter(on_progress: OnProgress, what: str, total: int) -> Iterator[None]:
     """Each `next` reports one more step."""
-    progress(what, 0, total)
-    for done in range(1, total + 1):
-        progress(what, done, total)
+    on_progress(what, 0, total)
+    for complete in range(1, total + 1):
+        on_progress(what, complete, total)
         yield
     while True:
         yield

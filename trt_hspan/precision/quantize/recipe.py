@@ -65,7 +65,7 @@ class Recipe:
         base, keep_fp32, res_scale: how the source becomes that graph, as `source_from_path` takes them.
         method: how ranges were chosen.
         calibration_sha256: of the calibration table.
-        budget_db: what was asked for; None quantized every layer.
+        budget_db: the requested budget; None quantized every layer.
         loss_db, psnr_db: what was measured on held-out pictures, as in `Measurement`; None when nothing was.
         layers: every layer that was considered, in graph order.
     """
@@ -183,7 +183,7 @@ def model_from_recipe(source: Source, recipe: Recipe, *, where: object = "recipe
             where,
             f"is for another model: {recipe.model} {recipe.model_sha256[:12]}..., not {source.where} "
             f"{source.sha256[:12]}... in {source.precision}",
-            "give the model that it was made for, or quantize this one",
+            "give the model that it is for, or quantize this one",
         )
     layers = layer_scales(source, recipe.layers, recipe.precision, where=where)
     quantized = model_with_qdq(source.base, layers, recipe.precision)
@@ -236,7 +236,7 @@ def _dumper() -> Any:
 
 
 def _float_text(value: float) -> str:
-    """All digits, in a form that YAML 1.1 reads as a float (it wants a point before an exponent)."""
+    """All digits, in a form that YAML 1.1 reads as a float (which needs a point before an exponent)."""
     text = repr(float(value))
     if "e" in text and "." not in text:
         text = text.replace("e", ".0e")

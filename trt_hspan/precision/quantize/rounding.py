@@ -1,6 +1,6 @@
 """Rounding weights up or down so that a convolution's output changes least. Owns the arithmetic; numpy only.
 
-Nearest rounding makes each weight as good as it can be alone. A convolution sums weights times inputs that resemble
+Nearest rounding is the best for each weight alone. A convolution sums weights times inputs that resemble
 each other (neighboring pixels of a picture), so errors of one sign add up. With the second moments H = E[x x^T] of
 the input patches x, the expected squared error of an output is d^T H d for weight errors d: the quadratic task of
 Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020, section 3.1. It is solved here
@@ -137,21 +137,21 @@ def _sequential_flips(errors: _Float64, steps: _Float64, moments: _Float64) -> n
     can make up for them, come nearest to 0. Arguments as of `_descended`; `moments` is not all 0."""
     order = np.argsort(-np.diag(moments), kind="stable")
     damped = moments + _DAMPING * np.diag(moments).mean() * np.eye(len(moments))
-    # With an upper triangular U, U^T U = H^-1: row k tells how the rest makes up for an error of weight k.
+    # With an upper triangular U, U^T U = H^-1: row k is how the rest compensates an error of weight k.
     upper = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
     base, step = errors[:, order], steps[:, order]
-    wanted = np.zeros_like(base)  # what the errors so far want added to each of the later weights
+    correction = np.zeros_like(base)  # of each later weight, for the errors so far
     flips = np.zeros(base.shape, dtype=bool)
     for begin in range(0, base.shape[1], _BLOCK):
         end = min(begin + _BLOCK, base.shape[1])
         left = np.empty((len(base), end - begin))
         for k in range(begin, end):
-            kept = base[:, k] - wanted[:, k]
+            kept = base[:, k] - correction[:, k]
             flips[:, k] = np.abs(kept + step[:, k]) < np.abs(kept)
             error = (kept + np.where(flips[:, k], step[:, k], 0.0)) / upper[k, k]
-            wanted[:, k + 1 : end] += np.outer(error, upper[k, k + 1 : end])
+            correction[:, k + 1 : end] += np.outer(error, upper[k, k + 1 : end])
             left[:, k - begin] = error
-        wanted[:, end:] += left @ upper[begin:end, end:]
+        correction[:, end:] += left @ upper[begin:end, end:]
     result = np.empty_like(flips)
     result[:, order] = flips
     return result

@@ -78,10 +78,10 @@ def layer_sensitivities(
     """Measures layer by layer; the most sensitive comes first. Raises: HspanError when a run fails."""
     macs = convolution_macs(source.base)
     total = sum(macs.values())
-    found = []
+    layers = []
     for node in nodes:
         measured = held_out.measure(variant(source, [node], table))
-        found.append(
+        layers.append(
             LayerSensitivity(
                 name=node.name,
                 mac_share=macs.get(node.name, 0) / total,
@@ -91,7 +91,7 @@ def layer_sensitivities(
         )
         if on_layer is not None:
             on_layer()
-    return sorted(found, key=lambda layer: layer.psnr_db)
+    return sorted(layers, key=lambda layer: layer.psnr_db)
 
 
 def sensitivity_report(
