@@ -290,7 +290,7 @@ def test_a_model_without_the_operator_is_refused(tmp_path: Path) -> None:
             node.domain, node.op_type = "", "Sum"
     del model.functions[:]
     save_onnx(model, tmp_path / "net.onnx")
-    with pytest.raises(HspanError, match=r"net\.onnx: holds no hspan::HighSimilarityPassAttention node"):
+    with pytest.raises(HspanError, match=r"net\.onnx: contains no hspan::HighSimilarityPassAttention node"):
         build(tmp_path / "net.onnx")
     assert_nothing_was_written(tmp_path / "net.onnx")
 
