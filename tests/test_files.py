@@ -95,7 +95,7 @@ def test_a_rename_that_fails_takes_new_files_away_again(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
-def test_a_full_disk_is_told_with_the_file_that_met_it(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_file_that_met_it(tmp_path: Path) -> None:
     with (
         pytest.raises(HspanError, match=r"x\.onnx: the disk is full"),
         staged_files(targets_in(tmp_path)) as staged,

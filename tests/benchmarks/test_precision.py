@@ -49,7 +49,7 @@ def test_every_network_is_measured_beside_onnxruntime_s_own_quantization(tmp_pat
 
 
 @pytest.mark.parametrize(("words", "code"), [(["--checkpoint", "none.pt"], 1), (["--methods", "guess"], 2)])
-def test_wrong_request_is_told_without_a_traceback(words: list[str], code: int, tmp_path: Path) -> None:
+def test_wrong_request_is_reported_without_a_traceback(words: list[str], code: int, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=False, cwd=tmp_path
     )

@@ -35,7 +35,7 @@ def test_bare_command_shows_its_help(run: CommandLine, words: list[str]) -> None
     assert "error" not in result.err
 
 
-def test_version_is_told(run: CommandLine) -> None:
+def test_version_is_reported(run: CommandLine) -> None:
     result = run("--version")
     assert (result.code, result.out.strip()) == (0, f"trt-hspan {trt_hspan.__version__}")
 
@@ -43,7 +43,7 @@ def test_version_is_told(run: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("module", "step"), [("torch", "pip install 'trt-hspan[export]'"), ("PIL", "pip install 'trt-hspan'")]
 )
-def test_a_package_that_is_not_installed_is_told_with_how_to_get_it(
+def test_a_package_that_is_not_installed_is_reported_with_how_to_get_it(
     run: CommandLine, monkeypatch: pytest.MonkeyPatch, module: str, step: str
 ) -> None:
     def needs_it(*_: object, **__: object) -> None:

@@ -83,7 +83,7 @@ def test_nodes_at_risk_stay_float32_on_request_and_the_picture_comes_out_right(
     assert abs(json.loads(validated.out)["total"]["psnr_y_loss_db"]) < 0.005
 
 
-def test_without_a_request_nothing_is_kept_and_the_overflow_is_told_with_its_cure(
+def test_without_a_request_nothing_is_kept_and_the_overflow_is_reported_with_its_cure(
     run: CommandLine, loud: Path, pictures: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "naive.onnx"

@@ -80,7 +80,7 @@ def test_bad_checkpoint_is_one_line_and_exit_code_1(
     assert not output.exists()
 
 
-def test_output_that_cannot_be_written_is_told_in_one_line(
+def test_output_that_cannot_be_written_is_one_error_line(
     run: CommandLine, tmp_path: Path, small_x4: GoldenNetwork
 ) -> None:
     (tmp_path / "file").write_text("not a folder")

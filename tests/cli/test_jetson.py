@@ -29,7 +29,7 @@ def test_boards_are_listed_with_their_published_figures(run: CommandLine) -> Non
     assert all(board["rates"]["source"] for board in boards.values())
 
 
-def test_plan_tells_memory_tiles_and_floor(run: CommandLine, exported: ExportCache) -> None:
+def test_plan_shows_memory_tiles_and_floor(run: CommandLine, exported: ExportCache) -> None:
     model = exported("small_x4", precision="fp16")
     done = run(
         "jetson", "plan", "--board", "orin-nano-8g", "--size", "360x640", "--onnx", str(model), "--json"

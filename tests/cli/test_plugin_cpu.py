@@ -28,7 +28,7 @@ def test_gpu_options_do_not_go_with_it(run: CommandLine) -> None:
     assert result.error_line.startswith("trt-hspan: error: --arch: is for the plugin")
 
 
-def test_output_that_cannot_be_written_is_told_before_compiling(
+def test_output_that_cannot_be_written_is_reported_before_compiling(
     run: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)

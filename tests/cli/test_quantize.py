@@ -236,7 +236,7 @@ def spoiled_folder(folder: Path, kind: str) -> Path:
         ("constant", "the only picture is of a single color"),
     ],
 )
-def test_pictures_that_do_not_serve_are_told_in_one_line(
+def test_pictures_that_do_not_serve_are_one_error_line(
     run: CommandLine, network: Path, tmp_path: Path, kind: str, message: str
 ) -> None:
     place = spoiled_folder(tmp_path, kind)

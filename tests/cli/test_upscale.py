@@ -90,7 +90,7 @@ def test_options_of_other_networks_are_wrong_usage(
     assert message in result.error_line
 
 
-def test_a_plugin_library_that_is_none_is_told_even_where_it_is_not_needed(
+def test_a_plugin_library_that_is_none_is_reported_even_where_it_is_not_needed(
     run: CommandLine, picture: Path, tmp_path: Path, small_engine: SmallEngine
 ) -> None:
     words = ["upscale", picture, "-o", tmp_path / "out.png", "--engine", small_engine.plan, "--plugin"]
@@ -230,7 +230,7 @@ def test_network_that_is_none_is_one_line(run: CommandLine, tmp_path: Path, pict
     assert "did you mean the preset hspan-x4?" in failing(run, tmp_path, picture, "--checkpoint", "hspan-x44")
 
 
-def test_folder_that_cannot_be_written_is_told_before_the_work(
+def test_folder_that_cannot_be_written_is_reported_before_the_work(
     run: CommandLine, tmp_path: Path, picture: Path
 ) -> None:
     folder = tmp_path / "locked"

@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_folder_with_bad_files_does_the_rest_and_tells_at_the_end(
+def test_a_folder_with_bad_files_does_the_rest_and_reports_at_the_end(
     run: CommandLine, tmp_path: Path, folder: Path, network: Path
 ) -> None:
     out = tmp_path / "out"
@@ -136,7 +136,7 @@ def test_a_finished_folder_is_not_passed_off_as_compared(
     assert (tmp_path / "out" / "a_compare.png").is_file()
 
 
-def test_a_pipe_among_the_files_is_told_and_names_need_not_be_utf_8(
+def test_a_pipe_among_the_files_is_reported_and_names_need_not_be_utf_8(
     run: CommandLine, tmp_path: Path, network: Path
 ) -> None:
     folder = tmp_path / "in"
@@ -212,7 +212,7 @@ def test_the_effect_of_tiles_is_measured(run: CommandLine, tmp_path: Path, netwo
     assert whole["why_no_tile_effect"] == "the picture was taken as a whole"
 
 
-def test_official_protocol_tells_a_picture_that_is_too_small(
+def test_official_protocol_shows_a_picture_that_is_too_small(
     run: CommandLine, tmp_path: Path, network: Path
 ) -> None:
     write_picture(tmp_path / "a.png", pixels(40, 40))

@@ -135,7 +135,7 @@ def test_what_does_not_go_with_a_pipe_is_refused(
         assert message in result.error_line
 
 
-def test_an_end_that_is_closed_or_a_terminal_is_told(
+def test_an_end_that_is_closed_or_a_terminal_is_an_error(
     run: CommandLine, tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("upscale", "-", "-o", tmp_path / "a.png", "--onnx", network)
@@ -148,7 +148,7 @@ def test_an_end_that_is_closed_or_a_terminal_is_told(
     assert "standard input: is a terminal" in result.error_line
 
 
-def test_no_room_for_what_comes_in_is_told_with_the_way_out(
+def test_too_little_memory_for_the_input_is_reported_with_what_to_do(
     run: CommandLine, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/proc/self")

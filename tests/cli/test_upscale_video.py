@@ -22,7 +22,7 @@ def write_video(path: Path, pix_fmt: str) -> None:
         container.mux(video.encode(None))
 
 
-def test_a_folder_tells_what_each_video_lost(run: CommandLine, tmp_path: Path) -> None:
+def test_a_folder_reports_what_each_video_lost(run: CommandLine, tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "network.onnx")
     source = tmp_path / "in"
     source.mkdir()

@@ -105,7 +105,7 @@ def test_table_says_who_ran_how_and_that_it_passed(
         assert words in result.out, words
 
 
-def test_a_loss_that_rounds_to_nothing_is_not_told_as_a_gain(
+def test_a_loss_that_rounds_to_nothing_is_not_shown_as_a_gain(
     run: CommandLine,
     exported: ExportCache,
     small_x4: GoldenNetwork,
@@ -160,7 +160,7 @@ def engine_of_two_profiles(exported: ExportCache, tmp_path_factory: pytest.TempP
 @pytest.mark.parametrize(
     ("fixture", "largest"), [("small_engine", (1, 3, 32, 32)), ("engine_of_two_profiles", (3, 3, 24, 32))]
 )
-def test_report_of_an_engine_tells_its_cost_at_the_largest_profile(
+def test_report_of_an_engine_shows_its_cost_at_the_largest_profile(
     run: CommandLine,
     request: pytest.FixtureRequest,
     small_x4: GoldenNetwork,
@@ -364,7 +364,7 @@ def test_bad_files_are_one_line(
         assert message in result.error_line
 
 
-def test_network_for_fixed_pictures_gets_others_in_tiles_unless_none_are_wanted(
+def test_network_for_fixed_pictures_gets_others_in_tiles_unless_tiles_are_off(
     run: CommandLine, small_x4: GoldenNetwork, benchmark_set: Path, exported: ExportCache
 ) -> None:
     path = exported("small_x4", static=(16, 16))

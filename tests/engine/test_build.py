@@ -317,7 +317,7 @@ def test_a_model_with_two_inputs_is_refused(network: Path) -> None:
         build(network)
 
 
-def test_what_the_parser_refuses_is_told_with_the_node(network: Path) -> None:
+def test_what_the_parser_refuses_is_reported_with_the_node(network: Path) -> None:
     model = load_onnx(network)
     model.graph.node[0].op_type = "Bernoulli"
     del model.graph.node[0].attribute[:]
@@ -331,7 +331,7 @@ def test_what_the_parser_refuses_is_told_with_the_node(network: Path) -> None:
     assert_nothing_was_written(network)
 
 
-def test_a_missing_plugin_is_told_how_to_get(network: Path) -> None:
+def test_a_missing_plugin_is_reported_with_how_to_get_it(network: Path) -> None:
     with pytest.raises(HspanError, match=r"gone\.so: there is no plugin library here; build one with"):
         build(network, attention="plugin", plugin=network.parent / "gone.so")
     assert_nothing_was_written(network)

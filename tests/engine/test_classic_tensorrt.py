@@ -72,7 +72,7 @@ def test_options_reach_the_builder(tensorrt: Release, network: Path, serving_plu
     assert config.profiles[0].shapes == {"input": ((1, 3, 16, 16), (1, 3, 128, 128), (1, 3, 256, 256))}
 
 
-def test_what_was_not_asked_for_is_left_to_tensorrt(
+def test_what_was_not_requested_is_left_to_tensorrt(
     tensorrt: Release, network: Path, serving_plugin: Path
 ) -> None:
     build_engine(spec_for(network, serving_plugin))

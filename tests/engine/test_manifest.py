@@ -192,7 +192,7 @@ def test_a_mistyped_value_is_named_with_its_key(plan: Path, changes: dict[str, o
         ([[1, 3, 8, 8], [1, 3, 8, 8], [1, 3, 9, 9]], 0, "scale is 0, expected 1 at least"),
     ],
 )
-def test_shapes_and_scales_that_cannot_be_are_told(
+def test_shapes_and_scales_that_cannot_be_are_reported(
     plan: Path, profile: list[list[int]], scale: int, message: str
 ) -> None:
     shapes = dict(zip(("min", "opt", "max"), profile, strict=True))

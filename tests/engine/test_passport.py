@@ -122,7 +122,7 @@ def test_the_default_set_of_targets(manifest: EngineManifest, architecture: str,
         assert "default set (sm_80, sm_86, sm_89, sm_120 and later)" in found[0]
 
 
-def test_all_mismatches_are_told_at_once(manifest: EngineManifest) -> None:
+def test_all_mismatches_are_reported_at_once(manifest: EngineManifest) -> None:
     here = machine(architecture="sm_89", version_of=lambda _: "1.8.0.1")
     assert len(lines(manifest, here)) == 2
     assert len(lines(manifest, machine(architecture=None, flavors=()))) == 2

@@ -304,6 +304,6 @@ def test_a_size_below_one_pixel_is_refused() -> None:
         size(0, 3)
 
 
-def test_the_default_output_tells_model_and_precision() -> None:
+def test_the_default_output_shows_model_and_precision() -> None:
     assert default_output("runs/x4.pt", "fp16") == Path("engines/x4_fp16.plan")
     assert default_output("runs/x4_fp16.onnx", "fp16") == Path("engines/x4_fp16.plan")

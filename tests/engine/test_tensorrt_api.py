@@ -49,7 +49,7 @@ def test_a_package_without_its_libraries_does_not_count(monkeypatch: pytest.Monk
     assert tensorrt_api.select_flavor() == "tensorrt-rtx"
 
 
-def test_a_requested_flavor_that_is_not_installed_is_told_how_to_get(
+def test_a_requested_flavor_that_is_not_installed_is_reported_with_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine(monkeypatch, installed={"tensorrt_rtx"}, gpus=NO_GPU)
@@ -59,7 +59,7 @@ def test_a_requested_flavor_that_is_not_installed_is_told_how_to_get(
         tensorrt_api.load_tensorrt("tensorrt")
 
 
-def test_no_tensorrt_at_all_is_told_how_to_get(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tensorrt_at_all_is_reported_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, installed=set(), gpus=NO_GPU)
     with pytest.raises(HspanError, match=r"neither .* pip install 'trt-hspan\[rtx\]'"):
         tensorrt_api.select_flavor()

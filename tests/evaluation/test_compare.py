@@ -296,7 +296,7 @@ def test_ground_truth_must_be_large_enough_for_ssim(tmp_path: Path) -> None:
     )
 
 
-def test_unreadable_picture_is_told(samples: list[Sample]) -> None:
+def test_unreadable_picture_is_reported(samples: list[Sample]) -> None:
     assert samples[1].low_resolution is not None
     samples[1].low_resolution.write_bytes(b"not a picture")
     refused(NearestRunner(), samples, r"1x4\.png: not a picture")

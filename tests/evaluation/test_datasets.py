@@ -107,7 +107,7 @@ def test_several_missing_halves_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(9, 13), (10, 14), (41, 54)])
-def test_sizes_that_do_not_belong_together_are_told_from_the_headers(
+def test_sizes_that_do_not_belong_together_are_reported_from_the_headers(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
     write_pair(tmp_path, "a")
@@ -121,7 +121,7 @@ def test_sizes_that_do_not_belong_together_are_told_from_the_headers(
         assert "\n" not in str(caught.value)
 
 
-def test_empty_and_missing_folders_are_told(tmp_path: Path) -> None:
+def test_empty_and_missing_folders_are_reported(tmp_path: Path) -> None:
     with pytest.raises(HspanError, match="holds no pictures; put pictures there, or HR/NAME"):
         samples_from_folder(tmp_path, 4)
     with pytest.raises(HspanError, match="no such folder"):

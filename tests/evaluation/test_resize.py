@@ -137,7 +137,7 @@ def test_downscale_rounds_between_rows_and_columns_as_matlab_does() -> None:
         (lambda: downscale(np.zeros((8, 8, 3), np.uint8), 0), "scale of at least 1, got 0"),
     ],
 )
-def test_impossible_requests_are_told_in_one_line(call, message) -> None:
+def test_impossible_requests_are_one_error_line(call, message) -> None:
     with pytest.raises(HspanError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)

@@ -93,7 +93,7 @@ def test_each_attention_block_is_one_node_with_a_body(small_export: tuple[HSPAN,
     onnx.checker.check_model(exported, full_check=True)
 
 
-def test_metadata_tells_where_the_model_came_from(tmp_path: Path, small_x4: GoldenNetwork) -> None:
+def test_metadata_shows_where_the_model_came_from(tmp_path: Path, small_x4: GoldenNetwork) -> None:
     path = export_onnx(small_x4.checkpoint, tmp_path / "net.onnx", precision="fp16", res_scale=0.2)
     metadata = metadata_from_model(load_onnx(path))
     assert (metadata.scale, metadata.precision, metadata.res_scale) == (4, "fp16", 0.2)

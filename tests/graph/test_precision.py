@@ -54,7 +54,7 @@ def test_kept_nodes_stay_float32_and_share_one_cast_each() -> None:
     assert sorted(cast.input[0] for cast in casts) == ["a", "b", "input", "output_fp16"]
 
 
-def test_weight_wanted_in_both_types_exists_in_both() -> None:
+def test_weight_used_in_both_types_exists_in_both() -> None:
     model = model_in_precision(two_layer_model(), "fp16", keep_fp32=["first/*"])
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     assert types == {"weight": TensorProto.FLOAT, "weight_fp16": TensorProto.FLOAT16}

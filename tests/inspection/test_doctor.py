@@ -29,7 +29,7 @@ def findings() -> dict[str, Finding]:
 
 
 @needs_no_gpu
-def test_a_machine_without_a_gpu_is_told_what_is_missing_and_what_to_do(findings: dict[str, Finding]) -> None:
+def test_what_a_machine_without_a_gpu_lacks_is_reported_with_what_to_do(findings: dict[str, Finding]) -> None:
     assert findings["driver"].state == findings["GPU"].state == "absent"
     assert findings["driver"].next_step is not None
     able = abilities(tuple(findings.values()))
@@ -60,7 +60,7 @@ def test_a_spoiled_plugin_is_broken_and_the_exit_code_says_so(
     assert "is no shared library" in found["plugin"]["detail"]
 
 
-def test_a_machine_without_tools_is_told_how_to_get_them(
+def test_missing_tools_are_reported_with_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def missing(*_: object) -> Path:
@@ -79,14 +79,14 @@ def test_a_machine_without_tools_is_told_how_to_get_them(
 
 
 @needs_no_gpu
-def test_an_engine_that_cannot_run_here_is_told_why(small_engine: SmallEngine) -> None:
+def test_the_reasons_why_an_engine_cannot_run_here_are_reported(small_engine: SmallEngine) -> None:
     verdict = examine_engine(small_engine.plan)
     assert not verdict.runs_on_gpu
     assert verdict.can_be_emulated
     assert "needs a GPU: no NVIDIA GPU with a driver here; install the driver" in verdict.reasons[0]
 
 
-def test_an_engine_of_another_build_is_told(small_engine: SmallEngine, tmp_path: Path) -> None:
+def test_an_engine_of_another_build_is_reported(small_engine: SmallEngine, tmp_path: Path) -> None:
     plan = small_engine.copy_to(tmp_path)
     manifest = dataclasses.replace(small_engine.manifest, tensorrt_version="1.2.3")
     write_text(plan.with_suffix(".json"), manifest.as_json())

@@ -60,7 +60,7 @@ def test_an_onnx_file_is_counted_truly(tmp_path: Path) -> None:
     assert convolution.shape == ("N", 8, "H", "W")
 
 
-def test_a_checkpoint_tells_sizes_and_weights(small_x4: GoldenNetwork) -> None:
+def test_a_checkpoint_shows_sizes_and_weights(small_x4: GoldenNetwork) -> None:
     found = inspect_file(small_x4.checkpoint)
     assert found.kind == "checkpoint"
     assert found.facts["scale"] == 4
@@ -70,7 +70,7 @@ def test_a_checkpoint_tells_sizes_and_weights(small_x4: GoldenNetwork) -> None:
     assert {layer.precision for layer in found.layers} == {"float32"}
 
 
-def test_the_plugin_tells_abi_and_architectures() -> None:
+def test_the_plugin_shows_abi_and_architectures() -> None:
     found = inspect_file(default_plugin_path())
     assert (found.kind, found.facts["version"]) == ("plugin", "1")
     assert "sm_86" in found.facts["machine_code_for"]
@@ -135,12 +135,12 @@ def test_bad_files_are_one_line(
     assert result.out == ""
 
 
-def test_a_folder_is_told(run: CommandLine, tmp_path: Path) -> None:
+def test_a_folder_is_reported(run: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "a.plan").mkdir()
     assert "is not a file" in run("inspect", tmp_path / "a.plan").error_line
 
 
-def test_a_damaged_manifest_is_told(run: CommandLine, small_engine: SmallEngine, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_reported(run: CommandLine, small_engine: SmallEngine, tmp_path: Path) -> None:
     plan = small_engine.copy_to(tmp_path)
     shutil.copy(plan, plan.with_suffix(".json"))
     assert "is not a manifest" in run("inspect", plan).error_line

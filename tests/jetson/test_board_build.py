@@ -81,7 +81,7 @@ def test_the_command_builds_within_the_boards_memory(
     assert verify_manifest(plan).targets == ("sm_87",)
 
 
-def test_the_table_tells_board_limits_and_sizes(
+def test_the_table_shows_board_limits_and_sizes(
     tensorrt: Release, nano: DeviceFacts, network: Path, run: CommandLine
 ) -> None:
     plan = network.parent / "net.plan"
@@ -122,7 +122,7 @@ def test_less_free_memory_lowers_the_limit_of_trial_runs(network: Path) -> None:
     assert request.spec.tactic_dram_mib == 900
 
 
-def test_a_network_that_does_not_fit_is_told_before_the_build(network: Path) -> None:
+def test_a_network_that_does_not_fit_is_reported_before_the_build(network: Path) -> None:
     tiny = dataclasses.replace(NANO, memory_bytes=NANO.reserved_bytes + 1000)
     with pytest.raises(
         HspanError, match=r"net.onnx: does not fit the Jetson Orin Nano 8GB: 16x16 pixels need"
@@ -130,7 +130,7 @@ def test_a_network_that_does_not_fit_is_told_before_the_build(network: Path) -> 
         board_build(network, Path("x.plan"), tiny, DeviceFacts())
 
 
-def test_too_little_free_memory_is_told_before_the_build(
+def test_too_little_free_memory_is_reported_before_the_build(
     tensorrt: Release, tmp_path: Path, network: Path, run: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = device_from_root(write_jetson_root(tmp_path / "root", available_kib=100_000))

@@ -47,7 +47,7 @@ def test_a_model_without_a_scale_is_refused(scale: int | None) -> None:
         network_cost(model)
 
 
-def test_an_exported_network_tells_its_attention_and_its_weights(exported: ExportCache) -> None:
+def test_an_exported_network_shows_its_attention_and_its_weights(exported: ExportCache) -> None:
     path = exported("small_x4", precision="fp32")
     model = load_onnx(path)
     cost = network_cost(model, where=path)

@@ -58,7 +58,7 @@ def test_less_memory_means_smaller_tiles_and_more_work() -> None:
         assert plan.memory.total <= plan.board.memory_bytes
 
 
-def test_a_board_that_is_too_small_for_any_tile_is_told() -> None:
+def test_a_board_that_is_too_small_for_any_tile_is_reported() -> None:
     assert not plan_for_board(COST, _with_memory(NANO, 32 << 20), ImageSize(360, 640)).fits
 
 

@@ -103,7 +103,7 @@ def test_a_name_with_brackets_that_exists_is_a_file(tmp_path: Path) -> None:
     assert tasks[0].source.name == "a[1].png"
 
 
-def test_what_is_not_there_is_told(folder: Path, tmp_path: Path) -> None:
+def test_missing_inputs_are_reported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for text, message in [
         ("none.png", "none.png: no such file or folder"),
@@ -147,7 +147,7 @@ def outcomes(folder: Path, out: Path, *, settings: object = 1, overwrite: bool =
     return {entry.task.source.name: entry.outcome for entry in report.tasks}
 
 
-def test_finished_files_are_skipped_and_missing_ones_made(folder: Path, tmp_path: Path) -> None:
+def test_finished_files_are_skipped_and_missing_ones_written(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert set(outcomes(folder, out).values()) == {"done"}
     (out / "sub" / "b.jpg").unlink()
@@ -158,7 +158,7 @@ def test_finished_files_are_skipped_and_missing_ones_made(folder: Path, tmp_path
     assert set(outcomes(folder, out, overwrite=True).values()) == {"done"}
 
 
-def test_a_file_that_somebody_else_made_is_neither_taken_for_finished_nor_replaced(
+def test_a_file_that_somebody_else_wrote_is_neither_taken_for_finished_nor_replaced(
     folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -170,7 +170,7 @@ def test_a_file_that_somebody_else_made_is_neither_taken_for_finished_nor_replac
     assert outcomes(folder, out)["a.png"] == "skipped"
 
 
-def test_a_companion_that_somebody_else_made_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+def test_a_companion_that_somebody_else_wrote_is_not_replaced(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     tasks, _ = tasks_from_inputs([str(folder / "a.png")], out)
     mine = out / "a_compare.png"

@@ -90,7 +90,7 @@ def test_the_oldest_comes_first_and_a_stop_leaves_the_rest(tmp_path: Path, folde
     assert (tmp_path / "in" / "new.png").is_file()
 
 
-def test_a_failure_is_told_beside_the_picture(tmp_path: Path, folder: FolderWatch) -> None:
+def test_a_failure_is_reported_beside_the_picture(tmp_path: Path, folder: FolderWatch) -> None:
     (tmp_path / "in" / "a.png").write_bytes(b"bad")
     folder.look()
     (failed,) = folder.look()
@@ -134,7 +134,7 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path: Path, folder: FolderWatch) 
 
 
 @pytest.mark.parametrize("name", ["in", "out", "in/done", "in/failed"])
-def test_a_folder_that_cannot_be_written_is_told_at_the_start(
+def test_a_folder_that_cannot_be_written_is_reported_at_the_start(
     tmp_path: Path, folder: FolderWatch, network: Network, name: str
 ) -> None:
     spec = WatchSpec(incoming=tmp_path / "in", outgoing=tmp_path / "out")
@@ -153,7 +153,7 @@ def test_folders_must_not_share_files() -> None:
         WatchSpec(incoming=Path("in"), outgoing=Path("out"), seconds=0)
 
 
-def test_systemd_is_told_through_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_is_notified_through_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert not notify_systemd("READY=1")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -164,7 +164,7 @@ def test_systemd_is_told_through_its_socket(tmp_path: Path, monkeypatch: pytest.
     assert not notify_systemd("READY=1")  # nobody listens any more
 
 
-def test_the_command_works_until_it_is_told_to_end(tmp_path: Path, small_engine: SmallEngine) -> None:
+def test_the_command_works_until_a_signal_ends_it(tmp_path: Path, small_engine: SmallEngine) -> None:
     """As systemd runs it: ready when the engine is open, a picture, SIGTERM, exit code 0."""
     incoming, outgoing = tmp_path / "in", tmp_path / "out"
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)

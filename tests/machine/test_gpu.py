@@ -32,7 +32,7 @@ class Driver:
         return 0
 
 
-def test_the_architectures_of_all_gpus_are_told_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_architectures_of_all_gpus_are_reported_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     assert gpu.gpu_architectures() == ("sm_86", "sm_120")
 

@@ -88,7 +88,7 @@ def test_an_unknown_board_is_one_line_with_the_choices(
         detected_board(facts)
 
 
-def test_without_memory_several_boards_of_a_name_are_told() -> None:
+def test_without_memory_several_boards_of_a_name_are_reported() -> None:
     with pytest.raises(HspanError, match="unknown memory may be several"):
         detected_board(DeviceFacts(model="NVIDIA Jetson Orin NX Developer Kit"))
 
@@ -133,7 +133,7 @@ class TestAdvice:
         assert "power mode 25W the GPU may run at 918 MHz: faster" in what
         assert commands == ()
 
-    def test_names_decide_where_the_clock_is_not_told(self, tmp_path: Path) -> None:
+    def test_names_decide_where_the_clock_is_missing(self, tmp_path: Path) -> None:
         assert self.told(tmp_path, clock=None, swaps=self.disk, status="pmode:0002") == {}
         told = self.told(tmp_path, clock=None, swaps=self.disk, status="pmode:0003")
         assert told == {"power mode 7W is in force, the floor is for 15W": ("sudo nvpmodel -m 0",)}

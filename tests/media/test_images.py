@@ -158,7 +158,7 @@ def png_header(width: int, height: int) -> bytes:
     ],
     ids=["empty", "text", "eps", "signature-only", "bomb", "larger-bomb"],
 )
-def test_file_that_is_no_picture_is_told_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+def test_file_that_is_no_picture_is_one_error_line(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
     for read in (read_image, size_from_image_file):
@@ -195,7 +195,7 @@ def test_whatever_a_decoder_raises_is_one_line(
         read_image(tmp_path / "a.png")
 
 
-def test_missing_file_and_folder_are_told_apart(tmp_path: Path) -> None:
+def test_missing_file_and_folder_are_distinguished(tmp_path: Path) -> None:
     with pytest.raises(HspanError, match="no such file"):
         read_image(tmp_path / "none.png")
     with pytest.raises(HspanError, match="is a folder, expected a picture"):

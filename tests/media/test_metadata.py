@@ -88,7 +88,7 @@ def test_a_turned_picture_is_said_to_be_upright(tmp_path: Path, suffix: str) -> 
     assert dict(written) == {0x010F: "Maker"}
 
 
-def test_a_resolution_in_centimetres_is_told_in_inches(tmp_path: Path) -> None:
+def test_a_resolution_in_centimetres_is_reported_in_inches(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.tif", tiffinfo={282: 100.0, 283: 50.0, 296: 3})
     assert (
         open_picture(tmp_path / "a.tif").metadata.dpi

@@ -278,7 +278,9 @@ def test_bytes_that_are_no_picture_are_one_line(data: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_deep_color_without_pyvips_is_told_and_never_cut_to_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_color_without_pyvips_is_reported_and_never_cut_to_8_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = encode_image(pixels(3, np.uint16), ".png")
     with monkeypatch.context() as without:
         without.setitem(__import__("sys").modules, "pyvips", None)

@@ -103,7 +103,7 @@ def test_a_jpeg_has_8_bits_and_its_alpha_on_white(tmp_path: Path, channels: int,
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
-def test_a_full_disk_is_told_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     opened = Path.open

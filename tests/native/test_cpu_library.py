@@ -67,7 +67,7 @@ def test_gradient_uses_the_library_forward(library: NativeLibrary, monkeypatch: 
         torch.testing.assert_close(with_library, without, rtol=1e-4, atol=1e-5)
 
 
-def test_missing_library_is_told_once_and_torch_computes(
+def test_missing_library_is_reported_once_and_torch_computes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     q, k, v = tensors()

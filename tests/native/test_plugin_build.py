@@ -113,25 +113,25 @@ def test_no_nvcc_is_one_line_with_the_way_out(bare_machine: Path) -> None:
     )
 
 
-def test_an_old_cuda_is_told(bare_machine: Path) -> None:
+def test_an_old_cuda_is_reported(bare_machine: Path) -> None:
     nvcc = program(bare_machine / "nvcc", "echo 'Cuda compilation tools, release 11.8, V11.8.89'")
     with pytest.raises(HspanError, match=f"{nvcc}: is CUDA 11.8, 12.4 or newer is needed"):
         find_toolchain()
 
 
-def test_a_program_that_is_no_nvcc_is_told(bare_machine: Path) -> None:
+def test_a_program_that_is_no_nvcc_is_reported(bare_machine: Path) -> None:
     program(bare_machine / "nvcc", "echo hello")
     with pytest.raises(HspanError, match="does not say which CUDA version it is"):
         find_toolchain()
 
 
-def test_an_nvcc_that_fails_is_told(bare_machine: Path) -> None:
+def test_an_nvcc_that_fails_is_reported(bare_machine: Path) -> None:
     program(bare_machine / "nvcc", "exit 3")
     with pytest.raises(HspanError, match="does not run"):
         find_toolchain()
 
 
-def test_no_cpp_compiler_is_told(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_cpp_compiler_is_reported(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         HspanError, match=r"C\+\+ compiler: no C\+\+ compiler found; install one: apt install g\+\+"
     ):
@@ -141,12 +141,12 @@ def test_no_cpp_compiler_is_told(bare_machine: Path, monkeypatch: pytest.MonkeyP
         find_host_compiler()
 
 
-def test_no_cmake_is_told(bare_machine: Path) -> None:
+def test_no_cmake_is_reported(bare_machine: Path) -> None:
     with pytest.raises(HspanError, match="cmake: not found; install it: pip install cmake"):
         find_cmake()
 
 
-def test_an_old_cmake_is_told(bare_machine: Path) -> None:
+def test_an_old_cmake_is_reported(bare_machine: Path) -> None:
     program(bare_machine / "cmake", "echo cmake version 3.16.3")
     with pytest.raises(HspanError, match=r"is version 3.16, 3.22 or newer is needed"):
         find_cmake()
@@ -161,12 +161,14 @@ def test_headers_are_found_under_the_named_folder(inside: str, bare_machine: Pat
     assert find_tensorrt_headers(tmp_path / "trt") == folder
 
 
-def test_a_named_folder_without_headers_is_told(bare_machine: Path, tmp_path: Path) -> None:
+def test_a_named_folder_without_headers_is_reported(bare_machine: Path, tmp_path: Path) -> None:
     with pytest.raises(HspanError, match=r"--tensorrt-root: .* contains no NvInferRuntime.h"):
         find_tensorrt_headers(tmp_path)
 
 
-def test_headers_that_cannot_be_fetched_are_told(bare_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_that_cannot_be_fetched_are_reported(
+    bare_machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     with pytest.raises(HspanError) as caught:
@@ -307,7 +309,7 @@ def test_a_compile_error_is_one_line_with_the_kept_log(
     assert not (tmp_path / "out.so").exists()
 
 
-def test_an_architecture_the_compiler_does_not_know_is_told(run: CommandLine, tmp_path: Path) -> None:
+def test_an_architecture_the_compiler_does_not_know_is_reported(run: CommandLine, tmp_path: Path) -> None:
     result = run("plugin", "build", "-o", tmp_path / "out.so", "--arch", "999")
     assert result.code == 1
     assert "cannot compile for sm_999; choose among 75, 80," in result.error_line

@@ -150,17 +150,17 @@ def test_another_plugins_description_is_not_ours(tmp_path: Path) -> None:
     assert "it describes another plugin" in error_of(path)
 
 
-def test_a_damaged_description_is_told(tmp_path: Path) -> None:
+def test_a_damaged_description_is_reported(tmp_path: Path) -> None:
     assert "its description is damaged" in error_of(stub_library(tmp_path, '{"name": '))
 
 
 @pytest.mark.parametrize("field", sorted(set(DESCRIPTION) - {"name", "abi_version"}))
-def test_an_incomplete_description_is_told(tmp_path: Path, field: str) -> None:
+def test_an_incomplete_description_is_reported(tmp_path: Path, field: str) -> None:
     rest = {name: value for name, value in DESCRIPTION.items() if name != field}
     assert "its description is incomplete" in error_of(stub_library(tmp_path, json.dumps(rest)))
 
 
-def test_another_abi_version_is_told(tmp_path: Path) -> None:
+def test_another_abi_version_is_reported(tmp_path: Path) -> None:
     path = stub_library(tmp_path, json.dumps(DESCRIPTION | {"abi_version": 7}))
     expected = "has plugin ABI version 7, this package needs 3; rebuild it with trt-hspan plugin build"
     assert expected in error_of(path)
@@ -273,7 +273,7 @@ def test_info_command_prints_a_table(run: CommandLine, plugin_library: Path) -> 
     assert "compute_75" in result.out
 
 
-def test_info_command_tells_a_missing_library_in_one_line(run: CommandLine, tmp_path: Path) -> None:
+def test_info_command_reports_a_missing_library_in_one_line(run: CommandLine, tmp_path: Path) -> None:
     result = run("plugin", "info", tmp_path / "no.so")
     assert (result.code, result.out) == (1, "")
     assert "there is no plugin library here" in result.error_line

@@ -220,13 +220,13 @@ def test_a_node_may_choose_its_formats(plugins: Plugins, choice: str, offered: s
 
 
 @pytest.mark.parametrize("text", ["", "nchw", "hwc88", "an", "HWC"])
-def test_a_format_that_is_none_is_told(plugins: Plugins, text: str) -> None:
+def test_a_format_that_is_none_is_reported(plugins: Plugins, text: str) -> None:
     assert plugins.make(text) is None
     expected = "HighSimilarityPassAttention: layer layer: io_format must be any, linear, hwc or hwc8"
     assert plugins.messages() == expected
 
 
-def test_an_unknown_attribute_is_told(plugins: Plugins) -> None:
+def test_an_unknown_attribute_is_reported(plugins: Plugins) -> None:
     assert plugins.make("1", attribute="k") is None
     assert plugins.messages() == "HighSimilarityPassAttention: layer layer: unknown attribute k"
 

@@ -49,7 +49,9 @@ def test_a_node_of_each_precision_becomes_a_plugin_layer_of_an_engine(report: di
         }
 
 
-def test_shapes_that_do_not_belong_together_are_told_through_tensorrts_logger(report: dict[str, Any]) -> None:
+def test_shapes_that_do_not_belong_together_are_reported_through_tensorrts_logger(
+    report: dict[str, Any],
+) -> None:
     assert not report["other_channels"]["parsed"]
     expected = (
         "HighSimilarityPassAttention: query and key must have the same shape; "
@@ -58,7 +60,7 @@ def test_shapes_that_do_not_belong_together_are_told_through_tensorrts_logger(re
     assert expected in report["other_channels"]["errors"]
 
 
-def test_mixed_types_are_told_through_tensorrts_logger(report: dict[str, Any]) -> None:
+def test_mixed_types_are_reported_through_tensorrts_logger(report: dict[str, Any]) -> None:
     assert not report["other_type"].get("built", False)
     expected = "HighSimilarityPassAttention: query, key and value must be of one type: FP32, FP16 or BF16"
     assert expected in report["other_type"]["errors"]
@@ -124,7 +126,7 @@ def test_a_format_that_tensorrt_does_not_offer_is_not_replaced(formats: dict[str
     assert "Failed to find any supported plugin/custom tactic format" in formats["hwc bf16"]["errors"][0]
 
 
-def test_a_format_that_is_none_is_told_through_tensorrts_logger(formats: dict[str, Any]) -> None:
+def test_a_format_that_is_none_is_reported_through_tensorrts_logger(formats: dict[str, Any]) -> None:
     assert not formats["nonsense"]["parsed"]
     expected = "HighSimilarityPassAttention: layer attention: io_format must be any, linear, hwc or hwc8"
     assert formats["nonsense"]["errors"][0] == expected

@@ -104,7 +104,7 @@ def test_no_tiles_or_too_small_ones_are_wrong_usage(options: dict[str, int]) -> 
         TilePlan(**options)
 
 
-def test_a_folder_that_may_not_be_read_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_may_not_be_read_is_one_error_line(tmp_path: Path) -> None:
     folder = tmp_path / "closed"
     folder.mkdir()
     with read_only(folder):

@@ -101,7 +101,7 @@ def test_fp16_overflow_shows_as_infinity(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------
 
 
-def test_fixed_size_is_known_and_another_picture_is_told(tmp_path: Path) -> None:
+def test_fixed_size_is_known_and_another_picture_is_reported(tmp_path: Path) -> None:
     path = write_attention_network(tmp_path / "a.onnx", shape=(1, 3, 8, 12))
     with OnnxRuntimeRunner(path) as runner:
         assert runner.fixed_shape == (1, 3, 8, 12)
@@ -148,7 +148,7 @@ def flat_input(model: onnx.ModelProto) -> None:
         (flat_input, r"expected one input \(N, C, H, W\)"),
     ],
 )
-def test_file_with_another_interface_is_told_before_the_block(
+def test_file_with_another_interface_is_reported_before_the_block(
     tmp_path: Path, spoil: Callable[[onnx.ModelProto], None], message: str
 ) -> None:
     model = attention_network()
@@ -160,7 +160,7 @@ def test_file_with_another_interface_is_told_before_the_block(
     assert "\n" not in str(caught.value)
 
 
-def test_missing_truncated_and_foreign_files_are_told(tmp_path: Path) -> None:
+def test_missing_truncated_and_foreign_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(HspanError, match="no such file"):
         OnnxRuntimeRunner(tmp_path / "none.onnx")
     whole = write_attention_network(tmp_path / "a.onnx").read_bytes()

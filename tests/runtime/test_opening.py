@@ -33,7 +33,7 @@ def test_checkpoint_opens_in_pytorch(small_x4: GoldenNetwork) -> None:
     assert runner.picked == f"{runner.name} on the CPU, which runs checkpoints"
 
 
-def test_checkpoint_opens_in_the_precision_that_was_asked_for(
+def test_checkpoint_opens_in_the_requested_precision(
     small_x4: GoldenNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)

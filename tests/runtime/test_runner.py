@@ -46,7 +46,7 @@ def test_any_memory_layout_is_taken() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 4), (1, 4, 4, 4), (3, 4, 4), (1, 3, 0, 4), (0, 3, 4, 4)])
-def test_shape_that_is_no_rgb_batch_is_told(shape: tuple[int, ...]) -> None:
+def test_shape_that_is_no_rgb_batch_is_reported(shape: tuple[int, ...]) -> None:
     with pytest.raises(HspanError, match=r"takes anyx3xanyxany"):
         active(NearestRunner(scale=2)).run(np.zeros(shape, np.float32))
 

@@ -79,14 +79,14 @@ def test_shapes_of_the_profile_are_taken(small_engine: SmallEngine, shape: tuple
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 15, 16), (1, 3, 16, 33), (2, 3, 16, 16), (3, 16, 16)])
-def test_shapes_outside_the_profile_are_told(small_engine: SmallEngine, shape: tuple[int, ...]) -> None:
+def test_shapes_outside_the_profile_are_reported(small_engine: SmallEngine, shape: tuple[int, ...]) -> None:
     with pytest.raises(HspanError, match=r"a\.png: is .*takes 1x3x16x16 to 1x3x32x32 .*--min, --max"):
         TensorRtRunner(small_engine.plan).require_shape(shape, "a.png")
 
 
 @needs_no_gpu
 @pytest.mark.usefixtures("pretended_gpu")
-def test_a_machine_without_pycuda_is_told_in_one_line(
+def test_a_machine_without_pycuda_is_one_error_line(
     small_engine: SmallEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pycuda", None)

@@ -34,7 +34,7 @@ def test_threads_are_used_inside_and_restored_after(small_x4: GoldenNetwork) -> 
     assert torch.get_num_threads() == before
 
 
-def test_bad_checkpoint_is_told_before_the_block() -> None:
+def test_bad_checkpoint_is_reported_before_the_block() -> None:
     with pytest.raises(HspanError, match="no such file"):
         TorchRunner(GOLDEN / "none.pt")
 

@@ -202,7 +202,7 @@ def test_url_that_is_none(text: str) -> None:
         server_url_from_text(text)
 
 
-def test_command_writes_results_and_tells_what_failed(
+def test_command_writes_results_and_shows_what_failed(
     run: CommandLine, server: ServeProcess, picture: bytes, tmp_path: Path
 ) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
@@ -283,7 +283,7 @@ def test_page_shows_before_and_after_and_the_latency(
     assert not errors
 
 
-def test_page_is_served_only_when_asked_for_and_only_by_get(server: ServeProcess) -> None:
+def test_page_is_served_only_on_request_and_only_by_get(server: ServeProcess) -> None:
     import urllib.error
     import urllib.request
 

@@ -205,7 +205,9 @@ def listening() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port", "--metrics-port"])
-def test_taken_port_is_told_before_anything_starts(run: CommandLine, repository: Path, option: str) -> None:
+def test_taken_port_is_reported_before_anything_starts(
+    run: CommandLine, repository: Path, option: str
+) -> None:
     with listening() as port:
         others = [
             word
@@ -218,7 +220,7 @@ def test_taken_port_is_told_before_anything_starts(run: CommandLine, repository:
     assert f"127.0.0.1:{port}: another program listens there; give {option}" in result.error_line
 
 
-def test_model_that_cannot_be_loaded_is_told_in_one_line(repository: Path, tmp_path: Path) -> None:
+def test_model_that_cannot_be_loaded_is_one_error_line(repository: Path, tmp_path: Path) -> None:
     broken = tmp_path / "models"
     subprocess.run(["cp", "-r", str(repository), str(broken)], check=True)
     for onnx in broken.glob("net/*/small.onnx"):

@@ -83,7 +83,7 @@ def test_compressed_bomb_is_refused(server: ServeProcess) -> None:
     assert (status, time.monotonic() - started < 5) == (413, True), body
 
 
-def test_client_that_does_not_finish_is_told_so(server: ServeProcess) -> None:
+def test_client_that_does_not_finish_gets_an_error(server: ServeProcess) -> None:
     host, _, port = server.http_address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(b"POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n12345")
@@ -108,7 +108,7 @@ def test_client_that_never_finishes_its_header_is_let_go(server: ServeProcess, s
     assert "too long" in error_of(body)
 
 
-def test_grpc_client_that_never_sends_its_message_is_told_so(server: ServeProcess) -> None:
+def test_grpc_client_that_never_sends_its_message_gets_an_error(server: ServeProcess) -> None:
     """As many as the door takes at a time; afterwards there is room again."""
     done = threading.Event()
 

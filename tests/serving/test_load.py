@@ -20,7 +20,7 @@ from trt_hspan.serving.load import LoadReport, mixed_shots, run_load
 SCRIPT = Path(__file__).parents[2] / "scripts" / "load_test.py"
 
 
-def test_script_tells_latencies_and_memory(server: ServeProcess, picture: bytes, tmp_path: Path) -> None:
+def test_script_reports_latencies_and_memory(server: ServeProcess, picture: bytes, tmp_path: Path) -> None:
     path = tmp_path / "p.png"
     path.write_bytes(picture)
     words = [path, "--url", server.http, "--requests", 12, "--clients", 3, "--server-pid", server.process.pid]
@@ -33,7 +33,7 @@ def test_script_tells_latencies_and_memory(server: ServeProcess, picture: bytes,
     assert report["memory_mb_over_time"][0][1] > 50
 
 
-def test_script_tells_in_one_line_that_nobody_answers(picture: bytes, tmp_path: Path) -> None:
+def test_script_reports_in_one_line_that_nobody_answers(picture: bytes, tmp_path: Path) -> None:
     path = tmp_path / "p.png"
     path.write_bytes(picture)
     words = [sys.executable, str(SCRIPT), str(path), "--url", "http://127.0.0.1:1"]

@@ -40,7 +40,7 @@ def test_a_network_of_one_range_keeps_its_name(monkeypatch: pytest.MonkeyPatch) 
     assert shapes((fixed,), monkeypatch) == {"net": (*fixed, False)}
 
 
-def test_tiles_that_are_asked_for_limit_each_raw_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_tiles_limit_each_raw_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shapes(GAP, monkeypatch, tile=(80, 72))["net_80x72"] == ((2, 3, 64, 64), (4, 3, 80, 72), True)
     with pytest.raises(UsageError, match="--tile: 97x96 is more than the network takes"):
         shapes(GAP, monkeypatch, tile=(97, 96))

@@ -101,7 +101,7 @@ def test_picture_larger_than_the_tile_comes_in_tiles(server: ServeProcess, runne
 
 
 @pytest.mark.parametrize(("kind", "start"), [("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF"), ("tiff", b"II*")])
-def test_result_comes_in_the_format_asked_for(
+def test_result_has_the_requested_format(
     server: ServeProcess, picture: bytes, kind: str, start: bytes
 ) -> None:
     status, body, headers = ask(server, "POST", f"/upscale?format={kind}", picture)

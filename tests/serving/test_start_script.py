@@ -123,7 +123,7 @@ def test_dashboard_and_autoscaling_ask_for_figures_that_this_server_gives(starte
     }
 
 
-def test_told_to_stop_it_answers_what_is_under_way(started: StartedRepository) -> None:
+def test_after_a_stop_signal_it_answers_what_is_under_way(started: StartedRepository) -> None:
     """Last of all. As Kubernetes stops a pod: SIGTERM to the process that start.sh became."""
     shapes: list[tuple[int, ...]] = []
 

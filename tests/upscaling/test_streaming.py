@@ -265,7 +265,7 @@ def test_a_file_of_the_same_name_is_read_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("target", "most"), [("b.webp", 16383), ("b.jpg", 65500)])
-def test_a_side_that_a_format_cannot_hold_is_told_before_the_work(
+def test_a_side_that_a_format_cannot_hold_is_reported_before_the_work(
     tmp_path: Path, target: str, most: int
 ) -> None:
     write_picture(tmp_path / "a.png", np.zeros((1, most // 2 + 1, 1), np.uint8))
@@ -417,7 +417,7 @@ def test_a_tiff_that_libvips_cannot_read_is_not_called_damaged(tmp_path: Path) -
         stream(tmp_path / "a.tif", tmp_path / "b.tif")
 
 
-def test_tiles_that_are_cut_because_the_picture_is_wide_are_told(
+def test_tiles_that_are_cut_because_the_picture_is_wide_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_picture(tmp_path / "a.png", np.zeros((90, 100, 3), np.uint8))

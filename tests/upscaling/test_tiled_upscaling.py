@@ -297,7 +297,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=["MemoryError", "ours", "driver", "PyTorch"])
-def test_out_of_memory_steps_down_goes_on_and_is_told(failure: Callable[[], Exception]) -> None:
+def test_out_of_memory_steps_down_goes_on_and_is_reported(failure: Callable[[], Exception]) -> None:
     network = convolutions(2)
     x = batch(70, 90)
     runner = TorchFunctionRunner(network, 2, most_pixels=40 * 40, failure=failure)
@@ -309,7 +309,7 @@ def test_out_of_memory_steps_down_goes_on_and_is_told(failure: Callable[[], Exce
 
 
 @pytest.mark.parametrize("tile", [(64, 64), "auto"])
-def test_an_overlap_that_was_given_shrinks_with_the_tiles_and_is_told(tile: TileChoice) -> None:
+def test_an_overlap_that_was_given_shrinks_with_the_tiles_and_is_reported(tile: TileChoice) -> None:
     network = convolutions(2)
     x = batch(100, 130)
     runner = TorchFunctionRunner(network, 2, most_pixels=32 * 32)

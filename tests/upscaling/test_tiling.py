@@ -52,7 +52,7 @@ def test_every_output_pixel_is_covered_and_weights_sum_to_1(
 
 @settings(max_examples=400, deadline=None)
 @given(tilings())
-def test_tiles_are_of_one_size_inside_the_picture_and_share_what_was_asked_for(
+def test_tiles_are_of_one_size_inside_the_picture_and_share_the_requested_overlap(
     tiling: tuple[int, int, int, int],
 ) -> None:
     size, tile, overlap, least = tiling
@@ -133,7 +133,7 @@ def test_the_official_code_always_cuts_into_quarters() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (23, 40), (24, 23), (24, 28)])
-def test_pictures_that_the_official_code_fails_on_are_told(height: int, width: int) -> None:
+def test_pictures_that_the_official_code_fails_on_are_reported(height: int, width: int) -> None:
     with pytest.raises(HspanError, match=r"a\.png: .*too small to be quartered.*use --protocol tiled"):
         official_plan(ImageSize(height, width), what="a.png")
 

@@ -45,7 +45,7 @@ def test_broken_output_is_an_error_and_no_file(source: Path, tmp_path: Path, bad
     assert not (tmp_path / "out.png").exists()
 
 
-def test_what_cannot_work_is_told_before_the_network_runs(
+def test_what_cannot_work_is_reported_before_the_network_runs(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = NearestRunner()

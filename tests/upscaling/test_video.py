@@ -135,7 +135,7 @@ def test_what_is_no_video_is_one_line_and_leaves_nothing(tmp_path: Path) -> None
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_sound_without_pictures_is_told(tmp_path: Path) -> None:
+def test_sound_without_pictures_is_reported(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         tone = container.add_stream("aac", rate=48_000)
         sound = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")

@@ -92,7 +92,7 @@ def test_tracks_keep_order_and_names_and_chapters_and_fonts_are_kept(tmp_path: P
     assert [stream[0] for stream in told[1][0]] == ["video", "audio", "audio", "attachment"]
 
 
-def test_a_track_that_the_format_takes_only_by_name_is_dropped_and_told(tmp_path: Path) -> None:
+def test_a_track_that_the_format_takes_only_by_name_is_dropped_and_reported(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mkv", sounds=("aac", "libopus"))
     report = upscaled(tmp_path / "a.mkv", tmp_path / "b.mov")
     assert report.dropped_streams == (
@@ -144,7 +144,7 @@ def test_sound_that_begins_before_zero_moves_no_frame(tmp_path: Path) -> None:
     assert seen(tmp_path / "b.mkv")[0] == pytest.approx(seen(tmp_path / "a.mp4")[0])
 
 
-def test_what_is_lost_is_told(tmp_path: Path) -> None:
+def test_what_is_lost_is_reported(tmp_path: Path) -> None:
     write_video(tmp_path / "alpha.mkv", codec="ffv1", pix_fmt="yuva420p")
     assert upscaled(tmp_path / "alpha.mkv", tmp_path / "b.mkv").notes == ("its alpha channel is dropped",)
     write_video(tmp_path / "deep.mkv", pix_fmt="yuv420p10le")

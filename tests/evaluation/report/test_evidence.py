@@ -162,7 +162,7 @@ def test_charts_leave_out_what_they_cannot_draw() -> None:
     assert "limit 65504" in ranges
 
 
-def test_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(HspanError, match=r"Jinja2: is not installed; pip install 'trt-hspan\[export\]'"):
         require_report_tools()

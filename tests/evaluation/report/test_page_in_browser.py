@@ -117,7 +117,7 @@ def test_missed_bar_is_exit_code_1_and_stands_in_the_page_and_in_the_figures(mad
     assert "<title>Failed" in made.html
 
 
-def test_error_of_every_module_is_told_and_fp16_is_better_than_bf16_everywhere(made: MadeReport) -> None:
+def test_error_of_every_module_is_reported_and_fp16_is_better_than_bf16_everywhere(made: MadeReport) -> None:
     fp16, bf16 = (
         {layer["module"]: layer["psnr_db"] for layer in network["layers"]}
         for network in made.figures["networks"]

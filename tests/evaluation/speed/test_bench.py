@@ -168,7 +168,7 @@ def test_the_command_prints_json_draws_and_nothing_else(
     assert [path.name for path in picture.parent.iterdir()] == ["latency.png"]
 
 
-def test_two_files_of_one_backend_and_precision_are_told_apart(network: Path, tmp_path: Path) -> None:
+def test_two_files_of_one_backend_and_precision_are_distinguished(network: Path, tmp_path: Path) -> None:
     other = Path(shutil.copy(network, tmp_path / "other.onnx"))
     report = run_bench(
         BenchSpec(sources=(str(network), str(other)), sizes=(SMALL,), seconds=BRIEF, threads=1)
@@ -231,7 +231,7 @@ def test_bad_requests_are_one_line_before_anything_runs(
     assert result.out == ""
 
 
-def test_a_size_that_does_not_fit_is_told_before_anything_runs(
+def test_a_size_that_does_not_fit_is_reported_before_anything_runs(
     run: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "sample_latency", None)
@@ -240,7 +240,7 @@ def test_a_size_that_does_not_fit_is_told_before_anything_runs(
     assert "--size 9x9, --batch 1: is 1x3x9x9" in result.error_line
 
 
-def test_a_plot_without_matplotlib_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plot_without_matplotlib_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plot.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(HspanError, match=r"matplotlib: is not installed; pip install 'trt-hspan\[plot\]'"):
         plot.require_plot(Path("a.png"))

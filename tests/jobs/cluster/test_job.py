@@ -129,7 +129,7 @@ def test_a_spec_that_makes_no_sense_is_refused() -> None:
             ClusterSpec(**arguments)  # type: ignore[arg-type]
 
 
-def test_a_cluster_without_room_for_a_worker_is_told(pictures: Path, tmp_path: Path) -> None:
+def test_a_cluster_too_small_for_a_worker_is_reported(pictures: Path, tmp_path: Path) -> None:
     job = ClusterJob(
         tasks=cluster_tasks([str(pictures)], str(tmp_path / "out")),
         bundle=bundle_from_network("hspan-tiny-x2", device="cpu"),

@@ -95,12 +95,12 @@ def refusal(address: str) -> str:
     return str(refused.value)
 
 
-def test_nobody_there_is_told_at_once() -> None:
+def test_nobody_there_is_reported_at_once() -> None:
     assert "cannot be reached: Connection refused" in refusal("ray://127.0.0.1:1")
     assert "cannot be reached" in refusal("ray://no.such.host.invalid")
 
 
-def test_what_is_not_ray_is_told_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_ray_is_reported_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     with listening() as port:
         assert "not Ray's client server" in refusal(f"ray://127.0.0.1:{port}")
@@ -146,7 +146,7 @@ def test_cluster_elsewhere_does_the_pictures_of_a_relative_folder(tmp_path: Path
         assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
-def test_a_client_server_that_starts_no_process_is_told_with_what_helps(
+def test_a_client_server_that_starts_no_process_is_reported_with_what_helps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import ray

@@ -26,7 +26,7 @@ def store(request: pytest.FixtureRequest) -> str:
     return f"memory://{request.node.name.replace('[', '-').replace(']', '')}"
 
 
-def test_uris_and_paths_are_told_apart() -> None:
+def test_uris_and_paths_are_distinguished() -> None:
     assert is_uri("s3://bucket/a.png")
     assert not is_uri("folder/a.png")
     assert joined("s3://bucket/in/", "a.png") == "s3://bucket/in/a.png"

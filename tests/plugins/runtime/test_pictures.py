@@ -135,7 +135,7 @@ def test_a_bad_file_is_one_line_and_leaves_no_output(copier: Upscaler, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
-def test_folders_missing_files_and_unknown_suffixes_are_told(copier: Upscaler, tmp_path: Path) -> None:
+def test_folders_missing_files_and_unknown_suffixes_are_reported(copier: Upscaler, tmp_path: Path) -> None:
     folder = tmp_path / "x.png"
     folder.mkdir()
     Image.fromarray(_pixels((4, 4, 3))).save(tmp_path / "a.png")
@@ -150,7 +150,7 @@ def test_folders_missing_files_and_unknown_suffixes_are_told(copier: Upscaler, t
         assert part in failure.value.message
 
 
-def test_a_format_that_cannot_hold_the_picture_is_told(copier: Upscaler, tmp_path: Path) -> None:
+def test_a_format_that_cannot_hold_the_picture_is_reported(copier: Upscaler, tmp_path: Path) -> None:
     Image.fromarray(_pixels((4, 4, 4))).save(tmp_path / "a.png")
     for target in ("b.jpg", "b.ppm"):
         with pytest.raises(StatusError) as failure:

@@ -121,7 +121,7 @@ def test_out_of_memory_makes_the_tiles_smaller_until_they_fit(runtime: RuntimeLi
     assert seen[-1][0] * seen[-1][1] <= 600
 
 
-def test_without_a_smaller_tile_out_of_memory_is_told(runtime: RuntimeLibrary) -> None:
+def test_without_a_smaller_tile_out_of_memory_is_reported(runtime: RuntimeLibrary) -> None:
     def no_memory(tile: Float32Array) -> Float32Array:
         raise MemoryError
 

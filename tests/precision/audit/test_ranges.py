@@ -170,7 +170,7 @@ def scaled_up(model: onnx.ModelProto, index: int, factor: float) -> onnx.ModelPr
     return model
 
 
-def test_activation_near_the_limit_is_told_with_its_maker_and_readers(samples: list[Sample]) -> None:
+def test_activation_near_the_limit_is_reported_with_its_maker_and_readers(samples: list[Sample]) -> None:
     base = audit_ranges(attention_network(), samples, "fp16", threads=1)
     last = by_name(base)["conv1"].largest
     assert last is not None
@@ -186,7 +186,7 @@ def test_activation_near_the_limit_is_told_with_its_maker_and_readers(samples: l
     ).at_risk
 
 
-def test_scores_near_the_limit_are_told_though_activations_are_small(samples: list[Sample]) -> None:
+def test_scores_near_the_limit_are_reported_though_activations_are_small(samples: list[Sample]) -> None:
     largest = by_name(audit_ranges(attention_network(), samples, "fp16", threads=1))[
         "attention0"
     ].largest_score
@@ -198,7 +198,7 @@ def test_scores_near_the_limit_are_told_though_activations_are_small(samples: li
     assert "attention0" in attention.cure
 
 
-def test_weight_beyond_the_limit_is_told(samples: list[Sample]) -> None:
+def test_weight_beyond_the_limit_is_reported(samples: list[Sample]) -> None:
     model = attention_network()
     weight = numpy_helper.to_array(model.graph.initializer[2]).copy()
     weight[0, 0, 0, 0] = 70000.0
@@ -208,7 +208,7 @@ def test_weight_beyond_the_limit_is_told(samples: list[Sample]) -> None:
     assert found.largest_weight == 70000.0
 
 
-def test_sum_that_swallows_its_smaller_summand_is_told_for_bf16_alone(samples: list[Sample]) -> None:
+def test_sum_that_swallows_its_smaller_summand_is_reported_for_bf16_alone(samples: list[Sample]) -> None:
     # 30 + x, with x of some 0.3: BF16 keeps 8 bits, so its step there is 1/8 and its error 0.036; FP16 keeps 3 more.
     graph = attention_network()
     first = graph.graph.node[0].output[0]

@@ -333,7 +333,7 @@ def test_a_table_can_be_reviewed_edited_and_fed_back(
         ({"precision": "fp8"}, "contains fp8 ranges"),
     ],
 )
-def test_a_table_that_does_not_serve_is_told_in_one_line(
+def test_a_table_that_does_not_serve_is_one_error_line(
     source: Source, photographs: Path, tmp_path: Path, spoil: dict[str, object], message: str
 ) -> None:
     table, _ = table_of(source, photographs, method="minmax", rounding="nearest")

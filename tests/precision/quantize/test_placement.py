@@ -129,7 +129,7 @@ def test_stored_integers_are_the_weights_rounded_up_or_down(int8: Quantized, sou
     assert moved > 0  # adaptive rounding did something
 
 
-def test_the_graph_tells_what_is_quantized(int8: Quantized) -> None:
+def test_the_graph_shows_what_is_quantized(int8: Quantized) -> None:
     facts = quantization_from_model(int8.model)
     assert facts is not None
     assert precision_from_model(int8.model) == facts.type == "int8"

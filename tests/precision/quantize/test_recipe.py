@@ -83,7 +83,7 @@ def test_a_recipe_for_another_model_is_refused(int8: Quantized, exported: Export
         (lambda text: text.replace("body.0.body.0.body.0/Conv", "gone/Conv"), "gone/Conv"),
     ],
 )
-def test_a_recipe_that_does_not_serve_is_told_in_one_line(
+def test_a_recipe_that_does_not_serve_is_one_error_line(
     int8: Quantized, source: Source, tmp_path: Path, spoil: object, message: str
 ) -> None:
     path = tmp_path / "net.yaml"

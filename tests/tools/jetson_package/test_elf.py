@@ -127,14 +127,14 @@ def test_another_processor_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF", b"text, and more of it\n" * 10])
-def test_what_is_no_elf_file_is_told(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_elf_file_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.so"
     path.write_bytes(content)
     with pytest.raises(HspanError, match="is no ELF file, or a damaged one"):
         elf_needs_from_file(path)
 
 
-def test_every_cut_of_a_library_is_told_or_read(tmp_path: Path) -> None:
+def test_every_cut_of_a_library_is_reported_or_read(tmp_path: Path) -> None:
     """A download that broke off: never a traceback."""
     whole = library(tmp_path, "int one() { return 1; }\n", compiler="g++").read_bytes()
     path, told = tmp_path / "cut.so", 0
@@ -147,14 +147,14 @@ def test_every_cut_of_a_library_is_told_or_read(tmp_path: Path) -> None:
     assert told > 90
 
 
-def test_an_object_file_is_told(tmp_path: Path) -> None:
+def test_an_object_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "one.c").write_text("int one = 1;\n")
     subprocess.run(["gcc", "-c", "-o", tmp_path / "one.o", tmp_path / "one.c"], check=True)
     with pytest.raises(HspanError, match="is not dynamically linked"):
         elf_needs_from_file(tmp_path / "one.o")
 
 
-def test_a_missing_pyelftools_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_pyelftools_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "elftools.elf.elffile", None)
     with pytest.raises(
         HspanError, match=r"pyelftools: is not installed; pip install 'trt-hspan\[jetson-build\]'"
@@ -162,7 +162,7 @@ def test_a_missing_pyelftools_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
         elf_needs_from_file(tmp_path / "any")
 
 
-def test_missing_files_and_folders_are_told(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_reported(tmp_path: Path) -> None:
     with pytest.raises(HspanError, match="no such file or folder"):
         elf_needs_from_file(tmp_path / "none.so")
     with pytest.raises(HspanError, match="is a folder"):

@@ -88,7 +88,7 @@ def test_cmake_reads_the_presets() -> None:
 # --- toolkits
 
 
-def test_a_missing_cross_compiler_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_cross_compiler_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HspanError) as caught:
         find_cross_compiler()
@@ -154,7 +154,7 @@ def test_a_wheel_of_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
     assert list((tmp_path / "cross").iterdir()) == []
 
 
-def test_a_wheel_that_cannot_be_fetched_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wheel_that_cannot_be_fetched_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_wheel(monkeypatch, tmp_path, Wheel("nvidia-small==1.0", "0" * 64, aarch64=False))
     with pytest.raises(
         HspanError,
@@ -163,7 +163,9 @@ def test_a_wheel_that_cannot_be_fetched_is_told(monkeypatch: pytest.MonkeyPatch,
         prepare_toolkit("cuda-13", tmp_path / "cuda-13")
 
 
-def test_a_named_cuda12_toolkit_without_nvcc_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_named_cuda12_toolkit_without_nvcc_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HSPAN_CUDA12_ROOT", str(tmp_path))
     with pytest.raises(
         HspanError, match=r"HSPAN_CUDA12_ROOT: .* holds no bin/nvcc; name the folder of a CUDA 12"
@@ -171,7 +173,9 @@ def test_a_named_cuda12_toolkit_without_nvcc_is_told(monkeypatch: pytest.MonkeyP
         prepare_toolkit("cuda-12", tmp_path / "cross" / "cuda-12")
 
 
-def test_a_system_without_debians_packages_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_system_without_debians_packages_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HspanError, match=r"nvidia-cuda-toolkit: needs apt-get, .* by HSPAN_CUDA12_ROOT"):
         cross_toolkit._fetched_debian("12.4", "0" * 64, tmp_path)
@@ -194,14 +198,16 @@ def test_a_named_sysroot_is_used_and_must_be_whole(monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "sysroot").exists()
 
 
-def test_a_sysroot_without_debians_packages_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_sysroot_without_debians_packages_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HspanError, match=r"libpng-dev: needs apt-get, .* by HSPAN_CROSS_SYSROOT"):
         prepare_sysroot(tmp_path / "cross" / "sysroot")
     assert list((tmp_path / "cross").iterdir()) == []
 
 
-def test_a_mirror_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_mirror_that_cannot_be_reached_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """apt-get that knows a mirror of Debian and reaches none."""
     script = '#!/bin/sh\n[ "$1" = indextargets ] && { echo Debian Debian http://localhost/; exit; }\n'
     for name, text in (("apt-get", script + "echo E: no route >&2; exit 100\n"), ("dpkg-deb", "#!/bin/sh\n")):
@@ -282,7 +288,7 @@ def test_versions_are_those_of_the_file_names() -> None:
     assert version_from_file_name(name) == ("libjpeg62-turbo-dev", "1:2.1.5-2")
 
 
-def test_a_wheel_that_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_wheel_that_cannot_be_built_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Offline, pip cannot fetch what builds the wheel."""
     for name, value in (("PIP_NO_INDEX", "1"), ("PIP_CONFIG_FILE", "/dev/null"), ("PIP_FIND_LINKS", "")):
         monkeypatch.setenv(name, value)
@@ -381,7 +387,7 @@ def test_a_plugin_for_another_gpu_is_not_packed(tmp_path: Path) -> None:
         pack(ORIN, PackageContents(files=[PackageFile(library, "lib/libhspan_plugin.so")]), tmp_path / "out")
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(HspanError, match="no such file or folder"):
         pack(ORIN, PackageContents(files=[PackageFile(tmp_path / "none", "share/none")]), tmp_path / "out")
 

@@ -196,22 +196,22 @@ def test_a_warning_is_an_error_that_names_the_source(tmp_path: Path) -> None:
         inspect_kernels(folder, architectures=[75])
 
 
-def test_an_architecture_the_compiler_does_not_know_is_told(tmp_path: Path) -> None:
+def test_an_architecture_the_compiler_does_not_know_is_reported(tmp_path: Path) -> None:
     with pytest.raises(HspanError, match="cannot compile for sm_61; choose among 75"):
         inspect_kernels(project(tmp_path, plain=PLAIN), architectures=[61])
 
 
-def test_a_folder_without_kernels_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_kernels_is_reported(tmp_path: Path) -> None:
     with pytest.raises(HspanError, match="holds no kernel sources"):
         inspect_kernels(tmp_path, architectures=[75])
 
 
-def test_a_named_disassembler_that_is_not_there_is_told() -> None:
+def test_a_named_disassembler_that_is_not_there_is_reported() -> None:
     with pytest.raises(HspanError, match="--nvdisasm: /nowhere is no program"):
         find_disassembler("/nowhere")
 
 
-def test_a_report_that_reads_differently_is_told() -> None:
+def test_a_report_that_reads_differently_is_reported() -> None:
     with pytest.raises(HspanError, match="ptxas: its report reads differently here"):
         resources_from_ptxas("ptxas info : Compiling entry function 'k' for 'sm_86'\nUsed many registers\n")
 

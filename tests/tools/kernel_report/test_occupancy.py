@@ -109,7 +109,7 @@ def test_what_runs_out_first_is_named(
     assert found.fraction == pytest.approx(4 * blocks / LIMITS[architecture].warps)
 
 
-def test_an_unknown_architecture_is_told() -> None:
+def test_an_unknown_architecture_is_reported() -> None:
     with pytest.raises(HspanError, match="sm_61: its limits are not known here; known are 75, 80"):
         occupancy(61, threads=128, registers=32, shared_bytes=0)
 
@@ -117,6 +117,6 @@ def test_an_unknown_architecture_is_told() -> None:
 @pytest.mark.parametrize(
     ("threads", "registers", "shared"), [(2048, 32, 0), (0, 32, 0), (128, 256, 0), (128, 32, 10**6)]
 )
-def test_a_block_that_cannot_run_is_told(threads: int, registers: int, shared: int) -> None:
+def test_a_block_that_cannot_run_is_reported(threads: int, registers: int, shared: int) -> None:
     with pytest.raises(HspanError, match=r"no block of .* runs"):
         occupancy(86, threads=threads, registers=registers, shared_bytes=shared)
