@@ -6,7 +6,7 @@
 # make fuzz    the readers of the C++ runtime under libFuzzer, a minute each; needs Clang
 # make jetson  packages for Jetson Orin and Thor in dist/, cross-compiled; docs/jetson.md
 # make clean   removes build/ and demo-output/
-# Each sets up what it needs in .venv and build/, and is quick when that is done. No GPU is needed.
+# Each sets up what it needs in .venv and build/, and is quick once it is there. No GPU is needed.
 # `. .venv/bin/activate` puts trt-hspan on the PATH.
 
 PYTHON ?= python3

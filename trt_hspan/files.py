@@ -1,12 +1,10 @@
-"""Files that are whole or absent. Owns atomic writing and hashing; knows nothing of what the files hold."""
+"""Files that are whole or absent: writing, checks before writing, hashes."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ _NAME_BYTES: Final = 255  # of a file, on every file system in common use
 
 
 def error_from_os_error(path: Path, error: OSError, *, action: str = "write") -> HspanError:
-    """The one line that an operating system error deserves."""
+    """An operating system's error about a file as one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return HspanError(path, "the disk is full", "free some space or choose another output folder")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -40,81 +38,6 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "trt-hspan"
 
 
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary name in the folder of `path`; renames it to `path` when the block succeeds.
-
-    The temporary name ends in the suffix of `path`, because libraries choose formats by it. Missing
-    parent folders are made. When the block raises, `path` is as it was before and the temporary file is gone.
-
-    Raises:
-        HspanError: the folder cannot be written or the disk is full, also when the block itself meets that.
-    """
-    target = Path(path)
-    temporary: Path | None = None
-    try:
-        if target.is_dir():
-            raise HspanError(target, "is a folder, expected a file name", "name a file in it")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Named before it is made: an interruption in between must not leave it behind.
-        temporary = target.parent / _temporary_name(target)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(target)
-        temporary = None
-    except OSError as error:
-        raise error_from_os_error(target, error) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):  # it may never have been made
-                temporary.unlink()
-
-
-def _temporary_name(target: Path) -> str:
-    """Hidden, of its own, and no longer than a name may be where that of `target` is not."""
-    end = f".{secrets.token_hex(4)}{target.suffix}"
-    room = _NAME_BYTES - 1 - len(os.fsencode(end))
-    stem = target.stem
-    if len(os.fsencode(stem)) > room:
-        stem = os.fsencode(stem)[: max(0, room)].decode("utf-8", "ignore")
-    return f".{stem}{end}"
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Writes a whole file or nothing. Raises: HspanError as `atomic_path` does."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a whole UTF-8 file or nothing. Raises: HspanError as `atomic_path` does."""
-    write_bytes(path, text.encode())
-
-
-def require_name_fits(path: Path) -> None:
-    """Raises: HspanError when the last part of a path is longer than a file's name may be."""
-    size = len(os.fsencode(path.name))
-    if size > _NAME_BYTES:
-        raise HspanError(path, f"a name of {size} bytes, at most {_NAME_BYTES} are possible", "shorten it")
-
-
-def require_regular_file(path: Path) -> None:
-    """Checks that reading a path neither waits for a writer nor goes on for ever. What does not exist passes.
-
-    Raises:
-        HspanError: it is a pipe, a socket or a device.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise HspanError(
-            path,
-            "is a pipe, a socket or a device, expected a file",
-            "copy it into a file, or give - and send it to standard input",
-        )
-
-
 def sha256_from_file(path: str | os.PathLike[str]) -> str:
     """The file's SHA-256 in lower-case hexadecimal digits.
 
@@ -132,53 +55,94 @@ def sha256_from_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
+def require_regular_file(path: Path) -> None:
+    """Checks that reading a path neither waits for a writer nor goes on for ever. What does not exist passes.
+
+    Raises:
+        HspanError: it is a pipe, a socket or a device.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise HspanError(
+            path,
+            "is a pipe, a socket or a device, expected a file",
+            "copy it into a file, or give - and send it to standard input",
+        )
+
+
+def require_name_fits(path: Path) -> None:
+    """Raises: HspanError when the last part of a path is longer than a file's name may be."""
+    size = len(os.fsencode(path.name))
+    if size > _NAME_BYTES:
+        raise HspanError(path, f"a name of {size} bytes, at most {_NAME_BYTES} are possible", "shorten it")
+
+
+def check_writable(path: Path) -> None:
+    """Raises HspanError unless a file can be created in the folder of `path`; leaves nothing behind."""
+    with suppress(_TriedError), staged_files([path]):
+        raise _TriedError
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Writes a whole file or nothing. Raises: HspanError as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a whole UTF-8 file or nothing. Raises: HspanError as `atomic_path` does."""
+    write_bytes(path, text.encode())
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`staged_files` for one file: yields the path to write."""
+    with staged_files([Path(path)]) as (staged,):
+        yield staged
+
+
+@contextmanager
 def staged_files(targets: Sequence[Path]) -> Iterator[list[Path]]:
     """Yields a path to write for each target; renames them in that order when the block succeeds.
 
-    The paths lie in a hidden folder beside the targets, so a full disk or a missing permission shows before anything
-    is replaced. When the block raises, or a rename fails, what stood under the targets' names stands there again.
+    The paths have the targets' names and lie in a hidden folder beside them, so a full disk or a missing permission
+    shows before anything is replaced. When the block raises, or a rename fails, what stood under the targets' names
+    stands there again.
 
     Args:
-        targets: files of one folder, which is made when it is missing.
+        targets: files of one folder, which is created when it is missing.
 
     Raises:
         HspanError: the folder cannot be written or the disk is full, also when the block itself meets that.
     """
     folder = targets[0].parent
-    made: list[Path] = []
+    created: list[Path] = []
     try:
         for target in targets:
             if target.is_dir():
                 raise HspanError(target, "is a folder, expected a file name", "name a file in it")
-        made = _make_folders(folder)
-        stage = Path(tempfile.mkdtemp(prefix=f".{targets[0].stem}.", dir=folder))
+            require_name_fits(target)
+        created = _create_folders(folder)
+        stage = Path(tempfile.mkdtemp(prefix=".trt-hspan-", dir=folder))
         try:
             staged = [stage / target.name for target in targets]
             yield staged
             _rename_all(staged, targets, backups=stage / "replaced")
-            made = []
+            created = []
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
         raise error_from_os_error(_named(error, targets), error) from error
     finally:
-        for folder in reversed(made):
-            with contextlib.suppress(OSError):
+        for folder in reversed(created):
+            with suppress(OSError):
                 folder.rmdir()
-
-
-def check_writable(path: Path) -> None:
-    """Raises HspanError unless a file can be made in the folder of `path`; leaves nothing behind."""
-    with contextlib.suppress(_TriedError), staged_files([path]):
-        raise _TriedError
 
 
 class _TriedError(Exception):
     """Leaves `staged_files` without renaming."""
 
 
-def _make_folders(folder: Path) -> list[Path]:
+def _create_folders(folder: Path) -> list[Path]:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing[::-1]

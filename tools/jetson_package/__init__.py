@@ -1,1 +1,1 @@
-"""Packages for other machines: what they hold, how they are built from here, and what is checked before they leave."""
+"""Packages for other machines: their contents, how they are built from here, and what is checked before they leave."""

@@ -1,4 +1,4 @@
-"""Writing a package: every file is checked against the target first, then a tar.gz and a .deb hold the same tree."""
+"""Writing a package: every file is checked against the target first, then a tar.gz and a .deb contain the same tree."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _checked(file: PackageFile, target: Target) -> ElfNeeds | None:
         if not info.serves(target.architecture):
             raise HspanError(
                 file.source,
-                f"holds no code for sm_{target.architecture}",
+                f"contains no code for sm_{target.architecture}",
                 f"build it with the preset {target.name}",
             )
     return needs

@@ -32,7 +32,7 @@ class CrossBuild:
     Attributes:
         plugin, runtime, program, header: libhspan_plugin.so, libhspan_runtime.so, hspan-upscale and hspan/runtime.h.
         runtime_soname: what programs that use the C API ask the loader for.
-        test_program: the C++ runtime's unit tests; None unless they were asked for.
+        test_program: the C++ runtime's unit tests; None unless requested.
         sysroot: the libraries that all of it was linked with.
         toolkit: CUDA's, whose lib64/ is the target's.
     """
@@ -65,8 +65,8 @@ def prepare_cross_folders(
     cache, cross = cache_folder() / "cross", sources_folder() / "build" / "cross"
     with _alone(cache):
         toolkit = cache / target.toolkit
-        prepare_toolkit(target.toolkit, toolkit, tell=fetching)
-        sysroot = prepare_sysroot(cache / "sysroot", tell=fetching)
+        prepare_toolkit(target.toolkit, toolkit, on_step=fetching)
+        sysroot = prepare_sysroot(cache / "sysroot", on_step=fetching)
         _link(toolkit, cross / target.toolkit)
         _link(sysroot, cross / "sysroot")
         _link(find_tensorrt_headers(), cross / "tensorrt")
@@ -98,8 +98,8 @@ def build_for_target(
     Args:
         target: what for.
         jobs: compilers at a time.
-        tests: also the unit tests, which no package holds.
-        on_progress: told about each step.
+        tests: also the unit tests, which no package contains.
+        on_progress: called at each step.
 
     Raises:
         HspanError: the cross compiler or something to fetch is missing, or a source does not compile.
@@ -107,7 +107,9 @@ def build_for_target(
     find_cross_compiler()
     root = sources_folder()
     if not (root / "CMakePresets.json").is_file():
-        raise HspanError(root, "holds no CMakePresets.json", "build packages in a checkout of this project")
+        raise HspanError(
+            root, "contains no CMakePresets.json", "build packages in a checkout of this project"
+        )
     build = root / "build" / "cmake" / target.name
     toolkit, sysroot = prepare_cross_folders(target, on_progress=on_progress)
     options: list[str | Path] = [

@@ -3,7 +3,7 @@
 They are those of Debian 12, whose glibc is near that of the oldest target; what they ask of the target's is checked
 when a package is packed. libpng, libjpeg and zlib go into the programs, because Debian's and Ubuntu's libjpeg have
 different sonames and a board may lack the others; libcrypto stays the board's, which gets its security updates.
-Each package is pinned by version and hash; a later version that Debian signed is used and told (`package_lock`).
+Each package is pinned by version and hash; a later version that Debian signed is used and reported (`package_lock`).
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ _NEEDED: Final = (
 _ADVICE: Final = f"name a folder with these libraries for aarch64 by {SYSROOT_VARIABLE}"
 
 
-def prepare_sysroot(folder: Path, *, tell: Callable[[str], None] = lambda _: None) -> Path:
+def prepare_sysroot(folder: Path, *, on_step: Callable[[str], None] = lambda _: None) -> Path:
     """Puts the libraries into `folder`, unless they are there already.
 
     Args:
         folder: their own.
-        tell: told what is being fetched.
+        on_step: called with what is being fetched.
 
     Returns:
         The sysroot: `folder`, or the one that HSPAN_CROSS_SYSROOT names.
@@ -81,18 +81,18 @@ def prepare_sysroot(folder: Path, *, tell: Callable[[str], None] = lambda _: Non
     lock = lock_from_file()
     if _is_current(_recorded(folder), lock):
         return folder
-    tell(f"{', '.join(_PACKAGES)} of Debian {SUITE} for arm64")
+    on_step(f"{', '.join(_PACKAGES)} of Debian {SUITE} for arm64")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".sysroot.", dir=folder.parent) as scratch:
             tree, fetched = Path(scratch) / "tree", Path(scratch) / "fetched"
-            found = _fetched(fetched)
-            packages = lock_from_packages(found)
+            files = _fetched(fetched)
+            packages = lock_from_packages(files)
             for name in require_locked(packages, lock, _ADVICE):
-                tell(f"{name} {packages[name].version}, which is later than pinned; {REFRESH} pins it")
-            for package in found:
+                on_step(f"{name} {packages[name].version}, which is later than pinned; {REFRESH} pins it")
+            for package in files:
                 unpack_debian_package(package, tree, advice=_ADVICE)
-            _check(tree, "Debian's packages hold it no more")
+            _check(tree, "Debian's packages no longer contain it")
             write_lock(packages, tree / _READY)
             tree.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
@@ -139,8 +139,8 @@ def linked_versions(sysroot: Path) -> dict[str, str]:
 
 def notices(sysroot: Path) -> list[Path]:
     """Copyright notices of what is linked into programs; their folders are named as the packages are."""
-    found = [sysroot / "usr" / "share" / "doc" / name / "copyright" for name in STATIC_PACKAGES]
-    return [path for path in found if path.is_file()]
+    files = [sysroot / "usr" / "share" / "doc" / name / "copyright" for name in STATIC_PACKAGES]
+    return [path for path in files if path.is_file()]
 
 
 def _recorded(folder: Path) -> dict[str, LockedPackage]:

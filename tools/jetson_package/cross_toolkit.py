@@ -2,7 +2,7 @@
 
 Owns fetching, checking hashes and laying out; compiling is `jetson_package`'s. A toolkit is a folder of its own,
     bin/ (nvcc, ptxas, ...)  nvvm/ (cicc, libdevice)  include/  lib64/ (the device's CUDA runtime, for aarch64)
-and nothing of it comes from the machine it is made on, so that it is the same everywhere.
+and nothing of it comes from the machine that builds it, so that it is the same everywhere.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Toolkit:
     Attributes:
         name: of its folder.
         wheels: unpacked over one another.
-        debian: version and hash of Debian's nvidia-cuda-toolkit, where the wheels hold no nvcc; None otherwise.
+        debian: version and hash of Debian's nvidia-cuda-toolkit, where the wheels contain no nvcc; None otherwise.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Toolkit:
     debian: tuple[str, str] | None
 
 
-#: NVIDIA's CUDA 12 wheels hold ptxas and headers but no nvcc; Debian 13 packages the compiler, of the same release.
+#: NVIDIA's CUDA 12 wheels contain ptxas and headers but no nvcc; Debian 13 packages the compiler, of the same release.
 TOOLKITS: Final = {
     "cuda-12": Toolkit(
         name="cuda-12",
@@ -128,18 +128,18 @@ def find_cross_compiler() -> Path:
     Raises:
         HspanError: there is none; says how to install it.
     """
-    if found := shutil.which(CROSS_COMPILER):
-        return Path(found)
+    if program := shutil.which(CROSS_COMPILER):
+        return Path(program)
     raise HspanError(CROSS_COMPILER, "not found", f"install it: apt install {CROSS_PACKAGE}")
 
 
-def prepare_toolkit(name: str, folder: Path, *, tell: Callable[[str], None] = lambda _: None) -> Path:
+def prepare_toolkit(name: str, folder: Path, *, on_step: Callable[[str], None] = lambda _: None) -> Path:
     """Puts a toolkit together in `folder`, unless it is there already.
 
     Args:
         name: of TOOLKITS.
         folder: the toolkit's own.
-        tell: told what is being fetched.
+        on_step: called with what is being fetched.
 
     Returns:
         Its nvcc.
@@ -159,10 +159,10 @@ def prepare_toolkit(name: str, folder: Path, *, tell: Callable[[str], None] = la
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder.parent) as scratch:
             tree = Path(scratch) / "tree"
             for wheel in toolkit.wheels:
-                tell(wheel.requirement)
+                on_step(wheel.requirement)
                 _unpack_wheel(wheel, tree)
             if toolkit.debian:
-                tell(f"nvcc of {source}" if source else f"nvidia-cuda-toolkit {toolkit.debian[0]}")
+                on_step(f"nvcc of {source}" if source else f"nvidia-cuda-toolkit {toolkit.debian[0]}")
                 _add_compiler(source or _fetched_debian(*toolkit.debian, Path(scratch)), tree)
             _finish(tree)
             (tree / _READY).write_text(made_from)
@@ -181,7 +181,7 @@ def _installed_cuda12() -> Path | None:
     root = Path(named)
     if not os.access(root / "bin" / "nvcc", os.X_OK):
         raise HspanError(
-            CUDA12_VARIABLE, f"{named} holds no bin/nvcc", "name the folder of a CUDA 12 toolkit"
+            CUDA12_VARIABLE, f"{named} contains no bin/nvcc", "name the folder of a CUDA 12 toolkit"
         )
     return root
 
@@ -210,12 +210,12 @@ def _fetched_debian(version: str, sha256: str, folder: Path) -> Path:
     """Debian's package of the compiler, unpacked; fetched by apt from the mirror that this system uses."""
     package = "nvidia-cuda-toolkit"
     advice = f"name a CUDA 12 toolkit by {CUDA12_VARIABLE}"
-    (found,) = fetch_debian_packages(
+    (archive,) = fetch_debian_packages(
         [f"{package}={version}"], folder, suite="trixie", component="non-free", advice=advice
     )
-    if (actual := sha256_from_file(found)) != sha256:
+    if (actual := sha256_from_file(archive)) != sha256:
         raise HspanError(package, f"the mirror sent a file with SHA-256 {actual}, expected {sha256}", advice)
-    unpack_debian_package(found, folder / "debian", advice=advice)
+    unpack_debian_package(archive, folder / "debian", advice=advice)
     return folder / "debian"
 
 

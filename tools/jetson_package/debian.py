@@ -1,6 +1,6 @@
 """Packages of Debian, fetched by apt and unpacked into folders: nothing is installed, apt's state is not touched.
 
-Works on systems whose apt knows a mirror of Debian, and takes from that mirror; apt checks the signatures.
+Works on systems whose apt has a mirror of Debian, and takes from that mirror; apt checks the signatures.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def fetch_debian_packages(
         apt += ["-o", f"APT::Architecture={architecture}", "-o", f"APT::Architectures::={architecture}"]
     run_fetching([*apt, "update"], plain[0], advice)
     run_fetching([*apt, "download", *names], plain[0], advice, folder=folder)
-    found = []
+    packages = []
     for name, short in zip(names, plain, strict=True):
         files = list(folder.glob(f"{short}_*.deb"))
         if len(files) != 1:
             raise HspanError(short, f"apt-get fetched no {name}", advice)
-        found.append(files[0])
-    return found
+        packages.append(files[0])
+    return packages
 
 
 def unpack_debian_package(package: Path, folder: Path, *, advice: str) -> None:
@@ -67,7 +67,7 @@ def version_from_file_name(package: Path) -> tuple[str, str]:
 
 
 def is_later(version: str, other: str) -> bool:
-    """Whether Debian orders `version` after `other`; not known, so False, where there is no dpkg."""
+    """Whether Debian orders `version` after `other`; False where there is no dpkg."""
     try:
         return (
             subprocess.run(["dpkg", "--compare-versions", version, "gt", other], check=False).returncode == 0
@@ -80,7 +80,7 @@ def run_fetching(command: list[str], where: str, advice: str, *, folder: Path | 
     """Runs a program that fetches or unpacks; its standard output.
 
     Raises:
-        HspanError: it takes too long, or fails; holds the last line that it printed.
+        HspanError: it takes too long, or fails; the error contains the last line that it printed.
     """
     try:
         completed = subprocess.run(

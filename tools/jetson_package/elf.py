@@ -45,9 +45,9 @@ class ElfNeeds:
     exported: tuple[str, ...]
 
     def newest(self, family: str) -> Version | None:
-        """The newest version asked of a family such as "GLIBC"; None when none is."""
-        found = [number for name, number in map(version_from_symbol, self._names()) if name == family]
-        return max(found, default=None)
+        """The newest version required of a family such as "GLIBC"; None when none is."""
+        numbers = [number for name, number in map(version_from_symbol, self._names()) if name == family]
+        return max(numbers, default=None)
 
     def _names(self) -> list[str]:
         return [name for names in self.versions.values() for name in names]
@@ -89,7 +89,7 @@ def elf_needs_from_file(path: str | os.PathLike[str]) -> ElfNeeds:
 
 
 def version_from_symbol(name: str) -> tuple[str, Version]:
-    """("GLIBC", (2, 34)) from "GLIBC_2.34". A version without numbers of a known family is newer than all numbers."""
+    """("GLIBC", (2, 34)) from "GLIBC_2.34". A version without numbers of such a family is newer than all numbers."""
     if name in _NAMED_VERSIONS:
         return _NAMED_VERSIONS[name]
     if match := re.fullmatch(r"(\w+?)_(\d+(?:\.\d+)*)", name):

@@ -1,4 +1,4 @@
-"""The packages for Jetson boards: what they hold, and the order of making it. Compiles, checks and writes nothing."""
+"""The packages for Jetson boards: what they contain, and the order in which it is built."""
 
 from __future__ import annotations
 
@@ -27,31 +27,30 @@ def build_jetson_packages(
     output: Path,
     *,
     jobs: int = 2,
-    on_progress: Callable[[BuildProgress], None] | None = None,
+    on_progress: Callable[[BuildProgress], None] = lambda _: None,
 ) -> list[JetsonPackage]:
     """Builds everything for each target and packs it.
 
     Args:
         targets: what for.
-        output: folder of the packages; made if need be.
+        output: folder of the packages; created if need be.
         jobs: compilers at a time.
-        on_progress: told about each step.
+        on_progress: called at each step.
 
     Raises:
         HspanError: the cross compiler or something to fetch is missing, a source does not compile, the wheel or a
-            network cannot be made, or what came out would not run on the target.
+            network cannot be built, or what came out would not run on the target.
     """
-    tell = on_progress or (lambda _: None)
     packages = []
     with tempfile.TemporaryDirectory(prefix="trt-hspan-package-") as scratch:
         portable: list[PackageFile] = []
         for target in targets:
-            built = build_for_target(target, jobs=jobs, on_progress=tell)
-            cpu = build_cpu_library(target, jobs=jobs, on_progress=tell)
+            built = build_for_target(target, jobs=jobs, on_progress=on_progress)
+            cpu = build_cpu_library(target, jobs=jobs, on_progress=on_progress)
             portable = portable or portable_files(
-                Path(scratch), tell=lambda what: tell(BuildProgress(fraction=1.0, phase=what))
+                Path(scratch), on_step=lambda what: on_progress(BuildProgress(fraction=1.0, phase=what))
             )
-            tell(BuildProgress(fraction=1.0, phase=f"packing for {target.name}"))
+            on_progress(BuildProgress(fraction=1.0, phase=f"packing for {target.name}"))
             packages.append(pack(target, contents_from_build(built, cpu, portable), output))
     return packages
 

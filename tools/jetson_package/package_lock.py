@@ -1,7 +1,7 @@
 """Versions and hashes of Debian's packages that programs are linked with: pinned in a file beside this one.
 
 A package of the pinned version and another hash is never used, nor an older one. Debian replaces a package within a
-suite when it mends it: a later version, whose signature apt has checked, is used, told and recorded, and
+suite when it fixes it: a later version, whose signature apt has checked, is used, reported and recorded, and
 `python scripts/jetson_package.py --refresh-lock` pins it.
 """
 
@@ -33,7 +33,7 @@ Lock = Mapping[str, LockedPackage]
 
 
 def lock_from_file(path: Path = LOCK_FILE) -> dict[str, LockedPackage]:
-    """The packages of a lock file, or of the record that an unpacked tree holds.
+    """The packages of a lock file, or of the record that an unpacked tree contains.
 
     Raises:
         HspanError: it cannot be read, or is none.
@@ -57,18 +57,18 @@ def write_lock(packages: Lock, path: Path = LOCK_FILE) -> None:
 
 def lock_from_packages(files: Sequence[Path]) -> dict[str, LockedPackage]:
     """What these .deb files are. Raises: HspanError when one cannot be read."""
-    found = {}
+    packages = {}
     for file in files:
         name, version = version_from_file_name(file)
-        found[name] = LockedPackage(version, sha256_from_file(file))
-    return found
+        packages[name] = LockedPackage(version, sha256_from_file(file))
+    return packages
 
 
-def require_locked(found: Lock, lock: Lock, advice: str) -> list[str]:
+def require_locked(fetched: Lock, lock: Lock, advice: str) -> list[str]:
     """Compares packages with what is pinned.
 
     Args:
-        found: what was fetched.
+        fetched: the packages that the mirror sent.
         lock: what is pinned.
         advice: the way out that needs no new lock.
 
@@ -79,7 +79,7 @@ def require_locked(found: Lock, lock: Lock, advice: str) -> list[str]:
         HspanError: one is older than the pinned one, or its equal in version and not in hash, or is not pinned.
     """
     later = []
-    for name, each in found.items():
+    for name, each in fetched.items():
         pinned = lock.get(name)
         if each == pinned:
             continue

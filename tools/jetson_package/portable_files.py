@@ -26,21 +26,21 @@ _BOARD_FILES: Final = Path(__file__).parent / "board"
 _WHEEL_SECONDS: Final = 300
 
 
-def portable_files(folder: Path, *, tell: Callable[[str], None] = lambda _: None) -> list[PackageFile]:
+def portable_files(folder: Path, *, on_step: Callable[[str], None] = lambda _: None) -> list[PackageFile]:
     """Makes the wheel and the ONNX files in `folder`, and lists them with what else no board changes.
 
     Args:
         folder: an empty one; must last until the package is written.
-        tell: told what is being made.
+        on_step: called with what is being created.
 
     Raises:
         HspanError: pip cannot build the wheel, or torch is missing, which exports the networks.
     """
-    tell("building the wheel")
+    on_step("building the wheel")
     wheel = build_wheel(folder / "wheels")
     files = [*board_files(), PackageFile(wheel, f"wheels/{wheel.name}")]
     for name in MODELS:
-        tell(f"exporting {name}")
+        on_step(f"exporting {name}")
         files.append(PackageFile(_exported(name, folder / "models"), f"models/{name}-fp16.onnx"))
     return [*files, PackageFile(sources_folder() / "LICENSE", "share/doc/hspan/LICENSE")]
 
@@ -62,7 +62,7 @@ def build_wheel(folder: Path) -> Path:
     """
     root = sources_folder()
     if not (root / "pyproject.toml").is_file():
-        raise HspanError(root, "holds no pyproject.toml", "build packages in a checkout of this project")
+        raise HspanError(root, "contains no pyproject.toml", "build packages in a checkout of this project")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
     try:
         completed = subprocess.run(

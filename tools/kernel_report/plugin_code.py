@@ -64,7 +64,7 @@ class KernelCode:
 
     Attributes:
         source: file name of the kernel's source.
-        kernel: its name with template arguments, where c++filt could tell it.
+        kernel: its name with template arguments, where c++filt gives it.
         architecture: compute capability, 86 being 8.6.
         ptx_architecture: whose PTX was assembled for it; the same where it was compiled for `architecture` directly.
         threads: of a block.
@@ -118,36 +118,38 @@ def inspect_kernels(
     All warnings are errors.
 
     Args:
-        folder: holds plugins/kernels and plugins/device.
-        architectures: compute capabilities; None is ALL_ARCHITECTURES as far as the compiler knows them.
+        folder: contains plugins/kernels and plugins/device.
+        architectures: compute capabilities; None is ALL_ARCHITECTURES as far as the compiler has them.
         compilation: "plugin": a source is translated to PTX once, for the least architecture it is for, and assembled
             for each of the others, as in the plugin. "direct": it is compiled for each architecture by itself, as
             `nvcc -arch=sm_86` does, which can end at other registers. "both": one after the other, where they differ.
         nvcc, disassembler: the programs; None searches, see `find_nvcc` and `find_disassembler`.
         jobs: compilers at a time.
-        on_progress: told the finished fraction and what is at work.
+        on_progress: called with the finished fraction and the work at hand.
 
     Raises:
         HspanError: a program is missing, a source does not compile, or an architecture is unknown to the compiler.
     """
     compiler = find_nvcc(nvcc)
     nvdisasm = find_disassembler(disassembler)
-    known = supported_architectures(compiler)
-    wanted = (
-        [each for each in ALL_ARCHITECTURES if each in known] if architectures is None else [*architectures]
+    supported = supported_architectures(compiler)
+    requested = (
+        [each for each in ALL_ARCHITECTURES if each in supported]
+        if architectures is None
+        else [*architectures]
     )
-    if unknown := [each for each in wanted if each not in known]:
+    if unknown := [each for each in requested if each not in supported]:
         raise HspanError(
-            compiler, f"cannot compile for sm_{unknown[0]}", "choose among " + ", ".join(map(str, known))
+            compiler, f"cannot compile for sm_{unknown[0]}", "choose among " + ", ".join(map(str, supported))
         )
-    tell = on_progress or (lambda _fraction, _what: None)
+    report = on_progress or (lambda _fraction, _what: None)
     sources = kernel_sources(folder)
     if not sources:
-        raise HspanError(folder, "holds no kernel sources", "name a checkout of this project")
+        raise HspanError(folder, "contains no kernel sources", "name a checkout of this project")
     tasks = [
         _Task(source, architecture, ptx_architecture)
         for source in sources
-        for architecture in wanted
+        for architecture in requested
         if architecture >= (least := least_architecture(source))
         for ptx_architecture in {"plugin": [least], "direct": [architecture], "both": [least, architecture]}[
             compilation
@@ -165,22 +167,22 @@ def inspect_kernels(
             return list(_kernels_from_ptx(compiler, nvdisasm, ptx, task))
 
         inspections = [pool.submit(inspect, task) for task in tasks]
-        done, total = 0, len(translations) + len(tasks)
-        tell(0.0, "to PTX")
+        finished, total = 0, len(translations) + len(tasks)
+        report(0.0, "to PTX")
         try:
             for (source, architecture), translation in translations.items():
                 translation.result()
-                done += 1
-                tell(done / total, f"{source.name} to PTX for sm_{architecture}")
-            found: list[KernelCode] = []
+                finished += 1
+                report(finished / total, f"{source.name} to PTX for sm_{architecture}")
+            kernels: list[KernelCode] = []
             for task, inspection in zip(tasks, inspections, strict=True):
-                found += inspection.result()
-                done += 1
-                tell(done / total, f"{task.source.name} for sm_{task.architecture}")
+                kernels += inspection.result()
+                finished += 1
+                report(finished / total, f"{task.source.name} for sm_{task.architecture}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return found
+    return kernels
 
 
 def find_disassembler(named: str | os.PathLike[str] | None = None) -> Path:
@@ -190,9 +192,9 @@ def find_disassembler(named: str | os.PathLike[str] | None = None) -> Path:
         HspanError: there is none, or not where one was named.
     """
     if named is not None:
-        if (found := shutil.which(os.fspath(named))) is None:
+        if (program := shutil.which(os.fspath(named))) is None:
             raise HspanError("--nvdisasm", f"{named} is no program", "name the program nvdisasm itself")
-        return Path(found)
+        return Path(program)
     candidates: list[str | Path | None] = [shutil.which("nvdisasm")]
     with contextlib.suppress(HspanError):
         candidates.append(programs_folder(find_nvcc()) / "nvdisasm")
@@ -206,7 +208,7 @@ def find_disassembler(named: str | os.PathLike[str] | None = None) -> Path:
 
 def resources_from_ptxas(text: str) -> dict[str, Resources]:
     """What `ptxas -v` wrote, by mangled kernel name."""
-    found: dict[str, Resources] = {}
+    resources: dict[str, Resources] = {}
     for part in re.split(r"(?=Compiling entry function ')", text)[1:]:
         name = re.match(r"Compiling entry function '([^']+)'", part)
         used = re.search(r"Used (\d+) registers", part)
@@ -214,14 +216,14 @@ def resources_from_ptxas(text: str) -> dict[str, Resources]:
         if name is None or used is None or frame is None:
             raise HspanError("ptxas", "its report reads differently here", "use CUDA 12.4 to 13")
         shared = re.search(r"(\d+)(?:\+\d+)? bytes smem", part)
-        found[name[1]] = Resources(
+        resources[name[1]] = Resources(
             registers=int(used[1]),
             stack_bytes=int(frame[1]),
             spill_stores_bytes=int(frame[2]),
             spill_loads_bytes=int(frame[3]),
             shared_bytes=int(shared[1]) if shared else 0,
         )
-    return found
+    return resources
 
 
 def threads_from_ptx(text: str) -> dict[str, int]:
@@ -290,8 +292,8 @@ def _run(command: list[str | Path], where: object) -> str:
     text = completed.stdout + completed.stderr
     if completed.returncode != 0:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        told = next(
+        reason = next(
             (line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1:] or ""
         )
-        raise HspanError(where, f"{Path(command[0]).name} fails: {told}", None)
+        raise HspanError(where, f"{Path(command[0]).name} fails: {reason}", None)
     return text

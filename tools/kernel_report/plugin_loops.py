@@ -45,18 +45,18 @@ class Loop:
 
 def functions_from_sass(text: str) -> dict[str, list[str]]:
     """Lines of each kernel in nvdisasm's output: opcodes with their operands, and labels such as ".L_x_1:"."""
-    found: dict[str, list[str]] = {}
+    functions: dict[str, list[str]] = {}
     current: list[str] | None = None
     for line in text.splitlines():
         if section := re.match(r"\s*\.section\s+([^,\s]+)", line):
             name = section[1].strip('"')
-            current = found.setdefault(name[6:], []) if name.startswith(".text.") else None
+            current = functions.setdefault(name[6:], []) if name.startswith(".text.") else None
         elif current is not None:
             if label := re.match(r"\s*(\.L_\w+):", line):
                 current.append(f"{label[1]}:")
             elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
                 current.append(instruction[1])
-    return found
+    return functions
 
 
 def opcode_counts(lines: Iterable[str]) -> tuple[int, int, int]:
@@ -86,7 +86,7 @@ def _loops(lines: list[str]) -> list[tuple[Loop, bool]]:
     """Every loop by the place of its first block, and whether no other is inside it."""
     blocks = list(_blocks(lines))
     bodies = _natural_loops(_successors(blocks))
-    found = []
+    loops = []
     for head, body in sorted(bodies.items()):
         inside = 0
         for other, inner in bodies.items():
@@ -95,8 +95,8 @@ def _loops(lines: list[str]) -> list[tuple[Loop, bool]]:
         own = opcode_counts(line for index in _members(body & ~inside) for line in blocks[index])
         nested = opcode_counts(line for index in _members(inside) for line in blocks[index])
         loop = Loop(instructions=own[0], matrix=own[1], scalar=own[2], nested_instructions=nested[0])
-        found.append((loop, not inside))
-    return found
+        loops.append((loop, not inside))
+    return loops
 
 
 def _opcode(line: str) -> str:
@@ -123,7 +123,7 @@ def _successors(blocks: list[list[str]]) -> list[list[int]]:
     """For each block those that may follow, by number."""
     labels = {line[:-1]: index for index, block in enumerate(blocks) for line in block if line.endswith(":")}
     joins: dict[str, int] = {}  # barrier register -> the block where those that diverged meet
-    found = []
+    successors = []
     for index, block in enumerate(blocks):
         for line in block:
             if (barrier := re.search(r"\bBSSY\S*\s+(B\d+),\s*`\((\.L_\w+)\)", line)) and barrier[2] in labels:
@@ -136,14 +136,14 @@ def _successors(blocks: list[list[str]]) -> list[list[int]]:
             # leaves a loop and does not return; functions have other names.
             is_conditional |= re.search(r"(BRA|CALL)\S*\s+`", last) is None
             jump = [labels[target[1]]] if target[1] in labels else []
-            found.append(jump + (following if is_conditional else []))
+            successors.append(jump + (following if is_conditional else []))
         elif opcode in {"EXIT", "RET", "JMP", "BRA"}:
-            found.append(following if is_conditional else [])
+            successors.append(following if is_conditional else [])
         elif opcode == "BSYNC" and (register := re.search(r"\bB\d+\b", last)) and register[0] in joins:
-            found.append([joins[register[0]], *(following if is_conditional else [])])
+            successors.append([joins[register[0]], *(following if is_conditional else [])])
         else:
-            found.append(following)
-    return found
+            successors.append(following)
+    return successors
 
 
 def _natural_loops(successors: list[list[int]]) -> dict[int, int]:

@@ -24,7 +24,7 @@ _KIB: Final = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class SmLimits:
-    """What one multiprocessor holds.
+    """The limits of one multiprocessor.
 
     Attributes:
         warps, blocks: resident at most.
@@ -62,11 +62,11 @@ LIMITS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Occupancy:
-    """How many blocks of a kernel one multiprocessor holds at a time.
+    """How many blocks of a kernel one multiprocessor runs at a time.
 
     Attributes:
         blocks, warps: resident.
-        fraction: of the warps that the multiprocessor could hold, 0..1.
+        fraction: of the warps that the multiprocessor could run, 0..1.
         limited_by: what runs out first: "registers", "shared memory", "warps" or "blocks".
     """
 
@@ -86,12 +86,12 @@ def occupancy(architecture: int, *, threads: int, registers: int, shared_bytes: 
         shared_bytes: of a block, static and dynamic.
 
     Raises:
-        HspanError: the limits of this compute capability are not known here, or no such block can run.
+        HspanError: the limits of this compute capability are unknown, or no such block can run.
     """
     limits = LIMITS.get(architecture)
     if limits is None:
-        known = ", ".join(map(str, LIMITS))
-        raise HspanError(f"sm_{architecture}", "its limits are not known here", f"known are {known}")
+        choices = ", ".join(map(str, LIMITS))
+        raise HspanError(f"sm_{architecture}", "its limits are unknown", f"choose among {choices}")
     if not (
         1 <= threads <= MAX_THREADS_PER_BLOCK
         and 0 <= registers <= MAX_REGISTERS_PER_THREAD

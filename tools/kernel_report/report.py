@@ -1,4 +1,4 @@
-"""What can be known of the CUDA kernels without a GPU: the compiler's figures, the machine code, and the roofline.
+"""The command that reports on the CUDA kernels without a GPU: compiler's figures, machine code, and roofline.
 
 Two tables. The first is read from the machine code: registers, spills, shared memory, theoretical occupancy, and what
 share of the loops' instructions are multiplications. The second is arithmetic on published rates: the least time

@@ -23,7 +23,7 @@ def write_curve(log: Path, target: Path) -> None:
 
     lines = log.read_text().splitlines() if log.is_file() else []
     if not lines:
-        raise HspanError(log, "holds no reports", "let the run reach its first report")
+        raise HspanError(log, "contains no reports", "let the run reach its first report")
     reports = {report["step"]: report for report in map(json.loads, lines)}
     steps = sorted(reports)
     watched = [step for step in steps if reports[step]["psnr_db"] is not None]

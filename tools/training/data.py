@@ -42,7 +42,7 @@ def load_pairs(folder: Path, scale: int) -> list[Pair]:
             raise HspanError(path, f"is {sizes}, which is not scale {scale}", "prepare the data again")
         pairs.append(Pair(path.stem, low, high))
     if not pairs:
-        raise HspanError(folder, "holds no HR/*.png", "run scripts/prepare_training_data.py")
+        raise HspanError(folder, "contains no HR/*.png", "run scripts/prepare_training_data.py")
     return pairs
 
 

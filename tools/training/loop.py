@@ -89,8 +89,8 @@ class Training:
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to a hundredth of the peak at the last step."""
         config, step = self.config, self.step_count
-        rise, done = min(1.0, (step + 1) / config.warmup_steps), min(1.0, step / config.steps)
-        return config.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        rise, share = min(1.0, (step + 1) / config.warmup_steps), min(1.0, step / config.steps)
+        return config.learning_rate * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
 
     def step(self) -> float:
         """One batch; returns its loss."""
@@ -230,7 +230,7 @@ def train(
 
 @contextmanager
 def sole_training_in(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds its lock. Raises: HspanError when another process trains there."""
+    """Creates the folder and keeps its lock. Raises: HspanError when another process trains there."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "training.lock", timeout=0):

@@ -123,7 +123,7 @@ DEBIAN_PACKAGES: Final = sorted({p.package for p in (*HELD_OUT, *TRAINING) if "/
 
 
 def source_path(photograph: Photograph, packages: Path) -> Path:
-    """Where the picture lies. `packages` holds one folder per unpacked Debian package.
+    """Where the picture lies. `packages` contains one folder per unpacked Debian package.
 
     Raises:
         HspanError: the package that ships the picture is not there.
@@ -145,7 +145,7 @@ def prepare(packages: Path, output: Path, *, report: Callable[[str], None]) -> N
     """Writes `train/` and `heldout/`, each with `HR/NAME.png` and `LR_bicubic/X{2,4}/NAMEx{2,4}.png`.
 
     Args:
-        packages: holds one folder per unpacked Debian package.
+        packages: contains one folder per unpacked Debian package.
         output: receives the two sets.
         report: called with the name of each finished picture.
 
@@ -165,13 +165,13 @@ def prepare(packages: Path, output: Path, *, report: Callable[[str], None]) -> N
 
 def _sizes(picture: Image.Image, sides: tuple[int, ...]) -> Iterator[tuple[str, Pixels]]:
     """The picture at each longest side below its own (antialiased), cropped to a multiple of 4."""
-    done: set[tuple[int, int]] = set()
+    sizes: set[tuple[int, int]] = set()
     for side in sides:
         factor = min(1.0, side / max(picture.size))
         size = (round(picture.width * factor), round(picture.height * factor))
-        if size in done:
+        if size in sizes:
             continue
-        done.add(size)
+        sizes.add(size)
         resized = picture if factor == 1.0 else picture.resize(size, Image.Resampling.BICUBIC)
         width, height = (length // _MULTIPLE * _MULTIPLE for length in size)
         yield f"-{side}" if len(sides) > 1 else "", np.asarray(resized.crop((0, 0, width, height)))

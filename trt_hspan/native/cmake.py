@@ -33,8 +33,8 @@ def run_cmake(
         on_progress: called for each step that ninja or make prints.
 
     Raises:
-        HspanError: a command fails; the error holds the first line that reads like one, and the log's path. Or the log
-            cannot be written.
+        HspanError: a command fails; the error contains the first line that reads like one, and the log's path. Or
+            the log cannot be written.
     """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

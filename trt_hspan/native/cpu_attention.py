@@ -228,10 +228,10 @@ def source_sha256_from_library(path: Path) -> str | None:
     Nothing is loaded: a process that has loaded a path once gets the same library again, whatever lies there by then.
     """
     try:
-        found = re.search(rb"hspan-cpu-source-sha256=([0-9a-f]{64})\0", path.read_bytes())
+        match = re.search(rb"hspan-cpu-source-sha256=([0-9a-f]{64})\0", path.read_bytes())
     except OSError:
         return None
-    return None if found is None else found[1].decode()
+    return None if match is None else match[1].decode()
 
 
 @functools.cache

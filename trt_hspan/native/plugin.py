@@ -39,7 +39,7 @@ class PluginInfo:
 
     Attributes:
         path: the library.
-        name, version, namespace: what TensorRT's plugin registry knows the plugin by.
+        name, version, namespace: the plugin's key in TensorRT's plugin registry.
         abi_version: engines and libraries work together only when this agrees.
         machine: processor the library is for, "x86_64" or "aarch64".
         cubin_architectures: compute capabilities it contains machine code for: 86 is 8.6.
@@ -168,11 +168,11 @@ def _cubin_runs(cubin: int, architecture: int) -> bool:
 
 def _elf_machine(library: Path, data: bytes) -> str:
     if data[:4] != b"\x7fELF" or len(data) < 20:
-        raise HspanError(library, "is no shared library", "name a file that trt-hspan plugin build made")
+        raise HspanError(library, "is no shared library", "name a file that trt-hspan plugin build wrote")
     kind, machine = struct.unpack_from("<HH", data, 16)
     if kind != _ELF_SHARED_OBJECT:
         raise HspanError(
-            library, "is an ELF file but no shared library", "name a file that trt-hspan plugin build made"
+            library, "is an ELF file but no shared library", "name a file that trt-hspan plugin build wrote"
         )
     return _ELF_MACHINES.get(machine, f"machine {machine}")
 

@@ -1,4 +1,4 @@
-"""How far a build is: nested phases as one rising number, and the request to stop. Knows no TensorRT."""
+"""How far a build is: nested phases as one rising number, and the request to stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Phase:
     name: str
     parent: str | None
     steps: int
-    done: int = 0
+    completed: int = 0
 
 
 class PhaseTracker:
@@ -43,11 +43,11 @@ class PhaseTracker:
             self._update()
 
     def step(self, name: str, index: int) -> bool:
-        """Step `index` (from 0) is complete. Returns False when the build shall stop."""
+        """Step `index` (from 0) is complete. Returns False when the build is to stop."""
         with self._lock:
             phase = self._open.get(name)
             if phase is not None:
-                phase.done = min(max(phase.done, index + 1), phase.steps)
+                phase.completed = min(max(phase.completed, index + 1), phase.steps)
                 self._update()
             return not self._cancelled
 
@@ -56,7 +56,7 @@ class PhaseTracker:
         with self._lock:
             phase = self._open.get(name)
             if phase is not None:
-                phase.done = phase.steps
+                phase.completed = phase.steps
                 self._update()
                 del self._open[name]
                 self._phase = phase.parent or name
@@ -78,4 +78,4 @@ class PhaseTracker:
 
     def _fraction_of(self, phase: _Phase) -> float:
         below = [self._fraction_of(child) for child in self._open.values() if child.parent == phase.name]
-        return min((phase.done + max(below, default=0.0)) / phase.steps, 1.0)
+        return min((phase.completed + max(below, default=0.0)) / phase.steps, 1.0)

@@ -212,7 +212,7 @@ def test_install_sets_up_the_commands(board: BoardPackage, tmp_path: Path) -> No
 
     without_wheel = install()
     assert without_wheel.returncode == 1
-    assert "holds no trt_hspan wheel" in without_wheel.stderr
+    assert "contains no trt_hspan wheel" in without_wheel.stderr
     (wheel,) = (board.root / "wheels").glob("*.whl")
     (root / "wheels").mkdir()
     (root / "wheels" / wheel.name).write_bytes(wheel.read_bytes())

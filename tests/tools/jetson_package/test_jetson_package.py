@@ -130,8 +130,8 @@ WHEEL_FILES = {
 def test_wheels_become_a_toolkit_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     use_wheel(monkeypatch, tmp_path / "wheels", small_wheel(tmp_path / "wheels", WHEEL_FILES))
-    told: list[str] = []
-    nvcc = prepare_toolkit("cuda-13", tmp_path / "cross" / "cuda-13", tell=told.append)
+    fetched: list[str] = []
+    nvcc = prepare_toolkit("cuda-13", tmp_path / "cross" / "cuda-13", on_step=fetched.append)
     root = tmp_path / "cross" / "cuda-13"
     assert nvcc == root / "bin" / "nvcc"
     assert nvcc.stat().st_mode & 0o111
@@ -139,8 +139,8 @@ def test_wheels_become_a_toolkit_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert (root / "include" / "cuda.h").is_file()
     assert not list(tmp_path.rglob("evil"))
     assert [path.name for path in root.parent.iterdir()] == ["cuda-13"]
-    prepare_toolkit("cuda-13", root, tell=told.append)
-    assert told == ["nvidia-small==1.0"]
+    prepare_toolkit("cuda-13", root, on_step=fetched.append)
+    assert fetched == ["nvidia-small==1.0"]
 
 
 def test_a_wheel_of_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_named_cuda12_toolkit_without_nvcc_is_reported(
 ) -> None:
     monkeypatch.setenv("HSPAN_CUDA12_ROOT", str(tmp_path))
     with pytest.raises(
-        HspanError, match=r"HSPAN_CUDA12_ROOT: .* holds no bin/nvcc; name the folder of a CUDA 12"
+        HspanError, match=r"HSPAN_CUDA12_ROOT: .* contains no bin/nvcc; name the folder of a CUDA 12"
     ):
         prepare_toolkit("cuda-12", tmp_path / "cross" / "cuda-12")
 
@@ -383,7 +383,7 @@ def test_what_would_not_run_on_the_target_is_not_packed(tmp_path: Path) -> None:
 @needs_cross_compiler
 def test_a_plugin_for_another_gpu_is_not_packed(tmp_path: Path) -> None:
     library = arm_library(tmp_path / "in", described(architecture=110))
-    with pytest.raises(HspanError, match="holds no code for sm_87; build it with the preset jetson-orin"):
+    with pytest.raises(HspanError, match="contains no code for sm_87; build it with the preset jetson-orin"):
         pack(ORIN, PackageContents(files=[PackageFile(library, "lib/libhspan_plugin.so")]), tmp_path / "out")
 
 

@@ -202,7 +202,7 @@ def test_an_architecture_the_compiler_does_not_know_is_reported(tmp_path: Path) 
 
 
 def test_a_folder_without_kernels_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(HspanError, match="holds no kernel sources"):
+    with pytest.raises(HspanError, match="contains no kernel sources"):
         inspect_kernels(tmp_path, architectures=[75])
 
 

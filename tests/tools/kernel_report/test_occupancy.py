@@ -70,7 +70,7 @@ def test_blocks_are_those_of_nvidias_occupancy_header(tmp_path: Path) -> None:
     (tmp_path / "occupancy.cpp").write_text(PROGRAM)
     include = programs_folder(find_nvcc()).parent / "include"
     if not (include / "cuda_occupancy.h").is_file():
-        pytest.skip(f"{include} holds no cuda_occupancy.h")
+        pytest.skip(f"{include} contains no cuda_occupancy.h")
     program = tmp_path / "occupancy"
     command = [find_host_compiler(), "-std=c++17", "-w", "-isystem", include, "-o", program]
     subprocess.run([*command, tmp_path / "occupancy.cpp"], check=True)
@@ -110,7 +110,7 @@ def test_what_runs_out_first_is_named(
 
 
 def test_an_unknown_architecture_is_reported() -> None:
-    with pytest.raises(HspanError, match="sm_61: its limits are not known here; known are 75, 80"):
+    with pytest.raises(HspanError, match="sm_61: its limits are unknown; choose among 75, 80"):
         occupancy(61, threads=128, registers=32, shared_bytes=0)
 
 

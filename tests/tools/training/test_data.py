@@ -72,7 +72,7 @@ def test_pairs_are_read_in_the_layout_of_the_benchmark_sets(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"holds no HR/\*.png"),
+        ({}, r"contains no HR/\*.png"),
         ({"HR/b.png": (20, 24)}, "no such file"),
         ({"HR/b.png": (20, 24), "LR_bicubic/X2/bx2.png": (10, 11)}, "not scale 2"),
     ],

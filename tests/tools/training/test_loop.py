@@ -145,7 +145,7 @@ def test_the_curve_is_a_picture_and_an_empty_log_an_error(tmp_path: Path) -> Non
     write_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as curve:
         assert curve.size == (800, 500)
-    with pytest.raises(HspanError, match="holds no reports"):
+    with pytest.raises(HspanError, match="contains no reports"):
         write_curve(tmp_path / "nothing.jsonl", tmp_path / "other.png")
     assert not (tmp_path / "other.png").exists()
 

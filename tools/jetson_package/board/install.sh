@@ -19,7 +19,7 @@ command -v "$python" >/dev/null || fail "$python: not found; run: sudo apt insta
 "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "python3-venv is missing; run: sudo apt install python3-venv"
 [ -w "$root" ] || fail "$root: no permission to write here; run: sudo $root/install.sh"
 set -- "$root"/wheels/trt_hspan-*.whl
-[ -f "$1" ] || fail "$root/wheels: holds no trt_hspan wheel; unpack the package again"
+[ -f "$1" ] || fail "$root/wheels: contains no trt_hspan wheel; unpack the package again"
 
 # The environment of an earlier run stands aside until the new one is whole.
 if [ -d "$root/venv.old" ]; then
@@ -27,9 +27,9 @@ if [ -d "$root/venv.old" ]; then
 elif [ -d "$root/venv" ]; then
   mv "$root/venv" "$root/venv.old"
 fi
-done=
+complete=
 finish() {
-  if [ -z "$done" ]; then
+  if [ -z "$complete" ]; then
     rm -rf "$root/venv"
     [ ! -d "$root/venv.old" ] || mv "$root/venv.old" "$root/venv"
   fi
@@ -39,10 +39,10 @@ trap 'exit 1' INT TERM
 "$python" -m venv --system-site-packages "$root/venv"
 pip_install() { "$root/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 pip_install "$1" || fail "pip cannot install $(basename "$1"); look at the network, or name a folder of wheels by PIP_FIND_LINKS"
-done=yes
+complete=yes
 rm -rf "$root/venv.old"
 
-# What Python needs beyond the wheel's own requirements to build and to run engines. Its absence is told and no error:
+# What Python needs beyond the wheel's own requirements to build and to run engines. Its absence is a warning and no error:
 # hspan-upscale runs without either.
 warn() { echo "install.sh: warning: $1" >&2; }
 has() { "$root/venv/bin/python" -c "import $1" 2>/dev/null; }
