@@ -58,6 +58,7 @@ FILES: dict[str, tuple[Callable[[Path], None], int, type]] = {
         4,
         np.uint16,
     ),
+    "zstandard.tif": (lambda path: Image.fromarray(noise(3)).save(path, compression="zstd"), 3, np.uint8),
     "deep-gray.png": (
         lambda path: Image.fromarray(noise(1, np.uint16)[..., 0]).save(path),
         1,

@@ -17,9 +17,8 @@ from typing import Any, Final, Literal
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error, require_name_fits
-from trt_hspan.media.formats import READ_SUFFIXES, WRITE_FORMATS
+from trt_hspan.media.formats import READ_SUFFIXES, VIDEO_SUFFIXES, WRITE_FORMATS
 
-VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
 JOURNAL_NAME: Final = ".trt-hspan-journal.jsonl"
 Outcome = Literal["done", "skipped", "failed"]
 

@@ -28,8 +28,9 @@ PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 XMP_KEY: Final = "XML:com.adobe.xmp"
 XMP_TAG, PROFILE_TAG = 700, 34675
 X_RESOLUTION_TAG, Y_RESOLUTION_TAG, RESOLUTION_UNIT_TAG = 282, 283, 296
-_BITS_TAG, _COMPRESSION_TAG, _COLORS_TAG, _TILE_TAG = 258, 259, 262, 322
-_YCBCR, _LAB, _JPEG = 6, 8, 7  # values of the color and compression tags
+_BITS_TAG, _COMPRESSION_TAG, _COLORS_TAG, _PLANES_TAG, _TILE_TAG = 258, 259, 262, 284, 322
+_YCBCR, _LAB, _JPEG, _SEPARATE_PLANES = 6, 8, 7, 2  # values of these tags
+_PILLOW_COMPRESSIONS: Final = (34925, 50000, 50001)  # LZMA, Zstandard, WebP
 _INCH, _CENTIMETER = 2, 3
 # Chunks that say something which is kept.
 _PNG_KINDS: Final = (b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"pHYs")
@@ -101,7 +102,7 @@ class Header:
         has_gray_palette: a PNG whose palette has equal channels.
         is_deep_color: 16 bits of which Pillow would keep 8.
         is_tiled: a TIFF of tiles.
-        needs_pillow: a TIFF that libvips does not read, or reads with wrong colors: gray of 12 bits, Lab, YCbCr.
+        needs_pillow: a TIFF that libvips does not read, or reads with wrong colors.
         ppm: of a binary PPM.
     """
 
@@ -229,7 +230,11 @@ def _tiff_header(stream: BinaryIO, where: object) -> Header:
         orientation=_orientation(tags),
         is_deep_color=max(bits) == 16 and len(bits) > 1,
         is_tiled=_TILE_TAG in directory,
-        needs_pillow=bits == (12,) or colors == _LAB or (colors == _YCBCR and compression != _JPEG),
+        needs_pillow=bits == (12,)
+        or colors == _LAB
+        or (colors == _YCBCR and compression != _JPEG)
+        or compression in _PILLOW_COMPRESSIONS
+        or (_TILE_TAG in directory and directory.get(_PLANES_TAG) == _SEPARATE_PLANES),
     )
 
 

@@ -240,7 +240,7 @@ def upscale_stream(
         highest = max(_LEAST_ROWS, _STRIP_BYTES // row_bytes)
         tile = upscaler.options.tile
         if isinstance(tile, tuple) and tile[0] > highest:
-            upscaler.tell(
+            upscaler.note(
                 f"{where}: of tiles of {tile[0]}x{tile[1]} at most {highest} rows are taken, because "
                 f"strips of {size.width * scale} pixels' width would be large"
             )

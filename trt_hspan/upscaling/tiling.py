@@ -29,7 +29,7 @@ class Span:
 
     Attributes:
         start: first pixel that the network sees; `start + length` may pass the end of the picture, then the rest
-            is made by reflection.
+            is reflected.
         length: pixels that the network sees.
         rise_start, rise_length: here the tile's weight climbs from 0 to 1; it is 0 before.
         fall_start, fall_length: here it falls back to 0; it is 0 after. A length of 0 is a hard edge.

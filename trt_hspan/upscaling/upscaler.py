@@ -1,8 +1,7 @@
 """Pictures and tensors of any size through a network: tiles, self-ensemble, and what to do when memory runs out.
 
-Owns the order of the steps. Coordinates are in `tiling`, sums in `blending`, sizes in `tile_size`, picture files in
-`images`, backends in the runners. A tile attends to itself only, so a result in tiles is not the untiled result:
-`tile_effect` measures the difference.
+A tile attends to itself only, so a result in tiles is not the untiled result:
+`pictures.tile_effect` measures the difference.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ __all__ = [
     "upscale_batch",
 ]
 
-#: Told after each tile: tiles that are done, tiles in all.
+#: Called after each tile: tiles so far, tiles in all.
 OnTile = Callable[[int, int], None]
-#: rows(top, bottom) -> pixels (bottom - top, W, ...); asked for from top to bottom, parts repeatedly.
+#: rows(top, bottom) -> pixels (bottom - top, W, ...); called from top to bottom, for parts repeatedly.
 RowsSource = Callable[[int, int], npt.NDArray[Any]]
 
 # What backends say when memory runs out, in lower case: PyTorch (CPU, CUDA), ONNX Runtime, CUDA, TensorRT, C++.
@@ -69,11 +68,11 @@ class Upscaler:
     Args:
         runner: active while the methods are called.
         options: how.
-        on_shrink: told one line each time the tiles become smaller than was asked for.
+        on_shrink: called with one line each time the tiles become smaller than requested.
 
     Attributes:
         limit: the largest tile that is still tried; None until memory ran out.
-        shrinks: what `on_shrink` was told of memory that ran out.
+        shrinks: the lines about memory that ran out.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Upscaler:
 
     @property
     def scale(self) -> int:
-        """The network's scale; where its file does not say, a run on a few pixels tells."""
+        """The network's scale; where its file does not say, a run on a few pixels shows it."""
         if self._scale is None:
             low = self.runner.min_shape
             n, height, width = low[0] or 1, low[2] or 8, low[3] or 8
@@ -140,7 +139,7 @@ class Upscaler:
             rows: gives the picture's rows; no more than one row of tiles is requested at a time.
             picture: its size.
             pixels: how pixels become tensors and back.
-            on_tile: told after each tile.
+            on_tile: called after each tile.
             what: the picture; errors name it.
             highest: rows that a tile may have at most, where strips must stay small.
 
@@ -152,7 +151,7 @@ class Upscaler:
             HspanError: the picture does not fit the network, the backend fails, or a value is NaN.
         """
         plan = self.plan(picture, what=what, highest=highest)
-        scale, done = self.scale, 0
+        scale, finished = self.scale, 0
 
         def inputs() -> Iterator[Float32Array]:
             for row in plan.rows:
@@ -163,23 +162,23 @@ class Upscaler:
         outputs = self._outputs(inputs(), pixels.fills_constant)
 
         def output_of(_row: int, _column: int) -> Float32Array:
-            nonlocal done
+            nonlocal finished
             output = next(outputs)  # both go row by row
-            done += 1
+            finished += 1
             if on_tile is not None:
-                on_tile(done, plan.count)
+                on_tile(finished, plan.count)
             return output
 
         official = self.options.protocol == "official"
         step = "use --protocol tiled" if official else "give smaller tiles with --tile"
-        with _out_of_memory_told(self.runner, plan, step):
+        with _translate_out_of_memory(self.runner, plan, step):
             yield from blended_strips(plan, scale, output_of, pixels.pixels_from_tensor)
 
     def shrink(self, picture: ImageSize, error: OutOfMemoryError, *, highest: int | None = None) -> None:
         """Makes tiles smaller after one of a picture of this size did not fit in memory.
 
         Raises:
-            OutOfMemoryError: `error`, when there is nothing smaller to try or no smaller tile is wanted.
+            OutOfMemoryError: `error`, when there is nothing smaller to try or smaller tiles are not allowed.
         """
         if self.options.protocol == "official" or self.options.tile == "none":
             raise error
@@ -191,9 +190,9 @@ class Upscaler:
         overlap, most = self.options.overlap, largest_overlap(smaller, picture)
         less = f" and an overlap of {most}" if overlap is not None and overlap > most else ""
         self.shrinks.append(f"out of memory with tiles of {plan.tile}, going on with {smaller}{less}")
-        self.tell(self.shrinks[-1])
+        self.note(self.shrinks[-1])
 
-    def tell(self, line: str) -> None:
+    def note(self, line: str) -> None:
         """Hands one line to `on_shrink`."""
         if self._on_shrink is not None:
             self._on_shrink(line)
@@ -301,12 +300,12 @@ class Upscaler:
             turned = plain.pixels_from_tensor(batch)
             picture = ImageSize(*turned.shape[:2])
 
-            def told(done: int, count: int) -> None:
+            def on_tile_of_turn(finished: int, count: int) -> None:
                 if on_tile is not None:
-                    on_tile(index * count + done, TURNS * count)
+                    on_tile(index * count + finished, TURNS * count)
 
             rows = lambda top, end: turned[top:end]  # noqa: E731
-            strips = self.strips(rows, picture, plain, on_tile=told, what=what)
+            strips = self.strips(rows, picture, plain, on_tile=on_tile_of_turn, what=what)
             return plain.tensor_from_pixels(np.concatenate(list(strips)))
 
         return pixels.pixels_from_tensor(ensemble_mean(pixels.tensor_from_pixels(image), chopped))
@@ -327,8 +326,8 @@ def upscale_array(
         runner: active.
         image: (H, W, C) uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
         options: tiles, protocol, self-ensemble.
-        on_tile: told after each tile: done, in all.
-        on_shrink: told one line each time memory ran out and the tiles became smaller.
+        on_tile: called after each tile: tiles so far, tiles in all.
+        on_shrink: called with one line each time memory ran out and the tiles became smaller.
         what: the picture; errors name it.
 
     Returns:
@@ -337,6 +336,12 @@ def upscale_array(
     Raises:
         HspanError: the picture does not fit the network or the memory, or a value of the output is NaN.
         UsageError: the options do not suit the picture.
+
+    Example:
+        >>> from trt_hspan.runtime.torch_runner import TorchRunner
+        >>> with TorchRunner("hspan-tiny-x2") as runner:
+        ...     upscale_array(runner, np.full((12, 20, 3), 128, np.uint8)).shape
+        (24, 40, 3)
     """
     pixels = PixelFormat.of(image, where=f"{runner.where} on {what}")
     return Upscaler(runner, options, on_shrink=on_shrink).whole(image, pixels, on_tile=on_tile, what=what)
@@ -409,7 +414,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _out_of_memory_told(runner: Runner, plan: TilePlan, next_step: str) -> Iterator[None]:
+def _translate_out_of_memory(runner: Runner, plan: TilePlan, next_step: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, HspanError) as error:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import atomic_path, error_from_os_error, require_regular_file
-from trt_hspan.jobs.folders import VIDEO_SUFFIXES
+from trt_hspan.media.formats import VIDEO_SUFFIXES
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.upscaling.upscaler import Upscaler
 from trt_hspan.upscaling.video_streams import StreamPlan, planned_streams

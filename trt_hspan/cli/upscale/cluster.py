@@ -28,7 +28,7 @@ def run_upscale_on_cluster(job: UpscaleJob, address: str, workers: int | None, *
     from trt_hspan.jobs.cluster.job import ClusterJob, ClusterSpec
     from trt_hspan.jobs.cluster.storage import is_uri
     from trt_hspan.jobs.cluster.tasks import ClusterJournal, cluster_tasks
-    from trt_hspan.jobs.folders import VIDEO_SUFFIXES
+    from trt_hspan.media.formats import VIDEO_SUFFIXES
 
     threads = job.threads or 1
     spec = ClusterSpec(address=address, workers=workers, cpus_per_worker=threads)

@@ -19,9 +19,9 @@ from trt_hspan.cli.request import refuse_options
 from trt_hspan.cli.upscale.job import WorkProgress, print_one, terminated_as_interrupt
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import check_writable
-from trt_hspan.jobs.folders import VIDEO_SUFFIXES, Task
+from trt_hspan.jobs.folders import Task
 from trt_hspan.jobs.upscale import UpscaleJob, at_work
-from trt_hspan.media.formats import not_a_picture, require_writable_suffix, suffix_from_start
+from trt_hspan.media.formats import VIDEO_SUFFIXES, not_a_picture, require_writable_suffix, suffix_from_start
 
 PIPE: Final = "-"
 _INPUT: Final = "standard input"
