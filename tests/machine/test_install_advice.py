@@ -1,4 +1,4 @@
-"""What a user is told to install, on a Jetson and elsewhere."""
+"""What a user is advised to install, on a Jetson and elsewhere."""
 
 from __future__ import annotations
 

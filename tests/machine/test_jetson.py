@@ -65,9 +65,9 @@ def test_a_board_is_found_by_its_module_or_its_name_and_its_memory(
     tmp_path: Path, modules: tuple[str, ...], model: str, gib: float, name: str
 ) -> None:
     root = write_jetson_root(tmp_path, model=model, compatible=modules, memory_kib=int(gib * (1 << 20)))
-    found = detected_board(device_from_root(root))
-    assert found.board.name == name
-    assert model in found.why
+    detection = detected_board(device_from_root(root))
+    assert detection.board.name == name
+    assert model in detection.why
 
 
 @pytest.mark.parametrize(
@@ -112,41 +112,41 @@ class TestAdvice:
     nano = board_from_name("orin-nano-8g")
     disk = "/swapfile                               file\t\t8388604\t\t0\t\t-2\n"
 
-    def told(self, root: Path, **files: object) -> dict[str, tuple[str, ...]]:
+    def advice(self, root: Path, **files: object) -> dict[str, tuple[str, ...]]:
         facts = device_from_root(write_jetson_root(root, **files))  # type: ignore[arg-type]
-        return {one.what: one.commands for one in advice_for_board(self.nano, facts)}
+        return {note.what: note.commands for note in advice_for_board(self.nano, facts)}
 
     def test_nothing_where_nothing_is_wrong(self, tmp_path: Path) -> None:
-        assert self.told(tmp_path, clock=(612000000, 612000000), swaps=self.disk) == {}
+        assert self.advice(tmp_path, clock=(612000000, 612000000), swaps=self.disk) == {}
 
     def test_a_slow_power_mode_with_the_command_that_ends_it(self, tmp_path: Path) -> None:
-        told = self.told(tmp_path, clock=(408000000,) * 2, status="pmode:0003", swaps=self.disk)
-        assert told == {
+        advice = self.advice(tmp_path, clock=(408000000,) * 2, status="pmode:0003", swaps=self.disk)
+        assert advice == {
             "in power mode 7W the GPU runs at 408 MHz at most, the floor is for 625 MHz (15W)": (
                 "sudo nvpmodel -m 0",
             )
         }
 
     def test_a_mode_above_the_published_clock_is_no_fault(self, tmp_path: Path) -> None:
-        told = self.told(tmp_path, clock=(918000000,) * 2, status="pmode:0001", swaps=self.disk)
-        ((what, commands),) = told.items()
+        advice = self.advice(tmp_path, clock=(918000000,) * 2, status="pmode:0001", swaps=self.disk)
+        ((what, commands),) = advice.items()
         assert "power mode 25W the GPU may run at 918 MHz: faster" in what
         assert commands == ()
 
     def test_names_decide_where_the_clock_is_missing(self, tmp_path: Path) -> None:
-        assert self.told(tmp_path, clock=None, swaps=self.disk, status="pmode:0002") == {}
-        told = self.told(tmp_path, clock=None, swaps=self.disk, status="pmode:0003")
-        assert told == {"power mode 7W is in force, the floor is for 15W": ("sudo nvpmodel -m 0",)}
+        assert self.advice(tmp_path, clock=None, swaps=self.disk, status="pmode:0002") == {}
+        advice = self.advice(tmp_path, clock=None, swaps=self.disk, status="pmode:0003")
+        assert advice == {"power mode 7W is in force, the floor is for 15W": ("sudo nvpmodel -m 0",)}
 
     def test_a_clock_that_follows_the_load(self, tmp_path: Path) -> None:
-        told = self.told(tmp_path, swaps=self.disk)
-        assert told == {
+        advice = self.advice(tmp_path, swaps=self.disk)
+        assert advice == {
             "the GPU's clock follows the load, 306 to 612 MHz: times vary": ("sudo jetson_clocks",)
         }
 
     def test_zram_is_no_swap_for_a_build(self, tmp_path: Path) -> None:
-        told = self.told(tmp_path, clock=(612000000,) * 2, swaps=ZRAM)
-        ((what, commands),) = told.items()
+        advice = self.advice(tmp_path, clock=(612000000,) * 2, swaps=ZRAM)
+        ((what, commands),) = advice.items()
         assert what.startswith("0.0 GiB of swap on a disk, and 3.7 GiB of zram")
         assert commands == (
             "sudo systemctl disable --now nvzramconfig",
@@ -159,14 +159,14 @@ class TestAdvice:
 
     def test_a_second_swap_file_has_another_name(self, tmp_path: Path) -> None:
         half = "/swapfile                               file\t\t4194300\t\t0\t\t-2\n"
-        ((what, commands),) = self.told(tmp_path, clock=(612000000,) * 2, swaps=half).items()
+        ((what, commands),) = self.advice(tmp_path, clock=(612000000,) * 2, swaps=half).items()
         assert what.startswith("4.0 GiB of swap on a disk: with 8 GiB")
         assert commands[0] == "sudo fallocate -l 4G /swapfile1"
 
     def test_a_package_of_another_jetpack(self, tmp_path: Path) -> None:
         release = "# R39 (release), REVISION: 2.0, GCID: 1\n"
-        told = self.told(tmp_path, clock=(612000000,) * 2, swaps=self.disk, release=release)
-        ((what, commands),) = told.items()
+        advice = self.advice(tmp_path, clock=(612000000,) * 2, swaps=self.disk, release=release)
+        ((what, commands),) = advice.items()
         assert "Jetson Linux 39.2.0; the package jetson-orin is built for 36" in what
         assert commands == ("trt-hspan plugin build --arch 87",)
 

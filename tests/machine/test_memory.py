@@ -53,7 +53,7 @@ def test_a_run_that_would_obviously_not_fit_is_refused_in_one_line(linux: Path) 
     with pytest.raises(HspanError) as caught:
         memory.require_memory(runner, (1, 3, 200, 300), "a.png")
     assert str(caught.value) == (
-        "a.png: 300x200 pixels as a whole need about 4.1 GB of memory under numpy, 4.1 GB are available; "
+        "a.png: 200x300 pixels as a whole need about 4.1 GB of memory under numpy, 4.1 GB are available; "
         "give a smaller picture"
     )
     runner.memory -= 1

@@ -81,8 +81,8 @@ def test_wheels_get_the_library_folder_that_nvcc_does_not_know(bare_machine: Pat
     headers.mkdir(parents=True)
     for name in ("NvInferRuntime.h", "NvInferVersion.h"):
         (headers / name).touch()
-    found = find_toolchain(nvcc=nvcc, tensorrt_root=tmp_path / "trt")
-    assert (found.library_path, found.cuda_version, found.headers) == (root / "lib", "13.0", headers)
+    toolchain = find_toolchain(nvcc=nvcc, tensorrt_root=tmp_path / "trt")
+    assert (toolchain.library_path, toolchain.cuda_version, toolchain.headers) == (root / "lib", "13.0", headers)
 
 
 @pytest.mark.parametrize("variable", ["CUDACXX", "CUDA_HOME", "CUDA_PATH"])

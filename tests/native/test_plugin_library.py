@@ -74,12 +74,12 @@ def error_of(path: Path) -> str:
 
 
 def test_a_built_library_describes_itself(plugin_library: Path) -> None:
-    found = plugin_info_from_library(plugin_library)
-    assert (found.name, found.version, found.namespace) == ("HighSimilarityPassAttention", "1", "")
-    assert found.machine == platform.machine()
-    assert {80, 86, 89, 120} <= set(found.cubin_architectures)
-    assert found.ptx_architectures == (min(found.cubin_architectures),)
-    check_plugin_serves(found, ["sm_80", "sm_86", "sm_89", "sm_90", "sm_120"])
+    described = plugin_info_from_library(plugin_library)
+    assert (described.name, described.version, described.namespace) == ("HighSimilarityPassAttention", "1", "")
+    assert described.machine == platform.machine()
+    assert {80, 86, 89, 120} <= set(described.cubin_architectures)
+    assert described.ptx_architectures == (min(described.cubin_architectures),)
+    check_plugin_serves(described, ["sm_80", "sm_86", "sm_89", "sm_90", "sm_120"])
 
 
 def test_its_c_function_says_the_same_as_the_file(plugin_library: Path) -> None:
@@ -91,8 +91,8 @@ def test_its_c_function_says_the_same_as_the_file(plugin_library: Path) -> None:
         [sys.executable, "-c", script, plugin_library], capture_output=True, text=True, check=True
     )
     said = json.loads(completed.stdout)
-    found = plugin_info_from_library(plugin_library)
-    assert said == {name: _plain(getattr(found, name)) for name in said}
+    described = plugin_info_from_library(plugin_library)
+    assert said == {name: _plain(getattr(described, name)) for name in said}
     assert set(said) == set(DESCRIPTION)
 
 
@@ -167,8 +167,8 @@ def test_another_abi_version_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_stub_with_the_right_description_is_read(tmp_path: Path) -> None:
-    found = plugin_info_from_library(stub_library(tmp_path, json.dumps(DESCRIPTION)))
-    assert (found.cubin_architectures, found.ptx_architectures) == ((80, 89), (80,))
+    described = plugin_info_from_library(stub_library(tmp_path, json.dumps(DESCRIPTION)))
+    assert (described.cubin_architectures, described.ptx_architectures) == ((80, 89), (80,))
 
 
 def test_abi_version_agrees_with_the_sources() -> None:
@@ -180,14 +180,14 @@ def test_a_library_for_another_processor_can_be_read_but_does_not_serve(
     plugin_library: Path, tmp_path: Path
 ) -> None:
     data = bytearray(plugin_library.read_bytes())
-    other, number = ("aarch64", 183) if platform.machine() == "x86_64" else ("x86_64", 62)
+    foreign, number = ("aarch64", 183) if platform.machine() == "x86_64" else ("x86_64", 62)
     data[18:20] = number.to_bytes(2, "little")
     path = tmp_path / "libhspan_plugin.so"
     path.write_bytes(data)
-    found = plugin_info_from_library(path)
-    assert found.machine == other
-    with pytest.raises(HspanError, match=f"is for {other}, this machine is {platform.machine()}"):
-        check_plugin_serves(found, ["sm_86"])
+    described = plugin_info_from_library(path)
+    assert described.machine == foreign
+    with pytest.raises(HspanError, match=f"is for {foreign}, this machine is {platform.machine()}"):
+        check_plugin_serves(described, ["sm_86"])
 
 
 @pytest.mark.parametrize(

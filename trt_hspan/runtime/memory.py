@@ -1,4 +1,4 @@
-"""Main memory: whether there is enough for a run, checked before the work; keeping freed memory, or giving it back."""
+"""Main memory: whether there is enough for a run, checked before the work."""
 
 from __future__ import annotations
 

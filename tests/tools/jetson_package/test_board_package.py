@@ -1,4 +1,4 @@
-"""The package for Jetson Orin as its user has it: what it holds, and its programs under emulation."""
+"""The package for Jetson Orin as its user has it: what it contains, and its programs under emulation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TESTS = HERE.parent
 pytestmark = needs_cross_compiler
 
 
-# --- what it holds
+# --- what it contains
 
 
 def test_the_program_is_the_one_that_is_tested_under_emulation(board: BoardPackage, orin: OrinBuild) -> None:
@@ -46,18 +46,18 @@ def test_the_program_is_the_one_that_is_tested_under_emulation(board: BoardPacka
 
 
 def test_every_program_and_library_runs_on_the_board(board: BoardPackage) -> None:
-    found = {
+    needs_by_file = {
         str(path.relative_to(board.root)): elf_needs_from_file(path)
         for path in board.root.rglob("*")
         if path.is_file() and not path.is_symlink() and path.read_bytes()[:4] == b"\x7fELF"
     }
-    assert set(found) == {
+    assert set(needs_by_file) == {
         "bin/hspan-upscale",
         "lib/libhspan_cpu.so",
         "lib/libhspan_plugin.so",
         "lib/libhspan_runtime.so.1",
     }
-    for needs in found.values():
+    for needs in needs_by_file.values():
         check_runs_on(needs, ORIN)
         assert needs.machine == "aarch64"
         # One binary serves TensorRT 10.3 and later: it links against none, and finds the board's when it runs.
@@ -66,10 +66,10 @@ def test_every_program_and_library_runs_on_the_board(board: BoardPackage) -> Non
             name for name in needs.undefined if "nfer" in name or name in {"getPluginRegistry", "getLogger"}
         ]
         assert not [name for name in needs.libraries if name.startswith(("libpng", "libjpeg", "libz."))]
-    exported = set(found["lib/libhspan_runtime.so.1"].exported)
+    exported = set(needs_by_file["lib/libhspan_runtime.so.1"].exported)
     assert exported
     assert all(name.startswith("hspan_") for name in exported)
-    assert found["lib/libhspan_plugin.so"].exported == ("getCreators", "hspanPluginInfo", "setLoggerFinder")
+    assert needs_by_file["lib/libhspan_plugin.so"].exported == ("getCreators", "hspanPluginInfo", "setLoggerFinder")
     assert (board.root / "lib" / "libhspan_runtime.so").resolve().name == "libhspan_runtime.so.1"
 
 
@@ -90,7 +90,7 @@ def test_the_manifest_vouches_for_every_file(board: BoardPackage) -> None:
     assert (board.root / "share/doc/hspan/third-party/libjpeg62-turbo-dev").stat().st_size > 1000
 
 
-def test_the_debian_package_holds_the_same_tree(board: BoardPackage, tmp_path: Path) -> None:
+def test_the_debian_package_contains_the_same_tree(board: BoardPackage, tmp_path: Path) -> None:
     assert board.package.deb is not None
     subprocess.run(["dpkg-deb", "-x", board.package.deb, tmp_path], check=True)
     tree = tmp_path / "opt" / "hspan"
@@ -221,9 +221,9 @@ def test_install_sets_up_the_commands(board: BoardPackage, tmp_path: Path) -> No
     assert f"pip cannot install {wheel.name}" in without_packages.stderr
     assert not (root / "venv").exists()  # nothing half set up
 
-    done = install()
-    assert done.returncode == 0, done.stderr
-    assert "TensorRT's Python module is missing" in done.stderr
+    completed = install()
+    assert completed.returncode == 0, completed.stderr
+    assert "TensorRT's Python module is missing" in completed.stderr
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     environment = {**os.environ, "PYTHONPATH": packages}
     for name, words in (("trt-hspan", ["--version"]), ("hspan-jetson", ["boards", "--json"])):
@@ -245,9 +245,9 @@ def test_install_sets_up_the_commands(board: BoardPackage, tmp_path: Path) -> No
 @needs_qemu
 def test_the_unit_tests_of_the_runtime_pass_on_64_bit_arm(orin: OrinBuild) -> None:
     golden = TESTS / "upscaling" / "golden" / "tile_plans.json", TESTS / "plugins/runtime/golden/tiles.json"
-    done = run_emulated(orin.build.test_program, *golden, libraries=orin.board_libraries)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert b"tests, 0 failed" in done.stdout
+    completed = run_emulated(orin.build.test_program, *golden, libraries=orin.board_libraries)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert b"tests, 0 failed" in completed.stdout
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_a_thousand_random_plans_on_64_bit_arm_are_those_of_the_python_runtime(
     board: BoardPackage, orin: OrinBuild, probe: Path
 ) -> None:
     draw = random.Random(2)
-    asked, expected = [], []
+    questions, expected = [], []
     for _ in range(1000):
         least = (draw.randint(1, 40), draw.randint(1, 40))
         largest = (draw.randint(least[0], 400), draw.randint(least[1], 400))
@@ -276,7 +276,7 @@ def test_a_thousand_random_plans_on_64_bit_arm_are_those_of_the_python_runtime(
         sized = draw.random() < 0.5
         if not sized and overlap == 0:  # the C API's zeroed struct asks for the default overlap
             overlap = None
-        asked.append(
+        questions.append(
             (*least, *largest, *(tile if sized else (0, 0)), -1 if overlap is None else overlap, *picture)
         )
         try:
@@ -294,11 +294,11 @@ def test_a_thousand_random_plans_on_64_bit_arm_are_those_of_the_python_runtime(
             numbers += [span.start, span.length, span.rise_start, span.rise_length]
             numbers += [span.fall_start, span.fall_length]
         expected.append(" ".join(map(str, numbers)))
-    stdin = "\n".join(" ".join(map(str, numbers)) for numbers in asked).encode()
+    stdin = "\n".join(" ".join(map(str, numbers)) for numbers in questions).encode()
     libraries = [board.root / "lib", *orin.board_libraries]
-    done = run_emulated(probe, "plan", libraries=libraries, stdin=stdin)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.decode().splitlines() == expected
+    completed = run_emulated(probe, "plan", libraries=libraries, stdin=stdin)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.decode().splitlines() == expected
     assert 10 < expected.count("status 2") < 200
 
 
@@ -311,15 +311,15 @@ def test_pictures_are_read_and_hostile_ones_are_one_line_each(
     output = tmp_path / "out.png"
     draw = random.Random(4)
     for suffix in (".png", ".jpg", ".ppm"):
-        good = tmp_path / f"good{suffix}"
-        Image.fromarray(pixels).save(good)
-        done = run_emulated(probe, "upscale", good, output, libraries=libraries)
-        assert done.returncode == 0, done.stderr
-        expected = np.asarray(Image.open(good)).repeat(2, axis=0).repeat(2, axis=1)
+        picture = tmp_path / f"picture{suffix}"
+        Image.fromarray(pixels).save(picture)
+        completed = run_emulated(probe, "upscale", picture, output, libraries=libraries)
+        assert completed.returncode == 0, completed.stderr
+        expected = np.asarray(Image.open(picture)).repeat(2, axis=0).repeat(2, axis=1)
         difference = np.abs(np.asarray(Image.open(output)).astype(int) - expected)
         assert difference.max() <= (2 if suffix == ".jpg" else 0)  # decoders differ in rounding
         output.unlink()
-        content = good.read_bytes()
+        content = picture.read_bytes()
         bad = tmp_path / f"bad{suffix}"
         for _ in range(12):
             spoilt = bytearray(content[: draw.randrange(len(content))])
@@ -327,12 +327,12 @@ def test_pictures_are_read_and_hostile_ones_are_one_line_each(
                 if spoilt:
                     spoilt[draw.randrange(len(spoilt))] = draw.randrange(256)
             bad.write_bytes(spoilt)
-            done = run_emulated(probe, "upscale", bad, output, libraries=libraries)
-            assert done.returncode == 1, (suffix, done)
-            assert len(done.stderr.decode(errors="replace").splitlines()) == 1
+            completed = run_emulated(probe, "upscale", bad, output, libraries=libraries)
+            assert completed.returncode == 1, (suffix, completed)
+            assert len(completed.stderr.decode(errors="replace").splitlines()) == 1
             assert not output.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        f"{kind}{suffix}" for kind in ("good", "bad") for suffix in (".png", ".jpg", ".ppm")
+        f"{kind}{suffix}" for kind in ("picture", "bad") for suffix in (".png", ".jpg", ".ppm")
     )
 
 
@@ -354,8 +354,8 @@ def test_the_plugin_loads_on_an_emulated_64_bit_arm(
     program = tmp_path / "load"
     subprocess.run([CROSS_COMPILER, "-xc", source, "-o", program], check=True)
     plugin = board.root / "lib" / "libhspan_plugin.so"
-    done = run_emulated(program, plugin, libraries=orin.board_libraries)
-    assert done.returncode == 0, done.stdout + done.stderr
-    info, count = done.stdout.decode().splitlines()
+    completed = run_emulated(program, plugin, libraries=orin.board_libraries)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    info, count = completed.stdout.decode().splitlines()
     assert json.loads(info)["cubin_architectures"] == [87]
     assert count == "1"

@@ -66,9 +66,9 @@ def picture(tmp_path: Path) -> Path:
 
 def test_the_program_starts_and_reads_an_engine_without_tensorrt(orin: OrinBuild, engine: Path) -> None:
     assert b"--engine" in orin.upscale("--help").stdout
-    done = orin.upscale("--engine", engine, "--info", "--json")
-    assert done.returncode == 0, done.stderr
-    info = json.loads(done.stdout)
+    completed = orin.upscale("--engine", engine, "--info", "--json")
+    assert completed.returncode == 0, completed.stderr
+    info = json.loads(completed.stdout)
     assert info["program"] == "tensorrt (not installed), CUDA 12.4"
     assert info["scale"] == 4
 
@@ -143,8 +143,8 @@ def test_foreign_and_spoilt_plugins_are_refused_on_the_board(orin: OrinBuild, en
     named(ours)
     assert orin.upscale("-e", engine, "--info").returncode == 0
     named(ours, abi=PLUGIN_ABI_VERSION + 1)
-    wanted = f"ABI version {PLUGIN_ABI_VERSION}, the engine needs {PLUGIN_ABI_VERSION + 1}"
-    assert wanted in only_line(orin.upscale("-e", engine, "--info"), 1)
+    expected = f"ABI version {PLUGIN_ABI_VERSION}, the engine needs {PLUGIN_ABI_VERSION + 1}"
+    assert expected in only_line(orin.upscale("-e", engine, "--info"), 1)
     foreign = bytearray(ours)
     foreign[18] = 62  # EM_X86_64
     named(bytes(foreign))
@@ -176,21 +176,21 @@ HOSTILE = [
 def test_hostile_manifests_are_one_line_each(orin: OrinBuild, engine: Path) -> None:
     """Each value at every depth is replaced once; whole files of nonsense too."""
     path = engine.with_suffix(".json")
-    good = json.loads(path.read_text())
+    manifest = json.loads(path.read_text())
     draw = random.Random(3)
     texts = [b"", b"{", b"[" * 100_000, b"\xff\xfe\0", b" " * (1 << 21), b'{"format_version": 1e999}']
-    for key, value in good.items():
-        texts.append(json.dumps({**good, key: draw.choice(HOSTILE)}).encode())
+    for key, value in manifest.items():
+        texts.append(json.dumps({**manifest, key: draw.choice(HOSTILE)}).encode())
         if isinstance(value, dict):
             for inner in value:
-                texts.append(json.dumps({**good, key: {**value, inner: draw.choice(HOSTILE)}}).encode())
-    whole = json.dumps(good).encode()
+                texts.append(json.dumps({**manifest, key: {**value, inner: draw.choice(HOSTILE)}}).encode())
+    whole = json.dumps(manifest).encode()
     texts += [whole[: draw.randrange(1, len(whole))] for _ in range(10)]
     refused = 0
     for text in texts:
         path.write_bytes(text)
-        done = orin.upscale("-e", engine, "--info")
-        if done.returncode != 0:  # some fields are none of the program's business
-            only_line(done, 1)
+        completed = orin.upscale("-e", engine, "--info")
+        if completed.returncode != 0:  # some fields are none of the program's business
+            only_line(completed, 1)
             refused += 1
     assert refused > 15

@@ -31,8 +31,8 @@ def library(folder: Path, text: str, *options: str, compiler: str = CROSS_COMPIL
 
 def asking_for(folder: Path, version: str, name: str = "libc.so.6") -> Path:
     """A library for 64-bit Arm that takes a symbol of this version from a library of this name."""
-    (folder / "stub.c").write_text("int wanted(void) { return 0; }\n")
-    (folder / "stub.map").write_text(f"{version} {{ wanted; }};\n")
+    (folder / "stub.c").write_text("int required(void) { return 0; }\n")
+    (folder / "stub.map").write_text(f"{version} {{ required; }};\n")
     stub = folder / "stub" / name
     stub.parent.mkdir()
     stub_options = [
@@ -43,7 +43,7 @@ def asking_for(folder: Path, version: str, name: str = "libc.so.6") -> Path:
         f"-Wl,--version-script={folder / 'stub.map'}",
     ]
     subprocess.run([CROSS_COMPILER, "-xc", folder / "stub.c", *stub_options, "-o", stub], check=True)
-    text = 'extern "C" int wanted(void); extern "C" int called(void) { return wanted(); }\n'
+    text = 'extern "C" int required(void); extern "C" int called(void) { return required(); }\n'
     return library(folder, text, "-nostdlib", str(stub))
 
 
@@ -92,8 +92,8 @@ def refusal(needs: ElfNeeds, target: Target) -> str | None:
 def test_symbols_newer_than_the_targets_are_refused(tmp_path: Path, version: str, refused: list[str]) -> None:
     needs = elf_needs_from_file(asking_for(tmp_path, version))
     assert needs.versions == {"libc.so.6": (version,)}
-    told = {target.name: refusal(needs, target) for target in TARGETS}
-    for name, line in told.items():
+    refusals = {target.name: refusal(needs, target) for target in TARGETS}
+    for name, line in refusals.items():
         assert (line is not None) == (name in refused)
         assert line is None or f"built too new for {name}: it needs {version} of libc.so.6" in line
 
@@ -137,21 +137,21 @@ def test_what_is_no_elf_file_is_reported(tmp_path: Path, content: bytes) -> None
 def test_every_cut_of_a_library_is_reported_or_read(tmp_path: Path) -> None:
     """A download that broke off: never a traceback."""
     whole = library(tmp_path, "int one() { return 1; }\n", compiler="g++").read_bytes()
-    path, told = tmp_path / "cut.so", 0
+    path, refused = tmp_path / "cut.so", 0
     for length in range(0, len(whole), max(len(whole) // 97, 1)):
         path.write_bytes(whole[:length])
         try:
             elf_needs_from_file(path)
         except HspanError:
-            told += 1
-    assert told > 90
+            refused += 1
+    assert refused > 90
 
 
 def test_an_object_file_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "one.c").write_text("int one = 1;\n")
-    subprocess.run(["gcc", "-c", "-o", tmp_path / "one.o", tmp_path / "one.c"], check=True)
+    (tmp_path / "number.c").write_text("int number = 1;\n")
+    subprocess.run(["gcc", "-c", "-o", tmp_path / "number.o", tmp_path / "number.c"], check=True)
     with pytest.raises(HspanError, match="is not dynamically linked"):
-        elf_needs_from_file(tmp_path / "one.o")
+        elf_needs_from_file(tmp_path / "number.o")
 
 
 def test_a_missing_pyelftools_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Building for a Jetson from here: presets, toolkits, the cross compiled plugin, and what the packages hold."""
+"""Building for a Jetson from here: presets, toolkits, the cross-compiled plugin, and what the packages contain."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_a_wheel_that_cannot_be_built_is_reported(monkeypatch: pytest.MonkeyPatc
 
 
 @needs_cross_compiler
-def test_a_package_holds_what_its_manifest_vouches_for(tmp_path: Path) -> None:
+def test_a_package_contains_what_its_manifest_vouches_for(tmp_path: Path) -> None:
     library = arm_library(tmp_path / "in", described())
     (tmp_path / "notes.txt").write_text("notes\n")
     files = [
@@ -328,7 +328,7 @@ def test_a_package_holds_what_its_manifest_vouches_for(tmp_path: Path) -> None:
 
 @needs_cross_compiler
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
-def test_the_debian_package_holds_the_same_files(tmp_path: Path) -> None:
+def test_the_debian_package_contains_the_same_files(tmp_path: Path) -> None:
     library = arm_library(tmp_path / "in", described())
     package = pack(
         ORIN, PackageContents(files=[PackageFile(library, "lib/libhspan_plugin.so")]), tmp_path / "out"
@@ -347,8 +347,8 @@ def test_the_debian_package_holds_the_same_files(tmp_path: Path) -> None:
 
 @needs_cross_compiler
 def test_what_would_not_run_on_the_target_is_not_packed(tmp_path: Path) -> None:
-    stub = arm_library(tmp_path / "stub", "int wanted(void) { return 0; }\n", "libc.so.6")
-    (tmp_path / "map").write_text("GLIBC_2.38 { wanted; };\n")
+    stub = arm_library(tmp_path / "stub", "int required(void) { return 0; }\n", "libc.so.6")
+    (tmp_path / "map").write_text("GLIBC_2.38 { required; };\n")
     options = [
         "-shared",
         "-fPIC",
@@ -357,7 +357,7 @@ def test_what_would_not_run_on_the_target_is_not_packed(tmp_path: Path) -> None:
         f"-Wl,--version-script={tmp_path / 'map'}",
     ]
     subprocess.run([CROSS_COMPILER, "-xc", tmp_path / "stub" / "source.c", *options, "-o", stub], check=True)
-    text = described() + "int wanted(void); int called(void) { return wanted(); }\n"
+    text = described() + "int required(void); int called(void) { return required(); }\n"
     (tmp_path / "new.c").write_text(text)
     new = tmp_path / "libhspan_plugin.so"
     subprocess.run(

@@ -103,37 +103,37 @@ def project(folder: Path, **sources: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[KernelCode]:
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[KernelCode]:
     folder = project(tmp_path_factory.mktemp("project"), plain=PLAIN, matrix_sm80=MATRIX, spilling=SPILLING)
-    told: list[float] = []
+    fractions: list[float] = []
     kernels = inspect_kernels(
         folder,
         architectures=[75, 90],
         compilation="both",
         jobs=2,
-        on_progress=lambda done, _what: told.append(done),
+        on_progress=lambda fraction, _what: fractions.append(fraction),
     )
-    assert told[0] == 0.0
-    assert told == sorted(told)
-    assert told[-1] == 1.0
+    assert fractions[0] == 0.0
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
     return kernels
 
 
 @pytest.fixture(scope="module")
-def inspected(found: list[KernelCode]) -> dict[tuple[str, int], KernelCode]:
+def inspected(kernels: list[KernelCode]) -> dict[tuple[str, int], KernelCode]:
     """As in the plugin, by name and architecture."""
     return {
         (kernel.kernel.split("<")[0], kernel.architecture): kernel
-        for kernel in found
+        for kernel in kernels
         if kernel.ptx_architecture == least_architecture(Path(kernel.source))
     }
 
 
-def test_each_architecture_is_compiled_for_directly_too(found: list[KernelCode]) -> None:
+def test_each_architecture_is_compiled_for_directly_too(kernels: list[KernelCode]) -> None:
     compiled = {
-        (kernel.kernel.split("<")[0], kernel.architecture, kernel.ptx_architecture) for kernel in found
+        (kernel.kernel.split("<")[0], kernel.architecture, kernel.ptx_architecture) for kernel in kernels
     }
-    assert len(compiled) == len(found)
+    assert len(compiled) == len(kernels)
     assert {each for each in compiled if each[0] != "spilling"} == {
         ("dot", 75, 75),
         ("dot", 90, 75),
@@ -362,7 +362,7 @@ def test_the_report_prints_both_tables_and_says_what_is_a_bound(
         assert text in printed
 
 
-def test_the_report_as_json_holds_the_same_figures(
+def test_the_report_as_json_contains_the_same_figures(
     report: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["kernel_report.py", "--json"])
@@ -386,9 +386,9 @@ def test_spilled_registers_fail_the_report(
 ) -> None:
     monkeypatch.setattr(report, "inspect_kernels", lambda *_, **__: list(inspected.values()))
     assert report.main() == 1
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert re.search(
-        r"kernel_report: error: spilling\.cu: spilling for sm_75, PTX for 75, spills \d+ bytes", told
+        r"kernel_report: error: spilling\.cu: spilling for sm_75, PTX for 75, spills \d+ bytes", message
     )
 
 

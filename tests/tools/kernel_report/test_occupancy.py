@@ -82,12 +82,12 @@ def test_blocks_are_those_of_nvidias_occupancy_header(tmp_path: Path) -> None:
         lines.append(" ".join(map(str, [architecture, threads, registers, shared, *sizes])))
     completed = subprocess.run([program], input="\n".join(lines), capture_output=True, text=True, check=True)
     expected = json.loads(completed.stdout)
-    found = [
+    computed = [
         occupancy(architecture, threads=threads, registers=registers, shared_bytes=shared).blocks
         for architecture, threads, registers, shared in cases
     ]
-    assert len(found) == len(LIMITS) * len(THREADS) * len(REGISTERS) * len(SHARED)
-    assert found == expected
+    assert len(computed) == len(LIMITS) * len(THREADS) * len(REGISTERS) * len(SHARED)
+    assert computed == expected
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_blocks_are_those_of_nvidias_occupancy_header(tmp_path: Path) -> None:
 def test_what_runs_out_first_is_named(
     architecture: int, registers: int, shared: int, blocks: int, limited_by: str
 ) -> None:
-    found = occupancy(architecture, threads=128, registers=registers, shared_bytes=shared)
-    assert (found.blocks, found.limited_by) == (blocks, limited_by)
-    assert found.warps == 4 * blocks
-    assert found.fraction == pytest.approx(4 * blocks / LIMITS[architecture].warps)
+    computed = occupancy(architecture, threads=128, registers=registers, shared_bytes=shared)
+    assert (computed.blocks, computed.limited_by) == (blocks, limited_by)
+    assert computed.warps == 4 * blocks
+    assert computed.fraction == pytest.approx(4 * blocks / LIMITS[architecture].warps)
 
 
 def test_an_unknown_architecture_is_reported() -> None:

@@ -41,8 +41,8 @@ def test_a_restored_state_repeats_the_same_patches() -> None:
     state = sampler.state
     expected = sampler.batch(5)
     sampler.state = state
-    for got, wanted in zip(sampler.batch(5), expected, strict=True):
-        assert torch.equal(got, wanted)
+    for patches, reference in zip(sampler.batch(5), expected, strict=True):
+        assert torch.equal(patches, reference)
 
 
 def test_patches_larger_than_every_picture_are_refused() -> None:

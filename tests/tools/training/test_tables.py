@@ -16,7 +16,7 @@ def _sample(block: int) -> AttentionSample:
     )
 
 
-def test_the_last_line_of_a_quality_table_holds_the_means() -> None:
+def test_the_last_line_of_a_quality_table_contains_the_means() -> None:
     results = [
         Quality(
             name=name,
