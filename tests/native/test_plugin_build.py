@@ -82,7 +82,11 @@ def test_wheels_get_the_library_folder_that_nvcc_does_not_know(bare_machine: Pat
     for name in ("NvInferRuntime.h", "NvInferVersion.h"):
         (headers / name).touch()
     toolchain = find_toolchain(nvcc=nvcc, tensorrt_root=tmp_path / "trt")
-    assert (toolchain.library_path, toolchain.cuda_version, toolchain.headers) == (root / "lib", "13.0", headers)
+    assert (toolchain.library_path, toolchain.cuda_version, toolchain.headers) == (
+        root / "lib",
+        "13.0",
+        headers,
+    )
 
 
 @pytest.mark.parametrize("variable", ["CUDACXX", "CUDA_HOME", "CUDA_PATH"])

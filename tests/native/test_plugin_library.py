@@ -75,7 +75,11 @@ def error_of(path: Path) -> str:
 
 def test_a_built_library_describes_itself(plugin_library: Path) -> None:
     described = plugin_info_from_library(plugin_library)
-    assert (described.name, described.version, described.namespace) == ("HighSimilarityPassAttention", "1", "")
+    assert (described.name, described.version, described.namespace) == (
+        "HighSimilarityPassAttention",
+        "1",
+        "",
+    )
     assert described.machine == platform.machine()
     assert {80, 86, 89, 120} <= set(described.cubin_architectures)
     assert described.ptx_architectures == (min(described.cubin_architectures),)

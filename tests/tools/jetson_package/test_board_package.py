@@ -69,7 +69,11 @@ def test_every_program_and_library_runs_on_the_board(board: BoardPackage) -> Non
     exported = set(needs_by_file["lib/libhspan_runtime.so.1"].exported)
     assert exported
     assert all(name.startswith("hspan_") for name in exported)
-    assert needs_by_file["lib/libhspan_plugin.so"].exported == ("getCreators", "hspanPluginInfo", "setLoggerFinder")
+    assert needs_by_file["lib/libhspan_plugin.so"].exported == (
+        "getCreators",
+        "hspanPluginInfo",
+        "setLoggerFinder",
+    )
     assert (board.root / "lib" / "libhspan_runtime.so").resolve().name == "libhspan_runtime.so.1"
 
 

@@ -79,7 +79,9 @@ def test_the_unit_tests_pass(thor: ThorRuntime) -> None:
         ROOT / "tests" / name
         for name in ("upscaling/golden/tile_plans.json", "plugins/runtime/golden/tiles.json")
     ]
-    completed = run_emulated(thor.folder / "tests/cpp/runtime/test_runtime", *golden, libraries=thor.libraries)
+    completed = run_emulated(
+        thor.folder / "tests/cpp/runtime/test_runtime", *golden, libraries=thor.libraries
+    )
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert b"tests, 0 failed" in completed.stdout
 
