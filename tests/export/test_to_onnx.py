@@ -234,7 +234,7 @@ def test_network_without_the_attention_is_refused() -> None:
         ({"opset": 17}, "choose 18 to"),
         ({"opset": 99}, "choose 18 to"),
         ({"precision": "bf16", "opset": 20}, "choose 22 to"),
-        ({"static": (0, 5)}, "--static"),
+        ({"static": (0, 5)}, "height is 0"),
     ],
 )
 def test_impossible_requests_are_usage_errors(options: dict[str, object], words: str) -> None:

@@ -117,7 +117,7 @@ def test_a_picture_that_is_too_small_is_named(tmp_path: Path) -> None:
     Image.fromarray(picture(12, 40, seed=0)).save(tmp_path / "small.png")
     samples = pictures_for_calibration(str(tmp_path), 2)
     with pytest.raises(
-        HspanError, match=r"small\.png: gives an input of 40x12 pixels, expected at least 16x16"
+        HspanError, match=r"small\.png: gives an input of 12x40 pixels, expected at least 16x16"
     ):
         tile_count(samples, TilePlan())
     with pytest.raises(HspanError, match="expected at least 16x16"):

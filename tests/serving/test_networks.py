@@ -9,13 +9,14 @@ from trt_hspan.runtime.runner import ShapeLimit
 from trt_hspan.serving import networks
 from trt_hspan.serving.networks import network_from_source
 from trt_hspan.serving.probe import ProbedSource
+from trt_hspan.sizes import ImageSize
 
 Ranges = tuple[tuple[ShapeLimit, ShapeLimit], ...]
 GAP: Ranges = (((1, 3, 16, 16), (1, 3, 32, 32)), ((2, 3, 64, 64), (4, 3, 96, 96)))
 
 
 def shapes(
-    ranges: Ranges, monkeypatch: pytest.MonkeyPatch, *, tile: tuple[int, int] | None = None
+    ranges: Ranges, monkeypatch: pytest.MonkeyPatch, *, tile: ImageSize | None = None
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], bool]]:
     """Smallest, largest, and whether batches are free, of each raw model."""
     probed = ProbedSource(scale=4, shape_ranges=ranges, label="CPU")
@@ -41,6 +42,10 @@ def test_a_network_of_one_range_keeps_its_name(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_requested_tiles_limit_each_raw_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shapes(GAP, monkeypatch, tile=(80, 72))["net_80x72"] == ((2, 3, 64, 64), (4, 3, 80, 72), True)
+    assert shapes(GAP, monkeypatch, tile=ImageSize(80, 72))["net_80x72"] == (
+        (2, 3, 64, 64),
+        (4, 3, 80, 72),
+        True,
+    )
     with pytest.raises(UsageError, match="--tile: 97x96 is more than the network takes"):
-        shapes(GAP, monkeypatch, tile=(97, 96))
+        shapes(GAP, monkeypatch, tile=ImageSize(97, 96))

@@ -209,7 +209,7 @@ def _repository(request: ServeRequest, limits: ServingLimits) -> Iterator[Path]:
             res_scale=options.residual_scale(given.res_scale),
             threads=request.threads,
             instances=given.instances or min(4, len(os.sched_getaffinity(0))),
-            tile=None if size is None else (size.height, size.width),
+            tile=size,
             plugin=given.plugin,
         )
         yield write_repository(Path(folder) / "models", [network], limits=limits, deployment=False).folder

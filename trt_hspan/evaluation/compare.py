@@ -30,6 +30,7 @@ from trt_hspan.evaluation.polygraphy_adapter import run_and_compare
 from trt_hspan.evaluation.shared_tiles import SharedTiles, shared_tiles
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.runtime.runner import Float32Array, Runner
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.upscaler import DEFAULT_OPTIONS, UpscaleOptions, upscale_batch
 
 
@@ -50,7 +51,7 @@ class PictureReport:
         height, width: of the input, in pixels.
         agreement: candidate against reference, on raw outputs.
         reference_quality, candidate_quality: each against ground truth; None without one.
-        tile: (height, width) of the tiles that both networks saw; None for the picture as a whole.
+        tile: size of the tiles that both networks saw; None for the picture as a whole.
         reference_seconds, candidate_seconds: wall time of the runs, without loading.
     """
 
@@ -60,7 +61,7 @@ class PictureReport:
     agreement: Agreement
     reference_quality: Quality | None
     candidate_quality: Quality | None
-    tile: tuple[int, int] | None
+    tile: ImageSize | None
     reference_seconds: float
     candidate_seconds: float
 
@@ -297,7 +298,8 @@ def _compared(
     tiles: SharedTiles,
 ) -> Outputs:
     low, truth = sample.load()
-    height, width = (side * sample.scale for side in low.shape[:2])
+    size = ImageSize(*low.shape[:2])
+    height, width = size.scaled(sample.scale)
     measured: list[Agreement] = []
 
     def infer(runner: Runner, batch: Float32Array) -> Float32Array:
@@ -315,13 +317,13 @@ def _compared(
         infer=infer,
     )
     qualities = [None if truth is None else _quality(run.output, truth, sample.scale) for run in runs]
-    tile = tiles.options.tile if isinstance(tiles.options.tile, tuple) else None
-    cut = None if tile is None or (tile[0] >= low.shape[0] and tile[1] >= low.shape[1]) else tile
+    tile = tiles.options.tile if isinstance(tiles.options.tile, ImageSize) else None
+    cut = None if tile is None or size.within(tile) == size else tile
     reports = tuple(
         PictureReport(
             name=sample.name,
-            height=low.shape[0],
-            width=low.shape[1],
+            height=size.height,
+            width=size.width,
             agreement=difference,
             reference_quality=qualities[0],
             candidate_quality=quality,

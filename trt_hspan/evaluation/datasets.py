@@ -46,10 +46,9 @@ class Sample:
         truth = None if self.ground_truth is None else size_from_image_file(self.ground_truth)
         if self.low_resolution is None:
             assert truth is not None
-            height, width = (side // self.scale for side in truth)
-            limit = self.side or max(height, width)
-            return ImageSize(min(height, limit), min(width, limit))
-        size = ImageSize(*size_from_image_file(self.low_resolution))
+            size = ImageSize(*(side // self.scale for side in truth))
+            return size if self.side is None else size.within(ImageSize(self.side, self.side))
+        size = size_from_image_file(self.low_resolution)
         if truth is not None:
             self._require_sizes(size, truth)
         return size
@@ -74,18 +73,17 @@ class Sample:
             return downscale(truth, self.scale), truth
         low = read_image(self.low_resolution)
         if truth is not None:
-            height, width = low.shape[:2]
-            self._require_sizes((height, width), (truth.shape[0], truth.shape[1]))
-            truth = truth[: height * self.scale, : width * self.scale]
+            size = ImageSize(*low.shape[:2])
+            self._require_sizes(size, ImageSize(*truth.shape[:2]))
+            truth = truth[: size.height * self.scale, : size.width * self.scale]
         return low, truth
 
-    def _require_sizes(self, low: tuple[int, int], truth: tuple[int, int]) -> None:
+    def _require_sizes(self, low: ImageSize, truth: ImageSize) -> None:
         """A benchmark's low-resolution side is its high-resolution side divided by the scale, rounded down."""
         if low != (truth[0] // self.scale, truth[1] // self.scale):
             raise HspanError(
                 self.ground_truth,
-                f"has {truth[0]}x{truth[1]} pixels, not {self.scale} times the {low[0]}x{low[1]} of "
-                f"{self.low_resolution}",
+                f"has {truth} pixels, not {self.scale} times the {low} of {self.low_resolution}",
                 "give the pair of one picture at the network's scale",
             )
 

@@ -29,6 +29,7 @@ from trt_hspan.graph import (
 from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.model.checkpoint import load_model, source_sha256
 from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION
+from trt_hspan.sizes import ImageSize
 
 # torch.onnx translates to this version; others are reached by ONNX's own version converter.
 _TRANSLATED_OPSET: Final = 18
@@ -142,15 +143,13 @@ def variants_from_checkpoint(
 
 def _float32_graph(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
     """Constants folded, nodes named after modules."""
-    translated = name_nodes(_translate(model, channels, static))
+    translated = name_nodes(_translate(model, channels, None if static is None else ImageSize(*static)))
     require_attention(translated, type(model).__name__)
     return fold_constants(translated)
 
 
-def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
+def _translate(model: nn.Module, channels: int, static: ImageSize | None) -> onnx.ModelProto:
     """torch.export, then torch.onnx with the attention kept as one node."""
-    if static is not None and min(static) < 1:
-        raise UsageError("--static", f"{static[0]}x{static[1]} is no picture", "give HxW, both at least 1")
     parameter = next(iter(model.parameters()), torch.zeros(0))
     # Sizes that differ from each other, from 1, and from usual channel counts.
     shape = (1, channels, *static) if static else (2, channels, 22, 26)

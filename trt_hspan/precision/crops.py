@@ -15,6 +15,7 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.datasets import Sample, plain_pictures, samples_from_folder
 from trt_hspan.files import error_from_os_error, sha256_from_file
+from trt_hspan.sizes import ImageSize
 
 Uint8Array = npt.NDArray[np.uint8]
 
@@ -125,7 +126,7 @@ def tiles_from_samples(samples: Sequence[Sample], plan: TilePlan) -> Iterator[Ti
     """
     for index, sample in enumerate(samples):
         low, truth = sample.load()
-        _require_size(sample, *low.shape[:2])
+        _require_size(sample, ImageSize(*low.shape[:2]))
         height, width = (min(plan.side, side) for side in low.shape[:2])
         random = np.random.default_rng(index)
         whole = low.shape[:2] == (height, width)
@@ -147,9 +148,9 @@ def tile_count(samples: Sequence[Sample], plan: TilePlan) -> int:
     """How many tiles `tiles_from_samples` gives, from file headers. Raises: HspanError as that does."""
     total = 0
     for sample in samples:
-        height, width = sample.size()
-        _require_size(sample, height, width)
-        total += 1 if max(height, width) <= plan.side else plan.per_picture(len(samples))
+        size = sample.size()
+        _require_size(sample, size)
+        total += 1 if max(size) <= plan.side else plan.per_picture(len(samples))
     return total
 
 
@@ -162,12 +163,12 @@ def pictures_sha256(samples: Sequence[Sample], plan: TilePlan) -> str:
     return digest.hexdigest()
 
 
-def _require_size(sample: Sample, height: int, width: int) -> None:
-    if min(height, width) < LEAST_SIDE:
+def _require_size(sample: Sample, size: ImageSize) -> None:
+    if min(size) < LEAST_SIDE:
         path = sample.low_resolution or sample.ground_truth
         raise HspanError(
             os.fspath(path) if path else sample.name,
-            f"gives an input of {height}x{width} pixels, expected at least {LEAST_SIDE}x{LEAST_SIDE}",
+            f"gives an input of {size} pixels, expected at least {LEAST_SIDE}x{LEAST_SIDE}",
             "leave the picture out or give a larger one",
         )
 

@@ -16,6 +16,7 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.runner import ShapeLimit
 from trt_hspan.serving.model_config import Backend, RawModelSpec, Shape
 from trt_hspan.serving.probe import ProbedSource, probe_source
+from trt_hspan.sizes import ImageSize
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
@@ -76,7 +77,7 @@ def network_from_source(
     res_scale: float = 0.1,
     threads: int | None = None,
     instances: int = 1,
-    tile: tuple[int, int] | None = None,
+    tile: ImageSize | None = None,
     plugin: Path | None = None,
 ) -> Network:
     """A network that a Python model runs: a checkpoint, an ONNX file, an engine or a preset.
@@ -332,24 +333,22 @@ def _require_distinct(names: list[str]) -> None:
         )
 
 
-def _tile_limits(probed: ProbedSource, tile: tuple[int, int] | None) -> list[tuple[Shape, Shape]]:
+def _tile_limits(probed: ProbedSource, tile: ImageSize | None) -> list[tuple[Shape, Shape]]:
     """Smallest and largest (N, 3, H, W) of a tile, of each range that takes one of at most `tile`."""
     limits = [_limited(low, high, tile) for low, high in probed.shape_ranges]
     if tile is not None and not any(_takes(high, tile) for _, high in probed.shape_ranges):
-        raise UsageError(
-            "--tile", f"{tile[0]}x{tile[1]} is more than the network takes", "give a smaller one"
-        )
+        raise UsageError("--tile", f"{tile} is more than the network takes", "give a smaller one")
     return list(dict.fromkeys(limits))
 
 
-def _limited(low: ShapeLimit, high: ShapeLimit, tile: tuple[int, int] | None) -> tuple[Shape, Shape]:
+def _limited(low: ShapeLimit, high: ShapeLimit, tile: ImageSize | None) -> tuple[Shape, Shape]:
     least = [side if side is not None else SMALLEST_SIDE for side in low[2:]]
     most = [
         max(min(limit or size, size) if tile else limit or size, smallest)
-        for limit, size, smallest in zip(high[2:], tile or (CPU_TILE, CPU_TILE), least, strict=True)
+        for limit, size, smallest in zip(high[2:], tile or ImageSize(CPU_TILE, CPU_TILE), least, strict=True)
     ]
     return (low[0] or 1, 3, least[0], least[1]), (high[0] or CPU_BATCH, 3, most[0], most[1])
 
 
-def _takes(high: ShapeLimit, tile: tuple[int, int]) -> bool:
+def _takes(high: ShapeLimit, tile: ImageSize) -> bool:
     return all(limit is None or side <= limit for side, limit in zip(tile, high[2:], strict=True))

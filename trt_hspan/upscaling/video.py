@@ -22,6 +22,7 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import atomic_path, error_from_os_error, require_regular_file
 from trt_hspan.media.formats import VIDEO_SUFFIXES
 from trt_hspan.media.pixels import PixelFormat
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.upscaler import Upscaler
 from trt_hspan.upscaling.video_streams import StreamPlan, planned_streams
 
@@ -174,13 +175,13 @@ def upscale_video(
         return _Transcoding(upscaler, source, target, options, container).run(temporary, on_frame)
 
 
-def video_frames(path: Path) -> tuple[int, int, int] | None:
-    """(frames, height, width) from the file's header; None where it does not say."""
+def video_frames(path: Path) -> tuple[int, ImageSize] | None:
+    """(frames, their size) from the file's header; None where it does not say."""
     try:
         with _opened(path) as container:
             video = container.streams.video[0]
             count = _frame_count(container, video)
-            return None if count is None else (count, video.height, video.width)
+            return None if count is None else (count, ImageSize(video.height, video.width))
     except (HspanError, IndexError):
         return None
 
@@ -217,7 +218,7 @@ class _Transcoding:
         self._end, self._seen = Fraction(0), 0  # of all that was read, in seconds; packets of the video
         self._encoder: Any = None
         self._encoded_matrix, self._encoded_range = self._matrix, self._range
-        self._sizes = (0, 0, 0, 0)
+        self._input_size = self._output_size = ImageSize(1, 1)
         self._notes: dict[str, None] = {}  # in their order, each once
 
     def run(self, temporary: Path, on_frame: OnFrame | None) -> UpscaledVideo:
@@ -257,17 +258,17 @@ class _Transcoding:
                 raise error_from_os_error(self._target, error) from error
             raise HspanError(
                 self._target,
-                f"{self._codec} cannot write {self._sizes[2]}x{self._sizes[3]} pixels here: {error}",
+                f"{self._codec} cannot write {self._output_size} pixels here: {error}",
                 "choose another --codec or container",
             ) from error
         self._note_missing_end(plan)
         rate = self._video.average_rate
         return UpscaledVideo(
             backend=self._upscaler.runner.label,
-            input_height=self._sizes[0],
-            input_width=self._sizes[1],
-            output_height=self._sizes[2],
-            output_width=self._sizes[3],
+            input_height=self._input_size.height,
+            input_width=self._input_size.width,
+            output_height=self._output_size.height,
+            output_width=self._output_size.width,
             frames=frames,
             frames_per_second=None if rate is None else float(rate),
             codec=self._codec,
@@ -310,11 +311,10 @@ class _Transcoding:
         except ValueError as error:
             raise HspanError(self._target, str(error), "choose another --codec or container") from error
 
-    def _configure(self, stream: Any, frame: Any, height: int, width: int, turned: bool) -> None:
-        scale = self._upscaler.scale
+    def _configure(self, stream: Any, frame: Any, size: ImageSize, turned: bool) -> None:
         suffix = self._target.suffix.lower()
-        self._sizes = (height, width, height * scale, width * scale)
-        stream.height, stream.width = height * scale, width * scale
+        self._input_size, self._output_size = size, size.scaled(self._upscaler.scale)
+        stream.height, stream.width = self._output_size
         stream.pix_fmt = self._pixel_format(stream.codec_context.codec)
         tick = 1 / Fraction(self._even_rate) if self._even_rate else self._video.time_base
         stream.time_base = tick
@@ -350,7 +350,7 @@ class _Transcoding:
     def _pixel_format(self, codec: Any) -> str:
         """The best one that an encoder takes: 10 bits for more than 8, colors halved where sizes are even."""
         offered = {kind.name for kind in codec.video_formats or ()}
-        even = self._sizes[2] % 2 == 0 and self._sizes[3] % 2 == 0
+        even = all(side % 2 == 0 for side in self._output_size)
         formats = [*(_FORMATS_10 if self._deep else ()), *_FORMATS_8, *(() if self._deep else _FORMATS_10)]
         if not even:
             formats.sort(key=lambda name: "420" in name or "422" in name)
@@ -393,13 +393,13 @@ class _Transcoding:
 
     def _encoded(self, stream: Any, frame: Any) -> Any:
         pixels, turned = self._upright(frame)
-        height, width = pixels.shape[:2]
+        size = ImageSize(*pixels.shape[:2])
         if self._encoder is None:
-            self._configure(stream, frame, height, width, turned)
-        elif (height, width) != self._sizes[:2]:
+            self._configure(stream, frame, size, turned)
+        elif size != self._input_size:
             raise HspanError(
                 self._source,
-                f"its frames change from {self._sizes[0]}x{self._sizes[1]} to {height}x{width} pixels",
+                f"its frames change from {self._input_size} to {size} pixels",
                 "cut the video there first",
             )
         kind = PixelFormat.of(pixels, where=self._source)

@@ -199,11 +199,6 @@ class WorkProgress:
         place = f"{self._index} of {self._count}: " if self._count > 1 else ""
         self._bar.update(self._id, description=f"{place}{task.source.name}")
 
-    def begin_picture(self, name: str, height: int, width: int) -> None:
-        """A picture that is no file is next, and the only one."""
-        self._current = height * width / 1e6
-        self._bar.update(self._id, description=name, total=self._current)
-
     def end(self, report: TaskReport) -> None:
         """A file is done, skipped or failed."""
         if report.outcome == "skipped":
@@ -236,12 +231,11 @@ def _pixels(task: Task) -> float:
 
     if task.is_video:
         frames = video_frames(task.source)
-        return 0.0 if frames is None else frames[0] * frames[1] * frames[2] / 1e6
+        return 0.0 if frames is None else frames[0] * frames[1].pixels / 1e6
     try:
-        height, width = size_from_image_file(task.source)
+        return size_from_image_file(task.source).pixels / 1e6
     except HspanError:
         return 0.0
-    return height * width / 1e6
 
 
 def _throughput_column() -> ProgressColumn:
