@@ -170,7 +170,7 @@ def test_table_names_the_backend(run: CommandLine, picture: Path, tmp_path: Path
         (["--checkpoint", "hspan-x4", "--onnx", "a.onnx"], "--checkpoint --onnx: expected at most one"),
         (["--tile", "12by9"], "--tile: got '12by9', expected auto, none, one number or HxW"),
         (["--tile", "²x²"], "--tile: got '²x²', expected auto, none, one number or HxW"),
-        (["--tile", "0x9"], "--tile: got (0, 9), expected a height and a width of at least 1"),
+        (["--tile", "0x9"], "--tile: got '0x9', expected auto, none, one number or HxW"),
         (["--tile", "32x32", "--overlap", "17"], "--overlap: 17 pixels are more than half of the tile 32x32"),
         (["--tile", "none", "--overlap", "8"], "--overlap: is for tiles, and --tile none makes none"),
         (["--overlap", "-1"], "--overlap: -1 pixels make no sense"),

@@ -96,7 +96,7 @@ def test_table_says_who_ran_how_and_that_it_passed(
     for words in (
         "FP16, emulated on CPU, against PyTorch",
         "eyes",
-        "20x16",
+        "16x20",
         "PSNR-Y PyTorch",
         "total: worst PSNR",
         "passed: worst",
