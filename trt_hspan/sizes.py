@@ -73,34 +73,28 @@ def image_size_from_text(text: str, *, option: str) -> ImageSize:
     Raises:
         UsageError: anything else; the line names `option`.
     """
-    size = _size_from_text(text)
-    if size is None:
-        raise UsageError(
-            option,
-            f"got {text!r}, expected height x width in pixels",
-            "write it like 360x640 or height=360,width=640",
-        )
-    return size
+    return _size_from_text(text, option, "height x width in pixels", "360x640 or height=360,width=640")
+
+
+def tile_size_from_text(text: str, *, expected: str = "one number or HxW in pixels") -> ImageSize:
+    """Reads one number for both sides, or a size as `image_size_from_text`.
+
+    Raises:
+        UsageError: anything else; the line names --tile and what is `expected`.
+    """
+    size = f"{text}x{text}" if text.isdecimal() else text
+    return _size_from_text(size, "--tile", expected, "128 or 96x128")
 
 
 def tile_from_text(text: str) -> TileChoice:
-    """Reads auto, none, one number for both sides, or a size as `image_size_from_text`.
-
-    Raises:
-        UsageError: anything else; the line names --tile.
-    """
+    """Reads auto, none, or a size as `tile_size_from_text`. Raises: UsageError as that."""
     if text in ("auto", "none"):
         return "auto" if text == "auto" else "none"
-    size = _size_from_text(f"{text}x{text}" if text.isdecimal() else text)
-    if size is None:
-        raise UsageError(
-            "--tile", f"got {text!r}, expected auto, none, one number or HxW", "write it like 128 or 96x128"
-        )
-    return size
+    return tile_size_from_text(text, expected="auto, none, one number or HxW")
 
 
-def _size_from_text(text: str) -> ImageSize | None:
+def _size_from_text(text: str, option: str, expected: str, example: str) -> ImageSize:
     match = next((match for form in _FORMS if (match := form.fullmatch(text))), None)
     if match is None or 0 in (int(match["height"]), int(match["width"])):
-        return None
+        raise UsageError(option, f"got {text!r}, expected {expected}", f"write it like {example}")
     return ImageSize(height=int(match["height"]), width=int(match["width"]))

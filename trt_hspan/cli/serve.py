@@ -21,7 +21,7 @@ from trt_hspan.cli.output import print_json, print_table
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import given_options, takes_request
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.sizes import image_size_from_text
+from trt_hspan.sizes import tile_size_from_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,7 +200,7 @@ def _repository(request: ServeRequest, limits: ServingLimits) -> Iterator[Path]:
     from trt_hspan.serving.networks import network_from_source
     from trt_hspan.serving.repository import write_repository
 
-    size = None if given.tile is None else image_size_from_text(given.tile, option="--tile")
+    size = None if given.tile is None else tile_size_from_text(given.tile)
     with tempfile.TemporaryDirectory(prefix="trt-hspan-serve-") as folder:
         network = network_from_source(
             request.network,

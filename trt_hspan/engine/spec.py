@@ -5,9 +5,10 @@ Sizes are height x width, as TensorRT orders them, in pixels of the low-resoluti
 
 from __future__ import annotations
 
+import operator
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -64,7 +65,7 @@ class ImageProfile:
     max_batch: int = 1
 
     def __post_init__(self) -> None:
-        _Parts(None).require_rising(self)
+        _Names(None).require_rising(self)
 
     @property
     def sizes(self) -> tuple[ImageSize, ImageSize, ImageSize]:
@@ -113,7 +114,7 @@ class ProfileRequest:
     text: str | None = None
 
     def __post_init__(self) -> None:
-        _Parts(self.text).require_rising(self)
+        _Names(self.text).require_rising(self)
 
     @property
     def sizes(self) -> tuple[ImageSize | None, ...]:
@@ -138,13 +139,12 @@ class ProfileRequest:
         Raises:
             UsageError: a given part differs from a fixed dimension.
         """
-        parts = _Parts(self.text)
-        names = [parts.name(part) for part in _PARTS]
+        names = _Names(self.text)
         heights, widths = (
             _complete(
                 [None if size is None else size[axis] for size in self.sizes],
-                names,
-                parts,
+                names.sizes,
+                names.error,
                 defaults=(MIN_SIZE, OPT_SIZE, MAX_SIZE[attention]),
                 fixed=fixed,
                 what=what,
@@ -153,8 +153,8 @@ class ProfileRequest:
         )
         batches = _complete(
             self.batches,
-            [parts.name(part, batch=True) for part in _PARTS],
-            parts,
+            names.batches,
+            names.error,
             defaults=(1, 1, 1),
             fixed=batch,
             what="batch",
@@ -312,50 +312,41 @@ def default_output(source: str | os.PathLike[str], precision: str) -> Path:
     return Path("engines") / f"{stem if stem.endswith(f'_{precision}') else f'{stem}_{precision}'}.plan"
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """How errors call the parts of a profile: the options --min to --max-batch, or parts of one --profile."""
+class _Names:
+    """How errors call min, opt and max: by the options --min to --max-batch, or as parts of one --profile."""
 
-    profile_text: str | None
-
-    def name(self, part: str, *, batch: bool = False) -> str:
-        if self.profile_text is None:
-            return f"--{part}-batch" if batch else f"--{part}"
-        return f"{part} batch" if batch else part
+    def __init__(self, profile_text: str | None) -> None:
+        self._text = profile_text
+        self.sizes = [f"--{part}" if profile_text is None else part for part in _PARTS]
+        self.batches = [f"--{part}-batch" if profile_text is None else f"{part} batch" for part in _PARTS]
 
     def error(self, name: str, what: str, next_step: str | None = None) -> UsageError:
-        if self.profile_text is None:
+        if self._text is None:
             return UsageError(name, what, next_step)
-        return UsageError(f"--profile {self.profile_text}", f"{name} {what}", next_step)
+        return UsageError(f"--profile {self._text}", f"{name} {what}", next_step)
 
     def require_rising(self, profile: ImageProfile | ProfileRequest) -> None:
-        """Raises UsageError where a given part exceeds the next given one, or a batch is empty."""
-        sizes = ((self.name(part), size) for part, size in zip(_PARTS, profile.sizes, strict=True))
-        batches = (
-            (self.name(part, batch=True), batch) for part, batch in zip(_PARTS, profile.batches, strict=True)
-        )
-        given_sizes = [(name, size) for name, size in sizes if size is not None]
-        given_batches = [(name, batch) for name, batch in batches if batch is not None]
-        for name, batch in given_batches:
-            if batch < 1:
+        """Raises UsageError where a batch is empty, or a given part exceeds the next given one."""
+        for name, batch in zip(self.batches, profile.batches, strict=True):
+            if batch is not None and batch < 1:
                 raise self.error(name, f"got {batch}, expected at least 1")
-        for (low_name, low), (high_name, high) in pairwise(given_sizes):
-            if low.within(high) != low:
-                raise self._order_error(low_name, low, high_name, high)
-        for (low_name, least), (high_name, most) in pairwise(given_batches):
-            if least > most:
-                raise self._order_error(low_name, least, high_name, most)
+        for names, parts in ((self.sizes, profile.sizes), (self.batches, profile.batches)):
+            given = [(name, part) for name, part in zip(names, parts, strict=True) if part is not None]
+            for (low_name, low), (high_name, high) in pairwise(given):
+                if any(map(operator.gt, _numbers(low), _numbers(high))):
+                    raise self.error(
+                        low_name, f"{low} exceeds {high_name} {high}", f"make {low_name} at most {high_name}"
+                    )
 
-    def _order_error(self, low_name: str, low: object, high_name: str, high: object) -> UsageError:
-        return self.error(
-            low_name, f"{low} exceeds {high_name} {high}", f"make {low_name} at most {high_name}"
-        )
+
+def _numbers(part: ImageSize | int) -> tuple[int, ...]:
+    return (part,) if isinstance(part, int) else part
 
 
 def _complete(
     given: Sequence[int | None],
     names: Sequence[str],
-    parts: _Parts,
+    error: Callable[[str, str, str], UsageError],
     *,
     defaults: tuple[int, int, int],
     fixed: int | None,
@@ -365,7 +356,7 @@ def _complete(
     if fixed is not None:
         for name, value in zip(names, given, strict=True):
             if value not in (None, fixed):
-                raise parts.error(
+                raise error(
                     name,
                     f"{what} {value}, but the model was exported with the fixed {what} {fixed}",
                     f"give {fixed} or export again without a fixed size",
