@@ -129,7 +129,11 @@ def staged_files(targets: Sequence[Path]) -> Iterator[list[Path]]:
             _rename_all(staged, targets, backups=stage / "replaced")
             created = []
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            try:
+                shutil.rmtree(stage, ignore_errors=True)
+            except KeyboardInterrupt:
+                shutil.rmtree(stage, ignore_errors=True)
+                raise
     except OSError as error:
         raise error_from_os_error(_named(error, targets), error) from error
     finally:
