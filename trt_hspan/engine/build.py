@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from trt_hspan.engine.builder import BuildRequest, BuiltPlan, build_plan, check_targets
+from trt_hspan.engine.builder import BuildRequest, BuiltPlan, build_plan
 from trt_hspan.engine.manifest import (
     FORMAT_VERSION,
     EngineManifest,
@@ -29,7 +29,7 @@ from trt_hspan.engine.spec import (
     Precision,
     profiles_for,
 )
-from trt_hspan.engine.tensorrt_api import load_plugin_library, load_tensorrt, select_flavor
+from trt_hspan.engine.tensorrt_api import check_targets, load_plugin_library, load_tensorrt, select_flavor
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import check_writable, sha256_from_file, staged_files
 from trt_hspan.graph import (

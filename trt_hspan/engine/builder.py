@@ -24,7 +24,7 @@ from trt_hspan.engine.tensorrt_api import (
     strongly_typed_network,
     tensorrt_logger,
 )
-from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.errors import HspanError
 from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.native.progress import BuildProgress, PhaseTracker
 
@@ -90,11 +90,9 @@ def build_plan(
         on_progress: called now and then from the calling thread.
 
     Raises:
-        UsageError: a target that this TensorRT does not know.
         HspanError: the parser or the builder failed; the line is TensorRT's.
         KeyboardInterrupt: after the build has stopped.
     """
-    check_targets(trt, request.targets)
     tracker = PhaseTracker()
 
     def poll() -> None:
@@ -118,18 +116,6 @@ def build_plan(
 # compiler refused leaves the quantized convolutions unfused and does not say so, the second is as it should be. So the
 # first is thrown away.
 _FAILED: set[str] = set()
-
-
-def check_targets(trt: Any, targets: tuple[str, ...]) -> None:
-    """Raises: UsageError when this TensorRT cannot build for one of the targets."""
-    possible = known_targets(trt)
-    for target in targets:
-        if target not in possible:
-            raise UsageError(
-                "--target",
-                f"{trt.__name__} {trt.__version__} cannot build for {target}",
-                f"choose from {', '.join(possible)}",
-            )
 
 
 def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: CollectedLog) -> BuiltPlan:
@@ -207,7 +193,7 @@ def _parser_error(parser: Any, log: CollectedLog) -> str:
 
 
 def _advice(request: BuildRequest) -> str:
-    return "see all it said with --verbose" + (
+    return "see its messages with --verbose" + (
         "" if request.workspace_bytes is None else ", or raise --workspace-mib"
     )
 

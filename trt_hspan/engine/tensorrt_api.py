@@ -20,7 +20,7 @@ from typing import Any
 from trt_hspan.engine import rtx_wheel
 from trt_hspan.engine.builder_log import is_about_scales, is_figure, line_from_errors
 from trt_hspan.engine.spec import Flavor
-from trt_hspan.errors import HspanError
+from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.machine.install_advice import install_advice
@@ -194,6 +194,18 @@ def known_targets(trt: Any) -> dict[str, Any]:
     """Compute capabilities that this TensorRT-RTX can build for, such as "sm_86", with its enum values."""
     members = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     return {f"sm_{name[2:]}": value for name, value in members.items() if name.startswith("SM")}
+
+
+def check_targets(trt: Any, targets: tuple[str, ...]) -> None:
+    """Raises: UsageError when this TensorRT cannot build for one of the targets."""
+    possible = known_targets(trt)
+    for target in targets:
+        if target not in possible:
+            raise UsageError(
+                "--target",
+                f"{trt.__name__} {trt.__version__} cannot build for {target}",
+                f"choose from {', '.join(possible)}",
+            )
 
 
 def _collect(message: str, *, is_error: bool) -> None:

@@ -195,6 +195,16 @@ def validate_all(
 ) -> list[ValidationReport]:
     """Runs all networks on every picture and compares each candidate with the reference.
 
+    Example:
+        >>> from trt_hspan import export_onnx
+        >>> from trt_hspan.evaluation.compare import validate
+        >>> from trt_hspan.evaluation.datasets import shipped_samples
+        >>> from trt_hspan.runtime.opening import open_runner
+        >>> candidate = open_runner(export_onnx("hspan-tiny-x2", "tiny.onnx", precision="fp16"))
+        >>> report = validate(candidate, open_runner("hspan-tiny-x2"), shipped_samples(2))
+        >>> report.passed, report.same_source, report.precision
+        (True, True, 'fp16')
+
     Args:
         candidates: engines, or ONNX files under ONNX Runtime.
         reference: the network in PyTorch.

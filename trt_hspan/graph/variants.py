@@ -147,24 +147,25 @@ def variants_from_model(
         HspanError: the model contains no attention, or computes in no single type.
     """
     require_attention(model, where)
+    metadata = metadata or metadata_from_model(model)
     if keep_fp32 is None:
         keep_fp32 = HSPAN_KEEP_FP32 if is_hspan(model) else ()
     return Variants(
         bare=model_with_plugin_nodes(model),
         stored=base_precision_from_model(model),
         kept_fp32=tuple(keep_fp32),
-        metadata=metadata or metadata_from_model(model),
+        metadata=metadata,
         where=where,
     )
 
 
 def finished_model(graph: onnx.ModelProto, metadata: OnnxMetadata, where: object) -> onnx.ModelProto:
     """A graph with function body and metadata, checked. Raises: HspanError when it is not valid ONNX."""
-    described = with_metadata(graph, replace(metadata, tool_version=__version__))
+    complete = model_with_attention_function(graph)
+    described = with_metadata(complete, replace(metadata, tool_version=__version__))
     described.producer_name, described.producer_version = "trt-hspan", __version__
-    finished = model_with_attention_function(described)
-    check_model(finished, where)
-    return finished
+    check_model(described, where)
+    return described
 
 
 def lowest_opset(precision: Precision, *, quantized: bool = False) -> int:

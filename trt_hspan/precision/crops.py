@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -65,6 +65,32 @@ class TilePlan:
 
     def per_picture(self, pictures: int) -> int:
         return -(-self.count // pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationData:
+    """Tiles to calibrate on.
+
+    Attributes:
+        tiles: called once for each pass over them.
+        pictures, count: how many there are.
+        sha256: of the pictures' contents and of how tiles are cut.
+    """
+
+    tiles: Callable[[], Iterable[Tile]]
+    pictures: int
+    count: int
+    sha256: str
+
+
+def calibration_data(samples: Sequence[Sample], plan: TilePlan) -> CalibrationData:
+    """The tiles of these pictures. Raises: HspanError as `tiles_from_samples`."""
+    return CalibrationData(
+        tiles=lambda: tiles_from_samples(samples, plan),
+        pictures=len(samples),
+        count=tile_count(samples, plan),
+        sha256=pictures_sha256(samples, plan),
+    )
 
 
 def pictures_for_calibration(place: str, scale: int) -> list[Sample]:
@@ -182,5 +208,5 @@ def _shrunk(sample: Sample) -> Sample:
 def _shipped() -> list[Path]:
     pictures = sorted(_PHOTOGRAPHS.glob("*.jpg")) if _PHOTOGRAPHS.is_dir() else []
     if not pictures:
-        raise HspanError(_PHOTOGRAPHS, "holds no photograph", "name a folder with --calibration")
+        raise HspanError(_PHOTOGRAPHS, "contains no photograph", "name a folder with --calibration")
     return pictures

@@ -91,11 +91,6 @@ class LoadedEngine:
         """The (N, 3, H, W) shapes min, opt, max of each profile."""
         return self._profiles
 
-    @property
-    def has_runtime_cache(self) -> bool:
-        """Whether this is TensorRT-RTX."""
-        return self._cache is not None
-
     def create_context(self, profile: int, stream_handle: int) -> Any:
         """An execution context for one profile, without memory for activations: that is the caller's to give.
 

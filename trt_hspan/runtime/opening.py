@@ -65,6 +65,13 @@ def open_runner(
     built from runs instead under ONNX Runtime, `emulated` is True and `why_emulated` says why. The runner's
     `picked` says which backend was taken and why; the same line goes to this module's logger.
 
+    Example:
+        >>> import numpy as np
+        >>> from trt_hspan.runtime.opening import open_runner
+        >>> with open_runner("hspan-tiny-x2", device="cpu") as runner:
+        ...     runner.run(np.zeros((1, 3, 24, 32), np.float32)).shape
+        (1, 3, 48, 64)
+
     Args:
         source: `.plan` with its manifest beside it, `.onnx`, `.pt`, `.pth`, `.safetensors`, or a preset's
             name.

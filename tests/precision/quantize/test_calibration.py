@@ -22,18 +22,17 @@ from support.synthetic_pictures import picture
 
 from trt_hspan import HspanError, UsageError
 from trt_hspan.graph import QuantizedType, model_for_cpu, model_with_attention_function
-from trt_hspan.precision.crops import Tile, pictures_for_calibration, tiles_from_samples
+from trt_hspan.precision.crops import CalibrationData, Tile, pictures_for_calibration, tiles_from_samples
 from trt_hspan.precision.quantize import calibration
-from trt_hspan.precision.quantize.calibration import CalibrationData, calibrate, checked_method, mse_range
+from trt_hspan.precision.quantize.calibration import calibrate, checked_method, mse_range
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.pipeline import (
     QuantizationRequest,
-    calibration_folder,
     calibration_table,
     quantize,
 )
 from trt_hspan.precision.quantize.source import Source
-from trt_hspan.precision.quantize.table import CalibrationTable, Method, read_table
+from trt_hspan.precision.quantize.table import CalibrationTable, Method, calibration_folder, read_table
 
 Values = dict[str, NDArray[np.float32]]
 

@@ -17,6 +17,8 @@ from trt_hspan.engine.range_record import (
 )
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.datasets import Sample
+from trt_hspan.precision.crops import TilePlan, tiles_from_samples, with_ground_truth
+from trt_hspan.precision.quantize.measure import HeldOut
 
 # Tiles to measure on: enough to see a loss, few enough to measure a dozen times.
 _TILES: Final = 4
@@ -51,9 +53,6 @@ def kept_within_budget(
     Raises:
         HspanError: not even all cures together keep within the budget; it says the best loss.
     """
-    from trt_hspan.precision.crops import TilePlan, tiles_from_samples, with_ground_truth
-    from trt_hspan.precision.quantize.measure import HeldOut
-
     held_out = HeldOut(
         reference,
         tiles_from_samples(with_ground_truth(samples[:_TILES]), TilePlan(count=_TILES, side=_SIDE)),

@@ -66,10 +66,13 @@ class RangeRequest:
             )
 
     def samples(self, scale: int) -> list[Sample]:
-        """The pictures. Raises: HspanError as `samples_from_folder`."""
+        """The pictures; none without an audit. Raises: HspanError as `samples_from_folder`."""
         if self.pictures is None:
             return []
-        return samples_from_audit_option(self.pictures, scale)[: self.limit]
+        samples = (
+            shipped_samples(scale) if self.pictures == BUILTIN else samples_from_folder(self.pictures, scale)
+        )
+        return samples[: self.limit]
 
 
 def _budget_from_text(text: str) -> float:
@@ -82,8 +85,3 @@ def _budget_from_text(text: str) -> float:
             "--keep-fp32", f"got {text!r}, expected a positive number of dB", "write it like budget:0.01"
         )
     return budget_db
-
-
-def samples_from_audit_option(pictures: str | os.PathLike[str], scale: int) -> list[Sample]:
-    """ "builtin" or a folder to pictures. Raises: HspanError as `samples_from_folder`."""
-    return shipped_samples(scale) if pictures == BUILTIN else samples_from_folder(pictures, scale)

@@ -15,20 +15,13 @@ import onnx
 
 from trt_hspan.errors import HspanError
 from trt_hspan.precision.quantize.measure import HeldOut, Measurement
-from trt_hspan.precision.quantize.sensitivity import LayerSensitivity, layer_sensitivities, variant
+from trt_hspan.precision.quantize.recipe import Choice, variant
+from trt_hspan.precision.quantize.sensitivity import LayerSensitivity, layer_sensitivities
 from trt_hspan.precision.quantize.source import Source
 from trt_hspan.precision.quantize.table import CalibrationTable
 
 # Sums and attention have no multiply-accumulates of a convolution; they count as a little work.
 _LEAST_SHARE: Final = 1e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Whether a layer is quantized, and why, in one phrase."""
-
-    quantized: bool
-    why: str
 
 
 @dataclass(frozen=True, kw_only=True)

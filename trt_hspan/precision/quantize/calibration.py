@@ -14,7 +14,6 @@ import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -27,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.graph import INPUT_NAME, QuantizedType, model_for_cpu, model_with_attention_function
 from trt_hspan.media.pixels import tensor_from_image
-from trt_hspan.precision.crops import Tile
+from trt_hspan.precision.crops import CalibrationData
 from trt_hspan.precision.quantize.rounding import InputMoments, best_flips
 from trt_hspan.precision.quantize.scales import LARGEST, weight_scales
 from trt_hspan.precision.quantize.table import (
@@ -50,22 +49,6 @@ ENTROPY_LEVELS: Final = 255
 ENTROPY_BINS: Final = 4 * ENTROPY_LEVELS
 #: Thresholds that the mse method tries, as parts of the largest magnitude.
 _TRIED: Final = np.linspace(0.2, 1.0, 161)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationData:
-    """Where tiles come from.
-
-    Attributes:
-        tiles: called once for each pass over them.
-        pictures, count: how many there are.
-        sha256: of their contents.
-    """
-
-    tiles: Callable[[], Iterable[Tile]]
-    pictures: int
-    count: int
-    sha256: str
 
 
 def checked_method(text: str) -> Method:

@@ -18,7 +18,7 @@ from trt_hspan.precision.quantize.pipeline import (
 )
 from trt_hspan.precision.quantize.recipe import Recipe, read_recipe
 from trt_hspan.precision.quantize.sensitivity import SensitivityReport
-from trt_hspan.precision.quantize.source import Source, source_from_path, source_from_variants
+from trt_hspan.precision.quantize.source import Source, source_from_variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def quantized_network(job: QuantizationJob, *, on_progress: OnProgress = no_prog
     """Reads or exports the network, and quantizes it.
 
     Raises:
-        UsageError, HspanError: as `source_from_path`, and as `quantize` or `quantize_by_recipe`.
+        UsageError, HspanError: as `source_from_variants`, and as `quantize` or `quantize_by_recipe`.
     """
     job.check_places()
     on_progress(f"reading {job.model}", 0, 0)
@@ -78,7 +78,7 @@ def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_pr
     """Reads or exports the network, and measures each of its layers.
 
     Raises:
-        UsageError, HspanError: as `source_from_path` and `measure_sensitivity`.
+        UsageError, HspanError: as `source_from_variants` and `measure_sensitivity`.
     """
     assert isinstance(job.how, QuantizationRequest), "a recipe has chosen its layers"
     job.check_places()
@@ -87,12 +87,13 @@ def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_pr
 
 
 def _source(job: QuantizationJob) -> Source:
-    if not isinstance(job.how, RecipeFile):
-        return source_from_path(job.model, base=job.base, res_scale=job.res_scale, keep_fp32=job.keep_fp32)
-    recipe, res_scale = job.how.recipe, job.res_scale
-    if res_scale is None and Path(job.model).suffix.lower() not in (".onnx", ".plan"):
-        res_scale = recipe.res_scale
+    base, keep_fp32, res_scale = job.base, job.keep_fp32, job.res_scale
+    if isinstance(job.how, RecipeFile):
+        recipe = job.how.recipe
+        base, keep_fp32 = recipe.base, recipe.keep_fp32
+        if res_scale is None and Path(job.model).suffix.lower() not in (".onnx", ".plan"):
+            res_scale = recipe.res_scale
     network = variants_from_path(job.model, res_scale=res_scale)
-    if network.stored != "fp32":  # is taken as it is, and refused by its hash if it is another
-        return source_from_variants(network)
-    return source_from_variants(network, base=recipe.base, keep_fp32=recipe.keep_fp32)
+    if isinstance(job.how, RecipeFile) and network.stored != "fp32":
+        return source_from_variants(network)  # as it is; its hash says whether it is the recipe's
+    return source_from_variants(network, base=base, keep_fp32=keep_fp32)

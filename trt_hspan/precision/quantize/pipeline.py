@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,24 +13,23 @@ import onnx
 from trt_hspan.engine.spec import check_choice
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.datasets import Sample
-from trt_hspan.files import cache_folder, staged_files, write_text
+from trt_hspan.files import staged_files
 from trt_hspan.graph import QuantizationFacts, QuantizedType, quantization_from_model
 from trt_hspan.precision import crops
 from trt_hspan.precision.crops import TilePlan
 from trt_hspan.precision.network import OnProgress, no_progress
 from trt_hspan.precision.quantize import calibration
-from trt_hspan.precision.quantize.budget import Choice, choose_layers
+from trt_hspan.precision.quantize.budget import choose_layers
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.measure import HeldOut, Measurement
-from trt_hspan.precision.quantize.recipe import RECIPE_FORMAT, Recipe, model_from_recipe, recipe_layer
-from trt_hspan.precision.quantize.sensitivity import SensitivityReport, sensitivity_report, variant
+from trt_hspan.precision.quantize.recipe import Choice, Recipe, model_from_recipe, new_recipe, variant
+from trt_hspan.precision.quantize.sensitivity import SensitivityReport, sensitivity_report
 from trt_hspan.precision.quantize.source import Source
-from trt_hspan.precision.quantize.table import CalibrationTable, Method, read_table
+from trt_hspan.precision.quantize.table import CalibrationTable, Method, cached_table, keep_table, read_table
 
 Rounding = Literal["adaptive", "nearest"]
 
 DEFAULT_METHOD: Method = "mse"
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +147,9 @@ def quantize(
     else:
         held_out_samples = []
     table, was_cached = calibration_table(source, nodes, samples, request, on_progress)
-    alive, choices = _without_dead_layers(source, nodes, table)
+    alive = _alive_layers(source, nodes, table)
+    dead = Choice(quantized=False, why="its input was 0 on all calibration pictures")
+    choices = {node.name: dead for node in nodes if table.is_dead(node)}
     measurement = None
     if held_out_samples:
         held_out = _held_out(source, crops.with_ground_truth(held_out_samples), request.tiles, on_progress)
@@ -166,7 +164,7 @@ def quantize(
     for node in alive:
         why = "was requested" if node.name in request.include else "no budget was set"
         choices.setdefault(node.name, Choice(quantized=True, why=why))
-    recipe = _recipe(source, nodes, table=table, choices=choices, request=request, measurement=measurement)
+    recipe = new_recipe(source, choices, table, budget_db=request.budget_db, measurement=measurement)
     model, facts = _applied(source, recipe, source.where, "exclude fewer")
     return Quantized(
         model=model,
@@ -205,7 +203,7 @@ def measure_sensitivity(
     else:
         held_out_samples = crops.pictures_for_calibration(request.held_out, source.scale)
     table, _ = calibration_table(source, nodes, samples, request, on_progress)
-    alive, _ = _without_dead_layers(source, nodes, table)
+    alive = _alive_layers(source, nodes, table)
     held_out = _held_out(source, held_out_samples, request.tiles, on_progress)
     steps = _counter(on_progress, "measuring", len(alive))
     return sensitivity_report(source, alive, table, held_out, on_layer=lambda: next(steps))
@@ -266,14 +264,10 @@ def calibration_table(
         return table, True
     method = request.method or DEFAULT_METHOD
     adaptive = request.precision == "int8" and request.rounding != "nearest"
-    data = _data(samples, request.tiles)
-    cache_file = None
-    if request.use_cache:
-        key = [source.sha256, data.sha256, request.precision, method, adaptive]
-        cache_file = _cache_file(key, nodes)
-        cached = _cached_table(cache_file)
-        if cached is not None:
-            return cached, True
+    data = crops.calibration_data(samples, request.tiles)
+    key = [source.sha256, data.sha256, request.precision, method, adaptive, [node.name for node in nodes]]
+    if request.use_cache and (cached := cached_table(key)) is not None:
+        return cached, True
     total = data.count * calibration.passes(method, request.precision, adaptive_rounding=adaptive)
     steps = _counter(on_progress, "calibrating", total)
     table = calibration.calibrate(
@@ -286,27 +280,13 @@ def calibration_table(
         model_sha256=source.sha256,
         on_tile=lambda: next(steps),
     )
-    if cache_file is not None:
-        _keep(cache_file, table)
+    if request.use_cache:
+        keep_table(key, table)
     return table, False
-
-
-def calibration_folder() -> Path:
-    """Where calibration tables are kept."""
-    return cache_folder() / "calibration"
 
 
 def _calibration_samples(request: QuantizationRequest, scale: int) -> list[Sample]:
     return [] if request.calibration is None else crops.pictures_for_calibration(request.calibration, scale)
-
-
-def _data(samples: Sequence[Sample], plan: TilePlan) -> calibration.CalibrationData:
-    return calibration.CalibrationData(
-        tiles=lambda: crops.tiles_from_samples(samples, plan),
-        pictures=len(samples),
-        count=crops.tile_count(samples, plan),
-        sha256=crops.pictures_sha256(samples, plan),
-    )
 
 
 def _held_out(source: Source, samples: Sequence[Sample], plan: TilePlan, on_progress: OnProgress) -> HeldOut:
@@ -322,18 +302,13 @@ def _held_out(source: Source, samples: Sequence[Sample], plan: TilePlan, on_prog
     )
 
 
-def _without_dead_layers(
+def _alive_layers(
     source: Source, nodes: Sequence[onnx.NodeProto], table: CalibrationTable
-) -> tuple[list[onnx.NodeProto], dict[str, Choice]]:
-    """Layers whose input was 0 throughout have no scale; they stay as they are, and the recipe says so."""
-    dead = {name for name, tensor in table.tensors.items() if tensor.range == 0.0}
-    alive = [node for node in nodes if not dead.intersection(node.input)]
+) -> list[onnx.NodeProto]:
+    alive = [node for node in nodes if not table.is_dead(node)]
     if not alive:
         raise HspanError(source.where, "every layer's input was 0 on the calibration pictures", "give others")
-    why = "its input was 0 on all calibration pictures"
-    return alive, {
-        node.name: Choice(quantized=False, why=why) for node in nodes if dead.intersection(node.input)
-    }
+    return alive
 
 
 def _applied(
@@ -344,64 +319,6 @@ def _applied(
     if facts is None:
         raise HspanError(where, "quantizes no convolution", next_step)
     return model, facts
-
-
-def _recipe(
-    source: Source,
-    nodes: Sequence[onnx.NodeProto],
-    *,
-    table: CalibrationTable,
-    choices: dict[str, Choice],
-    request: QuantizationRequest,
-    measurement: Measurement | None,
-) -> Recipe:
-    return Recipe(
-        format=RECIPE_FORMAT,
-        model=Path(source.where).name,
-        model_sha256=source.sha256,
-        precision=request.precision,
-        base=source.precision,
-        keep_fp32=source.keep_fp32,
-        res_scale=source.metadata.res_scale,
-        method=table.method,
-        calibration_sha256=table.sha256,
-        budget_db=request.budget_db,
-        loss_db=None if measurement is None else measurement.loss_db,
-        psnr_db=None if measurement is None else measurement.psnr_db,
-        layers=tuple(
-            recipe_layer(
-                source, node, table, quantized=choices[node.name].quantized, why=choices[node.name].why
-            )
-            for node in nodes
-        ),
-    )
-
-
-def _cache_file(key: list[object], nodes: Sequence[onnx.NodeProto]) -> Path:
-    text = json.dumps([*key, [node.name for node in nodes], _CACHE_VERSION])
-    return calibration_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-
-
-# Part of a cached table's key: raise it when the same pictures come to give other numbers.
-_CACHE_VERSION = 3
-
-
-def _cached_table(path: Path) -> CalibrationTable | None:
-    if not path.is_file():
-        return None
-    try:
-        return read_table(path)
-    except HspanError as error:
-        _LOG.info("calibrating anew: %s", error)
-        return None
-
-
-def _keep(path: Path, table: CalibrationTable) -> None:
-    """A cache that cannot be written is no reason to fail."""
-    try:
-        write_text(path, table.as_json())
-    except HspanError as error:
-        _LOG.info("the calibration is not kept: %s", error)
 
 
 def _counter(on_progress: OnProgress, what: str, total: int) -> Iterator[None]:

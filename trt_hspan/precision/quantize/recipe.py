@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,6 +23,7 @@ from trt_hspan.files import error_from_os_error
 from trt_hspan.graph import Precision, QuantizedType
 from trt_hspan.graph.variants import finished_model
 from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq, tensor_types
+from trt_hspan.precision.quantize.measure import Measurement
 from trt_hspan.precision.quantize.scales import scale_from_range, weight_scales
 from trt_hspan.precision.quantize.source import Source
 from trt_hspan.precision.quantize.table import CalibrationTable, flips_from_text
@@ -30,6 +31,14 @@ from trt_hspan.records import MistypedError, dataclass_from_json
 
 RECIPE_FORMAT: Final = "trt-hspan recipe 1"
 _AGAIN: Final = "make one with trt-hspan quantize"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Whether a layer is quantized, and why, in one phrase."""
+
+    quantized: bool
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,17 +140,50 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     return recipe
 
 
-def recipe_layer(
-    source: Source, node: onnx.NodeProto, table: CalibrationTable, *, quantized: bool, why: str
-) -> RecipeLayer:
-    """The entry of one layer.
+def new_recipe(
+    source: Source,
+    choices: Mapping[str, Choice],
+    table: CalibrationTable,
+    *,
+    budget_db: float | None,
+    measurement: Measurement | None,
+) -> Recipe:
+    """The recipe that makes these choices. Raises: HspanError when the table has no scale for a layer."""
+    return Recipe(
+        format=RECIPE_FORMAT,
+        model=Path(source.where).name,
+        model_sha256=source.sha256,
+        precision=table.precision,
+        base=source.precision,
+        keep_fp32=source.keep_fp32,
+        res_scale=source.metadata.res_scale,
+        method=table.method,
+        calibration_sha256=table.sha256,
+        budget_db=budget_db,
+        loss_db=None if measurement is None else measurement.loss_db,
+        psnr_db=None if measurement is None else measurement.psnr_db,
+        layers=tuple(
+            _recipe_layer(source, node, table, choices[node.name])
+            for node in source.base.graph.node
+            if node.name in choices
+        ),
+    )
 
-    Raises:
-        HspanError: the table has no range for one of its activations, or one that has no scale in the base type.
-    """
-    if not quantized:
+
+def variant(source: Source, nodes: Sequence[onnx.NodeProto], table: CalibrationTable) -> onnx.ModelProto:
+    """The base graph with just these layers quantized. Raises: HspanError as `new_recipe`."""
+    choice = Choice(quantized=True, why="")
+    layers = tuple(_recipe_layer(source, node, table, choice) for node in nodes)
+    scales = _layer_scales(source, layers, table.precision, where=source.where)
+    return model_with_qdq(source.base, scales, table.precision)
+
+
+def _recipe_layer(
+    source: Source, node: onnx.NodeProto, table: CalibrationTable, choice: Choice
+) -> RecipeLayer:
+    if not choice.quantized:
         return RecipeLayer(
-            name=node.name, type=source.precision, why=why, scale={}, weight_scale=(), rounding=""
+            name=node.name, type=source.precision, why=choice.why, scale={}, weight_scale=(), rounding=""
         )
     weights = {tensor.name: tensor for tensor in source.base.graph.initializer}
     types = tensor_types(source.base)
@@ -165,7 +207,7 @@ def recipe_layer(
     return RecipeLayer(
         name=node.name,
         type=table.precision,
-        why=why,
+        why=choice.why,
         scale=scales,
         weight_scale=per_channel,
         rounding=table.rounding.get(node.name, ""),
@@ -185,7 +227,7 @@ def model_from_recipe(source: Source, recipe: Recipe, *, where: object = "recipe
             f"{source.sha256[:12]}... in {source.precision}",
             "give the model that it is for, or quantize this one",
         )
-    layers = layer_scales(source, recipe.layers, recipe.precision, where=where)
+    layers = _layer_scales(source, recipe.layers, recipe.precision, where=where)
     quantized = model_with_qdq(source.base, layers, recipe.precision)
     metadata = dataclasses.replace(
         source.metadata,
@@ -196,7 +238,7 @@ def model_from_recipe(source: Source, recipe: Recipe, *, where: object = "recipe
     return finished_model(quantized, metadata, where)
 
 
-def layer_scales(
+def _layer_scales(
     source: Source, layers: tuple[RecipeLayer, ...], kind: QuantizedType, *, where: object
 ) -> dict[str, LayerScales]:
     """What `model_with_qdq` takes, of the layers that are quantized. Raises: HspanError when one does not fit."""

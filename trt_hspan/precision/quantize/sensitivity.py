@@ -15,9 +15,8 @@ from trt_hspan.errors import HspanError
 from trt_hspan.files import staged_files
 from trt_hspan.graph import Precision, QuantizedType
 from trt_hspan.graph.quantized import convolution_macs
-from trt_hspan.precision.quantize.insertion import model_with_qdq
 from trt_hspan.precision.quantize.measure import HeldOut, Measurement
-from trt_hspan.precision.quantize.recipe import layer_scales, recipe_layer
+from trt_hspan.precision.quantize.recipe import variant
 from trt_hspan.precision.quantize.source import Source
 from trt_hspan.precision.quantize.table import CalibrationTable
 
@@ -57,14 +56,6 @@ class SensitivityReport:
     def as_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values, for JSON."""
         return asdict(self)
-
-
-def variant(source: Source, nodes: Sequence[onnx.NodeProto], table: CalibrationTable) -> onnx.ModelProto:
-    """The base graph with just these layers quantized. Raises: HspanError as `recipe_layer`."""
-    layers = tuple(recipe_layer(source, node, table, quantized=True, why="") for node in nodes)
-    return model_with_qdq(
-        source.base, layer_scales(source, layers, table.precision, where=source.where), table.precision
-    )
 
 
 def layer_sensitivities(

@@ -1,4 +1,4 @@
-"""The calibration table: a range for each tensor, and how weights are rounded. Owns its JSON; measures nothing."""
+"""The calibration table: a range for each tensor, and how weights are rounded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import zlib
@@ -16,9 +17,10 @@ from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from trt_hspan.errors import HspanError
-from trt_hspan.files import error_from_os_error
+from trt_hspan.files import cache_folder, error_from_os_error, write_text
 from trt_hspan.graph import QuantizedType
 from trt_hspan.records import MistypedError, dataclass_from_json
 
@@ -26,11 +28,14 @@ Method = Literal["minmax", "percentile", "entropy", "mse", "none"]
 
 TABLE_FORMAT: Final = "trt-hspan calibration table 1"
 _AGAIN: Final = "calibrate again with --calibration"
+# Part of a cached table's key: raise it when the same pictures come to give other numbers.
+_CACHE_VERSION: Final = 3
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRange:
-    """What an activation was seen to hold, and how far its quantized range reaches.
+    """The values of an activation, and how far its quantized range reaches.
 
     Args:
         min, max: smallest and largest value over all tiles.
@@ -51,7 +56,7 @@ class CalibrationTable:
         model_sha256: of the graph in its base type: `Source.sha256`.
         precision: what the ranges are for.
         method: how `range` was chosen.
-        pictures, tiles: how many were looked at.
+        pictures, tiles: how many were measured.
         pictures_sha256: of their contents and of how tiles are cut.
         tensors: activation name -> range.
         rounding: layer name -> weights that are not rounded to nearest; see `text_from_flips`.
@@ -70,6 +75,10 @@ class CalibrationTable:
     def as_json(self) -> str:
         """The table as a JSON document, the same bytes for the same table."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    def is_dead(self, node: onnx.NodeProto) -> bool:
+        """Whether an input of a layer was 0 throughout: then it has no scale."""
+        return any(name in self.tensors and self.tensors[name].range == 0.0 for name in node.input)
 
     @property
     def sha256(self) -> str:
@@ -100,6 +109,36 @@ def read_table(path: str | os.PathLike[str]) -> CalibrationTable:
         if not (math.isfinite(tensor.range) and tensor.range >= 0):
             raise HspanError(source, f"the range of {name} is {tensor.range}", "give a finite number from 0")
     return table
+
+
+def calibration_folder() -> Path:
+    """Where tables are kept from one run to the next."""
+    return cache_folder() / "calibration"
+
+
+def cached_table(key: list[object]) -> CalibrationTable | None:
+    """The table that `keep_table` kept for this key; None where there is none that can be read."""
+    path = _cache_file(key)
+    if not path.is_file():
+        return None
+    try:
+        return read_table(path)
+    except HspanError as error:
+        _LOG.info("calibrating anew: %s", error)
+        return None
+
+
+def keep_table(key: list[object], table: CalibrationTable) -> None:
+    """Keeps a table for later runs; a cache that cannot be written is no reason to fail."""
+    try:
+        write_text(_cache_file(key), table.as_json())
+    except HspanError as error:
+        _LOG.info("the calibration is not kept: %s", error)
+
+
+def _cache_file(key: list[object]) -> Path:
+    text = json.dumps([*key, _CACHE_VERSION])
+    return calibration_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
 
 def text_from_flips(flips: npt.NDArray[np.bool_]) -> str:
