@@ -57,8 +57,8 @@ def test_equalization_leaves_the_function_as_it_is(exported: ExportCache) -> Non
     source = source_from_path(exported("small_x4"), base="fp32")
     other = equalized(source.base, 1.0)
     batch = np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)
-    expected, found = (cpu_network(model, "net").run(batch) for model in (source.base, other))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    expected, actual = (cpu_network(model, "net").run(batch) for model in (source.base, other))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in other.graph.initializer}
     pairs = list(_pairs(other))
     assert {second.name for _, second in pairs} >= {"body.0.body.0.body.2/Conv", "tail.0.2/Conv"}

@@ -119,9 +119,9 @@ def _pycuda_source(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
     _run([*command, "--no-binary", "pycuda", "-d", str(folder), PYCUDA], environment)
     (archive,) = folder.glob("pycuda-*.tar.gz")
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != PYCUDA_SHA256:
-        raise RuntimeError(f"{archive.name} has SHA-256 {found}, expected {PYCUDA_SHA256}")
+    actual = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if actual != PYCUDA_SHA256:
+        raise RuntimeError(f"{archive.name} has SHA-256 {actual}, expected {PYCUDA_SHA256}")
     with tarfile.open(archive) as stream:
         stream.extractall(folder, filter="data")
     return folder / archive.name.removesuffix(".tar.gz")

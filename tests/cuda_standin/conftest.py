@@ -57,11 +57,11 @@ CLASSIC = Release("tensorrt", "tensorrt", "10.3.0")
 @pytest.fixture
 def driver() -> Iterator[Driver]:
     """Wants everything freed at the end, and no call refused that was not asked to fail."""
-    made = Driver()
-    before = made.alive()
-    yield made
-    made.fail("", 0)
-    assert made.alive() == before
+    driver = Driver()
+    before = driver.alive()
+    yield driver
+    driver.fail("", 0)
+    assert driver.alive() == before
     assert engine_double.MISUSES == []
 
 

@@ -327,15 +327,15 @@ class PluginRegistry:
 
 def module(name: str, version: str) -> types.ModuleType:
     """A module that looks like `tensorrt` or `tensorrt_rtx` to a runner."""
-    made = types.ModuleType(name)
+    module = types.ModuleType(name)
     shared = (ILogger, DataType, ExecutionContextAllocationStrategy)
     for member in shared:
-        setattr(made, member.__name__, member)
-    made.__version__ = version  # type: ignore[attr-defined]
-    made.Runtime = Runtime  # type: ignore[attr-defined]
-    made.get_plugin_registry = PluginRegistry  # type: ignore[attr-defined]
+        setattr(module, member.__name__, member)
+    module.__version__ = version  # type: ignore[attr-defined]
+    module.Runtime = Runtime  # type: ignore[attr-defined]
+    module.get_plugin_registry = PluginRegistry  # type: ignore[attr-defined]
     if name == "tensorrt_rtx":
-        made.Runtime = RtxRuntime  # type: ignore[attr-defined]
+        module.Runtime = RtxRuntime  # type: ignore[attr-defined]
         rtx = (
             IRuntimeCache,
             CudaGraphStrategy,
@@ -344,5 +344,5 @@ def module(name: str, version: str) -> types.ModuleType:
             EngineInvalidityDiagnostics,
         )
         for member in rtx:
-            setattr(made, member.__name__, member)
-    return made
+            setattr(module, member.__name__, member)
+    return module

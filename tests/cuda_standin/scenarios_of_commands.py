@@ -32,23 +32,28 @@ def test_an_engine_is_benchmarked_with_and_without_graphs_and_by_stages(make_eng
     sizes = (ImageSize(height=8, width=8), ImageSize(height=12, width=10))
     spec = BenchSpec(sources=(str(make_engine(RTX)),), sizes=sizes, batches=(1, 2), seconds=0.02)
     report = run_bench(spec)
-    assert [found.cuda_graph for found in report.measurements] == [True] * 4 + [False] * 4
-    for found in report.measurements:
-        assert found.gpu_stages_ms is not None
-        assert set(found.gpu_stages_ms) == {"upload", "compute", "download"}
-        assert found.gpu_stages_ms["compute"] > 0
-        assert found.gpu_bytes is not None
-        assert found.gpu_bytes["activation_bytes"] >= 64 * found.batch * found.height * found.width
-        assert found.images_per_second > 0
-        assert found.note is None
+    assert [measurement.cuda_graph for measurement in report.measurements] == [True] * 4 + [False] * 4
+    for measurement in report.measurements:
+        assert measurement.gpu_stages_ms is not None
+        assert set(measurement.gpu_stages_ms) == {"upload", "compute", "download"}
+        assert measurement.gpu_stages_ms["compute"] > 0
+        assert measurement.gpu_bytes is not None
+        assert (
+            measurement.gpu_bytes["activation_bytes"]
+            >= 64 * measurement.batch * measurement.height * measurement.width
+        )
+        assert measurement.images_per_second > 0
+        assert measurement.note is None
 
 
 def test_a_benchmark_says_why_there_was_no_graph(make_engine: MakeEngine) -> None:
     plan = make_engine(RTX)
     engine_double.UNCAPTURABLE.add((1, 3, 8, 8))
     sizes = (ImageSize(height=8, width=8),)
-    (found,) = run_bench(BenchSpec(sources=(str(plan),), sizes=sizes, graphs="on", seconds=0.02)).measurements
-    assert "operation not permitted" in (found.note or "")
+    (measurement,) = run_bench(
+        BenchSpec(sources=(str(plan),), sizes=sizes, graphs="on", seconds=0.02)
+    ).measurements
+    assert "operation not permitted" in (measurement.note or "")
 
 
 def test_a_benchmark_of_several_profiles_measures_within_each_and_says_which(
@@ -59,7 +64,7 @@ def test_a_benchmark_of_several_profiles_measures_within_each_and_says_which(
     plan = make_engine(CLASSIC, profiles=(large, small))
     words = ["bench", str(plan), "--cuda-graph", "off", "--seconds", "0.02"]
 
-    def told(*more: str) -> str:
+    def output_of(*more: str) -> str:
         with pytest.raises(SystemExit) as stopped:
             main([*words, *more])
         captured = capsys.readouterr()
@@ -67,12 +72,12 @@ def test_a_benchmark_of_several_profiles_measures_within_each_and_says_which(
         return captured.out
 
     # 48x48 and 96x96, brought into what each of the two takes.
-    found = json.loads(told("--json"))["measurements"]
-    assert [(one["profile"], one["height"]) for one in found] == [(0, 24), (1, 8)]
+    measurements = json.loads(output_of("--json"))["measurements"]
+    assert [(one["profile"], one["height"]) for one in measurements] == [(0, 24), (1, 8)]
     sizes = ["--size", "8x8", "--size", "12x10", "--size", "4x6"]
-    found = json.loads(told(*sizes, "--json"))["measurements"]
-    assert [(one["profile"], one["height"]) for one in found] == [(1, 8), (0, 12), (1, 4)]
-    table = told(*sizes)
+    measurements = json.loads(output_of(*sizes, "--json"))["measurements"]
+    assert [(one["profile"], one["height"]) for one in measurements] == [(1, 8), (0, 12), (1, 4)]
+    table = output_of(*sizes)
     assert "profile 0" in table
     assert "profile 1" in table
     with pytest.raises(SystemExit) as stopped:
@@ -135,28 +140,17 @@ def test_a_board_validates_and_times_its_engine(
     )
     write_reference(tmp_path / "r.npz", stored)
 
-    def told(*words: object) -> Any:
+    def output_of(*words: object) -> Any:
         with pytest.raises(SystemExit) as stopped:
             main(["jetson", *map(str, words), "--json"])
         assert stopped.value.code == 0
         return json.loads(capsys.readouterr().out)
 
-    report = told("validate", plan, "--reference", tmp_path / "r.npz", "--min-psnr", 100)
+    report = output_of("validate", plan, "--reference", tmp_path / "r.npz", "--min-psnr", 100)
     assert (report["passed"], report["emulated"]) == (True, False)
     assert report["candidate"].startswith("TensorRT 10.3.0")
-    words = (
-        "bench",
-        plan,
-        "--board",
-        "orin-nano-8g",
-        "--size",
-        "6x8",
-        "--seconds",
-        "0.05",
-        "--device",
-        "gpu",
-    )
-    timed = told(*words)
-    assert {one["cuda_graph"] for one in timed["measurements"]} == {True, False}
-    assert all(not one["emulated"] for one in timed["measurements"])
-    assert timed["floors_ms"].keys() == {"8x6"}
+    where = ("--board", "orin-nano-8g", "--device", "gpu")
+    timed = output_of("bench", plan, *where, "--size", "6x8", "--seconds", "0.05")
+    assert {row["cuda_graph"] for row in timed["measurements"]} == {True, False}
+    assert all(not row["emulated"] for row in timed["measurements"])
+    assert timed["floors_ms"].keys() == {"6x8"}

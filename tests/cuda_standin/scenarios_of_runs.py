@@ -61,11 +61,11 @@ def test_graphs_of_two_shapes_live_side_by_side(make_engine: MakeEngine, release
 
 def test_without_graphs_none_is_made(make_engine: MakeEngine, driver: Driver) -> None:
     plan = make_engine(RTX)
-    made = driver.count("made graph")
+    graphs = driver.count("made graph")
     with TensorRtRunner(plan, use_graphs=False) as runner:
         batches = [batch(seed, 1, 3, 8, 8) for seed in range(4)]
         expect(plan, batches, [runner.run(one) for one in batches])
-    assert driver.count("made graph") == made
+    assert driver.count("made graph") == graphs
 
 
 def test_many_batches_come_in_order_and_are_the_callers_to_keep(
@@ -189,10 +189,10 @@ def test_a_capture_that_fails_is_told_once_and_the_shape_goes_on(
         expect(plan, batches, [runner.run(one) for one in batches])
         assert list(runner.session.capture_failures) == [(1, 3, 8, 8)]
         assert runner.session.graph_count == 0
-        told = [text for text in caplog.messages if "no CUDA graph for 1x3x8x8" in text]
-        assert len(told) == 1
+        warnings = [text for text in caplog.messages if "no CUDA graph for 1x3x8x8" in text]
+        assert len(warnings) == 1
         expected = {"allocates": "operation not permitted", "no room": "CUDA_ERROR_OUT_OF_MEMORY"}
-        assert expected.get(cause, "TensorRT says that the context cannot be captured") in told[0]
+        assert expected.get(cause, "TensorRT says that the context cannot be captured") in warnings[0]
         engine_double.ANSWERS.clear()
         driver.fail("", 0)
         others = [batch(seed, 1, 3, 8, 4) for seed in range(3)]

@@ -54,10 +54,10 @@ def test_a_spoiled_plugin_is_broken_and_the_exit_code_says_so(
     spoiled.write_bytes(b"x")
     monkeypatch.setattr(plugin_library, "default_plugin_path", lambda: spoiled)
     result = run("doctor", "--json")
-    found = {item["name"]: item for item in json.loads(result.out)["findings"]}
+    findings_by_name = {item["name"]: item for item in json.loads(result.out)["findings"]}
     assert result.code == 1
-    assert found["plugin"]["state"] == "broken"
-    assert "is no shared library" in found["plugin"]["detail"]
+    assert findings_by_name["plugin"]["state"] == "broken"
+    assert "is no shared library" in findings_by_name["plugin"]["detail"]
 
 
 def test_missing_tools_are_reported_with_how_to_get_them(
@@ -71,11 +71,11 @@ def test_missing_tools_are_reported_with_how_to_get_them(
     monkeypatch.setattr(plugin_toolchain, "find_nvcc", missing)
     monkeypatch.setattr(plugin_library, "default_plugin_path", lambda: tmp_path / "none.so")
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: None)
-    found = {finding.name: finding for finding in examine_machine()}
-    assert found["CUDA compiler"].next_step == "install the CUDA toolkit"
-    assert found["plugin"].next_step == "trt-hspan plugin build"
-    assert found["PyTorch"].next_step == "pip install 'trt-hspan[export]'"
-    assert not abilities(tuple(found.values()))["compile the plugin"]
+    findings_by_name = {finding.name: finding for finding in examine_machine()}
+    assert findings_by_name["CUDA compiler"].next_step == "install the CUDA toolkit"
+    assert findings_by_name["plugin"].next_step == "trt-hspan plugin build"
+    assert findings_by_name["PyTorch"].next_step == "pip install 'trt-hspan[export]'"
+    assert not abilities(tuple(findings_by_name.values()))["compile the plugin"]
 
 
 @needs_no_gpu

@@ -20,16 +20,16 @@ from trt_hspan.native.plugin import default_plugin_path
 
 
 def test_an_engine_is_described_by_its_manifest(small_engine: SmallEngine) -> None:
-    found, manifest = inspect_file(small_engine.plan), small_engine.manifest
-    assert found.kind == "engine"
-    assert f"tensorrt-rtx {manifest.tensorrt_version}" in found.facts["built_by"]
-    assert found.facts["precision"] == "fp16"
-    assert found.facts["profiles"][0]["max"] == list(manifest.profiles[0].max)
-    assert found.facts["activation_memory_bytes"] == manifest.activation_memory_bytes
-    assert found.facts["plan_bytes"] == small_engine.plan.stat().st_size
-    assert found.facts["vouched_for"] == "plan and ONNX file are those of the manifest"
-    assert found.layers_from == "small.onnx, because the engine cannot be opened here"
-    counts = Counter(layer.type for layer in found.layers)
+    inspection, manifest = inspect_file(small_engine.plan), small_engine.manifest
+    assert inspection.kind == "engine"
+    assert f"tensorrt-rtx {manifest.tensorrt_version}" in inspection.facts["built_by"]
+    assert inspection.facts["precision"] == "fp16"
+    assert inspection.facts["profiles"][0]["max"] == list(manifest.profiles[0].max)
+    assert inspection.facts["activation_memory_bytes"] == manifest.activation_memory_bytes
+    assert inspection.facts["plan_bytes"] == small_engine.plan.stat().st_size
+    assert inspection.facts["vouched_for"] == "plan and ONNX file are those of the manifest"
+    assert inspection.layers_from == "small.onnx, because the engine cannot be opened here"
+    counts = Counter(layer.type for layer in inspection.layers)
     assert counts == Counter(node.op_type for node in onnx.load(small_engine.onnx).graph.node)
 
 
@@ -48,32 +48,32 @@ def test_an_engine_that_is_not_its_manifests_is_described_and_said_so(
 
 def test_an_onnx_file_is_counted_truly(tmp_path: Path) -> None:
     path = write_attention_network(tmp_path / "a.onnx", precision="fp16", blocks=2)
-    found, model = inspect_file(path), onnx.load(path)
-    assert found.facts["attention_nodes"] == 2
-    assert found.facts["precision"] == "fp16"
+    inspection, model = inspect_file(path), onnx.load(path)
+    assert inspection.facts["attention_nodes"] == 2
+    assert inspection.facts["precision"] == "fp16"
     weights = sum(len(onnx.numpy_helper.to_array(tensor).tobytes()) for tensor in model.graph.initializer)
-    assert found.facts["weights_memory_bytes"] == weights
-    assert found.facts["inputs"] == {"input": "float32 Nx3xHxW"}
-    assert len(found.layers) == len(model.graph.node)
-    convolution = next(layer for layer in found.layers if layer.type == "Conv")
+    assert inspection.facts["weights_memory_bytes"] == weights
+    assert inspection.facts["inputs"] == {"input": "float32 Nx3xHxW"}
+    assert len(inspection.layers) == len(model.graph.node)
+    convolution = next(layer for layer in inspection.layers if layer.type == "Conv")
     assert convolution.precision == "float16"
     assert convolution.shape == ("N", 8, "H", "W")
 
 
 def test_a_checkpoint_shows_sizes_and_weights(small_x4: GoldenNetwork) -> None:
-    found = inspect_file(small_x4.checkpoint)
-    assert found.kind == "checkpoint"
-    assert found.facts["scale"] == 4
-    assert found.facts["sha256"] == sha256_from_file(small_x4.checkpoint)
-    assert found.facts["keys"] == len(found.layers)
-    assert found.facts["weights_memory_bytes"] == 4 * found.facts["parameters"]
-    assert {layer.precision for layer in found.layers} == {"float32"}
+    inspection = inspect_file(small_x4.checkpoint)
+    assert inspection.kind == "checkpoint"
+    assert inspection.facts["scale"] == 4
+    assert inspection.facts["sha256"] == sha256_from_file(small_x4.checkpoint)
+    assert inspection.facts["keys"] == len(inspection.layers)
+    assert inspection.facts["weights_memory_bytes"] == 4 * inspection.facts["parameters"]
+    assert {layer.precision for layer in inspection.layers} == {"float32"}
 
 
 def test_the_plugin_shows_abi_and_architectures() -> None:
-    found = inspect_file(default_plugin_path())
-    assert (found.kind, found.facts["version"]) == ("plugin", "1")
-    assert "sm_86" in found.facts["machine_code_for"]
+    inspection = inspect_file(default_plugin_path())
+    assert (inspection.kind, inspection.facts["version"]) == ("plugin", "1")
+    assert "sm_86" in inspection.facts["machine_code_for"]
 
 
 def test_what_tensorrts_inspector_says_is_read() -> None:

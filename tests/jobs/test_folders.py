@@ -93,8 +93,8 @@ def test_one_file_goes_to_a_file_or_into_a_folder(folder: Path, tmp_path: Path) 
         (tmp_path / "new", tmp_path / "new" / "a.png", True),
         (folder / "sub", folder / "sub" / "a.png", True),
     ]:
-        tasks, found = tasks_from_inputs([single], output)
-        assert ([task.target for task in tasks], found) == ([target], is_folder)
+        tasks, is_job = tasks_from_inputs([single], output)
+        assert ([task.target for task in tasks], is_job) == ([target], is_folder)
 
 
 def test_a_name_with_brackets_that_exists_is_a_file(tmp_path: Path) -> None:

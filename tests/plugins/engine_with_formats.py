@@ -111,8 +111,8 @@ def build(log: Log, onnx: bytes, forced: Any = None) -> dict[str, Any]:
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     layers = [line for line in log.lines if line.startswith("Name: ")]
-    found = next((line for line in layers if line.startswith("Name: attention")), "")
-    inputs = found.partition("Inputs: [")[2].partition("Constants:")[0]
+    layer = next((line for line in layers if line.startswith("Name: attention")), "")
+    inputs = layer.partition("Inputs: [")[2].partition("Constants:")[0]
     return {
         "parsed": True,
         "built": plan is not None,

@@ -37,8 +37,8 @@ class Log(trt.ILogger):  # type: ignore[misc]
 
 def creators() -> list[list[str]]:
     """Name, version and namespace of the registered creators of our plugin."""
-    found = [each for each in trt.get_plugin_registry().all_creators if each.name == OP_TYPE]
-    return [[each.name, each.plugin_version, each.plugin_namespace] for each in found]
+    creators = [each for each in trt.get_plugin_registry().all_creators if each.name == OP_TYPE]
+    return [[each.name, each.plugin_version, each.plugin_namespace] for each in creators]
 
 
 def model(element_type: int, *, key_channels: int = 8, key_type: int | None = None) -> bytes:

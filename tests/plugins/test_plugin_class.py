@@ -49,8 +49,8 @@ class Plugins:
         library.isConfigSupported.argtypes = [ctypes.c_int32] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int32]
 
     def make(self, io_format: str | None = None, attribute: str = "io_format") -> Any:
-        made = (attribute.encode(), io_format.encode()) if io_format is not None else (None, None)
-        return self._handle(self.library.makePlugin(*made))
+        fields = (attribute.encode(), io_format.encode()) if io_format is not None else (None, None)
+        return self._handle(self.library.makePlugin(*fields))
 
     def restored(
         self, plugin: Any, *, version: int = UNCHANGED, tactic: int = UNCHANGED, more: bool = False
@@ -76,10 +76,10 @@ class Plugins:
         return plugin
 
     def tactics(self, plugin: Any) -> list[int]:
-        found = (ctypes.c_int32 * 64)()
-        count = self.library.tacticsOf(plugin, found, 64)
+        actual = (ctypes.c_int32 * 64)()
+        count = self.library.tacticsOf(plugin, actual, 64)
         assert count >= 0, self.messages()
-        return list(found[:count])
+        return list(actual[:count])
 
     def run(
         self, plugin: Any, kind: int, layout: int, query: NDArray[Any], key: NDArray[Any], value: NDArray[Any]
@@ -211,12 +211,12 @@ def test_all_tensors_have_one_format_and_one_type(plugins: Plugins, position: in
 )
 def test_a_node_may_choose_its_formats(plugins: Plugins, choice: str, offered: set[int]) -> None:
     plugin = plugins.clone(plugins.make(choice))
-    found = {
+    actual = {
         layout
         for layout in (LINEAR, CHW2, HWC8, HWC)
         if plugins.supports(plugin, 0, [HALF] * 4, [layout] * 4)
     }
-    assert found == offered
+    assert actual == offered
 
 
 @pytest.mark.parametrize("text", ["", "nchw", "hwc88", "an", "HWC"])
@@ -342,9 +342,9 @@ def test_workspace_is_enough_for_every_tactic_on_every_gpu_and_grows_with_sizes(
         for capability in (0, 75, 86):
             gpu(capability)
             sizes = [(1, 96, 192, 48), (2, 96, 192, 48), (2, 96, 192, 96), (2, 128, 256, 256)]
-            found = [bytes_of(kind, *size) for size in sizes]
-            assert found == sorted(found)
-            for (batch, channels, values, side), workspace in zip(sizes, found, strict=True):
+            actual = [bytes_of(kind, *size) for size in sizes]
+            assert actual == sorted(actual)
+            for (batch, channels, values, side), workspace in zip(sizes, actual, strict=True):
                 each = [
                     plugins.library.configWorkspace(
                         config, ELEMENT_TYPES[kind], batch, channels, values, side * side
@@ -353,7 +353,7 @@ def test_workspace_is_enough_for_every_tactic_on_every_gpu_and_grows_with_sizes(
                 ]
                 assert workspace == max(each)
         # O(L): four times the positions take at most four times the bytes, and what does not depend on them
-        assert found[2] <= 4 * found[1]
+        assert actual[2] <= 4 * actual[1]
 
 
 def test_launch_errors_reach_tensorrts_logger(plugins: Plugins) -> None:
@@ -363,10 +363,10 @@ def test_launch_errors_reach_tensorrts_logger(plugins: Plugins) -> None:
     pointers = (ctypes.c_void_p * 3)()
     status = plugins.library.run(plugin, ints([FLOAT] * 4), ints([LINEAR] * 4), sizes, pointers, None, None)
     assert status != 0
-    told = plugins.messages()
+    message = plugins.messages()
     assert (
         "cudaErrorInvalidValue (invalid argument), configuration automatic at batch 1, 2147483648 score"
-        in told
+        in message
     )
 
 

@@ -222,7 +222,7 @@ def test_command_writes_results_and_shows_what_failed(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["missing.png"], "missing.png: no such file"),
         (["{picture}", "--url", "http://127.0.0.1:1"], "no Triton server answers there"),
@@ -233,14 +233,14 @@ def test_command_writes_results_and_shows_what_failed(
     ],
 )
 def test_command_that_makes_no_sense(
-    run: CommandLine, picture: bytes, tmp_path: Path, words: list[str], told: str
+    run: CommandLine, picture: bytes, tmp_path: Path, words: list[str], message: str
 ) -> None:
     path = tmp_path / "p.png"
     path.write_bytes(picture)
     result = run("client", *(word.replace("{picture}", str(path)) for word in words))
     assert result.code in (1, 2)
-    assert told in result.error_line
-    assert [found.name for found in tmp_path.iterdir()] == ["p.png"]
+    assert message in result.error_line
+    assert [file.name for file in tmp_path.iterdir()] == ["p.png"]
 
 
 def test_page_shows_before_and_after_and_the_latency(

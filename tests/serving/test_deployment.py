@@ -48,22 +48,22 @@ def test_validator_would_notice(repository: Path) -> None:
 
 
 def test_parts_refer_to_each_other(repository: Path) -> None:
-    found = {d["kind"]: d for d in documents(repository / "kubernetes.yaml")}
-    pod = found["Deployment"]["spec"]["template"]
+    by_kind = {d["kind"]: d for d in documents(repository / "kubernetes.yaml")}
+    pod = by_kind["Deployment"]["spec"]["template"]
     labels = pod["metadata"]["labels"]
     (container,) = pod["spec"]["containers"]
     ports = {port["name"] for port in container["ports"]}
-    assert labels == found["Deployment"]["spec"]["selector"]["matchLabels"]
-    assert labels == found["Service"]["spec"]["selector"]
-    assert {p["targetPort"] for p in found["Service"]["spec"]["ports"]} == ports
-    monitor = found["ServiceMonitor"]["spec"]
+    assert labels == by_kind["Deployment"]["spec"]["selector"]["matchLabels"]
+    assert labels == by_kind["Service"]["spec"]["selector"]
+    assert {p["targetPort"] for p in by_kind["Service"]["spec"]["ports"]} == ports
+    monitor = by_kind["ServiceMonitor"]["spec"]
     assert set(monitor) == _MONITOR
     assert set(monitor["endpoints"][0]) == _ENDPOINT
-    assert monitor["selector"]["matchLabels"] == found["Service"]["metadata"]["labels"]
-    assert monitor["endpoints"][0]["port"] in {p["name"] for p in found["Service"]["spec"]["ports"]}
-    scaler = found["HorizontalPodAutoscaler"]["spec"]
-    assert scaler["scaleTargetRef"]["name"] == found["Deployment"]["metadata"]["name"]
-    (rule,) = yaml.safe_load(found["ConfigMap"]["data"]["config.yaml"])["rules"]
+    assert monitor["selector"]["matchLabels"] == by_kind["Service"]["metadata"]["labels"]
+    assert monitor["endpoints"][0]["port"] in {p["name"] for p in by_kind["Service"]["spec"]["ports"]}
+    scaler = by_kind["HorizontalPodAutoscaler"]["spec"]
+    assert scaler["scaleTargetRef"]["name"] == by_kind["Deployment"]["metadata"]["name"]
+    (rule,) = yaml.safe_load(by_kind["ConfigMap"]["data"]["config.yaml"])["rules"]
     assert scaler["metrics"][0]["pods"]["metric"]["name"] == rule["name"]["as"]
     assert "nv_inference_queue_duration_us" in rule["metricsQuery"]
 
@@ -111,8 +111,8 @@ def test_pod_is_locked_down_and_is_given_time_to_end(repository: Path, small_eng
 
 
 def exit_seconds(repository: Path) -> int:
-    (found,) = re.findall(r"--exit-timeout-secs=(\d+)", (repository / "start.sh").read_text())
-    return int(found)
+    (actual,) = re.findall(r"--exit-timeout-secs=(\d+)", (repository / "start.sh").read_text())
+    return int(actual)
 
 
 def test_names_suit_kubernetes(repository: Path) -> None:
@@ -133,7 +133,7 @@ def test_compose_mounts_files_that_exist(repository: Path) -> None:
 
 def test_dashboard_asks_for_figures_that_triton_gives(repository: Path) -> None:
     """Names as tests/serving/test_server.py scrapes them, and NVIDIA's list of metrics for GPUs."""
-    known = {
+    names = {
         *("nv_inference_request_success", "nv_inference_request_failure", "nv_inference_count"),
         *("nv_inference_exec_count", "nv_inference_request_duration_us", "nv_inference_queue_duration_us"),
         *("nv_inference_compute_input_duration_us", "nv_inference_compute_infer_duration_us"),
@@ -147,7 +147,7 @@ def test_dashboard_asks_for_figures_that_triton_gives(repository: Path) -> None:
     for panel in panels:
         assert panel["datasource"]["uid"] == datasource["datasources"][0]["uid"]
         for target in panel["targets"]:
-            assert set(re.findall(r"nv_\w+", target["expr"])) <= known
+            assert set(re.findall(r"nv_\w+", target["expr"])) <= names
             assert target["expr"].count("(") == target["expr"].count(")")
 
 

@@ -164,9 +164,9 @@ def test_repository_of_three_engines_is_served_and_tiles_find_their_bucket(
             assert (status, pixels_of(body).shape) == (200, (4 * side, 4 * side, 3))
             connection = http.client.HTTPConnection(host, int(port), timeout=30)
             connection.request("GET", f"/v2/models/{used}/stats")
-            (found,) = json.loads(connection.getresponse().read())["model_stats"]
+            (actual,) = json.loads(connection.getresponse().read())["model_stats"]
             connection.close()
-            assert int(found["inference_count"]) >= 1, used
+            assert int(actual["inference_count"]) >= 1, used
     finally:
         assert server.stop() == 0
 
@@ -239,7 +239,7 @@ def test_model_that_cannot_be_loaded_is_one_error_line(repository: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["no-such-network"], 1, "no-such-network"),
         (["missing.onnx"], 1, "missing.onnx: no such file"),
@@ -251,10 +251,10 @@ def test_model_that_cannot_be_loaded_is_one_error_line(repository: Path, tmp_pat
         (["--device", "tpu"], 2, "--device"),
     ],
 )
-def test_request_that_makes_no_sense(run: CommandLine, words: list[str], code: int, told: str) -> None:
+def test_request_that_makes_no_sense(run: CommandLine, words: list[str], code: int, message: str) -> None:
     result = run("serve", *words)
-    assert result.code in (1, 2) if told == "no-such-network" else result.code == code
-    assert told in result.error_line
+    assert result.code in (1, 2) if message == "no-such-network" else result.code == code
+    assert message in result.error_line
 
 
 def test_folder_without_models(run: CommandLine, tmp_path: Path) -> None:

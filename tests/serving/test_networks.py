@@ -21,9 +21,9 @@ def shapes(
     """Smallest, largest, and whether batches are free, of each raw model."""
     probed = ProbedSource(scale=4, shape_ranges=ranges, label="CPU")
     monkeypatch.setattr(networks, "probe_source", lambda *_, **__: probed)
-    made = network_from_source("hspan-tiny-x4", name="net", tile=tile)
-    assert list(made.files) == [raw.name for raw in made.raw_models]
-    return {raw.name: (raw.min, raw.max, raw.dynamic_batch) for raw in made.raw_models}
+    network = network_from_source("hspan-tiny-x4", name="net", tile=tile)
+    assert list(network.files) == [raw.name for raw in network.raw_models]
+    return {raw.name: (raw.min, raw.max, raw.dynamic_batch) for raw in network.raw_models}
 
 
 def test_an_engine_with_a_gap_between_its_profiles_becomes_two_raw_models(

@@ -87,7 +87,7 @@ def test_served_here_a_tile_goes_to_the_smallest_profile_that_takes_it(
             for name, count in counts.items():
                 until(
                     lambda name=name: statistics(server, name)["inference_count"],
-                    lambda found, count=count: found == count + 1,  # and one to warm up
+                    lambda actual, count=count: actual == count + 1,  # and one to warm up
                 )
     finally:
         assert server.stop() == 0

@@ -30,7 +30,7 @@ def test_what_is_no_http_is_one_line_of_the_log(server: ServeProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "name", "kind", "told"),
+    ("tensor", "name", "kind", "words"),
     [
         (np.zeros((1, 3, 8), np.float32), "input", "FP32", "unexpected shape"),
         (np.zeros((1, 4, 8, 8), np.float32), "input", "FP32", "unexpected shape"),
@@ -43,11 +43,11 @@ def test_what_is_no_http_is_one_line_of_the_log(server: ServeProcess) -> None:
     ids=["three dimensions", "four channels", "uint8", "another name", "too large", "no rows", "no batch"],
 )
 def test_wrong_tensor_is_refused(
-    server: ServeProcess, tensor: np.ndarray, name: str, kind: str, told: str
+    server: ServeProcess, tensor: np.ndarray, name: str, kind: str, words: str
 ) -> None:
     status, message = infer_over_http(server, RAW, tensor, name, kind)
     assert status == 400
-    assert told in message
+    assert words in message
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_wrong_tensor_is_refused(
 def test_request_that_makes_no_sense_or_is_not_allowed(
     server: ServeProcess, method: str, path: str, body: bytes, status: int
 ) -> None:
-    found, answer, _ = ask(server, method, path, body)
-    assert found == status, answer
+    actual, answer, _ = ask(server, method, path, body)
+    assert actual == status, answer
     assert error_of(answer)
 
 

@@ -241,7 +241,7 @@ def test_preloaded_plugin_registers_itself_where_tensorrt_is_and_harms_nobody_el
     plugin = default_plugin_path()
     (rtx,) = find_distribution_files("libtensorrt_rtx.so.1")
     names = "import tensorrt_rtx as t; print([c.name for c in t.get_plugin_registry().all_creators])"
-    for preload, code, told in (
+    for preload, code, message in (
         (f"{plugin}:{rtx}", names, "HighSimilarityPassAttention"),
         (str(plugin), "import numpy; print(numpy.ones(3).sum())", "3.0"),
         (f"{plugin}:libnvinfer.so.10", "print('still runs')", "still runs"),
@@ -254,14 +254,14 @@ def test_preloaded_plugin_registers_itself_where_tensorrt_is_and_harms_nobody_el
             check=False,
         )
         assert completed.returncode == 0, completed.stderr
-        assert told in completed.stdout
+        assert message in completed.stdout
 
 
 def find_distribution_files(name: str) -> list[Path]:
-    found = importlib.util.find_spec("tensorrt_rtx_libs")
-    assert found is not None
-    assert found.submodule_search_locations
-    return [path / name for path in map(Path, found.submodule_search_locations) if (path / name).is_file()]
+    actual = importlib.util.find_spec("tensorrt_rtx_libs")
+    assert actual is not None
+    assert actual.submodule_search_locations
+    return [path / name for path in map(Path, actual.submodule_search_locations) if (path / name).is_file()]
 
 
 def test_start_script_is_clean_shell(with_plugin: Path) -> None:
@@ -406,7 +406,7 @@ def test_failure_half_way_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--add-version"], "no such folder"),
         (["--backend", "onnx"], "--backend"),
@@ -415,11 +415,11 @@ def test_failure_half_way_leaves_nothing(
     ],
 )
 def test_options_that_make_no_sense(
-    run: CommandLine, classic: Path, tmp_path: Path, words: list[object], told: str
+    run: CommandLine, classic: Path, tmp_path: Path, words: list[object], message: str
 ) -> None:
     result = run("serve", "export", classic, "-o", tmp_path / "m", *words)
     assert result.code in (1, 2)
-    assert told in result.error_line
+    assert message in result.error_line
     assert not (tmp_path / "m").exists()
 
 

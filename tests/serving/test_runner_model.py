@@ -37,8 +37,8 @@ def test_fewer_items_than_the_engine_takes_are_filled_up(monkeypatch: pytest.Mon
         np.random.default_rng(n).random((n, 3, side, 6), np.float32) for n, side in ((1, 5), (2, 7), (1, 2))
     )
     with runner:
-        *found, refused = model.execute([request_of(batch) for batch in (one, two, small)])
-    for batch, result in zip((one, two), found, strict=True):
+        *actual, refused = model.execute([request_of(batch) for batch in (one, two, small)])
+    for batch, result in zip((one, two), actual, strict=True):
         np.testing.assert_array_equal(result, batch.repeat(2, 2).repeat(2, 3))
     assert [shape[0] for shape in runner.calls] == [3, 3]
     assert "is 1x3x2x6, but nearest takes 3x3x4x4 to 4x3x8x8" in refused.text

@@ -84,10 +84,10 @@ def test_frames_times_and_audio_are_kept(tmp_path: Path, suffix: str, uneven: bo
     assert times == expected_times
     assert sounds == expected_sounds != []
     assert (report.frames, report.copied_streams, report.codec) == (12, 1, "libx264")
-    for found, expected in zip(frames, expected_frames, strict=True):
-        assert found.shape == (64, 96, 3)
+    for actual, expected in zip(frames, expected_frames, strict=True):
+        assert actual.shape == (64, 96, 3)
         # H.264 at CRF 18 on steep gradients, and colors at half resolution twice.
-        assert np.abs(found.astype(int) - expected.repeat(2, 0).repeat(2, 1)).mean() < 4
+        assert np.abs(actual.astype(int) - expected.repeat(2, 0).repeat(2, 1)).mean() < 4
 
 
 def test_webm_gets_vp9_and_keeps_opus(tmp_path: Path) -> None:

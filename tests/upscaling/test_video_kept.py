@@ -80,16 +80,16 @@ def test_tracks_keep_order_and_names_and_chapters_and_fonts_are_kept(tmp_path: P
     write_video(tmp_path / "a.mkv", sounds=("aac", "libopus"))
     report = upscaled(tmp_path / "a.mkv", tmp_path / "b.mkv")
     assert (report.copied_streams, report.dropped_streams, report.notes) == (3, (), ())
-    told = []
+    contents = []
     for name in ("a.mkv", "b.mkv"):
         with av.open(str(tmp_path / name)) as container:
             streams = [
                 (s.type, s.metadata.get("language"), s.metadata.get("title"), int(s.disposition))
                 for s in container.streams
             ]
-            told.append((streams, container.chapters(), container.streams.attachments[0].data))
-    assert told[0] == told[1]
-    assert [stream[0] for stream in told[1][0]] == ["video", "audio", "audio", "attachment"]
+            contents.append((streams, container.chapters(), container.streams.attachments[0].data))
+    assert contents[0] == contents[1]
+    assert [stream[0] for stream in contents[1][0]] == ["video", "audio", "audio", "attachment"]
 
 
 def test_a_track_that_the_format_takes_only_by_name_is_dropped_and_reported(tmp_path: Path) -> None:

@@ -123,14 +123,14 @@ def test_error_of_a_module_has_the_digits_of_its_type(
     golden = load_golden_network("small_x4")
     network = load_model(golden.checkpoint, res_scale=golden.res_scale)
     batch = np.ascontiguousarray(golden.input[:1])
-    found = layer_errors(load_onnx(exported("small_x4", precision=precision)), network, batch, threads=1)
-    names = [layer.module for layer in found]
+    errors = layer_errors(load_onnx(exported("small_x4", precision=precision)), network, batch, threads=1)
+    names = [layer.module for layer in errors]
     assert names[0] == "head.0"
     assert names[-1] == "add_mean"
     assert (
         names.index("body.0.body.0") < names.index("body.0") < names.index("body.1") < names.index("tail.1")
     )
-    for layer in found[1:]:
+    for layer in errors[1:]:
         assert low < layer.psnr_db < high, layer
 
 
@@ -139,13 +139,13 @@ def test_module_whose_weights_were_changed_is_where_the_error_begins(exported: E
     network = load_model(golden.checkpoint, res_scale=golden.res_scale)
     network.body[1].body[0].body[0].weight.data *= 1.5
     batch = np.ascontiguousarray(golden.input[:1])
-    found = {
+    errors = {
         layer.module: layer.psnr_db
         for layer in layer_errors(load_onnx(exported("small_x4")), network, batch, threads=1)
     }
-    assert found["body.0"] > 110
-    assert found["body.1.body.0"] < 60
-    assert found["add_mean"] < 90
+    assert errors["body.0"] > 110
+    assert errors["body.1.body.0"] < 60
+    assert errors["add_mean"] < 90
 
 
 def test_charts_leave_out_what_they_cannot_draw() -> None:

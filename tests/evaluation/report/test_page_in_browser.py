@@ -30,7 +30,7 @@ LAPTOP, PHONE = (1366, 768), (390, 844)
 
 
 @dataclass(frozen=True)
-class MadeReport:
+class WrittenReport:
     """What `validate --report` left behind."""
 
     folder: Path
@@ -46,7 +46,7 @@ class MadeReport:
 
 
 @pytest.fixture(scope="module")
-def made(exported: ExportCache, tmp_path_factory: pytest.TempPathFactory) -> MadeReport:
+def written(exported: ExportCache, tmp_path_factory: pytest.TempPathFactory) -> WrittenReport:
     """FP16 and BF16 of the golden network on two pictures; BF16 misses the bar. One name wants escaping."""
     folder = tmp_path_factory.mktemp("report")
     for index, name in enumerate(["waves", "<i>discs & more"]):
@@ -58,7 +58,7 @@ def made(exported: ExportCache, tmp_path_factory: pytest.TempPathFactory) -> Mad
     options = ["--images", folder / "set", "--report", folder / "out", "--min-psnr", 75, "--json"]
     with pytest.raises(SystemExit) as stopped:
         main([str(word) for word in (*words, *options)])
-    return MadeReport(folder / "out", int(stopped.value.code or 0))
+    return WrittenReport(folder / "out", int(stopped.value.code or 0))
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,14 @@ def browser() -> Iterator[Browser]:
         yield chromium
 
 
-def opened(browser: Browser, made: MadeReport, size: tuple[int, int] = LAPTOP, scheme: str = "light") -> Page:
+def opened(
+    browser: Browser, written: WrittenReport, size: tuple[int, int] = LAPTOP, scheme: str = "light"
+) -> Page:
     page = browser.new_page(
         viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if scheme == "dark" else "light",
     )
-    page.goto((made.folder / "index.html").as_uri())
+    page.goto((written.folder / "index.html").as_uri())
     return page
 
 
@@ -88,68 +90,70 @@ class Links(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.links: list[str] = []
         self.images_without_alt = 0
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         names = ("src", "href", "srcset", "data", "action", "poster")
-        self.found += [values[name] or "" for name in names if name in values]
+        self.links += [values[name] or "" for name in names if name in values]
         self.images_without_alt += tag == "img" and not values.get("alt")
 
 
-def test_page_is_one_file_that_names_no_other(made: MadeReport) -> None:
-    links = Links(made.html)
-    assert links.found
-    assert all(link.startswith(("data:image/webp;base64,", "#")) for link in links.found)
+def test_page_is_one_file_that_names_no_other(written: WrittenReport) -> None:
+    links = Links(written.html)
+    assert links.links
+    assert all(link.startswith(("data:image/webp;base64,", "#")) for link in links.links)
     assert links.images_without_alt == 0
-    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", made.html)
-    assert "default-src 'none'" in made.html
-    assert sorted(path.name for path in made.folder.iterdir()) == ["index.html", "report.json"]
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", written.html)
+    assert "default-src 'none'" in written.html
+    assert sorted(path.name for path in written.folder.iterdir()) == ["index.html", "report.json"]
 
 
-def test_missed_bar_is_exit_code_1_and_stands_in_the_page_and_in_the_figures(made: MadeReport) -> None:
-    assert made.code == 1
-    assert made.figures["passed"] is False
-    assert [network["passed"] for network in made.figures["networks"]] == [True, False]
-    assert [network["label"] for network in made.figures["networks"]] == ["FP16", "BF16"]
-    assert "<title>Failed" in made.html
+def test_missed_bar_is_exit_code_1_and_stands_in_the_page_and_in_the_figures(written: WrittenReport) -> None:
+    assert written.code == 1
+    assert written.figures["passed"] is False
+    assert [network["passed"] for network in written.figures["networks"]] == [True, False]
+    assert [network["label"] for network in written.figures["networks"]] == ["FP16", "BF16"]
+    assert "<title>Failed" in written.html
 
 
-def test_error_of_every_module_is_reported_and_fp16_is_better_than_bf16_everywhere(made: MadeReport) -> None:
+def test_error_of_every_module_is_reported_and_fp16_is_better_than_bf16_everywhere(
+    written: WrittenReport,
+) -> None:
     fp16, bf16 = (
         {layer["module"]: layer["psnr_db"] for layer in network["layers"]}
-        for network in made.figures["networks"]
+        for network in written.figures["networks"]
     )
     assert fp16["head.0"] == bf16["head.0"] > 130  # it stays in float32
     for module in ("body.0.body.0", "body.0.body.1", "body.0", "body.1", "body.2", "tail.1", "add_mean"):
         assert fp16[module] > bf16[module] + 6, module  # 3 bits are 18 dB
     # The last point is the output itself, with another peak: within 6 dB of the picture's PSNR.
-    total = made.figures["networks"][0]["total"]["mean_psnr_db"]
+    total = written.figures["networks"][0]["total"]["mean_psnr_db"]
     assert fp16["add_mean"] == pytest.approx(total, abs=6)
 
 
 # In the browser ------------------------------------------------------------------------------------------------
 
 
-def test_page_opens_without_errors_and_asks_for_nothing(browser: Browser, made: MadeReport) -> None:
+def test_page_opens_without_errors_and_asks_for_nothing(browser: Browser, written: WrittenReport) -> None:
     page = browser.new_page()
     asked, complaints = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto((made.folder / "index.html").as_uri())
-    assert [url for url in asked if not url.startswith("data:")] == [(made.folder / "index.html").as_uri()]
+    page.goto((written.folder / "index.html").as_uri())
+    assert [url for url in asked if not url.startswith("data:")] == [(written.folder / "index.html").as_uri()]
     assert complaints == []
     assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     page.close()
 
 
-def test_table_shows_the_figures(browser: Browser, made: MadeReport) -> None:
-    page = opened(browser, made)
+def test_table_shows_the_figures(browser: Browser, written: WrittenReport) -> None:
+    page = opened(browser, written)
     rows = page.locator("section:has(#precisions) tbody tr")
-    for index, network in enumerate(made.figures["networks"]):
+    for index, network in enumerate(written.figures["networks"]):
         cells = [
             cell.replace("\N{MINUS SIGN}", "-") for cell in rows.nth(index).locator("td").all_inner_texts()
         ]
@@ -166,8 +170,10 @@ def test_table_shows_the_figures(browser: Browser, made: MadeReport) -> None:
     page.close()
 
 
-def test_slider_moves_by_mouse_and_by_keyboard(browser: Browser, made: MadeReport, tmp_path: Path) -> None:
-    page = opened(browser, made)
+def test_slider_moves_by_mouse_and_by_keyboard(
+    browser: Browser, written: WrittenReport, tmp_path: Path
+) -> None:
+    page = opened(browser, written)
     slider = page.locator(".slider").first
     slider.scroll_into_view_if_needed()
     page.locator("select.left").first.select_option("truth")
@@ -200,8 +206,8 @@ def test_slider_moves_by_mouse_and_by_keyboard(browser: Browser, made: MadeRepor
     page.close()
 
 
-def test_other_pictures_can_be_chosen_for_both_sides(browser: Browser, made: MadeReport) -> None:
-    page = opened(browser, made)
+def test_other_pictures_can_be_chosen_for_both_sides(browser: Browser, written: WrittenReport) -> None:
+    page = opened(browser, written)
     slider = page.locator(".slider").first
     shown = "[...document.querySelector('.slider').querySelectorAll('img')]"
     assert page.evaluate(
@@ -225,9 +231,9 @@ def test_other_pictures_can_be_chosen_for_both_sides(browser: Browser, made: Mad
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [LAPTOP, PHONE])
 def test_page_fits_the_screen_and_follows_its_color_scheme(
-    browser: Browser, made: MadeReport, size: tuple[int, int], scheme: str
+    browser: Browser, written: WrittenReport, size: tuple[int, int], scheme: str
 ) -> None:
-    page = opened(browser, made, size, scheme)
+    page = opened(browser, written, size, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == size[0]
     ground, ink = page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
@@ -245,8 +251,8 @@ def test_page_fits_the_screen_and_follows_its_color_scheme(
     page.close()
 
 
-def test_names_of_pictures_are_text_and_never_markup(browser: Browser, made: MadeReport) -> None:
-    page = opened(browser, made)
+def test_names_of_pictures_are_text_and_never_markup(browser: Browser, written: WrittenReport) -> None:
+    page = opened(browser, written)
     headings = page.locator(".picture h3").all_inner_texts()
     assert any(heading.startswith("<i>discs & more") for heading in headings)
     page.close()

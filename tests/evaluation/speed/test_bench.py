@@ -40,8 +40,8 @@ def test_every_size_and_batch_is_measured(network: Path) -> None:
     steps: list[str] = []
     spec = BenchSpec(sources=(str(network),), sizes=(SMALL, LARGE), batches=(1, 3), seconds=BRIEF, threads=1)
     report = run_bench(spec, on_step=steps.append)
-    found = [(m.height, m.width, m.batch) for m in report.measurements]
-    assert found == [(8, 6, 1), (8, 6, 3), (40, 40, 1), (40, 40, 3)]
+    actual = [(m.height, m.width, m.batch) for m in report.measurements]
+    assert actual == [(8, 6, 1), (8, 6, 3), (40, 40, 1), (40, 40, 3)]
     assert len(steps) == 4
     small, _, large, _ = report.measurements
     assert large.latency.p50_ms > small.latency.p50_ms  # 33 times the pixels
@@ -133,9 +133,9 @@ def test_a_checkpoint_is_measured_in_each_precision(
         "--json",
     ]
     result = run(*words, "--precision", "fp32", "--precision", "bf16")
-    found = json.loads(result.out)["measurements"]
-    assert [one["network"].split(", ")[1] for one in found] == ["FP32", "BF16", "FP32"]
-    assert [one["source"] for one in found] == [str(small_x4.checkpoint)] * 2 + [str(network)]
+    actual = json.loads(result.out)["measurements"]
+    assert [item["network"].split(", ")[1] for item in actual] == ["FP32", "BF16", "FP32"]
+    assert [item["source"] for item in actual] == [str(small_x4.checkpoint)] * 2 + [str(network)]
     monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: False)
     refused = run(*words, "--precision", "bf16")
     assert (refused.code, refused.out) == (1, "")
@@ -144,8 +144,8 @@ def test_a_checkpoint_is_measured_in_each_precision(
 
 def test_a_fixed_size_is_measured_without_being_named(tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "net.onnx", shape=(1, 3, 8, 10))
-    (found,) = run_bench(BenchSpec(sources=(str(network),), seconds=BRIEF, threads=1)).measurements
-    assert (found.height, found.width) == (8, 10)
+    (actual,) = run_bench(BenchSpec(sources=(str(network),), seconds=BRIEF, threads=1)).measurements
+    assert (actual.height, actual.width) == (8, 10)
 
 
 def test_the_command_prints_json_draws_and_nothing_else(
@@ -175,7 +175,7 @@ def test_two_files_of_one_backend_and_precision_are_distinguished(network: Path,
     )
     one, two = report.measurements
     assert one.network == two.network
-    assert [report.name_of(found) for found in (one, two)] == [
+    assert [report.name_of(actual) for actual in (one, two)] == [
         f"{path.name}: {one.network}" for path in (network, other)
     ]
     assert dataclasses.replace(report, measurements=(one,)).name_of(one) == one.network

@@ -157,8 +157,8 @@ def test_a_client_server_that_starts_no_process_is_reported_with_what_helps(
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(job, "require_ray", lambda _: None)
     with (
-        pytest.raises(HspanError, match=r"run the command again; .*GRPC_ENABLE_FORK_SUPPORT=0") as told,
+        pytest.raises(HspanError, match=r"run the command again; .*GRPC_ENABLE_FORK_SUPPORT=0") as caught,
         job._cluster(job.ClusterSpec(address="ray://head")),
     ):
         pass
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
