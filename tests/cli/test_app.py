@@ -1,4 +1,4 @@
-"""The command line itself: help, versions, and what click would tell in three lines told in one."""
+"""The command line itself: help, versions, and click's own errors in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import trt_hspan
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["nonsense"], "trt-hspan: No such command 'nonsense'"),
         (["export", "net.pt"], "trt-hspan export: Missing option '--output'"),
@@ -20,10 +20,12 @@ import trt_hspan
         (["plugin", "nonsense"], "trt-hspan plugin: No such command"),
     ],
 )
-def test_wrong_usage_is_one_line_that_names_the_help(run: CommandLine, words: list[str], told: str) -> None:
+def test_wrong_usage_is_one_line_that_names_the_help(
+    run: CommandLine, words: list[str], message: str
+) -> None:
     result = run(*words)
     assert result.code == 2
-    assert told in result.error_line
+    assert message in result.error_line
     assert result.error_line.endswith("--help")
 
 

@@ -117,9 +117,9 @@ def test_node_that_was_named_stays_float32(run: CommandLine, small_x4: GoldenNet
     assert run(*words, "--keep-fp32", "body.1.body.1.*").code == 0
     typed = load_onnx(target)
     inferred = {v.name: v.type.tensor_type.elem_type for v in typed.graph.value_info}
-    made = {node.name: inferred.get(node.output[0]) for node in typed.graph.node}
-    assert made["body.1.body.1.conv_match1.0/Conv"] == 1  # float32
-    assert made["body.0.body.1.conv_match1.0/Conv"] == 10  # float16
+    types = {node.name: inferred.get(node.output[0]) for node in typed.graph.node}
+    assert types["body.1.body.1.conv_match1.0/Conv"] == 1  # float32
+    assert types["body.0.body.1.conv_match1.0/Conv"] == 10  # float16
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,9 @@ def test_more_profiles_come_after_that_of_the_other_options(run: CommandLine, ne
     assert [profile.max for profile in profiles] == [(1, 3, 24, 32), (2, 3, 32, 32), (3, 3, 12, 12)]
     shown = run("inspect", plan)
     assert all(text in shown.out for text in ("1: min 1x3x16x16", "max 2x3x32x32", "2: min 1x3x8x8"))
-    told = json.loads(run("inspect", plan, "--json").out)["facts"]["profiles"]
-    assert [item["max"] for item in told] == [list(profile.max) for profile in profiles]
-    assert min(item["activation_memory_bytes"] for item in told) > 0
+    reported = json.loads(run("inspect", plan, "--json").out)["facts"]["profiles"]
+    assert [item["max"] for item in reported] == [list(profile.max) for profile in profiles]
+    assert min(item["activation_memory_bytes"] for item in reported) > 0
     verdict = run("doctor", plan, "--json")
     assert "at its largest shape, 32x32" in verdict.out
     # The command that doctor names builds the same profiles.
@@ -114,7 +114,7 @@ def test_more_profiles_come_after_that_of_the_other_options(run: CommandLine, ne
     assert result.code == 0, result.err
     again = [(profile.min, profile.opt, profile.max) for profile in verify_manifest(plan).profiles]
     expected = [(profile.min, profile.opt, profile.max) for profile in profiles[1:]]
-    assert again == expected, "no default profile beside those asked for"
+    assert again == expected, "no default profile beside those requested"
 
 
 def test_the_plugin_on_tensorrt_rtx_builds_and_says_what_is_unknown(run: CommandLine, network: Path) -> None:

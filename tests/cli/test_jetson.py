@@ -23,18 +23,18 @@ from trt_hspan.upscaling.tiling import tile_plan
 
 
 def test_boards_are_listed_with_their_published_figures(run: CommandLine) -> None:
-    done = run("jetson", "boards", "--json")
-    boards = {board["name"]: board for board in json.loads(done.out)["boards"]}
+    result = run("jetson", "boards", "--json")
+    boards = {board["name"]: board for board in json.loads(result.out)["boards"]}
     assert boards["orin-nano-8g"]["memory_bytes"] == 8 << 30
     assert all(board["rates"]["source"] for board in boards.values())
 
 
 def test_plan_shows_memory_tiles_and_floor(run: CommandLine, exported: ExportCache) -> None:
     model = exported("small_x4", precision="fp16")
-    done = run(
+    result = run(
         "jetson", "plan", "--board", "orin-nano-8g", "--size", "360x640", "--onnx", str(model), "--json"
     )
-    plan = json.loads(done.out)
+    plan = json.loads(result.out)
     assert plan["fits"] is True
     assert (plan["tile_height"], plan["tile_width"]) == (360, 640)
     assert plan["measured"] is False
@@ -44,8 +44,8 @@ def test_plan_shows_memory_tiles_and_floor(run: CommandLine, exported: ExportCac
 
 def test_the_published_network_is_planned_without_an_export(run: CommandLine) -> None:
     size = "width=640,height=360"
-    done = run("jetson", "plan", "--board", "orin-nano-8g", "--size", size, "--scale", "2", "--json")
-    plan = json.loads(done.out)
+    result = run("jetson", "plan", "--board", "orin-nano-8g", "--size", size, "--scale", "2", "--json")
+    plan = json.loads(result.out)
     assert plan["fits"] is True
     assert plan["memory_bytes"].keys() == {"weights", "activations", "workspace", "tensors", "reserved"}
     assert plan["floor_ms"] > 1000
@@ -57,8 +57,8 @@ def test_plan_finds_the_board_that_it_runs_on(
 ) -> None:
     facts = device_from_root(write_jetson_root(tmp_path))
     monkeypatch.setattr(device, "this_device", lambda: facts)
-    done = run("jetson", "plan", "--board", "auto", "--size", "48x64", "--scale", "4", "--json")
-    assert json.loads(done.out)["board"] == "orin-nano-8g"
+    result = run("jetson", "plan", "--board", "auto", "--size", "48x64", "--scale", "4", "--json")
+    assert json.loads(result.out)["board"] == "orin-nano-8g"
 
 
 def test_a_benchmark_stands_beside_the_boards_floor(run: CommandLine, small_engine: SmallEngine) -> None:
@@ -69,15 +69,15 @@ def test_a_benchmark_stands_beside_the_boards_floor(run: CommandLine, small_engi
     cost = network_cost(load_onnx(small_engine.onnx))
     least = least_ms(cost, board_from_name("orin-nano-8g"), tile_plan(ImageSize(16, 24), None, 0))
     assert report["floors_ms"] == {"16x24": least}
-    done = run(*words, "--seconds", "0.05")
-    (row,) = [line for line in done.out.splitlines() if "16x24" in line]
+    result = run(*words, "--seconds", "0.05")
+    (row,) = [line for line in result.out.splitlines() if "16x24" in line]
     # What a CPU takes is no multiple of the board's floor.
     assert row.rstrip(" │").endswith("-")
-    assert "this machine, not the board" in done.out
+    assert "this machine, not the board" in result.out
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "part"),
+    ("words", "code", "message"),
     [
         (("--size", "900x900"), 1, "--size 900x900"),
         (("--size", "900"), 2, "expected height x width"),
@@ -87,18 +87,18 @@ def test_a_benchmark_stands_beside_the_boards_floor(run: CommandLine, small_engi
     ],
 )
 def test_a_benchmark_that_cannot_be_is_one_line(
-    run: CommandLine, small_engine: SmallEngine, words: tuple[str, ...], code: int, part: str
+    run: CommandLine, small_engine: SmallEngine, words: tuple[str, ...], code: int, message: str
 ) -> None:
-    done = run("jetson", "bench", small_engine.plan, "--board", "agx-thor", *words)
-    assert done.code == code
-    assert part in done.error_line
+    result = run("jetson", "bench", small_engine.plan, "--board", "agx-thor", *words)
+    assert result.code == code
+    assert message in result.error_line
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"), [(["boards", "--json"], '"orin-nano-8g"'), (["--version"], "trt-hspan ")]
+    ("words", "expected"), [(["boards", "--json"], '"orin-nano-8g"'), (["--version"], "trt-hspan ")]
 )
 def test_hspan_jetson_is_this_command(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], meant: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str
 ) -> None:
     project = Path(__file__).parents[2] / "pyproject.toml"
     (entry,) = re.findall(r'^hspan-jetson = "([\w.]+):(\w+)"$', project.read_text(), re.MULTILINE)
@@ -106,27 +106,29 @@ def test_hspan_jetson_is_this_command(
     with pytest.raises(SystemExit) as stopped:
         getattr(importlib.import_module(entry[0]), entry[1])()
     assert stopped.value.code == 0
-    assert meant in capsys.readouterr().out
+    assert expected in capsys.readouterr().out
 
 
 def test_plan_prints_a_table_that_says_it_measured_nothing(run: CommandLine, exported: ExportCache) -> None:
     model = exported("small_x4", precision="fp16")
-    done = run("jetson", "plan", "--board", "agx-thor", "--size", "48x64", "--onnx", str(model))
-    assert "48x64 -> 192x256" in done.out
-    assert "not a" in done.out
-    assert "whole picture" in done.out
+    result = run("jetson", "plan", "--board", "agx-thor", "--size", "48x64", "--onnx", str(model))
+    assert "48x64 -> 192x256" in result.out
+    assert "not a" in result.out
+    assert "whole picture" in result.out
 
 
 def test_an_engine_with_a_function_body_is_no_jetson_engine(
     run: CommandLine, small_engine: SmallEngine
 ) -> None:
-    done = run("jetson", "plan", "--board", "orin-nano-8g", "--size", "48x64", "--engine", small_engine.plan)
-    assert done.code == 1
-    assert "--attention plugin" in done.error_line
+    result = run(
+        "jetson", "plan", "--board", "orin-nano-8g", "--size", "48x64", "--engine", small_engine.plan
+    )
+    assert result.code == 1
+    assert "--attention plugin" in result.error_line
 
 
 @pytest.mark.parametrize(
-    ("arguments", "part"),
+    ("arguments", "message"),
     [
         (("--board", "pi", "--size", "48x64", "--scale", "2"), "orin-nano-8g"),
         (("--board", "agx-thor", "--size", "64", "--scale", "2"), "expected height x width"),
@@ -146,7 +148,7 @@ def test_an_engine_with_a_function_body_is_no_jetson_engine(
         (("--board", "agx-thor", "--size", "48x64", "--scale", "2", "--engine", "e.plan"), "exactly one"),
     ],
 )
-def test_wrong_usage_is_one_line(run: CommandLine, arguments: tuple[str, ...], part: str) -> None:
-    done = run("jetson", "plan", *arguments)
-    assert done.code == 2
-    assert part in done.error_line
+def test_wrong_usage_is_one_line(run: CommandLine, arguments: tuple[str, ...], message: str) -> None:
+    result = run("jetson", "plan", *arguments)
+    assert result.code == 2
+    assert message in result.error_line

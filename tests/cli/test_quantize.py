@@ -124,10 +124,10 @@ def test_sensitivity_too_prints_a_loss_that_rounds_to_nothing_as_none(
     measure = job.measure_sensitivity
 
     def slightly_better(*arguments: Any, **named: Any) -> SensitivityReport:
-        found = measure(*arguments, **named)
-        base, everything = (replace(m, loss_db=-1e-5) for m in (found.base, found.everything))
-        layers = tuple(replace(layer, loss_db=-2e-5) for layer in found.layers)
-        return replace(found, base=base, everything=everything, layers=layers)
+        report = measure(*arguments, **named)
+        base, everything = (replace(m, loss_db=-1e-5) for m in (report.base, report.everything))
+        layers = tuple(replace(layer, loss_db=-2e-5) for layer in report.layers)
+        return replace(report, base=base, everything=everything, layers=layers)
 
     monkeypatch.setattr(job, "measure_sensitivity", slightly_better)
     words = ("--calibration", "builtin", *QUICK, "--exclude", "body.*")

@@ -79,9 +79,9 @@ def test_a_folder_with_bad_files_does_the_rest_and_reports_at_the_end(
     assert read_picture(out / "folder.png" / "one.png").pixels.shape == (1, 1, 3)
     again = json.loads(run("upscale", folder, "-o", out, "--onnx", network, "--json").out)
     assert (again["done"], again["skipped"], again["failed"]) == (0, 4, 3)
-    other = run("upscale", folder / "a.png", "-o", out, "--onnx", network, "--tile", "16x16")
-    assert other.code == 1
-    assert "was written with another network or other options; give --overwrite" in other.err
+    refused = run("upscale", folder / "a.png", "-o", out, "--onnx", network, "--tile", "16x16")
+    assert refused.code == 1
+    assert "was written with another network or other options; give --overwrite" in refused.err
 
 
 def test_another_onnx_file_of_the_same_checkpoint_is_another_network(

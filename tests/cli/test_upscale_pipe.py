@@ -53,18 +53,18 @@ def test_a_picture_comes_out_in_its_own_format_or_another(network: Path) -> None
         (picture(".jpg"), (), "JPEG"),
         (picture(".png"), ("--format", "webp"), "WEBP"),
     ]:
-        done = through_pipes(data, "-", "-o", "-", "--onnx", network, *options)
-        assert done.returncode == 0, done.stderr
-        found = Image.open(io.BytesIO(done.stdout))
-        assert (found.format, found.size) == (expected, (14, 12))
+        process = through_pipes(data, "-", "-o", "-", "--onnx", network, *options)
+        assert process.returncode == 0, process.stderr
+        result = Image.open(io.BytesIO(process.stdout))
+        assert (result.format, result.size) == (expected, (14, 12))
 
 
 def test_bytes_that_are_no_picture_are_one_line_and_nothing_is_sent(network: Path) -> None:
     for data in (b"", b"words", picture(".png", 50, 50)[:3000]):
-        done = through_pipes(data, "-", "-o", "-", "--onnx", network)
-        assert (done.returncode, done.stdout) == (1, b"")
-        assert done.stderr.startswith(b"trt-hspan: error: standard input: ")
-        assert done.stderr.count(b"\n") == 1
+        process = through_pipes(data, "-", "-o", "-", "--onnx", network)
+        assert (process.returncode, process.stdout) == (1, b"")
+        assert process.stderr.startswith(b"trt-hspan: error: standard input: ")
+        assert process.stderr.count(b"\n") == 1
 
 
 def test_a_pipe_into_a_file_reports_as_files_do_and_leaves_nothing_else(

@@ -116,7 +116,7 @@ def test_a_loss_that_rounds_to_nothing_is_not_shown_as_a_gain(
 
     def slightly_better(*arguments: Any, **options: Any) -> list[compare.ValidationReport]:
         reports = validate_all(*arguments, **options)
-        return [replace(found, total=replace(found.total, psnr_y_loss_db=-1e-5)) for found in reports]
+        return [replace(report, total=replace(report.total, psnr_y_loss_db=-1e-5)) for report in reports]
 
     monkeypatch.setattr(validation, "validate_all", slightly_better)
     words = ("--checkpoint", small_x4.checkpoint, "--images", benchmark_set, "--limit", 1)
@@ -290,7 +290,7 @@ def test_bf16_of_the_checkpoint_is_compared_beside_files(
     assert alone["candidate"].endswith(", BF16")
     assert 30 < alone["total"]["worst_psnr_db"] < 90
     both = report_of(run(*words, exported("small_x4"), "--precision", "bf16", "--min-psnr", 30))
-    assert [one["precision"] for one in both["reports"]] == ["fp32", "bf16"]
+    assert [report["precision"] for report in both["reports"]] == ["fp32", "bf16"]
     assert both["reports"][1]["total"]["worst_psnr_db"] == alone["total"]["worst_psnr_db"]
     failed = run(*words, "--precision", "bf16", "--min-psnr", 90)
     assert failed.code == 1
@@ -337,8 +337,8 @@ def test_scales_that_differ_are_one_line(run: CommandLine, exported: ExportCache
 def test_bad_files_are_one_line(
     run: CommandLine, exported: ExportCache, tmp_path: Path, small_x4: GoldenNetwork
 ) -> None:
-    good = exported("small_x4")
-    (tmp_path / "broken.onnx").write_bytes(good.read_bytes()[:1000])
+    network = exported("small_x4")
+    (tmp_path / "broken.onnx").write_bytes(network.read_bytes()[:1000])
     (tmp_path / "broken.pt").write_bytes(small_x4.checkpoint.read_bytes()[:1000])
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -352,12 +352,15 @@ def test_bad_files_are_one_line(
         ([tmp_path / "none.onnx", "--checkpoint", small_x4.checkpoint], "none.onnx: no such file"),
         ([tmp_path / "broken.onnx", "--checkpoint", small_x4.checkpoint], "broken.onnx: not an ONNX"),
         ([tmp_path / "none.plan", "--checkpoint", small_x4.checkpoint], "none.plan: no such file"),
-        ([good, "--checkpoint", tmp_path / "broken.pt"], "broken.pt: not a PyTorch checkpoint"),
-        ([good, "--checkpoint", tmp_path / "none.pt"], "none.pt: no such file"),
-        ([good, "--checkpoint", small_x4.checkpoint, "--images", tmp_path / "none"], "none: no such folder"),
-        ([good, "--checkpoint", small_x4.checkpoint, "--images", empty], "empty: holds no pictures"),
-        ([good, "--checkpoint", small_x4.checkpoint, "--images", broken_pictures], "a.png: not a picture"),
-        ([good, "--checkpoint", small_x4.checkpoint, "--images", half], "X4/ax4.png: is missing"),
+        ([network, "--checkpoint", tmp_path / "broken.pt"], "broken.pt: not a PyTorch checkpoint"),
+        ([network, "--checkpoint", tmp_path / "none.pt"], "none.pt: no such file"),
+        (
+            [network, "--checkpoint", small_x4.checkpoint, "--images", tmp_path / "none"],
+            "none: no such folder",
+        ),
+        ([network, "--checkpoint", small_x4.checkpoint, "--images", empty], "empty: holds no pictures"),
+        ([network, "--checkpoint", small_x4.checkpoint, "--images", broken_pictures], "a.png: not a picture"),
+        ([network, "--checkpoint", small_x4.checkpoint, "--images", half], "X4/ax4.png: is missing"),
     ]:
         result = run("validate", *words)
         assert result.code == 1, words

@@ -45,7 +45,7 @@ ResScale = Annotated[float | None, res_scale()]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1 for the second GPU.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="CPU threads.", show_default="the backend's choice")
+    int | None, typer.Option(metavar="N", help="CPU threads.", show_default="the backend's choice")
 ]
 Plugin = Annotated[
     Path | None,
