@@ -15,7 +15,7 @@ import pytest
 from support.serve_process import ServeProcess
 from support.served_pictures import hostile_files, png
 
-from trt_hspan.serving.load import LoadReport, mixed_shots, run_load
+from tools.load_test.traffic import LoadReport, mixed_shots, run_load
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "load_test.py"
 

@@ -1,4 +1,4 @@
-"""Load for a server, and what came of it: latencies, errors, memory over time. Owns the traffic, not the server.
+"""Load for a server, and its outcome: latencies, errors, memory over time.
 
 A closed loop: each client sends its next request when the last one is answered. Every request ends in exactly one
 outcome: answered, refused (4xx or busy), or lost (no answer at all), which must not happen.
@@ -27,7 +27,7 @@ Shot = Callable[[], Awaitable[str]]
 
 @dataclass
 class LoadReport:
-    """What came of a load.
+    """The outcome of a load.
 
     Attributes:
         seconds: that it took.
@@ -166,11 +166,11 @@ async def load_server(
     attempts: int = 1,
     server_pid: int | None = None,
 ) -> LoadReport:
-    """Sends good pictures to a server with tritonclient.
+    """Sends pictures to a server with tritonclient.
 
     Raises:
-        HspanError: nobody answers at the URL.
-        UsageError: it is none.
+        HspanError: no server answers at the URL.
+        UsageError: the URL is not one of a server.
     """
     server_url_from_text(url)
     retry = RetryPolicy(attempts=attempts)
@@ -181,9 +181,9 @@ async def load_server(
 
 
 def mixed_shots(
-    http_url: str, good: Sequence[bytes], bad: Sequence[bytes], *, count: int, seed: int = 0
+    http_url: str, valid: Sequence[bytes], invalid: Sequence[bytes], *, count: int, seed: int = 0
 ) -> list[Shot]:
-    """Requests of every kind: good, bad, too large, slow, cut off half-way, and gone before the answer."""
+    """Requests of every kind: valid, invalid, too large, slow, cut off half-way, and gone before the answer."""
     import aiohttp
 
     host, _, port = http_url.removeprefix("http://").rpartition(":")
@@ -225,7 +225,7 @@ def mixed_shots(
     dice = random.Random(seed)
     shots: list[Shot] = []
     for _ in range(count):
-        picture, broken, kind = dice.choice(good), dice.choice(bad), dice.random()
+        picture, broken, kind = dice.choice(valid), dice.choice(invalid), dice.random()
         if kind < 0.60:
             shots.append(partial(post, picture))
         elif kind < 0.80:

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tools.load_test.traffic import load_server
 from tools.running import exit_code
 from trt_hspan.files import error_from_os_error
-from trt_hspan.serving.load import load_server
 
 
 def main() -> int:

@@ -1,0 +1,1 @@
+"""Load for a server: traffic, and the command that sends it."""
