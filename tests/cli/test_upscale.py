@@ -187,7 +187,7 @@ def test_table_names_the_backend(run: CommandLine, picture: Path, tmp_path: Path
         (["--checkpoint", "a.onnx"], "--checkpoint: got a.onnx, which is no checkpoint; use --onnx"),
         (["--onnx", "a.onnx", "--res-scale", "0.2"], "--res-scale: is for --checkpoint"),
         (["--onnx", "a.onnx", "-o", "out.xyz"], "out.xyz: cannot tell the format"),
-        (["--checkpoint", str(GOLDEN / "small_x4.pt"), "--res-scale", "-1"], "res_scale"),
+        (["--checkpoint", str(GOLDEN / "small_x4.pt"), "--res-scale", "-1"], "'--res-scale'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(

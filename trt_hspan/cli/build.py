@@ -131,7 +131,7 @@ class BuildRequest:
         int | None, typer.Option(help="Limit of TensorRT's scratch memory.", show_default="TensorRT's")
     ] = None
     opt_level: options.OptLevel = None
-    export: Annotated[options.ExportOptions, "Export of a checkpoint"]
+    export: Annotated[options.ExportOptions, "Export and audit"]
     quantization: Annotated[options.QuantizationOptions, "Quantization"]
     json: options.Json = False
 

@@ -29,7 +29,7 @@ def output(metavar: str, help: str, *, show_default: str | bool = True) -> Any:
 def res_scale(*, show_default: str = str(DEFAULT_RES_SCALE)) -> Any:
     """The option --res-scale."""
     return typer.Option(
-        help="Residual scale of a checkpoint, which does not store it.", show_default=show_default
+        min=0, help="Residual scale of a checkpoint, which does not store it.", show_default=show_default
     )
 
 
