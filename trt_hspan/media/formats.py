@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import Final
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.sizes import ImageSize
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # What is read. Not on the list: formats whose Pillow plugins start other programs, as EPS does.
 READ_FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -55,33 +51,6 @@ DAMAGE: Final = (
     struct.error,
     zlib.error,
 )
-
-
-def open_with_pillow(stream: BinaryIO, where: object) -> Image.Image:
-    """Reads a picture's header with Pillow.
-
-    Args:
-        stream: the file.
-        where: what an error is about.
-
-    Raises:
-        HspanError: not a picture, damaged, or of more than `MAX_PIXELS` pixels.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            # Pillow's remarks on odd tags and its milder limit of size; the check below replaces that.
-            warnings.simplefilter("ignore")
-            image = Image.open(stream, formats=READ_FORMATS)
-    except UnidentifiedImageError as error:
-        raise not_a_picture(where) from error
-    except Image.DecompressionBombError as error:
-        raise HspanError(where, f"too large: {error}", "cut it into smaller pictures") from error
-    except (OSError, *DAMAGE) as error:
-        raise damaged(where, error) from error
-    require_accepted(ImageSize(height=image.height, width=image.width), where)
-    return image
 
 
 def require_accepted(size: ImageSize, where: object) -> None:

@@ -21,10 +21,10 @@ from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, require_regular_file
 from trt_hspan.media.formats import (
     DAMAGE,
+    READ_FORMATS,
     damaged,
     format_from_start,
     not_a_picture,
-    open_with_pillow,
     require_accepted,
 )
 from trt_hspan.media.metadata import (
@@ -211,7 +211,7 @@ class _PillowPicture:
 
     def __init__(self, data: bytes, where: object) -> None:
         self._data, self.where = data, where
-        with open_with_pillow(io.BytesIO(data), where) as image:
+        with _open_with_pillow(data, where) as image:
             self.format = image.format or "PNG"
             is_turned = orientation_of_image(image) >= 5  # by a quarter
             stored = ImageSize(height=image.height, width=image.width)
@@ -236,7 +236,7 @@ class _PillowPicture:
     def _decoded(self) -> tuple[npt.NDArray[Any], Metadata]:
         from PIL import ImageOps
 
-        with open_with_pillow(io.BytesIO(self._data), self.where) as image, warnings.catch_warnings():
+        with _open_with_pillow(self._data, self.where) as image, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd tags; what matters is raised
             try:
                 image.load()
@@ -261,6 +261,24 @@ class _PillowPicture:
         """Brings the transparent gray of a PNG of 2 or 4 bits to 8: Pillow does so with the pixels only."""
         if image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
             image.info["transparency"] *= {2: 85, 4: 17}.get(self._data[24], 1)
+
+
+def _open_with_pillow(data: bytes, where: object) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow's remarks on odd tags and its milder limit of size; the check below replaces that.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=READ_FORMATS)
+    except UnidentifiedImageError as error:
+        raise not_a_picture(where) from error
+    except Image.DecompressionBombError as error:
+        raise HspanError(where, f"too large: {error}", "cut it into smaller pictures") from error
+    except (OSError, *DAMAGE) as error:
+        raise damaged(where, error) from error
+    require_accepted(ImageSize(height=image.height, width=image.width), where)
+    return image
 
 
 def _plain_mode(image: Image.Image, where: object) -> tuple[Image.Image, bool]:

@@ -102,7 +102,8 @@ def write_picture(
     """
     target = Path(path)
     require_writable_suffix(target)
-    write_bytes(target, encode_image(picture, target.suffix, quality=quality, where=target))
+    data = encode_image(picture, target.suffix, quality=quality, where=target)
+    write_bytes(target, data)
 
 
 def encode_image(

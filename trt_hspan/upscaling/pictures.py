@@ -144,10 +144,12 @@ def upscale_picture_file(
     started = time.perf_counter()
     result = upscale_picture(upscaler, picture, on_tile=on_tile, what=source)
     seconds = time.perf_counter() - started
+    plan = upscaler.plan(opened.size, what=source)
     if comparison is not None:  # first: a result that is in place is taken for finished
-        write_picture(comparison, side_by_side(picture, result))
+        halves = side_by_side(picture, result)
+        write_picture(comparison, halves)
     write_picture(target, result, quality=writing.quality)
-    report = _report(upscaler, upscaler.plan(opened.size, what=source), seconds)
+    report = _report(upscaler, plan, seconds)
     measured, reason = _measured(upscaler, picture, report.tiles) if writing.tile_effect else (None, None)
     return dataclasses.replace(report, tile_effect=measured, why_no_tile_effect=reason, comparison=comparison)
 

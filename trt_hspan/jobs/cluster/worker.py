@@ -78,7 +78,7 @@ class UpscaleWorker:
         }
 
     def _upscale(self, source: str, target: str) -> None:
-        from trt_hspan.media.pictures import decode_image, read_picture
+        from trt_hspan.media.pictures import open_picture, whole_picture
         from trt_hspan.media.writing import encode_image
         from trt_hspan.upscaling.pictures import upscale_picture, upscale_picture_file
 
@@ -86,8 +86,8 @@ class UpscaleWorker:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             upscale_picture_file(self._upscaler, source, target, self._writing)
             return
-        picture = decode_image(read_bytes(source), where=source) if is_uri(source) else read_picture(source)
-        result = upscale_picture(self._upscaler, picture, what=source)
+        opened = open_picture(read_bytes(source) if is_uri(source) else source, where=source)
+        result = upscale_picture(self._upscaler, whole_picture(opened), what=source)
         write_bytes(
             target, encode_image(result, suffix_of(target), quality=self._writing.quality, where=target)
         )
