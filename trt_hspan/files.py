@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -74,6 +75,23 @@ def require_name_fits(path: Path) -> None:
     size = len(os.fsencode(path.name))
     if size > _NAME_BYTES:
         raise HspanError(path, f"a name of {size} bytes, at most {_NAME_BYTES} are possible", "shorten it")
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Creates a folder, and waits until no other process is inside such a block for it.
+
+    Raises:
+        HspanError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("w")
+    except OSError as error:
+        raise error_from_os_error(folder, error) from error
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def check_writable(path: Path) -> None:

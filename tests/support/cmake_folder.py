@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 from pathlib import Path
 
+from trt_hspan.files import locked_folder
 from trt_hspan.native.toolchain import find_cmake
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,9 +17,7 @@ def built_folder(name: str, *options: str) -> Path:
     folder = ROOT / "build" / name
     configure = [str(find_cmake()), "-S", str(ROOT), "-B", str(folder), *options]
     build = [str(find_cmake()), "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist runs several processes with a session each
+    with locked_folder(folder):  # pytest-xdist runs several processes with a session each
         for command in (configure, build):
             completed = subprocess.run(command, capture_output=True, text=True, check=False)
             assert completed.returncode == 0, completed.stdout + completed.stderr

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +11,7 @@ from tools.jetson_package.cross_sysroot import prepare_sysroot
 from tools.jetson_package.cross_toolkit import find_cross_compiler, prepare_toolkit
 from tools.jetson_package.targets import Target
 from trt_hspan.errors import HspanError
-from trt_hspan.files import cache_folder, error_from_os_error
+from trt_hspan.files import cache_folder, locked_folder
 from trt_hspan.native.cmake import run_cmake
 from trt_hspan.native.cpu_attention import LIBRARY_NAME as CPU_LIBRARY_NAME
 from trt_hspan.native.plugin import LIBRARY_NAME
@@ -63,7 +61,7 @@ def prepare_cross_folders(
         on_progress(BuildProgress(fraction=0.0, phase=f"fetching {what}"))
 
     cache, cross = cache_folder() / "cross", sources_folder() / "build" / "cross"
-    with _alone(cache):
+    with locked_folder(cache):  # builds for several targets may begin at once
         toolkit = cache / target.toolkit
         prepare_toolkit(target.toolkit, toolkit, on_step=fetching)
         sysroot = prepare_sysroot(cache / "sysroot", on_step=fetching)
@@ -71,19 +69,6 @@ def prepare_cross_folders(
         _link(sysroot, cross / "sysroot")
         _link(find_tensorrt_headers(), cross / "tensorrt")
     return toolkit, sysroot
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Other processes that want the folder wait: builds for several targets may begin at once."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise error_from_os_error(folder, error) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def build_for_target(

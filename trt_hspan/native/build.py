@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import atomic_path, cache_folder, check_writable, error_from_os_error
+from trt_hspan.files import atomic_path, cache_folder, check_writable, locked_folder
 from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.native import cpu_attention
 from trt_hspan.native.cmake import run_cmake
@@ -189,7 +187,7 @@ def _compile(
         *recipe.options,
     ]
     configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DHSPAN_SOURCE_SHA256={recipe.digest}"]
-    with _locked(folder):
+    with locked_folder(folder):
         if force:
             shutil.rmtree(build, ignore_errors=True)
         on_progress(BuildProgress(fraction=0.0, phase="configuring"))
@@ -203,19 +201,6 @@ def _compile(
         recipe.check(build / recipe.built)
         with atomic_path(target) as temporary:
             shutil.copyfile(build / recipe.built, temporary)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two builds of the same library wait for one another."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / "lock").open("w")
-    except OSError as error:
-        raise error_from_os_error(folder, error) from error
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _checked_jobs(jobs: int | None) -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from tools.jetson_package.cross_build import CrossBuild, build_for_target
 from tools.jetson_package.cross_toolkit import CROSS_COMPILER
 from tools.jetson_package.jetson_package import build_jetson_packages
 from tools.jetson_package.targets import target_from_name
+from trt_hspan.files import locked_folder
 from trt_hspan.native.sources import sources_folder
 
 ORIN = target_from_name("jetson-orin")
@@ -51,14 +50,9 @@ class BoardPackage:
     root: Path
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
+def _alone() -> AbstractContextManager[None]:
     """Other processes of the tests use the same build folder."""
-    lock_file = sources_folder() / "build" / "cross" / ".lock"
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return locked_folder(sources_folder() / "build" / "cross")
 
 
 @pytest.fixture(scope="session")

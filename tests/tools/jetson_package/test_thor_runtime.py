@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import subprocess
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from support.upscale_program import UpscaleProgram, only_line
 from tools.jetson_package.cross_build import prepare_cross_folders
 from tools.jetson_package.elf import check_runs_on, elf_needs_from_file
 from tools.jetson_package.targets import target_from_name
+from trt_hspan.files import locked_folder
 from trt_hspan.native.sources import sources_folder
 from trt_hspan.native.toolchain import find_cmake
 
@@ -41,10 +41,8 @@ class ThorRuntime:
 @pytest.fixture(scope="module")
 def thor() -> ThorRuntime:
     folder = ROOT / "build" / "cmake" / f"{THOR.name}-runtime"
-    folder.mkdir(parents=True, exist_ok=True)
     _, sysroot = prepare_cross_folders(THOR)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked_folder(folder):
         configure = [
             "--preset",
             THOR.name,
