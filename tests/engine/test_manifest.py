@@ -26,7 +26,7 @@ PLAN, ONNX = b"a plan", b"a model"
 
 
 def manifest(**changes: Any) -> EngineManifest:
-    made = EngineManifest(
+    default = EngineManifest(
         format_version=3,
         plan_sha256=hashlib.sha256(PLAN).hexdigest(),
         plan_size_bytes=len(PLAN),
@@ -70,7 +70,7 @@ def manifest(**changes: Any) -> EngineManifest:
         source_sha256=None,
         created_utc="2026-01-01T00:00:00+00:00",
     )
-    return dataclasses.replace(made, **changes)
+    return dataclasses.replace(default, **changes)
 
 
 @pytest.fixture

@@ -45,9 +45,9 @@ def machine(**changes: Any) -> Machine:
 
 
 def lines(manifest: EngineManifest, here: Machine, plugin: Path | None = None) -> list[str]:
-    found = [str(line) for line in engine_mismatches(PLAN, manifest, here, plugin=plugin)]
-    assert not any("\n" in line for line in found)
-    return found
+    messages = [str(error) for error in engine_mismatches(PLAN, manifest, here, plugin=plugin)]
+    assert not any("\n" in message for message in messages)
+    return messages
 
 
 def with_plugin(manifest: EngineManifest, library: Path, **changes: Any) -> EngineManifest:
@@ -116,10 +116,10 @@ def test_another_compute_capability(manifest: EngineManifest) -> None:
 def test_the_default_set_of_targets(manifest: EngineManifest, architecture: str, served: bool) -> None:
     default = dataclasses.replace(manifest, targets=())
     assert built_for(default, architecture) == served
-    found = lines(default, machine(architecture=architecture))
-    assert bool(found) != served
-    if found:
-        assert "default set (sm_80, sm_86, sm_89, sm_120 and later)" in found[0]
+    mismatches = lines(default, machine(architecture=architecture))
+    assert bool(mismatches) != served
+    if mismatches:
+        assert "default set (sm_80, sm_86, sm_89, sm_120 and later)" in mismatches[0]
 
 
 def test_all_mismatches_are_reported_at_once(manifest: EngineManifest) -> None:
@@ -141,7 +141,7 @@ def test_a_file_that_is_no_plugin(manifest: EngineManifest, plugin_library: Path
     other = tmp_path / "other.so"
     other.write_bytes(b"text")
     (line,) = lines(with_plugin(manifest, plugin_library), machine(), other)
-    assert "other.so: is no shared library; name a file that trt-hspan plugin build made" in line
+    assert "other.so: is no shared library; name a file that trt-hspan plugin build wrote" in line
 
 
 def test_a_plugin_of_another_build(manifest: EngineManifest, plugin_library: Path) -> None:

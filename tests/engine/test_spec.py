@@ -102,16 +102,14 @@ def test_any_request_in_order_becomes_a_valid_profile_that_keeps_what_was_given(
 ) -> None:
     edges = _in_order(edges)
     batches = _in_order(batches)
-    asked = [None if edge is None else size(edge, edge) for edge in edges]
+    sizes = [None if edge is None else size(edge, edge) for edge in edges]
     request = ProfileRequest(
-        min=asked[0], opt=asked[1], max=asked[2],
+        min=sizes[0], opt=sizes[1], max=sizes[2],
         min_batch=batches[0], opt_batch=batches[1], max_batch=batches[2],
     )  # fmt: skip
     profile = request.profile_for("plugin")
-    found = [profile.min, profile.opt, profile.max]
-    assert all(wanted in (None, got) for wanted, got in zip(asked, found, strict=True))
-    found_batches = [profile.min_batch, profile.opt_batch, profile.max_batch]
-    assert all(wanted in (None, got) for wanted, got in zip(batches, found_batches, strict=True))
+    assert all(given in (None, got) for given, got in zip(sizes, profile.sizes, strict=True))
+    assert all(given in (None, got) for given, got in zip(batches, profile.batches, strict=True))
 
 
 def _in_order(values: list[int | None]) -> list[int | None]:

@@ -62,12 +62,12 @@ def test_the_command_builds_within_the_boards_memory(
     tensorrt: Release, nano: DeviceFacts, network: Path, run: CommandLine
 ) -> None:
     plan = network.parent / "e" / "net.plan"
-    done = run("jetson", "build", network, "-o", plan, "--plugin", default_plugin_path(), "--json")
-    assert done.code == 0, done.err
-    report = json.loads(done.out)
+    completed = run("jetson", "build", network, "-o", plan, "--plugin", default_plugin_path(), "--json")
+    assert completed.code == 0, completed.err
+    report = json.loads(completed.out)
     assert report["board"] == "orin-nano-8g"
     assert "p3767-0005" in report["board_found"]
-    assert "sudo jetson_clocks" in done.err
+    assert "sudo jetson_clocks" in completed.err
     assert report["advice"][0]["commands"] == ["sudo jetson_clocks"]
     assert tensorrt.built is not None
     config = tensorrt.built[1]
@@ -85,14 +85,14 @@ def test_the_table_shows_board_limits_and_sizes(
     tensorrt: Release, nano: DeviceFacts, network: Path, run: CommandLine
 ) -> None:
     plan = network.parent / "net.plan"
-    done = run(
+    completed = run(
         *("jetson", "build", network, "-o", plan, "--plugin", default_plugin_path()),
         *("--size", "48x64", "--opt-level", "1"),
     )
-    assert done.code == 0, done.err
-    assert "16x16 to 48x64, tuned for 48x64" in done.out
-    assert "workspace 512 MiB" in done.out
-    assert "Traceback" not in done.err
+    assert completed.code == 0, completed.err
+    assert "16x16 to 48x64, tuned for 48x64" in completed.out
+    assert "workspace 512 MiB" in completed.out
+    assert "Traceback" not in completed.err
     assert tensorrt.built is not None
     assert tensorrt.built[1].builder_optimization_level == 1
 
@@ -135,10 +135,10 @@ def test_too_little_free_memory_is_reported_before_the_build(
 ) -> None:
     facts = device_from_root(write_jetson_root(tmp_path / "root", available_kib=100_000))
     monkeypatch.setattr(device, "this_device", lambda: facts)
-    done = run("jetson", "build", network, "-o", tmp_path / "e" / "net.plan", "--size", "360x640")
-    assert done.code == 1
-    assert "memory: an engine for 360x640 needs" in done.error_line
-    assert "0.10 GB are free" in done.error_line
+    completed = run("jetson", "build", network, "-o", tmp_path / "e" / "net.plan", "--size", "360x640")
+    assert completed.code == 1
+    assert "memory: an engine for 360x640 needs" in completed.error_line
+    assert "0.10 GB are free" in completed.error_line
     assert tensorrt.built is None
     assert not (tmp_path / "e").exists()
 
@@ -174,10 +174,10 @@ def test_without_tensorrt_one_line_says_so(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     for module in (build_module, builder, tensorrt_api, board_build_module):
         monkeypatch.setattr(module, "gpu_architectures", lambda: ("sm_87",))
-    done = run("jetson", "build", network, "-o", network.parent / "e" / "net.plan")
-    assert done.code == 1
-    assert "tensorrt: JetPack's Python module is missing" in done.error_line
-    assert "--system-site-packages" in done.error_line
+    completed = run("jetson", "build", network, "-o", network.parent / "e" / "net.plan")
+    assert completed.code == 1
+    assert "tensorrt: JetPack's Python module is missing" in completed.error_line
+    assert "--system-site-packages" in completed.error_line
     assert not (network.parent / "e").exists()
 
 
@@ -200,6 +200,6 @@ def test_the_packages_plugin_is_found_unless_another_is_named(
 def test_wrong_usage_is_one_line(
     nano: DeviceFacts, network: Path, run: CommandLine, words: tuple[str, ...]
 ) -> None:
-    done = run("jetson", "build", network, "-o", network.parent / "e" / "net.plan", *words)
-    assert done.code == 2
-    assert words[0] in done.error_line
+    completed = run("jetson", "build", network, "-o", network.parent / "e" / "net.plan", *words)
+    assert completed.code == 2
+    assert words[0] in completed.error_line

@@ -1,4 +1,4 @@
-"""The workspace that plans for boards count on is what the plugin asks TensorRT for, to the byte."""
+"""The workspace that plans for boards count on is what the plugin requests from TensorRT, to the byte."""
 
 from __future__ import annotations
 

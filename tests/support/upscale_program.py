@@ -100,11 +100,11 @@ class UpscaleProgram:
         return plan
 
 
-def only_line(done: subprocess.CompletedProcess[bytes], code: int) -> str:
+def only_line(completed: subprocess.CompletedProcess[bytes], code: int) -> str:
     """The one line of an error; nothing else was printed, and no signal ended the program."""
-    assert done.returncode == code, done
-    assert not done.stdout
-    (line,) = done.stderr.decode(errors="replace").splitlines()
+    assert completed.returncode == code, completed
+    assert not completed.stdout
+    (line,) = completed.stderr.decode(errors="replace").splitlines()
     assert line.startswith("hspan-upscale: error: ")
     return line
 
@@ -184,21 +184,21 @@ class ProgramContract:
     ) -> None:
         words = ("-e", engine, picture, "-o", tmp_path / "out.png")
         shared = {"HSPAN_DOUBLE_INTEGRATED": int(where == "shared")}
-        done = program.run(*words, HSPAN_DOUBLE_MEMORY=100_000, **shared)
-        assert done.returncode == 0
-        assert re.search(rb"out of memory with tiles of \d+x\d+, going on with \d+x\d+\n", done.stderr)
+        completed = program.run(*words, HSPAN_DOUBLE_MEMORY=100_000, **shared)
+        assert completed.returncode == 0
+        assert re.search(rb"out of memory with tiles of \d+x\d+, going on with \d+x\d+\n", completed.stderr)
         assert Image.open(tmp_path / "out.png").size == (123, 150)
         (tmp_path / "out.png").unlink()
-        done = program.run(*words, HSPAN_DOUBLE_MEMORY=1000, **shared)
-        *notes, error = done.stderr.decode().splitlines()
-        assert done.returncode == 1
+        completed = program.run(*words, HSPAN_DOUBLE_MEMORY=1000, **shared)
+        *notes, error = completed.stderr.decode().splitlines()
+        assert completed.returncode == 1
         assert all("going on with" in note for note in notes)
         assert "out of memory even with tiles of 16x16" in error
-        done = program.run(*words, "--tile", "none", HSPAN_DOUBLE_MEMORY=1000, **shared)
-        assert "does not fit the engine" in only_line(done, 1)
+        completed = program.run(*words, "--tile", "none", HSPAN_DOUBLE_MEMORY=1000, **shared)
+        assert "does not fit the engine" in only_line(completed, 1)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["double.json", "double.plan", "in.png"]
 
-    def test_hostile_pictures_are_told_before_the_gpu_is_touched(
+    def test_hostile_pictures_are_reported_before_the_gpu_is_touched(
         self, program: UpscaleProgram, engine: Path, tmp_path: Path
     ) -> None:
         bad, output = tmp_path / "bad", tmp_path / "out.png"
@@ -215,7 +215,7 @@ class ProgramContract:
         assert output.read_bytes() == b"the user's"
         assert len(list(tmp_path.iterdir())) == 4
 
-    def test_what_cannot_be_done_is_told_before_the_gpu_is_touched(
+    def test_what_cannot_be_done_is_reported_before_the_gpu_is_touched(
         self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "large.pgm").write_bytes(b"P5\n4000 4000\n255\n" + bytes(16_000_000))
@@ -233,8 +233,8 @@ class ProgramContract:
             (("--raw", "40000x40000"), 1, "million accepted"),
             (("--raw", "4000x4000"), 1, "upscaled: claims"),
         ):
-            done = program.run("-e", engine, *words, HSPAN_DOUBLE_GPUS=0)
-            assert part in only_line(done, code), words
+            completed = program.run("-e", engine, *words, HSPAN_DOUBLE_GPUS=0)
+            assert part in only_line(completed, code), words
         assert not list((tmp_path / "sub").iterdir())
 
     def test_an_engine_that_cannot_be_opened_is_one_line(
@@ -264,10 +264,10 @@ class ProgramContract:
     ) -> None:
         (tmp_path / "bad.jpg").write_bytes(HOSTILE["half a jpeg"][0])
         (tmp_path / "to").mkdir()
-        done = program.run("-e", engine, tmp_path / "bad.jpg", picture, "-o", tmp_path / "to", "--json")
-        assert done.returncode == 1
-        assert [json.loads(line)["output_width"] for line in done.stdout.splitlines()] == [123]
-        first, last = done.stderr.decode().splitlines()
+        completed = program.run("-e", engine, tmp_path / "bad.jpg", picture, "-o", tmp_path / "to", "--json")
+        assert completed.returncode == 1
+        assert [json.loads(line)["output_width"] for line in completed.stdout.splitlines()] == [123]
+        first, last = completed.stderr.decode().splitlines()
         assert "damaged or truncated JPEG" in first
         assert last == "hspan-upscale: error: 1 of 2 pictures failed"
         assert [path.name for path in (tmp_path / "to").iterdir()] == ["in.png"]
@@ -275,16 +275,16 @@ class ProgramContract:
     def test_frames_pass_through_the_pipe(self, program: UpscaleProgram, engine: Path) -> None:
         frames = [_picture((20, 30, 3), seed) for seed in range(3)]
         stdin = b"".join(frame.tobytes() for frame in frames)
-        done = program.run("-e", engine, "--raw", "20x30", stdin=stdin)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == b"".join(expected_pixels(frame).tobytes() for frame in frames)
-        assert done.stderr == b"hspan-upscale: 3 frames\n"
+        completed = program.run("-e", engine, "--raw", "20x30", stdin=stdin)
+        assert completed.returncode == 0, completed.stderr
+        assert completed.stdout == b"".join(expected_pixels(frame).tobytes() for frame in frames)
+        assert completed.stderr == b"hspan-upscale: 3 frames\n"
         named = program.run("-e", engine, "--raw", "width=30,height=20", stdin=stdin)
-        assert named.stdout == done.stdout
+        assert named.stdout == completed.stdout
         cut = program.run("-e", engine, "--raw", "20x30", stdin=stdin[:-7])
         assert cut.returncode == 1
         assert b"ends inside frame 2: 1793 of 1800 bytes" in cut.stderr
-        assert len(cut.stdout) == 2 * len(done.stdout) // 3
+        assert len(cut.stdout) == 2 * len(completed.stdout) // 3
 
     @pytest.mark.parametrize("count", [0, 1, 30 * 20 * 3 * SCALE**2])
     def test_a_reader_that_ends_is_an_error_and_no_signal(
@@ -294,7 +294,7 @@ class ProgramContract:
         line = line_after_broken_pipe(command, bytes(30 * 20 * 3), count)
         assert line == "hspan-upscale: error: standard output: the program that reads it has ended"
 
-    def test_standard_descriptors_that_are_closed_are_told(
+    def test_standard_descriptors_that_are_closed_are_reported(
         self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
     ) -> None:
         def run(redirection: str, *words: object) -> subprocess.CompletedProcess[bytes]:
@@ -309,8 +309,8 @@ class ProgramContract:
 
         assert "standard output: cannot write" in only_line(run(">&-", "--raw", "20x30"), 1)
         assert "standard input: cannot read" in only_line(run("<&-", "--raw", "20x30"), 1)
-        done = run("<&- >&- 2>&-", picture, "-o", tmp_path / "out.png")
-        assert (done.returncode, Image.open(tmp_path / "out.png").size) == (0, (123, 150))
+        completed = run("<&- >&- 2>&-", picture, "-o", tmp_path / "out.png")
+        assert (completed.returncode, Image.open(tmp_path / "out.png").size) == (0, (123, 150))
 
     def test_output_that_cannot_be_written_is_one_line(
         self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
@@ -323,7 +323,7 @@ class ProgramContract:
                 {"arguments": (picture, "-o", tmp_path / "out.png", "--json")},
             ]
             for each in words:
-                done = program.run(
+                completed = program.run(
                     "-e", engine, *each["arguments"], stdin=each.get("stdin", b""), stdout=full.fileno()
                 )
-                assert "standard output: no space left" in only_line(done, 1)
+                assert "standard output: no space left" in only_line(completed, 1)

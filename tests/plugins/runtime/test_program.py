@@ -17,7 +17,7 @@ from support.upscale_program import only_line
 
 from trt_hspan.machine.gpu import gpu_architectures
 
-needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="tells what happens without a GPU")
+needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="shows what happens without a GPU")
 
 
 def _run(program: Path, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -56,9 +56,9 @@ def _edit(plan: Path, change: dict[str, Any]) -> None:
 def test_info_says_what_the_engine_is_without_a_gpu(
     program: Path, engine: Path, small_engine: SmallEngine
 ) -> None:
-    done = _run(program, "--engine", engine, "--info", "--json")
-    assert done.returncode == 0, done.stderr
-    info = json.loads(done.stdout)
+    completed = _run(program, "--engine", engine, "--info", "--json")
+    assert completed.returncode == 0, completed.stderr
+    info = json.loads(completed.stdout)
     manifest = small_engine.manifest
     assert info["flavor"] == "tensorrt-rtx"
     assert info["tensorrt_version"] == manifest.tensorrt_version
