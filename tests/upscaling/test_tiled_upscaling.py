@@ -380,25 +380,29 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     return set_free
 
 
+def auto_tile(runner: TorchFunctionRunner, picture: ImageSize) -> ImageSize:
+    return tile_size.auto_tile(runner, tile_size.size_ranges(runner), picture)[0]
+
+
 def test_auto_takes_a_small_picture_as_a_whole(free: Callable[[int | None], None]) -> None:
     free(None)
-    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(250, 260)) == (250, 260)
-    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(300, 300)) == (256, 256)
+    assert auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(250, 260)) == (250, 260)
+    assert auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(300, 300)) == (256, 256)
 
 
 def test_auto_keeps_to_half_of_free_memory(free: Callable[[int | None], None]) -> None:
     runner = TorchFunctionRunner(convolutions(2), 2, memory=1000)
     free(2 * 1000 * 100 * 100)
-    height, width = tile_size.auto_tile(runner, ImageSize(240, 240))
+    height, width = auto_tile(runner, ImageSize(240, 240))
     assert height * width <= 100 * 100 < (height + 8) * (width + 8)
 
 
 def test_auto_keeps_to_the_profile_and_fills_it(free: Callable[[int | None], None]) -> None:
     free(None)
     runner = TorchFunctionRunner(convolutions(2), 2, low=(1, 3, 64, 64), high=(1, 3, 512, 384))
-    assert tile_size.auto_tile(runner, ImageSize(512, 384)) == (512, 384)
-    assert tile_size.auto_tile(runner, ImageSize(2000, 2000)) == (512, 384)
-    assert tile_size.auto_tile(runner, ImageSize(10, 2000)) == (64, 384)
+    assert auto_tile(runner, ImageSize(512, 384)) == (512, 384)
+    assert auto_tile(runner, ImageSize(2000, 2000)) == (512, 384)
+    assert auto_tile(runner, ImageSize(10, 2000)) == (64, 384)
     plan = tile_size.plan_for_picture(runner, ImageSize(600, 10))
     # Two tiles are needed, and they need not be 512 high: 600 + 32 shared, halved, up to the next multiple of 8.
     assert [(span.start, span.length) for span in plan.rows] == [(0, 320), (280, 320)]
@@ -415,7 +419,7 @@ def test_a_fixed_size_is_the_size_of_every_tile(free: Callable[[int | None], Non
 
 def test_thin_pictures_get_long_tiles(free: Callable[[int | None], None]) -> None:
     free(None)
-    assert tile_size.auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(16, 100_000)) == (16, 4096)
+    assert auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(16, 100_000)) == (16, 4096)
 
 
 class SeveralProfiles(TorchFunctionRunner):

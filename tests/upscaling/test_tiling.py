@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.sizes import ImageSize
-from trt_hspan.upscaling.blending import falling_weights, rising_weights, span_weights
+from trt_hspan.upscaling.blending import falling_weights, rising_weights
 from trt_hspan.upscaling.tiling import Span, TilePlan, margin_length, official_plan, tile_plan
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tile_plans.json").read_text())
@@ -23,7 +23,13 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "tile_plans.json").read_
 def weight_sums(spans: tuple[Span, ...], size: int, scale: int) -> np.ndarray:
     sums = np.zeros(max(size, spans[0].end) * scale)
     for span in spans:
-        sums[span.start * scale : span.end * scale] += span_weights(span, scale)
+        rise, body, fall, end = (
+            side * scale
+            for side in (span.rise_start, span.rise_start + span.rise_length, span.fall_start, span.kept_end)
+        )
+        sums[rise:body] += rising_weights(body - rise)
+        sums[body:fall] += 1
+        sums[fall:end] += falling_weights(end - fall)
     return sums[: size * scale]
 
 

@@ -33,16 +33,6 @@ def falling_weights(length: int) -> Float32Array:
     return rising_weights(length)[::-1].copy()
 
 
-def span_weights(span: Span, scale: int) -> Float32Array:
-    """Weights of all output pixels of a tile along one axis: (span.length * scale,) float32."""
-    weights = np.zeros(span.length * scale, np.float32)
-    rise, body, fall, end = _edges(span, scale)
-    weights[rise:body] = rising_weights(body - rise)
-    weights[body:fall] = 1
-    weights[fall:end] = falling_weights(end - fall)
-    return weights
-
-
 def blended_strips(
     plan: TilePlan, scale: int, output_of: TileOutput, pixels_from_tensor: PixelsFromTensor
 ) -> Iterator[npt.NDArray[Any]]:

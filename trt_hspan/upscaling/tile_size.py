@@ -92,7 +92,7 @@ def plan_for_picture(
     if limit is not None:
         ranges = _below(ranges, limit)
     if requested is None:
-        chosen, taken = _auto_tile(runner, ranges, picture)
+        chosen, taken = auto_tile(runner, ranges, picture)
     else:
         chosen, taken = _given_tile(ranges, requested, limit)
     unlimited = requested or chosen
@@ -141,21 +141,15 @@ def require_size(runner: Limits, size: ImageSize, what: object, *, turned: bool 
         runner.require_shape((least, CHANNELS, *size.turned), f"{what} on its side (--self-ensemble)")
 
 
-def auto_tile(runner: Limits, picture: ImageSize) -> ImageSize:
+def auto_tile(runner: Limits, ranges: Sequence[SizeRange], picture: ImageSize) -> tuple[ImageSize, SizeRange]:
     """The largest tile for a picture that the network, the free memory and time allow; the whole picture if so.
 
     Candidates are squares of S x S pixels, S descending in steps of 8; where one side of the picture is shorter
     than S, the tile is longer along the other one, up to the same number of pixels.
 
     Returns:
-        A size within what the runner takes; its smallest when nothing fits the memory.
+        A size that a range contains, the smallest when nothing fits the memory, and that range.
     """
-    return _auto_tile(runner, size_ranges(runner), picture)[0]
-
-
-def _auto_tile(
-    runner: Limits, ranges: Sequence[SizeRange], picture: ImageSize
-) -> tuple[ImageSize, SizeRange]:
     available = available_memory_bytes()
     budget = None if available is None else int(available * _MEMORY_SHARE)
 
