@@ -154,11 +154,23 @@ def test_options_of_commands_exist(document: str) -> None:
                 assert word in accepted, f"{document}: {line.strip()}: {word} is no option of {command.name}"
 
 
+def program_source(program: str) -> str:
+    """Where a program's options are defined: its own source, and the module of tools that a script starts."""
+    if program == "hspan-upscale":
+        return text_of("plugins/runtime/hspan_upscale.cpp")
+    script = text_of(program)
+    modules = re.findall(r"from (tools[\w.]*) import", script)
+    return script + "".join(text_of(module.replace(".", "/") + ".py") for module in modules)
+
+
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != HISTORY])
-def test_options_of_the_cpp_program_exist(document: str) -> None:
-    source = text_of("plugins/runtime/hspan_upscale.cpp")
+def test_options_of_programs_exist(document: str) -> None:
+    programs = r"hspan-upscale|(?:scripts|benchmarks)/(?!build_engine)\w+\.py"
     for line in code_lines(document):
-        match = re.search(r"(?<![\w/.-])hspan-upscale (--?[a-z].*)", line)
-        for option in re.findall(r"(?<!\S)--[a-z][\w-]*", match[1]) if match else []:
-            if option != "--help":
-                assert option in source, f"{document}: hspan-upscale has no option {option}"
+        match = re.search(rf"(?<![\w/.-])({programs}) ([^|;&]*)", line)
+        if match is None:
+            continue
+        source = program_source(match[1])
+        for option in re.findall(r"(?<!\S)\[?(--[a-z][\w-]*)", match[2]):
+            defined = option == "--help" or re.search(rf'[",]{option}[",]', source)
+            assert defined, f"{document}: {match[1]} has no option {option}"
