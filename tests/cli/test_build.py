@@ -208,7 +208,7 @@ def test_a_failure_is_one_line_and_exit_code_1(
     ("words", "message"),
     [
         (["--target", "sm_99"], "cannot build for sm_99"),
-        (["--opset", "9"], "--opset: 9 cannot hold fp32"),
+        (["--opset", "9"], "--opset: 9 has no fp32"),
         (["--attention", "plugin", "--plugin", "gone.so"], "there is no plugin library here"),
         (["-o", "file/net.plan"], "cannot write"),
     ],

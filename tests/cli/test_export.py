@@ -45,7 +45,7 @@ def test_prints_a_table_for_people(run: CommandLine, tmp_path: Path, small_x4: G
         (["--precision", "int4"], 2, "--precision: 'int4' is unknown"),
         (["--static", "12"], 2, "--static: got '12', expected height x width"),
         (["--static", "0x12"], 2, "--static"),
-        (["--opset", "9"], 2, "--opset: 9 cannot hold fp32"),
+        (["--opset", "9"], 2, "--opset: 9 has no fp32"),
         (["--res-scale", "-1"], 2, "'--res-scale'"),
         (["-o", "net.engine"], 2, "ends in .onnx"),
     ],

@@ -232,7 +232,7 @@ def spoiled_folder(folder: Path, kind: str) -> Path:
         ),
         ("text", "a.png: not a picture that can be read"),
         ("truncated", "a.png: a damaged or truncated picture"),
-        ("small", "a.png: gives an input of 30x10 pixels, expected at least 16x16"),
+        ("small", "a.png: gives an input of 10x30 pixels, expected at least 16x16"),
         ("constant", "the only picture is of a single color"),
     ],
 )

@@ -1,7 +1,4 @@
-"""From ONNX bytes to a plan: parser, optimization profiles, builder options, the build. Takes TensorRT as a module.
-
-Owns the calls to the builder; files, manifests and the choice of attention are the caller's.
-"""
+"""From ONNX bytes to a plan: parser, optimization profiles, builder options, the build."""
 
 from __future__ import annotations
 
@@ -220,7 +217,7 @@ def _layer_counts(network: Any) -> dict[str, int]:
 def _activation_memory_from_engine(trt: Any, plan: Any, profiles: int) -> tuple[int, ...] | None:
     """What the engine itself asks for in each profile, or None where it is not to be opened.
 
-    TensorRT's engine is for the GPU at hand. TensorRT-RTX's may be for another one, and opening one that holds a
+    TensorRT's engine is for the GPU at hand. TensorRT-RTX's may be for another one, and opening one that contains a
     plugin is something that NVIDIA does not document.
     """
     if trt.__name__ != MODULE_OF["tensorrt"] or not gpu_architectures():

@@ -1,4 +1,4 @@
-"""What TensorRT's log says in words, as data. Owns the wording it looks for; collects nothing itself."""
+"""What TensorRT's log says in words, as data."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class NodeRange:
     Attributes:
         node: its name.
         op_type: its ONNX operator.
-        low: whether its result is held in the low type: it computes in it, or a node that reads it does.
+        low: whether its result is in the low type: it computes in it, or a node that reads it does.
         largest: largest absolute value of its result; None when that is NaN or infinite.
         rounding_snr_db: power of the result over the power of what rounding it to the type changes, in dB; None
             when nothing changes, or when a value becomes infinite.

@@ -1,7 +1,7 @@
-"""The library name that the wheel of TensorRT-RTX lacks. Owns its cure; imports no TensorRT.
+"""The library name that the wheel of TensorRT-RTX lacks, and its cure. Imports no TensorRT.
 
 The wheel ships libtensorrt_rtx.so.1 alone, but as soon as its ONNX parser meets a plugin it opens the name
-without the 1, looking in $ORIGIN (the folder it was loaded from), and ends the process when there is none:
+without the 1, looking in $ORIGIN (the folder it was loaded from), and ends the process when it is missing:
 measured on 1.7.1.
 """
 

@@ -1,7 +1,7 @@
 """The only module that imports `tensorrt` or `tensorrt_rtx`: choosing, loading, its log, its plugins.
 
-Both packages have one API; code elsewhere takes the module that `load_tensorrt` returns. Owns what differs
-between releases; refuses to know networks.
+Both packages have one API; code elsewhere takes the module that `load_tensorrt` returns. What differs
+between releases is here.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ _PLUGINS_LOADED: dict[str, dict[str, Path]] = {}
 
 
 class CollectedLog:
-    """What TensorRT said during a `collected_log` block: errors, and the messages that hold figures."""
+    """What TensorRT said during a `collected_log` block: errors, and the messages with figures."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []

@@ -1,4 +1,4 @@
-"""Does a network on one backend compute what it computes in PyTorch? Owns the comparison; prints nothing.
+"""Does a network on one backend compute what it computes in PyTorch?
 
 Polygraphy's Comparator does it picture by picture: all backends run, then their outputs are compared. So no
 more than one picture's tensors are in memory at a time. Pictures that are too large for one of the networks go
@@ -208,7 +208,7 @@ def validate_all(
     Args:
         candidates: engines, or ONNX files under ONNX Runtime.
         reference: the network in PyTorch.
-        samples: at least one picture, made for the networks' scale.
+        samples: at least one picture, for the networks' scale.
         min_psnr_db: the bar for the worst picture; None is `default_bar_db` of each candidate's precision.
         budget_db: the most PSNR-Y against ground truth that a candidate may lose, as a mean over the pictures.
         options: tiles; all networks see the same ones, the smallest that one of them wants, and a picture that is

@@ -1,6 +1,6 @@
 """Where along a network its error arises: each module's output, FP32 in PyTorch against the engine's graph on a CPU.
 
-Owns the matching of modules to graph nodes, by the names that export gives them; computes no verdict.
+Modules are matched to graph nodes by the names that export gives them.
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ class Agreement:
 def default_bar_db(precision: str) -> float:
     """The PSNR in dB that a network's worst picture has to reach against FP32 PyTorch, unless the user says another.
 
-    50 dB is a mean error of a third of an 8-bit gray level. "int8" and "fp8" are held to 40 dB, one level: steps of
+    50 dB is a mean error of a third of an 8-bit gray level. "int8" and "fp8" need 40 dB, one level: steps of
     8 bits inside the network leave an error of that order, which costs little against ground truth (--budget-db
-    holds that).
+    limits that).
     """
     return 40.0 if precision in ("int8", "fp8") else 50.0
 

@@ -47,7 +47,7 @@ def run_and_compare(
     Raises:
         HspanError: as `Runner.run`.
     """
-    quiet_polygraphy()
+    _quiet_polygraphy()
     from polygraphy.comparator import Comparator
 
     def compare(expected: Any, actual: Any) -> OrderedDict[str, bool]:
@@ -56,7 +56,7 @@ def run_and_compare(
     adapted = [_adapted_runner_class()(runner, infer, index) for index, runner in enumerate(runners)]
     results = Comparator.run(adapted, data_loader=[{INPUT_NAME: batch}])
     pairs = [(0, index) for index in range(1, len(adapted))]
-    with np.errstate(all="ignore"):  # its statistics of outputs that hold infinities
+    with np.errstate(all="ignore"):  # its statistics of infinite outputs
         Comparator.compare_accuracy(results, comparisons=pairs, compare_func=compare)
     runs = [results[runner.name][0] for runner in adapted]
     return [Run(result[OUTPUT_NAME], float(result.runtime)) for result in runs]
@@ -88,21 +88,14 @@ def _adapted_runner_class() -> Any:
     return AdaptedRunner
 
 
-def quiet_polygraphy(*, tensorrt_rtx: bool | None = None) -> Any:
-    """Prepares Polygraphy and returns its logger.
-
-    Polygraphy prints to stdout by default, which would spoil `--json`. Here it reports to
-    `logging` under its own name, and only where debug messages are on.
-
-    Args:
-        tensorrt_rtx: which TensorRT its TensorRT backend is to import; None when that is not used. Polygraphy
-            chooses once, when that backend is imported first.
+def _quiet_polygraphy() -> None:
+    """Polygraphy prints to stdout by default, which would spoil `--json`. Here it reports to `logging` under its own
+    name, and only where debug messages are on.
 
     Raises:
-        HspanError: it is not installed, or it chose otherwise before.
+        HspanError: it is not installed.
     """
     try:
-        from polygraphy import config
         from polygraphy.logger import G_LOGGER
     except ImportError as error:
         raise HspanError("polygraphy", "is not installed", "pip install 'trt-hspan[export]'") from error
@@ -111,14 +104,3 @@ def quiet_polygraphy(*, tensorrt_rtx: bool | None = None) -> Any:
     G_LOGGER.letter = False
     debugging = logging.getLogger("Polygraphy").isEnabledFor(logging.DEBUG)
     G_LOGGER.module_severity = G_LOGGER.INFO if debugging else G_LOGGER.CRITICAL + 1
-    if tensorrt_rtx is not None and tensorrt_rtx != config.USE_TENSORRT_RTX:
-        import sys
-
-        if "polygraphy.backend.trt.runner" in sys.modules:
-            raise HspanError(
-                "polygraphy",
-                "already uses the other TensorRT in this process",
-                "start a new one for this engine",
-            )
-        config.USE_TENSORRT_RTX = tensorrt_rtx
-    return G_LOGGER

@@ -1,7 +1,4 @@
-"""One cut for several networks: attention sees no further than its tile, so other tiles are another result.
-
-Owns the choice of a cut that all of them take, padding included. It runs nothing.
-"""
+"""One cut for several networks: attention sees no further than its tile, so other tiles are another result."""
 
 from __future__ import annotations
 

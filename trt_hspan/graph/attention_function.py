@@ -1,4 +1,4 @@
-"""The attention operator in standard ONNX operators, as a function body. Owns its text, and taking it in and out."""
+"""The attention operator in standard ONNX operators, as a function body."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """INT8 convolutions in ONNX Runtime's integer kernels (QLinearConv; VNNI where the CPU has it).
 
-Owns the rewriting, for speed on a CPU; what an engine computes is checked with `model_for_cpu`. ONNX Runtime fuses
-Q/DQ to integer kernels only where a convolution's output is quantized too. TensorRT wants Q/DQ on inputs alone, so that
+For speed on a CPU; what an engine computes is checked with `model_for_cpu`. ONNX Runtime fuses
+Q/DQ to integer kernels only where a convolution's output is quantized too. TensorRT needs Q/DQ on inputs alone, so that
 nothing is fused in its graphs (*measured* with 1.32: every convolution runs in float32). Here a convolution becomes a
 QLinearConv when all that follows it, up to the next quantized convolution, is a ReLU or a pixel shuffle: the first one
 of each residual block, and the upsampler's. Those whose result is added to something need float32 sums and keep them.
@@ -49,10 +49,10 @@ def has_vnni() -> bool:
 
 
 def require_integer_kernels(model: onnx.ModelProto, where: object) -> tuple[int, int]:
-    """How many convolutions `model_with_integer_kernels` turns into integer kernels, and how many are in INT8.
+    """How many convolutions `model_with_integer_kernels` replaces, and how many are in INT8.
 
     Raises:
-        HspanError: the model is not quantized to INT8, or none of its convolutions can be turned.
+        HspanError: the model is not quantized to INT8, or none of its convolutions can be replaced.
     """
     kind = quantized_type_from_model(model)
     if kind != "int8":
@@ -81,9 +81,9 @@ def model_with_integer_kernels(
 
     Args:
         model: quantized to INT8; any base type, which is emulated as by `model_for_cpu`.
-        vnni: whether weights may be signed; None asks the CPU. Without VNNI, ONNX Runtime's kernels for unsigned times
-            signed bytes add pairs of products in 16 bits with saturation (*measured*: results 19 steps off), so that
-            weights are stored unsigned there, which is exact and slower.
+        vnni: whether weights may be signed; None: where the CPU has VNNI. Without it, ONNX Runtime's kernels for
+            unsigned times signed bytes add pairs of products in 16 bits with saturation (*measured*: results 19 steps
+            off), so that weights are stored unsigned there, which is exact and slower.
     """
     signed = has_vnni() if vnni is None else vnni
     prepared = onnx.ModelProto()
@@ -170,13 +170,13 @@ def _rewrite(model: onnx.ModelProto, chain: _Chain, *, signed_weights: bool) -> 
     if _ZERO_NAME not in weights:
         constants[_ZERO_NAME] = np.array(_ZERO, np.uint8)
     graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in constants.items())
-    made = _unsigned_input(model, chain, f"{name}/input_scale")
+    nodes = _unsigned_input(model, chain, f"{name}/input_scale")
     current = f"{name}/integer"
-    made.append(
+    nodes.append(
         helper.make_node(
             "QLinearConv",
             [
-                made[-1].output[0],
+                nodes[-1].output[0],
                 f"{name}/input_scale",
                 _ZERO_NAME,
                 f"{name}/weight",
@@ -190,14 +190,14 @@ def _rewrite(model: onnx.ModelProto, chain: _Chain, *, signed_weights: bool) -> 
             name=current,
         )
     )
-    made[-1].attribute.extend(node.attribute)
+    nodes[-1].attribute.extend(node.attribute)
     for step in chain.between:
         following = f"{step.name}/integer"
         if step.op_type == "Relu":
-            made.append(helper.make_node("Clip", [current, _ZERO_NAME], [following], name=following))
+            nodes.append(helper.make_node("Clip", [current, _ZERO_NAME], [following], name=following))
         else:
-            made.append(helper.make_node("DepthToSpace", [current], [following], name=following))
-            made[-1].attribute.extend(step.attribute)
+            nodes.append(helper.make_node("DepthToSpace", [current], [following], name=following))
+            nodes[-1].attribute.extend(step.attribute)
         current = following
     # The next convolution reads the unsigned values through a DequantizeLinear of the same scale.
     reader = next(n for n in graph.node if chain.quantize_output.output[0] in n.input)
@@ -206,7 +206,7 @@ def _rewrite(model: onnx.ModelProto, chain: _Chain, *, signed_weights: bool) -> 
     if len(reader.input) > 2:
         reader.input[2] = _ZERO_NAME
     position = list(graph.node).index(node)
-    for offset, new in enumerate(made):
+    for offset, new in enumerate(nodes):
         graph.node.insert(position + offset, new)
 
 
@@ -230,11 +230,11 @@ def _drop_dead_nodes(model: onnx.ModelProto) -> None:
         del model.graph.node[:]
         model.graph.node.extend(kept)
     read = {name for node in model.graph.node for name in node.input}
-    left = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    remaining = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(left)
-    known = {name for node in model.graph.node for name in node.output}
-    infos = [value for value in model.graph.value_info if value.name in known]
+    model.graph.initializer.extend(remaining)
+    computed = {name for node in model.graph.node for name in node.output}
+    infos = [value for value in model.graph.value_info if value.name in computed]
     del model.graph.value_info[:]
     model.graph.value_info.extend(infos)
 

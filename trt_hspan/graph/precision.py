@@ -1,4 +1,4 @@
-"""Precision written into the graph (strongly typed). Owns which node computes in which type, and the casts between."""
+"""Precision written into the graph (strongly typed): which node computes in which type, and the casts between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is quantized in a graph, read from its Q/DQ nodes. Owns reading; writing them is `trt_hspan.precision`'s."""
+"""What is quantized in a graph, read from its Q/DQ nodes. `precision.quantize` writes them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def convolution_macs(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _dequantized_tensors(model: onnx.ModelProto) -> dict[str, QuantizedType]:
-    """Outputs of DequantizeLinear whose source, a QuantizeLinear or a stored tensor, is of a known type."""
+    """Outputs of DequantizeLinear whose source, a QuantizeLinear or a stored tensor, is INT8 or FP8."""
     stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":

@@ -43,7 +43,7 @@ HIGHEST_OPSET: Final = 23
 
 @dataclass(frozen=True, kw_only=True)
 class Variants:
-    """A network from which variants are made. Make it with `variants_from_model`.
+    """A network from which variants are made. `variants_from_model` returns one.
 
     Attributes:
         bare: the model without function bodies, constants folded.
@@ -180,7 +180,7 @@ def opset_to_write(precision: Precision, opset: int | None) -> int:
     if opset is None:
         return lowest
     if not lowest <= opset <= HIGHEST_OPSET:
-        raise UsageError("--opset", f"{opset} cannot hold {precision}", f"choose {lowest} to {HIGHEST_OPSET}")
+        raise UsageError("--opset", f"{opset} has no {precision}", f"choose {lowest} to {HIGHEST_OPSET}")
     return opset
 
 

@@ -1,4 +1,4 @@
-"""Tiles cut from pictures, for calibration and measuring. Owns where they are cut; reads one picture at a time."""
+"""Tiles cut from pictures, for calibration and measuring; one picture is in memory at a time."""
 
 from __future__ import annotations
 

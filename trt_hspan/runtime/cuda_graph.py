@@ -106,7 +106,7 @@ class GraphCache:
         self._put(key, graph)
 
     def clear(self) -> None:
-        """Destroys all graphs: an address that they hold is about to change."""
+        """Destroys all graphs: an address in them is about to change."""
         if len(self):
             self._wait()
         while self._graphs:

@@ -1,7 +1,7 @@
 """From a plan's bytes to an engine and its contexts, for both TensorRTs.
 
 TensorRT-RTX compiles kernels when a context first meets a shape. They are kept in a runtime cache, and compiled before
-the run goes on (EAGER): a CUDA graph would else hold the slower kernels that stand in for them.
+the run goes on (EAGER): otherwise a CUDA graph would contain the slower kernels that stand in for them.
 """
 
 from __future__ import annotations

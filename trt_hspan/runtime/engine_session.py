@@ -303,7 +303,7 @@ class EngineSession:
         return output_shape
 
     def _grow(self, buffer: DeviceBuffer, size_bytes: int) -> None:
-        """Graphs and batches in flight hold the old address, so both end before it is given back."""
+        """Graphs and batches in flight use the old address, so both end before it is freed."""
         if size_bytes > buffer.size_bytes:
             self._wait()
             self._graphs.clear()

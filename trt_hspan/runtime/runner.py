@@ -52,8 +52,8 @@ class Runner(abc.ABC):
         fixed_shape: the input's (N, 3, H, W) with None for what is free.
         profiles: of an engine, the smallest and largest (N, 3, H, W) of each of its profiles, in TensorRT's order; an
             emulation on the CPU keeps to them as the engine does.
-        picked: how `open_runner` came to this backend, one phrase that commands print; empty for a runner that
-            was made directly.
+        picked: why `open_runner` took this backend, one phrase that commands print; empty for a runner that
+            was constructed directly.
     """
 
     where: str
@@ -160,7 +160,7 @@ class Runner(abc.ABC):
             batch: (N, 3, H, W) float32 RGB, nominally in [0, 1].
 
         Returns:
-            (N, 3, scale * H, scale * W) float32, not clamped; may hold NaN when the network overflows.
+            (N, 3, scale * H, scale * W) float32, not clamped; may contain NaN when the network overflows.
 
         Raises:
             HspanError: the shape does not fit the network, or the backend fails.

@@ -1,4 +1,4 @@
-"""The kernels that TensorRT-RTX compiled for an engine, kept beside the plan. Owns the file, not what is in it.
+"""The kernels that TensorRT-RTX compiled for an engine, kept beside the plan.
 
 `NAME.runtime_cache` is one line of JSON and TensorRT-RTX's own data. Like a plan the data are code, so they are used
 only when the line vouches for them: their SHA-256, and the plan and the release that they belong to. TensorRT-RTX

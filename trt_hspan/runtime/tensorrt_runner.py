@@ -1,6 +1,6 @@
 """An engine on a GPU. Loads a plan and a plugin library only when the engine's manifest vouches for both.
 
-Owns the order of opening and closing: passport, GPU, plugin, plan, session, and back. The work is done elsewhere:
+The order of opening and closing is here: passport, GPU, plugin, plan, session, and back. The work is elsewhere:
 `passport` compares, `cuda_device` is PyCUDA, `engine_loading` TensorRT, `engine_session` the execution.
 """
 

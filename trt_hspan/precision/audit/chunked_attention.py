@@ -1,6 +1,6 @@
 """The attention operator in chunks of queries, in standard ONNX operators, with statistics of its scores.
 
-Owns the text around the Newton iteration, which is that of `graph.attention_function`. For measuring only: it takes
+The Newton iteration is that of `graph.attention_function`. For measuring only: it takes
 some rows at a time, so that memory is O(chunk * L) and not O(L * L), L = H * W.
 """
 

@@ -1,4 +1,4 @@
-"""Ranges of a whole network: audited alone, or before it is written in a type. Owns which nodes stay in float32."""
+"""Ranges of a whole network: audited alone, or before it is written in a type, and which nodes stay in float32."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Range audit: how near a network's values come to the limits of FP16 or BF16 on real pictures.
 
-Owns the statistics and the verdict on each node; changes no network. Everything is computed in float32 by ONNX Runtime
+Everything is computed in float32 by ONNX Runtime
 on a CPU: reductions stand in the graph itself, so that scalars leave it and no activation is kept, and attention runs
 in chunks of queries. Never imports torch.
 """

@@ -1,4 +1,4 @@
-"""Writes Q/DQ pairs into a graph. Owns their placement; which layers and which scales is decided elsewhere.
+"""Writes Q/DQ pairs into a graph, for given layers and scales.
 
 What TensorRT calls explicit quantization: an activation passes a QuantizeLinear and a DequantizeLinear with one scale,
 a weight is stored in the quantized type and passes a DequantizeLinear with one scale per output channel. Biases keep

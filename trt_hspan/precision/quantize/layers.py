@@ -1,4 +1,4 @@
-"""Which layers are quantized unless somebody says otherwise. Owns names and patterns; touches no graph."""
+"""Which layers are quantized by default, and by names and patterns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a source and a request to a quantized model. Owns the order: calibrate, choose layers, recipe, apply it."""
+"""From a source and a request to a quantized model: calibrate, choose layers, write the recipe, apply it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFAULT_METHOD: Method = "mse"
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationRequest:
-    """What is to be quantized, and how its ranges are found.
+    """What is quantized, and how its ranges are measured.
 
     Args:
         precision: "int8" or "fp8".
@@ -99,7 +99,7 @@ class Quantized:
     Attributes:
         model: with function body and metadata.
         recipe: that makes it from its source.
-        table: behind its scales; None when it was made from a recipe.
+        table: behind its scales; None when it follows a recipe.
         facts: what is quantized.
         measurement: on held-out tiles; None when there were none.
         calibration_was_cached: nothing was measured anew.

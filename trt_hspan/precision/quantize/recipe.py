@@ -1,4 +1,4 @@
-"""The recipe: everything that turns a network into its quantized form, as YAML. Owns the format and its reproduction.
+"""The recipe: everything that turns a network into its quantized form, as YAML.
 
 Numbers are written with all their digits, so the same source and recipe give the same bytes, on any machine and
 without pictures.

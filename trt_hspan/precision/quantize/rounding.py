@@ -1,4 +1,4 @@
-"""Rounding weights up or down so that a convolution's output changes least. Owns the arithmetic; numpy only.
+"""Rounding weights up or down so that a convolution's output changes least.
 
 Nearest rounding is the best for each weight alone. A convolution sums weights times inputs that resemble
 each other (neighboring pixels of a picture), so errors of one sign add up. With the second moments H = E[x x^T] of
@@ -20,7 +20,7 @@ import onnx
 
 from trt_hspan.precision.quantize.scales import LARGEST, FloatArray
 
-#: Patches taken from a tile for each layer; neighboring ones hold much the same.
+#: Patches taken from a tile for each layer; neighboring ones are much the same.
 PATCHES_PER_TILE: Final = 1024
 # Part of the mean moment that is added to each, so that the inverse exists; GPTQ's own value.
 _DAMPING: Final = 0.01

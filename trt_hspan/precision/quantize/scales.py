@@ -1,4 +1,4 @@
-"""From ranges to scales, and weights to integers or FP8. Owns this arithmetic; knows neither graphs nor pictures.
+"""From ranges to scales, and weights to integers or FP8.
 
 Symmetric quantization with zero points 0, as TensorRT takes it: q = clamp(round(x / scale)), x' = q * scale, rounding
 half to even. INT8 uses -127..127 for weights, so that both signs reach equally far, and -128..127 for activations.

@@ -1,4 +1,4 @@
-"""How much each layer costs when only it is quantized. Owns the measuring loop and its report; draws nothing."""
+"""How much each layer costs when only it is quantized: measured, written as JSON and drawn as a chart."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from trt_hspan.precision.quantize.measure import HeldOut, Measurement
 from trt_hspan.precision.quantize.recipe import variant
 from trt_hspan.precision.quantize.source import Source
 from trt_hspan.precision.quantize.table import CalibrationTable
+from trt_hspan.records import plain
+
+_BAR, _LOSS, _LINE = "#4477aa", "#cc6677", "#999999"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +111,6 @@ def sensitivity_report(
     )
 
 
-_BAR, _LOSS, _LINE = "#4477aa", "#cc6677", "#999999"
-
-
 def require_matplotlib() -> None:
     """Raises: HspanError when matplotlib is not installed, so that nobody measures in vain."""
     try:
@@ -123,18 +123,9 @@ def write_sensitivity(report: SensitivityReport, path: Path) -> Path:
     """Writes NAME.json and NAME.png, both or none, and returns the latter. Raises: HspanError."""
     chart = path.with_suffix(".png")
     with staged_files([path, chart]) as (json_file, chart_file):
-        json_file.write_text(json.dumps(_finite(report.as_dict()), indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(plain(report.as_dict()), indent=2) + "\n", encoding="utf-8")
         write_sensitivity_chart(report, chart_file)
     return chart
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity: a layer that changes nothing has the PSNR "inf"."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_sensitivity_chart(report: SensitivityReport, path: Path) -> None:
