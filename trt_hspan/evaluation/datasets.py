@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.media.formats import READ_SUFFIXES
 from trt_hspan.media.pictures import read_image, size_from_image_file
+from trt_hspan.media.pixels import Uint8Array
 from trt_hspan.sizes import ImageSize
-
-Uint8Array = npt.NDArray[np.uint8]
 
 _SHIPPED: Final = Path(__file__).parent.parent / "data"
 # Side in pixels of the low-resolution square cut from a shipped photograph.
@@ -46,8 +42,7 @@ class Sample:
         truth = None if self.ground_truth is None else size_from_image_file(self.ground_truth)
         if self.low_resolution is None:
             assert truth is not None
-            size = ImageSize(*(side // self.scale for side in truth))
-            return size if self.side is None else size.within(ImageSize(self.side, self.side))
+            return self._shrunk(truth)
         size = size_from_image_file(self.low_resolution)
         if truth is not None:
             self._require_sizes(size, truth)
@@ -66,7 +61,7 @@ class Sample:
         truth = None if self.ground_truth is None else read_image(self.ground_truth)
         if self.low_resolution is None:
             assert truth is not None
-            height, width = self.size()
+            height, width = self._shrunk(ImageSize(*truth.shape[:2]))
             top = (truth.shape[0] - height * self.scale) // 2
             left = (truth.shape[1] - width * self.scale) // 2
             truth = truth[top : top + height * self.scale, left : left + width * self.scale]
@@ -77,6 +72,10 @@ class Sample:
             self._require_sizes(size, ImageSize(*truth.shape[:2]))
             truth = truth[: size.height * self.scale, : size.width * self.scale]
         return low, truth
+
+    def _shrunk(self, truth: ImageSize) -> ImageSize:
+        size = ImageSize(*(side // self.scale for side in truth))
+        return size if self.side is None else size.within(ImageSize(self.side, self.side))
 
     def _require_sizes(self, low: ImageSize, truth: ImageSize) -> None:
         """A benchmark's low-resolution side is its high-resolution side divided by the scale, rounded down."""

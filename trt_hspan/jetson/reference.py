@@ -46,7 +46,7 @@ class ReferencePicture:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredReference:
-    """What one network made of some pictures.
+    """What one network gives for some pictures.
 
     Attributes:
         network: checkpoint or preset, as it was named.
@@ -111,25 +111,25 @@ def made_reference(
     with open_runner(checkpoint, device="cpu", res_scale=res_scale) as runner:
         assert runner.scale is not None
         assert runner.source_sha256 is not None
-        made = []
+        computed = []
         for name, picture in pictures.items():
             batch = tensor_from_image(picture)
             require_memory(runner, (1, CHANNELS, *picture.shape[:2]), name)
-            made.append(ReferencePicture(name=name, picture=picture, output=runner.run(batch)[0]))
+            computed.append(ReferencePicture(name=name, picture=picture, output=runner.run(batch)[0]))
         return StoredReference(
             network=checkpoint if Path(checkpoint).name == checkpoint else Path(checkpoint).name,
             source_sha256=runner.source_sha256,
             scale=runner.scale,
             res_scale=res_scale,
             made_by=runner.label,
-            pictures=tuple(made),
+            pictures=tuple(computed),
         )
 
 
 def default_pictures() -> dict[str, npt.NDArray[np.uint8]]:
     """What the shipped references are made of: a piece of the shipped photograph, and a flat area.
 
-    The photograph, 40 x 32 pixels, has rows of scores with few keys. In the flat picture, 48 x 40 with a darker square,
+    The photograph, 32x40 pixels, has rows of scores with few keys. In the flat picture, 40x48 with a darker square,
     more than a thousand positions have equal scores: rows that pass the length of the kernels' lists.
     """
     from trt_hspan.data import DEMO_PHOTOGRAPH
@@ -142,12 +142,12 @@ def default_pictures() -> dict[str, npt.NDArray[np.uint8]]:
 
 def pictures_from_files(paths: Sequence[Path]) -> dict[str, npt.NDArray[np.uint8]]:
     """Pictures by their file names without suffix. Raises: HspanError for one that cannot be read, or two of a name."""
-    found: dict[str, npt.NDArray[np.uint8]] = {}
+    pictures: dict[str, npt.NDArray[np.uint8]] = {}
     for path in paths:
-        if path.stem in found:
+        if path.stem in pictures:
             raise UsageError(path, "has the name of another picture", "rename one of them")
-        found[path.stem] = read_image(path)
-    return found
+        pictures[path.stem] = read_image(path)
+    return pictures
 
 
 def write_reference(path: Path, reference: StoredReference) -> None:
@@ -259,7 +259,7 @@ def compared_with_reference(
         runner: not active yet.
         reference: of the same network.
         min_psnr_db: the bar for the worst picture; None is `default_bar_db` of the network's precision.
-        on_picture: told after each.
+        on_picture: called after each.
 
     Raises:
         HspanError: a picture does not fit the network, or a run fails.
@@ -267,20 +267,20 @@ def compared_with_reference(
     for picture in reference.pictures:
         require_size(runner, ImageSize(*picture.picture.shape[:2]), f"the reference's picture {picture.name}")
     bar_db = default_bar_db(runner.precision) if min_psnr_db is None else min_psnr_db
-    found = {}
+    agreements = {}
     with runner:
         for picture in reference.pictures:
             output = upscale_batch(runner, tensor_from_image(picture.picture), UpscaleOptions(tile="none"))
-            found[picture.name] = agreement(output[0], picture.output)
+            agreements[picture.name] = agreement(output[0], picture.output)
             on_picture(picture.name)
     return ReferenceReport(
         candidate=runner.label,
         reference=f"{reference.network}, {reference.made_by}",
         emulated=runner.emulated,
         why_emulated=runner.why_emulated,
-        agreements=found,
+        agreements=agreements,
         min_psnr_db=bar_db,
-        passed=all(one.psnr_db >= bar_db for one in found.values()),  # NaN reaches no bar
+        passed=all(figures.psnr_db >= bar_db for figures in agreements.values()),  # NaN reaches no bar
     )
 
 

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.datasets import Sample, plain_pictures, samples_from_folder
 from trt_hspan.files import error_from_os_error, sha256_from_file
+from trt_hspan.media.pixels import Uint8Array
 from trt_hspan.sizes import ImageSize
-
-Uint8Array = npt.NDArray[np.uint8]
 
 BUILTIN: Final = "builtin"
 _PHOTOGRAPHS: Final = Path(__file__).parent.parent / "data" / "calibration"
