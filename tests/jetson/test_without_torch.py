@@ -44,7 +44,7 @@ def run(*words, code=0):
 
 plugin = ("--plugin", default_plugin_path())
 run("jetson", "boards")
-run("jetson", "plan", "--board", "auto", "--size", "640x360", "--scale", "2")
+run("jetson", "plan", "--board", "auto", "--size", "360x640", "--scale", "2")
 run("jetson", "build", folder / "net.onnx", "-o", folder / "net.plan", *plugin)
 run("jetson", "plan", "--board", "auto", "--size", "48x64", "--engine", folder / "net.plan")
 # No GPU executes here, and ONNX Runtime, which would stand in, is not installed on a board.

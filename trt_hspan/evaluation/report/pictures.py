@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from trt_hspan.sizes import ImageSize
+
 Uint8Array = npt.NDArray[np.uint8]
 Float64Array = npt.NDArray[np.float64]
 
@@ -40,18 +42,18 @@ def heat_gradient() -> str:
     return f"linear-gradient(90deg, {', '.join(f'rgb{stop}' for stop in HEAT_STOPS)})"
 
 
-def shown_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) that a picture has on the page: its own, or with `LONGEST_SIDE` as its longest side."""
+def shown_size(height: int, width: int) -> ImageSize:
+    """The size that a picture has on the page: its own, or with `LONGEST_SIDE` as its longest side."""
     factor = min(1.0, LONGEST_SIDE / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
+    return ImageSize(max(1, round(height * factor)), max(1, round(width * factor)))
 
 
 def photograph_uri(image: Uint8Array) -> str:
     """(H, W, 3) as a WebP of at most `LONGEST_SIDE` pixels; quality 92, which hides less than a gray level or two."""
-    height, width = shown_size(*image.shape[:2])
+    size = shown_size(*image.shape[:2])
     picture = Image.fromarray(image)
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    if picture.size != size[::-1]:
+        picture = picture.resize(size[::-1], Image.Resampling.LANCZOS)
     return _uri(picture, lossless=False)
 
 
