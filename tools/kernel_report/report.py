@@ -19,9 +19,10 @@ from typing import Any
 
 from tools.kernel_report.plugin_code import KernelCode, inspect_kernels
 from tools.kernel_report.plugin_loops import Loop
+from tools.kernel_report.roofline import GPUS, LENGTHS, floor_ms
 from tools.running import exit_code
 from trt_hspan.errors import UsageError
-from trt_hspan.jetson.roofline import GPUS, LENGTHS, attention_work, floor_ms
+from trt_hspan.jetson.roofline import attention_work
 from trt_hspan.native.plugin import architecture_from_target
 from trt_hspan.native.sources import sources_folder
 
