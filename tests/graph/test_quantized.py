@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan import HspanError
 from trt_hspan.graph import QuantizedType, model_for_cpu, quantization_from_model
-from trt_hspan.graph.cpu import model_in_float32
+from trt_hspan.graph.float32_twin import float32_twin
 from trt_hspan.graph.integer_cpu import has_vnni, model_with_integer_kernels
 from trt_hspan.graph.quantized import convolution_macs, quantized_type_from_model
 from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq
@@ -184,6 +184,6 @@ def test_a_convolution_with_a_quantized_input_but_float_weights_does_not_count()
 def test_float32_arithmetic_leaves_no_rounding() -> None:
     model = two_convolutions(TensorProto.FLOAT16)
     x = picture()
-    exact = run(model_in_float32(model), x)
+    exact = run(float32_twin(model).model, x)
     np.testing.assert_allclose(exact, run(two_convolutions(TensorProto.FLOAT), x), rtol=1e-6, atol=1e-6)
     assert np.abs(exact - run(model_for_cpu(model), x)).max() > 1e-3

@@ -56,27 +56,6 @@ def model_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def model_in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The network with its arithmetic in float32 and its weights as stored: nothing is rounded between nodes.
-
-    Args:
-        model: of float types only, not quantized.
-    """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    for tensor in result.graph.initializer:
-        if tensor.data_type in _EMULATED:
-            tensor.CopyFrom(_float32_tensor(tensor))
-    for value in (*result.graph.value_info, *result.graph.output, *result.graph.input):
-        if value.type.tensor_type.elem_type in _EMULATED:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
-    for node in result.graph.node:
-        if node.op_type == "Cast" and _cast_target(node) in (*_EMULATED, TensorProto.FLOAT):
-            identity = helper.make_node("Identity", list(node.input), list(node.output), name=node.name)
-            node.CopyFrom(identity)
-    return result
-
-
 def model_with_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Quantized weights as the float32 values that they stand for; the model itself when there are none.
 

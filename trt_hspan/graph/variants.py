@@ -24,7 +24,7 @@ from trt_hspan.graph.contract import (
     require_attention,
     with_metadata,
 )
-from trt_hspan.graph.cpu import model_in_float32
+from trt_hspan.graph.float32_twin import float32_twin
 from trt_hspan.graph.headroom import HSPAN_KEEP_FP32, is_hspan, tail_with_headroom
 from trt_hspan.graph.precision import (
     BF16_OPSET,
@@ -79,7 +79,7 @@ class Variants:
 
     def float32(self) -> onnx.ModelProto:
         """The reference: float32 arithmetic with the weights as they are stored, no function body."""
-        return self.bare if self.stored == "fp32" else model_in_float32(self.bare)
+        return self.bare if self.stored == "fp32" else float32_twin(self.bare).model
 
     def template(self, precision: Precision, *, opset: int | None = None) -> onnx.ModelProto:
         """The graph that `precision` is written into; of a typed graph itself. No function body, no metadata.

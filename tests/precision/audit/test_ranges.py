@@ -27,6 +27,7 @@ from trt_hspan.graph import (
     model_with_attention_function,
     variants_from_model,
 )
+from trt_hspan.graph.float32_twin import float32_twin
 from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.media.writing import write_picture
 from trt_hspan.names import DOMAIN, OP_TYPE
@@ -35,7 +36,6 @@ from trt_hspan.precision.audit.chunked_attention import (
     score_outputs,
     with_chunked_attention,
 )
-from trt_hspan.precision.audit.float32_twin import float32_twin
 from trt_hspan.precision.audit.ranges import audit_ranges
 from trt_hspan.runtime.onnxruntime_session import open_session, run_session
 

@@ -30,9 +30,9 @@ from trt_hspan.engine.range_record import (
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, attention_nodes, require_attention
+from trt_hspan.graph.float32_twin import Float32Twin, float32_twin, float_outputs
 from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.precision.audit.chunked_attention import score_outputs, with_chunked_attention
-from trt_hspan.precision.audit.float32_twin import Float32Twin, float32_twin, float_outputs
 from trt_hspan.runtime.onnxruntime_session import open_session, run_session
 from trt_hspan.runtime.runner import Float32Array
 

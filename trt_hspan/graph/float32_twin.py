@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trt_hspan.graph import model_with_plugin_nodes
+from trt_hspan.graph.attention_function import model_with_plugin_nodes
 
 _LOW_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
