@@ -1,4 +1,4 @@
-"""Asking the driver for GPUs: a double of libcuda with the four calls that are made."""
+"""Asking the driver for GPUs: a double of libcuda with the calls that are used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from trt_hspan.errors import HspanError
 from trt_hspan.machine import gpu
 
 
@@ -23,6 +24,10 @@ class Driver:
         count._obj.value = len(self.capabilities)
         return 0
 
+    def cuDriverGetVersion(self, version: Any) -> int:  # noqa: N802
+        version._obj.value = 13000
+        return 0
+
     def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
         device._obj.value = index
         return 0
@@ -35,6 +40,7 @@ class Driver:
 def test_the_architectures_of_all_gpus_are_reported_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     assert gpu.gpu_architectures() == ("sm_86", "sm_120")
+    assert gpu.driver_cuda_version() == "13.0"
 
 
 def test_a_driver_that_does_not_start_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +48,8 @@ def test_a_driver_that_does_not_start_means_no_gpu(monkeypatch: pytest.MonkeyPat
     driver.init_result = 100  # CUDA_ERROR_NO_DEVICE
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
     assert gpu.gpu_architectures() == ()
+    with pytest.raises(HspanError, match="the driver does not start: CUDA error 100"):
+        gpu.driver_cuda_version()
 
 
 def test_no_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +58,4 @@ def test_no_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert gpu.gpu_architectures() == ()
+    assert gpu.driver_cuda_version() is None

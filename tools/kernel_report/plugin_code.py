@@ -32,7 +32,6 @@ from trt_hspan.errors import HspanError
 from trt_hspan.native.toolchain import (
     find_host_compiler,
     find_nvcc,
-    programs_folder,
     supported_architectures,
 )
 
@@ -204,6 +203,21 @@ def find_disassembler(named: str | os.PathLike[str] | None = None) -> Path:
         if candidate is not None and os.access(candidate, os.X_OK):
             return Path(candidate)
     raise HspanError("nvdisasm", "not found", "install it: pip install nvidia-cuda-nvdisasm")
+
+
+def programs_folder(nvcc: Path) -> Path:
+    """The folder of the CUDA toolkit's programs, ptxas among them; `nvcc` may be a script that calls the real one."""
+    match = re.search(r"_HERE_=(.*)", _outputs([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]))
+    return Path(match[1].strip()) if match else nvcc.resolve().parent
+
+
+def _outputs(command: list[str | Path]) -> str:
+    """Both outputs of a program, whatever its exit code; empty when it does not run."""
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return process.stdout + process.stderr
 
 
 def resources_from_ptxas(text: str) -> dict[str, Resources]:

@@ -164,28 +164,18 @@ def _machine() -> Finding:
 
 
 def _driver() -> Finding:
-    import ctypes
-
+    from trt_hspan.machine.gpu import driver_cuda_version
     from trt_hspan.machine.nvml import driver_version
 
-    mend = "install NVIDIA's driver; nvidia-smi must list the GPU"
+    next_step = "install NVIDIA's driver; nvidia-smi must list the GPU"
     try:
-        library = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Finding(name="driver", state="absent", detail="no NVIDIA driver here", next_step=mend)
-    code, version = int(library.cuInit(0)), ctypes.c_int(0)
-    if code != 0:
-        return Finding(
-            name="driver",
-            state="broken",
-            detail=f"the driver does not start: CUDA error {code}",
-            next_step=mend,
-        )
-    library.cuDriverGetVersion(ctypes.byref(version))
-    cuda = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
-    return Finding(
-        name="driver", state="ok", detail=", ".join(filter(None, (driver_version(), f"up to {cuda}")))
-    )
+        cuda = driver_cuda_version()
+    except HspanError as error:
+        return Finding(name="driver", state="broken", detail=error.what, next_step=next_step)
+    if cuda is None:
+        return Finding(name="driver", state="absent", detail="no NVIDIA driver here", next_step=next_step)
+    detail = ", ".join(filter(None, (driver_version(), f"up to CUDA {cuda}")))
+    return Finding(name="driver", state="ok", detail=detail)
 
 
 def _gpus() -> list[Finding]:

@@ -158,12 +158,6 @@ def supported_architectures(nvcc: Path) -> tuple[int, ...]:
     )
 
 
-def programs_folder(nvcc: Path) -> Path:
-    """The folder of the CUDA toolkit's programs, ptxas among them; `nvcc` may be a script that calls the real one."""
-    match = re.search(r"_HERE_=(.*)", _outputs([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]))
-    return Path(match[1].strip()) if match else nvcc.resolve().parent
-
-
 def _nvcc_in(home: str | None) -> str | None:
     return str(Path(home) / "bin" / "nvcc") if home else None
 
@@ -249,15 +243,6 @@ def _output(command: list[str | Path]) -> str:
         raise error_from_os_error(Path(command[0]), error, action="run") from error
     except subprocess.SubprocessError as error:
         raise HspanError(command[0], f"does not run: {error}", "install it again") from error
-
-
-def _outputs(command: list[str | Path]) -> str:
-    """Both outputs of a program, whatever its exit code; empty when it does not run."""
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return process.stdout + process.stderr
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tools.kernel_report.plugin_code import programs_folder
 from tools.kernel_report.plugin_occupancy import LIMITS, occupancy
 from trt_hspan.errors import HspanError
-from trt_hspan.native.toolchain import find_host_compiler, find_nvcc, programs_folder
+from trt_hspan.native.toolchain import find_host_compiler, find_nvcc
 
 THREADS = (1, 32, 33, 64, 96, 128, 160, 256, 384, 512, 1024)
 REGISTERS = (16, 24, 32, 40, 63, 64, 65, 96, 128, 168, 200, 255)
