@@ -1,4 +1,4 @@
-"""Compiling for another machine with the target's CMake preset. Owns toolchains and build folders; packs nothing."""
+"""Compiling for another machine with the target's CMake preset."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Libraries that the C++ runtime is linked with, built for 64-bit Arm: a folder that CMake searches instead of `/`.
 
-They are those of Debian 12, whose glibc is near that of the oldest target; what they ask of the target's is checked
+They are those of Debian 12, whose glibc is near that of the oldest target; what they require of the target's is checked
 when a package is packed. libpng, libjpeg and zlib go into the programs, because Debian's and Ubuntu's libjpeg have
 different sonames and a board may lack the others; libcrypto stays the board's, which gets its security updates.
 Each package is pinned by version and hash; a later version that Debian signed is used and reported (`package_lock`).

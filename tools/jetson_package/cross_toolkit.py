@@ -1,6 +1,6 @@
 """CUDA toolkits that run here and build for aarch64, put together from what registries carry.
 
-Owns fetching, checking hashes and laying out; compiling is `jetson_package`'s. A toolkit is a folder of its own,
+A toolkit is a folder of its own,
     bin/ (nvcc, ptxas, ...)  nvvm/ (cicc, libdevice)  include/  lib64/ (the device's CUDA runtime, for aarch64)
 and nothing of it comes from the machine that builds it, so that it is the same everywhere.
 """

@@ -1,7 +1,4 @@
-"""Shared libraries and programs as files: what they need of the system that loads them. Runs none of their code.
-
-Owns reading ELF and holding it against a target; the target's limits are data of `targets`.
-"""
+"""Shared libraries and programs as files: what they need of the system that loads them, and whether a target has it."""
 
 from __future__ import annotations
 

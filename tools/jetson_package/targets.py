@@ -1,4 +1,4 @@
-"""Machines that packages are built for: pure data. Knows no compiler and no file format."""
+"""Machines that packages are built for."""
 
 from __future__ import annotations
 

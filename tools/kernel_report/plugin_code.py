@@ -1,8 +1,6 @@
-"""The machine code of the kernels, as the compiler reports it and as it can be read. Runs nothing on a GPU.
+"""The kernels, compiled and read: registers, spills and shared memory from `ptxas -v`, threads per block from the PTX.
 
-Owns translating our own kernel sources and reading what came out: registers, spills and shared memory out of
-`ptxas -v`, threads per block out of the PTX. The disassembly is read by plugin_loops; what occupancy follows is
-plugin_occupancy's.
+The disassembly is read by `plugin_loops`; the occupancy that follows is computed by `plugin_occupancy`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Loops in the machine code of a kernel, read from its disassembly, and what their instructions are.
 
-Owns the control flow: blocks, dominators, natural loops (Aho, Lam, Sethi & Ullman 2006, section 9.6). A loop's code
-need not lie in one piece: what is rarely executed stands behind the rest and branches back.
+Blocks, dominators and natural loops are those of Aho, Lam, Sethi & Ullman 2006, section 9.6. A loop's code need not
+be contiguous: rarely executed parts stand behind the rest and branch back.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Theoretical occupancy of a kernel. Owns the limits per compute capability and the arithmetic; asks no GPU.
+"""Theoretical occupancy of a kernel, computed without a GPU.
 
 Limits: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". Allocation: registers go to
 warps in units of 256 within the quarter of a multiprocessor that the warp lives in; shared memory goes to blocks in
-units of 128 bytes (256 on Turing), after 1 KiB that CUDA keeps for itself from compute capability 8.0 on.
+units of 128 bytes (256 on Turing), after 1 KiB that CUDA reserves from compute capability 8.0 on.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Training of the demo networks on a CPU. Needs the `training` extra; no other package imports this one."""
+"""Training of the demo networks on a CPU. Needs the extra `training`."""

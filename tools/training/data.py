@@ -1,4 +1,4 @@
-"""Pairs of pictures in memory, and random patches of them. Owns sampling and its random state."""
+"""Pairs of pictures in memory, and random patches of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trained network is worth: held-out PSNR-Y and SSIM, with other attention, and how sparse it is."""
+"""The quality of a trained network: held-out PSNR-Y and SSIM, the same with softmax attention, and its sparsity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Markdown tables and pictures of what `figures` measured. Owns presentation only."""
+"""Markdown tables and pictures of what `figures` measured."""
 
 from __future__ import annotations
 
