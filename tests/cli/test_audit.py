@@ -172,7 +172,7 @@ def test_bad_files_are_one_line(run: CommandLine, tmp_path: Path) -> None:
         (["audit", tmp_path / "none.onnx"], "none.onnx: no such file"),
         (["audit", tmp_path / "none.plan"], "none.plan: no such file"),
         (["audit", network, "--pictures", tmp_path / "none"], "none: no such folder"),
-        (["audit", network, "--pictures", tmp_path / "empty"], "empty: holds no pictures"),
+        (["audit", network, "--pictures", tmp_path / "empty"], "empty: contains no pictures"),
         (["audit", network, "--precision", "fp16"], "computes in bf16; give its checkpoint"),
     ]:
         result = run(*words)

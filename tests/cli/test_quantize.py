@@ -228,7 +228,7 @@ def spoiled_folder(folder: Path, kind: str) -> Path:
     [
         (
             "empty",
-            "pictures: holds no pictures; put pictures there, or HR/NAME.png and LR_bicubic/XSCALE/NAMExSCALE.png",
+            "pictures: contains no pictures; put pictures there, or HR/NAME.png and LR_bicubic/XSCALE/NAMExSCALE.png",
         ),
         ("text", "a.png: not a picture that can be read"),
         ("truncated", "a.png: a damaged or truncated picture"),

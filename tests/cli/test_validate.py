@@ -358,7 +358,7 @@ def test_bad_files_are_one_line(
             [network, "--checkpoint", small_x4.checkpoint, "--images", tmp_path / "none"],
             "none: no such folder",
         ),
-        ([network, "--checkpoint", small_x4.checkpoint, "--images", empty], "empty: holds no pictures"),
+        ([network, "--checkpoint", small_x4.checkpoint, "--images", empty], "empty: contains no pictures"),
         ([network, "--checkpoint", small_x4.checkpoint, "--images", broken_pictures], "a.png: not a picture"),
         ([network, "--checkpoint", small_x4.checkpoint, "--images", half], "X4/ax4.png: is missing"),
     ]:

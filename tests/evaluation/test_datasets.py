@@ -122,13 +122,13 @@ def test_sizes_that_do_not_belong_together_are_reported_from_the_headers(
 
 
 def test_empty_and_missing_folders_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(HspanError, match="holds no pictures; put pictures there, or HR/NAME"):
+    with pytest.raises(HspanError, match="contains no pictures; put pictures there, or HR/NAME"):
         samples_from_folder(tmp_path, 4)
     with pytest.raises(HspanError, match="no such folder"):
         samples_from_folder(tmp_path / "none", 4)
     (tmp_path / "HR").mkdir()
     (tmp_path / "LR_bicubic" / "X4").mkdir(parents=True)
-    with pytest.raises(HspanError, match="HR: holds no pictures"):
+    with pytest.raises(HspanError, match="HR: contains no pictures"):
         samples_from_folder(tmp_path, 4)
 
 
@@ -165,5 +165,5 @@ def test_photograph_smaller_than_the_square_is_taken_whole(
 
 def test_installation_without_its_photograph_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "_SHIPPED", tmp_path / "none")
-    with pytest.raises(HspanError, match="holds no photograph; name pictures of your own with --images"):
+    with pytest.raises(HspanError, match="contains no photograph; name pictures of your own with --images"):
         shipped_samples(4)

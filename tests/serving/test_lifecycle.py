@@ -259,7 +259,7 @@ def test_request_that_makes_no_sense(run: CommandLine, words: list[str], code: i
 
 def test_folder_without_models(run: CommandLine, tmp_path: Path) -> None:
     result = run("serve", tmp_path, "--port", 0, "--grpc-port", 0, "--metrics-port", 0)
-    assert (result.code, "holds no model" in result.error_line) == (1, True)
+    assert (result.code, "contains no model" in result.error_line) == (1, True)
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "config.pbtxt").write_text('name: "net"')
     result = run("serve", tmp_path, "--port", 0, "--grpc-port", 0, "--metrics-port", 0)
@@ -306,4 +306,4 @@ def test_named_installation_must_be_one(
 ) -> None:
     monkeypatch.setenv("TRT_HSPAN_TRITON", str(tmp_path))
     result = run("serve", repository, "--port", 0, "--grpc-port", 0, "--metrics-port", 0)
-    assert "holds no bin/tritonserver" in result.error_line
+    assert "contains no bin/tritonserver" in result.error_line

@@ -90,8 +90,8 @@ class Sample:
 def samples_from_folder(path: str | os.PathLike[str], scale: int) -> list[Sample]:
     """The pictures of a folder, by name.
 
-    A folder in the benchmark sets' layout holds `HR/NAME.png` and `LR_bicubic/X<scale>/NAMEx<scale>.png`;
-    then every picture has its ground truth. Any other folder holds pictures without one. Sub-folders and
+    A folder in the benchmark sets' layout contains `HR/NAME.png` and `LR_bicubic/X<scale>/NAMEx<scale>.png`;
+    then every picture has its ground truth. Any other folder contains pictures without one. Sub-folders and
     other files are left alone. A single picture may be named instead of a folder.
 
     Raises:
@@ -120,7 +120,7 @@ def plain_pictures(folder: Path, scale: int | None = None) -> list[Path]:
         factor = "SCALE" if scale is None else scale
         raise HspanError(
             folder,
-            "holds no pictures",
+            "contains no pictures",
             f"put pictures there, or HR/NAME.png and LR_bicubic/X{factor}/NAMEx{factor}.png",
         )
     return pictures
@@ -134,7 +134,7 @@ def shipped_samples(scale: int) -> list[Sample]:
     """
     pictures = _pictures(_SHIPPED) if _SHIPPED.is_dir() else []
     if not pictures:
-        raise HspanError(_SHIPPED, "holds no photograph", "name pictures of your own with --images")
+        raise HspanError(_SHIPPED, "contains no photograph", "name pictures of your own with --images")
     return [
         Sample(name=p.name, low_resolution=None, ground_truth=p, scale=scale, side=SHIPPED_SIDE)
         for p in pictures
@@ -156,7 +156,7 @@ def _benchmark_samples(folder: Path, scale: int) -> list[Sample]:
             raise HspanError(
                 part,
                 f"no such folder, and the network's scale is {scale}",
-                f"a benchmark set holds HR/NAME.png and LR_bicubic/X{scale}/NAMEx{scale}.png",
+                f"a benchmark set contains HR/NAME.png and LR_bicubic/X{scale}/NAMEx{scale}.png",
             )
     truths = {p.stem: p for p in _pictures(high)}
     suffix = f"x{scale}"
@@ -173,7 +173,7 @@ def _benchmark_samples(folder: Path, scale: int) -> list[Sample]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise HspanError(missing[0], f"is missing{more}", "complete the pair or remove its other half")
     if not truths:
-        raise HspanError(high, "holds no pictures", "check the path")
+        raise HspanError(high, "contains no pictures", "check the path")
     return [
         Sample(name=name, low_resolution=lows[name + suffix], ground_truth=truth, scale=scale)
         for name, truth in truths.items()

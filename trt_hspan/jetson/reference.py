@@ -299,7 +299,7 @@ def _reference_from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> StoredRefe
         if type(about[name]) is not kind:
             raise ValueError(f"{name} is {about[name]!r}")
     if not names or not isinstance(names, list):
-        raise ValueError("it holds no pictures")
+        raise ValueError("it contains no pictures")
     pictures = []
     for name in names:
         picture, output = arrays[f"input/{name}"], arrays[f"output/{name}"]

@@ -117,7 +117,7 @@ def repository_models(folder: str | os.PathLike[str]) -> dict[str, list[int]]:
                 raise HspanError(path, "has no version: a folder named 1 is missing", "export it again")
             models[path.name] = versions
     if not models:
-        raise HspanError(root, "holds no model", "write one with trt-hspan serve export")
+        raise HspanError(root, "contains no model", "write one with trt-hspan serve export")
     return models
 
 

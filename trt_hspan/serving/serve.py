@@ -122,7 +122,7 @@ async def serve(
         stop: set it to stop the server.
 
     Raises:
-        HspanError: a port is taken, the repository holds no model, a model cannot be loaded, or tritonserver
+        HspanError: a port is taken, the repository contains no model, a model cannot be loaded, or tritonserver
             dies again and again.
     """
     await _Server(spec, install, stop or asyncio.Event()).run(on_ready or (lambda _: None))

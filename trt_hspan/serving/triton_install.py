@@ -87,7 +87,7 @@ def triton_install(on_progress: Callable[[str], None] | None = None) -> TritonIn
     """The server, fetched and unpacked when it is not there yet.
 
     TRT_HSPAN_TRITON may name the folder of another installation, such as /opt/tritonserver of NVIDIA's image: it
-    holds bin/tritonserver and backends/python.
+    contains bin/tritonserver and backends/python.
 
     Args:
         on_progress: called with each step, one phrase at a time.
@@ -120,7 +120,9 @@ def _named_install(folder: Path) -> TritonInstall:
     for path in (program, stub):
         if not path.is_file():
             raise HspanError(
-                _FOLDER_VARIABLE, f"names {folder}, which holds no {path.relative_to(folder)}", "correct it"
+                _FOLDER_VARIABLE,
+                f"names {folder}, which contains no {path.relative_to(folder)}",
+                "correct it",
             )
     library = re.search(rb"libpython(3\.\d+)", stub.read_bytes())
     if library is not None and library[1].decode() != _python_version():
