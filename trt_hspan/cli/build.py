@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest, ProfileRecord
     from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, Precision, ProfileRequest
     from trt_hspan.precision.engine_job import EngineJob
-    from trt_hspan.precision.quantize.job import QuantizationJob
+    from trt_hspan.precision.quantize.request import QuantizationJob
     from trt_hspan.sizes import ImageSize
 
 _RTX_PLUGIN_NOTE = (

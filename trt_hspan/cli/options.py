@@ -15,8 +15,7 @@ from trt_hspan.errors import UsageError
 if TYPE_CHECKING:
     from trt_hspan.graph import Precision
     from trt_hspan.precision.audit.range_request import RangeRequest
-    from trt_hspan.precision.quantize.job import QuantizationJob
-    from trt_hspan.precision.quantize.pipeline import QuantizationRequest
+    from trt_hspan.precision.quantize.request import QuantizationJob, QuantizationRequest
 
 DEFAULT_RES_SCALE: Final = 0.1
 
@@ -221,7 +220,7 @@ class CalibrationOptions:
     def request(self, precision: str, *, budget_db: float | None = None) -> QuantizationRequest:
         """Raises: UsageError as `QuantizationRequest`."""
         from trt_hspan.precision.crops import TilePlan
-        from trt_hspan.precision.quantize.pipeline import QuantizationRequest
+        from trt_hspan.precision.quantize.request import QuantizationRequest
 
         if precision not in ("int8", "fp8"):
             raise UsageError(
@@ -277,7 +276,7 @@ class QuantizationOptions(CalibrationOptions):
             UsageError: as `QuantizationRequest`; an option beside --recipe, which contains them all.
             HspanError: the recipe cannot be read.
         """
-        from trt_hspan.precision.quantize.job import QuantizationJob, recipe_from_file
+        from trt_hspan.precision.quantize.request import QuantizationJob, recipe_from_file
 
         base = self.base_type()
         if self.recipe is None:

@@ -42,8 +42,7 @@ def quantize(request: QuantizeRequest) -> None:
     if request.output.suffix != ".onnx":
         raise UsageError(request.output, "an ONNX file's name ends in .onnx", "name another file")
     from trt_hspan.files import check_writable
-    from trt_hspan.precision.quantize.job import quantized_network
-    from trt_hspan.precision.quantize.pipeline import write_quantized
+    from trt_hspan.precision.quantize.pipeline import quantized_network, write_quantized
 
     check_writable(request.output)
     job = request.quantization.job(

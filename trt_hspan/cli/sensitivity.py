@@ -15,7 +15,7 @@ from trt_hspan.cli.request import takes_request
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
-    from trt_hspan.precision.quantize.job import QuantizationJob
+    from trt_hspan.precision.quantize.request import QuantizationJob
     from trt_hspan.precision.quantize.sensitivity import SensitivityReport
 
 
@@ -34,7 +34,7 @@ class SensitivityRequest:
 
     def job(self) -> QuantizationJob:
         """Raises: UsageError for options that contradict each other, or leave no pictures to measure on."""
-        from trt_hspan.precision.quantize.job import QuantizationJob
+        from trt_hspan.precision.quantize.request import QuantizationJob
 
         how = self.calibration.request(self.precision)
         if how.calibration is None and how.held_out is None:
@@ -52,7 +52,7 @@ def sensitivity(request: SensitivityRequest) -> None:
         raise UsageError(request.output, "the figures' name ends in .json", "name another file")
     job = request.job()
     from trt_hspan.files import check_writable
-    from trt_hspan.precision.quantize.job import network_sensitivity
+    from trt_hspan.precision.quantize.pipeline import network_sensitivity
     from trt_hspan.precision.quantize.sensitivity import require_matplotlib, write_sensitivity
 
     check_writable(request.output)

@@ -20,8 +20,8 @@ from trt_hspan.native.progress import BuildProgress
 from trt_hspan.precision.audit.network_audit import audit_variants, audited_model
 from trt_hspan.precision.audit.range_request import RangeRequest
 from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
-from trt_hspan.precision.quantize.job import QuantizationJob, quantized_network
-from trt_hspan.precision.quantize.pipeline import companion_texts
+from trt_hspan.precision.quantize.pipeline import companion_texts, quantized_network
+from trt_hspan.precision.quantize.request import QuantizationJob
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,94 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import onnx
 
-from trt_hspan.engine.spec import check_choice
-from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.files import staged_files
-from trt_hspan.graph import QuantizationFacts, QuantizedType, quantization_from_model
+from trt_hspan.graph import QuantizationFacts, quantization_from_model
 from trt_hspan.precision import crops
 from trt_hspan.precision.crops import TilePlan
-from trt_hspan.precision.network import OnProgress, no_progress
+from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
 from trt_hspan.precision.quantize import calibration
 from trt_hspan.precision.quantize.budget import choose_layers
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.measure import HeldOut, Measurement
 from trt_hspan.precision.quantize.recipe import Choice, Recipe, model_from_recipe, new_recipe, variant
+from trt_hspan.precision.quantize.request import QuantizationJob, QuantizationRequest, RecipeFile
 from trt_hspan.precision.quantize.sensitivity import SensitivityReport, sensitivity_report
-from trt_hspan.precision.quantize.source import Source
+from trt_hspan.precision.quantize.source import Source, source_from_variants
 from trt_hspan.precision.quantize.table import CalibrationTable, Method, cached_table, keep_table, read_table
 
-Rounding = Literal["adaptive", "nearest"]
-
 DEFAULT_METHOD: Method = "mse"
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizationRequest:
-    """What is quantized, and how its ranges are measured.
-
-    Args:
-        precision: "int8" or "fp8".
-        calibration: a folder of pictures, or "builtin"; None needs a table.
-        table: a calibration table to take ranges from instead of measuring them.
-        method: how ranges are chosen; None is "mse".
-        rounding: of INT8 weights; None is adaptive wherever there are pictures for it or the table contains it.
-        budget_db: largest loss of PSNR-Y on held-out pictures; None quantizes every layer.
-        held_out: pictures to measure on; None holds out every fourth of the calibration's when there is a budget.
-        include, exclude: as in `layers.layers_to_quantize`.
-        tiles: cut for calibration; as many are cut for measuring, at most 16.
-        use_cache: whether a table of the same model, pictures and method may be reused, and is kept.
-
-    Raises:
-        UsageError: options that contradict each other, or make no sense.
-    """
-
-    precision: QuantizedType
-    calibration: str | None = None
-    table: Path | None = None
-    method: Method | None = None
-    rounding: Rounding | None = None
-    budget_db: float | None = None
-    held_out: str | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    tiles: TilePlan = field(default_factory=TilePlan)
-    use_cache: bool = True
-
-    def __post_init__(self) -> None:
-        check_choice("--precision", self.precision, QuantizedType)
-        check_choice("--rounding", self.rounding, Rounding)
-        if self.method is not None:
-            calibration.checked_method(self.method)
-        if self.calibration is None and self.table is None:
-            raise UsageError(
-                "--calibration",
-                f"is missing: {self.precision} ranges are measured on pictures",
-                "name a folder, or builtin for the shipped photographs",
-            )
-        if self.table is not None:
-            for option, value in (("--method", self.method), ("--rounding", self.rounding)):
-                if value is not None:
-                    raise UsageError(option, "is part of the table", "leave it or --table out")
-        if self.precision == "fp8" and self.rounding == "adaptive":
-            raise UsageError("--rounding", "adaptive is for int8 weights", "leave it out")
-        self._check_budget()
-
-    def _check_budget(self) -> None:
-        if self.budget_db is None:
-            return
-        if not (math.isfinite(self.budget_db) and self.budget_db > 0.0):
-            raise UsageError("--budget-db", f"got {self.budget_db:g}, expected a positive number of dB")
-        if self.calibration is None and self.held_out is None:
-            raise UsageError("--budget-db", "needs pictures to measure on", "name some with --held-out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +47,29 @@ class Quantized:
     facts: QuantizationFacts
     measurement: Measurement | None = None
     calibration_was_cached: bool = False
+
+
+def quantized_network(job: QuantizationJob, *, on_progress: OnProgress = no_progress) -> Quantized:
+    """Reads or exports the network, and quantizes it.
+
+    Raises:
+        UsageError, HspanError: as `variants_from_path`, and as `quantize` or `quantize_by_recipe`.
+    """
+    if isinstance(job.how, RecipeFile):
+        return quantize_by_recipe(_source(job, on_progress), job.how.recipe, where=job.how.path)
+    _check_places(job.how)
+    return quantize(_source(job, on_progress), job.how, on_progress=on_progress)
+
+
+def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_progress) -> SensitivityReport:
+    """Reads or exports the network, and measures each of its layers.
+
+    Raises:
+        UsageError, HspanError: as `variants_from_path` and `measure_sensitivity`.
+    """
+    assert isinstance(job.how, QuantizationRequest), "a recipe has chosen its layers"
+    _check_places(job.how)
+    return measure_sensitivity(_source(job, on_progress), job.how, on_progress=on_progress)
 
 
 def quantize(
@@ -174,15 +133,6 @@ def quantize(
         measurement=measurement,
         calibration_was_cached=was_cached,
     )
-
-
-def check_places(request: QuantizationRequest) -> None:
-    """Looks for the pictures and the table before anybody waits for an export. Raises: HspanError."""
-    for place in (request.calibration, request.held_out):
-        if place is not None:
-            crops.check_place(place)
-    if request.table is not None:
-        read_table(request.table)
 
 
 def measure_sensitivity(
@@ -283,6 +233,29 @@ def calibration_table(
     if request.use_cache:
         keep_table(key, table)
     return table, False
+
+
+def _check_places(request: QuantizationRequest) -> None:
+    """Looks for the pictures and the table before anybody waits for an export. Raises: HspanError."""
+    for place in (request.calibration, request.held_out):
+        if place is not None:
+            crops.check_place(place)
+    if request.table is not None:
+        read_table(request.table)
+
+
+def _source(job: QuantizationJob, on_progress: OnProgress) -> Source:
+    on_progress(f"reading {job.model}", 0, 0)
+    base, keep_fp32, res_scale = job.base, job.keep_fp32, job.res_scale
+    if isinstance(job.how, RecipeFile):
+        recipe = job.how.recipe
+        base, keep_fp32 = recipe.base, recipe.keep_fp32
+        if res_scale is None and Path(job.model).suffix.lower() not in (".onnx", ".plan"):
+            res_scale = recipe.res_scale
+    network = variants_from_path(job.model, res_scale=res_scale)
+    if isinstance(job.how, RecipeFile) and network.stored != "fp32":
+        return source_from_variants(network)  # as it is; its hash says whether it is the recipe's
+    return source_from_variants(network, base=base, keep_fp32=keep_fp32)
 
 
 def _calibration_samples(request: QuantizationRequest, scale: int) -> list[Sample]:
