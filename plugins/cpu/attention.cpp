@@ -239,7 +239,7 @@ uint64_t hspanCpuWorkspaceBytes(HspanCpuAttention const* attention)
     Kernel const& kernel = *chosenKernel(attention->instructionSet);
     Problem problem = problemFrom(*attention, kernel, 0);
     uint64_t const keys = kernel.wantsPackedKey(problem) ? kernel.packedKeyBytes(problem) : 0;
-    // The address itself is never used: it tells that threads need no panel of their own.
+    // The address itself is never used: non-null means that threads need no panel of their own.
     problem.packedKey = keys == 0 ? nullptr : static_cast<float*>(attention->key.data);
     return keys + static_cast<uint64_t>(threadsFor(*attention, problem)) * kernel.workspaceBytes(problem);
 }

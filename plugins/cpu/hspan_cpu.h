@@ -1,8 +1,9 @@
 //! \file hspan_cpu.h
 //! Exact sparsemax attention on main memory, behind a C ABI: what `libhspan_cpu.so` exports.
 //!
-//! The library knows neither PyTorch nor ONNX Runtime; it links against the C++ library alone. Mathematics and numeric
-//! contract are those of the TensorRT plugin (plugins/README.md); plugins/cpu/README.md tells how it is computed here.
+//! The library depends on neither PyTorch nor ONNX Runtime; it links against the C++ library alone. Mathematics and
+//! numeric contract are those of the TensorRT plugin (plugins/README.md); plugins/cpu/README.md describes how it is
+//! computed here.
 #pragma once
 
 #include <stddef.h>

@@ -4,7 +4,7 @@
 //! A tile's scores are computed by a register-tiled matrix product that also keeps the maxima of every few keys. Those
 //! maxima are scores themselves, so the sparsemax threshold of the maxima alone bounds the row's from below, and
 //! closely: all that lies under it is never looked at again. What remains is a short list for most rows, on which the
-//! exact threshold is found and whose values are gathered. Rows with more candidates than are worth a list take
+//! exact threshold is computed and whose values are gathered. Rows with more candidates than are worth a list take
 //! vectorized Newton passes over their scores and a matrix product with the values.
 #pragma once
 
@@ -148,7 +148,7 @@ void weighListed(Workspace& w, ListedRow& row, Split threshold)
     row.refined = -1;
 }
 
-//! Keeps the row whose candidates, `count` of them, stand at the end of the lists.
+//! Keeps the row whose candidates, `count` of them, are at the end of the lists.
 void keepListed(Workspace& w, int64_t row, int64_t count, double bound, Refinement const& refinement)
 {
     // Vectors are read whole: what follows the list weighs nothing.
@@ -255,7 +255,7 @@ __attribute__((noinline)) void addProduct(
     }
 }
 
-//! Weighted sums of the tile's dense rows, whose weights stand in place of their scores: a matrix product.
+//! Weighted sums of the tile's dense rows, whose weights have replaced their scores: a matrix product.
 template <typename T>
 void multiplyDense(Problem const& problem, Workspace& w, int64_t first, int64_t count)
 {

@@ -47,7 +47,7 @@ HSPAN_INLINE int64_t roundedUp(int64_t x, int64_t step)
     return (x + step - 1) / step * step;
 }
 
-//! The greatest magnitude in the tensor; infinite when it holds an infinity or a NaN.
+//! The greatest magnitude in the tensor; infinite when it contains an infinity or a NaN.
 template <typename T>
 float largestMagnitude(Tensor<T> tensor, int64_t channels, int64_t positions)
 {

@@ -7,7 +7,7 @@
 namespace hspan::cpu
 {
 
-//! One image of the batch, and what is known of it before the threads start.
+//! One image of the batch, and its properties, computed before the threads start.
 struct Problem
 {
     HspanCpuTensor query; //!< data of this image

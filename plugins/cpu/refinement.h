@@ -31,7 +31,7 @@ constexpr double likelyErrorAllowed(BFloat16)
     return 0x1p24 * 0x1p-8 / 32;
 }
 
-//! The greatest Euclidean norm among the positions that hold neither an infinity nor a NaN.
+//! The greatest Euclidean norm among the positions that contain neither an infinity nor a NaN.
 template <typename T>
 double largestNorm(Tensor<T> tensor, int64_t channels, int64_t positions)
 {

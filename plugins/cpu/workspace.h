@@ -18,7 +18,7 @@ constexpr int64_t kMOST_ROWS = 4096;     //!< rows that wait in the lists, at mo
 constexpr int64_t kLEAST_SPAN = 256;     //!< keys that are packed at a time for exact scores, at least
 constexpr uint64_t kALIGNMENT = 64;
 
-//! What must be known of a row whose scores are to be computed again, in double.
+//! Properties of a row whose scores are to be computed again, in double.
 struct Refinement
 {
     bool isNeeded;

@@ -3,7 +3,7 @@
 //! tightens.
 //!
 //! For a set A of scores let tau(A) be its sparsemax threshold. More scores never lower it, so tau of what a row has
-//! seen is a lower bound of the final one, and what does not exceed it can be dropped for good. Entries stand in
+//! seen is a lower bound of the final one, and what does not exceed it can be dropped for good. Entries are in
 //! ascending key order, and dropping keeps the order: what is left in the end is the support, in the same order
 //! whatever the tiles.
 #pragma once

@@ -58,7 +58,7 @@ enum class ValuePart : int32_t
     kNEGATIVE, //!< 1 for -inf and NaN, else 0; weights count as 1
 };
 
-//! Puts the values that this thread has copied into the part that is wanted.
+//! Maps a value to the requested part.
 template <typename T>
 HSPAN_DEVICE T partOf(T value, ValuePart part)
 {
@@ -73,7 +73,7 @@ HSPAN_DEVICE T partOf(T value, ValuePart part)
 template <typename Visit>
 HSPAN_DEVICE void forOwnPieces(int32_t pieces, Visit const& visit)
 {
-    constexpr int32_t kPER_ROW{16}; // room for 128 channels: a thread keeps to one column
+    constexpr int32_t kPER_ROW{16}; // 128 channels: a thread keeps to one column
     int32_t const piece = simt::threadIndex() % kPER_ROW;
     if (piece < pieces)
     {

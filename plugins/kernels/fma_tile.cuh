@@ -182,7 +182,7 @@ struct FmaTile
     //! As streamTiles() in tensor_tile.cuh.
     template <typename Consume>
     HSPAN_DEVICE static bool stream(Stage& stage, Query const& refinements, FloatRows const& query,
-        FloatRows const& key, int64_t firstRow, bool wanted, Consume const& consume)
+        FloatRows const& key, int64_t firstRow, bool isActive, Consume const& consume)
     {
         int32_t const tiles = (key.positions + kKEYS - 1) / kKEYS;
         bool stop = false;
@@ -210,13 +210,13 @@ struct FmaTile
                     startSlice<kKEYS>(
                         stage.key[1 - buffer], key, isLastSlice ? firstKey + kKEYS : firstKey, nextChannel);
                 }
-                if (wanted)
+                if (isActive)
                 {
                     accumulate(sums, stage, buffer);
                 }
                 buffer = 1 - buffer;
             }
-            if (wanted)
+            if (isActive)
             {
                 float scores[kKEYS / 8][4];
                 finish(scores, sums, refinements, firstKey + simt::laneIndex() % 4 * 2, key.positions);

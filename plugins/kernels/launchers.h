@@ -75,7 +75,7 @@ struct TiledWorkspace
     int64_t slotsPerImage; //!< L, rounded up to kROW_ALIGNMENT
     int64_t chunkSlots;    //!< rows that have a list at a time
     int64_t capacity;      //!< entries of a list
-    int64_t query;         //!< token-major copies, made where a tensor lies otherwise
+    int64_t query;         //!< token-major copies of tensors in another layout
     int64_t key;
     int64_t value;
     int64_t results;

@@ -1,5 +1,5 @@
 //! \file plain_score_tile.cuh
-//! Tiles of the score matrix. Owns the tile geometry and the one place where a score is computed.
+//! Tiles of the score matrix: their geometry, and the one place where a score is computed.
 //!
 //! A block holds a tile of query rows; each of its warps owns kROWS_PER_WARP of them outright, so that everything a
 //! row needs (maximum, threshold, sums) stays inside one warp. Keys stream past in tiles of kKEYS_PER_TILE. A lane
@@ -61,7 +61,7 @@ struct ScoreOperands
     int32_t firstRow;  //!< first query row of the block's tile
 };
 
-//! What the first kernel tells the second of a row.
+//! The first kernel's result for a row, input of the second.
 struct PlainRow
 {
     TwoFloat threshold; //!< NaN for a row without one
@@ -164,11 +164,11 @@ HSPAN_DEVICE void accumulateScores(ScoreSums<kREFINED>& sums, ScoreStage const& 
 //! Streams all scores of the block's rows past `consume(scores, firstKey)`, tile by tile in ascending key order.
 //! Scores of keys past the end are -inf. `own` is the refinement of row lane % 8 of the warp, for a refined tile.
 //!
-//! All threads of the block must call it together. A warp that passes wanted = false helps loading, computes nothing
-//! and is not called back; `consume` may hold barriers of the block only if all warps pass true.
+//! All threads of the block must call it together. A warp that passes isActive = false helps loading, computes nothing
+//! and is not called back; `consume` may contain barriers of the block only if all warps pass true.
 template <bool kREFINED, typename T, typename Consume>
 HSPAN_DEVICE void streamScores(
-    ScoreStage& stage, ScoreOperands<T> const& operands, Refinement const& own, bool wanted, Consume const& consume)
+    ScoreStage& stage, ScoreOperands<T> const& operands, Refinement const& own, bool isActive, Consume const& consume)
 {
     constexpr int32_t kKEYS{ScoreSums<kREFINED>::kGROUPS * simt::kWARP_SIZE};
     int32_t const positions = operands.positions;
@@ -186,12 +186,12 @@ HSPAN_DEVICE void streamScores(
                 stage.query, operands.query + offset, operands.strides, positions, operands.firstRow, count);
             loadColumns<kKEYS>(stage.key, operands.key + offset, operands.strides, positions, firstKey, count);
             simt::syncBlock(); // the slice is complete
-            if (wanted)
+            if (isActive)
             {
                 accumulateScores(sums, stage, count);
             }
         }
-        if (wanted)
+        if (isActive)
         {
             if constexpr (kREFINED)
             {
@@ -217,17 +217,17 @@ HSPAN_DEVICE void streamScores(
 //! The same with a tile that is refined or not, as all threads of the block agree.
 template <typename T, typename Consume>
 HSPAN_DEVICE void streamScores(ScoreStage& stage, ScoreOperands<T> const& operands, Refinement const& own,
-    bool isRefined, bool wanted, Consume const& consume)
+    bool isRefined, bool isActive, Consume const& consume)
 {
     if constexpr (kIS_REFINED_TYPE<T>)
     {
         if (isRefined)
         {
-            streamScores<true>(stage, operands, own, wanted, consume);
+            streamScores<true>(stage, operands, own, isActive, consume);
             return;
         }
     }
-    streamScores<false>(stage, operands, own, wanted, consume);
+    streamScores<false>(stage, operands, own, isActive, consume);
 }
 
 } // namespace hspan

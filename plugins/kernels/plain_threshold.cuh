@@ -243,9 +243,9 @@ thresholdKernel(T const* query, T const* key, float const* keyBounds, PlainRow* 
         RowState state = initialState(maximum, row < positions);
         while (simt::anyInBlock(state.active))
         {
-            bool const wanted = simt::ballot(state.active) != 0;
+            bool const isActive = simt::ballot(state.active) != 0;
             Excesses excesses = {};
-            streamScores(stage, operands, own, isRefined, wanted,
+            streamScores(stage, operands, own, isRefined, isActive,
                 [&excesses, &state](auto const& scores, int64_t /*firstKey*/)
                 { addExcesses(excesses, scores, state.threshold); });
             reduceExcesses(excesses);

@@ -13,7 +13,7 @@
 namespace hspan
 {
 
-//! The refinements of a lane's rows: their grids, while the greatest scores are not known. The warp calls it together.
+//! The refinements of a lane's rows: their grids, before the greatest scores are computed. The warp calls it together.
 HSPAN_DEVICE void findGrids(
     Refinement (&refinements)[2], TiledArguments<float> const& arguments, int64_t image, int64_t firstRow)
 {

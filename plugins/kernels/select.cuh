@@ -2,13 +2,13 @@
 //! The threshold of every row, and the list of its support where it fits one.
 //!
 //! A block owns kWARPS * 16 rows of one image. One pass over the keys fills the rows' candidate lists. A full list is
-//! tightened: its threshold rises and drops entries. If that makes too little room the whole tile takes the dense
+//! tightened: its threshold rises and drops entries. If that frees too little space the whole tile takes the dense
 //! route: Michelot's steps whose sums come from further passes over the scores, from the bounds reached so far. Both
 //! routes end at the same bits (exact_threshold.cuh).
 //!
 //! Where scores are large enough for FP32's rounding to matter, both take refined scores (refined_score.cuh): for the
 //! entries of the finished list, which the bound has let in with some slack, or in the passes of the dense route after
-//! the first, which tells the greatest score.
+//! the first, which finds the greatest score.
 #pragma once
 
 #include <cmath>
@@ -93,7 +93,7 @@ struct WarpLists
     int32_t capacity;
 };
 
-//! Tightens the list of row `row` of the warp and tells the lanes that hold it.
+//! Tightens the list of row `row` of the warp; the lanes that hold the row receive the result.
 template <bool kHAS_REFINED>
 HSPAN_DEVICE Tightened tightenRow(WarpLists const& lists, ListState (&state)[kROWS_OF_LANE], int32_t row)
 {
@@ -194,12 +194,12 @@ struct DenseState
 {
     bool active;
     float maximum; //!< of the scores seen
-    float anchor;  //!< NaN while nothing is known
+    float anchor;  //!< NaN while there is no bound
     float limit;
     int64_t threshold; //!< at or below the row's
 };
 
-//! What a pass over the scores tells of a row.
+//! The result of a pass over the scores of a row.
 struct DenseSums
 {
     int64_t sum;
@@ -272,7 +272,7 @@ HSPAN_DEVICE void takeDenseStep(DenseState& state, DenseSums const& sums)
 HSPAN_DEVICE void startRefined(DenseState& state, Refinement& refinement, float maximum, float slack)
 {
     bool const isDefined = maximum - maximum == 0.0F;
-    bool const isNear = slack < 1.0F; // else nothing is known
+    bool const isNear = slack < 1.0F; // else there is no bound
     state.active = isDefined;
     state.maximum = maximum;
     state.anchor = isDefined && isNear ? 0.0F : NAN;
@@ -365,7 +365,7 @@ selectKernel(TiledArguments<T> arguments)
         bool hasRefined = false; // whether this and the following passes take refined scores
         while (simt::anyInBlock(dense[0].active || dense[1].active))
         {
-            bool const wanted = simt::ballot(dense[0].active || dense[1].active) != 0;
+            bool const isActive = simt::ballot(dense[0].active || dense[1].active) != 0;
             DenseSums sums[kROWS_OF_LANE];
             HSPAN_UNROLL
             for (int32_t half = 0; half < kROWS_OF_LANE; ++half)
@@ -384,16 +384,16 @@ selectKernel(TiledArguments<T> arguments)
                 if (hasRefined)
                 {
                     typename Refined::Query const rows{{refinements[0], refinements[1]}};
-                    Refined::stream(stage, rows, query, key, place.row, wanted, consume);
+                    Refined::stream(stage, rows, query, key, place.row, isActive, consume);
                 }
                 else
                 {
-                    Tile::stream(stage, fragments, query, key, place.row, wanted, consume);
+                    Tile::stream(stage, fragments, query, key, place.row, isActive, consume);
                 }
             }
             else
             {
-                Tile::stream(stage, fragments, query, key, place.row, wanted, consume);
+                Tile::stream(stage, fragments, query, key, place.row, isActive, consume);
             }
             HSPAN_UNROLL
             for (int32_t half = 0; half < kROWS_OF_LANE; ++half)

@@ -78,7 +78,7 @@ bool tilesServe(
         && computeCapability >= kLEAST_TILED_CAPABILITY;
 }
 
-//! What kAUTOMATIC_CONFIG stands for.
+//! The configuration that kAUTOMATIC_CONFIG chooses.
 int32_t chosenConfig(AttentionProblem const& problem, int32_t computeCapability)
 {
     AttentionShape const& shape = problem.shape;
@@ -123,8 +123,8 @@ TiledWorkspace tiledWorkspace(AttentionProblem const& problem, int32_t capacity)
     workspace.slotsPerImage = roundedUp(shape.positions, kROW_ALIGNMENT);
     int64_t const slots = workspace.slotsPerImage * shape.batch;
     workspace.chunkSlots = slots < kCHUNK_ROWS ? slots : kCHUNK_ROWS;
-    int64_t const asked = capacity == 0 ? kLIST_CAPACITY : capacity;
-    workspace.capacity = shape.positions < asked ? shape.positions : asked;
+    int64_t const requested = capacity == 0 ? kLIST_CAPACITY : capacity;
+    workspace.capacity = shape.positions < requested ? shape.positions : requested;
     workspace.key = workspace.query + roundedUp(bytes * preparedPitch(shape.scoreChannels), kALIGNMENT);
     workspace.value = workspace.key + roundedUp(bytes * preparedPitch(shape.scoreChannels), kALIGNMENT);
     workspace.results = workspace.value + roundedUp(bytes * preparedPitch(shape.valueChannels), kALIGNMENT);

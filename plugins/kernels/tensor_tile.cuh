@@ -186,10 +186,10 @@ HSPAN_DEVICE void computeScores(float (&scores)[kKEYS / 8][4], Query const& quer
 
 //! Streams the scores of the block's rows past `consume(scores, firstKey)`, tile by tile in ascending key order, until
 //! `consume` has returned true in some thread; returns whether that happened before the last tile was through. All
-//! threads call it together; a warp that passes wanted = false helps copying and is not called back.
+//! threads call it together; a warp that passes isActive = false helps copying and is not called back.
 template <int32_t kWARPS, int32_t kKEYS, typename T, typename Consume>
 HSPAN_DEVICE bool streamTiles(KeyStage<T, kKEYS>& stage, QueryFragments const& query, TokenRows<T> const& key,
-    bool wanted, Consume const& consume)
+    bool isActive, Consume const& consume)
 {
     constexpr int32_t kTHREADS{kWARPS * simt::kWARP_SIZE};
     int32_t const tiles = (key.positions + kKEYS - 1) / kKEYS;
@@ -209,7 +209,7 @@ HSPAN_DEVICE bool streamTiles(KeyStage<T, kKEYS>& stage, QueryFragments const& q
         {
             startRows<kKEYS, kTHREADS>(stage.rows + (kKEYS - buffer), key, firstKey + kKEYS);
         }
-        if (wanted)
+        if (isActive)
         {
             float scores[kKEYS / 8][4];
             computeScores<kKEYS>(scores, query, stage.rows + buffer, key, firstKey);
@@ -244,9 +244,9 @@ struct TensorTile
 
     template <typename Consume>
     HSPAN_DEVICE static bool stream(Stage& stage, Query const& fragments, TokenRows<T> const& /*query*/,
-        TokenRows<T> const& key, int64_t /*firstRow*/, bool wanted, Consume const& consume)
+        TokenRows<T> const& key, int64_t /*firstRow*/, bool isActive, Consume const& consume)
     {
-        return streamTiles<kWARPS, kKEYS>(stage, fragments, key, wanted, consume);
+        return streamTiles<kWARPS, kKEYS>(stage, fragments, key, isActive, consume);
     }
 };
 

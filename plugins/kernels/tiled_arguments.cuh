@@ -1,8 +1,8 @@
 //! \file tiled_arguments.cuh
-//! What the tiled kernels are launched with, and how rows are numbered.
+//! Arguments of the tiled kernels, and how rows are numbered.
 //!
-//! The rows of all images stand in one line of slots, each image padded to a multiple of kSLOT_ALIGNMENT, so that no
-//! tile spans two images. Lists and results exist for a chunk of slots at a time.
+//! The rows of all images are numbered as one line of slots, each image padded to a multiple of kSLOT_ALIGNMENT, so
+//! that no tile spans two images. Lists and results exist for a chunk of slots at a time.
 #pragma once
 
 #include <cstdint>

@@ -98,7 +98,7 @@ nvinfer1::IPluginV3* pluginFromEngine(char const* layer, PluginFieldCollection c
     }
     if (!hasVersion)
     {
-        reportError("HighSimilarityPassAttention: the engine holds no plugin ABI version");
+        reportError("HighSimilarityPassAttention: the engine contains no plugin ABI version");
         return nullptr;
     }
     if (version != kABI_VERSION)

@@ -31,7 +31,7 @@ constexpr int32_t kFAILED{-1};
 
 constexpr int32_t gAbiVersion{kABI_VERSION};
 
-//! The dimensions may differ only where one of them is not known yet.
+//! The dimensions may differ only where one of them is still dynamic (-1).
 bool fits(int64_t a, int64_t b) noexcept
 {
     return a < 0 || b < 0 || a == b;
@@ -239,16 +239,16 @@ int32_t AttentionPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int3
     {
         return kFAILED;
     }
-    Dims known[kINPUTS];
+    Dims shapes[kINPUTS];
     for (int32_t i = 0; i < kINPUTS; ++i)
     {
-        known[i].nbDims = inputs[i].nbDims;
+        shapes[i].nbDims = inputs[i].nbDims;
         for (int32_t d = 0; d < inputs[i].nbDims; ++d)
         {
-            known[i].d[d] = inputs[i].d[d]->isConstant() ? inputs[i].d[d]->getConstantValue() : -1;
+            shapes[i].d[d] = inputs[i].d[d]->isConstant() ? inputs[i].d[d]->getConstantValue() : -1;
         }
     }
-    if (checkShapes(known[kQUERY], known[kKEY], known[kVALUE]) != kOK)
+    if (checkShapes(shapes[kQUERY], shapes[kKEY], shapes[kVALUE]) != kOK)
     {
         return kFAILED;
     }
@@ -296,10 +296,10 @@ int32_t AttentionPlugin::getNbTactics() noexcept
 
 int32_t AttentionPlugin::getValidTactics(int32_t* tactics, int32_t tacticCount) noexcept
 {
-    int32_t const found = validTactics(mConfigured, currentComputeCapability(), tactics, tacticCount);
-    if (found != tacticCount)
+    int32_t const available = validTactics(mConfigured, currentComputeCapability(), tactics, tacticCount);
+    if (available != tacticCount)
     {
-        reportError("HighSimilarityPassAttention: TensorRT expects %d tactics, there are %d", tacticCount, found);
+        reportError("HighSimilarityPassAttention: TensorRT expects %d tactics, there are %d", tacticCount, available);
         return kFAILED;
     }
     return kOK;

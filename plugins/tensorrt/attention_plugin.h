@@ -71,7 +71,7 @@ private:
     nvinfer1::PluginFieldCollection mFieldCollection;
 };
 
-//! Refuses shapes that do not belong together. Dimensions of -1 are not known yet and fit everything.
+//! Refuses shapes that do not belong together. Dimensions of -1 are dynamic and fit everything.
 //! \return an explanation, null when the shapes are right.
 char const* shapeError(nvinfer1::Dims const& query, nvinfer1::Dims const& key, nvinfer1::Dims const& value) noexcept;
 

@@ -32,7 +32,7 @@ bool elementTypeFromDataType(nvinfer1::DataType dataType, ElementType& type) noe
 
 //! Whether a tensor of this type, format and number of channels can be handed to the kernels: linear; HWC8 of FP16 and
 //! BF16; HWC, whose rows are not padded, of FP32 and of FP16 and BF16 with channels in multiples of 8.
-//! The channels are the second dimension; a tensor whose channels are not known yet (-1) is refused where they matter.
+//! The channels are the second dimension; a tensor whose channels are dynamic (-1) is refused where they matter.
 bool isFormatSupported(nvinfer1::PluginTensorDesc const& tensor, FormatChoice choice) noexcept;
 
 //! The kernels' name of a format that isFormatSupported() accepts.

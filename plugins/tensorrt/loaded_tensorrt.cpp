@@ -78,7 +78,7 @@ Result call(void* library, char const* name) noexcept
     return function == nullptr ? Result{} : function();
 }
 
-//! Null for a generation that is not known: its virtual functions might be anywhere.
+//! Null for an unsupported generation: its virtual functions might be anywhere.
 VirtualNumbers const* numbersOf(void* library, bool rtx) noexcept
 {
     auto const major = call<int32_t>(library, "getInferLibMajorVersion");
@@ -96,7 +96,7 @@ Runtime findRuntime() noexcept
 {
     Candidates candidates = {};
     dl_iterate_phdr(collect, &candidates);
-    Runtime found = {};
+    Runtime result = {};
     for (int32_t i = 0; i < candidates.count; ++i)
     {
         void* const library = dlopen(candidates.paths[i], RTLD_LAZY | RTLD_NOLOAD);
@@ -107,20 +107,20 @@ Runtime findRuntime() noexcept
         Runtime const runtime = {call<void*>(library, "getPluginRegistry"), call<void*>(library, "getLogger"),
             numbersOf(library, isRtx(candidates.paths[i]))};
         dlclose(library); // gives back the reference that RTLD_NOLOAD added
-        if (runtime.registry == nullptr || runtime.registry == found.registry)
+        if (runtime.registry == nullptr || runtime.registry == result.registry)
         {
             continue;
         }
-        if (runtime.numbers == nullptr || (found.numbers != nullptr && found.numbers != runtime.numbers))
+        if (runtime.numbers == nullptr || (result.numbers != nullptr && result.numbers != runtime.numbers))
         {
             return {};
         }
-        if (found.registry == nullptr)
+        if (result.registry == nullptr)
         {
-            found = runtime;
+            result = runtime;
         }
     }
-    return found;
+    return result;
 }
 
 //! Calls a virtual function by its number. `this` is an ordinary first argument in the Itanium ABI.

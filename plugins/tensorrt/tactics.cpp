@@ -6,7 +6,7 @@ namespace hspan
 namespace
 {
 
-//! The lowest compute capability that the library holds code for.
+//! The lowest compute capability that the library contains code for.
 constexpr int32_t kLEAST_ARCHITECTURE{HSPAN_LEAST_ARCHITECTURE};
 
 } // namespace

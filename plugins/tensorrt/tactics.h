@@ -15,7 +15,7 @@ namespace hspan
 struct TacticProblem
 {
     ElementType type{ElementType::kFLOAT};
-    int64_t scoreChannels{-1}; //!< -1: not known yet
+    int64_t scoreChannels{-1}; //!< -1: not yet determined
     int64_t valueChannels{-1};
 };
 
@@ -24,7 +24,7 @@ constexpr int32_t kDEFAULT_TACTIC{0};
 //! Whether there is such a tactic, for some type and GPU.
 bool isTactic(int32_t tactic) noexcept;
 
-//! The configuration that a tactic stands for.
+//! The configuration of a tactic.
 int32_t configFromTactic(int32_t tactic) noexcept;
 
 //! The tactics that serve the problem on GPUs of this compute capability, at most `capacity` of them: first the one

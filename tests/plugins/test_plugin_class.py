@@ -298,7 +298,7 @@ def test_fields_that_the_plugin_never_stored_are_refused(plugins: Plugins) -> No
     assert plugins.restored(plugins.make(), more=True) is None
     assert "unknown attribute more" in plugins.messages()
     assert plugins.library.restoreFromNothing() is None
-    assert "the engine holds no plugin ABI version" in plugins.messages()
+    assert "the engine contains no plugin ABI version" in plugins.messages()
 
 
 def ways() -> Iterator[Any]:
