@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trt_hspan.engine.spec import Flavor
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.facts import installed_version, usable_processors
 from trt_hspan.machine.install_advice import install_advice
@@ -59,18 +60,19 @@ class EngineVerdict:
 def examine_machine() -> tuple[Finding, ...]:
     """Findings on driver, GPUs, TensorRT, PyCUDA, ONNX Runtime, PyTorch, plugin, CPU kernel and compilers."""
     return (
-        _machine(),
-        _driver(),
+        _examined("machine", _machine),
+        _examined("driver", _driver),
         *_gpus(),
-        *(_flavor(flavor) for flavor in ("tensorrt", "tensorrt-rtx")),
-        _pycuda(),
-        _package("ONNX Runtime", "onnxruntime", "cpu"),
-        _package("PyTorch", "torch", "export"),
-        _plugin(),
-        _cpu_kernel(),
-        _tool("CUDA compiler", _cuda_compiler),
-        _tool("C++ compiler", _host_compiler),
-        _tool("CMake", _cmake),
+        _examined("tensorrt", lambda: _tensorrt("tensorrt")),
+        _examined("tensorrt-rtx", lambda: _tensorrt("tensorrt-rtx")),
+        _examined("PyCUDA", _pycuda),
+        _examined("ONNX Runtime", lambda: _package("onnxruntime", "pip install 'trt-hspan[cpu]'")),
+        _examined("PyTorch", lambda: _package("torch", "pip install 'trt-hspan[export]'")),
+        _examined("plugin", _plugin),
+        _examined("CPU kernel", _cpu_kernel),
+        _examined("CUDA compiler", _cuda_compiler),
+        _examined("C++ compiler", _host_compiler),
+        _examined("CMake", _cmake),
     )
 
 
@@ -154,16 +156,28 @@ def _memory_notes(manifest: Any) -> list[str]:
     return [text]
 
 
-def _machine() -> Finding:
+def _examined(part: str, probe: Callable[[], str]) -> Finding:
+    """The finding on a part whose probe returns its description, or raises an HspanError."""
+    try:
+        return Finding(name=part, state="ok", detail=probe())
+    except HspanError as error:
+        state: State = "absent" if isinstance(error, _AbsentError) else "broken"
+        return Finding(name=part, state=state, detail=error.what, next_step=error.next_step)
+
+
+class _AbsentError(HspanError):
+    """The part is not installed."""
+
+
+def _machine() -> str:
     from trt_hspan.machine.memory import available_memory_bytes
 
     memory = available_memory_bytes()
     available = "" if memory is None else f", {memory / 1e9:.1f} GB of memory available"
-    detail = f"{platform.machine()}, {usable_processors()} processors{available}, Python {platform.python_version()}"
-    return Finding(name="machine", state="ok", detail=detail)
+    return f"{platform.machine()}, {usable_processors()} processors{available}, Python {platform.python_version()}"
 
 
-def _driver() -> Finding:
+def _driver() -> str:
     from trt_hspan.machine.gpu import driver_cuda_version
     from trt_hspan.machine.nvml import driver_version
 
@@ -171,11 +185,10 @@ def _driver() -> Finding:
     try:
         cuda = driver_cuda_version()
     except HspanError as error:
-        return Finding(name="driver", state="broken", detail=error.what, next_step=next_step)
+        raise HspanError("driver", error.what, next_step) from error
     if cuda is None:
-        return Finding(name="driver", state="absent", detail="no NVIDIA driver here", next_step=next_step)
-    detail = ", ".join(filter(None, (driver_version(), f"up to CUDA {cuda}")))
-    return Finding(name="driver", state="ok", detail=detail)
+        raise _AbsentError("driver", "no NVIDIA driver here", next_step)
+    return ", ".join(filter(None, (driver_version(), f"up to CUDA {cuda}")))
 
 
 def _gpus() -> list[Finding]:
@@ -194,47 +207,34 @@ def _gpus() -> list[Finding]:
     return findings
 
 
-def _flavor(flavor: Any) -> Finding:
+def _tensorrt(flavor: Flavor) -> str:
     from trt_hspan.engine.tensorrt_api import installed_flavors, known_targets, load_tensorrt
 
-    install = install_advice("tensorrt" if flavor == "tensorrt" else "tensorrt-rtx")
     if flavor not in installed_flavors():
-        return Finding(name=flavor, state="absent", detail="not installed", next_step=install)
+        raise _AbsentError(flavor, "not installed", install_advice(flavor))
     try:
         trt = load_tensorrt(flavor)
     except HspanError as error:
-        return Finding(name=flavor, state="broken", detail=error.what, next_step=error.next_step or install)
+        raise HspanError(flavor, error.what, error.next_step or install_advice(flavor)) from error
     targets = sorted(known_targets(trt), key=lambda name: int(name.removeprefix("sm_")))
-    detail = str(trt.__version__) + (f", builds for {', '.join(targets)}" if targets else "")
-    return Finding(name=flavor, state="ok", detail=detail)
+    return str(trt.__version__) + (f", builds for {', '.join(targets)}" if targets else "")
 
 
-def _pycuda() -> Finding:
+def _pycuda() -> str:
     from trt_hspan.runtime.cuda_device import pycuda_driver
 
-    if importlib.util.find_spec("pycuda") is None:
-        return Finding(
-            name="PyCUDA",
-            state="absent",
-            detail="not installed",
-            next_step=f"{install_advice('pycuda')} to run engines",
-        )
-    try:
-        pycuda_driver()
-    except HspanError as error:
-        return Finding(name="PyCUDA", state="broken", detail=error.what, next_step=error.next_step)
-    return Finding(name="PyCUDA", state="ok", detail=installed_version("pycuda") or "version unknown")
+    version = _package("pycuda", f"{install_advice('pycuda')} to run engines")
+    pycuda_driver()
+    return version
 
 
-def _package(name: str, module: str, extra: str) -> Finding:
+def _package(module: str, install: str) -> str:
     if importlib.util.find_spec(module) is None:
-        return Finding(
-            name=name, state="absent", detail="not installed", next_step=f"pip install 'trt-hspan[{extra}]'"
-        )
-    return Finding(name=name, state="ok", detail=installed_version(module) or "version unknown")
+        raise _AbsentError(module, "not installed", install)
+    return installed_version(module) or "version unknown"
 
 
-def _plugin() -> Finding:
+def _plugin() -> str:
     from trt_hspan.machine.gpu import gpu_architectures
     from trt_hspan.native.plugin import (
         check_plugin_serves,
@@ -244,50 +244,33 @@ def _plugin() -> Finding:
 
     path = default_plugin_path()
     if not path.is_file():
-        return Finding(
-            name="plugin", state="absent", detail=f"{path} does not exist", next_step="trt-hspan plugin build"
-        )
+        raise _AbsentError("plugin", f"{path} does not exist", "trt-hspan plugin build")
     try:
         info = plugin_info_from_library(path)
         check_plugin_serves(info, gpu_architectures())
     except HspanError as error:
-        return Finding(
-            name="plugin", state="broken", detail=f"{error.where}: {error.what}", next_step=error.next_step
-        )
+        raise HspanError("plugin", f"{error.where}: {error.what}", error.next_step) from error
     codes = [f"sm_{number}" for number in info.cubin_architectures]
     codes += [f"compute_{number}" for number in info.ptx_architectures]
-    detail = f"{path}, version {info.version}, ABI {info.abi_version}, for {', '.join(codes)}"
-    return Finding(name="plugin", state="ok", detail=detail)
+    return f"{path}, version {info.version}, ABI {info.abi_version}, for {', '.join(codes)}"
 
 
-def _cpu_kernel() -> Finding:
+def _cpu_kernel() -> str:
     from trt_hspan.native.cpu_attention import default_library_path, native_library
 
     path, build = default_library_path(), "trt-hspan plugin build --cpu"
     library = native_library()
     if library is not None:
-        return Finding(name="CPU kernel", state="ok", detail=f"{path}, {', '.join(library.instruction_sets)}")
+        return f"{path}, {', '.join(library.instruction_sets)}"
     if path.is_file():
-        return Finding(
-            name="CPU kernel",
-            state="broken",
-            detail=f"{path} does not load or is out of date",
-            next_step=build,
-        )
-    return Finding(name="CPU kernel", state="absent", detail="not compiled", next_step=build)
-
-
-def _tool(name: str, find: Callable[[], str]) -> Finding:
-    try:
-        return Finding(name=name, state="ok", detail=find())
-    except HspanError as error:
-        return Finding(name=name, state="absent", detail=error.what, next_step=error.next_step)
+        raise HspanError("CPU kernel", f"{path} does not load or is out of date", build)
+    raise _AbsentError("CPU kernel", "not compiled", build)
 
 
 def _cuda_compiler() -> str:
     from trt_hspan.native.toolchain import find_nvcc, supported_architectures
 
-    compiler = find_nvcc()
+    compiler = _tool(find_nvcc)
     names = ", ".join(f"sm_{number}" for number in supported_architectures(compiler))
     return f"{compiler}, compiles for {names}"
 
@@ -295,10 +278,17 @@ def _cuda_compiler() -> str:
 def _host_compiler() -> str:
     from trt_hspan.native.toolchain import find_host_compiler
 
-    return str(find_host_compiler())
+    return str(_tool(find_host_compiler))
 
 
 def _cmake() -> str:
     from trt_hspan.native.toolchain import find_cmake
 
-    return str(find_cmake())
+    return str(_tool(find_cmake))
+
+
+def _tool(find: Callable[[], Path]) -> Path:
+    try:
+        return find()
+    except HspanError as error:
+        raise _AbsentError(error.where, error.what, error.next_step) from error
