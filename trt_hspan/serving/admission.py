@@ -1,4 +1,4 @@
-"""How much a server holds at a time. Owns the counts behind "busy", and what the metrics tell of refusals."""
+"""How much a server accepts at a time: the counts behind "busy", and the metrics of refusals."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Admission:
     def take(self, count: int) -> None:
         """Counts bytes that are held. Raises: RefusedError 503 when they would be too many."""
         if self._bytes and self._bytes + count > BUFFERED_BODIES * self.limits.max_bytes:
-            raise RefusedError(503, "the server holds as much as it may; try again later")
+            raise RefusedError(503, "the server is at its limit; try again later")
         self._bytes += count
 
     def give(self, count: int) -> None:

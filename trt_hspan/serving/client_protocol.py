@@ -175,6 +175,6 @@ def model_of_kind(names: list[str], url: ServerUrl, *, image: bool) -> str:
 def names_from_statistics(statistics: Any) -> list[str]:
     """Models that are loaded, from Triton's statistics of all models, as either client gives them.
 
-    The repository index would tell the same, but belongs to what a careful server restricts, as start.sh does.
+    The repository index has the same, but a careful server restricts access to it, as start.sh does.
     """
     return sorted({entry["name"] for entry in statistics.get("model_stats", [])})

@@ -1,9 +1,9 @@
-"""NVIDIA's Triton images: which holds which TensorRT. A table; knows nothing of engines.
+"""NVIDIA's Triton images, and the TensorRT in each.
 
 A classic engine runs only with the TensorRT version that built it, so the image decides. Only what NVIDIA's release
 notes spell out for the plain -py3 image stands here. Source of each line: docs/introduction/release_notes.md of
 https://github.com/triton-inference-server/server at the commit beside it. Later notes name no TensorRT but refer to a
-support matrix; the matrix in docs/introduction/compatibility.md is of the -trtllm images, which hold other versions.
+support matrix; the matrix in docs/introduction/compatibility.md is of the -trtllm images, which contain other versions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ def image_for_tensorrt(version: str) -> str:
     Raises:
         HspanError: there is none in the list.
     """
-    tags = [tag for tag, holds in TENSORRT_BY_IMAGE.items() if version in (holds, holds.rpartition(".")[0])]
+    tags = [
+        tag
+        for tag, contained in TENSORRT_BY_IMAGE.items()
+        if version in (contained, contained.rpartition(".")[0])
+    ]
     if not tags:
         versions = ", ".join(TENSORRT_BY_IMAGE.values())
         raise HspanError(

@@ -61,7 +61,7 @@ def deployment_image(networks: Sequence[Network], image: str | None) -> str:
     if len(versions) > 1:
         raise HspanError(
             "serve export",
-            f"the engines are of TensorRT {' and '.join(sorted(versions))}, and an image holds one",
+            f"the engines are of TensorRT {' and '.join(sorted(versions))}, and an image contains one",
             "build them with one version, or export a repository for each",
         )
     return image_for_tensorrt(versions.pop()) if versions else image_name(DEFAULT_IMAGE)

@@ -23,7 +23,7 @@ from trt_hspan.serving.server import LOOPBACK, TritonPorts
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
 _QUIET: Final = ("ServerLive", "ServerReady", "ModelReady")
-# A message holds a little more than the tensors.
+# A message is a little larger than its tensors.
 _FRAMING_BYTES: Final = 1 << 16
 _CODES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -120,7 +120,7 @@ class GrpcDoor:
                 code = _CODES[error.status]
                 await context.abort(code, error.message)
             except grpc.aio.AioRpcError as error:
-                code, details = _told(error)
+                code, details = _code_and_details(error)
                 await context.abort(code, details)
             finally:
                 self._tell(name, context, code, started=started, received=len(message), sent=len(data))
@@ -163,7 +163,7 @@ class GrpcDoor:
                 code = _CODES[error.status]
                 await context.abort(code, error.message)
             except grpc.aio.AioRpcError as error:
-                code, details = _told(error)
+                code, details = _code_and_details(error)
                 await context.abort(code, details)
             finally:
                 self._streams -= opened
@@ -218,7 +218,7 @@ def _check_region(message: bytes) -> None:
         raise RefusedError(403, refusal)
 
 
-def _told(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str]:
+def _code_and_details(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str]:
     """Code and details for the client."""
     code, details = error.code(), error.details() or ""
     if RESTARTING in details:

@@ -1,4 +1,4 @@
-"""Triton's model configurations. Owns what stands in config.pbtxt, as the protobuf that Triton itself reads.
+"""Triton's model configurations. The content of config.pbtxt, as the protobuf that Triton itself reads.
 
 Source of the fields: Triton's model_config.proto, which tritonclient carries.
 """

@@ -38,7 +38,7 @@ class Network:
         name: the picture model is NAME_image.
         scale: of the network.
         raw_models: at least one.
-        files: for each raw model, what its version folder holds: file name -> the file.
+        files: for each raw model, the files of its version folder: file name -> the file.
         plugin: the plugin library that TensorRT engines need, None when they need none.
         flavor, tensorrt_version: of the engines; None when there is no engine.
     """

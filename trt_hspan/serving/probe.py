@@ -64,7 +64,7 @@ def _answer(request: dict[str, object]) -> dict[str, object]:
     try:
         runner = open_runner(source, **request)  # type: ignore[arg-type]
         if runner.scale is None:
-            raise HspanError(source, "does not tell its scale", "export it again with trt-hspan export")
+            raise HspanError(source, "contains no scale", "export it again with trt-hspan export")
     except HspanError as error:
         return {
             "error": [error.where, error.what, error.next_step],

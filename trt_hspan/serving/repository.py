@@ -71,7 +71,7 @@ def write_repository(
             that watches the repository takes it up while the older version still answers.
 
     Raises:
-        HspanError: the folder holds something else, or a model of that name with another interface; no image
+        HspanError: the folder contains something else, or a model of that name with another interface; no image
             is known; the disk is full; the folder cannot be written.
     """
     target = Path(output)
@@ -132,7 +132,7 @@ def image_models(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def python_instances(folder: str | os.PathLike[str]) -> dict[str, int]:
-    """For each model with the Python backend, how many instances its configuration asks for."""
+    """For each model with the Python backend, how many instances its configuration requests."""
     instances = {}
     for path in sorted(Path(folder).glob("*/config.pbtxt")):
         config = config_from_text(path.read_text())

@@ -26,7 +26,7 @@ from trt_hspan.files import cache_folder, error_from_os_error
 WHEEL_NAME: Final = "nvidia-pytriton"
 WHEEL_VERSION: Final = "0.7.0"
 WHEEL_SHA256: Final = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
-#: Of the server inside; NVIDIA's container 24.10 holds the same.
+#: Of the server inside; NVIDIA's container 24.10 contains the same.
 SERVER_VERSION: Final = "2.51.0"
 
 _FOLDER_VARIABLE: Final = "TRT_HSPAN_TRITON"
@@ -101,9 +101,9 @@ def triton_install(on_progress: Callable[[str], None] | None = None) -> TritonIn
     _require_platform()
     folder = default_install_folder()
     if not (folder / "complete").is_file():
-        tell = on_progress or (lambda _: None)
+        report = on_progress or (lambda _: None)
         try:
-            _set_up(folder, tell)
+            _set_up(folder, report)
         except OSError as error:
             raise error_from_os_error(folder, error) from error
     libraries = (folder / "nvidia_pytriton.libs", *_python_library_folders(_python_version()))
@@ -151,11 +151,11 @@ def _python_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def _set_up(folder: Path, tell: Callable[[str], None]) -> None:
+def _set_up(folder: Path, report: Callable[[str], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        tell(f"fetching {WHEEL_NAME} {WHEEL_VERSION} (55 MB)")
+        report(f"fetching {WHEEL_NAME} {WHEEL_VERSION} (55 MB)")
         unpack_pinned_wheel(
             f"{WHEEL_NAME}=={WHEEL_VERSION}",
             WHEEL_SHA256,
