@@ -21,7 +21,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from measuring import best_seconds, fits_in_memory, in_child, options_or_measurement, peak_memory_bytes
+from measuring import (
+    best_seconds,
+    fits_in_memory,
+    in_child,
+    options_or_measurement,
+    peak_memory_bytes,
+    quick_int8_request,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,17 +123,10 @@ def measure(form: str, side: int, threads: int, folder: str) -> dict[str, Any]:
 def write_int8(path: Path) -> None:
     """The network quantized to INT8."""
     from trt_hspan.graph import save_onnx
-    from trt_hspan.precision.crops import TilePlan
-    from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
+    from trt_hspan.precision.quantize.pipeline import quantize
     from trt_hspan.precision.quantize.source import source_from_path
 
-    request = QuantizationRequest(
-        precision="int8",
-        calibration="builtin",
-        method="minmax",
-        rounding="nearest",
-        tiles=TilePlan(count=4, side=48),
-    )
+    request = quick_int8_request(tiles=4, side=48)
     save_onnx(quantize(source_from_path(PRESET, base="fp32"), request).model, path)
 
 

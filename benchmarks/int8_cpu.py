@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from measuring import quick_int8_request
 from onnx import TensorProto, helper, numpy_helper
 
 
@@ -152,8 +153,7 @@ def main() -> None:
     from trt_hspan.cli.output import print_rows
     from trt_hspan.graph import model_for_cpu, model_with_attention_function, quantization_from_model
     from trt_hspan.graph.integer_cpu import model_with_integer_kernels
-    from trt_hspan.precision.crops import TilePlan
-    from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
+    from trt_hspan.precision.quantize.pipeline import quantize
     from trt_hspan.precision.quantize.source import source_from_path
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -170,14 +170,7 @@ def main() -> None:
         weight = next(tensor for tensor in source.base.graph.initializer if tensor.name == head.input[1])
         print_operators(weight.dims[0], arguments.side, arguments.repeats, as_json=arguments.json)
         return
-    request = QuantizationRequest(
-        precision="int8",
-        calibration="builtin",
-        method="minmax",
-        rounding="nearest",
-        tiles=TilePlan(count=1, side=16),
-    )
-    int8 = quantize(source, request).model
+    int8 = quantize(source, quick_int8_request(tiles=1, side=16)).model
     facts = quantization_from_model(int8)
     assert facts is not None
     batch = np.random.default_rng(0).random((1, 3, arguments.side, arguments.side), dtype=np.float32)

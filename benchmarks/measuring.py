@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trt_hspan.machine.facts import PeakMemory
 from trt_hspan.machine.memory import available_memory_bytes
+
+if TYPE_CHECKING:
+    from trt_hspan.precision.quantize.pipeline import QuantizationRequest
 
 
 def options_or_measurement(
@@ -38,6 +41,20 @@ def options_or_measurement(
     if importlib.util.find_spec("entmax") is None:
         sys.exit(f"{script}: entmax is not installed; pip install 'trt-hspan[benchmark]'")
     return options
+
+
+def quick_int8_request(*, tiles: int, side: int) -> QuantizationRequest:
+    """INT8 by the quickest calibration; `tiles` crops of `side` pixels of the built-in pictures."""
+    from trt_hspan.precision.crops import TilePlan
+    from trt_hspan.precision.quantize.pipeline import QuantizationRequest
+
+    return QuantizationRequest(
+        precision="int8",
+        calibration="builtin",
+        method="minmax",
+        rounding="nearest",
+        tiles=TilePlan(count=tiles, side=side),
+    )
 
 
 def in_child(script: str, arguments: dict[str, Any]) -> dict[str, Any]:
