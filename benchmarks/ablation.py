@@ -121,7 +121,7 @@ class Ablation:
         return self._tables[method, part]
 
     def _quantize_weights(self, model: onnx.ModelProto, source: Source, variant: Variant) -> None:
-        """Replaces the layers' weights by what their quantized form stands for, and corrects biases if asked to."""
+        """Replaces the layers' weights by what their quantized form stands for, and corrects biases on request."""
         from trt_hspan.precision.quantize.scales import quantized_weights, weight_scales
         from trt_hspan.precision.quantize.table import flips_from_text
 
