@@ -96,6 +96,12 @@ def tile_plan(
 
     Raises:
         UsageError: the overlap is negative or more than half of the tile's side.
+
+    Example:
+        >>> from trt_hspan.sizes import ImageSize
+        >>> from trt_hspan.upscaling.tiling import tile_plan
+        >>> tile_plan(ImageSize(1080, 1920), ImageSize(256, 256), overlap=16).count
+        40
     """
     rows, columns = (
         _spans(*sides[:2], overlap, sides[2]) for sides in zip(picture, tile or picture, minimum, strict=True)
@@ -176,6 +182,13 @@ def official_plan(
         HspanError: the picture is so small that its quarters would be larger than itself; the official code
             fails there too.
         UsageError: `min_size` is so small that the cutting would never end.
+
+    Example:
+        >>> from trt_hspan.sizes import ImageSize
+        >>> from trt_hspan.upscaling.tiling import official_plan
+        >>> plan = official_plan(ImageSize(75, 111))
+        >>> plan.count, str(plan.tile)
+        (4, '48x72')
     """
     rows, columns = ([_Piece(0, side, 0, side)] for side in picture)
     before = None
