@@ -21,7 +21,7 @@ from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import RunnerPrecision
 from trt_hspan.sizes import TileChoice
-from trt_hspan.upscaling.upscaler import UpscaleOptions
+from trt_hspan.upscaling.options import UpscaleOptions
 
 
 @pytest.fixture

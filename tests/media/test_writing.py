@@ -18,17 +18,13 @@ from trt_hspan.media import writing
 from trt_hspan.media.metadata import Metadata
 from trt_hspan.media.pictures import decode_image, read_picture
 from trt_hspan.media.pixels import eight_bit, on_white
-from trt_hspan.media.writing import StripTarget, write_strips
+from trt_hspan.media.writing import write_strips
 from trt_hspan.sizes import ImageSize
 
 
 def written(path: Path, pixels: np.ndarray, cuts: list[int], metadata: Metadata | None = None) -> bytes:
-    target = StripTarget(
-        path=path,
-        size=ImageSize(*pixels.shape[:2]),
-        metadata=metadata or Metadata(),
-    )
-    write_strips(target, iter(np.split(pixels, cuts)))
+    size = ImageSize(*pixels.shape[:2])
+    write_strips(path, size, iter(np.split(pixels, cuts)), metadata=metadata or Metadata())
     return path.read_bytes()
 
 
@@ -121,13 +117,8 @@ def test_what_the_strips_raise_is_raised_and_nothing_is_left(tmp_path: Path, suf
         yield np.zeros((4, 30, 3), np.uint8)
         raise OutOfMemoryError("tile", "no room")
 
-    target = StripTarget(
-        path=tmp_path / f"a{suffix}",
-        size=ImageSize(8, 30),
-        metadata=Metadata(),
-    )
     with pytest.raises(OutOfMemoryError, match="no room"):
-        write_strips(target, strips())
+        write_strips(tmp_path / f"a{suffix}", ImageSize(8, 30), strips())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,8 +20,9 @@ from trt_hspan.runtime.opening import Device, device_from_text, open_runner
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
 from trt_hspan.runtime.torch_runner import TorchRunner
 from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import upscale_picture_file
-from trt_hspan.upscaling.upscaler import UpscaleOptions, Upscaler
+from trt_hspan.upscaling.upscaler import Upscaler
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="a GPU would run the engine itself")
 

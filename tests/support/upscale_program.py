@@ -22,7 +22,8 @@ from PIL import Image
 
 from support.hostile_pictures import HOSTILE
 from support.tile_networks import BoundedRunner
-from trt_hspan.upscaling.upscaler import UpscaleOptions, upscale_array
+from trt_hspan.upscaling.options import UpscaleOptions
+from trt_hspan.upscaling.upscaler import upscale_array
 
 SCALE = 3
 #: The largest input of the double's engines, height and width.

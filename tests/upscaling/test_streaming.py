@@ -21,8 +21,9 @@ from trt_hspan.media import vips
 from trt_hspan.media.pictures import open_picture, read_picture, size_from_image_file
 from trt_hspan.media.writing import write_picture
 from trt_hspan.upscaling import pictures
+from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import WriteOptions, upscale_picture_file, upscale_stream
-from trt_hspan.upscaling.upscaler import UpscaleOptions, Upscaler
+from trt_hspan.upscaling.upscaler import Upscaler
 
 
 def pixels(channels: int, dtype: type = np.uint8) -> np.ndarray:

@@ -20,15 +20,9 @@ from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import ShapeLimit
 from trt_hspan.sizes import ImageSize, TileChoice
 from trt_hspan.upscaling import tile_size
+from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import tile_effect
-from trt_hspan.upscaling.upscaler import (
-    UpscaleOptions,
-    Upscaler,
-    is_out_of_memory,
-    reflected,
-    upscale_array,
-    upscale_batch,
-)
+from trt_hspan.upscaling.upscaler import Upscaler, is_out_of_memory, reflected, upscale_array, upscale_batch
 
 # A sum of a hundred float32 products of size one differs by less than this when its order changes.
 ROUNDING = 2e-5

@@ -13,8 +13,8 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.media.pictures import read_image
 from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import memory
+from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import upscale_file
-from trt_hspan.upscaling.upscaler import UpscaleOptions
 
 
 @pytest.fixture

@@ -31,7 +31,8 @@ from trt_hspan.evaluation.shared_tiles import SharedTiles, shared_tiles
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.runtime.runner import Float32Array, Runner
 from trt_hspan.sizes import ImageSize
-from trt_hspan.upscaling.upscaler import DEFAULT_OPTIONS, UpscaleOptions, upscale_batch
+from trt_hspan.upscaling.options import DEFAULT_OPTIONS, UpscaleOptions
+from trt_hspan.upscaling.upscaler import upscale_batch
 
 
 @dataclass(frozen=True, kw_only=True)

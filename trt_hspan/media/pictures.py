@@ -34,7 +34,7 @@ from trt_hspan.media.metadata import (
     orientation_of_image,
     read_header,
 )
-from trt_hspan.media.pixels import PixelFormat, Uint8Array, rgb_on_white
+from trt_hspan.media.pixels import PixelFormat, RowsSource, Uint8Array, rgb_on_white
 from trt_hspan.media.vips import VipsPicture, has_vips, vips
 from trt_hspan.sizes import ImageSize
 
@@ -57,13 +57,6 @@ class Picture:
     pixels: npt.NDArray[Any]
     metadata: Metadata = field(default_factory=Metadata)
     format: str = "PNG"
-
-
-class PictureRows(Protocol):
-    """The rows of a picture."""
-
-    def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
-        """Rows top to bottom; `top` never goes back. (bottom - top, W, C), a view that the next call may end."""
 
 
 class OpenedPicture(Protocol):
@@ -94,7 +87,7 @@ class OpenedPicture(Protocol):
     def pixels(self) -> npt.NDArray[Any]:
         """The whole picture, (H, W, C). Raises: HspanError when it is damaged or too large for memory."""
 
-    def rows(self) -> PictureRows:
+    def rows(self) -> RowsSource:
         """Its rows, from the first one on, as often as this is called. Raises: HspanError as `pixels`."""
 
 
@@ -228,7 +221,7 @@ class _PillowPicture:
     def pixels(self) -> npt.NDArray[Any]:
         return self._decoded[0]
 
-    def rows(self) -> PictureRows:
+    def rows(self) -> RowsSource:
         pixels = self.pixels()
         return lambda top, bottom: pixels[top:bottom]
 

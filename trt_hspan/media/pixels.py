@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -12,6 +13,8 @@ from trt_hspan.errors import HspanError
 
 Uint8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
+#: rows(top, bottom) -> pixels (bottom - top, W, ...), a view that the next call may end; `top` never goes back.
+RowsSource = Callable[[int, int], npt.NDArray[Any]]
 
 # ITU-R BT.601 luma, as picture libraries convert RGB to gray.
 _LUMA: Final = (0.299, 0.587, 0.114)

@@ -12,11 +12,11 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,8 @@ from trt_hspan.media.pixels import PixelFormat, eight_bit, on_white
 from trt_hspan.media.vips import has_vips, vips
 from trt_hspan.sizes import ImageSize
 
+_Answer = TypeVar("_Answer")
+
 STREAMED_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Of rows that go to the encoder at a time, at least one, and of a strip of a TIFF, at least 16.
 _PIECE_BYTES: Final = 1 << 20
@@ -52,24 +54,8 @@ _PIECE_BYTES: Final = 1 << 20
 _CLASSIC_BYTES: Final = (4 << 30) - (64 << 20)
 # As small as zlib's own level, 6, with the filter chosen row by row, in half of its time.
 _PNG_OPTIONS: Final = {"compression": 4, "filter": "paeth"}
+_NO_METADATA: Final = Metadata()
 _PNG_COLORS: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> color type
-
-
-@dataclass(frozen=True, kw_only=True)
-class StripTarget:
-    """A file that strips of pixels go to.
-
-    Attributes:
-        path: its name, whose suffix says the format.
-        size: of the whole picture.
-        metadata: what the file is to say beside them.
-        quality: of JPEG; 95 when None.
-    """
-
-    path: Path
-    size: ImageSize
-    metadata: Metadata = field(default_factory=Metadata)
-    quality: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,24 +142,30 @@ def encode_image(
     return file.getvalue()
 
 
-def write_strips(target: StripTarget, strips: Iterator[npt.NDArray[Any]]) -> None:
+def write_strips(
+    path: Path,
+    size: ImageSize,
+    strips: Iterator[npt.NDArray[Any]],
+    *,
+    metadata: Metadata = _NO_METADATA,
+    quality: int | None = None,
+) -> None:
     """Writes a picture that comes in strips of full width, whole or not at all.
 
     Args:
-        target: what is written, and where.
+        path: its suffix is one of `STREAMED_SUFFIXES` and says the format.
+        size: of the whole picture.
         strips: (rows, W, C), together as high as the picture.
+        metadata: what the file is to say beside them.
+        quality: of JPEG; 95 when None.
 
     Raises:
         HspanError: the file cannot be written, or its format cannot hold such a picture. What `strips` raises
             is raised too.
     """
-    with atomic_path(target.path) as temporary, temporary.open("w+b") as file:
-        encoding = _Encoding(
-            name=WRITE_FORMATS[target.path.suffix.lower()][0],
-            metadata=target.metadata,
-            quality=target.quality,
-            where=target.path,
-        )
+    name = WRITE_FORMATS[path.suffix.lower()][0]
+    encoding = _Encoding(name=name, metadata=metadata, quality=quality, where=path)
+    with atomic_path(path) as temporary, temporary.open("w+b") as file:
         read_end, write_end = os.pipe()
         failures: list[BaseException] = []
         thread = threading.Thread(
@@ -185,7 +177,7 @@ def write_strips(target: StripTarget, strips: Iterator[npt.NDArray[Any]]) -> Non
         thread.start()
         try:
             with open(write_end, "wb") as pipe:  # noqa: PTH123  # a descriptor, not a path
-                _write_stored_png(pipe, encoding.name, target, takewhile(lambda _: not failures, strips))
+                _write_stored_png(pipe, name, size, takewhile(lambda _: not failures, strips))
         finally:
             thread.join()
         if failures:
@@ -209,9 +201,7 @@ def _encode_from_pipe(
         os.close(read_end)
 
 
-def _write_stored_png(
-    pipe: BinaryIO, name: str, target: StripTarget, strips: Iterator[npt.NDArray[Any]]
-) -> None:
+def _write_stored_png(pipe: BinaryIO, name: str, size: ImageSize, strips: Iterator[npt.NDArray[Any]]) -> None:
     """Rows as the one format that libvips reads from a pipe with every number of channels: a PNG that is not
     compressed."""
     packer = zlib.compressobj(0)
@@ -220,7 +210,7 @@ def _write_stored_png(
         rows = _for_format(strip, name)
         if not is_begun:
             color, depth = _PNG_COLORS[rows.shape[2]], 8 * rows.itemsize
-            header = struct.pack(">IIBBBBB", target.size.width, target.size.height, depth, color, 0, 0, 0)
+            header = struct.pack(">IIBBBBB", size.width, size.height, depth, color, 0, 0, 0)
             pipe.write(PNG_SIGNATURE + png_chunk(b"IHDR", header))
             is_begun = True
         row_bytes = rows.itemsize * rows.shape[1] * rows.shape[2]
@@ -282,36 +272,25 @@ class _Output:
         self._file, self._name, self._head, self._is_begun = file, name, head, name == "TIFF"
         self.failure: BaseException | None = None
         self.target = library.TargetCustom()
-        self.target.on_write(self._write)
+        self.target.on_write(lambda data: self._caught(lambda: self._write(bytes(data)), -1))
         if name == "TIFF":  # which is not written in order
-            self.target.on_read(self._read)
-            self.target.on_seek(self._seek)
+            self.target.on_read(lambda size: self._caught(lambda: file.read(size), None))
+            self.target.on_seek(lambda offset, whence: self._caught(lambda: file.seek(offset, whence), -1))
 
-    def _write(self, data: Any) -> int:
+    def _write(self, block: bytes) -> int:
+        count = len(block)
+        if not self._is_begun:
+            self._is_begun = True
+            block = _with_head(block, self._head, self._name)
+        self._file.write(block)
+        return count
+
+    def _caught(self, call: Callable[[], _Answer], failed: _Answer) -> _Answer:
         try:
-            block = bytes(data)
-            if not self._is_begun:
-                self._is_begun = True
-                block = _with_head(block, self._head, self._name)
-            self._file.write(block)
+            return call()
         except BaseException as error:  # noqa: BLE001
             self.failure = error
-            return -1
-        return len(data)
-
-    def _read(self, size: int) -> bytes | None:
-        try:
-            return self._file.read(size)
-        except BaseException as error:  # noqa: BLE001
-            self.failure = error
-            return None
-
-    def _seek(self, offset: int, whence: int) -> int:
-        try:
-            return self._file.seek(offset, whence)
-        except BaseException as error:  # noqa: BLE001
-            self.failure = error
-            return -1
+            return failed
 
 
 def _head(file: bytes, name: str) -> bytes:

@@ -22,7 +22,7 @@ from trt_hspan.media.formats import require_sides, require_writable_suffix
 from trt_hspan.media.pictures import OpenedPicture, Picture, open_picture, whole_picture
 from trt_hspan.media.pixels import PixelFormat, rgb_on_white
 from trt_hspan.media.vips import has_vips, one_thread_of_vips
-from trt_hspan.media.writing import STREAMED_SUFFIXES, StripTarget, write_picture, write_strips
+from trt_hspan.media.writing import STREAMED_SUFFIXES, write_picture, write_strips
 from trt_hspan.runtime.runner import Float32Array, Runner
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.options import DEFAULT_OPTIONS, UpscaleOptions
@@ -246,18 +246,12 @@ def upscale_stream(
                 f"{where}: of tiles of {tile[0]}x{tile[1]} at most {highest} rows are taken, because "
                 f"strips of {size.width * scale} pixels' width would be large"
             )
-        written = StripTarget(
-            path=target,
-            size=size.scaled(scale),
-            metadata=opened.metadata,
-            quality=quality,
-        )
         while True:
             strips = upscaler.strips(
                 opened.rows(), size, pixels, on_tile=on_tile, what=where, highest=highest
             )
             try:
-                write_strips(written, strips)
+                write_strips(target, size.scaled(scale), strips, metadata=opened.metadata, quality=quality)
             except OutOfMemoryError as error:
                 upscaler.shrink(size, error, highest=highest)
             else:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
-from trt_hspan.media.pixels import PixelFormat, TensorFormat
+from trt_hspan.media.pixels import PixelFormat, RowsSource, TensorFormat
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.blending import blended_strips
@@ -31,22 +31,8 @@ from trt_hspan.upscaling.tile_size import (
 )
 from trt_hspan.upscaling.tiling import Span, TilePlan, official_plan
 
-__all__ = [
-    "DEFAULT_OPTIONS",
-    "OnTile",
-    "RowsSource",
-    "UpscaleOptions",
-    "Upscaler",
-    "is_out_of_memory",
-    "reflected",
-    "upscale_array",
-    "upscale_batch",
-]
-
 #: Called after each tile: tiles so far, tiles in all.
 OnTile = Callable[[int, int], None]
-#: rows(top, bottom) -> pixels (bottom - top, W, ...); called from top to bottom, for parts repeatedly.
-RowsSource = Callable[[int, int], npt.NDArray[Any]]
 
 # What backends say when memory runs out, in lower case: PyTorch (CPU, CUDA), ONNX Runtime, CUDA, TensorRT, C++.
 _MEMORY_PHRASES: Final = (

@@ -17,9 +17,10 @@ import numpy as np
 from support.tile_networks import BoundedRunner
 
 from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.tile_size import plan_for_picture, smaller_tile
 from trt_hspan.upscaling.tiling import Span, tile_plan
-from trt_hspan.upscaling.upscaler import UpscaleOptions, upscale_array
+from trt_hspan.upscaling.upscaler import upscale_array
 
 GOLDEN = Path(__file__).parent / "golden" / "tiles.json"
 

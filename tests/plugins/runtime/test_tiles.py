@@ -15,9 +15,10 @@ from support.tile_networks import BoundedRunner, neighbors_network
 from trt_hspan.errors import UsageError
 from trt_hspan.runtime.runner import Float32Array
 from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.tile_size import plan_for_picture
 from trt_hspan.upscaling.tiling import Span
-from trt_hspan.upscaling.upscaler import UpscaleOptions, upscale_array
+from trt_hspan.upscaling.upscaler import upscale_array
 
 from .conftest import RuntimeLibrary, StatusError
 from .golden_tiles import GOLDEN, golden_document
