@@ -83,7 +83,8 @@ HSPAN_DEVICE Tightened tighten(float* scores, int32_t* keys, int32_t count, floa
         float const score = i < count ? scores[i] : -INFINITY;
         int32_t const key = i < count ? keys[i] : 0;
         bool const stays = simt::subtract(score, list.anchor) > limit;
-        uint32_t const staying = simt::ballot(stays); // also: all lanes have read
+        uint32_t const staying = simt::ballot(stays);
+        simt::syncWarp(); // all lanes have read before one writes: a ballot does not order memory
         if (stays)
         {
             int32_t const at = list.count + simt::bitCount(staying & ((1U << static_cast<uint32_t>(lane)) - 1U));

@@ -98,7 +98,8 @@ HSPAN_DEVICE void addValues(
             {
                 break;
             }
-            float const value = stage.values[i * simt::kWARP_SIZE + simt::laneIndex()][key];
+            int32_t const channel = i * simt::kWARP_SIZE + simt::laneIndex();
+            float const value = channel < channels ? stage.values[channel][key] : 0.0F;
             HSPAN_UNROLL
             for (int32_t r = 0; r < kROWS_PER_WARP; ++r)
             {

@@ -43,7 +43,7 @@ struct AttentionProblem
 };
 
 //! Elements from one position to the next in a channels-last tensor: channels, rounded up to 8 for FP16 and BF16.
-//! What lies between is neither read nor relied on in inputs, and is zero in the output.
+//! What lies between may be read in inputs, whatever it holds, but no result depends on it; in the output it is zero.
 int64_t channelPitch(ElementType type, int64_t channels) noexcept;
 
 //! \name Configurations

@@ -80,7 +80,8 @@ cudaError_t launchTiles(
     auto* const memory = static_cast<unsigned char*>(pointers.workspace);
     constexpr int64_t kALIGNED{16 / static_cast<int64_t>(sizeof(T))};
     bool const isChannelsLast = problem.layout == TensorLayout::kCHANNELS_LAST;
-    // What pads the channels of a score operand would enter the scores; what pads values is not looked at.
+    // What pads the channels of a score operand would enter the scores; what pads values is read, but ends in no
+    // output.
     bool const scoresFit = isChannelsLast && shape.scoreChannels % kALIGNED == 0;
     bool const valuesFit = isChannelsLast && channelPitch(problem.type, shape.valueChannels) % kALIGNED == 0;
     TiledArguments<T> arguments{};

@@ -81,7 +81,7 @@ HSPAN_DEVICE bool anyInBlock(bool predicate)
     return __syncthreads_or(predicate ? 1 : 0) != 0;
 }
 
-//! Waits for all lanes of the warp; shared memory written before is visible after.
+//! Waits for all lanes of the warp; memory written by one before is visible to the others after.
 HSPAN_DEVICE void syncWarp()
 {
     __syncwarp(kALL_LANES);
