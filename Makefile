@@ -2,6 +2,7 @@
 # make test    formatting, types, compiled libraries and all tests
 # make lint    formatting and types only;  make format  formats the code
 # make plugin  compiles the TensorRT plugin and the attention on CPUs, where they are not up to date
+# make ptx     the compiled kernels run on the CPU, all cases and mistakes, half an hour; needs nvcc
 # make soak    five minutes of mixed requests at a real server
 # make fuzz    the readers of the C++ runtime under libFuzzer, a minute each; needs Clang
 # make jetson  packages for Jetson Orin and Thor in dist/, cross-compiled; docs/jetson.md
@@ -13,7 +14,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test soak lint format plugin jetson setup fuzz clean
+.PHONY: help demo test ptx soak lint format plugin jetson setup fuzz clean
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -24,6 +25,9 @@ demo: setup plugin
 # Two processes with one thread each: on two cores, threads that wait for each other cost more than they do.
 test: lint plugin
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+ptx: setup
+	PYTHONPATH=.:tests $(BIN)/python -m ptx.run_all
 
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_load.py -m soak -s

@@ -268,7 +268,7 @@ def _kernels_from_ptx(nvcc: Path, nvdisasm: Path, ptx: Path, task: _Task) -> Ite
         instructions, matrix, _ = opcode_counts(functions[mangled])
         yield KernelCode(
             source=task.source.name,
-            kernel=_demangled(mangled),
+            kernel=demangled(mangled),
             architecture=task.architecture,
             ptx_architecture=task.ptx_architecture,
             threads=threads[mangled],
@@ -286,7 +286,8 @@ def _kernels_from_ptx(nvcc: Path, nvdisasm: Path, ptx: Path, task: _Task) -> Ite
         )
 
 
-def _demangled(name: str) -> str:
+def demangled(name: str) -> str:
+    """A kernel's name with its template arguments, without namespaces; the name as it is where c++filt is missing."""
     if (program := shutil.which("c++filt")) is None:
         return name
     text = _run([program, "-p", name], name).strip()

@@ -1,5 +1,7 @@
 """The command that reports on the CUDA kernels without a GPU: compiler's figures, machine code, and roofline.
 
+With --count instead: the warp instructions that the kernels issue on a photograph, counted on this CPU.
+
 Two tables. The first is read from the machine code: registers, spills, shared memory, theoretical occupancy, and what
 share of the loops' instructions are multiplications. The second is arithmetic on published rates: the least time
 that any implementation of the operator can take. No figure here was measured on a GPU.
@@ -15,8 +17,21 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
+from tools.kernel_report.counts import (
+    KINDS,
+    IssueFloor,
+    KernelCount,
+    attention_inputs,
+    count_instructions,
+    issue_floors,
+    photograph_of_scikit_image,
+)
 from tools.kernel_report.plugin_code import KernelCode, inspect_kernels
 from tools.kernel_report.plugin_loops import Loop
 from tools.kernel_report.roofline import GPUS, LENGTHS, floor_ms
@@ -25,14 +40,16 @@ from trt_hspan.errors import UsageError
 from trt_hspan.jetson.roofline import attention_work
 from trt_hspan.native.plugin import architecture_from_target
 from trt_hspan.native.sources import sources_folder
+from trt_hspan.sizes import image_size_from_text
 
+COUNT = "counted on a CPU, not times"
 BOUND = "bound from published peak rates, not a measurement"
 
 
 def main() -> int:
     """Prints both tables. Returns: the exit code."""
     arguments = parsed_arguments()
-    return exit_code("kernel_report", lambda: _run(arguments))
+    return exit_code("kernel_report", lambda: count(arguments) if arguments.count else _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -78,7 +95,35 @@ def parsed_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--precision", default="fp16", choices=["fp32", "fp16", "bf16"])
     parser.add_argument("--roofline-only", action="store_true", help="compile nothing")
+    parser.add_argument("--count", action="store_true", help="count instructions on a photograph instead")
+    parser.add_argument(
+        "--picture", type=Path, help="the photograph (scikit-image's astronaut, if it is installed)"
+    )
+    parser.add_argument(
+        "--size", default="96x96", metavar="HxW", help="to which the photograph is reduced (96x96)"
+    )
+    parser.add_argument(
+        "--network", default="hspan-tiny-x4", help="whose attention sees it: a name or a checkpoint"
+    )
     return parser.parse_args()
+
+
+def count(arguments: argparse.Namespace) -> int:
+    """Prints instructions by kernel, and what follows for some GPUs."""
+    size = image_size_from_text(arguments.size, option="--size")
+    picture = arguments.picture or photograph_of_scikit_image()
+    counts: list[KernelCount] = []
+    for attention in attention_inputs(picture, size, arguments.network):
+        counts += count_instructions(attention, arguments.precision)
+    floors = issue_floors(counts)
+    if arguments.json:
+        kernels = [{**asdict(each), "tensor_share": each.tensor_share} for each in counts]
+        report = {"label": COUNT, "kernels": kernels, "floors": [asdict(floor) for floor in floors]}
+        print(json.dumps(report, indent=2))
+    else:
+        title = f"{arguments.network} on {picture.name} at {size}, {arguments.precision}: {COUNT}"
+        show_counts(title, counts, floors)
+    return 0
 
 
 def inspected(arguments: argparse.Namespace) -> list[KernelCode]:
@@ -137,13 +182,41 @@ def matrix_shares(kernel: KernelCode) -> str:
     return " ".join(f"{loop.matrix_share:.0%}" for loop in kernel.product_loops if loop.matrix) or "-"
 
 
-def show(kernels: list[KernelCode], bounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def wide_console() -> Console:
     console = Console()
     if not console.is_terminal:
         console.width = 160
+    return console
+
+
+def show_counts(title: str, counts: list[KernelCount], floors: list[IssueFloor]) -> None:
+    console = wide_console()
+    table = Table(title=title, title_justify="left")
+    for column in ("block", "kernel", "million"):
+        table.add_column(column, justify="left" if column == "kernel" else "right", no_wrap=True)
+    for kind in KINDS:
+        table.add_column(kind, justify="right")
+    for each in sorted(counts, key=lambda each: (each.block, -each.instructions)):
+        shares = [f"{each.kinds[kind] / each.instructions:.1%}" for kind in KINDS]
+        table.add_row(str(each.block), each.kernel.split("<")[0], f"{each.instructions / 1e6:.2f}", *shares)
+    console.print(table)
+    console.print(
+        "million: warp instructions of the PTX for 8.0 that one call of the operator issues; then shares.\n"
+    )
+    table = Table(title="Floors in ms: no run can be shorter", title_justify="left")
+    for column in ("block", "GPU", "issue", "tensor cores"):
+        table.add_column(column, justify="left" if column == "GPU" else "right")
+    for floor in floors:
+        table.add_row(str(floor.block), floor.gpu, f"{floor.issue_ms:.3f}", f"{floor.tensor_ms:.3f}")
+    console.print(table)
+    console.print(
+        "issue: instructions by 4 schedulers of every multiprocessor at boost clock, all of them busy;"
+    )
+    console.print("tensor cores: their products at the published peak rate.")
+
+
+def show(kernels: list[KernelCode], bounds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    console = wide_console()
     if kernels:
         table = Table(title="Kernels, from ptxas and the machine code", title_justify="left")
         table.add_column("kernel", overflow="fold")

@@ -1,0 +1,223 @@
+"""Mistakes made on purpose in copies of the kernels. The interpreter must notice them, or say why it cannot."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.kernel_report.interpreter import ROOT, build_program
+
+_SECONDS = 300
+_TILED, _PLAIN = 4, 1  # configurations
+_HALF, _FLOAT, _PLAIN_FLOAT = (
+    "tiled_attention_half_sm80.cu",
+    "tiled_attention_float_sm80.cu",
+    "plain_attention_float.cu",
+)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One change of a kernel's source.
+
+    Attributes:
+        what: is wrong.
+        file: below plugins/.
+        right, wrong: what is replaced by what.
+        occurrence: of `right` in the file, -1 the last.
+        source: compiled with the mistake; the others are as they were.
+        config: of the cases that are to notice it.
+        harmless: why nothing can notice it; None for a real mistake.
+        quick: among those that `make test` makes.
+    """
+
+    what: str
+    file: str
+    right: str
+    wrong: str
+    occurrence: int = 0
+    source: str = _HALF
+    config: int = _TILED
+    harmless: str | None = None
+    quick: bool = False
+
+
+_SIMT = "device/cuda/simt.h"
+_TILE = "kernels/tensor_tile.cuh"
+_WAIT = "simt::waitForCopies();\n        if (simt::anyInBlock(stop))"
+_EARLY = (
+    "startRows<kKEYS, kTHREADS>(stage.rows + (kKEYS - tile % 2 * kKEYS), key, int64_t{tile + 1} * kKEYS);"
+)
+_REDUNDANT = "between the lanes' last accesses and these lies a barrier of the block in any case"
+
+MISTAKES = (
+    Mistake(
+        "prepare: no barrier between writing and reading the stage",
+        "kernels/prepare.cuh",
+        "simt::syncBlock();\n",
+        "\n",
+        -1,
+    ),
+    Mistake(
+        "a tile of keys is used before its copies have arrived",
+        _TILE,
+        "simt::waitForCopies();",
+        "",
+        1,
+        quick=True,
+    ),
+    Mistake(
+        "no barrier before a tile of keys is used",
+        _TILE,
+        "if (simt::anyInBlock(stop)) // also",
+        "if (false) // also",
+    ),
+    Mistake(
+        "no barrier before the first tile is loaded",
+        _TILE,
+        "simt::syncBlock(); // the buffers",
+        "// the buffers",
+    ),
+    Mistake(
+        "the next tile is loaded while the last is in use",
+        _TILE,
+        _WAIT,
+        _WAIT.replace("if", f"if (tile + 1 < tiles) {{ {_EARLY} }}\n        if"),
+    ),
+    Mistake(
+        "no barrier after the query tile",
+        _TILE,
+        "simt::waitForCopies();\n    simt::syncBlock();",
+        "simt::waitForCopies();",
+    ),
+    Mistake("values are not transposed", _SIMT, ".x4.trans.", ".x4."),
+    Mistake("b0 and b1 change places", _SIMT, '"r"(b0), "r"(b1)', '"r"(b1), "r"(b0)'),
+    Mistake("a1 and a2 change places", _SIMT, '"r"(a[1]), "r"(a[2])', '"r"(a[2]), "r"(a[1])'),
+    Mistake("copies read past the end", _SIMT, '"r"(inside ? 16 : 0)', '"r"(16)', quick=True),
+    Mistake("a maximum forgets NaN", _SIMT, "max.NaN.f32", "max.f32"),
+    Mistake("fragments of B come from other rows", _TILE, "lane % 8 + lane / 16 * 8", "lane % 16"),
+    Mistake(
+        "a pitch that is no multiple of 16 bytes",
+        _TILE,
+        "kSCORE_PITCH{kMAX_SCORE_CHANNELS + kPER_COPY}",
+        "kSCORE_PITCH{kMAX_SCORE_CHANNELS + 4}",
+    ),
+    Mistake(
+        "lists: tightening begins without syncWarp",
+        "kernels/candidate_list.cuh",
+        "simt::syncWarp(); // other",
+        "// other",
+        harmless=_REDUNDANT,
+    ),
+    Mistake(
+        "lists: entries are moved before all lanes have read",
+        "kernels/candidate_list.cuh",
+        "simt::syncWarp(); // all lanes have read",
+        "// all lanes have read",
+        quick=True,
+    ),
+    Mistake(
+        "lists: tightening ends without syncWarp",
+        "kernels/candidate_list.cuh",
+        "    simt::syncWarp();\n    // Rounded",
+        "    // Rounded",
+        source=_FLOAT,
+    ),
+    Mistake(
+        "lists: one entry more than there is place for",
+        "kernels/select.cuh",
+        "own.count + passing > lists.capacity",
+        "own.count + passing > lists.capacity + 1",
+        quick=True,
+    ),
+    Mistake(
+        "dense: no barrier before a tile is used",
+        "kernels/dense.cuh",
+        "simt::syncBlock(); // the tile",
+        "// the tile",
+    ),
+    Mistake(
+        "dense: no barrier before the outputs",
+        "kernels/dense.cuh",
+        "simt::syncBlock(); // the operands",
+        "// the operands",
+    ),
+    Mistake(
+        "gather: no barrier before the outputs are read", "kernels/gather.cuh", "    simt::syncBlock();\n", ""
+    ),
+    Mistake(
+        "FP32 dense: weights are overwritten without syncWarp",
+        "kernels/dense_float.cuh",
+        "simt::syncWarp(); // the readers",
+        "// the readers",
+        source=_FLOAT,
+        harmless=_REDUNDANT,
+    ),
+    Mistake(
+        "FP32 dense: weights are read without syncWarp",
+        "kernels/dense_float.cuh",
+        "simt::syncWarp(); // the weights",
+        "// the weights",
+        source=_FLOAT,
+    ),
+    Mistake(
+        "plain: no barrier after weights and values",
+        "kernels/plain_weighted_sum.cuh",
+        "simt::syncBlock(); // weights",
+        "// weights",
+        source=_PLAIN_FLOAT,
+        config=_PLAIN,
+        quick=True,
+    ),
+    Mistake(
+        "plain: values past the last channel are read",
+        "kernels/plain_weighted_sum.cuh",
+        "channel < channels ? stage.values[channel][key] : 0.0F",
+        "stage.values[channel][key]",
+        source=_PLAIN_FLOAT,
+        config=_PLAIN,
+    ),
+    Mistake(
+        "a barrier of the block for half a warp",
+        "kernels/gather.cuh",
+        "    simt::syncBlock();\n",
+        "    if (simt::laneIndex() < 16) { simt::syncBlock(); }\n",
+    ),
+    Mistake(
+        "a ballot for half a warp",
+        "kernels/candidate_list.cuh",
+        "simt::ballot(stays);",
+        "lane < 16 ? simt::ballot(stays) : simt::ballot(!stays);",
+    ),
+    Mistake(
+        "thresholds rounded otherwise",
+        "kernels/exact_threshold.cuh",
+        "floorQuotient(sum - kONE, count)",
+        "floorQuotient(sum - kONE / 2, count)",
+    ),
+    Mistake("keys past the end are not masked", _TILE, "own + 8 * i + j % 2 >= key.positions", "false"),
+)
+
+
+def is_noticed(mistake: Mistake, folder: Path) -> tuple[bool, str]:
+    """Makes the mistake in a copy below `folder` and runs the quick list: whether a case fails, and its line."""
+    plugins = folder / "plugins"
+    for name in ("kernels", "device"):
+        shutil.copytree(ROOT / "plugins" / name, plugins / name)
+    path = plugins / mistake.file
+    parts = path.read_text().split(mistake.right)
+    assert len(parts) > 1, f"{mistake.file} has changed; change the mistake as well: {mistake.right}"
+    at = mistake.occurrence % (len(parts) - 1) + 1
+    path.write_text(mistake.right.join(parts[:at]) + mistake.wrong + mistake.right.join(parts[at:]))
+    program = build_program("run_cases", 80, replaced={mistake.source: plugins})
+    command = [program, "80", "quick", "--config", str(mistake.config), "--stop"]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return True, "does not end"
+    finally:
+        program.unlink()
+    failures = [line for line in process.stdout.splitlines() if " runs " in line and not line.endswith(" ok")]
+    return process.returncode != 0, failures[0] if failures else process.stderr.strip()

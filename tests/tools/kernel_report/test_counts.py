@@ -1,0 +1,32 @@
+"""Instructions counted by running the compiled kernels on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tools.kernel_report.counts import KINDS, AttentionInput, count_instructions, issue_floors
+from tools.kernel_report.interpreter import missing_for_interpreter
+
+MISSING = missing_for_interpreter()
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+def test_products_are_those_of_all_tiles_of_rows_and_keys() -> None:
+    generator = np.random.default_rng(0)
+    query, key, value = (
+        generator.normal(size=(channels, 12, 12)).astype(np.float32) for channels in (16, 16, 32)
+    )
+    attention = AttentionInput(block=3, query=query, key=key, value=value)
+    counts = {each.kernel.split("<")[0]: each for each in count_instructions(attention, "fp16")}
+    # 144 rows are five blocks of two warps, 144 keys are three tiles of 64, of which a product takes eight.
+    assert counts["selectKernel"].kinds["tensor"] == 5 * 2 * 3 * 8
+    assert counts["gatherKernel"].kinds["tensor"] == 0
+    for each in counts.values():
+        assert each.block == 3
+        assert set(each.kinds) == set(KINDS)
+        assert sum(each.kinds.values()) == each.instructions
+    total = sum(each.instructions for each in counts.values())
+    floor = next(each for each in issue_floors(list(counts.values())) if each.gpu.startswith("A100"))
+    assert floor.issue_ms == pytest.approx(total / (108 * 4) / 1.41e6)
+    assert floor.tensor_ms == pytest.approx(240 * 4096 / 312e9)
