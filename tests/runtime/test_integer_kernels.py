@@ -26,7 +26,7 @@ from trt_hspan.precision.crops import TilePlan
 from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
 from trt_hspan.precision.quantize.source import source_from_path
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from trt_hspan.runtime.opening import open_runner
+from trt_hspan.runtime.opening import RunnerOptions, open_runner
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import WriteOptions
 
@@ -216,7 +216,7 @@ def test_bench_measures_int8_files_with_them_beside_others(
 def test_a_workers_network_keeps_them(int8_file: Path, exported: ExportCache, tmp_path: Path) -> None:
     write_picture(tmp_path / "in.png", picture(20, 24, seed=3))
     for name, asked in (("exact", False), ("fast", True)):
-        bundle = bundle_from_network(int8_file, threads=1, integer_kernels=asked)
+        bundle = bundle_from_network(int8_file, RunnerOptions(threads=1, integer_kernels=asked))
         worker = UpscaleWorker(bundle, UpscaleOptions(), WriteOptions(), attempts=1)
         done = worker(
             {"index": 0, "source": str(tmp_path / "in.png"), "target": str(tmp_path / f"{name}.png")}
@@ -224,4 +224,4 @@ def test_a_workers_network_keeps_them(int8_file: Path, exported: ExportCache, tm
         assert done["error"] == ""
     assert not np.array_equal(read_image(tmp_path / "exact.png"), read_image(tmp_path / "fast.png"))
     with pytest.raises(HspanError, match="is not quantized"):
-        bundle_from_network(exported("small_x2"), integer_kernels=True)
+        bundle_from_network(exported("small_x2"), RunnerOptions(integer_kernels=True))

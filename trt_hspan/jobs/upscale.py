@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from trt_hspan.errors import UsageError
 from trt_hspan.files import check_writable, sha256_from_file
 from trt_hspan.jobs.folders import JobReport, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
-from trt_hspan.runtime.opening import open_runner
+from trt_hspan.runtime.opening import RunnerOptions
 from trt_hspan.runtime.runner import Runner
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import Upscaled, WriteOptions, comparison_path, upscale_picture_file
@@ -25,7 +25,7 @@ class UpscaleJob:
 
     Args:
         inputs, output, suffix: as `tasks_from_inputs` takes them.
-        network, device, res_scale, threads, plugin, precision, integer_kernels: as `open_runner` takes them.
+        network, execution: as `open_runner` takes them.
         options, writing, video: how pictures and videos are upscaled and written.
         overwrite: do finished files again, and replace others.
     """
@@ -33,27 +33,12 @@ class UpscaleJob:
     inputs: tuple[str, ...]
     output: str
     network: str | Path
-    device: str
-    res_scale: float
-    threads: int | None
-    plugin: Path | None
-    precision: str | None
-    integer_kernels: bool
+    execution: RunnerOptions
     options: UpscaleOptions
     writing: WriteOptions
     video: VideoOptions
     suffix: str | None
     overwrite: bool
-
-    @property
-    def runner_options(self) -> dict[str, Any]:
-        """What `open_runner` takes beside the network."""
-        names = ("device", "res_scale", "threads", "plugin", "precision", "integer_kernels")
-        return {name: getattr(self, name) for name in names}
-
-    def open_runner(self) -> Runner:
-        """The network, not loaded yet. Raises: HspanError as `open_runner`."""
-        return open_runner(self.network, **self.runner_options)
 
     def require_no_suffix(self) -> None:
         """Raises: UsageError when --format is given though the output's name says the format."""
@@ -162,7 +147,7 @@ def upscale_files(
     job.require_used(tasks)
     if job.writing.compare:
         _require_free_comparisons(tasks)
-    runner = job.open_runner()
+    runner = job.execution.open(job.network)
     companion = comparison_path if job.writing.compare else None
     journal = Journal(output, _settings(job, runner), companion=companion) if is_folder else None
     with progress(tasks) as bar, at_work(job, runner, bar) as work:
@@ -201,7 +186,7 @@ def _settings(job: UpscaleJob, runner: Runner) -> dict[str, Any]:
     return {
         "network": _network_digest(job.network) or runner.source_sha256 or runner.where,
         "precision": runner.precision,
-        "integer_kernels": job.integer_kernels,
+        "integer_kernels": job.execution.integer_kernels,
         "res_scale": runner.res_scale,
         "options": asdict(job.options),
         "quality": job.writing.quality,

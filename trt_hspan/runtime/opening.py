@@ -37,6 +37,30 @@ class Device:
     index: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunnerOptions:
+    """The options of `open_runner`, for requests that pass them on whole."""
+
+    device: str = "auto"
+    res_scale: float = 0.1
+    threads: int | None = None
+    plugin: Path | None = None
+    precision: str | None = None
+    integer_kernels: bool = False
+
+    def open(self, source: str | os.PathLike[str]) -> Runner:
+        """As `open_runner`."""
+        return open_runner(
+            source,
+            device=self.device,
+            res_scale=self.res_scale,
+            threads=self.threads,
+            plugin=self.plugin,
+            precision=self.precision,
+            integer_kernels=self.integer_kernels,
+        )
+
+
 def device_from_text(text: str) -> Device:
     """Reads "auto", "cpu", "gpu", or "gpu:1" for the second GPU.
 

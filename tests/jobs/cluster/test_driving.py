@@ -14,6 +14,7 @@ from trt_hspan.jobs.cluster.bundle import bundle_from_network
 from trt_hspan.jobs.cluster.driving import DataJob, _Driver, answers_through_client
 from trt_hspan.jobs.cluster.job import ClusterJob, ClusterSpec
 from trt_hspan.jobs.cluster.tasks import ClusterTask
+from trt_hspan.runtime.opening import RunnerOptions
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import WriteOptions
 
@@ -55,7 +56,7 @@ def test_error_of_the_job_is_raised_where_answers_are_taken() -> None:
 def cluster_job(tmp_path: Path) -> ClusterJob:
     return ClusterJob(
         tasks=[ClusterTask(source="a.png", target=str(tmp_path / "a.png"))],
-        bundle=bundle_from_network("hspan-tiny-x2", device="cpu"),
+        bundle=bundle_from_network("hspan-tiny-x2", RunnerOptions(device="cpu")),
         options=UpscaleOptions(),
         writing=WriteOptions(),
         spec=ClusterSpec(address="ray://head"),

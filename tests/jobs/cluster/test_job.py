@@ -18,6 +18,7 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.jobs.cluster.bundle import bundle_from_network
 from trt_hspan.jobs.cluster.job import ClusterJob, ClusterReport, ClusterSpec
 from trt_hspan.jobs.cluster.tasks import ClusterJournal, cluster_tasks
+from trt_hspan.runtime.opening import RunnerOptions
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import WriteOptions
 
@@ -59,7 +60,7 @@ def test_every_picture_comes_out_once_although_a_worker_is_killed(
 
     job = ClusterJob(
         tasks=cluster_tasks([str(pictures)], str(together)),
-        bundle=bundle_from_network("hspan-tiny-x2", device="cpu", threads=1),
+        bundle=bundle_from_network("hspan-tiny-x2", RunnerOptions(device="cpu", threads=1)),
         options=UpscaleOptions(),
         writing=WriteOptions(),
         spec=ClusterSpec(workers=2),
@@ -132,7 +133,7 @@ def test_a_spec_that_makes_no_sense_is_refused() -> None:
 def test_a_cluster_too_small_for_a_worker_is_reported(pictures: Path, tmp_path: Path) -> None:
     job = ClusterJob(
         tasks=cluster_tasks([str(pictures)], str(tmp_path / "out")),
-        bundle=bundle_from_network("hspan-tiny-x2", device="cpu"),
+        bundle=bundle_from_network("hspan-tiny-x2", RunnerOptions(device="cpu")),
         options=UpscaleOptions(),
         writing=WriteOptions(),
         spec=ClusterSpec(cpus_per_worker=10_000),

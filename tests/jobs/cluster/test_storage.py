@@ -14,6 +14,7 @@ from trt_hspan.jobs.cluster.tasks import ClusterJournal, ClusterTask, cluster_ta
 from trt_hspan.jobs.cluster.worker import UpscaleWorker
 from trt_hspan.media.pictures import decode_image
 from trt_hspan.media.writing import encode_image
+from trt_hspan.runtime.opening import RunnerOptions
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import WriteOptions
 
@@ -73,7 +74,7 @@ def test_two_sources_for_one_target_are_refused(store: str) -> None:
 def test_a_worker_takes_a_picture_from_store_to_store(store: str) -> None:
     write_bytes(f"{store}/in/a.png", encode_image(PIXELS))
     worker = UpscaleWorker(
-        bundle_from_network("hspan-tiny-x2", device="cpu", threads=1),
+        bundle_from_network("hspan-tiny-x2", RunnerOptions(device="cpu", threads=1)),
         UpscaleOptions(),
         WriteOptions(),
         attempts=1,
@@ -87,7 +88,7 @@ def test_a_worker_tries_again_and_then_reports_one_line(tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"nothing")
     worker = UpscaleWorker(
-        bundle_from_network("hspan-tiny-x2", device="cpu", threads=1),
+        bundle_from_network("hspan-tiny-x2", RunnerOptions(device="cpu", threads=1)),
         UpscaleOptions(),
         WriteOptions(),
         attempts=2,

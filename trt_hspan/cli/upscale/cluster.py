@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ def run_upscale_on_cluster(job: UpscaleJob, address: str, workers: int | None, *
     from trt_hspan.jobs.cluster.tasks import ClusterJournal, cluster_tasks
     from trt_hspan.media.formats import VIDEO_SUFFIXES
 
-    threads = job.threads or 1
+    threads = job.execution.threads or 1
     spec = ClusterSpec(address=address, workers=workers, cpus_per_worker=threads)
     if "-" in (*job.inputs, job.output):
         raise UsageError("--cluster", "does not go with pipes", "name files, folders or URIs")
@@ -45,7 +45,7 @@ def run_upscale_on_cluster(job: UpscaleJob, address: str, workers: int | None, *
         raise UsageError(
             "--cluster", "takes pictures, and there are videos among the inputs", "upscale them without"
         )
-    bundle = bundle_from_network(job.network, **(job.runner_options | {"threads": threads}))
+    bundle = bundle_from_network(job.network, replace(job.execution, threads=threads))
     journal = ClusterJournal(job.output, _settings(job, bundle.digest))
     counts = {"done": 0, "skipped": 0, "failed": 0}
     with progress("starting the cluster", total=len(tasks)) as bar:
@@ -73,9 +73,9 @@ def _settings(job: UpscaleJob, digest: str) -> dict[str, Any]:
     """What results depend on beside their sources."""
     return {
         "network": digest,
-        "res_scale": job.res_scale,
-        "precision": job.precision,
-        "integer_kernels": job.integer_kernels,
+        "res_scale": job.execution.res_scale,
+        "precision": job.execution.precision,
+        "integer_kernels": job.execution.integer_kernels,
         "options": asdict(job.options),
         "quality": job.writing.quality,
     }

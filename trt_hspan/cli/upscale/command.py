@@ -200,9 +200,9 @@ class UpscaleRequest:
                 "is for --checkpoint; ONNX files and engines have theirs",
             )
         self.execution.require_plugin_for([network])
-        if self.integer_kernels:
-            from trt_hspan.runtime.opening import require_onnx_for_integer_kernels
+        from trt_hspan.runtime.opening import RunnerOptions, require_onnx_for_integer_kernels
 
+        if self.integer_kernels:
             require_onnx_for_integer_kernels([network])
         if self.on_cluster.workers is not None and self.on_cluster.cluster is None:
             raise UsageError("--workers", "is for --cluster", "leave it out")
@@ -214,12 +214,14 @@ class UpscaleRequest:
             inputs=self.inputs,
             output=self.output,
             network=network,
-            device=self.execution.device,
-            res_scale=options.residual_scale(self.res_scale),
-            threads=self.threads,
-            plugin=self.execution.plugin,
-            precision=self.precision,
-            integer_kernels=self.integer_kernels,
+            execution=RunnerOptions(
+                device=self.execution.device,
+                res_scale=options.residual_scale(self.res_scale),
+                threads=self.threads,
+                plugin=self.execution.plugin,
+                precision=self.precision,
+                integer_kernels=self.integer_kernels,
+            ),
             options=self.tiles.upscaling(),
             writing=WriteOptions(
                 quality=self.pictures.quality,

@@ -38,7 +38,7 @@ def run_upscale_pipe(job: UpscaleJob, *, as_json: bool) -> int:
     """
     with terminated_as_interrupt():
         _require_pipe(job, as_json=as_json)
-        runner = job.open_runner()
+        runner = job.execution.open(job.network)
         with _temporary_folder() as folder:
             task = _task(job, folder)
             job.require_used([task])

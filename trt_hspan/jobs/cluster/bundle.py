@@ -6,11 +6,15 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
+from trt_hspan.runtime.opening import RunnerOptions
+
+DEFAULT_RUNNER: Final = RunnerOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +25,13 @@ class NetworkBundle:
         name: a preset's name, or the file among `files` to open.
         files: name -> content; empty for a preset.
         plugin: the file among `files` that is an engine's plugin library.
-        res_scale, device, threads, precision, integer_kernels: as `open_runner` takes them.
+        options: as `open_runner` takes them, the plugin library aside.
     """
 
     name: str
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
-    res_scale: float = 0.1
-    device: str = "auto"
-    threads: int | None = None
     plugin: str | None = None
-    precision: str | None = None
-    integer_kernels: bool = False
+    options: RunnerOptions = DEFAULT_RUNNER
 
     @property
     def digest(self) -> str:
@@ -53,26 +53,17 @@ class NetworkBundle:
             yield str(Path(folder) / self.name)
 
 
-def bundle_from_network(
-    network: str | Path,
-    *,
-    res_scale: float = 0.1,
-    device: str = "auto",
-    threads: int | None = None,
-    plugin: Path | None = None,
-    precision: str | None = None,
-    integer_kernels: bool = False,
-) -> NetworkBundle:
+def bundle_from_network(network: str | Path, options: RunnerOptions = DEFAULT_RUNNER) -> NetworkBundle:
     """Packs a checkpoint, an ONNX file, an engine with its manifest, ONNX file and plugin library, or a preset's name.
 
-    The library is `plugin`, else the one of the manifest's name beside the engine, else what `plugin build` writes.
+    The library is `options.plugin`, else the one that the manifest names beside the engine, else the default one.
 
     Raises:
         HspanError: a file is missing; an engine is not what its manifest vouches for; integer kernels for an ONNX file
             that cannot have them.
     """
     path = Path(network)
-    if integer_kernels:  # one error here instead of one from every worker
+    if options.integer_kernels:  # one error here instead of one from every worker
         from trt_hspan.graph import load_onnx
         from trt_hspan.graph.integer_cpu import require_integer_kernels
 
@@ -81,7 +72,7 @@ def bundle_from_network(
     names: list[Path] = []
     library: Path | None = None
     if path.suffix == ".plan":
-        names, library = _engine_files(path, plugin)
+        names, library = _engine_files(path, options.plugin)
         name = path.name
     elif path.suffix:
         names, name = [path], path.name
@@ -92,12 +83,8 @@ def bundle_from_network(
     return NetworkBundle(
         name=name,
         files=files,
-        res_scale=res_scale,
-        device=device,
-        threads=threads,
         plugin=None if library is None else library.name,
-        precision=precision,
-        integer_kernels=integer_kernels,
+        options=replace(options, plugin=None),
     )
 
 

@@ -267,7 +267,7 @@ def _uses_gpus(bundle: NetworkBundle) -> bool:
     import ray
 
     return (
-        bundle.device != "cpu"
+        bundle.options.device != "cpu"
         and bundle.name.endswith(".plan")
         and ray.cluster_resources().get("GPU", 0) >= 1
     )

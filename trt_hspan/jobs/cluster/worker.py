@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,21 +39,13 @@ class UpscaleWorker:
         attempts: int,
         pause_s: float = 1.0,
     ) -> None:
-        from trt_hspan.runtime.opening import open_runner
         from trt_hspan.upscaling.upscaler import Upscaler
 
         self._writing, self._attempts, self._pause_s = writing, attempts, pause_s
         self._open = contextlib.ExitStack()
         place = self._open.enter_context(bundle.on_disk())
-        runner = open_runner(
-            place,
-            device=bundle.device,
-            res_scale=bundle.res_scale,
-            threads=bundle.threads,
-            plugin=Path(place).parent / bundle.plugin if bundle.plugin else None,
-            precision=bundle.precision,
-            integer_kernels=bundle.integer_kernels,
-        )
+        plugin = Path(place).parent / bundle.plugin if bundle.plugin else None
+        runner = replace(bundle.options, plugin=plugin).open(place)
         self._upscaler = Upscaler(self._open.enter_context(runner), options)
 
     def __call__(self, row: Row) -> Row:
