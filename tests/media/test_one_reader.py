@@ -59,6 +59,11 @@ FILES: dict[str, tuple[Callable[[Path], None], int, type]] = {
         np.uint16,
     ),
     "zstandard.tif": (lambda path: Image.fromarray(noise(3)).save(path, compression="zstd"), 3, np.uint8),
+    "fourth-channel-that-is-no-alpha.tif": (
+        lambda path: Image.frombytes("RGBX", (WIDTH, HEIGHT), noise(4).tobytes()).save(path),
+        3,
+        np.uint8,
+    ),
     "deep-gray.png": (
         lambda path: Image.fromarray(noise(1, np.uint16)[..., 0]).save(path),
         1,

@@ -28,7 +28,7 @@ PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 XMP_KEY: Final = "XML:com.adobe.xmp"
 XMP_TAG, PROFILE_TAG = 700, 34675
 X_RESOLUTION_TAG, Y_RESOLUTION_TAG, RESOLUTION_UNIT_TAG = 282, 283, 296
-_BITS_TAG, _COMPRESSION_TAG, _COLORS_TAG, _PLANES_TAG, _TILE_TAG = 258, 259, 262, 284, 322
+_BITS_TAG, _COMPRESSION_TAG, _COLORS_TAG, _PLANES_TAG, _TILE_TAG, _EXTRA_TAG = 258, 259, 262, 284, 322, 338
 _YCBCR, _LAB, _JPEG, _SEPARATE_PLANES = 6, 8, 7, 2  # values of these tags
 _PILLOW_COMPRESSIONS: Final = (34925, 50000, 50001)  # LZMA, Zstandard, WebP
 _INCH, _CENTIMETER = 2, 3
@@ -102,6 +102,7 @@ class Header:
         has_gray_palette: a PNG whose palette has equal channels.
         is_deep_color: 16 bits of which Pillow would keep 8.
         is_tiled: a TIFF of tiles.
+        unknown_channels: of a TIFF, after the colors, which it does not call alpha.
         needs_pillow: a TIFF that libvips does not read, or reads with wrong colors.
         ppm: of a binary PPM.
     """
@@ -111,6 +112,7 @@ class Header:
     has_gray_palette: bool = False
     is_deep_color: bool = False
     is_tiled: bool = False
+    unknown_channels: int = 0
     needs_pillow: bool = False
     ppm: PpmHeader | None = None
 
@@ -218,7 +220,7 @@ def _tiff_header(stream: BinaryIO, where: object) -> Header:
     directory = ImageFileDirectory_v2(header if tags.bigtiff else header[:8])
     stream.seek(first)
     directory.load(stream)
-    bits = directory.get(_BITS_TAG, (1,))
+    bits, extra = directory.get(_BITS_TAG, (1,)), directory.get(_EXTRA_TAG, ())
     colors, compression = directory.get(_COLORS_TAG), directory.get(_COMPRESSION_TAG)
     return Header(
         metadata=Metadata(
@@ -230,6 +232,7 @@ def _tiff_header(stream: BinaryIO, where: object) -> Header:
         orientation=_orientation(tags),
         is_deep_color=max(bits) == 16 and len(bits) > 1,
         is_tiled=_TILE_TAG in directory,
+        unknown_channels=0 if any(extra) else len(extra),
         needs_pillow=bits == (12,)
         or colors == _LAB
         or (colors == _YCBCR and compression != _JPEG)

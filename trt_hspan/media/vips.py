@@ -193,6 +193,8 @@ class VipsPicture:
         if image.interpretation == "cmyk":
             self.metadata = dataclasses.replace(self.metadata, icc_profile=None)
             return self._rgb_from_cmyk(image)
+        if self._header.unknown_channels:
+            image = image[: image.bands - self._header.unknown_channels]
         if image.interpretation not in ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband"):
             return image.colourspace("rgb16" if image.format == "ushort" else "srgb")
         if image.bands > 4:
