@@ -108,3 +108,15 @@ def test_removal_takes_away_what_dpkg_did_not_install_and_keeps_pictures(
     left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if not path.is_dir()]
     assert left == [Path("var/lib/hspan/camera/in/cat.png")]
     assert {path.name for path in control.iterdir()} >= {"postinst", "prerm", "postrm"}
+
+
+@pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd is not installed")
+def test_the_account_may_open_the_gpu(root: Path, tmp_path: Path) -> None:
+    system = tmp_path / "system"
+    shutil.copytree(root / "usr/lib/sysusers.d", system / "usr/lib/sysusers.d")
+    (system / "etc").mkdir()
+    command = ["systemd-sysusers", f"--root={system}", "hspan.conf"]
+    subprocess.run(command, capture_output=True, check=True)
+    members = dict(line.split(":x:") for line in (system / "etc/group").read_text().splitlines())
+    for group in ("video", "render"):
+        assert members[group].endswith(":hspan")
