@@ -54,14 +54,14 @@ def test_a_streamed_result_says_what_one_in_memory_says(
     source = tmp_path / f"source{suffix}"
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, channels)).astype(dtype)
     write_picture(source, Picture(pixels=pixels, metadata=SAID[said]))
-    found = read_picture(source).metadata
-    assert open_picture(source).metadata == found
+    described = read_picture(source).metadata
+    assert open_picture(source).metadata == described
     with NearestRunner(scale=2) as runner:
         for name, most in (("whole", 1 << 20), ("streamed", 1)):
             monkeypatch.setattr(pictures, "STREAM_PIXELS", most)
             upscale_picture_file(Upscaler(runner), source, tmp_path / f"{name}{suffix}")
     whole, streamed = (read_picture(tmp_path / f"{name}{suffix}") for name in ("whole", "streamed"))
-    assert streamed.metadata == whole.metadata == found
+    assert streamed.metadata == whole.metadata == described
     if suffix != ".jpg":
         np.testing.assert_array_equal(streamed.pixels, whole.pixels)
 
@@ -80,11 +80,11 @@ def test_a_turned_picture_is_said_to_be_upright(tmp_path: Path, suffix: str) -> 
     }
     options = more[suffix] if suffix == ".tif" else {**more[suffix], "exif": block}
     Image.new("RGB", (8, 5)).save(tmp_path / f"a{suffix}", **options)
-    found = open_picture(tmp_path / f"a{suffix}").metadata
-    assert found == read_picture(tmp_path / f"a{suffix}").metadata
-    assert found.xmp == b"<x:xmpmeta />"
+    described = open_picture(tmp_path / f"a{suffix}").metadata
+    assert described == read_picture(tmp_path / f"a{suffix}").metadata
+    assert described.xmp == b"<x:xmpmeta />"
     written = Image.Exif()
-    written.load(found.exif or b"")
+    written.load(described.exif or b"")
     assert dict(written) == {0x010F: "Maker"}
 
 
@@ -122,12 +122,12 @@ def test_exif_of_a_camera_arrives_as_it_was(tmp_path: Path, suffix: str, dtype: 
     said = read_picture(tmp_path / "a.jpg").metadata
     write_picture(tmp_path / f"b{suffix}", Picture(pixels=np.zeros((6, 8, 3), dtype), metadata=said))
     with Image.open(tmp_path / f"b{suffix}") as image:
-        found = image.getexif()
-        assert found[0x013B].encode("latin-1") == b"J\xc3\xb6"
-        inner = found.get_ifd(0x8769)
+        described = image.getexif()
+        assert described[0x013B].encode("latin-1") == b"J\xc3\xb6"
+        inner = described.get_ifd(0x8769)
         assert inner[0xA434].encode("latin-1") == b"L\xc3\xa4"
         assert inner[0x927C] == b"MAKERNOT"
-        assert found.get_ifd(0xA005)[1] == "R98"
+        assert described.get_ifd(0xA005)[1] == "R98"
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

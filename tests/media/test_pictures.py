@@ -42,9 +42,9 @@ def test_what_a_format_can_hold_comes_back_exactly(
     tmp_path: Path, suffix: str, channels: int, dtype: type
 ) -> None:
     write_picture(tmp_path / f"a{suffix}", pixels(channels, dtype))
-    found = read_picture(tmp_path / f"a{suffix}").pixels
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found, pixels(channels, dtype))
+    decoded = read_picture(tmp_path / f"a{suffix}").pixels
+    assert decoded.dtype == dtype
+    np.testing.assert_array_equal(decoded, pixels(channels, dtype))
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_what_a_format_cannot_hold_is_brought_to_what_it_can(suffix: str, channe
 def test_transparency_is_laid_on_white_where_there_is_no_alpha() -> None:
     rgba = np.zeros((8, 8, 4), np.uint8)
     rgba[:, 4:, 3] = 255
-    found = decode_image(encode_image(rgba, ".bmp")).pixels
-    assert (found[:, :4] == 255).all()
-    assert (found[:, 4:] == 0).all()
+    decoded = decode_image(encode_image(rgba, ".bmp")).pixels
+    assert (decoded[:, :4] == 255).all()
+    assert (decoded[:, 4:] == 0).all()
     assert rgb_on_white(rgba[..., [0, 3]]).shape == (8, 8, 3)
 
 
@@ -109,11 +109,11 @@ def test_profile_and_exif_survive_and_orientation_is_reset(tmp_path: Path, suffi
     scaled = picture.pixels.astype(dtype) * dtype(257 if dtype == np.uint16 else 1)
     write_picture(tmp_path / f"b{suffix}", Picture(pixels=scaled, metadata=picture.metadata))
     again = Image.open(tmp_path / f"b{suffix}")
-    found = again.getexif()
+    decoded = again.getexif()
     assert again.size == (11, 17)
-    assert found.get(0x0112, 1) == 1
-    assert (found[0x010F], found[0x8298]) == ("Maker", "Somebody")
-    assert found.get_ifd(0x8769)[0x9003] == "2024:05:06 07:08:09"
+    assert decoded.get(0x0112, 1) == 1
+    assert (decoded[0x010F], decoded[0x8298]) == ("Maker", "Somebody")
+    assert decoded.get_ifd(0x8769)[0x9003] == "2024:05:06 07:08:09"
     assert again.info["icc_profile"] == SRGB
 
 
@@ -123,13 +123,13 @@ def test_text_resolution_and_xmp_survive(tmp_path: Path) -> None:
     for dtype in (np.uint8, np.uint16):
         for suffix in (".png", ".tif", ".jpg", ".webp"):
             data = encode_image(Picture(pixels=pixels(3, dtype), metadata=metadata), suffix)
-            found = decode_image(data).metadata
-            assert found.xmp is not None
-            assert found.xmp.strip(b"\0") == xmp
+            decoded = decode_image(data).metadata
+            assert decoded.xmp is not None
+            assert decoded.xmp.strip(b"\0") == xmp
             if suffix == ".png":
-                assert dict(found.text) == dict(metadata.text)
+                assert dict(decoded.text) == dict(metadata.text)
             if suffix != ".webp":
-                assert found.dpi == pytest.approx((300, 300), abs=0.1)
+                assert decoded.dpi == pytest.approx((300, 300), abs=0.1)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -139,10 +139,10 @@ def test_a_file_without_a_resolution_is_given_none(suffix: str, dtype: type) -> 
     exif[0x010F] = "Maker"
     for block in (None, exif.tobytes()):
         data = encode_image(Picture(pixels=pixels(3, dtype), metadata=Metadata(exif=block)), suffix)
-        found = Image.open(io.BytesIO(data))
-        tags = found.getexif() if suffix == ".png" else found.tag_v2
+        decoded = Image.open(io.BytesIO(data))
+        tags = decoded.getexif() if suffix == ".png" else decoded.tag_v2
         assert not {282, 283} & set(tags)
-        assert suffix == ".tif" or "dpi" not in found.info
+        assert suffix == ".tif" or "dpi" not in decoded.info
         assert decode_image(data).metadata == Metadata(exif=block)
         np.testing.assert_array_equal(decode_image(data).pixels, pixels(3, dtype))
 
@@ -156,9 +156,9 @@ def test_an_upright_picture_of_16_bits_has_no_other_orientation_in_its_xmp(state
         image.set_type(pyvips.GValue.blob_type, name, blob)
     image.set_type(pyvips.GValue.gint_type, "orientation", 6)
     data = image.copy(interpretation="rgb16").pngsave_buffer(bitdepth=16)
-    found = decode_image(data)
-    np.testing.assert_array_equal(found.pixels, np.rot90(pixels(3, np.uint16), -1))
-    assert found.metadata.xmp == b"<x:xmpmeta>"
+    decoded = decode_image(data)
+    np.testing.assert_array_equal(decoded.pixels, np.rot90(pixels(3, np.uint16), -1))
+    assert decoded.metadata.xmp == b"<x:xmpmeta>"
 
 
 def test_a_profile_for_other_channels_is_not_attached() -> None:
@@ -193,10 +193,10 @@ def test_palettes_become_colors(transparent: bool) -> None:
     image.putpalette([10, 20, 30] * 3 + [200, 100, 50])
     stream = io.BytesIO()
     image.save(stream, "PNG", **({"transparency": 0} if transparent else {}))
-    found = decode_image(stream.getvalue()).pixels
-    assert found.shape == (8, 8, 4 if transparent else 3)
-    assert len(np.unique(found[..., :3].reshape(-1, 3), axis=0)) == 2
-    np.testing.assert_array_equal(found[..., :3], np.asarray(image.convert("RGB")))
+    decoded = decode_image(stream.getvalue()).pixels
+    assert decoded.shape == (8, 8, 4 if transparent else 3)
+    assert len(np.unique(decoded[..., :3].reshape(-1, 3), axis=0)) == 2
+    np.testing.assert_array_equal(decoded[..., :3], np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize(("transparent", "channels"), [(False, 1), (True, 2)])
@@ -205,9 +205,9 @@ def test_a_palette_of_grays_is_gray(transparent: bool, channels: int) -> None:
     image.putpalette([level for index in range(64) for level in (255 - index,) * 3])
     stream = io.BytesIO()
     image.save(stream, "PNG", **({"transparency": 5} if transparent else {}))
-    found = decode_image(stream.getvalue()).pixels
-    assert found.shape == (8, 8, channels)
-    np.testing.assert_array_equal(found[..., 0].ravel(), 255 - np.arange(64))
+    decoded = decode_image(stream.getvalue()).pixels
+    assert decoded.shape == (8, 8, channels)
+    np.testing.assert_array_equal(decoded[..., 0].ravel(), 255 - np.arange(64))
 
 
 def test_black_and_white_becomes_gray_and_a_color_key_alpha() -> None:

@@ -60,8 +60,8 @@ def test_pixels_come_back_whatever_the_strips(
         data = written(path, pixels, [cut for cut in cuts if cut < height])
     np.testing.assert_array_equal(decode_image(data).pixels, pixels)
     # Another decoder.
-    found = pyvips.Image.new_from_buffer(data, "", fail_on="warning")
-    np.testing.assert_array_equal(found.numpy().reshape(pixels.shape), pixels)
+    decoded = pyvips.Image.new_from_buffer(data, "", fail_on="warning")
+    np.testing.assert_array_equal(decoded.numpy().reshape(pixels.shape), pixels)
 
 
 def test_more_than_4_gib_is_a_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_what_the_strips_raise_is_raised_and_nothing_is_left(tmp_path: Path, suf
 def test_more_exif_than_a_jpeg_can_store_is_an_error(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010E] = "x" * 70_000  # a segment ends at 65,533 bytes
-    with pytest.raises(HspanError, match=r"a\.jpg: JPEG cannot store so much .*; choose \.png") as told:
+    with pytest.raises(HspanError, match=r"a\.jpg: JPEG cannot store so much .*; choose \.png") as caught:
         written(tmp_path / "a.jpg", np.zeros((4, 4, 3), np.uint8), [2], Metadata(exif=exif.tobytes()))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -47,9 +47,9 @@ def stream(source: Path, target: Path, *, scale: int = 2, **options: object) -> 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_every_kind_of_pixel_arrives(tmp_path: Path, suffix: str, channels: int, dtype: type) -> None:
     write_picture(tmp_path / f"a{suffix}", pixels(channels, dtype))
-    found = stream(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found, pixels(channels, dtype).repeat(2, 0).repeat(2, 1))
+    result = stream(tmp_path / f"a{suffix}", tmp_path / f"b{suffix}")
+    assert result.dtype == dtype
+    np.testing.assert_array_equal(result, pixels(channels, dtype).repeat(2, 0).repeat(2, 1))
 
 
 def test_jpeg_keeps_profile_and_exif_and_takes_a_quality(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_jpeg_keeps_profile_and_exif_and_takes_a_quality(tmp_path: Path) -> None
     upright = read_picture(tmp_path / "a.jpg").pixels
     assert size_from_image_file(tmp_path / "a.jpg") == upright.shape[:2] == (53, 71)
     # Two JPEG decoders may round a value differently.
-    found = stream(tmp_path / "a.jpg", tmp_path / "b.png").astype(int)
-    assert np.abs(found - upright.repeat(2, 0).repeat(2, 1)).max() <= 3
+    result = stream(tmp_path / "a.jpg", tmp_path / "b.png").astype(int)
+    assert np.abs(result - upright.repeat(2, 0).repeat(2, 1)).max() <= 3
     stream(tmp_path / "a.jpg", tmp_path / "good.jpg")
     stream(tmp_path / "a.jpg", tmp_path / "bad.jpg", quality=10)
     assert (tmp_path / "bad.jpg").stat().st_size < (tmp_path / "good.jpg").stat().st_size
@@ -182,9 +182,9 @@ def write_pnm(path: Path, image: np.ndarray, header: bytes | None = None) -> Non
 def test_rows_of_a_binary_ppm_stream(tmp_path: Path, channels: int, dtype: type) -> None:
     write_pnm(tmp_path / "a.ppm", pixels(channels, dtype))
     assert size_from_image_file(tmp_path / "a.ppm") == (71, 53)
-    found = stream(tmp_path / "a.ppm", tmp_path / "b.png")
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found, pixels(channels, dtype).repeat(2, 0).repeat(2, 1))
+    result = stream(tmp_path / "a.ppm", tmp_path / "b.png")
+    assert result.dtype == dtype
+    np.testing.assert_array_equal(result, pixels(channels, dtype).repeat(2, 0).repeat(2, 1))
     np.testing.assert_array_equal(read_picture(tmp_path / "a.ppm").pixels, pixels(channels, dtype))
 
 
@@ -395,9 +395,9 @@ def test_a_palette_of_grays_stays_gray(tmp_path: Path, options: dict[str, int]) 
     picture = Image.fromarray(pixels(1)[..., 0] // 16).convert("P")
     picture.putpalette([level for index in range(16) for level in (17 * index,) * 3])
     picture.save(tmp_path / "a.png", **options)
-    found = stream(tmp_path / "a.png", tmp_path / "b.png", scale=1)
-    np.testing.assert_array_equal(found, read_picture(tmp_path / "a.png").pixels)
-    assert found.shape[2] == 1 + len(options)
+    result = stream(tmp_path / "a.png", tmp_path / "b.png", scale=1)
+    np.testing.assert_array_equal(result, read_picture(tmp_path / "a.png").pixels)
+    assert result.shape[2] == 1 + len(options)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -423,12 +423,12 @@ def test_tiles_that_are_cut_because_the_picture_is_wide_are_reported(
 ) -> None:
     write_picture(tmp_path / "a.png", np.zeros((90, 100, 3), np.uint8))
     monkeypatch.setattr(pictures, "_STRIP_BYTES", 100 * 3 * 4 * 40)
-    told: list[str] = []
+    notes: list[str] = []
     for tile in ((48, 20), (40, 20), "auto"):
         with NearestRunner(scale=2) as runner:
-            upscaler = Upscaler(runner, UpscaleOptions(tile=tile), on_shrink=told.append)
+            upscaler = Upscaler(runner, UpscaleOptions(tile=tile), on_shrink=notes.append)
             plan = upscale_stream(upscaler, open_picture(tmp_path / "a.png"), tmp_path / "b.png")
         assert plan.tile.height <= 40
         assert upscaler.shrinks == []
-    assert len(told) == 1
-    assert "of tiles of 48x20 at most 40 rows are taken, because strips of 200 pixels' width" in told[0]
+    assert len(notes) == 1
+    assert "of tiles of 48x20 at most 40 rows are taken, because strips of 200 pixels' width" in notes[0]

@@ -54,15 +54,15 @@ def test_convolutions_give_the_untiled_result_where_the_margin_holds_their_reach
     # Two 3x3 convolutions reach 2 pixels, and an overlap of 6 leaves a margin of 2.
     network = convolutions(scale, layers=2)
     x = batch(height, width)
-    found = upscale_batch(TorchFunctionRunner(network, scale), x, UpscaleOptions(tile=tile, overlap=6))
-    np.testing.assert_allclose(found, untiled(network, x), rtol=0, atol=ROUNDING)
+    result = upscale_batch(TorchFunctionRunner(network, scale), x, UpscaleOptions(tile=tile, overlap=6))
+    np.testing.assert_allclose(result, untiled(network, x), rtol=0, atol=ROUNDING)
 
 
 def test_an_overlap_below_the_reach_shows() -> None:
     network = convolutions(2, layers=2)
     x = batch(40, 40)
-    found = upscale_batch(TorchFunctionRunner(network, 2), x, UpscaleOptions(tile=(16, 16), overlap=2))
-    assert np.abs(found - untiled(network, x)).max() > 100 * ROUNDING
+    result = upscale_batch(TorchFunctionRunner(network, 2), x, UpscaleOptions(tile=(16, 16), overlap=2))
+    assert np.abs(result - untiled(network, x)).max() > 100 * ROUNDING
 
 
 def test_all_items_of_a_batch_are_tiled_alike() -> None:
@@ -89,8 +89,8 @@ def test_an_engine_for_larger_batches_takes_one_picture_in_every_way(options: di
     engine, x = NearestRunner(), batch(40, 48)
     engine.profiles = (((2, 3, 16, 16), (4, 3, 64, 64)),)
     with engine:
-        found = upscale_batch(engine, x, UpscaleOptions(**options))
-    np.testing.assert_allclose(found, x.repeat(4, 2).repeat(4, 3), rtol=0, atol=2**-22)
+        result = upscale_batch(engine, x, UpscaleOptions(**options))
+    np.testing.assert_allclose(result, x.repeat(4, 2).repeat(4, 3), rtol=0, atol=2**-22)
     assert {shape[0] for shape in engine.calls} == {2}
 
 
@@ -111,9 +111,9 @@ def test_a_picture_below_the_least_size_is_reflected_and_cropped(size: tuple[int
 
     runner = TorchFunctionRunner(network, 2, low=(1, 3, 16, 16), high=(1, 3, 32, 32))
     x = batch(*size)
-    found = upscale_batch(runner, x, UpscaleOptions(overlap=4))
+    result = upscale_batch(runner, x, UpscaleOptions(overlap=4))
     # Where tiles meet, two weights that sum to 1 within a rounding share a pixel.
-    np.testing.assert_allclose(found, x.repeat(2, 2).repeat(2, 3), rtol=0, atol=2**-22)
+    np.testing.assert_allclose(result, x.repeat(2, 2).repeat(2, 3), rtol=0, atol=2**-22)
     grown = [(0, 0), (0, 0), (0, max(0, 16 - size[0])), (0, max(0, 16 - size[1]))]
     width = seen[0].shape[3]
     np.testing.assert_array_equal(seen[0].numpy(), np.pad(x, grown, mode="reflect")[..., :width])
@@ -166,9 +166,9 @@ def test_every_kind_of_pixel_comes_back_exactly(dtype: type, channels: int) -> N
     )
     runner = NearestRunner(scale=2)
     with runner:
-        found = upscale_array(runner, image, UpscaleOptions(tile=(20, 16), overlap=6))
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found, image.repeat(2, 0).repeat(2, 1))
+        result = upscale_array(runner, image, UpscaleOptions(tile=(20, 16), overlap=6))
+    assert result.dtype == dtype
+    np.testing.assert_array_equal(result, image.repeat(2, 0).repeat(2, 1))
 
 
 def test_opaque_alpha_costs_no_run() -> None:
@@ -176,8 +176,8 @@ def test_opaque_alpha_costs_no_run() -> None:
     image[..., 3] = 255
     runner = NearestRunner(scale=2)
     with runner:
-        found = upscale_array(runner, image)
-    assert (found[..., 3] == 255).all()
+        result = upscale_array(runner, image)
+    assert (result[..., 3] == 255).all()
     assert runner.calls == [(1, 3, 8, 9)]
 
 
@@ -203,12 +203,15 @@ def test_a_network_that_does_not_say_its_scale_is_asked() -> None:
 
 
 def test_progress_counts_every_tile() -> None:
-    told: list[tuple[int, int]] = []
+    notes: list[tuple[int, int]] = []
     with NearestRunner(scale=2) as runner:
         upscale_batch(
-            runner, batch(30, 30), UpscaleOptions(tile=(16, 16), overlap=2), on_tile=lambda *x: told.append(x)
+            runner,
+            batch(30, 30),
+            UpscaleOptions(tile=(16, 16), overlap=2),
+            on_tile=lambda *x: notes.append(x),
         )
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert notes == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 # The official protocol
@@ -222,9 +225,9 @@ def test_official_protocol_is_the_official_codes_chop(height: int, width: int, s
     x = batch(height, width)
     for min_size in (120_000, 3_000):
         options = UpscaleOptions(protocol="official", official_min_size=min_size)
-        found = upscale_batch(TorchFunctionRunner(network, scale), x, options)
+        result = upscale_batch(TorchFunctionRunner(network, scale), x, options)
         expected = chop_reference(network, torch.from_numpy(x), scale, min_size=min_size).numpy()
-        np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize(("height", "width"), [(33, 51), (40, 40)])
@@ -237,9 +240,9 @@ def test_self_ensemble_is_the_official_codes(height: int, width: int, protocol: 
         return chop_reference(network, y, 2) if protocol == "official" else network(y)
 
     runner = TorchFunctionRunner(network, 2)
-    found = upscale_batch(runner, x, UpscaleOptions(protocol=protocol, self_ensemble=True))
+    result = upscale_batch(runner, x, UpscaleOptions(protocol=protocol, self_ensemble=True))
     expected = self_ensemble_reference(forward, torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
     # The plain result is another one, so that the agreement says something.
     assert np.abs(untiled(network, x) - expected).max() > 100 * ROUNDING
 
@@ -248,18 +251,18 @@ def test_self_ensemble_works_within_tiles() -> None:
     network = convolutions(2)
     x = batch(41, 37)
     runner = TorchFunctionRunner(network, 2)
-    found = upscale_batch(runner, x, UpscaleOptions(tile=(20, 24), overlap=6, self_ensemble=True))
+    result = upscale_batch(runner, x, UpscaleOptions(tile=(20, 24), overlap=6, self_ensemble=True))
     expected = self_ensemble_reference(network, torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1)])
 def test_self_ensemble_takes_a_side_of_one_pixel(height: int, width: int) -> None:
     network = global_network(2)
     x = batch(height, width)
-    found = upscale_batch(TorchFunctionRunner(network, 2), x, UpscaleOptions(self_ensemble=True))
+    result = upscale_batch(TorchFunctionRunner(network, 2), x, UpscaleOptions(self_ensemble=True))
     expected = self_ensemble_reference(network, torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
 
 
 def test_self_ensemble_cuts_tiles_that_the_network_takes_on_their_side_too() -> None:
@@ -295,10 +298,10 @@ def test_out_of_memory_steps_down_goes_on_and_is_reported(failure: Callable[[], 
     network = convolutions(2)
     x = batch(70, 90)
     runner = TorchFunctionRunner(network, 2, most_pixels=40 * 40, failure=failure)
-    told: list[str] = []
-    found = upscale_batch(runner, x, on_shrink=told.append)
-    np.testing.assert_allclose(found, untiled(network, x), rtol=0, atol=ROUNDING)
-    assert told[0].startswith("out of memory with tiles of 70x90, going on with ")
+    notes: list[str] = []
+    result = upscale_batch(runner, x, on_shrink=notes.append)
+    np.testing.assert_allclose(result, untiled(network, x), rtol=0, atol=ROUNDING)
+    assert notes[0].startswith("out of memory with tiles of 70x90, going on with ")
     assert runner.shapes[-1][2] * runner.shapes[-1][3] <= 40 * 40
 
 
@@ -307,10 +310,10 @@ def test_an_overlap_that_was_given_shrinks_with_the_tiles_and_is_reported(tile: 
     network = convolutions(2)
     x = batch(100, 130)
     runner = TorchFunctionRunner(network, 2, most_pixels=32 * 32)
-    told: list[str] = []
-    found = upscale_batch(runner, x, UpscaleOptions(tile=tile, overlap=32), on_shrink=told.append)
-    np.testing.assert_allclose(found, untiled(network, x), rtol=0, atol=ROUNDING)
-    assert told[-1].endswith((" with 32x32 and an overlap of 16", " with 24x32 and an overlap of 12"))
+    notes: list[str] = []
+    result = upscale_batch(runner, x, UpscaleOptions(tile=tile, overlap=32), on_shrink=notes.append)
+    np.testing.assert_allclose(result, untiled(network, x), rtol=0, atol=ROUNDING)
+    assert notes[-1].endswith((" with 32x32 and an overlap of 16", " with 24x32 and an overlap of 12"))
 
 
 def test_a_lesson_in_memory_is_kept_for_the_next_picture() -> None:
@@ -337,8 +340,8 @@ def test_memory_that_runs_out_in_the_middle_does_not_spoil_the_result() -> None:
 
     runner._function = sometimes
     x = batch(70, 90)
-    found = upscale_batch(runner, x, UpscaleOptions(tile=(40, 40), overlap=8))
-    np.testing.assert_allclose(found, untiled(network, x), rtol=0, atol=ROUNDING)
+    result = upscale_batch(runner, x, UpscaleOptions(tile=(40, 40), overlap=8))
+    np.testing.assert_allclose(result, untiled(network, x), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -406,8 +409,8 @@ def test_a_fixed_size_is_the_size_of_every_tile(free: Callable[[int | None], Non
     free(None)
     runner = TorchFunctionRunner(convolutions(2), 2, low=(1, 3, 32, 48), high=(1, 3, 32, 48))
     for size in ((1, 1), (32, 48), (100, 100)):
-        found = upscale_batch(runner, batch(*size), UpscaleOptions(overlap=8))
-        assert found.shape[2:] == (2 * size[0], 2 * size[1])
+        result = upscale_batch(runner, batch(*size), UpscaleOptions(overlap=8))
+        assert result.shape[2:] == (2 * size[0], 2 * size[1])
     assert {shape[2:] for shape in runner.shapes} == {(32, 48)}
 
 
@@ -450,16 +453,16 @@ def test_tiles_fit_one_of_several_profiles(free: Callable[[int | None], None]) -
         plan = tile_size.plan_for_picture(runner, ImageSize(*picture), tile=tile)  # type: ignore[arg-type]
         assert plan.tile == expected, (tile, picture)
     network = untiled(convolutions(2), batch(100, 70))
-    found = upscale_batch(runner, batch(100, 70))
+    result = upscale_batch(runner, batch(100, 70))
     # Grown by reflection, which the network sees at the edge only.
-    np.testing.assert_allclose(found[..., :190, :130], network[..., :190, :130], rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(result[..., :190, :130], network[..., :190, :130], rtol=0, atol=ROUNDING)
 
 
 def test_out_of_memory_steps_down_into_a_smaller_profile(free: Callable[[int | None], None]) -> None:
     free(None)
     runner = SeveralProfiles(((16, 16), (64, 64)), ((128, 128), (256, 256)), most_pixels=50 * 64)
-    found = upscale_batch(runner, batch(250, 250), UpscaleOptions(overlap=8))
-    assert found.shape == (1, 3, 500, 500)
+    result = upscale_batch(runner, batch(250, 250), UpscaleOptions(overlap=8))
+    assert result.shape == (1, 3, 500, 500)
     assert [shape[2:] for shape in dict.fromkeys(runner.shapes)] == [
         (250, 250),
         (128, 250),

@@ -1,4 +1,4 @@
-"""What a video keeps beside its frames, and that the rest is told in one line."""
+"""What a video keeps beside its frames, and that one line notes the rest."""
 
 from __future__ import annotations
 
