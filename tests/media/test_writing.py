@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from trt_hspan.media import writing
 from trt_hspan.media.metadata import Metadata
 from trt_hspan.media.pictures import decode_image, read_picture
 from trt_hspan.media.pixels import eight_bit, on_white
-from trt_hspan.media.writing import write_strips
+from trt_hspan.media.writing import encode_image, write_strips
 from trt_hspan.sizes import ImageSize
 
 
@@ -129,3 +130,12 @@ def test_more_exif_than_a_jpeg_can_store_is_an_error(tmp_path: Path) -> None:
         written(tmp_path / "a.jpg", np.zeros((4, 4, 3), np.uint8), [2], Metadata(exif=exif.tobytes()))
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_gray_of_16_bits_needs_no_pyvips(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyvips", None)
+    gray = np.random.default_rng(0).integers(0, 65536, (5, 7, 1), np.uint16)
+    np.testing.assert_array_equal(decode_image(encode_image(gray, suffix)).pixels, gray)
+    with pytest.raises(HspanError, match="needs pyvips"):
+        encode_image(gray.repeat(3, 2), suffix)

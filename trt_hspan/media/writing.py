@@ -1,8 +1,8 @@
 """Picture files written, whole or not at all: from memory, or strip by strip.
 
-PNG, JPEG and TIFF are encoded by libvips where pyvips is installed, which takes a fourth of Pillow's time for a PNG and
-holds some 750 rows of what it writes; the others, and all of 8 bits without pyvips, by Pillow. What a file says beside
-its pixels is always put by Pillow, so that a file of every size and depth says it in the same way.
+Where pyvips is installed, libvips encodes PNG, JPEG and TIFF: a PNG takes it a fourth of Pillow's time, and it keeps
+some 750 rows of what it writes. Pillow encodes the rest, and always writes what a file says beside its pixels, so that
+files of every size and depth say it in the same way.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def encode_image(
     Raises:
         UsageError: an unknown suffix, or a quality outside 1 to 100.
         HspanError: not pixels, or the format cannot hold a picture this large (JPEG 65500, WebP 16383 a side), or
-            16 bits where pyvips is not installed.
+            16-bit color where pyvips is not installed.
     """
     whole = picture if isinstance(picture, Picture) else Picture(pixels=picture)
     if suffix.lower() not in WRITE_FORMATS:
@@ -128,7 +128,8 @@ def encode_image(
     pixels = np.ascontiguousarray(_for_format(whole.pixels, name))
     encoding = _Encoding(name=name, metadata=whole.metadata, quality=quality, where=where)
     file = io.BytesIO()
-    if name in ("PNG", "JPEG", "TIFF") and (pixels.dtype == np.uint16 or has_vips()):
+    is_deep_color = pixels.dtype == np.uint16 and pixels.shape[2] > 1  # which Pillow does not write
+    if name in ("PNG", "JPEG", "TIFF") and (is_deep_color or has_vips()):
         height, width, channels = pixels.shape
         kinds = {(False, False): "b-w", (False, True): "grey16", (True, False): "srgb", (True, True): "rgb16"}
         is_deep = pixels.dtype == np.uint16
