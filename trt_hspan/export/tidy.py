@@ -8,7 +8,12 @@ import onnx_graphsurgeon as gs
 from trt_hspan.names import OP_TYPE
 
 
-def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with named nodes and folded constants."""
+    return _fold_constants(_name_nodes(model))
+
+
+def _name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with nodes named `<module path>/<operator>`, as `body.0.body.0.body.0/Conv`.
 
     The exporter's metadata, which contains the paths, is dropped: it contains the exporting machine's stack traces too.
@@ -29,7 +34,7 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     return named
 
 
-def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+def _fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every constant is an initializer, computed ones included."""
     graph = gs.import_onnx(model)
     graph.fold_constants().cleanup().toposort()

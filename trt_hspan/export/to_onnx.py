@@ -15,14 +15,13 @@ import torch
 from torch import nn
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.export.tidy import fold_constants, name_nodes
+from trt_hspan.export.tidy import tidy
 from trt_hspan.graph import (
     INPUT_NAME,
     OUTPUT_NAME,
     OnnxMetadata,
     Precision,
     Variants,
-    require_attention,
     save_onnx,
     variants_from_model,
 )
@@ -112,7 +111,7 @@ def onnx_from_model(
         ['HighSimilarityPassAttention']
     """
     opset_to_write(precision, opset)
-    graph = _float32_graph(model, channels, static)
+    graph = tidy(_translate(model, channels, static))
     variants = variants_from_model(
         graph, type(model).__name__, metadata=metadata or OnnxMetadata(), keep_fp32=keep_fp32
     )
@@ -138,23 +137,17 @@ def variants_from_checkpoint(
         res_scale=model.config.res_scale,
         source_sha256=source_sha256(checkpoint),
     )
-    return variants_from_model(_float32_graph(model, 3, static), os.fspath(checkpoint), metadata=metadata)
+    return variants_from_model(tidy(_translate(model, 3, static)), os.fspath(checkpoint), metadata=metadata)
 
 
-def _float32_graph(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
-    """Constants folded, nodes named after modules."""
-    translated = name_nodes(_translate(model, channels, None if static is None else ImageSize(*static)))
-    require_attention(translated, type(model).__name__)
-    return fold_constants(translated)
-
-
-def _translate(model: nn.Module, channels: int, static: ImageSize | None) -> onnx.ModelProto:
+def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
     """torch.export, then torch.onnx with the attention kept as one node."""
+    size = None if static is None else ImageSize(*static)
     parameter = next(iter(model.parameters()), torch.zeros(0))
     # Sizes that differ from each other, from 1, and from usual channel counts.
-    shape = (1, channels, *static) if static else (2, channels, 22, 26)
+    shape = (1, channels, *size) if size else (2, channels, 22, 26)
     example = torch.zeros(shape, dtype=torch.float32, device=parameter.device)
-    dynamic = None if static else ({0: "batch", 2: "height", 3: "width"},)
+    dynamic = None if size else ({0: "batch", 2: "height", 3: "width"},)
     with _attention_translation() as table, _quiet_exporter():
         try:
             program = torch.onnx.export(

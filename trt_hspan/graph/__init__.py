@@ -18,6 +18,7 @@ from trt_hspan.graph.contract import (
     model_inputs,
     require_attention,
     save_onnx,
+    tensor_types,
     with_metadata,
 )
 from trt_hspan.graph.cpu import model_for_cpu
@@ -63,6 +64,7 @@ __all__ = [
     "quantization_from_model",
     "require_attention",
     "save_onnx",
+    "tensor_types",
     "variants_from_model",
     "with_metadata",
 ]

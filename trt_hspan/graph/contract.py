@@ -129,6 +129,14 @@ def image_input(model: onnx.ModelProto, where: object) -> ImageInput:
     return ImageInput(name=inputs[0].name, shape=(n, channels, height, width))
 
 
+def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Tensor name -> ONNX element type, initializers included; tensors whose type cannot be inferred are left out."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+
+
 def metadata_from_model(model: onnx.ModelProto) -> OnnxMetadata:
     """Reads the metadata; unknown or malformed entries count as absent."""
     texts = {

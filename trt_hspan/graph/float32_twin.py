@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan.graph.attention_function import model_with_plugin_nodes
+from trt_hspan.graph.contract import tensor_types
 
 _LOW_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -79,9 +80,7 @@ def float_outputs(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, str]]:
 
 def _float_types(model: onnx.ModelProto) -> dict[str, int]:
     """Name -> element type of every float tensor of the graph; float32 where it cannot be inferred."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    types = tensor_types(model)
     names = {name for node in model.graph.node for name in node.output} | {v.name for v in model.graph.input}
     types = {name: types.get(name, TensorProto.FLOAT) for name in names}
     floats = (TensorProto.FLOAT, *_LOW_TYPES)

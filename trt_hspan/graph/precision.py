@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.graph.contract import attention_nodes
+from trt_hspan.graph.contract import attention_nodes, tensor_types
 from trt_hspan.graph.quantized import quantized_type_from_model
 
 #: Floating-point types that a whole graph may compute in.
@@ -67,9 +67,7 @@ def base_precision_from_model(model: onnx.ModelProto) -> Precision:
     where = model.graph.name or "model"
     if not attention_nodes(model):
         raise HspanError(where, "contains no attention node, so its precision is unknown")
-    inferred = onnx.shape_inference.infer_shapes(model)
-    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-    types = {v.name: v.type.tensor_type.elem_type for v in values}
+    types = tensor_types(model)
     nodes = [*attention_nodes(model), *(node for node in model.graph.node if node.op_type == "Conv")]
     computed = {types.get(node.output[0], TensorProto.UNDEFINED) for node in nodes}
     low = computed - {TensorProto.FLOAT}

@@ -1,9 +1,8 @@
 """Ranges of activations, measured by ONNX Runtime's own calibrators on tiles of real pictures.
 
-One tile is in memory at a time, and what is kept does
-not grow with their number. ONNX Runtime finds the extremes, collects the histograms, and computes the percentile and
-entropy thresholds; the search of the `mse` method is ours. The graph that runs is the one that is quantized
-afterwards, in its base type as `graph.model_for_cpu` emulates it.
+One tile is in memory at a time, and what is kept does not grow with their number. ONNX Runtime finds the extremes,
+collects the histograms, and computes the percentile and entropy thresholds; the search of the `mse` method is ours. The
+graph that runs is the one that is quantized afterwards, in its base type as `graph.model_for_cpu` emulates it.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from trt_hspan.runtime.onnxruntime_session import imported_onnxruntime, open_ses
 METHODS: Final[tuple[Method, ...]] = get_args(Method)[:-1]
 #: Bins of a histogram over 0..largest.
 BINS: Final = 2048
-#: Values of a quantized activation that the entropy method reckons with; ONNX Runtime's default of 128 is for 7 bits.
+#: Values of a quantized activation that the entropy method counts with; ONNX Runtime's default of 128 is for 7 bits.
 ENTROPY_LEVELS: Final = 255
 #: Its bins over -largest..largest. It merges whole bins to levels, so their number is a multiple of the levels'; the
 #: time of its search grows with the square.

@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from trt_hspan.errors import HspanError
-from trt_hspan.graph import QuantizedType
+from trt_hspan.graph import QuantizedType, tensor_types
 from trt_hspan.graph.quantized import ELEMENT_TYPE
 from trt_hspan.precision.quantize.scales import FloatArray, quantized_weights
 
@@ -64,14 +64,6 @@ def model_with_qdq(
         result.graph.node.append(node)
     writer.drop_unused_weights()
     return result
-
-
-def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Tensor name -> ONNX element type, initializers included."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
-    return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
 
 class _Writer:

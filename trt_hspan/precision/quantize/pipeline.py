@@ -26,6 +26,7 @@ from trt_hspan.precision.quantize.source import Source, source_from_variants
 from trt_hspan.precision.quantize.table import CalibrationTable, Method, cached_table, keep_table, read_table
 
 DEFAULT_METHOD: Method = "mse"
+_DEAD = Choice(quantized=False, why="its input was 0 on all calibration pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,10 @@ def quantized_network(job: QuantizationJob, *, on_progress: OnProgress = no_prog
     Raises:
         UsageError, HspanError: as `variants_from_path`, and as `quantize` or `quantize_by_recipe`.
     """
+    source = _source(job, on_progress)
     if isinstance(job.how, RecipeFile):
-        return quantize_by_recipe(_source(job, on_progress), job.how.recipe, where=job.how.path)
-    _check_places(job.how)
-    return quantize(_source(job, on_progress), job.how, on_progress=on_progress)
+        return quantize_by_recipe(source, job.how.recipe, where=job.how.path)
+    return quantize(source, job.how, on_progress=on_progress)
 
 
 def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_progress) -> SensitivityReport:
@@ -68,7 +69,6 @@ def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_pr
         UsageError, HspanError: as `variants_from_path` and `measure_sensitivity`.
     """
     assert isinstance(job.how, QuantizationRequest), "a recipe has chosen its layers"
-    _check_places(job.how)
     return measure_sensitivity(_source(job, on_progress), job.how, on_progress=on_progress)
 
 
@@ -97,29 +97,17 @@ def quantize(
         UsageError: a pattern matches nothing.
         HspanError: pictures, table or budget do not serve; see the modules that do the work.
     """
-    nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
-    samples = _calibration_samples(request, source.scale)
-    if request.held_out is not None:
-        held_out_samples = crops.pictures_for_calibration(request.held_out, source.scale)
-    elif request.budget_db is not None:
-        samples, held_out_samples = crops.split(samples, str(request.calibration))
-    else:
-        held_out_samples = []
-    table, was_cached = calibration_table(source, nodes, samples, request, on_progress)
-    alive = _alive_layers(source, nodes, table)
-    dead = Choice(quantized=False, why="its input was 0 on all calibration pictures")
-    choices = {node.name: dead for node in nodes if table.is_dead(node)}
+    hold_out = request.held_out is not None or request.budget_db is not None
+    calibrated = _calibrated(source, request, on_progress, hold_out=hold_out, with_ground_truth=True)
+    table, held_out, alive = calibrated.table, calibrated.held_out, calibrated.alive
+    choices = {node.name: _DEAD for node in calibrated.nodes if table.is_dead(node)}
     measurement = None
-    if held_out_samples:
-        held_out = _held_out(source, crops.with_ground_truth(held_out_samples), request.tiles, on_progress)
-        if request.budget_db is not None:
-            within_budget = choose_layers(
-                source, alive, table, held_out, request.budget_db, on_step=on_progress
-            )
-            choices |= within_budget.choices
-            measurement = within_budget.measurement
-        else:
-            measurement = held_out.measure(variant(source, alive, table))
+    if held_out is not None and request.budget_db is not None:
+        within_budget = choose_layers(source, alive, table, held_out, request.budget_db, on_step=on_progress)
+        choices |= within_budget.choices
+        measurement = within_budget.measurement
+    elif held_out is not None:
+        measurement = held_out.measure(variant(source, alive, table))
     for node in alive:
         why = "was requested" if node.name in request.include else "no budget was set"
         choices.setdefault(node.name, Choice(quantized=True, why=why))
@@ -131,7 +119,7 @@ def quantize(
         table=table,
         facts=facts,
         measurement=measurement,
-        calibration_was_cached=was_cached,
+        calibration_was_cached=calibrated.was_cached,
     )
 
 
@@ -146,17 +134,12 @@ def measure_sensitivity(
     Raises:
         UsageError, HspanError: as `quantize`.
     """
-    nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
-    samples = _calibration_samples(request, source.scale)
-    if request.held_out is None:
-        samples, held_out_samples = crops.split(samples, str(request.calibration))
-    else:
-        held_out_samples = crops.pictures_for_calibration(request.held_out, source.scale)
-    table, _ = calibration_table(source, nodes, samples, request, on_progress)
-    alive = _alive_layers(source, nodes, table)
-    held_out = _held_out(source, held_out_samples, request.tiles, on_progress)
-    steps = _counter(on_progress, "measuring", len(alive))
-    return sensitivity_report(source, alive, table, held_out, on_layer=lambda: next(steps))
+    calibrated = _calibrated(source, request, on_progress, hold_out=True, with_ground_truth=False)
+    assert calibrated.held_out is not None
+    steps = _counter(on_progress, "measuring", len(calibrated.alive))
+    return sensitivity_report(
+        source, calibrated.alive, calibrated.table, calibrated.held_out, on_layer=lambda: next(steps)
+    )
 
 
 def quantize_by_recipe(source: Source, recipe: Recipe, *, where: object) -> Quantized:
@@ -235,53 +218,74 @@ def calibration_table(
     return table, False
 
 
-def _check_places(request: QuantizationRequest) -> None:
-    """Looks for the pictures and the table before anybody waits for an export. Raises: HspanError."""
-    for place in (request.calibration, request.held_out):
-        if place is not None:
-            crops.check_place(place)
-    if request.table is not None:
-        read_table(request.table)
-
-
 def _source(job: QuantizationJob, on_progress: OnProgress) -> Source:
-    on_progress(f"reading {job.model}", 0, 0)
+    """The network in its base type. Pictures and table are looked for first: an export takes its time."""
     base, keep_fp32, res_scale = job.base, job.keep_fp32, job.res_scale
     if isinstance(job.how, RecipeFile):
         recipe = job.how.recipe
         base, keep_fp32 = recipe.base, recipe.keep_fp32
         if res_scale is None and Path(job.model).suffix.lower() not in (".onnx", ".plan"):
             res_scale = recipe.res_scale
+    else:
+        for place in (job.how.calibration, job.how.held_out):
+            if place is not None:
+                crops.check_place(place)
+        if job.how.table is not None:
+            read_table(job.how.table)
+    on_progress(f"reading {job.model}", 0, 0)
     network = variants_from_path(job.model, res_scale=res_scale)
     if isinstance(job.how, RecipeFile) and network.stored != "fp32":
         return source_from_variants(network)  # as it is; its hash says whether it is the recipe's
     return source_from_variants(network, base=base, keep_fp32=keep_fp32)
 
 
-def _calibration_samples(request: QuantizationRequest, scale: int) -> list[Sample]:
-    return [] if request.calibration is None else crops.pictures_for_calibration(request.calibration, scale)
+@dataclass(frozen=True, kw_only=True)
+class _Calibrated:
+    """Layers to quantize, those of them that have a scale, their ranges, and what a variant is measured on."""
+
+    nodes: list[onnx.NodeProto]
+    alive: list[onnx.NodeProto]
+    table: CalibrationTable
+    was_cached: bool
+    held_out: HeldOut | None
 
 
-def _held_out(source: Source, samples: Sequence[Sample], plan: TilePlan, on_progress: OnProgress) -> HeldOut:
-    # Fewer and larger than the calibration's: a small crop may be all smooth background, whose loss in dB says nothing
-    # about the picture's.
-    limited = TilePlan(count=min(plan.count, 16), side=2 * plan.side)
-    steps = _counter(on_progress, "float32 on held-out pictures", crops.tile_count(samples, limited))
-    return HeldOut(
-        source.reference,
-        crops.tiles_from_samples(samples, limited),
-        where=source.where,
-        on_tile=lambda: next(steps),
-    )
-
-
-def _alive_layers(
-    source: Source, nodes: Sequence[onnx.NodeProto], table: CalibrationTable
-) -> list[onnx.NodeProto]:
+def _calibrated(
+    source: Source,
+    request: QuantizationRequest,
+    on_progress: OnProgress,
+    *,
+    hold_out: bool,
+    with_ground_truth: bool,
+) -> _Calibrated:
+    nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
+    samples: list[Sample] = []
+    measured: list[Sample] = []
+    if request.calibration is not None:
+        samples = crops.pictures_for_calibration(request.calibration, source.scale)
+    if request.held_out is not None:
+        measured = crops.pictures_for_calibration(request.held_out, source.scale)
+    elif hold_out:
+        samples, measured = crops.split(samples, str(request.calibration))
+    table, was_cached = calibration_table(source, nodes, samples, request, on_progress)
     alive = [node for node in nodes if not table.is_dead(node)]
     if not alive:
         raise HspanError(source.where, "every layer's input was 0 on the calibration pictures", "give others")
-    return alive
+    held_out = None
+    if measured:
+        if with_ground_truth:
+            measured = crops.with_ground_truth(measured)
+        # Fewer and larger than the calibration's: a small crop may be all smooth background, whose loss in dB says
+        # nothing about the picture's.
+        plan = TilePlan(count=min(request.tiles.count, 16), side=2 * request.tiles.side)
+        steps = _counter(on_progress, "float32 on held-out pictures", crops.tile_count(measured, plan))
+        held_out = HeldOut(
+            source.reference,
+            crops.tiles_from_samples(measured, plan),
+            where=source.where,
+            on_tile=lambda: next(steps),
+        )
+    return _Calibrated(nodes=nodes, alive=alive, table=table, was_cached=was_cached, held_out=held_out)
 
 
 def _applied(

@@ -22,7 +22,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
 from trt_hspan.graph import Precision, QuantizedType
 from trt_hspan.graph.variants import finished_model
-from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq, tensor_types
+from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq
 from trt_hspan.precision.quantize.measure import Measurement
 from trt_hspan.precision.quantize.scales import scale_from_range, weight_scales
 from trt_hspan.precision.quantize.source import Source
@@ -186,14 +186,13 @@ def _recipe_layer(
             name=node.name, type=source.precision, why=choice.why, scale={}, weight_scale=(), rounding=""
         )
     weights = {tensor.name: tensor for tensor in source.base.graph.initializer}
-    types = tensor_types(source.base)
     scales = {}
     for name in node.input:
         if not name or name in weights:
             continue
         if name not in table.tensors:
             raise HspanError(name, "has no range in the calibration table", "calibrate again")
-        dtype = helper.tensor_dtype_to_np_dtype(types[name])
+        dtype = helper.tensor_dtype_to_np_dtype(source.types[name])
         try:
             scales[name] = scale_from_range(table.tensors[name].range, table.precision, dtype)
         except ValueError as error:

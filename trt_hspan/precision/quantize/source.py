@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
 
 from trt_hspan.errors import HspanError
-from trt_hspan.graph import OnnxMetadata, Precision, Variants
+from trt_hspan.graph import OnnxMetadata, Precision, Variants, tensor_types
 from trt_hspan.graph.variants import lowest_opset
 from trt_hspan.precision.network import variants_from_path
 
@@ -22,6 +22,7 @@ class Source:
     Attributes:
         where: the file or preset, for errors.
         base: the graph in its base type, without function bodies, of an opset that has Q/DQ in that type.
+        types: of its tensors, by name.
         reference: the same network with float32 arithmetic.
         precision: the base type.
         metadata: what the model says about itself.
@@ -32,6 +33,7 @@ class Source:
 
     where: str
     base: onnx.ModelProto
+    types: Mapping[str, int]
     reference: onnx.ModelProto
     precision: Precision
     metadata: OnnxMetadata
@@ -78,6 +80,7 @@ def source_from_variants(
     return Source(
         where=network.where,
         base=typed,
+        types=tensor_types(typed),
         reference=network.float32(),
         precision=precision,
         metadata=replace(network.metadata, precision=precision),
