@@ -201,16 +201,20 @@ MISTAKES = (
 )
 
 
+def broken_source(mistake: Mistake) -> str:
+    """The source file with the mistake."""
+    parts = (ROOT / "plugins" / mistake.file).read_text().split(mistake.right)
+    assert len(parts) > 1, f"{mistake.file} has changed; change the mistake as well: {mistake.right}"
+    at = mistake.occurrence % (len(parts) - 1) + 1
+    return mistake.right.join(parts[:at]) + mistake.wrong + mistake.right.join(parts[at:])
+
+
 def is_noticed(mistake: Mistake, folder: Path) -> tuple[bool, str]:
     """Makes the mistake in a copy below `folder` and runs the quick list: whether a case fails, and its line."""
     plugins = folder / "plugins"
     for name in ("kernels", "device"):
         shutil.copytree(ROOT / "plugins" / name, plugins / name)
-    path = plugins / mistake.file
-    parts = path.read_text().split(mistake.right)
-    assert len(parts) > 1, f"{mistake.file} has changed; change the mistake as well: {mistake.right}"
-    at = mistake.occurrence % (len(parts) - 1) + 1
-    path.write_text(mistake.right.join(parts[:at]) + mistake.wrong + mistake.right.join(parts[at:]))
+    (plugins / mistake.file).write_text(broken_source(mistake))
     program = build_program("run_cases", 80, replaced={mistake.source: plugins})
     command = [program, "80", "quick", "--config", str(mistake.config), "--stop"]
     try:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ptx.mistakes import MISTAKES, Mistake, is_noticed
+from ptx.mistakes import MISTAKES, Mistake, broken_source, is_noticed
 from tools.kernel_report.interpreter import build_program, missing_for_interpreter
 
 MISSING = missing_for_interpreter()
-pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+needs_interpreter = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
 def failures(target: int, *words: str) -> str:
@@ -23,17 +23,25 @@ def failures(target: int, *words: str) -> str:
     return "\n".join([line for line in lines if not line.endswith(" ok")][:20])
 
 
+@needs_interpreter
 def test_every_regime_type_layout_and_configuration_keeps_its_bounds_under_three_schedules() -> None:
     assert failures(80, "quick") == ""
 
 
+@needs_interpreter
 def test_code_for_hopper_does_too() -> None:
     assert failures(90, "quick", "--config", "4") == ""
 
 
+@needs_interpreter
 @pytest.mark.parametrize(
     "mistake", [each for each in MISTAKES if each.quick], ids=lambda mistake: mistake.what.replace(" ", "_")
 )
 def test_mistakes_are_noticed(mistake: Mistake, tmp_path: Path) -> None:
     noticed, _ = is_noticed(mistake, tmp_path)
     assert noticed
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what.replace(" ", "_"))
+def test_every_mistake_can_be_made_in_the_kernels_as_they_are(mistake: Mistake) -> None:
+    assert mistake.wrong in broken_source(mistake)

@@ -6,22 +6,21 @@ source that has not changed is not compiled again, whichever folder it is in.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
 from tools.kernel_report.plugin_code import kernel_sources, least_architecture
 from trt_hspan.errors import HspanError
-from trt_hspan.files import atomic_path
+from trt_hspan.files import atomic_path, locked_folder
 from trt_hspan.native.toolchain import find_host_compiler, find_nvcc
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -89,7 +88,7 @@ def build_program(
         plugins = replaced.get(source.name, ROOT / "plugins")
         folders = (plugins / "device" / "cuda", plugins / "kernels")
         tasks.append((plugins / "kernels" / source.name, (*_KERNEL_OPTIONS, code), folders))
-    with _locked(BUILD):
+    with locked_folder(BUILD):
         _forget_unused(BUILD)
         with ThreadPoolExecutor(jobs) as pool:
             objects = list(pool.map(lambda task: _compiled(nvcc, *task), tasks))
@@ -143,13 +142,5 @@ def _run(command: list[str | Path], where: Path) -> None:
 def _forget_unused(folder: Path) -> None:
     """Deletes what no build of the last days has used: objects of earlier sources."""
     for path in folder.iterdir():
-        if path.name != "lock" and path.stat().st_mtime < time.time() - _KEEP_SECONDS:
+        if path.name != ".lock" and path.stat().st_mtime < time.time() - _KEEP_SECONDS:
             path.unlink()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
