@@ -112,7 +112,7 @@ def _runner_rows(runner: Runner) -> dict[str, Any]:
 
 
 def _for_people(report: dict[str, Any]) -> dict[str, Any]:
-    """The same with tiles told in words, and without rows that say nothing."""
+    """The same with tiles in words, and without rows that say nothing."""
     rows = {name: value for name, value in report.items() if value not in (None, (), [])}
     tiles = rows.get("tiles")
     if tiles is not None:
