@@ -56,6 +56,14 @@ def test_result_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
 
 
+def test_without_the_compiled_library_autocast_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "native_library", lambda: None)
+    tensors = random_tensors(4, 1, 4, 3, 5, 6, 1.0)
+    expected = high_similarity_pass_attention(*tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(high_similarity_pass_attention(*tensors), expected)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     row=st.lists(st.integers(-3, 3), min_size=1, max_size=40),

@@ -223,7 +223,9 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         library = native_library()
         if library is not None:
             return native_attention(library, query, key, value)
-    return reference_attention(query, key, value)
+    # Sums stay in the types that the operator promises.
+    with torch.autocast(value.device.type, enabled=False):
+        return reference_attention(query, key, value)
 
 
 @_attention.register_fake
