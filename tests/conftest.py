@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from support.cmake_folder import built_folder
 from support.command_line import CommandLine
 from support.export_cache import ExportCache
@@ -62,6 +63,20 @@ def small_engine(tmp_path_factory: pytest.TempPathFactory, exported: ExportCache
     from support.small_engine import build_small_engine
 
     return build_small_engine(tmp_path_factory.mktemp("engine"), exported("small_x4", precision="fp16"))
+
+
+@pytest.fixture
+def engine_copy(small_engine: SmallEngine, tmp_path: Path) -> Path:
+    """A plan with its files in a folder of its own, to spoil."""
+    return small_engine.copy_to(tmp_path)
+
+
+@pytest.fixture
+def gray_picture(tmp_path: Path) -> Path:
+    """in.png, 20x20 pixels of one gray."""
+    path = tmp_path / "in.png"
+    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

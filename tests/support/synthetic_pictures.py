@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-from PIL import Image
 
 from tools.training.data import Pair, Pixels
 from trt_hspan.evaluation.resize import downscale
-
-
-def gray_picture(folder: Path) -> Path:
-    """in.png, 20x20 pixels of one gray."""
-    path = folder / "in.png"
-    Image.fromarray(np.full((20, 20, 3), 99, np.uint8)).save(path)
-    return path
 
 
 def picture(height: int, width: int, *, seed: int) -> Pixels:

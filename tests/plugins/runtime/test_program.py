@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from support.small_engine import SmallEngine
-from support.synthetic_pictures import gray_picture
 from support.upscale_program import only_line
 
 from trt_hspan.machine.gpu import gpu_architectures
@@ -26,23 +25,13 @@ def _run(program: Path, *arguments: object, stdin: bytes = b"") -> subprocess.Co
     )
 
 
-@pytest.fixture
-def engine(small_engine: SmallEngine, tmp_path: Path) -> Path:
-    return small_engine.copy_to(tmp_path)
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    return gray_picture(tmp_path)
-
-
-def test_all_profiles_of_a_manifest_are_read(program: Path, engine: Path) -> None:
+def test_all_profiles_of_a_manifest_are_read(program: Path, engine_copy: Path) -> None:
     profiles = [
         {"min": [1, 3, 8, 8], "opt": [1, 3, 8, 8], "max": [4, 3, 16, 16], "activation_memory_bytes": None},
         {"min": [1, 3, 8, 8], "opt": [1, 3, 8, 8], "max": [1, 3, 64, 48], "activation_memory_bytes": 7},
     ]
-    _edit(engine, {"profiles": profiles})
-    info = json.loads(_run(program, "-e", engine, "--info", "--json").stdout)
+    _edit(engine_copy, {"profiles": profiles})
+    info = json.loads(_run(program, "-e", engine_copy, "--info", "--json").stdout)
     assert [profile["max"] for profile in info["profiles"]] == [[4, 3, 16, 16], [1, 3, 64, 48]]
     assert info["largest"] == [1, 3, 64, 48]
 
@@ -54,9 +43,9 @@ def _edit(plan: Path, change: dict[str, Any]) -> None:
 
 
 def test_info_says_what_the_engine_is_without_a_gpu(
-    program: Path, engine: Path, small_engine: SmallEngine
+    program: Path, engine_copy: Path, small_engine: SmallEngine
 ) -> None:
-    completed = _run(program, "--engine", engine, "--info", "--json")
+    completed = _run(program, "--engine", engine_copy, "--info", "--json")
     assert completed.returncode == 0, completed.stderr
     info = json.loads(completed.stdout)
     manifest = small_engine.manifest
@@ -71,9 +60,9 @@ def test_info_says_what_the_engine_is_without_a_gpu(
 
 @needs_no_gpu
 def test_without_a_driver_a_good_engine_fails_in_one_line(
-    program: Path, engine: Path, picture: Path, tmp_path: Path
+    program: Path, engine_copy: Path, gray_picture: Path, tmp_path: Path
 ) -> None:
-    line = only_line(_run(program, "-e", engine, picture, "-o", tmp_path / "out.png"), 1)
+    line = only_line(_run(program, "-e", engine_copy, gray_picture, "-o", tmp_path / "out.png"), 1)
     assert "driver" in line
     assert not (tmp_path / "out.png").exists()
 
@@ -116,10 +105,10 @@ BAD_MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_MANIFESTS)
-def test_a_bad_manifest_is_one_line(program: Path, engine: Path, name: str) -> None:
+def test_a_bad_manifest_is_one_line(program: Path, engine_copy: Path, name: str) -> None:
     change, part = BAD_MANIFESTS[name]
-    _edit(engine, change)
-    assert part in only_line(_run(program, "-e", engine, "--info"), 1)
+    _edit(engine_copy, change)
+    assert part in only_line(_run(program, "-e", engine_copy, "--info"), 1)
 
 
 @pytest.mark.parametrize(
@@ -140,19 +129,19 @@ def test_a_bad_manifest_is_one_line(program: Path, engine: Path, name: str) -> N
         (b" " * (1 << 21), "accepted"),
     ],
 )
-def test_a_hostile_manifest_is_one_line(program: Path, engine: Path, content: bytes, part: str) -> None:
-    engine.with_suffix(".json").write_bytes(content)
-    assert part in only_line(_run(program, "-e", engine, "--info"), 1)
+def test_a_hostile_manifest_is_one_line(program: Path, engine_copy: Path, content: bytes, part: str) -> None:
+    engine_copy.with_suffix(".json").write_bytes(content)
+    assert part in only_line(_run(program, "-e", engine_copy, "--info"), 1)
 
 
-def test_a_truncated_or_changed_plan_is_not_opened(program: Path, engine: Path) -> None:
-    content = engine.read_bytes()
-    engine.write_bytes(content[:-1])
-    assert "vouches for" in only_line(_run(program, "-e", engine, "--info"), 1)
-    engine.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "SHA-256" in only_line(_run(program, "-e", engine, "--info"), 1)
-    engine.unlink()
-    assert "no such file" in only_line(_run(program, "-e", engine, "--info"), 1)
+def test_a_truncated_or_changed_plan_is_not_opened(program: Path, engine_copy: Path) -> None:
+    content = engine_copy.read_bytes()
+    engine_copy.write_bytes(content[:-1])
+    assert "vouches for" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
+    engine_copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "SHA-256" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
+    engine_copy.unlink()
+    assert "no such file" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
 
 
 @pytest.mark.parametrize(
@@ -204,21 +193,23 @@ def _library(*, machine: int = _HERE, abi: int = 2) -> bytes:
     return header + b'hspan-plugin-info:{"abi_version": %d}\0' % abi
 
 
-def test_the_plugin_is_checked_before_anything_of_it_runs(program: Path, engine: Path) -> None:
-    plugin = _record_plugin(engine, _library())
-    assert _run(program, "-e", engine, "--info").returncode == 0
+def test_the_plugin_is_checked_before_anything_of_it_runs(program: Path, engine_copy: Path) -> None:
+    plugin = _record_plugin(engine_copy, _library())
+    assert _run(program, "-e", engine_copy, "--info").returncode == 0
     plugin.write_bytes(_library() + b"more")
-    assert "SHA-256" in only_line(_run(program, "-e", engine, "--info"), 1)
-    _record_plugin(engine, _library(machine=_ELSEWHERE))
-    assert "this program is not" in only_line(_run(program, "-e", engine, "--info"), 1)
-    _record_plugin(engine, _library(abi=7))
-    assert "ABI version 7, the engine needs 2" in only_line(_run(program, "-e", engine, "--info"), 1)
-    _record_plugin(engine, b"no library at all")
-    assert "not a shared library" in only_line(_run(program, "-e", engine, "--info"), 1)
+    assert "SHA-256" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
+    _record_plugin(engine_copy, _library(machine=_ELSEWHERE))
+    assert "this program is not" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
+    _record_plugin(engine_copy, _library(abi=7))
+    assert "ABI version 7, the engine_copy needs 2" in only_line(
+        _run(program, "-e", engine_copy, "--info"), 1
+    )
+    _record_plugin(engine_copy, b"no library at all")
+    assert "not a shared library" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
     plugin.unlink()
-    assert "no such file" in only_line(_run(program, "-e", engine, "--info"), 1)
+    assert "no such file" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
 
 
-def test_another_plugin_can_be_named(program: Path, engine: Path, tmp_path: Path) -> None:
-    _record_plugin(engine, _library()).rename(tmp_path / "elsewhere.so")
-    assert _run(program, "-e", engine, "--info", "--plugin", tmp_path / "elsewhere.so").returncode == 0
+def test_another_plugin_can_be_named(program: Path, engine_copy: Path, tmp_path: Path) -> None:
+    _record_plugin(engine_copy, _library()).rename(tmp_path / "elsewhere.so")
+    assert _run(program, "-e", engine_copy, "--info", "--plugin", tmp_path / "elsewhere.so").returncode == 0

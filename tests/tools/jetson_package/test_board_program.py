@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 from support.arm64 import emulated, needs_cross_compiler, needs_qemu
-from support.small_engine import SmallEngine
-from support.synthetic_pictures import gray_picture
 from support.upscale_program import ProgramContract, UpscaleProgram, only_line
 
 from tools.jetson_package.cross_toolkit import CROSS_COMPILER
@@ -54,27 +52,19 @@ class TestOnArm(ProgramContract):
         return UpscaleProgram(emulated(orin.build.program, libraries=libraries))
 
 
-@pytest.fixture
-def engine(small_engine: SmallEngine, tmp_path: Path) -> Path:
-    return small_engine.copy_to(tmp_path)
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    return gray_picture(tmp_path)
-
-
-def test_the_program_starts_and_reads_an_engine_without_tensorrt(orin: OrinBuild, engine: Path) -> None:
+def test_the_program_starts_and_reads_an_engine_without_tensorrt(orin: OrinBuild, engine_copy: Path) -> None:
     assert b"--engine" in orin.upscale("--help").stdout
-    completed = orin.upscale("--engine", engine, "--info", "--json")
+    completed = orin.upscale("--engine", engine_copy, "--info", "--json")
     assert completed.returncode == 0, completed.stderr
     info = json.loads(completed.stdout)
     assert info["program"] == "tensorrt (not installed), CUDA 12.4"
     assert info["scale"] == 4
 
 
-def test_a_missing_tensorrt_is_one_line(orin: OrinBuild, engine: Path, picture: Path, tmp_path: Path) -> None:
-    line = only_line(orin.upscale("-e", engine, picture, "-o", tmp_path / "out.png"), 1)
+def test_a_missing_tensorrt_is_one_line(
+    orin: OrinBuild, engine_copy: Path, gray_picture: Path, tmp_path: Path
+) -> None:
+    line = only_line(orin.upscale("-e", engine_copy, gray_picture, "-o", tmp_path / "out.png"), 1)
     assert "libnvinfer.so.10: cannot be loaded" in line
     assert "apt install libnvinfer10" in line
     assert not (tmp_path / "out.png").exists()
@@ -94,12 +84,16 @@ def tensorrt_double(folder: Path, *, major: int = 10, symbols: bool = True) -> P
     return folder
 
 
-def test_a_missing_driver_is_one_line(orin: OrinBuild, engine: Path, picture: Path, tmp_path: Path) -> None:
+def test_a_missing_driver_is_one_line(
+    orin: OrinBuild, engine_copy: Path, gray_picture: Path, tmp_path: Path
+) -> None:
     double = tensorrt_double(tmp_path / "double")
-    line = only_line(orin.upscale("-e", engine, picture, "-o", tmp_path / "out.png", extra=(double,)), 1)
+    line = only_line(
+        orin.upscale("-e", engine_copy, gray_picture, "-o", tmp_path / "out.png", extra=(double,)), 1
+    )
     assert "GPU: cannot be used" in line
     assert "driver" in line
-    info = orin.upscale("-e", engine, "--info", "--json", extra=(double,))
+    info = orin.upscale("-e", engine_copy, "--info", "--json", extra=(double,))
     assert json.loads(info.stdout)["program"] == "tensorrt 10.3.0, CUDA 12.4"
 
 
@@ -107,29 +101,35 @@ def test_a_missing_driver_is_one_line(orin: OrinBuild, engine: Path, picture: Pa
     ("major", "symbols", "part"), [(11, True, "is TensorRT 11.3.0"), (10, False, "has no function create")]
 )
 def test_a_library_that_is_not_that_tensorrt_is_one_line(
-    orin: OrinBuild, engine: Path, picture: Path, tmp_path: Path, major: int, symbols: bool, part: str
+    orin: OrinBuild,
+    engine_copy: Path,
+    gray_picture: Path,
+    tmp_path: Path,
+    major: int,
+    symbols: bool,
+    part: str,
 ) -> None:
     double = tensorrt_double(tmp_path / "double", major=major, symbols=symbols)
     assert part in only_line(
-        orin.upscale("-e", engine, picture, "-o", tmp_path / "o.png", extra=(double,)), 1
+        orin.upscale("-e", engine_copy, gray_picture, "-o", tmp_path / "o.png", extra=(double,)), 1
     )
 
 
-def test_a_plan_cut_or_changed_is_one_line(orin: OrinBuild, engine: Path) -> None:
-    content = engine.read_bytes()
+def test_a_plan_cut_or_changed_is_one_line(orin: OrinBuild, engine_copy: Path) -> None:
+    content = engine_copy.read_bytes()
     for length in (0, 1, len(content) // 2, len(content) - 1):
-        engine.write_bytes(content[:length])
-        line = only_line(orin.upscale("-e", engine, "--info"), 1)
+        engine_copy.write_bytes(content[:length])
+        line = only_line(orin.upscale("-e", engine_copy, "--info"), 1)
         assert "vouches for" in line or "is empty" in line
-    engine.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "SHA-256" in only_line(orin.upscale("-e", engine, "--info"), 1)
+    engine_copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "SHA-256" in only_line(orin.upscale("-e", engine_copy, "--info"), 1)
 
 
-def test_foreign_and_spoilt_plugins_are_refused_on_the_board(orin: OrinBuild, engine: Path) -> None:
-    manifest = json.loads(engine.with_suffix(".json").read_text())
+def test_foreign_and_spoilt_plugins_are_refused_on_the_board(orin: OrinBuild, engine_copy: Path) -> None:
+    manifest = json.loads(engine_copy.with_suffix(".json").read_text())
 
     def named(library: bytes, abi: int = PLUGIN_ABI_VERSION) -> None:
-        path = engine.parent / "libhspan_plugin.so"
+        path = engine_copy.parent / "libhspan_plugin.so"
         path.write_bytes(library)
         record = {
             "file": path.name,
@@ -137,21 +137,21 @@ def test_foreign_and_spoilt_plugins_are_refused_on_the_board(orin: OrinBuild, en
             "abi_version": abi,
             "architectures": [87],
         }
-        engine.with_suffix(".json").write_text(json.dumps({**manifest, "plugin": record}))
+        engine_copy.with_suffix(".json").write_text(json.dumps({**manifest, "plugin": record}))
 
     ours = orin.build.plugin.read_bytes()
     named(ours)
-    assert orin.upscale("-e", engine, "--info").returncode == 0
+    assert orin.upscale("-e", engine_copy, "--info").returncode == 0
     named(ours, abi=PLUGIN_ABI_VERSION + 1)
-    expected = f"ABI version {PLUGIN_ABI_VERSION}, the engine needs {PLUGIN_ABI_VERSION + 1}"
-    assert expected in only_line(orin.upscale("-e", engine, "--info"), 1)
+    expected = f"ABI version {PLUGIN_ABI_VERSION}, the engine_copy needs {PLUGIN_ABI_VERSION + 1}"
+    assert expected in only_line(orin.upscale("-e", engine_copy, "--info"), 1)
     foreign = bytearray(ours)
     foreign[18] = 62  # EM_X86_64
     named(bytes(foreign))
-    assert "is for x86-64, this program is not" in only_line(orin.upscale("-e", engine, "--info"), 1)
+    assert "is for x86-64, this program is not" in only_line(orin.upscale("-e", engine_copy, "--info"), 1)
     named(ours)
-    (engine.parent / "libhspan_plugin.so").write_bytes(ours[: len(ours) // 3])
-    assert only_line(orin.upscale("-e", engine, "--info"), 1)
+    (engine_copy.parent / "libhspan_plugin.so").write_bytes(ours[: len(ours) // 3])
+    assert only_line(orin.upscale("-e", engine_copy, "--info"), 1)
 
 
 HOSTILE = [
@@ -173,9 +173,9 @@ HOSTILE = [
 ]
 
 
-def test_hostile_manifests_are_one_line_each(orin: OrinBuild, engine: Path) -> None:
+def test_hostile_manifests_are_one_line_each(orin: OrinBuild, engine_copy: Path) -> None:
     """Each value at every depth is replaced once; whole files of nonsense too."""
-    path = engine.with_suffix(".json")
+    path = engine_copy.with_suffix(".json")
     manifest = json.loads(path.read_text())
     draw = random.Random(3)
     texts = [b"", b"{", b"[" * 100_000, b"\xff\xfe\0", b" " * (1 << 21), b'{"format_version": 1e999}']
@@ -189,7 +189,7 @@ def test_hostile_manifests_are_one_line_each(orin: OrinBuild, engine: Path) -> N
     refused = 0
     for text in texts:
         path.write_bytes(text)
-        completed = orin.upscale("-e", engine, "--info")
+        completed = orin.upscale("-e", engine_copy, "--info")
         if completed.returncode != 0:  # some fields are none of the program's business
             only_line(completed, 1)
             refused += 1
