@@ -96,11 +96,12 @@ def _quiet_polygraphy() -> None:
         HspanError: it is not installed.
     """
     try:
-        from polygraphy.logger import G_LOGGER
+        from polygraphy import logger
     except ImportError as error:
         raise HspanError("polygraphy", "is not installed", "pip install 'trt-hspan[export]'") from error
-    G_LOGGER.use_python_logging_system = True
-    G_LOGGER.colors = False
-    G_LOGGER.letter = False
+    log = logger.G_LOGGER
+    log.use_python_logging_system = True
+    log.colors = False
+    log.letter = False
     debugging = logging.getLogger("Polygraphy").isEnabledFor(logging.DEBUG)
-    G_LOGGER.module_severity = G_LOGGER.INFO if debugging else G_LOGGER.CRITICAL + 1
+    log.module_severity = log.INFO if debugging else log.CRITICAL + 1
