@@ -312,7 +312,7 @@ def test_no_kernel_of_the_plugin_spills(plugin_library: Path) -> None:
 
 @pytest.mark.parametrize("name", ["plain_attention_half", "tiled_attention_half_sm80"])
 def test_kernels_compiled_for_one_architecture_alone_do_not_spill(tmp_path: Path, name: str) -> None:
-    """`python scripts/kernel_report.py` does it for all; registers are scarcest where the compiler unrolls most."""
+    """`python benchmarks/kernel_report.py` does it for all; registers are scarcest where the compiler unrolls most."""
     folder = project(tmp_path)
     for part in ("kernels", "device"):
         shutil.copytree(
