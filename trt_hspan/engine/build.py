@@ -78,7 +78,7 @@ class _Network:
     model: onnx.ModelProto
     precision: Precision
     profiles: tuple[ImageProfile, ...]
-    channels: int
+    shapes: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
     is_static: bool
 
 
@@ -199,11 +199,12 @@ def _network(spec: EngineSpec, model: onnx.ModelProto, attention: Attention) -> 
         raise HspanError(
             spec.onnx, "expected one input (N, C, H, W) with a fixed C", "export it with trt-hspan export"
         )
+    profiles = profiles_for(spec.profiles, attention, batch=batch, height=height, width=width)
     return _Network(
         model=model,
         precision=precision,
-        profiles=profiles_for(spec.profiles, attention, batch=batch, height=height, width=width),
-        channels=channels,
+        profiles=profiles,
+        shapes=tuple(profile.shapes(channels) for profile in profiles),
         is_static=None not in (batch, height, width),
     )
 
@@ -261,9 +262,7 @@ def _request(spec: EngineSpec, tools: _Tools, network: _Network) -> BuildRequest
     return BuildRequest(
         where=spec.output,
         model=prepare(network.model).SerializeToString(),
-        profiles=()
-        if network.is_static
-        else tuple(profile.shapes(network.channels) for profile in network.profiles),
+        profiles=() if network.is_static else network.shapes,
         targets=spec.targets,
         workspace_bytes=None if spec.workspace_mib is None else spec.workspace_mib * _MIB,
         tactic_dram_bytes=None if spec.tactic_dram_mib is None else spec.tactic_dram_mib * _MIB,
@@ -318,8 +317,7 @@ def _manifest(
 def _profile_records(tools: _Tools, network: _Network, built: BuiltPlan) -> tuple[ProfileRecord, ...]:
     records = []
     memory = built.activation_memory_bytes
-    for index, profile in enumerate(network.profiles):
-        low, best, high = profile.shapes(network.channels)
+    for index, (profile, (low, best, high)) in enumerate(zip(network.profiles, network.shapes, strict=True)):
         plausible = _is_activation_memory_plausible(tools.attention, profile) and memory is not None
         records.append(
             ProfileRecord(

@@ -119,11 +119,11 @@ def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: Collecte
     logger = tensorrt_logger(trt)
     builder = trt.Builder(logger)
     network = strongly_typed_network(trt, builder)
+    monitor = progress_monitor(trt, tracker)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(request.model):
         raise HspanError(request.where, f"TensorRT cannot read this model: {_parser_error(parser, log)}")
     config = _config(trt, builder, network, request, log)
-    monitor = progress_monitor(trt, tracker)
     config.progress_monitor = monitor
     started = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
@@ -137,7 +137,7 @@ def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: Collecte
         )
     figures = figures_from_log(log.figures)
     count = max(1, len(request.profiles))
-    from_engine = _activation_memory_from_engine(trt, plan, count)
+    from_engine = _activation_memory_from_engine(trt, logger, plan, count)
     from_log = figures.activation_memory_bytes
     source: Literal["engine", "builder log"] | None = "engine" if from_engine is not None else "builder log"
     memory = from_engine
@@ -214,15 +214,15 @@ def _layer_counts(network: Any) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _activation_memory_from_engine(trt: Any, plan: Any, profiles: int) -> tuple[int, ...] | None:
-    """What the engine itself asks for in each profile, or None where it is not to be opened.
+def _activation_memory_from_engine(trt: Any, logger: Any, plan: Any, profiles: int) -> tuple[int, ...] | None:
+    """What the engine itself needs for each profile, or None where it is not to be opened.
 
     TensorRT's engine is for the GPU at hand. TensorRT-RTX's may be for another one, and opening one that contains a
     plugin is something that NVIDIA does not document.
     """
     if trt.__name__ != MODULE_OF["tensorrt"] or not gpu_architectures():
         return None
-    engine = trt.Runtime(tensorrt_logger(trt)).deserialize_cuda_engine(plan)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is None:
         return None
     return tuple(int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(profiles))

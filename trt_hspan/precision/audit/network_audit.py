@@ -12,7 +12,6 @@ import onnx
 
 from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.errors import UsageError
-from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.graph import Precision, Variants, save_onnx
 from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.precision.audit.budgeted_ranges import kept_within_budget
@@ -63,9 +62,14 @@ def audit_variants(
 ) -> RangeAudit:
     """Audits a network that is read already. Args and errors: as `audit_network`."""
     low_type = network.precision(precision, option="--precision")
-    graph = network.template(low_type)
-    samples = request.samples(network.metadata.scale or 1)
-    return _audit(graph, network, samples, low_type, tile=tile, on_progress=on_progress)
+    return audit_ranges(
+        network.template(low_type),
+        request.samples(network.metadata.scale or 1),
+        low_type,
+        keep_fp32=network.kept_fp32,
+        tile=tile,
+        on_progress=on_progress,
+    )
 
 
 def export_audited(
@@ -125,7 +129,7 @@ def audited_model(
     if request.pictures is None:
         return network.model(precision, keep_fp32=kept, opset=opset), None
     samples = request.samples(network.metadata.scale or 1)
-    audit = _audit(graph, network, samples, precision, on_progress=on_progress)
+    audit = audit_ranges(graph, samples, precision, keep_fp32=network.kept_fp32, on_progress=on_progress)
     if AT_RISK in request.keep_fp32:
         kept = (*kept, *audit.cure)
     if request.budget_db is not None:
@@ -153,24 +157,3 @@ def nodes_from_patterns(graph: onnx.ModelProto, patterns: Sequence[str]) -> tupl
                 "see trt-hspan audit --all",
             )
     return tuple(n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns))
-
-
-def _audit(
-    graph: onnx.ModelProto,
-    network: Variants,
-    samples: Sequence[Sample],
-    precision: Precision,
-    *,
-    tile: int = DEFAULT_TILE,
-    on_progress: OnProgress,
-) -> RangeAudit:
-    count = iter(range(1, len(samples) + 1))
-    on_progress("auditing", 0, len(samples))
-    return audit_ranges(
-        graph,
-        samples,
-        precision,
-        keep_fp32=network.kept_fp32,
-        tile=tile,
-        on_picture=lambda sample: on_progress(f"audited {sample.name}", next(count), len(samples)),
-    )

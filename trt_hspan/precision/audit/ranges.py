@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
@@ -33,6 +33,7 @@ from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, attention_nodes, require_at
 from trt_hspan.graph.float32_twin import Float32Twin, float32_twin, float_outputs
 from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.precision.audit.chunked_attention import score_outputs, with_chunked_attention
+from trt_hspan.precision.network import OnProgress, no_progress
 from trt_hspan.runtime.onnxruntime_session import open_session, run_session
 from trt_hspan.runtime.runner import Float32Array
 
@@ -50,7 +51,7 @@ def audit_ranges(
     keep_fp32: Sequence[str] = (),
     tile: int = DEFAULT_TILE,
     threads: int | None = None,
-    on_picture: Callable[[Sample], None] | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> RangeAudit:
     """Measures every node of a network on pictures, and says where a type is not enough.
 
@@ -65,7 +66,7 @@ def audit_ranges(
         keep_fp32: names or patterns (as in `fnmatch`) of the nodes that stay in float32 anyway.
         tile: pictures are cut into parts of at most tile x tile pixels, which bounds time; 16 or more.
         threads: CPU threads; None takes those that the process may use.
-        on_picture: called after each picture, for progress.
+        on_progress: called with what is being done, how many pictures are audited, and how many there are.
 
     Raises:
         UsageError: another precision, or a tile below 16.
@@ -84,12 +85,12 @@ def audit_ranges(
     nodes = float_outputs(twin.model)
     gathered = {tensor: _Gathered() for _, tensor in nodes}
     session = _Session(twin, nodes, low_type, threads)
-    for sample in samples:
+    on_progress("auditing", 0, len(samples))
+    for complete, sample in enumerate(samples, 1):
         for batch in _tiles(sample, twin.model, tile):
             for tensor, numbers in session.run(batch).items():
                 gathered[tensor].add(numbers)
-        if on_picture is not None:
-            on_picture(sample)
+        on_progress(f"audited {sample.name}", complete, len(samples))
     low_nodes = _low_nodes(twin, keep_fp32)
     return RangeAudit(
         precision=low_type,
