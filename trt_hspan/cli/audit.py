@@ -20,8 +20,6 @@ _NEAREST = 8
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRequest:
-    """The command line of `trt-hspan audit`."""
-
     model: Annotated[
         str,
         typer.Argument(

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRequest:
-    """The command line of `trt-hspan bench`."""
-
     sources: Annotated[
         tuple[str, ...],
         typer.Argument(metavar="FILE...", help="Engines, ONNX files, checkpoints or presets."),

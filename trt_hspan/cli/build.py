@@ -57,11 +57,7 @@ class ProfileOptions:
     ] = ()
 
     def requests(self) -> tuple[ProfileRequest, ...]:
-        """Profile 0 is that of --min, --opt and --max, unless none of them was given and --profile was.
-
-        Raises:
-            UsageError: as `ProfileRequest` and `profile_request_from_text`.
-        """
+        """Profile 0 is that of --min, --opt and --max, unless none of them was given and --profile was."""
         from trt_hspan.engine.spec import ProfileRequest, profile_request_from_text
 
         first = ProfileRequest(
@@ -78,8 +74,6 @@ class ProfileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """The command line of `trt-hspan build`."""
-
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -136,12 +130,7 @@ class BuildRequest:
     json: options.Json = False
 
     def job(self) -> EngineJob:
-        """What is to be built.
-
-        Raises:
-            UsageError: options that contradict each other, or make no sense whatever the files contain.
-            HspanError: the recipe or the ONNX file cannot be read.
-        """
+        """Raises: UsageError for options that contradict each other; HspanError for a recipe that cannot be read."""
         network = self.checkpoint or self.onnx
         if network is None or (self.checkpoint is not None and self.onnx is not None):
             raise UsageError("trt-hspan build", "give exactly one of --checkpoint and --onnx")

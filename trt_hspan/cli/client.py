@@ -25,8 +25,6 @@ _FORMATS = {suffix: name for name, suffix in _SUFFIXES.items()} | {".jpeg": "jpe
 
 @dataclass(frozen=True, kw_only=True)
 class ClientRequest:
-    """The command line of `trt-hspan client`."""
-
     pictures: Annotated[tuple[Path, ...], typer.Argument(metavar="IMAGE...", help="Picture files.")]
     url: Annotated[str, typer.Option(help="http://HOST:PORT or grpc://HOST:PORT of the server.")] = (
         "http://127.0.0.1:8000"
@@ -75,15 +73,9 @@ class _Target(NamedTuple):
 def client(request: ClientRequest) -> None:
     """Upscale pictures on a server."""
     targets = _targets(request)
-    try:
-        from trt_hspan.serving.client_protocol import server_url_from_text
+    from trt_hspan.serving.client_protocol import server_url_from_text
 
-        server_url_from_text(request.url)
-        import tritonclient.utils  # noqa: F401 - only whether it is there
-    except ImportError as error:
-        raise HspanError(
-            "client", f"{error.name} is not installed", "pip install 'trt-hspan[serve]'"
-        ) from error
+    server_url_from_text(request.url)
     with progress(f"upscaling on {request.url}", total=len(targets)) as bar:
         send = _one_by_one if request.shared_memory else _side_by_side
         results = send(request, targets, bar.advance)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRequest:
-    """The command line of `trt-hspan demo`."""
-
     output: Annotated[Path, options.output("FOLDER", "For everything that is written.")] = Path("demo-output")
     json: options.Json = False
 

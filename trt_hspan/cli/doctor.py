@@ -16,8 +16,6 @@ from trt_hspan.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorRequest:
-    """The command line of `trt-hspan doctor`."""
-
     engine: Annotated[
         Path | None, typer.Argument(metavar="ENGINE", help="A .plan: can it run here?", show_default="none")
     ] = None

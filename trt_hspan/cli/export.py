@@ -18,8 +18,6 @@ from trt_hspan.sizes import ImageSize, image_size_from_text
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """The command line of `trt-hspan export`."""
-
     checkpoint: Annotated[
         str,
         typer.Argument(metavar="CHECKPOINT", help="A .pt, .pth or .safetensors file, or a preset's name."),

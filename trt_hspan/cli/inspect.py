@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectRequest:
-    """The command line of `trt-hspan inspect`."""
-
     file: Annotated[
         str,
         typer.Argument(

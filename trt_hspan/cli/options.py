@@ -109,12 +109,7 @@ class EngineOptions:
     plugin: Plugin = None
 
     def require_plugin_for(self, sources: Iterable[object]) -> None:
-        """Checks a library that was named, also where the engine will only be emulated and needs none.
-
-        Raises:
-            UsageError: none of the sources is an engine.
-            HspanError: the file is missing or no plugin library of this package's ABI.
-        """
+        """Checks a library that was named, also where the engine will only be emulated and needs none."""
         if self.plugin is None:
             return
         if not any(Path(str(source)).suffix.lower() == ".plan" for source in sources):
@@ -139,15 +134,7 @@ class ExportOptions:
     keep_fp32: Annotated[tuple[str, ...], keep_fp32(", or with --audit at-risk or budget:DB")] = ()
 
     def ranges(self, precision: str | None) -> RangeRequest:
-        """What is to be audited and kept in float32.
-
-        Args:
-            precision: of the network to export; None for one that exists.
-
-        Raises:
-            UsageError: the options contradict each other or the precision.
-            HspanError: there is no such folder, or it contains no pictures.
-        """
+        """What is audited and kept in float32; `precision` is that of the export, None for a network that exists."""
         from trt_hspan.precision.audit.range_request import RangeRequest
         from trt_hspan.precision.crops import check_place
 
@@ -270,12 +257,7 @@ class QuantizationOptions(CalibrationOptions):
     def job(
         self, model: str | Path, precision: str | None, *, res_scale: float | None, keep_fp32: tuple[str, ...]
     ) -> QuantizationJob:
-        """What these options do to a network.
-
-        Raises:
-            UsageError: as `QuantizationRequest`; an option beside --recipe, which contains them all.
-            HspanError: the recipe cannot be read.
-        """
+        """Raises: UsageError for an option beside --recipe, which contains them all, or as `QuantizationRequest`."""
         from trt_hspan.precision.quantize.request import QuantizationJob, recipe_from_file
 
         base = self.base_type()

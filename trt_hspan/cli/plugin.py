@@ -25,8 +25,6 @@ app = typer.Typer(
 
 @dataclass(frozen=True, kw_only=True)
 class PluginBuildRequest:
-    """The command line of `trt-hspan plugin build`."""
-
     output: Annotated[
         Path | None,
         options.output(
@@ -122,8 +120,6 @@ def _build_cpu_library(request: PluginBuildRequest) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PluginInfoRequest:
-    """The command line of `trt-hspan plugin info`."""
-
     path: Annotated[
         Path | None,
         typer.Argument(metavar="PATH", help="The library.", show_default="that of trt-hspan plugin build"),

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeRequest:
-    """The command line of `trt-hspan quantize`."""
-
     model: options.Network
     output: Annotated[
         Path,

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityRequest:
-    """The command line of `trt-hspan sensitivity`."""
-
     model: options.Network
     output: Annotated[
         Path, options.output("NAME.json", "The figures; NAME.png, a bar chart, is drawn beside them.")

@@ -20,7 +20,7 @@ from trt_hspan.cli import options
 from trt_hspan.cli.output import print_json, print_table
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import given_options, takes_request
-from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.errors import UsageError
 from trt_hspan.sizes import tile_size_from_text
 
 if TYPE_CHECKING:
@@ -67,14 +67,7 @@ class RepositoryLimitOptions:
     ] = None
 
     def limits(self) -> ServingLimits:
-        """Raises: HspanError when the packages for serving are not installed; UsageError as `ServingLimits`."""
-        try:
-            import aiohttp  # noqa: F401 - only whether it is there
-            import tritonclient  # noqa: F401
-        except ImportError as error:
-            raise HspanError(
-                "serve", f"{error.name} is not installed", "pip install 'trt-hspan[serve]'"
-            ) from error
+        """Raises: UsageError as `ServingLimits`."""
         from trt_hspan.serving.limits import ServingLimits
 
         return ServingLimits(**{name: value for name, value in asdict(self).items() if value is not None})
@@ -112,8 +105,6 @@ class NetworkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeRequest:
-    """The command line of `trt-hspan serve run`."""
-
     network: Annotated[
         str,
         typer.Argument(
@@ -182,12 +173,7 @@ def run(request: ServeRequest) -> None:
 
 @contextmanager
 def _repository(request: ServeRequest, limits: ServingLimits) -> Iterator[Path]:
-    """The repository that was named, or one for the network, in a temporary folder.
-
-    Raises:
-        UsageError: an option that a repository has chosen already.
-        HspanError: as `network_from_source`.
-    """
+    """The repository that was named, or one for the network, in a temporary folder."""
     given = request.options
     if Path(request.network).is_dir():
         named = given_options(given)
@@ -217,8 +203,6 @@ def _repository(request: ServeRequest, limits: ServingLimits) -> Iterator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeExportRequest:
-    """The command line of `trt-hspan serve export`."""
-
     engines: Annotated[
         tuple[Path, ...], typer.Argument(metavar="ENGINE...", help="Engines with their manifests.")
     ]

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateRequest:
-    """The command line of `trt-hspan validate`."""
-
     checkpoint: Annotated[
         str, typer.Option(help="The .pt, .pth or .safetensors file, or preset, that they were made from.")
     ]

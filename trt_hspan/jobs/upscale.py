@@ -66,22 +66,13 @@ class UpscaleJob:
 
 
 class JobProgress(Protocol):
-    """What follows a job while it runs."""
+    """What follows a job while it runs: called for each file, each tile or frame of it, and for notes."""
 
-    def begin(self, task: Task) -> None:
-        """A file is next."""
-
-    def end(self, report: TaskReport) -> None:
-        """A file is done, skipped or failed."""
-
-    def on_tile(self, done: int, count: int) -> None:
-        """A tile of the current picture is done."""
-
-    def on_frame(self, done: int, count: int | None) -> None:
-        """A frame of the current video is done."""
-
-    def note(self, line: str) -> None:
-        """Something to be known now, such as a lack of memory."""
+    def begin(self, task: Task) -> None: ...
+    def end(self, report: TaskReport) -> None: ...
+    def on_tile(self, done: int, count: int) -> None: ...
+    def on_frame(self, done: int, count: int | None) -> None: ...
+    def note(self, line: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,6 @@ class Work:
         )
 
     def do_only(self, task: Task) -> Upscaled | UpscaledVideo:
-        """The only task. Raises: as `do`."""
         self.progress.begin(task)
         return self.do(task)
 
@@ -168,7 +158,6 @@ def at_work(job: UpscaleJob, runner: Runner, progress: JobProgress) -> Iterator[
 
 
 def _require_free_comparisons(tasks: list[Task]) -> None:
-    """Raises: UsageError when --compare would replace an input, or a result of the same job."""
     taken = {path.resolve(): "an input" for path in (task.source for task in tasks)}
     taken |= {path.resolve(): "another result" for path in (task.target for task in tasks)}
     for task in tasks:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardBenchRequest:
-    """The command line of `trt-hspan jetson bench`."""
-
     engine: Engine
     board: Board = "auto"
     size: Annotated[

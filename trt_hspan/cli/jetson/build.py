@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardBuildRequest:
-    """The command line of `trt-hspan jetson build`."""
-
     onnx: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file of trt-hspan export.")]
     output: Annotated[
         Path, options.output("NAME.plan", "The engine; NAME.onnx and NAME.json are written beside it.")

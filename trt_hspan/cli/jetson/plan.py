@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardsRequest:
-    """The command line of `trt-hspan jetson boards`."""
-
     json: options.Json = False
 
 
@@ -54,8 +52,6 @@ def boards(request: BoardsRequest) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """The command line of `trt-hspan jetson plan`."""
-
     board: Board
     size: Annotated[str, typer.Option(metavar="HxW", help="Of the picture or frame that goes in.")]
     scale: Annotated[

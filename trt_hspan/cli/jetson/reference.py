@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRequest:
-    """The command line of `trt-hspan jetson reference`."""
-
     checkpoint: Annotated[
         str, typer.Argument(help="A .pt, .pth or .safetensors file, or a preset: runs in PyTorch.")
     ]
@@ -73,8 +71,6 @@ def reference(request: ReferenceRequest) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardValidateRequest:
-    """The command line of `trt-hspan jetson validate`."""
-
     engine: Annotated[
         Path, typer.Argument(metavar="ENGINE", help="A .plan with its manifest beside it, or an .onnx file.")
     ]

@@ -16,8 +16,6 @@ from trt_hspan.cli.request import takes_request
 
 @dataclass(frozen=True, kw_only=True)
 class WatchRequest:
-    """The command line of `trt-hspan jetson watch`."""
-
     engine: Engine
     incoming: Annotated[
         Path,

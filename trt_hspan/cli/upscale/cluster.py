@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 def run_upscale_on_cluster(job: UpscaleJob, address: str, workers: int | None, *, as_json: bool) -> int:
-    """Does all of it and prints the result. Returns the exit code.
-
-    Raises:
-        HspanError, UsageError: as `cluster_job` and `ClusterJob.run`.
-    """
+    """Does all of it and prints the result. Returns the exit code."""
     from trt_hspan.jobs.cluster.upscale import cluster_job
 
     counts = {"done": 0, "skipped": 0, "failed": 0}

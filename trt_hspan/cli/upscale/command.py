@@ -144,8 +144,6 @@ class ClusterOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaleRequest:
-    """The command line of `trt-hspan upscale`."""
-
     inputs: Annotated[
         tuple[str, ...],
         typer.Argument(

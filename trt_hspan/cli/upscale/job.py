@@ -28,11 +28,7 @@ _CONTEXT_NOTE = "attention sees one tile at a time"
 
 
 def run_upscale(job: UpscaleJob, *, as_json: bool) -> int:
-    """Does all of it and prints the result. Returns the exit code.
-
-    Raises:
-        HspanError, UsageError: as `upscale_files`.
-    """
+    """Does all of it and prints the result. Returns the exit code."""
     with terminated_as_interrupt():
         outcome = upscale_files(job, WorkProgress)
     if outcome.report is not None:
@@ -42,7 +38,6 @@ def run_upscale(job: UpscaleJob, *, as_json: bool) -> int:
 
 
 def print_one(job: UpscaleJob, work: Work, name: str, result: Any, *, as_json: bool) -> None:
-    """Prints what became of the only task."""
     report = {
         "input": job.inputs[0],
         "output": job.output,
@@ -193,14 +188,12 @@ class WorkProgress:
         self._bar.stop()
 
     def begin(self, task: Task) -> None:
-        """A file is next."""
         self._index += 1
         self._current = self._sizes.get(task.source, 0.0)
         place = f"{self._index} of {self._count}: " if self._count > 1 else ""
         self._bar.update(self._id, description=f"{place}{task.source.name}")
 
     def end(self, report: TaskReport) -> None:
-        """A file is done, skipped or failed."""
         if report.outcome == "skipped":
             self._index += 1
         self._before += self._sizes.get(report.task.source, 0.0)
@@ -208,16 +201,13 @@ class WorkProgress:
         self._bar.update(self._id, completed=self._before)
 
     def on_tile(self, done: int, count: int) -> None:
-        """A tile is done."""
         self._bar.update(self._id, completed=self._before + self._current * done / count)
 
     def on_frame(self, done: int, count: int | None) -> None:
-        """A frame is done."""
         if count:
             self.on_tile(min(done, count), count)
 
     def note(self, line: str) -> None:
-        """Something to be known now, such as a lack of memory."""
         if self._shown:
             self._bar.console.print(f"trt-hspan: {line}", markup=False, highlight=False)
         else:
@@ -243,8 +233,6 @@ def _throughput_column() -> ProgressColumn:
     from rich.text import Text
 
     class Throughput(ProgressColumn):
-        """Megapixels a second."""
-
         def render(self, task: Bar) -> Text:
             speed = task.finished_speed or task.speed
             return Text("- MP/s" if speed is None else f"{speed:.2f} MP/s")

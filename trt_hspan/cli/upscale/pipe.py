@@ -30,12 +30,7 @@ _CHUNK_BYTES: Final = 1 << 20
 
 
 def run_upscale_pipe(job: UpscaleJob, *, as_json: bool) -> int:
-    """One picture, or a video to a file; prints the result where standard output is free. Returns the exit code.
-
-    Raises:
-        HspanError: the picture fails as a file would, an end of the pipe is closed, or there is no room for it.
-        UsageError: several inputs, options that do not go with a pipe, or a terminal at one of its ends.
-    """
+    """One picture, or a video to a file; prints the result where standard output is free. Returns the exit code."""
     with terminated_as_interrupt():
         _require_pipe(job, as_json=as_json)
         runner = job.execution.open(job.network)
