@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 
-from trt_hspan.precision.quantize.rounding import InputMoments, best_flips, error_energy
+from trt_hspan.precision.quantize.rounding import InputMoments, best_flips
 from trt_hspan.precision.quantize.scales import quantized_weights, weight_scales
 
 
@@ -27,7 +27,9 @@ def energy(
 ) -> NDArray[np.float64]:
     scales = weight_scales(weight, "int8", np.float64)
     stored = quantized_weights(weight, scales, "int8", flips).astype(np.float64)
-    return error_energy(weight, stored * scales.reshape(-1, 1, 1, 1), moments)
+    errors = (stored * scales.reshape(-1, 1, 1, 1) - weight).reshape(len(weight), -1)
+    result: NDArray[np.float64] = np.einsum("ok,kl,ol->o", errors, moments, errors)
+    return result
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,7 +11,6 @@ channel keeps the better end. Deterministic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -163,19 +162,8 @@ def _energy(errors: _Float64, moments: _Float64) -> _Float64:
     return energy
 
 
-def error_energy(
-    weight: FloatArray, quantized: FloatArray, moments: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """d^T H d of each output channel, d = quantized - weight: the expected squared error of its output. (O,)."""
-    difference = (quantized.astype(np.float64) - weight).reshape(weight.shape[0], -1)
-    return _energy(difference, moments)
-
-
 def _integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
     for attribute in node.attribute:
         if attribute.name == name:
             return tuple(attribute.ints) or (attribute.i,)
     return default
-
-
-Moments = Mapping[str, InputMoments]
