@@ -66,15 +66,7 @@ class DemoReport:
 
 
 def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> DemoReport:
-    """Runs the main job on the shipped network and photograph.
-
-    Args:
-        output: folder for all results.
-        on_step: called with the name of each step as it begins.
-
-    Raises:
-        HspanError: a step fails, for example for want of a CUDA compiler.
-    """
+    """Runs the main job on the shipped network and photograph; calls `on_step` with each step's name as it begins."""
     clock = _Clock(on_step)
     clock.start("export the network to ONNX, FP16")
     onnx = export_onnx(CHECKPOINT, output / f"{CHECKPOINT}_fp16.onnx", precision="fp16")

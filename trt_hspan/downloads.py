@@ -30,16 +30,12 @@ def unpack_pinned_wheel(
 
     Args:
         requirement: name and version, such as "kernel-lens==2.0.1".
-        sha256: of the wheel, in lower-case hexadecimal digits.
-        folder: where the files go; its missing parents are made.
         place: the path below `folder` of a file, by its name in the wheel; None leaves it out.
         platforms: tags of another machine, such as "manylinux2014_aarch64"; none stand for this one.
         advice: the next step for a user whose pip cannot download it.
 
-    Raises:
-        HspanError: pip is missing, cannot reach the package index, or gets a file of another hash; a path leaves the
-            folder.
-        OSError: the folder cannot be written.
+    Raises HspanError: pip is missing, cannot reach the package index, or gets a file of another hash; a path leaves the
+    folder.
     """
     with tempfile.TemporaryDirectory(prefix="trt-hspan-wheel-") as temporary:
         wheel = _download(requirement, Path(temporary), platforms, advice)

@@ -40,11 +40,7 @@ def cache_folder() -> Path:
 
 
 def sha256_from_file(path: str | os.PathLike[str]) -> str:
-    """The file's SHA-256 in lower-case hexadecimal digits.
-
-    Raises:
-        HspanError: the file is missing or cannot be read.
-    """
+    """The file's SHA-256 in lower-case hexadecimal digits. Raises HspanError: the file is missing or cannot be read."""
     source = Path(path)
     digest = hashlib.sha256()
     try:
@@ -57,11 +53,7 @@ def sha256_from_file(path: str | os.PathLike[str]) -> str:
 
 
 def require_regular_file(path: Path) -> None:
-    """Checks that reading a path neither waits for a writer nor goes on for ever. What does not exist passes.
-
-    Raises:
-        HspanError: it is a pipe, a socket or a device.
-    """
+    """Raises HspanError for a pipe, a socket or a device, which may be read for ever. What does not exist passes."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise HspanError(
             path,
@@ -79,11 +71,7 @@ def require_name_fits(path: Path) -> None:
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Creates a folder, and waits until no other process is inside such a block for it.
-
-    Raises:
-        HspanError: the folder cannot be written.
-    """
+    """Creates a folder, and waits until no other process is inside such a block for it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / ".lock").open("w")

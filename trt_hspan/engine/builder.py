@@ -60,11 +60,7 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltPlan:
-    """A plan and TensorRT's figures of it. `data` is a buffer; the rest is as in `EngineManifest`.
-
-    Attributes:
-        activation_memory_bytes: of each profile, in order; None when TensorRT did not say.
-    """
+    """A plan and TensorRT's figures of it. `data` is a buffer; the rest is as in `EngineManifest`."""
 
     data: Any
     io_tensors: tuple[IoTensor, ...]
@@ -81,10 +77,6 @@ def build_plan(
     trt: Any, request: BuildRequest, *, on_progress: Callable[[BuildProgress], None] | None = None
 ) -> BuiltPlan:
     """Builds in a thread of its own, so that Ctrl-C reaches Python and stops the build at its next step.
-
-    Args:
-        trt: what `load_tensorrt` returned.
-        on_progress: called now and then from the calling thread.
 
     Raises:
         HspanError: the parser or the builder failed; the line is TensorRT's.

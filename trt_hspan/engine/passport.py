@@ -54,13 +54,8 @@ def engine_mismatches(
 ) -> list[HspanError]:
     """Everything that is known to keep an engine from running here.
 
-    Hashes of plan and ONNX file are checked before, by `verify_manifest`.
-
-    Args:
-        plan: the plan; errors and commands name it.
-        manifest: of the plan.
-        machine: where it is to run.
-        plugin: the plugin library; None is the one that `trt-hspan plugin build` writes.
+    Hashes of plan and ONNX file are checked before, by `verify_manifest`. Without `plugin`, its library is the one that
+    `trt-hspan plugin build` writes.
     """
     checks = (_gpu, _flavor, _version, _target)
     errors = [check(plan, manifest, machine) for check in checks]

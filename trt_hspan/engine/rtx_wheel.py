@@ -57,11 +57,7 @@ def preload_with_unversioned_name() -> None:
 
 
 def ensure_unversioned_name() -> None:
-    """Makes sure that the parser will find the name, by a symlink in its folder if need be.
-
-    Raises:
-        HspanError: it would not find it, so meeting a plugin would end the process.
-    """
+    """Makes sure that the parser finds the name, by a symlink in its folder if need be; raises HspanError if not."""
     folder = library_folder()
     for library in [] if folder is None else _libraries(folder):
         origin = _origin(library)

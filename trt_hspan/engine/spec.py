@@ -38,11 +38,7 @@ _PROFILE_PART = re.compile(
 
 
 def target_from_text(text: str) -> str:
-    """Reads "sm_86", "86" or "8.6" as the compute capability "sm_86".
-
-    Raises:
-        UsageError: anything else.
-    """
+    """Reads "sm_86", "86" or "8.6" as the compute capability "sm_86". Raises UsageError: anything else."""
     match = re.fullmatch(r"(?:sm_?)?([1-9][0-9]?)(\.?)([0-9])", text.strip().lower(), flags=re.ASCII)
     if match is None:
         raise UsageError("--target", f"got {text!r}, expected a compute capability like sm_86 or 8.6")
@@ -134,11 +130,7 @@ class ProfileRequest:
         height: int | None = None,
         width: int | None = None,
     ) -> ImageProfile:
-        """Completes the request for a network whose input has these fixed dimensions; None means dynamic.
-
-        Raises:
-            UsageError: a given part differs from a fixed dimension.
-        """
+        """Completes the request for a network whose input has these fixed dimensions; None means dynamic."""
         names = _Names(self.text)
         heights, widths = (
             _complete(
@@ -211,11 +203,7 @@ def profiles_for(
     height: int | None = None,
     width: int | None = None,
 ) -> tuple[ImageProfile, ...]:
-    """The profiles of one engine, in the requested order; see `ProfileRequest.profile_for`.
-
-    Raises:
-        UsageError: as `profile_for`; two profiles are the same.
-    """
+    """The profiles of one engine, in the requested order; two that are the same raise UsageError."""
     profiles = tuple(
         request.profile_for(attention, batch=batch, height=height, width=width) for request in requests
     )
@@ -301,11 +289,7 @@ def check_choice(option: str, value: str | None, choices: object) -> None:
 
 
 def default_output(source: str | os.PathLike[str], precision: str) -> Path:
-    """`engines/<stem>_<precision>.plan`; a stem that already ends in the precision is taken as it is.
-
-    Raises:
-        HspanError: the name has no stem.
-    """
+    """`engines/<stem>_<precision>.plan`; a stem that already ends in the precision is taken as it is."""
     stem = Path(source).stem
     if not stem:
         raise HspanError(source, "has no file name to call the engine after", "give a name with -o")

@@ -36,11 +36,7 @@ def installed_flavors() -> tuple[Flavor, ...]:
 
 
 def select_flavor(requested: Flavor | None = None) -> Flavor:
-    """The requested flavor, else `tensorrt` where it works on a GPU, else what is installed.
-
-    Raises:
-        HspanError: the requested one, or none at all, is installed.
-    """
+    """The requested flavor, else `tensorrt` where it works on a GPU, else what is installed."""
     installed = installed_flavors()
     if requested is not None:
         if requested not in installed:
@@ -62,11 +58,7 @@ def select_flavor(requested: Flavor | None = None) -> Flavor:
 
 
 def load_tensorrt(flavor: Flavor) -> Any:
-    """Imports the package of a flavor and returns the module.
-
-    Raises:
-        HspanError: it is not installed or its libraries do not load.
-    """
+    """Imports the package of a flavor and returns the module."""
     if not _is_findable(MODULE_OF[flavor]):
         raise _not_installed(flavor)
     if flavor == "tensorrt-rtx":
@@ -80,12 +72,7 @@ def load_tensorrt(flavor: Flavor) -> Any:
 
 
 def load_plugin_library(trt: Any, path: Path) -> None:
-    """Registers the plugins of a shared library with TensorRT, once a process. The library's code runs.
-
-    Raises:
-        HspanError: it does not load, registers nothing, another one is loaded already, or the ONNX parser of
-            TensorRT-RTX would end the process on meeting a plugin.
-    """
+    """Registers the plugins of a shared library with TensorRT, once a process. The library's code runs."""
     if trt.__name__ == MODULE_OF["tensorrt-rtx"]:
         rtx_wheel.ensure_unversioned_name()
     sha256 = sha256_from_file(path)

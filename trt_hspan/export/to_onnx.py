@@ -121,15 +121,7 @@ def onnx_from_model(
 def variants_from_checkpoint(
     checkpoint: str | os.PathLike[str], *, res_scale: float = 0.1, static: tuple[int, int] | None = None
 ) -> Variants:
-    """A checkpoint's network, to be written in any type.
-
-    Args:
-        checkpoint, res_scale, static: as in `export_onnx`.
-
-    Raises:
-        HspanError: as `load_model`.
-        UsageError: a size below 1.
-    """
+    """A checkpoint's network, to be written in any type; arguments and errors as `export_onnx`."""
     model = load_model(checkpoint, res_scale=res_scale)
     metadata = OnnxMetadata(
         scale=model.config.scale,

@@ -28,12 +28,7 @@ class Advice:
 
 
 def advice_for_board(board: Board, facts: DeviceFacts) -> list[Advice]:
-    """What to correct before a build or a benchmark. Facts that the device does not report are skipped.
-
-    Args:
-        board: what the figures are for.
-        facts: of the device.
-    """
+    """What to correct before a build or a benchmark. Facts that the device does not report are skipped."""
     if not facts.has_device_tree:
         return []
     checks = (_power(board, facts), _clock(facts), _swap(board, facts), _release(board, facts))

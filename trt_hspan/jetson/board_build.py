@@ -48,18 +48,12 @@ def board_build(
     plugin requests, TACTIC_DRAM, which on Jetson is all GPU memory of a build, to what is free and not reserved.
 
     Args:
-        onnx_file: the model.
-        output: `NAME.plan`.
-        board: what the limits are for.
-        facts: of the device, for its free memory.
         size: of the pictures to upscale; None is 256x256, beyond which tiles take
             more time than pictures cut into tiles of that size.
         plugin: the plugin library; None as `device_plugin`.
-        optimization_level: as `EngineSpec`.
 
     Raises:
-        HspanError: not even the smallest tile fits the board, its free memory does not hold what the engine needs, or
-            the model is none that can be planned.
+        HspanError: the smallest tile does not fit the board or its free memory, or the model cannot be planned.
         UsageError: the model has a fixed size, and `size` is another.
     """
     from trt_hspan.graph import load_onnx, require_attention
@@ -87,15 +81,7 @@ def board_build(
 
 
 def require_builder(board: Board, architectures: tuple[str, ...] | None = None) -> None:
-    """Makes sure that this machine is the board, which TensorRT builds for, and has JetPack's TensorRT.
-
-    Args:
-        board: what is to be built for.
-        architectures: of the GPUs here; None asks the driver.
-
-    Raises:
-        HspanError: there is no GPU here, or another one, or no TensorRT.
-    """
+    """Raises HspanError unless this machine is the board, which TensorRT builds for, and has JetPack's TensorRT."""
     here = gpu_architectures() if architectures is None else architectures
     expected = f"sm_{board.rates.architecture}"
     if not here:

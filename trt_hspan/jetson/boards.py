@@ -138,23 +138,14 @@ def board_names() -> str:
 
 
 def chosen_board(name: str, facts: DeviceFacts) -> Detection:
-    """The board that `--board` names; "auto" is the one that this runs on.
-
-    Raises:
-        UsageError: there is no board of that name.
-        HspanError: "auto", and this is not a Jetson, or not one of `BOARDS`.
-    """
+    """The board that `--board` names; "auto" is the one that this runs on."""
     if name == AUTO:
         return detected_board(facts)
     return Detection(board=board_from_name(name), why="named by --board")
 
 
 def detected_board(facts: DeviceFacts) -> Detection:
-    """The board with these facts: by the module's part number, else by the model's name; by memory among those.
-
-    Raises:
-        HspanError: no board fits, or several do.
-    """
+    """The board with these facts: by the module's part number, else by the model's name; by memory among those."""
     if not facts.has_device_tree:
         raise HspanError(
             "--board auto",

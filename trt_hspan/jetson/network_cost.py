@@ -67,11 +67,7 @@ class NetworkCost:
 
 
 def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkCost:
-    """Reads the costs from a graph that this project wrote.
-
-    Raises:
-        HspanError: the model says no scale, its input is not a picture, or its shapes cannot be inferred.
-    """
+    """Reads the costs from a graph that this project wrote."""
     from trt_hspan.graph import attention_nodes, image_input, metadata_from_model, precision_from_model
     from trt_hspan.graph.quantized import convolution_macs, shapes_on_a_small_input
 
@@ -102,11 +98,7 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
 
 
 def published_cost(scale: int, precision: str) -> NetworkCost:
-    """The published network of a scale, as `network_cost` counts it in what `trt-hspan export` writes.
-
-    Raises:
-        UsageError: another scale than 2, 3 and 4, or another precision than fp32, fp16 and bf16.
-    """
+    """The published network of a scale, as `network_cost` counts it in what `trt-hspan export` writes."""
     if scale not in _WEIGHTS:
         raise UsageError("--scale", f"got {scale}, expected 2, 3 or 4")
     if precision not in _WEIGHTS[scale]:

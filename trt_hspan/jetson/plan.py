@@ -70,11 +70,7 @@ class BoardPlan:
 
 
 def cost_from_path(network: str | Path, precision: str) -> NetworkCost:
-    """The cost of an engine, with the figures of its manifest, of an ONNX file, or of a checkpoint in a precision.
-
-    Raises:
-        HspanError: as `variants_from_path`, `network_cost` and `cost_from_manifest`.
-    """
+    """The cost of an engine, with the figures of its manifest, of an ONNX file, or of a checkpoint in a precision."""
     path = Path(network)
     if path.suffix.lower() == ".onnx":
         return network_cost(load_onnx(path), where=path)
@@ -87,12 +83,7 @@ def cost_from_path(network: str | Path, precision: str) -> NetworkCost:
 
 
 def cost_from_manifest(cost: NetworkCost, manifest: EngineManifest) -> NetworkCost:
-    """Replaces the graph's estimates by what TensorRT reported when it built the engine.
-
-    Raises:
-        HspanError: the engine contains the attention as a function body, whose memory grows with the square of the
-            pixels, or its manifest gives no figure.
-    """
+    """Replaces the graph's estimates by what TensorRT reported when it built the engine."""
     if manifest.attention != "plugin":
         raise HspanError(
             "engine",
@@ -127,16 +118,7 @@ def memory_for_tile(cost: NetworkCost, board: Board, tile: ImageSize) -> Memory:
 
 
 def plan_for_board(cost: NetworkCost, board: Board, picture: ImageSize) -> BoardPlan:
-    """The largest tiles that fit, up to the whole picture.
-
-    Args:
-        cost: of the network.
-        board: where it is to run.
-        picture: size of what goes into the network.
-
-    Raises:
-        UsageError: the network takes another size only.
-    """
+    """The largest tiles that fit, up to the whole picture. Raises UsageError: the network takes another size only."""
     if cost.fixed_size not in (None, picture):
         raise UsageError(
             "--size",
@@ -168,15 +150,9 @@ def least_ms(cost: NetworkCost, board: Board, tiles: TilePlan) -> float:
 
 
 def floors_of_engine(engine: Path, board: Board, sizes: Sequence[ImageSize] = ()) -> dict[ImageSize, float]:
-    """Milliseconds that one run on one picture of each size takes at least, by the board's published peaks.
+    """Milliseconds that a run on one picture of each size takes at least, by the board's published peaks.
 
-    Args:
-        engine: beside its manifest and model.
-        board: whose peaks.
-        sizes: of the input; empty is the one that the engine is tuned for.
-
-    Raises:
-        HspanError: a file cannot be read; the engine does not take a size, or not as a single picture.
+    Without sizes, of the one that the engine is tuned for. Raises HspanError: the engine does not take a size.
     """
     manifest = verify_manifest(engine)
     sizes = sizes or (manifest.largest_profile.sizes[1],)

@@ -26,14 +26,7 @@ _PLAIN_ROW_BYTES: Final = 16
 def plugin_workspace_bytes(
     positions: int, score_channels: int, value_channels: int, element_bytes: int
 ) -> int:
-    """Bytes for one attention block.
-
-    Args:
-        positions: H * W of its input, at least 1.
-        score_channels: of query and key.
-        value_channels: of value and output.
-        element_bytes: 4 for FP32, 2 for FP16 and BF16.
-    """
+    """Bytes for one attention block; `positions` is H * W of its input."""
 
     def bounds(rows: int) -> int:
         return 4 * -(rows // -_BOUND_KEYS) if element_bytes == 4 else 0

@@ -95,16 +95,7 @@ class ReferenceReport:
 def made_reference(
     checkpoint: str, pictures: Mapping[str, npt.NDArray[np.uint8]], *, res_scale: float = 0.1
 ) -> StoredReference:
-    """Runs a network in PyTorch, in float32 on the CPU.
-
-    Args:
-        checkpoint: a checkpoint file or preset.
-        pictures: (H, W, 3) uint8 by name, each taken as a whole.
-        res_scale: of the checkpoint.
-
-    Raises:
-        HspanError: PyTorch is not installed, the checkpoint cannot be read, or a picture does not fit the memory.
-    """
+    """Runs a network in PyTorch, in float32 on the CPU, on (H, W, 3) uint8 pictures by name, each as a whole."""
     from trt_hspan.runtime.memory import require_memory
     from trt_hspan.runtime.opening import open_runner
 
@@ -173,11 +164,7 @@ def require_reference_name(path: Path) -> None:
 
 
 def read_reference(path: Path) -> StoredReference:
-    """Reads a file that `write_reference` wrote; nothing in it is executed.
-
-    Raises:
-        HspanError: there is no such file, or it is damaged, too large, or something else.
-    """
+    """Reads a file that `write_reference` wrote; nothing in it is executed."""
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > _LARGEST_BYTES:
@@ -201,16 +188,7 @@ def shipped_reference(source_sha256: str | None) -> StoredReference | None:
 
 
 def reference_for(runner: Runner, path: Path | None) -> StoredReference:
-    """The reference that a network is to be compared with.
-
-    Args:
-        runner: what runs the network.
-        path: a file; None takes what is shipped for the network's source.
-
-    Raises:
-        HspanError: the file cannot be read; it, or what is shipped, is of another network; or the network does not say
-            where it comes from.
-    """
+    """The reference of a runner's network: from a file, or, where `path` is None, what is shipped for its source."""
     if runner.source_sha256 is None:
         raise HspanError(
             runner.where,
@@ -257,12 +235,7 @@ def compared_with_reference(
 
     Args:
         runner: not active yet.
-        reference: of the same network.
         min_psnr_db: the bar for the worst picture; None is `default_bar_db` of the network's precision.
-        on_picture: called after each.
-
-    Raises:
-        HspanError: a picture does not fit the network, or a run fails.
     """
     for picture in reference.pictures:
         require_size(runner, ImageSize(*picture.picture.shape[:2]), f"the reference's picture {picture.name}")

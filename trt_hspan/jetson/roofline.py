@@ -46,11 +46,7 @@ class Work:
 
 
 def attention_work(length: int, score_channels: int, value_channels: int, precision: str) -> Work:
-    """The least work for L = length positions, C = score_channels, D = value_channels; a multiply-add is 2 FLOPs.
-
-    Raises:
-        UsageError: a size below 1, or a precision other than fp32, fp16 and bf16.
-    """
+    """The least work for L = length positions, C = score_channels, D = value_channels; a multiply-add is 2 FLOPs."""
     if min(length, score_channels, value_channels) < 1:
         raise UsageError(
             "sizes", f"got {length}, {score_channels}, {value_channels}, expected at least 1 each"

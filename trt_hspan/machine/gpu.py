@@ -27,11 +27,7 @@ def gpu_architectures() -> tuple[str, ...]:
 
 
 def driver_cuda_version() -> str | None:
-    """The newest CUDA version that the driver runs, such as "13.0"; None without a driver.
-
-    Raises:
-        HspanError: the driver does not start.
-    """
+    """The newest CUDA version that the driver runs, such as "13.0"; None without; HspanError if it does not start."""
     driver, version = _started_driver(), ctypes.c_int(0)
     if driver is None:
         return None

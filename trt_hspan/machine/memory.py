@@ -54,9 +54,6 @@ def array_of_own_pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDAr
 
     Allocators keep freed blocks of up to some tens of megabytes, and blocks of such sizes that come and go leave gaps
     between smaller ones: a stream of pictures' rows then takes several times what is in use.
-
-    Raises:
-        MemoryError: the system has none left.
     """
     size = math.prod(shape)
     try:

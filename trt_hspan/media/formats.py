@@ -100,11 +100,7 @@ def require_writable_suffix(path: str | os.PathLike[str]) -> None:
 
 
 def require_sides(path: str | os.PathLike[str], size: ImageSize) -> None:
-    """Checks, before any work, that the format can hold a picture with such sides.
-
-    Raises:
-        HspanError: a side is longer than JPEG's 65500 or WebP's 16383 pixels.
-    """
+    """Raises HspanError, before any work, for a side that is longer than JPEG or WebP allow."""
     suffix = Path(path).suffix.lower()
     most = _LONGEST_SIDES.get(suffix)
     if most is not None and max(size) > most:

@@ -118,19 +118,13 @@ class Header:
 
 
 def read_header(source: Path | bytes, start: bytes, kind: str, where: object) -> Header | None:
-    """Reads what a file says; its pixels are skipped.
+    """Reads what a file says, without its pixels; None for a format that is neither PNG, JPEG, TIFF nor binary PPM.
 
     Args:
-        source: the file, or its bytes.
-        start: its first `PPM_HEADER_BYTES` bytes.
+        start: the first `PPM_HEADER_BYTES` bytes of the source.
         kind: its format, as Pillow names it.
-        where: what an error is about.
 
-    Returns:
-        None for a format that is neither PNG, JPEG, TIFF nor binary PPM.
-
-    Raises:
-        HspanError: the file is damaged, or a big-endian BigTIFF.
+    Raises HspanError: the file is damaged, or a big-endian BigTIFF.
     """
     if kind == "PPM":
         return _ppm_header(start)
@@ -327,11 +321,7 @@ def _upright_packet(packet: str | bytes | None) -> bytes | None:
 
 
 def upright_exif(exif: Image.Exif, *, of_tiff: bool) -> bytes | None:
-    """A block without orientation, pixel size, and what describes a TIFF file's own storage.
-
-    Returns:
-        The block, `Exif\\0\\0` first; None when nothing is left.
-    """
+    r"""The block, `Exif\0\0` first, without orientation, pixel size and a TIFF's own storage; None when empty."""
     from PIL import Image
 
     kept = Image.Exif()

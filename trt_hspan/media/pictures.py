@@ -164,11 +164,7 @@ def read_image(path: str | os.PathLike[str]) -> Uint8Array:
 
 
 def size_from_image_file(path: str | os.PathLike[str]) -> ImageSize:
-    """Size in pixels of what `read_image` would give.
-
-    Raises:
-        HspanError: as `read_image`, except that a truncated file may pass.
-    """
+    """Size in pixels of what `read_image` would give; a truncated file may pass."""
     opened = open_picture(path)
     require_accepted(opened.size, path)
     return opened.size

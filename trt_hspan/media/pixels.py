@@ -78,11 +78,7 @@ class PixelFormat:
         return np.stack(items)
 
     def pixels_from_tensor(self, tensor: npt.NDArray[np.floating]) -> npt.NDArray[Any]:
-        """(N, 3, H, W) -> (H, W, C): clamped, and rounded half to even as the official code does.
-
-        Raises:
-            HspanError: a value is NaN or infinite: such a pixel is never painted black or white.
-        """
+        """(N, 3, H, W) -> (H, W, C): clamped, rounded half to even as the official code does; raises for NaN."""
         require_finite(tensor, self.where)
         planes = [tensor[0]] if self.channels >= 3 else [_luma(tensor[0])]
         if self.has_alpha:

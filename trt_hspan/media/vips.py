@@ -86,24 +86,9 @@ def one_thread_of_vips(where: object) -> Iterator[None]:
 
 
 class VipsPicture:
-    """A PNG, JPEG, TIFF or binary PPM whose header has been read.
+    """A PNG, JPEG, TIFF or binary PPM whose header has been read; an `OpenedPicture` of libvips.
 
-    Args:
-        source: the file, or its bytes.
-        kind: "PNG", "JPEG", "TIFF" or "PPM".
-        header: as `read_header` gives it.
-        where: what an error is about.
-
-    Attributes:
-        size: in pixels, upright.
-        pixel_format: gray or sRGB, with alpha where the file has it, 8 or 16 bits.
-        metadata: what the file says beside its pixels.
-        format: `kind`.
-        where: as given.
-        streams: True: its rows can be read one after the other.
-
-    Raises:
-        HspanError: damaged, or of a color space without a plain way to RGB.
+    Raises HspanError: damaged, or of a color space without a plain way to RGB.
     """
 
     streams: Final = True
@@ -270,11 +255,7 @@ class VipsRows:
         self._buffer = array_of_own_pages((0, *row_shape), pixel_format.dtype)
 
     def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
-        """Rows top to bottom; `top` never goes back. (bottom - top, W, C), a view that the next call may end.
-
-        Raises:
-            HspanError: the file is damaged or truncated there.
-        """
+        """Rows top to bottom; `top` never goes back. (bottom - top, W, C), a view that the next call may end."""
         kept = self._buffer[max(0, top - self._top) : self._count]
         if bottom - top > len(self._buffer):
             larger = array_of_own_pages((bottom - top, *self._buffer.shape[1:]), self._buffer.dtype)
@@ -296,12 +277,7 @@ class VipsRows:
 
 
 def _unreadable(where: object, error: Any) -> HspanError:
-    """The one line that an error of libvips deserves: a file may be damaged, or of a kind that it does not read.
-
-    Args:
-        where: the file.
-        error: pyvips.Error, whose message says what was called and whose detail says what was wrong.
-    """
+    """The one line that a pyvips.Error deserves: a file may be damaged, or of a kind that libvips does not read."""
     reason = next((line for line in reversed(error.detail.splitlines()) if line.strip()), error.message)
     if not re.search(r"not (supported|configured|implemented)", reason):
         return damaged(where, ValueError(reason))

@@ -203,8 +203,7 @@ def _encode_from_pipe(
 
 
 def _write_stored_png(pipe: BinaryIO, name: str, size: ImageSize, strips: Iterator[npt.NDArray[Any]]) -> None:
-    """Rows as the one format that libvips reads from a pipe with every number of channels: a PNG that is not
-    compressed."""
+    """Writes rows as an uncompressed PNG, which libvips reads from a pipe with every number of channels."""
     packer = zlib.compressobj(0)
     is_begun = False
     for strip in strips:

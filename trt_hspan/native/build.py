@@ -123,12 +123,7 @@ def build_cpu_library(
 ) -> LibraryBuild:
     """Compiles the library of the attention on CPUs, unless the one in place was compiled from the very same sources.
 
-    Arguments as `build_plugin`; without `output` it goes to `cpu_attention.default_library_path()`.
-
-    Raises:
-        UsageError: jobs below 1.
-        HspanError: no sources, no CMake, no C++17 compiler, an error of the compiler, or an output that cannot be
-            written.
+    Arguments and errors as `build_plugin`; without `output` it goes to `cpu_attention.default_library_path()`.
     """
     parallel = _checked_jobs(jobs)
     target = Path(output) if output is not None else cpu_attention.default_library_path()

@@ -25,16 +25,7 @@ def run_cmake(
 ) -> None:
     """Runs commands that configure, build and install, one after the other, with all output in one log.
 
-    Args:
-        commands: command lines of CMake.
-        log: the file to write; missing parents are made.
-        where: what is built, as the error names it.
-        environment: instead of this process's.
-        on_progress: called for each step that ninja or make prints.
-
-    Raises:
-        HspanError: a command fails; the error contains the first line that reads like one, and the log's path. Or
-            the log cannot be written.
+    Raises HspanError: a command fails; the error contains the first line that reads like one, and the log's path.
     """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -134,12 +134,7 @@ class NativeLibrary:
         element_type: ElementType,
         options: NativeOptions,
     ) -> None:
-        """Computes the attention into `output`; the interpreter's lock is released meanwhile.
-
-        Raises:
-            OutOfMemoryError: the workspace could not be had.
-            ValueError: shapes that do not fit, or options that cannot be.
-        """
+        """Computes the attention into `output`; the interpreter's lock is released meanwhile."""
         arguments = self._arguments((query, key, value, output), element_type, options)
         status = self._library.hspanCpuAttention(ctypes.byref(arguments))
         if status == _OUT_OF_MEMORY:
@@ -217,8 +212,7 @@ def native_library() -> NativeLibrary | None:
 
 
 def default_library_path() -> Path:
-    """Where `trt-hspan plugin build --cpu` puts the library: TRT_HSPAN_CPU_LIBRARY, or build/cpu/ of a checkout, or the
-    user's cache folder."""
+    """Where `trt-hspan plugin build --cpu` puts the library, as `library_path`."""
     return library_path(LIBRARY_NAME, variable=LIBRARY_VARIABLE, folder="cpu")
 
 

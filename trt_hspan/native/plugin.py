@@ -81,12 +81,7 @@ def default_plugin_path() -> Path:
 
 
 def plugin_info_from_library(path: str | os.PathLike[str]) -> PluginInfo:
-    """What the library is, read from the file: nothing of it is loaded or run, so any processor's library will do.
-
-    Raises:
-        HspanError: there is no such file, it is no shared library, it is another library, it is damaged, or its ABI
-            version is not this package's.
-    """
+    """What the library is, read from the file: nothing of it is loaded or run, so any processor's library will do."""
     library = Path(path)
     try:
         data = library.read_bytes()
@@ -124,15 +119,7 @@ def plugin_info_from_library(path: str | os.PathLike[str]) -> PluginInfo:
 
 
 def check_plugin_serves(info: PluginInfo, targets: Iterable[str | int]) -> None:
-    """Makes sure that the library can be loaded here and runs on every target.
-
-    Args:
-        targets: compute capabilities, such as "sm_86" or 86.
-
-    Raises:
-        HspanError: the library is for another processor, or contains nothing that a target could run.
-        UsageError: a target is no compute capability.
-    """
+    """Raises HspanError unless the library can be loaded here and runs on every target, such as "sm_86" or 86."""
     here = platform.machine()
     if info.machine != here:
         raise HspanError(

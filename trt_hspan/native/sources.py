@@ -23,11 +23,7 @@ def is_checkout(root: Path) -> bool:
 
 
 def sources_folder() -> Path:
-    """The folder of CMakeLists.txt and plugins/: in an installed wheel, or the checkout.
-
-    Raises:
-        HspanError: the installation contains no sources.
-    """
+    """The folder of CMakeLists.txt and plugins/: in an installed wheel, or the checkout."""
     for folder in (_PACKAGE / "_sources", _PACKAGE.parent):
         if is_checkout(folder):
             return folder
@@ -46,11 +42,7 @@ def library_path(file_name: str, *, variable: str, folder: str) -> Path:
 
 
 def plugin_sources_sha256(root: Path) -> str:
-    """One hash over the names and contents of all files that the plugin is compiled from.
-
-    Args:
-        root: as `sources_folder`.
-    """
+    """One hash over the names and contents of all files that the plugin is compiled from."""
     plugins = root / "plugins"
     paths = [*plugins.glob("*"), *(path for name in _PLUGIN_FOLDERS for path in (plugins / name).rglob("*"))]
     sources = [path for path in paths if path.is_file() and path.suffix != ".md"]

@@ -55,11 +55,7 @@ class Toolchain:
 def find_toolchain(
     *, nvcc: str | os.PathLike[str] | None = None, tensorrt_root: str | os.PathLike[str] | None = None
 ) -> Toolchain:
-    """Everything a build needs.
-
-    Raises:
-        HspanError: something is missing or too old; says what to install.
-    """
+    """Everything a build needs. Raises HspanError: something is missing or too old; says what to install."""
     compiler = find_nvcc(nvcc)
     version = _checked_cuda_version(compiler)
     return Toolchain(
@@ -76,9 +72,6 @@ def find_nvcc(named: str | os.PathLike[str] | None = None) -> Path:
     """The CUDA compiler: the one named, CUDACXX, CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda, Python wheels.
 
     A compiler that was named, by option or environment, is used or is an error: never silently another one.
-
-    Raises:
-        HspanError: there is none, or not where one was named.
     """
     for source, place in (
         ("--nvcc", named),
@@ -131,11 +124,7 @@ def generator_options() -> list[str]:
 
 
 def find_tensorrt_headers(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that contains NvInferRuntime.h: under `root`, under TensorRT_ROOT, in the system, else fetched once.
-
-    Raises:
-        HspanError: a folder was named but has no headers, or they cannot be fetched.
-    """
+    """The folder of NvInferRuntime.h: under `root` or TensorRT_ROOT, else in the system, else fetched once."""
     for source, place in (("--tensorrt-root", root), ("TensorRT_ROOT", os.environ.get(_ROOT_VARIABLE))):
         if place:
             for folder in _include_folders(Path(place)):

@@ -101,11 +101,7 @@ class UpscaleClient:
             return False
 
     def model_names(self) -> list[str]:
-        """The models that are ready.
-
-        Raises:
-            HspanError: the server cannot be reached.
-        """
+        """The models that are ready. Raises HspanError: the server cannot be reached."""
         options = {"as_json": True} if self.url.protocol == "grpc" else {}
         return names_from_statistics(
             self._patiently(lambda: self._client.get_inference_statistics(**options))

@@ -31,11 +31,7 @@ class ServerUrl:
 
 
 def server_url_from_text(text: str) -> ServerUrl:
-    """Reads http://host:port, https://, grpc:// or grpcs://.
-
-    Raises:
-        UsageError: anything else.
-    """
+    """Reads http://host:port, https://, grpc:// or grpcs://. Raises UsageError: anything else."""
     match = re.fullmatch(r"(https?|grpcs?)://(\[[0-9A-Fa-f:.]+\]|[^/:@\s]+):([0-9]{1,5})/?", text)
     if match is None or not 0 < int(match[3]) < 65536:
         raise UsageError("--url", f"got {text!r}, expected http://HOST:PORT or grpc://HOST:PORT")

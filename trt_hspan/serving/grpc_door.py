@@ -49,11 +49,7 @@ class GrpcDoor:
         self._streams = 0
 
     async def bind(self, address: str) -> int:
-        """Binds the port without serving yet; the port that was bound.
-
-        Raises:
-            RuntimeError: the address is taken.
-        """
+        """Binds the port without serving yet; the port that was bound. Raises RuntimeError: the address is taken."""
         limit = self._admission.limits.max_bytes + _FRAMING_BYTES
         self._server = grpc.aio.server(
             options=[

@@ -36,16 +36,9 @@ def falling_weights(length: int) -> Float32Array:
 def blended_strips(
     plan: TilePlan, scale: int, output_of: TileOutput, pixels_from_tensor: PixelsFromTensor
 ) -> Iterator[npt.NDArray[Any]]:
-    """Runs the tiles from top to bottom and gives the picture in strips of full width.
+    """Runs the tiles from top to bottom and yields strips of full width, (rows, scale * width, ...) pixels.
 
-    Args:
-        plan: where the tiles lie.
-        scale: output pixels per input pixel.
-        output_of: called once for each tile, row by row.
-        pixels_from_tensor: turns finished values into pixels.
-
-    Yields:
-        (rows, scale * width, ...) pixels; all strips together have scale * height rows.
+    `output_of` is called once for each tile, row by row.
     """
     carried: Float32Array | None = None  # the previous row's falling ramp, (N, 3, rows, scale * width)
     for row_index, row in enumerate(plan.rows):

@@ -206,21 +206,9 @@ def upscale_stream(
 ) -> TilePlan:
     """Upscales a picture whose result is never whole in memory; the picture is not either, if its rows stream.
 
-    When memory runs out, it begins again with smaller tiles.
+    When memory runs out, it begins again with smaller tiles. Returns the tiles that the picture was cut into.
 
-    Args:
-        upscaler: with an active runner.
-        opened: the picture; one of at most `STREAM_PIXELS` pixels, unless its rows stream.
-        target: ends in .png, .jpg, .jpeg, .tif or .tiff.
-        quality: as `encode_image` takes it.
-        on_tile: called after each tile.
-
-    Returns:
-        The tiles that the picture was cut into.
-
-    Raises:
-        HspanError: as `read_picture`, `write_picture` and `Upscaler.strips`; a picture that is too large to be decoded
-            whole; self-ensemble by the official protocol turns whole pictures and cannot stream.
+    Raises HspanError: as `read_picture`, `write_picture` and `Upscaler.strips`; or the picture cannot stream.
     """
     size, scale, where = opened.size, upscaler.scale, opened.where
     if upscaler.options.self_ensemble and upscaler.options.protocol == "official":
@@ -270,15 +258,7 @@ def side_by_side(before: Picture, after: Picture) -> npt.NDArray[np.uint8]:
 
 
 def tile_effect(upscaler: Upscaler, batch: Float32Array) -> TileEffect:
-    """Runs a batch in tiles and as a whole. The attention of a tile sees that tile only, so the two differ.
-
-    Args:
-        upscaler: with an active runner; its options say how tiles are cut.
-        batch: (N, 3, H, W) float32 in [0, 1].
-
-    Raises:
-        HspanError: the whole does not fit the network or the memory.
-    """
+    """Runs a batch in tiles and as a whole. The attention of a tile sees that tile only, so the two differ."""
     ensemble = upscaler.options.self_ensemble
     whole = upscale_batch(upscaler.runner, batch, UpscaleOptions(tile="none", self_ensemble=ensemble))
     tiled = Upscaler(upscaler.runner, upscaler.options)

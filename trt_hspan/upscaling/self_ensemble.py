@@ -13,24 +13,14 @@ TURNS: Final = 8
 
 
 def ensemble_mean(batch: Float32Array, run: Callable[[Float32Array, int], Float32Array]) -> Float32Array:
-    """The mean over all turns of what a network makes of them, each turned back; summed in float32.
-
-    Args:
-        batch: (N, 3, H, W).
-        run: a turned batch, contiguous, and its number -> the network's output.
-    """
+    """The mean over all turns of the outputs, each turned back; `run` takes a contiguous turn and its number."""
     total: Float32Array | None = None
     for index in range(TURNS):
-        output = inverse_transform(run(_copied(transform(batch, index)), index), index)
+        # `np.ascontiguousarray` would keep the negative stride of a flipped axis of one pixel, which PyTorch refuses.
+        output = inverse_transform(run(transform(batch, index).copy(), index), index)
         total = output.copy() if total is None else np.add(total, output, out=total)
     assert total is not None
     return np.ascontiguousarray(total / np.float32(TURNS))
-
-
-def _copied(view: Float32Array) -> Float32Array:
-    """A contiguous copy; `np.ascontiguousarray` keeps the negative stride of a flipped axis of one pixel, which PyTorch
-    refuses."""
-    return view.copy()
 
 
 def transform(batch: Float32Array, index: int) -> Float32Array:

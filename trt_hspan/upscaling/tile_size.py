@@ -62,20 +62,13 @@ def plan_for_picture(
     """The tiles in which a network takes a picture.
 
     Args:
-        runner: what will run.
-        picture: its size.
-        tile: "auto" takes the picture as a whole where profile, memory and time allow it, else the largest
-            tile that they allow; "none" takes it as a whole or not at all; (height, width) is used as it is.
-        overlap: pixels shared by neighbors; None takes 32, or a quarter of the tile's shorter side if that
-            is less.
+        tile, overlap: as in `UpscaleOptions`.
         limit: size that an earlier lack of memory forbids to exceed; not for "none". An overlap
             that is more than half of what remains is made as small.
         turned: the network must take tiles on their side too, as a self-ensemble gives them.
-        what: the picture; errors name it.
 
     Raises:
-        HspanError: "none", and the picture does not fit the network or the memory; or the size given does not
-            fit the network; or it takes nothing both upright and `turned`.
+        HspanError: no tile of the requested size fits the network, or the whole not the memory.
         UsageError: the overlap does not suit the tile.
     """
     ranges: Sequence[SizeRange] = size_ranges(runner, turned=turned and tile == "auto")
@@ -107,11 +100,7 @@ def plan_for_picture(
 
 
 def chosen_overlap(overlap: int | None, tile: ImageSize, picture: ImageSize) -> int:
-    """The overlap for a tile size; a side that is not cut does not count.
-
-    Raises:
-        UsageError: the overlap is negative.
-    """
+    """The overlap for a tile size; a side that is not cut does not count."""
     if overlap is None:
         return min(DEFAULT_OVERLAP, min(_cut_sides(tile, picture), default=0) // 4)
     if overlap < 0:
@@ -129,11 +118,7 @@ def _cut_sides(tile: ImageSize, picture: ImageSize) -> list[int]:
 
 
 def require_size(runner: Limits, size: ImageSize, what: object, *, turned: bool = False) -> None:
-    """Checks that a network takes tiles of this size, in batches of the size that it needs.
-
-    Raises:
-        HspanError: it does not, or, where tiles are `turned`, not on their side.
-    """
+    """Raises HspanError unless a network takes tiles of this size, where `turned` on their side too."""
     least, _ = batch_limits(runner, size, requested=1)
     runner.require_shape((least, CHANNELS, *size), what)
     if turned:
@@ -142,13 +127,10 @@ def require_size(runner: Limits, size: ImageSize, what: object, *, turned: bool 
 
 
 def auto_tile(runner: Limits, ranges: Sequence[SizeRange], picture: ImageSize) -> tuple[ImageSize, SizeRange]:
-    """The largest tile for a picture that the network, the free memory and time allow; the whole picture if so.
+    """The largest tile that network, free memory and time allow, the whole picture if so; and the range that takes it.
 
     Candidates are squares of S x S pixels, S descending in steps of 8; where one side of the picture is shorter
     than S, the tile is longer along the other one, up to the same number of pixels.
-
-    Returns:
-        A size that a range contains, the smallest when nothing fits the memory, and that range.
     """
     available = available_memory_bytes()
     budget = None if available is None else int(available * _MEMORY_SHARE)
@@ -216,15 +198,7 @@ def smaller_tile(runner: Limits, tile: ImageSize, *, turned: bool = False) -> Im
 
 
 def size_ranges(runner: Limits, *, turned: bool = False) -> tuple[SizeRange, ...]:
-    """What one run takes, in height and width: a range for each profile of an engine.
-
-    Args:
-        runner: what will run.
-        turned: only sizes that are taken upright and on their side.
-
-    Raises:
-        HspanError: there are none.
-    """
+    """What one run takes: a range for each profile of an engine; where `turned`, of what is taken both ways round."""
     ranges = tuple(
         SizeRange(low=ImageSize(low[2] or 1, low[3] or 1), high=(high[2], high[3]))
         for low, high in runner.shape_ranges

@@ -161,11 +161,7 @@ class Upscaler:
             yield from blended_strips(plan, scale, output_of, pixels.pixels_from_tensor)
 
     def shrink(self, picture: ImageSize, error: OutOfMemoryError, *, highest: int | None = None) -> None:
-        """Makes tiles smaller after one of a picture of this size did not fit in memory.
-
-        Raises:
-            OutOfMemoryError: `error`, when there is nothing smaller to try or smaller tiles are not allowed.
-        """
+        """Makes tiles smaller after one did not fit in memory; raises `error` where nothing smaller may be tried."""
         if self.options.protocol == "official" or self.options.tile == "none":
             raise error
         plan = self.plan(picture, highest=highest)

@@ -104,12 +104,7 @@ class UpscaledVideo:
 
 
 def require_encoder(options: VideoOptions) -> None:
-    """Checks, before any work, that PyAV is installed and has the codec, and that the codec has such a CRF.
-
-    Raises:
-        HspanError: PyAV is not installed.
-        UsageError: it has no such video encoder, or that one has no CRF or none so large.
-    """
+    """Checks, before any work, that PyAV is installed and has the codec, and that the codec has such a CRF."""
     av = _av()
     if options.codec is None:
         return

@@ -20,13 +20,7 @@ _OF_THE_ENCODING: Final = ("bps", "duration", "number_of_", "_statistics", "enco
 
 @dataclass(kw_only=True)
 class StreamPlan:
-    """The streams of a result.
-
-    Attributes:
-        video: the stream that frames are encoded into.
-        copies: stream of the source -> stream of the result.
-        dropped: streams that the result will lack, one line each.
-    """
+    """The streams of a result: the encoded one, source -> copy, and one line for each that the result will lack."""
 
     video: Any = None
     copies: dict[Any, Any] = field(default_factory=dict)
@@ -41,15 +35,7 @@ class StreamPlan:
 def planned_streams(
     av: Any, container: Any, output: Any, video: Any, add_video: Callable[[], Any]
 ) -> StreamPlan:
-    """Adds streams to `output` in the source's order.
-
-    Args:
-        av: PyAV.
-        container: the source.
-        output: the result, with no stream yet.
-        video: the source's stream that is upscaled.
-        add_video: adds the stream that is encoded.
-    """
+    """Adds streams to `output` in the source's order; `add_video` adds the one that is encoded."""
     plan = StreamPlan()
     output.metadata.update(container.metadata)
     for stream in container.streams:
