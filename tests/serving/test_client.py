@@ -256,7 +256,7 @@ def test_page_shows_before_and_after_and_the_latency(
         page.set_input_files("#file", str(path))
         page.wait_for_selector("body[data-latency-ms]", timeout=60_000)
         message = page.inner_text("#message")
-        assert "30\u00d720 to 120\u00d780 in" in message
+        assert "20\u00d730 to 80\u00d7120 in" in message
         assert "of which the server took" in message
         assert float(page.get_attribute("body", "data-latency-ms") or 0) > 0
         clip = "getComputedStyle(document.getElementById('before')).clipPath"

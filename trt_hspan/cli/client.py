@@ -49,9 +49,7 @@ class ClientRequest:
     attempts: Annotated[int, typer.Option(help="At a server that is busy.", min=1)] = 6
     shared_memory: Annotated[
         bool,
-        typer.Option(
-            "--shared-memory", help="Send through /dev/shm, one at a time; for a server on this machine."
-        ),
+        typer.Option(help="Send through /dev/shm, one at a time; for a server on this machine."),
     ] = False
     json: options.Json = False
 

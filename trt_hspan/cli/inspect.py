@@ -24,9 +24,7 @@ class InspectRequest:
             metavar="FILE", help="A .plan, .onnx, .pt, .pth, .safetensors or .so file, or a preset's name."
         ),
     ]
-    layers: Annotated[
-        bool, typer.Option("--layers", help="List every layer in the table too, as --json does.")
-    ] = False
+    layers: Annotated[bool, typer.Option(help="List every layer in the table too, as --json does.")] = False
     json: options.Json = False
 
 

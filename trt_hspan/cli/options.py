@@ -41,7 +41,7 @@ def keep_fp32(more: str = "") -> Any:
 
 ResScale = Annotated[float | None, res_scale()]
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Json = Annotated[bool, typer.Option(help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1 for the second GPU.")]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", help="CPU threads.", show_default="the backend's choice")
@@ -57,7 +57,6 @@ Plugin = Annotated[
 IntegerKernels = Annotated[
     bool,
     typer.Option(
-        "--integer-kernels",
         help="For INT8 ONNX files: convolutions in ONNX Runtime's integer kernels (VNNI where the processor has it). "
         "Faster on large networks; single values differ by one quantization step.",
     ),
@@ -200,9 +199,7 @@ class CalibrationOptions:
     tile: Annotated[
         int, typer.Option(help="Side of a tile in input pixels; held-out ones are twice as wide and high.")
     ] = 48
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure ranges anew, and keep no table.")] = (
-        False
-    )
+    no_cache: Annotated[bool, typer.Option(help="Measure ranges anew, and keep no table.")] = False
 
     def request(self, precision: str, *, budget_db: float | None = None) -> QuantizationRequest:
         """Raises: UsageError as `QuantizationRequest`."""

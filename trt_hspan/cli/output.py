@@ -16,6 +16,16 @@ def print_json(report: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(plain(report), indent=2, allow_nan=False))
 
 
+def print_report(
+    title: str, report: Mapping[str, Any], rows: Mapping[str, Any] | None = None, *, as_json: bool
+) -> None:
+    """Prints a report as JSON, or as a table; `rows` is the table where it differs from the report."""
+    if as_json:
+        print_json(report)
+    else:
+        print_table(title, report if rows is None else rows)
+
+
 def rounded(value: float, digits: int) -> float:
     """`round`, but what rounds to minus zero is zero."""
     return round(value, digits) + 0.0

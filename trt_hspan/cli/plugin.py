@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_hspan.cli import options
-from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.output import print_report
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import refuse_options, takes_request
 
@@ -55,12 +55,10 @@ class PluginBuildRequest:
         int | None,
         typer.Option("--jobs", "-j", help="Compilations at a time.", show_default="all processors"),
     ] = None
-    force: Annotated[bool, typer.Option("--force", help="Compile everything again.")] = False
+    force: Annotated[bool, typer.Option(help="Compile everything again.")] = False
     cpu: Annotated[
         bool,
-        typer.Option(
-            "--cpu", help="Compile the CPU attention library instead: needs a C++ compiler, no CUDA."
-        ),
+        typer.Option(help="Compile the CPU attention library instead: needs a C++ compiler, no CUDA."),
     ] = False
     json: options.Json = False
 
@@ -110,12 +108,8 @@ def _build_cpu_library(request: PluginBuildRequest) -> None:
         "instruction_sets": list(library.instruction_sets),
         "compiled": result.compiled,
     }
-    if request.json:
-        print_json(report)
-        return
-    report["instruction_sets"] = ", ".join(library.instruction_sets)
-    report["compiled"] = _compiled_text(result.compiled)
-    print_table("", report)
+    sets = {"instruction_sets": ", ".join(library.instruction_sets)}
+    print_report("", report, report | sets | _compiled(result.compiled), as_json=request.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +135,12 @@ def _print(plugin: PluginInfo, *, as_json: bool, **more: bool) -> None:
     from trt_hspan.files import sha256_from_file
 
     report = asdict(plugin) | {"path": str(plugin.path), "sha256": sha256_from_file(plugin.path)} | more
-    if as_json:
-        print_json(report)
-        return
-    report["cubin_architectures"] = ", ".join(f"sm_{number}" for number in plugin.cubin_architectures)
-    report["ptx_architectures"] = ", ".join(f"compute_{number}" for number in plugin.ptx_architectures)
-    if "compiled" in more:
-        report["compiled"] = _compiled_text(more["compiled"])
-    print_table("", report)
+    architectures = {
+        "cubin_architectures": ", ".join(f"sm_{number}" for number in plugin.cubin_architectures),
+        "ptx_architectures": ", ".join(f"compute_{number}" for number in plugin.ptx_architectures),
+    }
+    print_report("", report, report | architectures | _compiled(**more), as_json=as_json)
 
 
-def _compiled_text(compiled: bool) -> str:
-    return "now" if compiled else "not needed, it was up to date"
+def _compiled(compiled: bool | None = None) -> dict[str, str]:
+    return {} if compiled is None else {"compiled": "now" if compiled else "not needed, it was up to date"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_hspan.cli import options
-from trt_hspan.cli.output import print_json, print_table, rounded
+from trt_hspan.cli.output import print_report, rounded
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
 from trt_hspan.errors import UsageError
@@ -49,10 +49,7 @@ def quantize(request: QuantizeRequest) -> None:
     with progress(job.how.precision) as bar:
         quantized = quantized_network(job, on_progress=bar.show)
     report = _report(quantized, write_quantized(quantized, request.output))
-    if request.json:
-        print_json(report)
-    else:
-        print_table(f"Quantized {request.output}", report)
+    print_report(f"Quantized {request.output}", report, as_json=request.json)
 
 
 def _report(quantized: Quantized, written: list[Path]) -> dict[str, object]:

@@ -18,7 +18,7 @@ def takes_request(command: Callable[[RequestT], None]) -> Callable[..., None]:
 
     The request is a frozen dataclass. Its fields are `Annotated` with `typer.Option` or `typer.Argument`, or are such
     dataclasses themselves: groups, whose options stand in their place, in a panel of the help if the group is
-    `Annotated` with its title. A field of the type `tuple[X, ...]` is a repeatable option.
+    `Annotated` with its title. A field of the type `tuple[X, ...]` is a repeatable option, a `bool` is a flag.
     """
     hints = get_type_hints(command)
     (kind,) = (hint for name, hint in hints.items() if name != "return")
@@ -65,9 +65,10 @@ def _parameters(kind: Any, panel: str | None = None) -> Iterator[inspect.Paramet
         if get_origin(value_type) is tuple:  # typer repeats options that are lists
             value_type = list[get_args(value_type)[0]]  # type: ignore[misc]  # known at run time
             default = default or None
-        if panel is not None:
-            extra = copy.copy(extra)
-            extra.rich_help_panel = panel
+        extra = copy.copy(extra)
+        if value_type is bool and extra.default is ...:
+            extra.default = option_name(field.name)  # a name keeps typer from adding --no-...
+        extra.rich_help_panel = extra.rich_help_panel or panel
         yield inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,

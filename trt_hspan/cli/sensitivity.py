@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_hspan.cli import options
-from trt_hspan.cli.output import print_json, print_table, rounded
+from trt_hspan.cli.output import print_report, rounded
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
 from trt_hspan.errors import UsageError
@@ -58,10 +58,8 @@ def sensitivity(request: SensitivityRequest) -> None:
     with progress(f"{request.precision}, layer by layer") as bar:
         report = network_sensitivity(job, on_progress=bar.show)
     chart = write_sensitivity(report, request.output)
-    if request.json:
-        print_json({"json": str(request.output), "chart": str(chart), **report.as_dict()})
-    else:
-        print_table(f"Measured {request.output}, {chart}", _rows(report))
+    figures = {"json": str(request.output), "chart": str(chart), **report.as_dict()}
+    print_report(f"Measured {request.output}, {chart}", figures, _rows(report), as_json=request.json)
 
 
 def _rows(report: SensitivityReport) -> dict[str, object]:

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from trt_hspan.cli import options
-from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.output import print_report
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import given_options, takes_request
 from trt_hspan.errors import UsageError
@@ -116,7 +116,7 @@ class ServeRequest:
     port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000
     grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001
     metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0 takes a free one.")] = 8002
-    page: Annotated[bool, typer.Option("--page", help="Serve a page to try it in a browser, at /.")] = False
+    page: Annotated[bool, typer.Option(help="Serve a page to try it in a browser, at /.")] = False
     watch: Annotated[
         float | None,
         typer.Option(
@@ -126,7 +126,7 @@ class ServeRequest:
     options: NetworkOptions
     threads: Annotated[int, typer.Option(help="CPU threads of each instance.", min=1)] = 1
     limits: ServerLimitOptions
-    json: Annotated[bool, typer.Option("--json", help="Log JSON, one object a line, on stdout.")] = False
+    json: Annotated[bool, typer.Option(help="Log JSON, one object a line, on stdout.")] = False
 
     def spec(self, repository: Path) -> ServeSpec:
         """Raises: as `ServeSpec` and `RepositoryLimitOptions.limits`."""
@@ -222,9 +222,7 @@ class ServeExportRequest:
         ),
     ] = None
     instances: Annotated[int, typer.Option(help="Copies of each network on a GPU.", min=1)] = 1
-    add_version: Annotated[
-        bool, typer.Option("--add-version", help="Add the next version to an existing repository.")
-    ] = False
+    add_version: Annotated[bool, typer.Option(help="Add the next version to an existing repository.")] = False
     limits: RepositoryLimitOptions
     json: options.Json = False
 
@@ -262,7 +260,4 @@ def _print_export(written: WrittenRepository, networks: Sequence[Network], *, as
         "models": {name: backends.get(name, "python") for name in written.models},
         "image": written.image,
     }
-    if as_json:
-        print_json(report)
-        return
-    print_table(f"Wrote {written.folder}", report)
+    print_report(f"Wrote {written.folder}", report, as_json=as_json)

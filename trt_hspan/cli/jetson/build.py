@@ -12,7 +12,7 @@ import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.jetson.options import Board, Plugin, board_report, printed_advice
-from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.output import print_report
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
 from trt_hspan.sizes import image_size_from_text
@@ -67,10 +67,9 @@ def build(request: BoardBuildRequest) -> None:
     advice = printed_advice(detection, facts)
     with progress(f"building {request.output.name}") as bar:
         manifest = build_engine(planned.spec, on_progress=bar.phases(f"building {request.output.name}"))
-    if request.json:
-        print_json(_build_report(detection, planned, manifest, advice))
-    else:
-        print_table(f"Built {request.output}", _build_table(detection, planned, manifest))
+    report = _build_report(detection, planned, manifest, advice)
+    rows = _build_table(detection, planned, manifest)
+    print_report(f"Built {request.output}", report, rows, as_json=request.json)
 
 
 def _build_report(

@@ -10,7 +10,7 @@ import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.jetson.options import BoardEngineOptions
-from trt_hspan.cli.output import print_json, print_rows, print_table
+from trt_hspan.cli.output import print_json, print_report, print_rows, print_table
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
 from trt_hspan.errors import HspanError, UsageError
@@ -63,10 +63,7 @@ def reference(request: ReferenceRequest) -> None:
         "pictures": {picture.name: list(picture.picture.shape[:2]) for picture in stored.pictures},
         "size_bytes": request.output.stat().st_size,
     }
-    if request.json:
-        print_json(report)
-    else:
-        print_table(f"Wrote {request.output}", report)
+    print_report(f"Wrote {request.output}", report, as_json=request.json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,10 @@ class WatchRequest:
         ),
     ]
     outgoing: Annotated[Path, typer.Option("--to", metavar="DIR", help="Results, under the same names.")]
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Delete upscaled pictures instead of moving them.")
-    ] = False
+    delete: Annotated[bool, typer.Option(help="Delete upscaled pictures instead of moving them.")] = False
     seconds: Annotated[float, typer.Option(help="Between two looks at the folder.")] = 1.0
     execution: BoardEngineOptions
-    once: Annotated[bool, typer.Option("--once", help="End when no pictures are left.")] = False
+    once: Annotated[bool, typer.Option(help="End when no pictures are left.")] = False
 
 
 @takes_request

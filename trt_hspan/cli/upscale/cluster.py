@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.output import print_report
 from trt_hspan.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -42,14 +42,11 @@ def _print(
         "worker_seconds": round(sum(report.seconds for report in reports), 3),
         "network": str(job.network),
     }
-    if as_json:
-        files = [
-            {"input": r.task.source, "output": r.task.target, "outcome": r.outcome, "error": r.error or None}
-            for r in reports
-        ]
-        print_json({**totals, "files": files})
-    else:
-        print_table(f"Upscaled to {job.output}", totals)
+    files = [
+        {"input": r.task.source, "output": r.task.target, "outcome": r.outcome, "error": r.error or None}
+        for r in reports
+    ]
+    print_report(f"Upscaled to {job.output}", {**totals, "files": files}, totals, as_json=as_json)
     for report in reports:
         if report.error:
             typer.echo(f"trt-hspan: error: {report.error}", err=True)

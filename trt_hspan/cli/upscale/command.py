@@ -43,12 +43,11 @@ class TileOptions:
         ),
     ] = None
     self_ensemble: Annotated[
-        bool, typer.Option("--self-ensemble", help="Mean over the 8 flips and turns: 8 times the work.")
+        bool, typer.Option(help="Mean over the 8 flips and turns: 8 times the work.")
     ] = False
     tile_effect: Annotated[
         bool,
         typer.Option(
-            "--tile-effect",
             help="Also run the picture as a whole, where it fits, and report what the tiles change.",
         ),
     ] = False
@@ -75,7 +74,7 @@ class PictureOptions:
 
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="In folders: do finished files again, replace others."),
+        typer.Option(help="In folders: do finished files again, replace others."),
     ] = False
     format: Annotated[
         str | None,
@@ -93,9 +92,7 @@ class PictureOptions:
     ] = None
     compare: Annotated[
         bool,
-        typer.Option(
-            "--compare", help="Also write NAME_compare.png: bicubic on the left, network on the right."
-        ),
+        typer.Option(help="Also write NAME_compare.png: bicubic on the left, network on the right."),
     ] = False
 
     def suffix(self) -> str | None:

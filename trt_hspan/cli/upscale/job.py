@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.output import print_report
 from trt_hspan.errors import HspanError
 from trt_hspan.jobs.upscale import UpscaleJob, Work, upscale_files
 
@@ -45,10 +45,7 @@ def print_one(job: UpscaleJob, work: Work, name: str, result: Any, *, as_json: b
         **_runner_rows(work.runner),
         "out_of_memory": work.upscaler.shrinks or None,
     }
-    if as_json:
-        print_json(report)
-    else:
-        print_table(f"Upscaled {name}", _for_people(report))
+    print_report(f"Upscaled {name}", report, _for_people(report), as_json=as_json)
 
 
 def _print_all(job: UpscaleJob, work: Work, report: JobReport, *, as_json: bool) -> int:
@@ -61,11 +58,9 @@ def _print_all(job: UpscaleJob, work: Work, report: JobReport, *, as_json: bool)
         **_runner_rows(work.runner),
         "out_of_memory": work.upscaler.shrinks or None,
     }
-    if as_json:
-        print_json({**totals, "files": [_file_entry(entry) for entry in report.tasks]})
-    else:
-        rows = {name: value for name, value in totals.items() if value is not None}
-        print_table(f"Upscaled to {job.output}", _for_people(rows))
+    files = [_file_entry(entry) for entry in report.tasks]
+    title = f"Upscaled to {job.output}"
+    print_report(title, {**totals, "files": files}, _for_people(totals), as_json=as_json)
     for entry in done:
         for line in (*getattr(entry.result, "dropped_streams", ()), *getattr(entry.result, "notes", ())):
             typer.echo(f"trt-hspan: {entry.task.source}: {line}", err=True)
