@@ -107,14 +107,14 @@ def bench(request: BenchRequest) -> None:
 def _print(report: BenchReport) -> None:
     columns = ["network", "size", "batch", "p50 ms", "p90", "p95", "p99", "images/s", "x peer", "peak MB"]
     rows = [_row(report.name_of(measurement), measurement) for measurement in report.measurements]
-    print_rows("Latency of one run, host to host", columns, rows, [""] * len(columns))
+    print_rows("Latency of one run, host to host", columns, rows)
     stages = [
         row
         for measurement in report.measurements
         for row in _stage_rows(report.name_of(measurement), measurement)
     ]
     if stages:
-        print_rows("Stages, median ms", ["network", "size", "stage", "ms"], stages, [""] * 4)
+        print_rows("Stages, median ms", ["network", "size", "stage", "ms"], stages)
     print_table("", _footnotes(report.measurements, report.machine, report.picked))
 
 

@@ -88,7 +88,7 @@ def _print(request: ClientRequest, results: list[dict[str, Any]]) -> None:
         print_json({"url": request.url, "pictures": pictures})
     elif len(failed) < len(results):
         rows = [[r["input"], r["output"], f"{r['milliseconds']:.0f} ms"] for r in results if "error" not in r]
-        print_rows(f"Upscaled on {request.url}", ["picture", "result", "latency"], rows, ["", "", ""])
+        print_rows(f"Upscaled on {request.url}", ["picture", "result", "latency"], rows)
     if len(failed) == 1:
         raise failed[0]["raised"]
     if failed:

@@ -48,7 +48,7 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
 def print_rows(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], totals: Sequence[str] | None = None
 ) -> None:
-    """Prints a table with a header, and a last row of totals if any; the first column is text, others numbers."""
+    """Prints a table with a header, and a last row of totals if any; columns of numbers are aligned to the right."""
     from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
@@ -56,7 +56,8 @@ def print_rows(
 
     table = Table(title=Text(title), title_justify="left", show_footer=totals is not None)
     for index, (column, total) in enumerate(zip(columns, totals or [""] * len(columns), strict=True)):
-        table.add_column(column, footer=total, justify="left" if index == 0 else "right", overflow="fold")
+        is_text = index == 0 or any(row[index][:1].isalpha() for row in rows)
+        table.add_column(column, footer=total, justify="left" if is_text else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     console = Console()
