@@ -143,7 +143,7 @@ def test_foreign_and_spoilt_plugins_are_refused_on_the_board(orin: OrinBuild, en
     named(ours)
     assert orin.upscale("-e", engine_copy, "--info").returncode == 0
     named(ours, abi=PLUGIN_ABI_VERSION + 1)
-    expected = f"ABI version {PLUGIN_ABI_VERSION}, the engine_copy needs {PLUGIN_ABI_VERSION + 1}"
+    expected = f"ABI version {PLUGIN_ABI_VERSION}, the engine needs {PLUGIN_ABI_VERSION + 1}"
     assert expected in only_line(orin.upscale("-e", engine_copy, "--info"), 1)
     foreign = bytearray(ours)
     foreign[18] = 62  # EM_X86_64
