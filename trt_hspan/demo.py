@@ -145,8 +145,6 @@ def _note(quality: Quality) -> str:
 
 
 class _Clock:
-    """Wall time of named steps."""
-
     def __init__(self, on_step: Callable[[str], None] | None) -> None:
         self.seconds: dict[str, float] = {}
         self._on_step = on_step

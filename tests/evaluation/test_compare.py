@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +163,7 @@ def test_report_survives_json_with_its_infinities_and_nans(
     samples: list[Sample], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def as_json(report: ValidationReport) -> dict:
-        print_json(report.as_dict())
+        print_json(asdict(report))
         return json.loads(capsys.readouterr().out)
 
     equal = as_json(validate(NearestRunner(), NearestRunner(), samples))

@@ -48,7 +48,7 @@ def _as_dict(report: DemoReport) -> dict[str, object]:
     return {
         **paths,
         "engines": engines,
-        "validation": report.validation.as_dict(),
+        "validation": asdict(report.validation),
         "bicubic": asdict(report.bicubic),
         "upscale_run": asdict(report.upscale_run),
         "seconds": report.seconds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,8 +118,8 @@ def _as_dict(reports: Sequence[ValidationReport], page: Path | None) -> dict[str
     """One network's report as it is; several in a list, with the verdict on all."""
     where = {} if page is None else {"report_page": str(page)}
     if len(reports) == 1:
-        return {**reports[0].as_dict(), **where}
-    return {"passed": all(r.passed for r in reports), "reports": [r.as_dict() for r in reports], **where}
+        return {**asdict(reports[0]), **where}
+    return {"passed": all(r.passed for r in reports), "reports": [asdict(r) for r in reports], **where}
 
 
 def _next_step(report: ValidationReport) -> str:

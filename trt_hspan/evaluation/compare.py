@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -130,10 +129,6 @@ class ValidationReport:
     total: Summary
     pictures: tuple[PictureReport, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Nested dictionaries and tuples of plain values, for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
@@ -168,10 +163,7 @@ def validate(
 ) -> ValidationReport:
     """Runs two networks on every picture and compares them: `validate_all` with one candidate."""
 
-    def report_first(outputs: Outputs) -> None:
-        if on_picture is not None:
-            on_picture(outputs.reports[0])
-
+    callback = None if on_picture is None else lambda outputs: on_picture(outputs.reports[0])
     (report,) = validate_all(
         [candidate],
         reference,
@@ -179,7 +171,7 @@ def validate(
         min_psnr_db=min_psnr_db,
         budget_db=budget_db,
         options=options,
-        on_outputs=report_first,
+        on_outputs=callback,
     )
     return report
 
@@ -302,12 +294,7 @@ def common_scale(reference: Runner, candidates: Sequence[Runner]) -> int:
     return reference.scale
 
 
-def _compared(
-    sample: Sample,
-    candidates: Sequence[Runner],
-    reference: Runner,
-    tiles: SharedTiles,
-) -> Outputs:
+def _compared(sample: Sample, candidates: Sequence[Runner], reference: Runner, tiles: SharedTiles) -> Outputs:
     low, truth = sample.load()
     size = ImageSize(*low.shape[:2])
     height, width = size.scaled(sample.scale)
@@ -321,12 +308,7 @@ def _compared(
         measured.append(agreement(output, expected))
         return measured[-1].nan_count == 0
 
-    runs = run_and_compare(
-        [reference, *candidates],
-        tensor_from_image(low),
-        matches,
-        infer=infer,
-    )
+    runs = run_and_compare([reference, *candidates], tensor_from_image(low), matches, infer=infer)
     qualities = [None if truth is None else _quality(run.output, truth, sample.scale) for run in runs]
     tile = tiles.options.tile if isinstance(tiles.options.tile, ImageSize) else None
     cut = None if tile is None or size.within(tile) == size else tile

@@ -29,7 +29,7 @@ def run_and_compare(
     runners: Sequence[Runner],
     batch: Float32Array,
     matches: Callable[[Float32Array, Float32Array], bool],
-    infer: Callable[[Runner, Float32Array], Float32Array] = Runner.run,
+    infer: Callable[[Runner, Float32Array], Float32Array],
 ) -> list[Run]:
     """Runs active runners on one batch, then compares the first one's output with each other's, by Polygraphy.
 
@@ -40,12 +40,6 @@ def run_and_compare(
         batch: (N, 3, H, W) float32.
         matches: called with the reference's and another's output, in the runners' order; says whether they agree.
         infer: how a runner is given a batch.
-
-    Returns:
-        Each runner's output.
-
-    Raises:
-        HspanError: as `Runner.run`.
     """
     _quiet_polygraphy()
     from polygraphy.comparator import Comparator
@@ -91,9 +85,6 @@ def _adapted_runner_class() -> Any:
 def _quiet_polygraphy() -> None:
     """Polygraphy prints to stdout by default, which would spoil `--json`. Here it reports to `logging` under its own
     name, and only where debug messages are on.
-
-    Raises:
-        HspanError: it is not installed.
     """
     try:
         from polygraphy import logger

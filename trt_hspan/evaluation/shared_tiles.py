@@ -19,15 +19,10 @@ from trt_hspan.upscaling.upscaler import Upscaler, reflected
 
 @dataclass(frozen=True, kw_only=True)
 class SharedTiles:
-    """How all networks get one picture.
-
-    Attributes:
-        options: tiles, for each of them.
-        size: of the picture after it has grown to what all networks take.
-    """
+    """How all networks get one picture."""
 
     options: UpscaleOptions
-    size: ImageSize
+    size: ImageSize  # after the picture has grown to what all networks take
 
     def padded(self, batch: Float32Array) -> Float32Array:
         """(N, 3, H, W) -> (N, 3, *size): grown by reflection at its bottom and right."""
@@ -41,11 +36,7 @@ def shared_tiles(
 ) -> SharedTiles:
     """The tiles in which all networks take a picture.
 
-    Args:
-        runners: the networks; none needs to be active.
-        picture: its size.
-        options: how; "auto" becomes the smallest tile that any of the networks needs, where all of them take it.
-        what: the picture; errors name it.
+    Tile "auto" becomes the smallest tile that any of the networks needs, where all of them take it.
 
     Raises:
         HspanError: the networks take no tile in common, or not the requested one.
@@ -98,12 +89,10 @@ class _Together:
         return tuple(((None, CHANNELS, *low), (None, CHANNELS, *high)) for low, high in dict.fromkeys(met))  # type: ignore[misc]  # of two sides
 
     def require_shape(self, shape: tuple[int, ...], what: object) -> None:
-        """Each network decides."""
         for runner in self._runners:
             require_size(runner, ImageSize(*shape[2:]), what)
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """Of the network that needs the most: they run one after the other."""
         return max(runner.memory_bytes(shape) for runner in self._runners)
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trt_hspan.engine.manifest import read_manifest
 from trt_hspan.errors import UsageError
 from trt_hspan.evaluation.compare import Outputs, ValidationReport, common_scale, validate_all
 from trt_hspan.evaluation.datasets import Sample, samples_from_folder, shipped_samples
+from trt_hspan.evaluation.layers import LAYER_SIDE, layer_errors
 from trt_hspan.evaluation.metrics import require_bar
-from trt_hspan.evaluation.report import EvidenceCollector
-from trt_hspan.evaluation.report.page import PAGE_NAME, require_report_tools
-from trt_hspan.evaluation.report.rows import labels_of, written_report
+from trt_hspan.evaluation.report.evidence import EvidenceCollector
+from trt_hspan.evaluation.report.page import PAGE_NAME, ReportInput, Row, require_report_tools, write_report
 from trt_hspan.files import check_writable
+from trt_hspan.graph import load_onnx
+from trt_hspan.media.pixels import tensor_from_image
+from trt_hspan.model.checkpoint import load_model
+from trt_hspan.model.hspan import HSPAN
 from trt_hspan.runtime.opening import device_from_text, open_runner
-from trt_hspan.runtime.runner import Runner
+from trt_hspan.runtime.runner import Float32Array, Runner
 from trt_hspan.runtime.torch_runner import TorchRunner
 from trt_hspan.upscaling.options import DEFAULT_OPTIONS, UpscaleOptions
 
@@ -34,7 +40,7 @@ class ValidationRequest:
         min_psnr_db, budget_db, options: as `validate_all` takes them.
         res_scale: of the checkpoint; None is what the files say, or 0.1.
         device, plugin: of engines, as `open_runner` takes them.
-        report: a folder for the report of `written_report`.
+        report: a folder for `index.html` and `report.json`.
 
     Raises:
         UsageError: nothing to compare, a file named twice or of another kind, or options that make no sense.
@@ -102,7 +108,7 @@ def validate_files(
         on_progress: called with what is being done, pictures done, and pictures in all.
 
     Raises:
-        HspanError: as `open_runner`, `validate_all` and `written_report`.
+        HspanError: as `open_runner` and `validate_all`; the report cannot be written.
     """
     progress = on_progress or (lambda *_: None)
     if request.report is not None:
@@ -117,7 +123,7 @@ def validate_files(
         candidates.append(TorchRunner(request.checkpoint, res_scale=res_scale, precision=request.precision))
         names.append(f"{request.checkpoint} in {request.precision}")
     samples = _samples(request, common_scale(reference, candidates))
-    evidence = None if request.report is None else EvidenceCollector(labels_of(request.files, candidates))
+    evidence = None if request.report is None else EvidenceCollector(_labels(request.files, candidates))
     count = iter(range(1, len(samples) + 1))
 
     def on_outputs(outputs: Outputs) -> None:
@@ -138,17 +144,17 @@ def validate_files(
     page = None
     if request.report is not None and evidence is not None:
         progress("writing the report", len(samples), len(samples))
-        page = written_report(
-            request.report,
+        rows, layer_picture = _rows(
+            request, candidates, reports, load_model(request.checkpoint, res_scale=res_scale), samples[0]
+        )
+        content = ReportInput(
             checkpoint=request.checkpoint,
             images="the shipped photograph" if request.pictures is None else str(request.pictures),
-            files=request.files,
-            runners=candidates,
-            reports=reports,
+            rows=rows,
             evidence=evidence,
-            sample=samples[0],
-            reference=reference,
+            layer_picture=layer_picture,
         )
+        page = write_report(request.report, content)
     return Validation(names=tuple(names), reports=tuple(reports), page=page)
 
 
@@ -163,3 +169,51 @@ def _samples(request: ValidationRequest, scale: int) -> list[Sample]:
     pictures = request.pictures
     samples = shipped_samples(scale) if pictures is None else samples_from_folder(pictures, scale)
     return samples[: request.limit]
+
+
+def _labels(files: Sequence[Path], runners: Sequence[Runner]) -> list[str]:
+    """A short name for each network: its precision, with the file's name where that is not enough."""
+    precisions = [runner.precision.upper() for runner in runners]
+    names = Counter(path.name for path in files)
+    return [
+        precision
+        if precisions.count(precision) == 1
+        else f"{precision} {path.stem if names[path.name] == 1 else path}"
+        for precision, path in zip(precisions, files, strict=True)
+    ]
+
+
+def _rows(
+    request: ValidationRequest,
+    runners: Sequence[Runner],
+    reports: Sequence[ValidationReport],
+    network: HSPAN,
+    sample: Sample,
+) -> tuple[list[Row], str]:
+    """The report's rows, with the layers measured on the middle of one picture, and what that middle is."""
+    rows, size = [], ""
+    labels = _labels(request.files, runners)
+    for path, runner, report, label in zip(request.files, runners, reports, labels, strict=True):
+        manifest = read_manifest(path) if path.suffix.lower() == ".plan" else None
+        batch = _middle(sample, runner)
+        layers = []
+        if batch is not None:
+            model = load_onnx(path if manifest is None else path.parent / manifest.onnx_file)
+            layers = layer_errors(model, network, batch)
+            size = f"{batch.shape[2]}\N{MULTIPLICATION SIGN}{batch.shape[3]}"
+        rows.append(Row(label=label, path=path, manifest=manifest, report=report, layers=layers))
+    return rows, f"the middle {size} input pixels of {sample.name}"
+
+
+def _middle(sample: Sample, runner: Runner) -> Float32Array | None:
+    """(1, 3, h, w): the middle of the picture; None when the network takes only inputs that are larger than it."""
+    image, _ = sample.load()
+    height, width = image.shape[:2]
+    rows, columns = (
+        fixed or min(LAYER_SIDE, size)
+        for fixed, size in zip(runner.fixed_shape[2:], image.shape[:2], strict=True)
+    )
+    if rows > height or columns > width or runner.fixed_shape[0] not in (None, 1):
+        return None
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return tensor_from_image(image[top : top + rows, left : left + columns])

@@ -23,19 +23,12 @@ State = Literal["ok", "absent", "broken"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One part of the machine.
-
-    Attributes:
-        name: the part.
-        state: "absent" is not installed, "broken" is installed and does not work.
-        detail: version, path, or what is wrong.
-        next_step: the command that installs or repairs it; None when all is well.
-    """
+    """One part of the machine; "broken" is installed and does not work."""
 
     name: str
     state: State
-    detail: str
-    next_step: str | None = None
+    detail: str  # version, path, or what is wrong
+    next_step: str | None = None  # the command that installs or repairs it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +159,7 @@ def _examined(part: str, probe: Callable[[], str]) -> Finding:
 
 
 class _AbsentError(HspanError):
-    """The part is not installed."""
+    """Of a part that is not installed."""
 
 
 def _machine() -> str:

@@ -82,25 +82,22 @@ def inspect_file(source: str | os.PathLike[str]) -> Inspection:
     """
     path = Path(source)
     readers: dict[str, Callable[[Path], Inspection]] = {
-        ".plan": inspect_engine,
-        ".onnx": inspect_onnx,
-        ".so": inspect_library,
+        ".plan": _inspect_engine,
+        ".onnx": _inspect_onnx,
+        ".so": _inspect_library,
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        return inspect_checkpoint(os.fspath(source))
+        return _inspect_checkpoint(os.fspath(source))
     if not path.is_file():
         raise HspanError(path, "no such file" if not path.exists() else "is not a file", "check the path")
     return reader(path)
 
 
-def inspect_engine(plan: Path) -> Inspection:
+def _inspect_engine(plan: Path) -> Inspection:
     """Describes an engine from its manifest; layers come from TensorRT where it can run here, else from the ONNX file.
 
     A plan or model that does not match its manifest is described too, and the fact `vouched_for` says what is wrong.
-
-    Raises:
-        HspanError: the manifest is missing or unreadable.
     """
     from trt_hspan.engine.manifest import read_manifest, verify_manifest
     from trt_hspan.graph import load_onnx
@@ -155,8 +152,7 @@ def inspect_engine(plan: Path) -> Inspection:
     return Inspection(path=str(plan), kind="engine", facts=facts, layers=layers, layers_from=where)
 
 
-def inspect_onnx(path: Path) -> Inspection:
-    """Describes an ONNX file. Raises: HspanError when it is not one, or truncated."""
+def _inspect_onnx(path: Path) -> Inspection:
     from trt_hspan.graph import (
         attention_nodes,
         load_onnx,
@@ -193,8 +189,7 @@ def inspect_onnx(path: Path) -> Inspection:
     return Inspection(path=str(path), kind="onnx", facts=facts, layers=_onnx_layers(model))
 
 
-def inspect_checkpoint(source: str) -> Inspection:
-    """Describes a checkpoint or a preset. Raises: HspanError, UsageError as `load_model`, or PyTorch is missing."""
+def _inspect_checkpoint(source: str) -> Inspection:
     if importlib.util.find_spec("torch") is None:
         raise HspanError(
             source, "PyTorch, which reads checkpoints, is not installed", "pip install 'trt-hspan[export]'"
@@ -235,12 +230,8 @@ def inspect_checkpoint(source: str) -> Inspection:
     return Inspection(path=source, kind="checkpoint", facts=facts, layers=layers)
 
 
-def inspect_library(path: Path) -> Inspection:
-    """Describes the compiled TensorRT plugin, or the attention's CPU library; no code of it runs.
-
-    Raises:
-        HspanError: it is neither, or of another ABI version.
-    """
+def _inspect_library(path: Path) -> Inspection:
+    """Describes the compiled TensorRT plugin, or the attention's CPU library; no code of it runs."""
     from trt_hspan.native.cpu_attention import source_sha256_from_library
     from trt_hspan.native.plugin import plugin_info_from_library
 

@@ -53,20 +53,12 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskReport:
-    """The outcome of a task.
-
-    Attributes:
-        task: which one.
-        outcome: "done", "skipped" because it was finished before, or "failed".
-        result: what the function for it returned; None unless done.
-        error: one line; None unless failed.
-        seconds: wall time.
-    """
+    """The outcome of a task: "done", "skipped" because it was finished before, or "failed"."""
 
     task: Task
     outcome: Outcome
-    result: Any = None
-    error: str | None = None
+    result: Any = None  # what the function for the task returned
+    error: str | None = None  # one line, of a failed task
     seconds: float = 0.0
 
 
@@ -293,11 +285,11 @@ class Journal:
         return path if entry["event"] == "begin" and path.stat().st_mtime_ns < entry["time_ns"] else None
 
     def begin(self, task: Task) -> None:
-        """Notes that work on a target begins. Raises: HspanError when the journal cannot be written."""
+        """Notes that work on a target begins."""
         self._write("begin", task)
 
     def finish(self, task: Task) -> None:
-        """Notes that a target is in place. Raises: HspanError when the journal cannot be written."""
+        """Notes that a target is in place."""
         self._write("finish", task)
 
     def _name(self, task: Task) -> str:

@@ -20,9 +20,8 @@ from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.compare import validate_all
 from trt_hspan.evaluation.datasets import samples_from_folder
 from trt_hspan.evaluation.layers import layer_errors
-from trt_hspan.evaluation.report import EvidenceCollector
 from trt_hspan.evaluation.report.charts import Line, histogram_chart, layer_chart, range_chart
-from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES
+from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES, EvidenceCollector
 from trt_hspan.evaluation.report.page import require_report_tools
 from trt_hspan.evaluation.report.pictures import heat_map, heat_uri, shown_size, worst_window
 from trt_hspan.graph import load_onnx

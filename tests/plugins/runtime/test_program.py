@@ -201,9 +201,7 @@ def test_the_plugin_is_checked_before_anything_of_it_runs(program: Path, engine_
     _record_plugin(engine_copy, _library(machine=_ELSEWHERE))
     assert "this program is not" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
     _record_plugin(engine_copy, _library(abi=7))
-    assert "ABI version 7, the engine needs 2" in only_line(
-        _run(program, "-e", engine_copy, "--info"), 1
-    )
+    assert "ABI version 7, the engine needs 2" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
     _record_plugin(engine_copy, b"no library at all")
     assert "not a shared library" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
     plugin.unlink()

@@ -136,8 +136,6 @@ def range_chart(names: Sequence[str], largest: Sequence[float], limit: float, ri
 
 @dataclass(frozen=True, kw_only=True)
 class _Plot:
-    """Maps indices and values to pixels."""
-
     height: int
     bottom: int
     count: int

@@ -58,26 +58,16 @@ class Detail:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureEvidence:
-    """One picture on the page.
-
-    Attributes:
-        name: of the picture.
-        height, width: of the output, in pixels.
-        layers: bicubic, FP32, ground truth where there is one, and each network's output.
-        heat_maps: for each network, where it differs from FP32.
-        details: for each network, where its error is largest.
-        reports: for each network.
-        worst_psnr_db: smallest PSNR of all networks; NaN counts as smaller than any.
-    """
+    """One picture on the page; sizes of the output. Maps, details and reports: one for each network."""
 
     name: str
     height: int
     width: int
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...]  # bicubic, FP32, ground truth where there is one, and each network's output
     heat_maps: tuple[Layer, ...]
     details: tuple[Detail, ...]
     reports: tuple[PictureReport, ...]
-    worst_psnr_db: float
+    worst_psnr_db: float  # NaN counts as smaller than any
 
 
 class EvidenceCollector:

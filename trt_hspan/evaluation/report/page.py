@@ -37,53 +37,28 @@ _MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One network of the report.
-
-    Attributes:
-        label: short and different from all others, such as "FP16".
-        file: name of the engine or ONNX file.
-        size_bytes: of that file.
-        manifest: of an engine; None for an ONNX file.
-        report: the result of `validate_all`.
-        layers: the result of `layer_errors`; empty when it does not apply.
-    """
+    """One network of the report; `label` is short and different from all others, `layers` may be empty."""
 
     label: str
-    file: str
-    size_bytes: int
-    manifest: EngineManifest | None
+    path: Path
+    manifest: EngineManifest | None  # of an engine
     report: ValidationReport
     layers: Sequence[LayerError]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportInput:
-    """Everything the page shows.
-
-    Attributes:
-        checkpoint: as the user named it.
-        images: where the pictures came from, as the user named it.
-        rows: at least one.
-        evidence: gathered while the networks ran.
-        layer_picture: what the layer errors were measured on, in words.
-    """
+    """Everything the page shows; texts as the user named things."""
 
     checkpoint: str
     images: str
     rows: Sequence[Row]
     evidence: EvidenceCollector
-    layer_picture: str
+    layer_picture: str  # what the layer errors were measured on
 
 
 def write_report(folder: Path, content: ReportInput) -> Path:
-    """Writes `index.html` and, with the same figures, `report.json`.
-
-    Returns:
-        The page.
-
-    Raises:
-        HspanError: Jinja2 is not installed, or the files cannot be written.
-    """
+    """Writes `index.html` and, with the same figures, `report.json`. Returns the page."""
     page = page_from_report(content)
     write_text(folder / DATA_NAME, json.dumps(plain(figures_from_report(content)), indent=2) + "\n")
     write_text(folder / PAGE_NAME, page)
@@ -96,7 +71,6 @@ def require_report_tools() -> None:
 
 
 def page_from_report(content: ReportInput) -> str:
-    """The page as HTML. Raises: HspanError when Jinja2 is not installed."""
     from markupsafe import Markup
 
     assets = resources.files("trt_hspan.evaluation.report") / "assets"
@@ -140,7 +114,6 @@ def page_from_report(content: ReportInput) -> str:
 
 
 def figures_from_report(content: ReportInput) -> dict[str, Any]:
-    """The figures of the page as plain values, for machines."""
     bicubic = content.evidence.bicubic
     return {
         "tool_version": __version__,
@@ -152,12 +125,12 @@ def figures_from_report(content: ReportInput) -> dict[str, Any]:
         "networks": [
             {
                 "label": row.label,
-                "file": row.file,
-                "size_bytes": row.size_bytes,
+                "file": row.path.name,
+                "size_bytes": row.path.stat().st_size,
                 "activation_memory_bytes": row.manifest.activation_memory_bytes if row.manifest else None,
                 "build_time_seconds": row.manifest.build_time_seconds if row.manifest else None,
                 "layers": [asdict(layer) for layer in row.layers],
-                **row.report.as_dict(),
+                **asdict(row.report),
             }
             for row in content.rows
         ],

@@ -68,7 +68,6 @@ def heat_uri(error: Float64Array) -> str:
 
 
 def crop_uri(image: Uint8Array) -> str:
-    """A small picture without loss."""
     return _uri(Image.fromarray(np.ascontiguousarray(image)), lossless=True)
 
 

@@ -320,16 +320,16 @@ def _measure(
 
     batch = _batch(shape)
     stages: dict[str, list[float]] = {"upload": [], "compute": [], "download": []}
-    on_gpu = isinstance(runner, TensorRtRunner)
+    session = runner.session if isinstance(runner, TensorRtRunner) else None
 
     def note_stages() -> None:
-        if isinstance(runner, TensorRtRunner) and (times := runner.session.last_times) is not None:
+        if session is not None and (times := session.last_times) is not None:
             for name, values in stages.items():
                 values.append(getattr(times, f"{name}_ms"))
 
     with PeakMemory() as peak:
         latency = sample_latency(lambda: runner.run(batch), seconds=spec.seconds, on_run=note_stages)
-    rate: float = _overlapped_rate(runner, batch, latency) if on_gpu else shape[0] * 1e3 / latency.mean_ms
+    rate = shape[0] * 1e3 / latency.mean_ms if session is None else _overlapped_rate(runner, batch, latency)
     peer = peers.get((shape[2], shape[3], shape[0]))
     return Measurement(
         network=runner.label,
@@ -343,16 +343,14 @@ def _measure(
         latency=latency,
         images_per_second=rate,
         gpu_stages_ms={name: statistics.median(values) for name, values in stages.items()}
-        if on_gpu
+        if session
         else None,
         end_to_end_ms=_end_to_end(runner, batch) if shape[0] == 1 else None,
         host_peak_bytes=peak.bytes,
-        gpu_bytes=asdict(runner.session.memory) if isinstance(runner, TensorRtRunner) else None,
+        gpu_bytes=asdict(session.memory) if session else None,
         speedup_over_peer=None if peer is None else peer.latency.p50_ms / latency.p50_ms,
-        profile=runner.session.profile_for(shape)
-        if isinstance(runner, TensorRtRunner) and len(runner.shape_ranges) > 1
-        else None,
-        note=runner.session.capture_failures.get(shape) if isinstance(runner, TensorRtRunner) else None,
+        profile=session.profile_for(shape) if session and len(runner.shape_ranges) > 1 else None,
+        note=session.capture_failures.get(shape) if session else None,
     )
 
 

@@ -22,9 +22,6 @@ def eager_reference(
 
     The attention is PyTorch's tensor operations (`trt_hspan.ops.attention.reference_attention`). On CUDA where PyTorch
     has it, copies included, else on the CPU.
-
-    Raises:
-        HspanError, UsageError: as `trt_hspan.load_model`.
     """
     import torch
 

@@ -11,12 +11,7 @@ from trt_hspan.files import atomic_path
 
 
 def require_plot(path: Path) -> None:
-    """Checks, before long work, that a plot can be drawn.
-
-    Raises:
-        UsageError: the name does not end in .png.
-        HspanError: matplotlib is not installed.
-    """
+    """Checks, before long work, that a plot can be drawn into this file."""
     if path.suffix.lower() != ".png":
         raise UsageError("--plot", f"got {path}", "name a file that ends in .png")
     if importlib.util.find_spec("matplotlib") is None:
@@ -24,7 +19,6 @@ def require_plot(path: Path) -> None:
 
 
 def write_plot(report: BenchReport, path: Path) -> None:
-    """Writes the plot, whole or not at all. Raises: HspanError when it cannot be written."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -22,11 +22,7 @@ PATIENCE_SECONDS: Final = 8.0
 
 
 def ray_host_and_port(address: str) -> tuple[str, int] | None:
-    """The host and port of a ray:// address; None for `local` and `auto`, which have none.
-
-    Raises:
-        UsageError: none of these forms.
-    """
+    """The host and port of a ray:// address; None for `local` and `auto`, which have none."""
     if address in (LOCAL, AUTO):
         return None
     with contextlib.suppress(ValueError):  # a port that is no number, or half of an IPv6 address

@@ -76,11 +76,7 @@ class DataJob:
 
 
 def answers_through_client(job: DataJob) -> Iterator[Row]:
-    """As `DataJob.answers`, with the job driven by an actor in the cluster that this process is a client of.
-
-    Raises:
-        ConnectionError: the connection was lost for good.
-    """
+    """As `DataJob.answers`, with the job driven by an actor in the cluster that this process is a client of."""
     import ray
 
     driver: Any = ray.remote(num_cpus=0)(_Driver).remote(job)

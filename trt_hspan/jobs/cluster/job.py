@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.jobs.cluster.address import LOCAL, ray_host_and_port, require_ray
 from trt_hspan.jobs.cluster.tasks import ClusterJournal, ClusterTask
-from trt_hspan.jobs.folders import refusal_line
+from trt_hspan.jobs.folders import Outcome, refusal_line
 
 if TYPE_CHECKING:
     from trt_hspan.jobs.cluster.bundle import NetworkBundle
@@ -63,18 +63,10 @@ class ClusterSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterReport:
-    """The outcome of one task.
-
-    Attributes:
-        outcome: "done", "skipped" because it was finished before, or "failed".
-        error: one line; empty unless failed.
-        seconds: on the worker.
-        worker: process that did it; 0 unless done there.
-        attempts: of the worker that finished it.
-    """
+    """The outcome of one task, as `TaskReport`, and the process and attempts of the worker that finished it."""
 
     task: ClusterTask
-    outcome: str
+    outcome: Outcome
     error: str = ""
     seconds: float = 0.0
     worker: int = 0
@@ -170,11 +162,7 @@ class ClusterJob:
         return report
 
     def _rows(self, indices: Sequence[int], concurrency: int) -> Iterator[dict[str, Any]]:
-        """The workers' answers, in the order in which they come.
-
-        Raises:
-            HspanError: the cluster was lost.
-        """
+        """The workers' answers, in the order in which they come."""
         if not indices:
             return
         import ray

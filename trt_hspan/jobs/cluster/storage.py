@@ -24,7 +24,6 @@ def is_uri(place: str) -> bool:
 
 
 def joined(place: str, name: str) -> str:
-    """`place` / `name`."""
     return f"{place.rstrip('/')}/{name}" if is_uri(place) else os.path.join(place, name)  # noqa: PTH118
 
 
@@ -34,7 +33,6 @@ def suffix_of(place: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
-    """All of an object. Raises: HspanError when it cannot be read."""
     system, path = _system(uri)
     try:
         return bytes(system.cat_file(path))
@@ -43,7 +41,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes an object, whole or not at all. Raises: HspanError when it cannot be written."""
+    """Writes an object, whole or not at all."""
     if not is_uri(uri):
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
         write_file_bytes(Path(uri), data)
@@ -58,11 +56,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def objects_in(uri: str) -> list[str]:
-    """Names of all objects below a place, relative to it, sorted; empty when there are none.
-
-    Raises:
-        HspanError: the place cannot be listed.
-    """
+    """Names of all objects below a place, relative to it, sorted; empty when there are none."""
     system, path = _system(uri)
     root = path.rstrip("/") + "/"
     try:
@@ -73,7 +67,6 @@ def objects_in(uri: str) -> list[str]:
 
 
 def exists(place: str) -> bool:
-    """Whether there is such a file or object. Raises: HspanError when the store does not answer."""
     if not is_uri(place):
         return Path(place).exists()
     system, path = _system(place)

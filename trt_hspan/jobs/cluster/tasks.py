@@ -135,7 +135,7 @@ class ClusterJournal:
             self._local.begin(Task(source=Path(task.source), target=Path(task.target)))
 
     def finish(self, task: ClusterTask) -> None:
-        """Notes that a target is in place. Raises: HspanError when the journal cannot be written."""
+        """Notes that a target is in place."""
         if self._local is not None:
             self._local.finish(Task(source=Path(task.source), target=Path(task.target)))
             return
