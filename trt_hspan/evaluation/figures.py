@@ -26,13 +26,7 @@ _FRAME: Final = (255, 196, 0)
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One column of a comparison.
-
-    Attributes:
-        title: what it is, such as "bicubic".
-        note: a line below the title, such as its PSNR.
-        image: (H, W, 3) uint8 RGB; all panels of a comparison have the same size.
-    """
+    """One column of a comparison: an (H, W, 3) uint8 RGB image below its title and a note, such as its PSNR."""
 
     title: str
     note: str

@@ -74,20 +74,18 @@ class Handled:
 
 
 class FolderWatch:
-    """The state of the loop: files seen at the last look, and failures in a row."""
+    """The state of the loop: files seen at the last look, and failures in a row.
 
-    def __init__(
-        self, spec: WatchSpec, upscale: Callable[[Path, Path], object], probe: Callable[[], object]
-    ) -> None:
-        """Args:
+    Args:
         spec: what to watch.
         upscale: writes the second file from the first, whole or not at all; raises HspanError.
         probe: runs the network on an input that it can process; raises HspanError when even that fails. Then the
             loop ends, so that a new process can start with a new engine.
+    """
 
-        Raises:
-            HspanError: a folder cannot be created or written.
-        """
+    def __init__(
+        self, spec: WatchSpec, upscale: Callable[[Path, Path], object], probe: Callable[[], object]
+    ) -> None:
         self._spec, self._upscale, self._probe = spec, upscale, probe
         self._seen: dict[Path, _Stamp] = {}
         self._failures = 0
@@ -100,14 +98,7 @@ class FolderWatch:
             check_writable(folder / ".any")
 
     def look(self, *, stop: Callable[[], bool] = lambda: False) -> list[Handled]:
-        """One look at the folder: handles files that have not changed since the last one, the oldest first.
-
-        Args:
-            stop: called before each picture; True ends the look.
-
-        Raises:
-            HspanError: the folder is gone or unreadable, the disk is full, or the network itself fails.
-        """
+        """Handles files that have not changed since the last look, the oldest first, until `stop()` is true."""
         present = self._present()
         ready = [path for path, stamp in present.items() if self._seen.get(path) == stamp]
         self._seen = {path: stamp for path, stamp in present.items() if path not in ready}

@@ -59,8 +59,7 @@ def bundle_from_network(network: str | Path, options: RunnerOptions = DEFAULT_RU
     The library is `options.plugin`, else the one that the manifest names beside the engine, else the default one.
 
     Raises:
-        HspanError: a file is missing; an engine is not what its manifest vouches for; integer kernels for an ONNX file
-            that cannot have them.
+        HspanError: a file is missing, an engine does not match its manifest, or the file has no integer kernels.
     """
     path = Path(network)
     if options.integer_kernels:  # one error here instead of one from every worker

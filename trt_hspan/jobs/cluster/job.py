@@ -107,7 +107,9 @@ class ClusterJob:
         try:
             if waiting:
                 with _cluster(self.spec) as concurrency:
-                    self._begin(waiting)
+                    for index in waiting:
+                        if self.journal is not None:
+                            self.journal.begin(self.tasks[index])
                     self._schedule(waiting, concurrency, reports)
                     # Tasks lost with a worker that died for good are tried once more.
                     self._schedule([i for i in waiting if i not in reports], concurrency, reports)
@@ -135,11 +137,6 @@ class ClusterJob:
                     index,
                     ClusterReport(task=task, outcome="failed", error=refusal_line(task.target, reason)),
                 )
-
-    def _begin(self, indices: Sequence[int]) -> None:
-        if self.journal is not None:
-            for index in indices:
-                self.journal.begin(self.tasks[index])
 
     def _schedule(self, indices: Sequence[int], concurrency: int, reports: dict[int, ClusterReport]) -> None:
         for row in self._rows(indices, concurrency):

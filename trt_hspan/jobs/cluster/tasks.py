@@ -43,17 +43,7 @@ class ClusterTask:
 
 
 def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = None) -> list[ClusterTask]:
-    """The tasks of a command line; folders and stores are searched to any depth and mirrored.
-
-    Args:
-        inputs: files, folders and patterns as `jobs.tasks_from_inputs` takes them, or URIs of objects or prefixes.
-        output: a folder or a URI.
-        suffix: of all results; None keeps the source's where it can be written and takes .png elsewhere.
-
-    Raises:
-        HspanError: an input does not exist or contains no pictures.
-        UsageError: several sources for one target, or the output is a file's name.
-    """
+    """The tasks of a command line, as `tasks_from_inputs`; inputs and output may be URIs of objects or prefixes."""
     if not is_uri(output):
         output = str(Path(output).absolute())  # workers have working directories of their own
     local = [text for text in inputs if not is_uri(text)]
@@ -100,12 +90,7 @@ def _result_name(name: str, suffix: str | None) -> str:
 
 
 class ClusterJournal:
-    """Which targets are finished: the local `Journal`, or for stores, which cannot append, a folder of parts.
-
-    Args:
-        output: folder or URI of all results.
-        settings: whatever results depend on besides their sources.
-    """
+    """Which targets are finished: the local `Journal`, or for stores, which cannot append, a folder of parts."""
 
     def __init__(self, output: str, settings: object) -> None:
         self._output = output

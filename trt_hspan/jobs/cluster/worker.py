@@ -24,11 +24,7 @@ Row = dict[str, Any]
 class UpscaleWorker:
     """Ray Data creates one in each worker process and calls it with rows {index, source, target}.
 
-    Args:
-        bundle: the network.
-        options, writing: as for one process.
-        attempts: how often a picture is tried before it is reported as failed.
-        pause_s: before the second attempt; twice as long before each further one.
+    A picture is tried `attempts` times; the first pause between two is `pause_s`, each further one twice as long.
     """
 
     def __init__(
