@@ -41,28 +41,17 @@ _DETAIL: Final = Crop(top=82, left=124, height=60, width=90)
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport:
-    """What the demo wrote and measured. Paths are in its output folder.
-
-    Attributes:
-        onnx: the exported FP16 model.
-        plugin_library: the compiled plugin.
-        engines: attention kind -> plan and its manifest.
-        validation: the FP16 graph against PyTorch FP32 on the photograph.
-        bicubic: quality of bicubic upscaling, by the official protocol.
-        upscaled, upscale_run: the result, and how it was computed.
-        comparison: input, bicubic, network and ground truth side by side.
-        seconds: wall time of each step.
-    """
+    """What the demo wrote and measured. Paths are in its output folder."""
 
     onnx: Path
     plugin_library: Path
-    engines: dict[Attention, tuple[Path, EngineManifest]]
-    validation: ValidationReport
+    engines: dict[Attention, tuple[Path, EngineManifest]]  # attention kind -> plan and its manifest
+    validation: ValidationReport  # the FP16 graph against PyTorch FP32 on the photograph
     bicubic: Quality
     upscaled: Path
     upscale_run: Upscaled
-    comparison: Path
-    seconds: dict[str, float]
+    comparison: Path  # input, bicubic, network and ground truth side by side
+    seconds: dict[str, float]  # wall time of each step
 
 
 def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> DemoReport:

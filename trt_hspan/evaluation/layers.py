@@ -30,12 +30,9 @@ LAYER_SIDE: Final = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LayerError:
-    """One module's output.
+    """PSNR of one module's output, such as "body.0.body.2": the engine's graph against PyTorch FP32.
 
-    Attributes:
-        module: its path, such as "body.0.body.2".
-        psnr_db: PSNR of the engine's graph against PyTorch FP32, with the largest absolute value of the latter as
-            peak; infinite when equal, NaN when a value is not finite.
+    The peak is the largest absolute value of the latter; infinite when equal, NaN when a value is not finite.
     """
 
     module: str
@@ -45,21 +42,15 @@ class LayerError:
 def layer_errors(
     model: onnx.ModelProto, network: nn.Module, batch: Float32Array, *, threads: int | None = None
 ) -> list[LayerError]:
-    """Compares the output of every block and module that stands in both.
+    """Compares the outputs of the modules that both have, in the graph's order.
 
     FP16 exports divide the tail's features by a power of two (see `headroom`); that factor is taken out.
 
     Args:
-        model: the engine's ONNX file, in any precision.
+        model: the engine's ONNX file, in any precision; its nodes are named after modules.
         network: the checkpoint's network, float32.
         batch: (1, 3, H, W) float32; small, for the function body keeps (H * W)^2 scores.
         threads: CPU threads; None takes those that the process may use.
-
-    Returns:
-        In the graph's order; empty for a network whose nodes are not named after modules.
-
-    Raises:
-        HspanError: ONNX Runtime fails.
     """
     tensors = _module_tensors(model)
     expected = _module_outputs(network, batch, set(tensors))

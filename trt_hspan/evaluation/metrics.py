@@ -117,16 +117,7 @@ def luma_from_rgb(image: Uint8Array) -> Float64Array:
 
 
 def require_measurable(size: ImageSize, scale: int, where: object) -> None:
-    """Checks that PSNR-Y and SSIM exist for pictures of this size.
-
-    Args:
-        size: of the high-resolution pictures.
-        scale: pixels that are cropped on each side.
-        where: what has the size; errors name it.
-
-    Raises:
-        HspanError: less than SSIM's 11x11 window is left after cropping.
-    """
+    """Raises: HspanError when less than SSIM's 11x11 window is left after cropping `scale` pixels on each side."""
     height, width = (max(0, side - 2 * scale) for side in size)
     if min(height, width) < _SSIM_WINDOW:
         raise HspanError(

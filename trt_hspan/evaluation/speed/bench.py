@@ -165,16 +165,10 @@ class BenchReport:
 
 
 def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: None) -> BenchReport:
-    """Measures everything in a spec.
-
-    Sizes are checked against all networks before the first one runs.
-
-    Args:
-        spec: what to measure.
-        on_step: called with what is measured next.
+    """Measures everything in a spec; `on_step` is called with what is measured next.
 
     Raises:
-        HspanError, UsageError: a source cannot be opened, a size does not fit it, or a run fails.
+        HspanError, UsageError: a source cannot be opened, a size does not fit a network, or a run fails.
     """
     runners = [(source, list(_variants(source, spec))) for source in spec.sources]
     _require_an_int8_file(spec, [variants[0][0] for _, variants in runners])

@@ -97,11 +97,7 @@ class ClusterJob:
     on_end: Callable[[ClusterReport], None] = lambda report: None
 
     def run(self) -> list[ClusterReport]:
-        """Does all tasks; one that fails does not stop the rest. Returns one report for each, in their order.
-
-        Raises:
-            HspanError: Ray is not installed, or the cluster cannot be reached or has too few processors for a worker.
-        """
+        """Does all tasks; one that fails does not stop the rest. Returns one report for each, in their order."""
         reports = {index: self._reported(report) for index, report in self._settled()}
         waiting = [index for index in range(len(self.tasks)) if index not in reports]
         try:
