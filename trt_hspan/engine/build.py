@@ -84,13 +84,7 @@ class _Network:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedModel:
-    """A model to build from, and what belongs to it.
-
-    Args:
-        model: an ONNX model of this project.
-        range_audit: of the model, for the manifest.
-        companions: suffix -> text of files to write beside the engine.
-    """
+    """A model to build from, its audit for the manifest, and suffix -> text of files to write beside the engine."""
 
     model: onnx.ModelProto
     range_audit: RangeAudit | None = None

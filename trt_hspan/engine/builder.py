@@ -34,25 +34,21 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What the builder needs to know.
+    """What the builder needs to know. None leaves TensorRT's default.
 
     Args:
-        where: what errors are about, such as the ONNX file.
         model: a serialized ONNX model with all weights inside.
         profiles: min, opt and max shape of the one input, for each profile; empty for a network without dynamic
             dimensions.
         targets: compute capabilities for TensorRT-RTX; empty leaves TensorRT's default.
-        tf32: whether float32 products may be rounded to TF32 (10 bits of mantissa).
-        workspace_bytes: limit of scratch memory within a layer; None leaves TensorRT's default.
-        tactic_dram_bytes: limit of the memory that trial runs take while it builds; None likewise.
-        optimization_level: None likewise.
+        workspace_bytes: limit of scratch memory within a layer.
+        tactic_dram_bytes: limit of the memory that trial runs take while it builds.
     """
 
     where: object
     model: bytes
     profiles: tuple[tuple[Shape, Shape, Shape], ...]
     targets: tuple[str, ...] = ()
-    tf32: bool = False
     workspace_bytes: int | None = None
     tactic_dram_bytes: int | None = None
     optimization_level: int | None = None
@@ -150,8 +146,7 @@ def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: Collecte
 
 def _config(trt: Any, builder: Any, network: Any, request: BuildRequest, log: CollectedLog) -> Any:
     config = builder.create_builder_config()
-    if not request.tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
+    config.clear_flag(trt.BuilderFlag.TF32)
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     if request.tactic_dram_bytes is not None:

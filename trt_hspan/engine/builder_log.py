@@ -22,7 +22,6 @@ class BuildFigures:
 
     Args:
         activation_memory_bytes: for all activations at a profile's largest shapes, one figure a profile, in order.
-        weights_memory_bytes: for all weights.
         engine_layer_counts: layers of the built engine by kind; fused regions count once.
         quantized_convolutions: convolutions that the builder fused with their scales; None when it names none.
     """

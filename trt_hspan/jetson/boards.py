@@ -23,9 +23,6 @@ class Board:
     """One module.
 
     Attributes:
-        name: as `--board` takes it.
-        title: as NVIDIA calls it.
-        memory_bytes: shared by CPU and GPU.
         reserved_bytes: left to the system, other programs and the CUDA context; an assumption, see
             docs/jetson-first-picture.md.
         rates: published peaks, at the GPU clock `gpu_mhz`.

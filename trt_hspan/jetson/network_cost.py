@@ -44,8 +44,6 @@ class NetworkCost:
     """Costs of one network.
 
     Attributes:
-        scale: upscaling factor.
-        precision: "fp32", "fp16", "bf16", "int8" or "fp8".
         element_bytes: of an activation.
         weights_bytes: of all weights, in the types of the file.
         activation_bytes_per_pixel: of an input pixel: the largest sum of the tensors that are alive at one time.

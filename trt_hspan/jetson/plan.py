@@ -48,9 +48,7 @@ class BoardPlan:
     """Whether a picture can be upscaled on a board, and how.
 
     Attributes:
-        fits: whether the picture can be upscaled on the board at all.
         whole: whether it is taken as a whole; attention is then over all of it.
-        tiles: how it is cut.
         memory: with the largest tile.
         floor_ms: no implementation is faster: arithmetic at the published peak, or traffic at the published
             bandwidth, whichever takes longer, for all tiles.

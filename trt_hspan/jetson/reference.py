@@ -46,15 +46,9 @@ class ReferencePicture:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredReference:
-    """What one network gives for some pictures.
+    """What one network gives for some pictures, at least one.
 
-    Attributes:
-        network: checkpoint or preset, as it was named.
-        source_sha256: hash of that checkpoint; what ties the reference to engines.
-        scale: of the network.
-        res_scale: the factor that the checkpoint does not hold.
-        made_by: backend and precision.
-        pictures: at least one.
+    `source_sha256` is the hash of its checkpoint, which ties the reference to engines; `made_by` backend and precision.
     """
 
     network: str
@@ -67,16 +61,7 @@ class StoredReference:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceReport:
-    """How an engine agrees with a reference.
-
-    Attributes:
-        candidate: label of what ran.
-        reference: network and backend of the reference.
-        emulated, why_emulated: as the runner says.
-        agreements: of each picture, by its name.
-        min_psnr_db: the bar.
-        passed: the worst picture reaches the bar and nothing is NaN.
-    """
+    """How an engine agrees with a reference; it passes when the worst picture reaches the bar and nothing is NaN."""
 
     candidate: str
     reference: str

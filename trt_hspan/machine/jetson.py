@@ -70,10 +70,7 @@ class DeviceFacts:
         release: Jetson Linux, such as "36.4.3".
         memory_bytes: of Linux: the module's, less what the firmware keeps.
         available_bytes: what a program may take without swapping.
-        swaps: in use.
-        power_mode: the one in force.
         power_modes: names by number.
-        gpu_clock: its limits now.
     """
 
     model: str | None = None

@@ -38,13 +38,11 @@ class PluginInfo:
     """What a plugin library says about itself.
 
     Attributes:
-        path: the library.
         name, version, namespace: the plugin's key in TensorRT's plugin registry.
         abi_version: engines and libraries work together only when this agrees.
         machine: processor the library is for, "x86_64" or "aarch64".
         cubin_architectures: compute capabilities it contains machine code for: 86 is 8.6.
         ptx_architectures: compute capabilities it contains PTX for, which newer GPUs compile when they load it.
-        cuda_version: the compiler's.
         tensorrt_header_version: of the headers it was compiled with; it serves other versions too.
         source_sha256: hash of its sources and build options; empty when CMake was run by hand.
     """

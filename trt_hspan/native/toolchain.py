@@ -37,10 +37,8 @@ class Toolchain:
     """Programs and folders of one build; every path exists.
 
     Attributes:
-        nvcc, cuda_version: the CUDA compiler.
         library_path: folder of libcudart_static.a where nvcc does not find it itself (Python wheels), else None.
         host_compiler: the C++ compiler that nvcc calls.
-        cmake: the build system.
         headers: the folder that contains NvInferRuntime.h.
     """
 

@@ -45,13 +45,7 @@ SHARED_METHODS: Final = frozenset(
 
 
 def http_refusal(method: str, path: str, peer: str | None) -> tuple[int, str] | None:
-    """Why a request may not pass, as HTTP status and text; None when it may.
-
-    Args:
-        method: GET, POST ...
-        path: decoded, without a query.
-        peer: the client's address.
-    """
+    """Why a request may not pass, as HTTP status and text; None when it may. `path` is decoded, without a query."""
     allowed: str | None = None
     if _OPEN_GET.fullmatch(path):
         allowed = "GET"

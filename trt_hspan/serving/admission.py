@@ -22,11 +22,7 @@ class RefusedError(Exception):
 
 
 class Admission:
-    """Counts requests and the bytes of their bodies; both doors share one.
-
-    Args:
-        limits: of the server.
-    """
+    """Counts requests and the bytes of their bodies; both doors share one."""
 
     def __init__(self, limits: ServingLimits) -> None:
         self.limits = limits
@@ -43,8 +39,7 @@ class Admission:
     def slot(self, *, counted: bool = True) -> Iterator[Reservation]:
         """A place for one request; what is no inference is not counted, only its bytes.
 
-        Raises:
-            RefusedError: 503 when all are taken. The models' own queues refuse too; this one guards the memory.
+        Raises RefusedError, 503, when all are taken. The models' own queues refuse too; this one guards the memory.
         """
         if counted and self._in_flight >= 2 * self.limits.queue_length:
             raise RefusedError(503, f"the server is busy with {self._in_flight} requests; try again later")

@@ -240,10 +240,7 @@ class UpscaleClient:
         self._told(lambda: self._client.register_system_shared_memory(region.name, region.key, region.size))
 
     def _drop_region(self) -> None:
-        """Gives the region up, on both sides.
-
-        Triton lets go of a region a moment after it has answered; a server that has gone does not matter.
-        """
+        """Gives the region up, on both sides; Triton lets go of one a moment after it has answered."""
         region, self._region = self._region, None
         if region is None:
             return

@@ -152,11 +152,7 @@ def require_batch(batch: npt.NDArray[Any]) -> None:
 
 
 def model_of_kind(names: list[str], url: ServerUrl, *, image: bool) -> str:
-    """The one picture model, or the one raw model, of a server.
-
-    Raises:
-        HspanError: there is none, or several to choose from.
-    """
+    """The one picture model, or the one raw model, of a server."""
     candidates = [name for name in names if name.endswith("_image") == image]
     kind = "picture" if image else "raw"
     if not candidates:
@@ -169,8 +165,5 @@ def model_of_kind(names: list[str], url: ServerUrl, *, image: bool) -> str:
 
 
 def names_from_statistics(statistics: Any) -> list[str]:
-    """Models that are loaded, from Triton's statistics of all models, as either client gives them.
-
-    The repository index has the same, but a careful server restricts access to it, as start.sh does.
-    """
+    """Models that are loaded, from Triton's statistics: a careful server restricts access to the repository index."""
     return sorted({entry["name"] for entry in statistics.get("model_stats", [])})

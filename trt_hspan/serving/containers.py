@@ -29,14 +29,7 @@ def image_name(tag: str) -> str:
 
 
 def image_for_tensorrt(version: str) -> str:
-    """The newest image with this TensorRT.
-
-    Args:
-        version: "10.7.0.23"; with three numbers, "10.7.0", any build of it.
-
-    Raises:
-        HspanError: there is none in the list.
-    """
+    """The newest image with this TensorRT; a version of three numbers, "10.7.0", stands for any build of it."""
     tags = [
         tag
         for tag, contained in TENSORRT_BY_IMAGE.items()

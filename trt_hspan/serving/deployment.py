@@ -39,16 +39,7 @@ _COMPOSE_GPU: Final = """\
 
 
 def deployment_image(networks: Sequence[Network], image: str | None) -> str:
-    """The Triton image for a repository.
-
-    Args:
-        networks: what is served.
-        image: one that the user named.
-
-    Raises:
-        HspanError: engines for Triton's TensorRT backend need an image with their TensorRT, and none is known, or
-            they need different ones.
-    """
+    """The Triton image for a repository: the one named, else the one with the engines' TensorRT."""
     from trt_hspan.errors import HspanError
 
     if image is not None:

@@ -35,12 +35,7 @@ _CODES: Final = {
 
 
 class GrpcDoor:
-    """Triton's gRPC protocol.
-
-    Args:
-        ports: Triton's.
-        admission: shared with the other door.
-    """
+    """Triton's gRPC protocol; `ports` are Triton's."""
 
     def __init__(self, ports: TritonPorts, admission: Admission) -> None:
         self._ports, self._admission = ports, admission

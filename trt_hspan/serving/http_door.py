@@ -51,8 +51,6 @@ class HttpDoor:
     """Triton's HTTP protocol, `POST /upscale`, and the page.
 
     Args:
-        ports: Triton's.
-        admission: shared with the other door.
         image_models: names of the picture models, which may change; the first is the default of /upscale.
         page: whether to serve the page at /.
     """

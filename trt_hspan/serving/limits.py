@@ -42,11 +42,7 @@ class ServingLimits:
 
 
 def limits_from_parameters(parameters: Mapping[str, str], *, where: object) -> ServingLimits:
-    """Reads what `as_parameters` wrote; what is missing takes its default.
-
-    Raises:
-        HspanError: a figure is not a whole number.
-    """
+    """Reads what `as_parameters` wrote; what is missing takes its default."""
     given = {}
     for field in fields(ServingLimits):
         if field.name in parameters:

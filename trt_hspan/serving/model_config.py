@@ -26,8 +26,6 @@ class RawModelSpec:
     """A raw model: float32 `input` (N, 3, H, W) in, float32 `output` (N, 3, scale H, scale W) out.
 
     Attributes:
-        name: of the model in the repository.
-        backend: Triton's TensorRT backend, or ours in Python.
         min, opt, max: input shapes: smallest, tuned for, largest.
         dynamic_batch: whether the network's first dimension is free.
         plans: for TensorRT: file name of the plan for each compute capability ("8.6"); "" is the default.

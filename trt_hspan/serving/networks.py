@@ -35,9 +35,6 @@ class Network:
     """One network: raw models that differ in shapes, and the picture model in front of them.
 
     Attributes:
-        name: the picture model is NAME_image.
-        scale: of the network.
-        raw_models: at least one.
         files: for each raw model, the files of its version folder: file name -> the file.
         plugin: the plugin library that TensorRT engines need, None when they need none.
         flavor, tensorrt_version: of the engines; None when there is no engine.
@@ -58,11 +55,7 @@ class Network:
 
 
 def model_name_from_text(text: str) -> str:
-    """A name that Triton, Kubernetes labels and URLs take: letters, digits, dash and underscore.
-
-    Raises:
-        UsageError: nothing of the text is left.
-    """
+    """A name that Triton, Kubernetes labels and URLs take: letters, digits, dash and underscore."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")
     if not name:
         raise UsageError("--name", f"got {text!r}, expected letters, digits, dashes or underscores")
@@ -82,11 +75,7 @@ def network_from_source(
 ) -> Network:
     """A network that a Python model runs: a checkpoint, an ONNX file, an engine or a preset.
 
-    An engine with several profiles gets one raw model for each.
-
-    Raises:
-        HspanError: as `open_runner`.
-        UsageError: as `open_runner`.
+    An engine with several profiles gets one raw model for each. Arguments and errors as `open_runner`.
     """
     probed = probe_source(source, device=device, res_scale=res_scale, plugin=plugin)
     ranges = _tile_limits(probed, tile)
@@ -143,17 +132,11 @@ def networks_from_engines(
     profiles gets one raw model for each.
 
     Args:
-        engines: `.plan` files.
         backend: "auto" takes Triton's TensorRT backend for TensorRT, and ours in Python for TensorRT-RTX, which
             Triton has no backend for.
         name: of the network; only when there is one.
         plugin: the plugin library; None takes the one that `trt-hspan plugin build` writes.
         instances: copies of each raw model on a device.
-
-    Raises:
-        HspanError: an engine or its manifest is missing or does not match; the backend cannot run it; the plugin
-            library is missing or another one.
-        UsageError: two engines for the same shapes and GPU; one name for several networks.
     """
     if not engines:
         raise UsageError("serve export", "no engine given", "name .plan files that trt-hspan build wrote")

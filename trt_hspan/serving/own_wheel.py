@@ -28,11 +28,7 @@ def wheel_name() -> str:
 
 
 def write_own_wheel(folder: Path) -> Path:
-    """Writes the installed package as a wheel into a folder.
-
-    Raises:
-        HspanError: the package is not installed, so that its requirements are unknown.
-    """
+    """Writes the installed package as a wheel into a folder."""
     try:
         metadata = importlib.metadata.distribution(_DISTRIBUTION).read_text("METADATA")
     except importlib.metadata.PackageNotFoundError:

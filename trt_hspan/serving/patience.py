@@ -23,10 +23,7 @@ _BACKLOG: Final = 512
 class PatientSite(web.SockSite):
     """A socket for an aiohttp runner, whose clients must finish their first header in time.
 
-    Args:
-        runner: as `web.SockSite`.
-        sock: bound, not yet listening.
-        seconds: from the connection to the end of its first header.
+    `sock` is bound and not yet listening; `seconds` run from the connection to the end of its first header.
     """
 
     def __init__(self, runner: web.AppRunner, sock: socket.socket, seconds: float) -> None:

@@ -16,11 +16,7 @@ from trt_hspan.runtime.runner import ShapeLimit
 class ProbedSource:
     """Properties of a source that serving depends on.
 
-    Attributes:
-        scale: of the network.
-        shape_ranges: the smallest and largest (N, 3, H, W) of each range that one run takes; None where nothing sets a
-            limit.
-        label: the backend that it runs on.
+    `shape_ranges` are the smallest and largest (N, 3, H, W) of each range that one run takes; None is no limit.
     """
 
     scale: int
@@ -29,12 +25,7 @@ class ProbedSource:
 
 
 def probe_source(source: str, *, device: str, res_scale: float, plugin: Path | None) -> ProbedSource:
-    """Opens a source as `open_runner` does, without loading it, and describes it.
-
-    Raises:
-        HspanError: as `open_runner`; or the source contains no scale.
-        UsageError: as `open_runner`.
-    """
+    """Opens a source as `open_runner` does, without loading it, and describes it."""
     request = {"source": source, "device": device, "res_scale": res_scale, "plugin": plugin and str(plugin)}
     completed = subprocess.run(
         [sys.executable, "-m", __name__],

@@ -101,11 +101,7 @@ def write_repository(
 
 
 def repository_models(folder: str | os.PathLike[str]) -> dict[str, list[int]]:
-    """Names of the models in a repository, and their versions in order.
-
-    Raises:
-        HspanError: no such folder, no model in it, or a model without a version.
-    """
+    """Names of the models in a repository, and their versions in order."""
     root = Path(folder)
     if not root.is_dir():
         raise HspanError(root, "no such folder" if not root.exists() else "is not a folder", "check the path")

@@ -47,10 +47,7 @@ class ServeSpec:
     """A server to run.
 
     Attributes:
-        repository: the model repository.
-        host: address to listen on.
         http_port, grpc_port, metrics_port: 0 takes a free one.
-        limits: what requests are accepted.
         page: whether to serve the page at /.
         watch_seconds: how often to look for new versions in the repository; None only when SIGHUP asks for it.
         triton_arguments: further options of tritonserver.
@@ -89,12 +86,7 @@ class Serving:
 
 
 def require_free_ports(spec: ServeSpec) -> None:
-    """Checks, before any work, that the server can listen where it shall.
-
-    Raises:
-        HspanError: a port is taken or needs permission, or the host is no address of this machine.
-        UsageError: the host is no address at all.
-    """
+    """Raises HspanError or UsageError, before any work, where the server cannot listen as it shall."""
     for port, option in (
         (spec.http_port, "--port"),
         (spec.grpc_port, "--grpc-port"),

@@ -74,8 +74,6 @@ class TritonServer:
     """A tritonserver on a model repository.
 
     Args:
-        install: the program.
-        repository: the folder of models.
         on_line: called with each line that the server writes: level "info", "warning" or "error", and the text.
         arguments: further options of tritonserver.
     """
@@ -138,11 +136,7 @@ class TritonServer:
         self._reader = asyncio.create_task(self._read(self._process))
 
     async def wait_until_ready(self, timeout: float = 300.0) -> None:
-        """Returns when the server and every model are ready.
-
-        Raises:
-            HspanError: a model cannot be loaded, the process ended, or the time ran out.
-        """
+        """Returns when the server and every model are ready; raises HspanError when they cannot be."""
         import aiohttp
 
         assert self._process is not None
@@ -181,11 +175,7 @@ class TritonServer:
         return code
 
     async def load(self, model: str) -> None:
-        """Loads a model's new versions; the old ones answer until the new are ready.
-
-        Raises:
-            HspanError: it cannot be loaded; what was served before still is.
-        """
+        """Loads a model's new versions; the old ones answer until the new are ready, or for good if that fails."""
         import aiohttp
 
         url = f"http://{LOOPBACK}:{self.ports.http}/v2/repository/models/{model}/load"
@@ -216,9 +206,6 @@ class TritonServer:
         """Loads a model anew whose Python processes died.
 
         *Measured*: Triton 2.51 starts a stub again that dies at work, but not one that dies while it waits.
-
-        Raises:
-            HspanError: as `load`. OSError: the repository cannot be written.
         """
         versions = [path for path in (self._repository / model).iterdir() if path.name.isdigit()]
         newest = max(versions, key=lambda path: int(path.name))

@@ -26,8 +26,6 @@ from trt_hspan.files import cache_folder, error_from_os_error
 WHEEL_NAME: Final = "nvidia-pytriton"
 WHEEL_VERSION: Final = "0.7.0"
 WHEEL_SHA256: Final = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
-#: Of the server inside; NVIDIA's container 24.10 contains the same.
-SERVER_VERSION: Final = "2.51.0"
 
 _FOLDER_VARIABLE: Final = "TRT_HSPAN_TRITON"
 # glibc gives large buffers back after each run and lets the kernel clear them anew for the next, or keeps them, as luck
@@ -47,13 +45,7 @@ _BACKEND_FILES: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class TritonInstall:
-    """An installed server.
-
-    Attributes:
-        program: the `tritonserver` binary.
-        backends: for `--backend-directory`.
-        libraries: folders for LD_LIBRARY_PATH.
-    """
+    """An installed server: its program, its backends' folder, and folders for LD_LIBRARY_PATH."""
 
     program: Path
     backends: Path
@@ -89,12 +81,7 @@ def triton_install(on_progress: Callable[[str], None] | None = None) -> TritonIn
     TRT_HSPAN_TRITON may name the folder of another installation, such as /opt/tritonserver of NVIDIA's image: it
     contains bin/tritonserver and backends/python.
 
-    Args:
-        on_progress: called with each step, one phrase at a time.
-
-    Raises:
-        HspanError: another system than Linux on x86-64; pip is missing or cannot reach the index; the file has
-            another hash; there is no stub or shared library of this Python; the folder cannot be written.
+    Raises HspanError: another system than Linux on x86-64, no index, another hash, no stub or library of this Python.
     """
     if named := os.environ.get(_FOLDER_VARIABLE):
         return _named_install(Path(named))
@@ -202,11 +189,7 @@ def _backend_folder(folder: Path) -> Path:
 
 
 def _python_library_folders(version: str) -> tuple[Path, ...]:
-    """Where libpython is, when the loader does not find it by itself.
-
-    Raises:
-        HspanError: this Python has no shared library.
-    """
+    """Where libpython is, when the loader does not find it by itself."""
     name = f"libpython{version}.so.1.0"
     folder = sysconfig.get_config_var("LIBDIR")
     if folder and (Path(folder) / name).is_file():

@@ -39,9 +39,7 @@ class TileRunner(Runner):
     """Runs tiles on the raw models of the server that this code runs in.
 
     Args:
-        pb_utils: Triton's module.
         models: the buckets; a tile goes to the smallest that takes it.
-        scale: of the network.
         patience_seconds: how long a tile is sent again while the queue is full.
     """
 
