@@ -122,7 +122,9 @@ def validate_files(
     if request.precision is not None:
         candidates.append(TorchRunner(request.checkpoint, res_scale=res_scale, precision=request.precision))
         names.append(f"{request.checkpoint} in {request.precision}")
-    samples = _samples(request, common_scale(reference, candidates))
+    scale, pictures = common_scale(reference, candidates), request.pictures
+    samples = shipped_samples(scale) if pictures is None else samples_from_folder(pictures, scale)
+    samples = samples[: request.limit]
     evidence = None if request.report is None else EvidenceCollector(_labels(request.files, candidates))
     count = iter(range(1, len(samples) + 1))
 
@@ -163,12 +165,6 @@ def _runner(path: Path, request: ValidationRequest) -> Runner:
     if path.suffix.lower() != ".plan":
         return open_runner(path)
     return open_runner(path, device=request.device, plugin=request.plugin)
-
-
-def _samples(request: ValidationRequest, scale: int) -> list[Sample]:
-    pictures = request.pictures
-    samples = shipped_samples(scale) if pictures is None else samples_from_folder(pictures, scale)
-    return samples[: request.limit]
 
 
 def _labels(files: Sequence[Path], runners: Sequence[Runner]) -> list[str]:
