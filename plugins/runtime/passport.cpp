@@ -147,7 +147,7 @@ VouchedPlan readVouchedPlan(std::string const& planPath, std::string const& plug
     if (static_cast<std::int64_t>(plan.size()) != manifest.planSizeBytes)
     {
         throw Error(planPath,
-            "is " + std::to_string(plan.size()) + " bytes long, " + nameFromPath(path) + " vouches for "
+            "is " + std::to_string(plan.size()) + " bytes long, " + nameFromPath(path) + " says "
                 + std::to_string(manifest.planSizeBytes),
             "copy the engine again, all of its files");
     }
@@ -155,7 +155,7 @@ VouchedPlan readVouchedPlan(std::string const& planPath, std::string const& plug
     if (sha256 != manifest.planSha256)
     {
         throw Error(planPath,
-            "SHA-256 is " + sha256.substr(0, 12) + "..., but " + nameFromPath(path) + " vouches for "
+            "SHA-256 is " + sha256.substr(0, 12) + "..., but " + nameFromPath(path) + " says "
                 + manifest.planSha256.substr(0, 12) + "...",
             "the files are not of one build: copy or build the engine again");
     }

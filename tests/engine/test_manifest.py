@@ -1,4 +1,4 @@
-"""The manifest: it reads back as written, and whatever does not vouch for the plan is refused in one line."""
+"""The manifest: it reads back as written, and whatever does not describe the plan is refused in one line."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_shapes_and_scales_that_cannot_be_are_reported(
 def test_a_file_of_another_build_is_refused(plan: Path, suffix: str) -> None:
     plan.with_suffix(suffix).write_bytes(b"another")
     with pytest.raises(
-        HspanError, match=rf"x4\{suffix}: SHA-256 is .* x4\.json vouches for .* build the engine again"
+        HspanError, match=rf"x4\{suffix}: SHA-256 is .* x4\.json says .* build the engine again"
     ):
         verify_manifest(plan)
 

@@ -109,7 +109,7 @@ def test_plan_swapped_after_the_check_is_not_loaded(small_engine: SmallEngine, t
     plan = small_engine.copy_to(tmp_path)
     runner = TensorRtRunner(plan)
     plan.write_bytes(b"other code")
-    with pytest.raises(HspanError, match="is not the plan that its manifest vouches for"), runner:
+    with pytest.raises(HspanError, match="is not the plan of its manifest"), runner:
         pass
 
 
@@ -123,7 +123,7 @@ def test_plugin_library_with_another_hash_is_not_loaded(
     library.write_bytes(b"other code")
 
     def never(*_: object) -> None:
-        raise AssertionError("loaded a library that nothing vouches for")
+        raise AssertionError("loaded a library that is not the manifest's")
 
     monkeypatch.setattr(tensorrt_api, "load_plugin_library", never)
     with (

@@ -376,7 +376,7 @@ def test_engine_that_its_manifest_does_not_vouch_for(run: CommandLine, classic: 
     with classic.open("ab") as plan:
         plan.write(b"x")
     result = run("serve", "export", classic, "-o", tmp_path / "m")
-    assert (result.code, "vouches for" in result.error_line) == (1, True)
+    assert (result.code, "net.json says" in result.error_line) == (1, True)
     assert "no such file" in run("serve", "export", tmp_path / "no.plan", "-o", tmp_path / "m").error_line
 
 

@@ -61,7 +61,7 @@ class BenchRequest:
     json: options.Json = False
 
     def spec(self) -> BenchSpec:
-        """Raises: UsageError as `BenchSpec`; a size that is none."""
+        """Raises: UsageError as `BenchSpec`, or for a malformed size."""
         from trt_hspan.evaluation.speed.bench import BenchSpec
 
         sizes = (image_size_from_text(text, option="--size") for text in self.size)

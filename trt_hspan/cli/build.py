@@ -197,7 +197,7 @@ class BuildRequest:
 
 @takes_request
 def build(request: BuildRequest) -> None:
-    """Build a TensorRT engine, with a manifest that vouches for it."""
+    """Build a TensorRT engine and its manifest, which says what it is."""
     job = request.job()
     from trt_hspan.precision.engine_job import build_from_network
 

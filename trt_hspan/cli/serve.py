@@ -85,7 +85,7 @@ class ServerLimitOptions(RepositoryLimitOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """How a network is served that is no repository yet."""
+    """How a network is served that is not in a repository yet."""
 
     name: Annotated[str | None, typer.Option(help="Of the model.", show_default="that of the network")] = None
     instances: Annotated[

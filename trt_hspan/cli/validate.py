@@ -73,7 +73,7 @@ class ValidateRequest:
     json: options.Json = False
 
     def validation(self) -> ValidationRequest:
-        """Raises: UsageError as `ValidationRequest`; a tile that is none."""
+        """Raises: UsageError as `ValidationRequest`, or for a malformed tile."""
         from trt_hspan.evaluation.validation import ValidationRequest
         from trt_hspan.upscaling.options import UpscaleOptions
 

@@ -98,8 +98,8 @@ def build_plan(
 
 
 # Flavors whose last build in this process failed. Measured, TensorRT-RTX 1.7.1: the first build after one that its
-# compiler refused leaves the quantized convolutions unfused and does not say so, the second is as it should be. So the
-# first is thrown away.
+# compiler refused leaves the quantized convolutions unfused without a message, the second is correct. So the first
+# is discarded.
 _FAILED: set[str] = set()
 
 

@@ -270,7 +270,7 @@ def _check_hash(path: Path, expected: str, manifest_name: str) -> None:
     if sha256 != expected:
         raise HspanError(
             path,
-            f"SHA-256 is {sha256[:12]}..., but {manifest_name} vouches for {expected[:12]}...",
+            f"SHA-256 is {sha256[:12]}..., but {manifest_name} says {expected[:12]}...",
             f"the files are not of one build: {_BUILD_AGAIN}",
         )
 

@@ -204,7 +204,7 @@ def validate_all(
         samples: at least one picture, for the networks' scale.
         min_psnr_db: the bar for the worst picture; None is `default_bar_db` of each candidate's precision.
         budget_db: the most PSNR-Y against ground truth that a candidate may lose, as a mean over the pictures.
-        options: tiles; all networks see the same ones, the smallest that one of them wants, and a picture that is
+        options: tiles; all networks see the same ones, the smallest that any of them needs, and a picture that is
             too small for one of them grows for all.
         on_outputs: called after each picture, for progress and reports.
 

@@ -105,15 +105,15 @@ def _inspect_engine(plan: Path) -> Inspection:
     manifest = read_manifest(plan)
     try:
         verify_manifest(plan)
-        vouched = "plan and ONNX file are those of the manifest"
+        verified = "plan and ONNX file are those of the manifest"
     except HspanError as error:
-        vouched = f"NO: {error}"
+        verified = f"NO: {error}"
     record = manifest.plugin
     facts = {
         "built_by": f"{manifest.flavor} {manifest.tensorrt_version}, trt-hspan {manifest.tool_version}",
         "built_at": manifest.created_utc,
         "build_time_seconds": round(manifest.build_time_seconds, 2),
-        "vouched_for": vouched,
+        "vouched_for": verified,
         "precision": manifest.precision,
         "base_precision": manifest.base_precision,
         "quantization": None if manifest.quantization is None else asdict(manifest.quantization),
@@ -139,7 +139,7 @@ def _inspect_engine(plan: Path) -> Inspection:
         "checkpoint_sha256": manifest.source_sha256,
         "plan_sha256": manifest.plan_sha256,
     }
-    opened = None if vouched.startswith("NO") else _layers_by_tensorrt(plan, manifest)
+    opened = None if verified.startswith("NO") else _layers_by_tensorrt(plan, manifest)
     if opened is not None:
         return Inspection(
             path=str(plan), kind="engine", facts=facts, layers=opened, layers_from="TensorRT's inspector"

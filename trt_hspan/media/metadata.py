@@ -57,7 +57,7 @@ _DESCRIPTIVE_TAGS: Final = frozenset(
     )
 )
 _PIXEL_SIZE_TAGS: Final = (0xA002, 0xA003)  # width and height of the picture, which change
-# An attribute or an element; the prefix is the one that the XMP specification asks for.
+# An attribute or an element; the prefix is that of the XMP specification.
 _XMP_ORIENTATION: Final = re.compile(
     rb"""tiff:Orientation\s*=\s*(["'])[2-8]\1|<tiff:Orientation>\s*[2-8]\s*</tiff:Orientation>"""
 )
@@ -356,7 +356,7 @@ def _directory(exif: Image.Exif, pointer: int) -> dict[int, Any]:
 
 
 class _Text(str):
-    """A text that is written as the bytes that it was: Pillow reads Latin-1, whatever it is, and would write ASCII."""
+    """Writes the bytes that were read: Pillow reads any text as Latin-1, and would write ASCII."""
 
     __slots__ = ()
 
@@ -369,7 +369,7 @@ def _writable(value: Any) -> Any:
 
 
 def _can_be_written(tag: int, value: Any, directory: int | None = None) -> bool:
-    """Whether Pillow can: there are programs that give a tag a type that is not its own."""
+    """Whether Pillow can: some programs write a tag with a wrong type."""
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     alone = ImageFileDirectory_v2(group=directory)

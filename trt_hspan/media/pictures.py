@@ -302,7 +302,7 @@ def _srgb_from_cmyk(image: Image.Image) -> Image.Image:
             target = ImageCms.createProfile("sRGB")
             converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
         except (ImageCms.PyCMSError, OSError, *DAMAGE):
-            converted = None  # a profile that is none says nothing of the colors
+            converted = None  # an invalid profile says nothing about the colors
         if converted is not None:
             return converted
     return image.convert("RGB")

@@ -72,7 +72,7 @@ def build_plugin(
         on_progress: called at each step.
 
     Raises:
-        UsageError: an architecture that is none, or jobs below 1.
+        UsageError: an unknown architecture, or jobs below 1.
         HspanError: something needed is missing, the compiler has not an architecture, it reports an error (the log is
             kept and named), or the output cannot be written.
     """

@@ -56,7 +56,7 @@ class LoadedEngine:
 
     Args:
         trt: the TensorRT module.
-        data: the plan, vouched for.
+        data: the plan, checked against its manifest.
         where: the plan's name, for errors.
         cache: data of the runtime cache, or None; TensorRT-RTX alone has one.
 

@@ -1,7 +1,7 @@
 """The kernels that TensorRT-RTX compiled for an engine, kept beside the plan.
 
 `NAME.runtime_cache` is one line of JSON and TensorRT-RTX's own data. Like a plan the data are code, so they are used
-only when the line vouches for them: their SHA-256, and the plan and the release that they belong to. TensorRT-RTX
+only when the line names them: their SHA-256, and the plan and the release that they belong to. TensorRT-RTX
 itself checks GPU and driver. The file can be deleted at any time; it is then written anew.
 """
 

@@ -1,4 +1,4 @@
-"""An engine on a GPU. Loads a plan and a plugin library only when the engine's manifest vouches for both.
+"""An engine on a GPU. Loads a plan and a plugin library only when both are those of the engine's manifest.
 
 The order of opening and closing is here: passport, GPU, plugin, plan, session, and back. The work is elsewhere:
 `passport` compares, `cuda_device` is PyCUDA, `engine_loading` TensorRT, `engine_session` the execution.
@@ -137,7 +137,7 @@ class TensorRtRunner(Runner):
 
         machine = this_machine(self._index)
         self._raise_first_mismatch(machine)
-        plan = self._vouched_plan()
+        plan = self._verified_plan()
         trt = load_tensorrt(self._manifest.flavor)
         device = CudaDevice(self._index, self.where)
         device.open()
@@ -195,7 +195,7 @@ class TensorRtRunner(Runner):
 
         return self._plugin or default_plugin_path()
 
-    def _vouched_plan(self) -> bytes:
+    def _verified_plan(self) -> bytes:
         """The plan's bytes, hashed after they were read: what is checked is what is loaded."""
         try:
             data = self._plan.read_bytes()
@@ -204,7 +204,7 @@ class TensorRtRunner(Runner):
         if hashlib.sha256(data).hexdigest() != self._manifest.plan_sha256:
             raise HspanError(
                 self._plan,
-                "is not the plan that its manifest vouches for",
+                "is not the plan of its manifest",
                 build_command(self._plan, self._manifest),
             )
         return data

@@ -125,7 +125,7 @@ def networks_from_engines(
     plugin: Path | None = None,
     instances: int = 1,
 ) -> list[Network]:
-    """The networks behind some engines, each vouched for by its manifest.
+    """The networks behind some engines, each checked against its manifest.
 
     Engines of one network and precision become one network: those of one profile for several GPUs one raw model,
     those of several profiles one raw model each, between which the picture model chooses. An engine with several
@@ -295,7 +295,7 @@ def _plugin_for(members: list[tuple[Path, EngineManifest]], plugin: Path | None)
 
 
 def _engine_files(engine: Path) -> dict[str, Path]:
-    """The plan with all that `open_runner` wants beside it."""
+    """The plan with all that `open_runner` needs beside it."""
     from trt_hspan.engine.manifest import manifest_path, verify_manifest
 
     manifest = verify_manifest(engine)

@@ -137,7 +137,7 @@ def test_a_hostile_manifest_is_one_line(program: Path, engine_copy: Path, conten
 def test_a_truncated_or_changed_plan_is_not_opened(program: Path, engine_copy: Path) -> None:
     content = engine_copy.read_bytes()
     engine_copy.write_bytes(content[:-1])
-    assert "vouches for" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
+    assert " says " in only_line(_run(program, "-e", engine_copy, "--info"), 1)
     engine_copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert "SHA-256" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
     engine_copy.unlink()

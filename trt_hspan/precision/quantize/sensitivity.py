@@ -112,7 +112,7 @@ def sensitivity_report(
 
 
 def require_matplotlib() -> None:
-    """Raises: HspanError when matplotlib is not installed, so that nobody measures in vain."""
+    """Raises: HspanError when matplotlib is not installed, before anything is measured."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
