@@ -24,7 +24,6 @@ from onnx import TensorProto, helper, numpy_helper
 from trt_hspan.errors import HspanError
 
 if TYPE_CHECKING:
-    from trt_hspan.evaluation.datasets import Sample
     from trt_hspan.precision.crops import TilePlan
     from trt_hspan.precision.quantize.measure import Measurement
     from trt_hspan.precision.quantize.source import Source
@@ -68,13 +67,12 @@ class Ablation:
         self._nodes = layers_to_quantize(self._source.base)
         scale = self._source.metadata.scale
         assert scale is not None
-        self._plan = plan
-        self._samples: Sequence[Sample] = tiles.pictures_for_calibration(calibration, scale)
-        measured_on = tiles.with_ground_truth(tiles.pictures_for_calibration(images, scale))
+        self._tiles = tiles.Crops(tiles.samples_from_place(calibration, scale), plan)
+        measured_on = tiles.with_ground_truth(tiles.samples_from_place(images, scale))
         one_each = tiles.TilePlan(count=len(measured_on), side=side)
         self._held_out = HeldOut(
             self._source.reference,
-            tiles.tiles_from_samples(measured_on, one_each),
+            tiles.Crops(measured_on, one_each),
             where=self._source.where,
         )
         self._tables: dict[tuple[str, float], CalibrationTable] = {}
@@ -104,7 +102,7 @@ class Ablation:
         return self._source if part == 0 else replace(self._source, base=equalized(self._source.base, part))
 
     def _table(self, source: Source, method: Method, part: float) -> CalibrationTable:
-        from trt_hspan.precision.quantize.pipeline import QuantizationRequest, calibration_table
+        from trt_hspan.precision.quantize.pipeline import QuantizationRequest, measured_table
 
         if (method, part) not in self._tables:
             request = QuantizationRequest(
@@ -112,12 +110,9 @@ class Ablation:
                 calibration="given as samples",
                 method=method,
                 rounding="adaptive" if method == "mse" else "nearest",
-                tiles=self._plan,
                 use_cache=False,
             )
-            self._tables[method, part] = calibration_table(
-                source, self._nodes, self._samples, request, lambda *_: None
-            )[0]
+            self._tables[method, part] = measured_table(source, self._nodes, self._tiles, request)[0]
         return self._tables[method, part]
 
     def _quantize_weights(self, model: onnx.ModelProto, source: Source, variant: Variant) -> None:
@@ -145,7 +140,6 @@ class Ablation:
         """Mean of each channel of each layer's input, over the calibration tiles."""
         from trt_hspan.graph import INPUT_NAME, model_with_attention_function
         from trt_hspan.media.pixels import tensor_from_image
-        from trt_hspan.precision import crops as tiles
         from trt_hspan.runtime.onnxruntime_session import open_session
 
         whole = model_with_attention_function(model)
@@ -155,7 +149,7 @@ class Ablation:
         )
         session = open_session(whole, self._source.where)
         means: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for tile in tiles.tiles_from_samples(self._samples, self._plan):
+        for tile in self._tiles:
             outputs = session.run(names, {INPUT_NAME: tensor_from_image(tile.low)})
             for name, values in zip(names, outputs, strict=True):
                 means[name].append(values.mean(axis=(0, 2, 3)))

@@ -131,7 +131,7 @@ def made_networks(arguments: argparse.Namespace, folder: Path, scale: int) -> It
     """Exports and quantizes, one file after the other."""
     from trt_hspan.export import export_onnx
     from trt_hspan.graph import save_onnx
-    from trt_hspan.precision.crops import TilePlan, pictures_for_calibration, tiles_from_samples
+    from trt_hspan.precision.crops import Crops, TilePlan, samples_from_place
     from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
     from trt_hspan.precision.quantize.source import source_from_path
 
@@ -159,7 +159,7 @@ def made_networks(arguments: argparse.Namespace, folder: Path, scale: int) -> It
         save_onnx(quantize(source, request).model, path)
         yield Network(label=f"int8, {label}", path=path)
     note("quantizing by ONNX Runtime's defaults")
-    tiles = tiles_from_samples(pictures_for_calibration(arguments.calibration, scale), plan)
+    tiles = Crops(samples_from_place(arguments.calibration, scale), plan)
     path = folder / "int8_onnxruntime.onnx"
     quantize_by_onnxruntime(folder / "fp32.onnx", path, tiles)
     yield Network(label="int8, ONNX Runtime defaults", path=path)

@@ -16,7 +16,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.datasets import samples_from_folder
 from trt_hspan.media.pictures import open_picture, read_image, read_picture, size_from_image_file
 from trt_hspan.media.pixels import rgb_on_white
-from trt_hspan.precision.crops import TilePlan, pictures_for_calibration, tiles_from_samples
+from trt_hspan.precision.crops import Crops, TilePlan, samples_from_place
 from trt_hspan.upscaling import pictures
 from trt_hspan.upscaling.upscaler import Upscaler
 
@@ -126,8 +126,8 @@ def test_every_command_sees_the_same_pixels(
     shown = rgb_on_white(read_picture(file).pixels)
     np.testing.assert_array_equal(read_image(file), shown)
     np.testing.assert_array_equal(samples_from_folder(file, 2)[0].load()[0], shown)
-    samples = pictures_for_calibration(str(file), 2)
-    crop = next(tiles_from_samples(samples, TilePlan(count=1, side=40)))
+    samples = samples_from_place(str(file), 2)
+    crop = next(iter(Crops(samples, TilePlan(count=1, side=40))))
     np.testing.assert_array_equal(crop.low, shown)
     with NearestRunner(scale=1) as runner:
         for most in (1 << 20, 400 if open_picture(file).streams else 1 << 20):

@@ -12,30 +12,28 @@ from support.synthetic_pictures import picture
 
 from trt_hspan import HspanError, UsageError
 from trt_hspan.precision.crops import (
+    Crops,
     TilePlan,
-    pictures_for_calibration,
-    pictures_sha256,
+    samples_from_place,
     split,
-    tile_count,
-    tiles_from_samples,
     with_ground_truth,
 )
 
 
 def test_every_picture_gives_tiles_and_the_same_ones_each_time(photographs: Path) -> None:
-    samples = pictures_for_calibration(str(photographs), 2)
+    samples = samples_from_place(str(photographs), 2)
     for wanted, expected in ((1, 6), (6, 6), (13, 18)):
         plan = TilePlan(count=wanted, side=20)
-        tiles = list(tiles_from_samples(samples, plan))
-        assert len(tiles) == tile_count(samples, plan) == expected
+        tiles = list(Crops(samples, plan))
+        assert len(tiles) == Crops(samples, plan).count == expected
         assert all(tile.low.shape == (20, 20, 3) for tile in tiles)
-        again = tiles_from_samples(samples, plan)
+        again = Crops(samples, plan)
         assert all((a.low == b.low).all() for a, b in zip(tiles, again, strict=True))
 
 
 def test_a_tile_is_part_of_its_picture_and_of_its_ground_truth(photographs: Path) -> None:
-    samples = with_ground_truth(pictures_for_calibration(str(photographs), 2))
-    tile = next(tiles_from_samples(samples, TilePlan(count=6, side=16)))
+    samples = with_ground_truth(samples_from_place(str(photographs), 2))
+    tile = next(iter(Crops(samples, TilePlan(count=6, side=16))))
     low, truth = samples[0].load()
     assert truth is not None
     assert tile.truth is not None
@@ -57,14 +55,14 @@ def test_pictures_of_every_color_mode_serve(tmp_path: Path, mode: str) -> None:
         image = Image.fromarray(pixels).convert(mode)
     path = tmp_path / ("p.tif" if mode == "CMYK" else "p.png")
     image.save(path)
-    (tile,) = tiles_from_samples(pictures_for_calibration(str(tmp_path), 2), TilePlan())
+    (tile,) = Crops(samples_from_place(str(tmp_path), 2), TilePlan())
     assert tile.low.shape == (24, 24, 3)
     assert tile.low.dtype == np.uint8
     assert tile.low.std() > 5
 
 
 def test_every_fourth_picture_is_held_out_and_one_cannot_be_split(photographs: Path) -> None:
-    samples = pictures_for_calibration(str(photographs), 2)
+    samples = samples_from_place(str(photographs), 2)
     kept, held_out = split(samples, "there")
     assert [sample.name for sample in held_out] == ["3.png"]
     assert len(kept) == 5
@@ -74,7 +72,7 @@ def test_every_fourth_picture_is_held_out_and_one_cannot_be_split(photographs: P
 
 
 def test_the_shipped_photographs_are_shrunk_and_none_of_them_is_a_test_picture() -> None:
-    samples = pictures_for_calibration("builtin", 4)
+    samples = samples_from_place("builtin", 4)
     names = {sample.name for sample in samples}
     assert len(names) >= 5
     assert not names & {"chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg"}
@@ -88,14 +86,14 @@ def test_the_shipped_photographs_are_shrunk_and_none_of_them_is_a_test_picture()
 
 
 def test_the_hash_follows_contents_and_plan_and_not_names(photographs: Path, tmp_path: Path) -> None:
-    samples = pictures_for_calibration(str(photographs), 2)
+    samples = samples_from_place(str(photographs), 2)
     plan = TilePlan(count=6, side=20)
     for path in sorted(photographs.iterdir()):
         (tmp_path / f"renamed{path.name}").write_bytes(path.read_bytes())
-    renamed = pictures_for_calibration(str(tmp_path), 2)
-    assert pictures_sha256(samples, plan) == pictures_sha256(renamed, plan)
-    assert pictures_sha256(samples, TilePlan(count=7, side=20)) != pictures_sha256(samples, plan)
-    assert pictures_sha256(samples[1:], plan) != pictures_sha256(samples, plan)
+    renamed = samples_from_place(str(tmp_path), 2)
+    assert Crops(samples, plan).sha256 == Crops(renamed, plan).sha256
+    assert Crops(samples, TilePlan(count=7, side=20)).sha256 != Crops(samples, plan).sha256
+    assert Crops(samples[1:], plan).sha256 != Crops(samples, plan).sha256
 
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"side": 8}])
@@ -110,15 +108,13 @@ def test_a_folder_that_may_not_be_read_is_one_error_line(tmp_path: Path) -> None
     with read_only(folder):
         folder.chmod(0)
         with pytest.raises(HspanError, match="closed: no permission to read here"):
-            pictures_for_calibration(str(folder), 2)
+            samples_from_place(str(folder), 2)
 
 
 def test_a_picture_that_is_too_small_is_named(tmp_path: Path) -> None:
     Image.fromarray(picture(12, 40, seed=0)).save(tmp_path / "small.png")
-    samples = pictures_for_calibration(str(tmp_path), 2)
+    samples = samples_from_place(str(tmp_path), 2)
     with pytest.raises(
         HspanError, match=r"small\.png: gives an input of 12x40 pixels, expected at least 16x16"
     ):
-        tile_count(samples, TilePlan())
-    with pytest.raises(HspanError, match="expected at least 16x16"):
-        next(tiles_from_samples(samples, TilePlan()))
+        Crops(samples, TilePlan())

@@ -10,7 +10,7 @@ from typing import Final
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.media.formats import READ_SUFFIXES
-from trt_hspan.media.pictures import read_image, size_from_image_file
+from trt_hspan.media.pictures import open_picture, read_image
 from trt_hspan.media.pixels import Uint8Array
 from trt_hspan.sizes import ImageSize
 
@@ -39,14 +39,11 @@ class Sample:
 
     def size(self) -> ImageSize:
         """Size of the low-resolution picture, from file headers alone. Raises: HspanError as `load`."""
-        truth = None if self.ground_truth is None else size_from_image_file(self.ground_truth)
-        if self.low_resolution is None:
-            assert truth is not None
-            return self._shrunk(truth)
-        size = size_from_image_file(self.low_resolution)
-        if truth is not None:
-            self._require_sizes(size, truth)
-        return size
+        truth, low = (
+            None if path is None else open_picture(path).size
+            for path in (self.ground_truth, self.low_resolution)
+        )
+        return self._input_size(low, truth)
 
     def load(self) -> tuple[Uint8Array, Uint8Array | None]:
         """Reads the pictures.
@@ -58,33 +55,40 @@ class Sample:
         Raises:
             HspanError: a picture cannot be read, or the sizes of the two do not belong together.
         """
-        truth = None if self.ground_truth is None else read_image(self.ground_truth)
-        if self.low_resolution is None:
-            assert truth is not None
-            height, width = self._shrunk(ImageSize(*truth.shape[:2]))
-            top = (truth.shape[0] - height * self.scale) // 2
-            left = (truth.shape[1] - width * self.scale) // 2
-            truth = truth[top : top + height * self.scale, left : left + width * self.scale]
-            return downscale(truth, self.scale), truth
-        low = read_image(self.low_resolution)
+        truth, low = (
+            None if path is None else read_image(path) for path in (self.ground_truth, self.low_resolution)
+        )
+        height, width = self._input_size(
+            *(None if p is None else ImageSize(*p.shape[:2]) for p in (low, truth))
+        )
         if truth is not None:
-            size = ImageSize(*low.shape[:2])
-            self._require_sizes(size, ImageSize(*truth.shape[:2]))
-            truth = truth[: size.height * self.scale, : size.width * self.scale]
+            top, left = 0, 0
+            if low is None:  # the middle
+                top, left = (
+                    (truth.shape[0] - height * self.scale) // 2,
+                    (truth.shape[1] - width * self.scale) // 2,
+                )
+            truth = truth[top : top + height * self.scale, left : left + width * self.scale]
+        if low is None:
+            assert truth is not None
+            low = downscale(truth, self.scale)
         return low, truth
 
-    def _shrunk(self, truth: ImageSize) -> ImageSize:
-        size = ImageSize(*(side // self.scale for side in truth))
-        return size if self.side is None else size.within(ImageSize(self.side, self.side))
-
-    def _require_sizes(self, low: ImageSize, truth: ImageSize) -> None:
+    def _input_size(self, low: ImageSize | None, truth: ImageSize | None) -> ImageSize:
         """A benchmark's low-resolution side is its high-resolution side divided by the scale, rounded down."""
-        if low != (truth[0] // self.scale, truth[1] // self.scale):
+        if truth is None:
+            assert low is not None
+            return low
+        shrunk = ImageSize(*(side // self.scale for side in truth))
+        if low is None:
+            return shrunk if self.side is None else shrunk.within(ImageSize(self.side, self.side))
+        if low != shrunk:
             raise HspanError(
                 self.ground_truth,
                 f"has {truth} pixels, not {self.scale} times the {low} of {self.low_resolution}",
                 "give the pair of one picture at the network's scale",
             )
+        return low
 
 
 def samples_from_folder(path: str | os.PathLike[str], scale: int) -> list[Sample]:

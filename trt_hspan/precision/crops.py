@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -61,37 +61,109 @@ class TilePlan:
         if self.side < LEAST_SIDE:
             raise UsageError("--tile", f"got {self.side}, expected at least {LEAST_SIDE} pixels")
 
-    def per_picture(self, pictures: int) -> int:
-        return -(-self.count // pictures)
+
+class Crops:
+    """Tiles of some pictures, the same ones each time; a picture is read when its turn comes.
+
+    Args:
+        samples: the pictures. One that is smaller than a tile gives one tile: itself.
+        plan: how tiles are cut.
+
+    Attributes:
+        pictures, count: how many pictures and tiles there are.
+
+    Raises:
+        HspanError: a picture cannot be read or has less than 16 pixels on a side.
+    """
+
+    def __init__(self, samples: Sequence[Sample], plan: TilePlan) -> None:
+        self._samples, self._plan = samples, plan
+        self.pictures = len(samples)
+        self.count = sum(self._count(sample, sample.size()) for sample in samples)
+
+    def __iter__(self) -> Iterator[Tile]:
+        for index, sample in enumerate(self._samples):
+            low, truth = sample.load()
+            height, width = (min(self._plan.side, side) for side in low.shape[:2])
+            random = np.random.default_rng(index)
+            for _ in range(self._count(sample, ImageSize(*low.shape[:2]))):
+                top = int(random.integers(low.shape[0] - height + 1))
+                left = int(random.integers(low.shape[1] - width + 1))
+                s = sample.scale
+                yield Tile(
+                    name=sample.name,
+                    low=np.ascontiguousarray(low[top : top + height, left : left + width]),
+                    truth=None
+                    if truth is None
+                    else np.ascontiguousarray(
+                        truth[top * s : (top + height) * s, left * s : (left + width) * s]
+                    ),
+                    scale=s,
+                )
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the contents of the pictures, in their order, and of how tiles are cut."""
+        digest = hashlib.sha256(f"{self._plan.count} {self._plan.side}".encode())
+        for sample in self._samples:
+            for path in (sample.low_resolution, sample.ground_truth):
+                digest.update(b"-" if path is None else bytes.fromhex(sha256_from_file(path)))
+        return digest.hexdigest()
+
+    def _count(self, sample: Sample, size: ImageSize) -> int:
+        if min(size) < LEAST_SIDE:
+            raise HspanError(
+                sample.low_resolution or sample.ground_truth,
+                f"gives an input of {size} pixels, expected at least {LEAST_SIDE}x{LEAST_SIDE}",
+                "leave the picture out or give a larger one",
+            )
+        return 1 if max(size) <= self._plan.side else -(-self._plan.count // self.pictures)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationData:
-    """Tiles to calibrate on.
+class CalibrationPictures:
+    """Pictures to calibrate on and to measure on, looked for before a network is read or exported.
 
     Attributes:
-        tiles: called once for each pass over them.
-        pictures, count: how many there are.
-        sha256: of the pictures' contents and of how tiles are cut.
+        calibration, held_out: folders, or "builtin"; None for no such pictures.
+        plan: of the calibration's tiles. Held-out tiles are fewer and larger: a small one may be all smooth background,
+            whose loss in dB says nothing about the picture's.
+
+    Raises:
+        HspanError: as `check_place`.
     """
 
-    tiles: Callable[[], Iterable[Tile]]
-    pictures: int
-    count: int
-    sha256: str
+    calibration: str | None
+    held_out: str | None
+    plan: TilePlan
+
+    def __post_init__(self) -> None:
+        for place in (self.calibration, self.held_out):
+            if place is not None:
+                check_place(place)
+
+    def crops(self, scale: int, *, hold_out: bool, need_truth: bool) -> tuple[Crops, Crops]:
+        """Tiles to calibrate on and to measure on; no tiles where there are no pictures.
+
+        Args:
+            scale: of the network.
+            hold_out: measure on every fourth picture where none are named for it.
+            need_truth: measure on pictures with ground truth only: others become it, and are shrunk to be the input.
+
+        Raises:
+            HspanError: as `samples_from_place` and `Crops`; there is one picture only to split.
+        """
+        samples = [] if self.calibration is None else samples_from_place(self.calibration, scale)
+        measured = [] if self.held_out is None else samples_from_place(self.held_out, scale)
+        if hold_out and self.held_out is None:
+            samples, measured = split(samples, str(self.calibration))
+        if need_truth:
+            measured = with_ground_truth(measured)
+        larger = TilePlan(count=min(self.plan.count, 16), side=2 * self.plan.side)
+        return Crops(samples, self.plan), Crops(measured, larger)
 
 
-def calibration_data(samples: Sequence[Sample], plan: TilePlan) -> CalibrationData:
-    """The tiles of these pictures. Raises: HspanError as `tiles_from_samples`."""
-    return CalibrationData(
-        tiles=lambda: tiles_from_samples(samples, plan),
-        pictures=len(samples),
-        count=tile_count(samples, plan),
-        sha256=pictures_sha256(samples, plan),
-    )
-
-
-def pictures_for_calibration(place: str, scale: int) -> list[Sample]:
+def samples_from_place(place: str, scale: int) -> list[Sample]:
     """The pictures of a folder, as `samples_from_folder` finds them, or the shipped photographs ("builtin").
 
     Pictures of a plain folder are inputs of the network. Shipped photographs are shrunk by the scale first.
@@ -110,7 +182,7 @@ def pictures_for_calibration(place: str, scale: int) -> list[Sample]:
 
 
 def check_place(place: str) -> None:
-    """Checks what can be checked without knowing the scale. Raises: HspanError as `pictures_for_calibration`."""
+    """Checks what can be checked without knowing the scale. Raises: HspanError as `samples_from_place`."""
     folder = Path(place)
     if place == BUILTIN:
         _shipped()
@@ -138,63 +210,6 @@ def split(samples: Sequence[Sample], place: str) -> tuple[list[Sample], list[Sam
     step = min(_HELD_OUT_EVERY, len(samples))
     held_out = list(samples[step - 1 :: step])
     return [sample for sample in samples if sample not in held_out], held_out
-
-
-def tiles_from_samples(samples: Sequence[Sample], plan: TilePlan) -> Iterator[Tile]:
-    """Cuts tiles, the same ones every time; a picture is read when its turn comes.
-
-    A picture smaller than a tile gives one tile: itself.
-
-    Raises:
-        HspanError: a picture cannot be read or has less than 16 pixels on a side.
-    """
-    for index, sample in enumerate(samples):
-        low, truth = sample.load()
-        _require_size(sample, ImageSize(*low.shape[:2]))
-        height, width = (min(plan.side, side) for side in low.shape[:2])
-        random = np.random.default_rng(index)
-        whole = low.shape[:2] == (height, width)
-        for _ in range(1 if whole else plan.per_picture(len(samples))):
-            top = int(random.integers(low.shape[0] - height + 1))
-            left = int(random.integers(low.shape[1] - width + 1))
-            s = sample.scale
-            yield Tile(
-                name=sample.name,
-                low=np.ascontiguousarray(low[top : top + height, left : left + width]),
-                truth=None
-                if truth is None
-                else np.ascontiguousarray(truth[top * s : (top + height) * s, left * s : (left + width) * s]),
-                scale=s,
-            )
-
-
-def tile_count(samples: Sequence[Sample], plan: TilePlan) -> int:
-    """How many tiles `tiles_from_samples` gives, from file headers. Raises: HspanError as that does."""
-    total = 0
-    for sample in samples:
-        size = sample.size()
-        _require_size(sample, size)
-        total += 1 if max(size) <= plan.side else plan.per_picture(len(samples))
-    return total
-
-
-def pictures_sha256(samples: Sequence[Sample], plan: TilePlan) -> str:
-    """Hash of the contents of the pictures, in their order, and of how tiles are cut. Raises: HspanError."""
-    digest = hashlib.sha256(f"{plan.count} {plan.side}".encode())
-    for sample in samples:
-        for path in (sample.low_resolution, sample.ground_truth):
-            digest.update(b"-" if path is None else bytes.fromhex(sha256_from_file(path)))
-    return digest.hexdigest()
-
-
-def _require_size(sample: Sample, size: ImageSize) -> None:
-    if min(size) < LEAST_SIDE:
-        path = sample.low_resolution or sample.ground_truth
-        raise HspanError(
-            os.fspath(path) if path else sample.name,
-            f"gives an input of {size} pixels, expected at least {LEAST_SIDE}x{LEAST_SIDE}",
-            "leave the picture out or give a larger one",
-        )
 
 
 def _shrunk(sample: Sample) -> Sample:

@@ -15,7 +15,7 @@ from trt_hspan.evaluation.metrics import psnr_y
 from trt_hspan.graph import model_for_cpu
 from trt_hspan.graph.quantized import convolution_macs, quantized_convolutions
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
-from trt_hspan.precision.crops import Tile, pictures_for_calibration, tiles_from_samples, with_ground_truth
+from trt_hspan.precision.crops import Crops, Tile, samples_from_place, with_ground_truth
 from trt_hspan.precision.quantize.budget import BudgetResult, choose_layers
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.measure import HeldOut, Measurement
@@ -114,8 +114,8 @@ def test_a_budget_that_cannot_be_met_is_an_error_with_the_best_that_was_found(
 def test_measured_losses_are_those_of_an_independent_run(
     source: Source, int8: Quantized, photographs: Path
 ) -> None:
-    samples = with_ground_truth(pictures_for_calibration(str(photographs), 2))
-    tiles = list(tiles_from_samples(samples, PLAN))
+    samples = with_ground_truth(samples_from_place(str(photographs), 2))
+    tiles = list(Crops(samples, PLAN))
     measured = HeldOut(source.reference, tiles, where="test").measure(int8.model)
 
     from trt_hspan.graph import model_with_attention_function

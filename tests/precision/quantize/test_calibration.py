@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from support.synthetic_pictures import picture
 
 from trt_hspan import HspanError, UsageError
 from trt_hspan.graph import QuantizedType, model_for_cpu, model_with_attention_function
-from trt_hspan.precision.crops import CalibrationData, Tile, pictures_for_calibration, tiles_from_samples
+from trt_hspan.precision.crops import Crops, Tile, samples_from_place
 from trt_hspan.precision.quantize import calibration
 from trt_hspan.precision.quantize.calibration import calibrate, checked_method, mse_range
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.pipeline import (
     QuantizationRequest,
-    calibration_table,
+    measured_table,
     quantize,
 )
 from trt_hspan.precision.quantize.source import Source
@@ -37,8 +37,19 @@ from trt_hspan.precision.quantize.table import CalibrationTable, Method, calibra
 Values = dict[str, NDArray[np.float32]]
 
 
+class KnownTiles(Crops):
+    """Tiles that come from no picture file."""
+
+    def __init__(self, tiles: Callable[[], Iterator[Tile]], *, pictures: int, count: int) -> None:
+        self.tiles, self.pictures, self.count = tiles, pictures, count
+        self.sha256 = "0" * 64
+
+    def __iter__(self) -> Iterator[Tile]:
+        return self.tiles()
+
+
 def tiles_of(folder: Path) -> list[Tile]:
-    return list(tiles_from_samples(pictures_for_calibration(str(folder), 2), PLAN))
+    return list(Crops(samples_from_place(str(folder), 2), PLAN))
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +70,7 @@ def measured(
     source: Source, folder: Path, method: Method, kind: QuantizedType = "int8", *, adaptive: bool = False
 ) -> CalibrationTable:
     tiles = tiles_of(folder)
-    data = CalibrationData(tiles=lambda: iter(tiles), pictures=6, count=len(tiles), sha256="0" * 64)
+    data = KnownTiles(lambda: iter(tiles), pictures=6, count=len(tiles))
     return calibrate(
         source.base,
         layers_to_quantize(source.base),
@@ -170,7 +181,7 @@ def test_the_order_of_tiles_does_not_matter_even_when_the_first_is_flat(source: 
     busy = Tile(name="busy", low=picture(16, 16, seed=3), truth=None, scale=2)
 
     def ranges(*tiles: Tile) -> list[float]:
-        data = CalibrationData(tiles=lambda: iter(tiles), pictures=2, count=2, sha256="0" * 64)
+        data = KnownTiles(lambda: iter(tiles), pictures=2, count=2)
         nodes = layers_to_quantize(source.base)
         table = calibrate(
             source.base,
@@ -199,7 +210,7 @@ def test_one_tile_is_in_memory_at_a_time(source: Source) -> None:
     calibrate(
         source.base,
         layers_to_quantize(source.base),
-        CalibrationData(tiles=stream, pictures=4, count=4, sha256="0" * 64),
+        KnownTiles(stream, pictures=4, count=4),
         kind="int8",
         method="mse",
         adaptive_rounding=True,
@@ -257,8 +268,8 @@ def test_an_unknown_method_is_wrong_usage() -> None:
 
 def table_of(source: Source, folder: Path, **options: object) -> tuple[CalibrationTable, bool]:
     request = QuantizationRequest(precision="int8", calibration=str(folder), tiles=PLAN, **options)  # type: ignore[arg-type]
-    samples = pictures_for_calibration(str(folder), 2)
-    return calibration_table(source, layers_to_quantize(source.base), samples, request, lambda *_: None)
+    tiles = Crops(samples_from_place(str(folder), 2), PLAN)
+    return measured_table(source, layers_to_quantize(source.base), tiles, request)
 
 
 def test_a_table_is_kept_for_the_same_model_pictures_and_method_only(

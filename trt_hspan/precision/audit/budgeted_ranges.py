@@ -17,7 +17,7 @@ from trt_hspan.engine.range_record import (
 )
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.datasets import Sample
-from trt_hspan.precision.crops import TilePlan, tiles_from_samples, with_ground_truth
+from trt_hspan.precision.crops import Crops, TilePlan, with_ground_truth
 from trt_hspan.precision.quantize.measure import HeldOut
 
 # Tiles to measure on: enough to see a loss, few enough to measure a dozen times.
@@ -55,7 +55,7 @@ def kept_within_budget(
     """
     held_out = HeldOut(
         reference,
-        tiles_from_samples(with_ground_truth(samples[:_TILES]), TilePlan(count=_TILES, side=_SIDE)),
+        Crops(with_ground_truth(samples[:_TILES]), TilePlan(count=_TILES, side=_SIDE)),
         where=where,
     )
 

@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.graph import INPUT_NAME, QuantizedType, model_for_cpu, model_with_attention_function
 from trt_hspan.media.pixels import tensor_from_image
-from trt_hspan.precision.crops import CalibrationData
+from trt_hspan.precision.crops import Crops
 from trt_hspan.precision.quantize.rounding import InputMoments, best_flips
 from trt_hspan.precision.quantize.scales import LARGEST, weight_scales
 from trt_hspan.precision.quantize.table import (
@@ -61,7 +61,7 @@ def checked_method(text: str) -> Method:
 def calibrate(
     model: onnx.ModelProto,
     layers: Sequence[onnx.NodeProto],
-    data: CalibrationData,
+    data: Crops,
     *,
     kind: QuantizedType,
     method: Method,
@@ -147,10 +147,10 @@ def _flips(weight: onnx.TensorProto, moments: InputMoments) -> npt.NDArray[np.bo
     return best_flips(values, weight_scales(values, "int8", values.dtype), moments.mean)
 
 
-def _feeds(data: CalibrationData, step: Callable[[], None]) -> Iterator[_OneTile]:
+def _feeds(data: Crops, step: Callable[[], None]) -> Iterator[_OneTile]:
     """Each tile as a data reader of its own; refuses a set of tiles that shows nothing."""
     varied = False
-    for tile in data.tiles():
+    for tile in data:
         varied = varied or bool((tile.low != tile.low[:1, :1]).any())
         yield _OneTile({INPUT_NAME: tensor_from_image(tile.low)})
         step()
@@ -171,7 +171,7 @@ class _OneTile:
 
 
 def _extremes(
-    path: Path, names: Sequence[str], data: CalibrationData, step: Callable[[], None]
+    path: Path, names: Sequence[str], data: Crops, step: Callable[[], None]
 ) -> dict[str, tuple[float, float]]:
     imported_onnxruntime()
     from onnxruntime.quantization.calibrate import MinMaxCalibrater
@@ -207,7 +207,7 @@ def _extremes(
 def _histogram_ranges(
     path: Path,
     largest: Mapping[str, float],
-    data: CalibrationData,
+    data: Crops,
     step: Callable[[], None],
     *,
     kind: QuantizedType,

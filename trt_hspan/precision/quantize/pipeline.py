@@ -9,11 +9,9 @@ from pathlib import Path
 import onnx
 
 from trt_hspan.errors import HspanError
-from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.files import staged_files
 from trt_hspan.graph import QuantizationFacts, quantization_from_model
-from trt_hspan.precision import crops
-from trt_hspan.precision.crops import TilePlan
+from trt_hspan.precision.crops import CalibrationPictures, Crops
 from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
 from trt_hspan.precision.quantize import calibration
 from trt_hspan.precision.quantize.budget import choose_layers
@@ -23,7 +21,7 @@ from trt_hspan.precision.quantize.recipe import Choice, Recipe, model_from_recip
 from trt_hspan.precision.quantize.request import QuantizationJob, QuantizationRequest, RecipeFile
 from trt_hspan.precision.quantize.sensitivity import SensitivityReport, sensitivity_report
 from trt_hspan.precision.quantize.source import Source, source_from_variants
-from trt_hspan.precision.quantize.table import CalibrationTable, Method, cached_table, keep_table, read_table
+from trt_hspan.precision.quantize.table import CalibrationTable, Method, cached_table, read_table
 
 DEFAULT_METHOD: Method = "mse"
 _DEAD = Choice(quantized=False, why="its input was 0 on all calibration pictures")
@@ -56,10 +54,10 @@ def quantized_network(job: QuantizationJob, *, on_progress: OnProgress = no_prog
     Raises:
         UsageError, HspanError: as `variants_from_path`, and as `quantize` or `quantize_by_recipe`.
     """
-    source = _source(job, on_progress)
     if isinstance(job.how, RecipeFile):
-        return quantize_by_recipe(source, job.how.recipe, where=job.how.path)
-    return quantize(source, job.how, on_progress=on_progress)
+        return quantize_by_recipe(_source(job, on_progress), job.how.recipe, where=job.how.path)
+    given = _given(job.how)
+    return _quantized(_source(job, on_progress), given, on_progress)
 
 
 def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_progress) -> SensitivityReport:
@@ -69,7 +67,8 @@ def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_pr
         UsageError, HspanError: as `variants_from_path` and `measure_sensitivity`.
     """
     assert isinstance(job.how, QuantizationRequest), "a recipe has chosen its layers"
-    return measure_sensitivity(_source(job, on_progress), job.how, on_progress=on_progress)
+    given = _given(job.how)
+    return _sensitivity(_source(job, on_progress), given, on_progress)
 
 
 def quantize(
@@ -79,7 +78,8 @@ def quantize(
 
     Example:
         >>> import trt_hspan
-        >>> from trt_hspan.precision.quantize.pipeline import QuantizationRequest, TilePlan, quantize
+        >>> from trt_hspan.precision.crops import TilePlan
+        >>> from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
         >>> from trt_hspan.precision.quantize.source import source_from_path
         >>> source = source_from_path(trt_hspan.export_onnx("hspan-tiny-x2", "tiny.onnx"))
         >>> tiles = TilePlan(count=2, side=16)
@@ -97,30 +97,7 @@ def quantize(
         UsageError: a pattern matches nothing.
         HspanError: pictures, table or budget do not serve; see the modules that do the work.
     """
-    hold_out = request.held_out is not None or request.budget_db is not None
-    calibrated = _calibrated(source, request, on_progress, hold_out=hold_out, with_ground_truth=True)
-    table, held_out, alive = calibrated.table, calibrated.held_out, calibrated.alive
-    choices = {node.name: _DEAD for node in calibrated.nodes if table.is_dead(node)}
-    measurement = None
-    if held_out is not None and request.budget_db is not None:
-        within_budget = choose_layers(source, alive, table, held_out, request.budget_db, on_step=on_progress)
-        choices |= within_budget.choices
-        measurement = within_budget.measurement
-    elif held_out is not None:
-        measurement = held_out.measure(variant(source, alive, table))
-    for node in alive:
-        why = "was requested" if node.name in request.include else "no budget was set"
-        choices.setdefault(node.name, Choice(quantized=True, why=why))
-    recipe = new_recipe(source, choices, table, budget_db=request.budget_db, measurement=measurement)
-    model, facts = _applied(source, recipe, source.where, "exclude fewer")
-    return Quantized(
-        model=model,
-        recipe=recipe,
-        table=table,
-        facts=facts,
-        measurement=measurement,
-        calibration_was_cached=calibrated.was_cached,
-    )
+    return _quantized(source, _given(request), on_progress)
 
 
 def measure_sensitivity(
@@ -134,12 +111,7 @@ def measure_sensitivity(
     Raises:
         UsageError, HspanError: as `quantize`.
     """
-    calibrated = _calibrated(source, request, on_progress, hold_out=True, with_ground_truth=False)
-    assert calibrated.held_out is not None
-    steps = _counter(on_progress, "measuring", len(calibrated.alive))
-    return sensitivity_report(
-        source, calibrated.alive, calibrated.table, calibrated.held_out, on_layer=lambda: next(steps)
-    )
+    return _sensitivity(source, _given(request), on_progress)
 
 
 def quantize_by_recipe(source: Source, recipe: Recipe, *, where: object) -> Quantized:
@@ -174,64 +146,70 @@ def companion_texts(quantized: Quantized) -> dict[str, str]:
     return texts
 
 
-def calibration_table(
-    source: Source,
-    nodes: Sequence[onnx.NodeProto],
-    samples: Sequence[Sample],
-    request: QuantizationRequest,
-    on_progress: OnProgress = no_progress,
-) -> tuple[CalibrationTable, bool]:
-    """The table to use, and whether it existed before. Raises: HspanError."""
-    if request.table is not None:
-        table = read_table(request.table)
-        if table.model_sha256 != source.sha256:
-            raise HspanError(
-                request.table,
-                f"is for another model ({table.model_sha256[:12]}..., not {source.sha256[:12]}...)",
-                "calibrate again with --calibration",
-            )
-        if table.precision != request.precision:
-            raise HspanError(
-                request.table, f"contains {table.precision} ranges", f"add --precision {table.precision}"
-            )
-        return table, True
-    method = request.method or DEFAULT_METHOD
-    adaptive = request.precision == "int8" and request.rounding != "nearest"
-    data = crops.calibration_data(samples, request.tiles)
-    key = [source.sha256, data.sha256, request.precision, method, adaptive, [node.name for node in nodes]]
-    if request.use_cache and (cached := cached_table(key)) is not None:
-        return cached, True
-    total = data.count * calibration.passes(method, request.precision, adaptive_rounding=adaptive)
-    steps = _counter(on_progress, "calibrating", total)
-    table = calibration.calibrate(
-        source.base,
-        nodes,
-        data,
-        kind=request.precision,
-        method=method,
-        adaptive_rounding=adaptive,
-        model_sha256=source.sha256,
-        on_tile=lambda: next(steps),
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """A request, and the pictures and the table that it names."""
+
+    request: QuantizationRequest
+    pictures: CalibrationPictures
+    table: CalibrationTable | None
+
+
+def _given(request: QuantizationRequest) -> _Given:
+    """Before the network is read: an export takes its time."""
+    return _Given(
+        request=request,
+        pictures=CalibrationPictures(
+            calibration=request.calibration, held_out=request.held_out, plan=request.tiles
+        ),
+        table=None if request.table is None else read_table(request.table),
     )
-    if request.use_cache:
-        keep_table(key, table)
-    return table, False
+
+
+def _quantized(source: Source, given: _Given, on_progress: OnProgress) -> Quantized:
+    request = given.request
+    hold_out = request.held_out is not None or request.budget_db is not None
+    calibrated = _calibrated(source, given, on_progress, hold_out=hold_out, need_truth=True)
+    table, held_out, alive = calibrated.table, calibrated.held_out, calibrated.alive
+    choices = {node.name: _DEAD for node in calibrated.nodes if table.is_dead(node)}
+    measurement = None
+    if held_out is not None and request.budget_db is not None:
+        within_budget = choose_layers(source, alive, table, held_out, request.budget_db, on_step=on_progress)
+        choices |= within_budget.choices
+        measurement = within_budget.measurement
+    elif held_out is not None:
+        measurement = held_out.measure(variant(source, alive, table))
+    for node in alive:
+        why = "was requested" if node.name in request.include else "no budget was set"
+        choices.setdefault(node.name, Choice(quantized=True, why=why))
+    recipe = new_recipe(source, choices, table, budget_db=request.budget_db, measurement=measurement)
+    model, facts = _applied(source, recipe, source.where, "exclude fewer")
+    return Quantized(
+        model=model,
+        recipe=recipe,
+        table=table,
+        facts=facts,
+        measurement=measurement,
+        calibration_was_cached=calibrated.was_cached,
+    )
+
+
+def _sensitivity(source: Source, given: _Given, on_progress: OnProgress) -> SensitivityReport:
+    calibrated = _calibrated(source, given, on_progress, hold_out=True, need_truth=False)
+    assert calibrated.held_out is not None
+    steps = _counter(on_progress, "measuring", len(calibrated.alive))
+    return sensitivity_report(
+        source, calibrated.alive, calibrated.table, calibrated.held_out, on_layer=lambda: next(steps)
+    )
 
 
 def _source(job: QuantizationJob, on_progress: OnProgress) -> Source:
-    """The network in its base type. Pictures and table are looked for first: an export takes its time."""
     base, keep_fp32, res_scale = job.base, job.keep_fp32, job.res_scale
     if isinstance(job.how, RecipeFile):
         recipe = job.how.recipe
         base, keep_fp32 = recipe.base, recipe.keep_fp32
         if res_scale is None and Path(job.model).suffix.lower() not in (".onnx", ".plan"):
             res_scale = recipe.res_scale
-    else:
-        for place in (job.how.calibration, job.how.held_out):
-            if place is not None:
-                crops.check_place(place)
-        if job.how.table is not None:
-            read_table(job.how.table)
     on_progress(f"reading {job.model}", 0, 0)
     network = variants_from_path(job.model, res_scale=res_scale)
     if isinstance(job.how, RecipeFile) and network.stored != "fp32":
@@ -251,41 +229,68 @@ class _Calibrated:
 
 
 def _calibrated(
-    source: Source,
-    request: QuantizationRequest,
-    on_progress: OnProgress,
-    *,
-    hold_out: bool,
-    with_ground_truth: bool,
+    source: Source, given: _Given, on_progress: OnProgress, *, hold_out: bool, need_truth: bool
 ) -> _Calibrated:
+    request = given.request
     nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
-    samples: list[Sample] = []
-    measured: list[Sample] = []
-    if request.calibration is not None:
-        samples = crops.pictures_for_calibration(request.calibration, source.scale)
-    if request.held_out is not None:
-        measured = crops.pictures_for_calibration(request.held_out, source.scale)
-    elif hold_out:
-        samples, measured = crops.split(samples, str(request.calibration))
-    table, was_cached = calibration_table(source, nodes, samples, request, on_progress)
+    tiles, measured = given.pictures.crops(source.scale, hold_out=hold_out, need_truth=need_truth)
+    if given.table is not None:
+        table, was_cached = given.table, True
+        _check_table(table, source, request)
+    else:
+        table, was_cached = measured_table(source, nodes, tiles, request, on_progress)
     alive = [node for node in nodes if not table.is_dead(node)]
     if not alive:
         raise HspanError(source.where, "every layer's input was 0 on the calibration pictures", "give others")
     held_out = None
-    if measured:
-        if with_ground_truth:
-            measured = crops.with_ground_truth(measured)
-        # Fewer and larger than the calibration's: a small crop may be all smooth background, whose loss in dB says
-        # nothing about the picture's.
-        plan = TilePlan(count=min(request.tiles.count, 16), side=2 * request.tiles.side)
-        steps = _counter(on_progress, "float32 on held-out pictures", crops.tile_count(measured, plan))
-        held_out = HeldOut(
-            source.reference,
-            crops.tiles_from_samples(measured, plan),
-            where=source.where,
+    if measured.count:
+        steps = _counter(on_progress, "float32 on held-out pictures", measured.count)
+        held_out = HeldOut(source.reference, measured, where=source.where, on_tile=lambda: next(steps))
+    return _Calibrated(nodes=nodes, alive=alive, table=table, was_cached=was_cached, held_out=held_out)
+
+
+def _check_table(table: CalibrationTable, source: Source, request: QuantizationRequest) -> None:
+    if table.model_sha256 != source.sha256:
+        raise HspanError(
+            request.table,
+            f"is for another model ({table.model_sha256[:12]}..., not {source.sha256[:12]}...)",
+            "calibrate again with --calibration",
+        )
+    if table.precision != request.precision:
+        raise HspanError(
+            request.table, f"contains {table.precision} ranges", f"add --precision {table.precision}"
+        )
+
+
+def measured_table(
+    source: Source,
+    nodes: Sequence[onnx.NodeProto],
+    tiles: Crops,
+    request: QuantizationRequest,
+    on_progress: OnProgress = no_progress,
+) -> tuple[CalibrationTable, bool]:
+    """The table of these tiles, measured or from the cache, and whether it is from there. Raises: HspanError."""
+    method = request.method or DEFAULT_METHOD
+    adaptive = request.precision == "int8" and request.rounding != "nearest"
+
+    def measure() -> CalibrationTable:
+        total = tiles.count * calibration.passes(method, request.precision, adaptive_rounding=adaptive)
+        steps = _counter(on_progress, "calibrating", total)
+        return calibration.calibrate(
+            source.base,
+            nodes,
+            tiles,
+            kind=request.precision,
+            method=method,
+            adaptive_rounding=adaptive,
+            model_sha256=source.sha256,
             on_tile=lambda: next(steps),
         )
-    return _Calibrated(nodes=nodes, alive=alive, table=table, was_cached=was_cached, held_out=held_out)
+
+    if not request.use_cache:
+        return measure(), False
+    names = [node.name for node in nodes]
+    return cached_table([source.sha256, tiles.sha256, request.precision, method, adaptive, names], measure)
 
 
 def _applied(

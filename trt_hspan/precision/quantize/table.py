@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -116,29 +116,24 @@ def calibration_folder() -> Path:
     return cache_folder() / "calibration"
 
 
-def cached_table(key: list[object]) -> CalibrationTable | None:
-    """The table that `keep_table` kept for this key; None where there is none that can be read."""
-    path = _cache_file(key)
-    if not path.is_file():
-        return None
-    try:
-        return read_table(path)
-    except HspanError as error:
-        _LOG.info("calibrating anew: %s", error)
-        return None
+def cached_table(key: list[object], measure: Callable[[], CalibrationTable]) -> tuple[CalibrationTable, bool]:
+    """The table that was kept for this key, and whether there was one; else it is measured, and kept for later runs.
 
-
-def keep_table(key: list[object], table: CalibrationTable) -> None:
-    """Keeps a table for later runs; a cache that cannot be written is no reason to fail."""
+    A cache that cannot be read or written is no reason to fail.
+    """
+    text = json.dumps([*key, _CACHE_VERSION])
+    path = calibration_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+    if path.is_file():
+        try:
+            return read_table(path), True
+        except HspanError as error:
+            _LOG.info("calibrating anew: %s", error)
+    table = measure()
     try:
-        write_text(_cache_file(key), table.as_json())
+        write_text(path, table.as_json())
     except HspanError as error:
         _LOG.info("the calibration is not kept: %s", error)
-
-
-def _cache_file(key: list[object]) -> Path:
-    text = json.dumps([*key, _CACHE_VERSION])
-    return calibration_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+    return table, False
 
 
 def text_from_flips(flips: npt.NDArray[np.bool_]) -> str:
