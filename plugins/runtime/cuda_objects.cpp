@@ -2,12 +2,16 @@
 
 #include "error.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace hspan
 {
 namespace
 {
 
 constexpr std::size_t kMAX_GRAPHS = 8;
+constexpr std::size_t kIDLE_USES = 8 * kMAX_GRAPHS;
 
 } // namespace
 
@@ -92,36 +96,55 @@ GraphCache::~GraphCache()
     clear();
 }
 
-cudaGraphExec_t GraphCache::find(Shape const& shape)
+cudaGraphExec_t GraphCache::use(Shape const& shape)
 {
-    for (auto entry = mEntries.begin(); entry != mEntries.end(); ++entry)
+    ++mUses;
+    auto const entry = std::find_if(
+        mEntries.begin(), mEntries.end(), [&](Entry const& candidate) { return candidate.shape == shape; });
+    if (entry == mEntries.end())
     {
-        if (entry->first == shape)
-        {
-            mEntries.splice(mEntries.begin(), mEntries, entry);
-            return mEntries.front().second;
-        }
+        return nullptr;
     }
-    return nullptr;
+    entry->lastUse = mUses;
+    mEntries.splice(mEntries.begin(), mEntries, entry);
+    return entry->graph;
 }
 
-void GraphCache::insert(Shape const& shape, cudaGraphExec_t graph)
+bool GraphCache::worthCapturing(Shape const& shape)
 {
-    mEntries.emplace_front(shape, graph);
-    if (mEntries.size() > kMAX_GRAPHS)
+    std::size_t const before = mCandidates.size();
+    mCandidates.remove(shape);
+    bool const wasUsed = mCandidates.size() < before;
+    mCandidates.push_front(shape);
+    if (mCandidates.size() > kIDLE_USES)
     {
-        cudaGraphExecDestroy(mEntries.back().second);
-        mEntries.pop_back();
+        mCandidates.pop_back();
     }
+    return wasUsed
+        && (mEntries.size() < kMAX_GRAPHS || mUses - mEntries.back().lastUse > static_cast<std::int64_t>(kIDLE_USES));
+}
+
+void GraphCache::insert(Shape const& shape, cudaGraphExec_t graph, std::shared_ptr<void> state)
+{
+    if (mEntries.size() == kMAX_GRAPHS)
+    {
+        dropOldest();
+    }
+    mEntries.push_front({shape, graph, std::move(state), mUses});
 }
 
 void GraphCache::clear()
 {
-    for (auto const& entry : mEntries)
+    while (!mEntries.empty())
     {
-        cudaGraphExecDestroy(entry.second);
+        dropOldest();
     }
-    mEntries.clear();
+}
+
+void GraphCache::dropOldest()
+{
+    cudaGraphExecDestroy(mEntries.back().graph);
+    mEntries.pop_back();
 }
 
 } // namespace hspan

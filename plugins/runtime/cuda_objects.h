@@ -6,10 +6,10 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <list>
 #include <memory>
 #include <string>
-#include <utility>
 
 namespace hspan
 {
@@ -79,7 +79,9 @@ private:
     void* mMapped = nullptr;
 };
 
-// One captured run per shape, the least recently used first to go.
+// At most eight captured runs, each for one shape; the one not used for longest gives way.
+// A shape is worth capturing when it comes again; in a full cache only when the oldest graph was idle for 64 runs.
+// So however many shapes take turns, at most one run in eight captures.
 class GraphCache
 {
 public:
@@ -88,12 +90,26 @@ public:
     GraphCache& operator=(GraphCache const&) = delete;
     ~GraphCache();
 
-    cudaGraphExec_t find(Shape const& shape); // nullptr when there is none
-    void insert(Shape const& shape, cudaGraphExec_t graph);
+    cudaGraphExec_t use(Shape const& shape); // counts a run; nullptr when there is none
+    bool worthCapturing(Shape const& shape); // a shape that is run without a graph; remembers it
+    // The state is what the graph was captured from; it is kept as long as the graph.
+    void insert(Shape const& shape, cudaGraphExec_t graph, std::shared_ptr<void> state);
     void clear();
 
 private:
-    std::list<std::pair<Shape, cudaGraphExec_t>> mEntries;
+    struct Entry
+    {
+        Shape shape;
+        cudaGraphExec_t graph;
+        std::shared_ptr<void> state;
+        std::int64_t lastUse;
+    };
+
+    void dropOldest();
+
+    std::list<Entry> mEntries;    // the last used comes first
+    std::list<Shape> mCandidates; // likewise
+    std::int64_t mUses = 0;
 };
 
 } // namespace hspan

@@ -100,12 +100,7 @@ public:
         }
         for (std::size_t i = 0; i < mManifest.profiles.size(); ++i)
         {
-            mContexts.emplace_back(
-                mEngine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
-            if (!mContexts[i] || !mContexts[i]->setOptimizationProfileAsync(static_cast<int>(i), mStream.get()))
-            {
-                throw refused(mLogger, mWhere, "TensorRT cannot create an execution context");
-            }
+            mContexts.push_back(newContext(i));
         }
         mStream.wait("cannot choose the profiles");
     }
@@ -121,66 +116,68 @@ public:
 
     float const* run() override
     {
-        cudaGraphExec_t graph = mGraphs.find(mShape);
-        if (graph == nullptr)
-        {
-            enqueue(); // the first run of a shape lets TensorRT allocate and choose; it must not be captured
-            mStream.wait("the run failed");
-            if (mOptions.cudaGraphs)
-            {
-                capture();
-            }
-        }
-        else
+        if (cudaGraphExec_t const graph = mGraphs.use(mShape))
         {
             check(cudaGraphLaunch(graph, mStream.get()), "cannot launch the CUDA graph");
             mStream.wait("the run failed");
+            return mOutput.host();
+        }
+        Context const own = mOptions.cudaGraphs && mGraphs.worthCapturing(mShape) ? contextOfGraph() : nullptr;
+        Context const& context = own ? own : mContexts[mProfile];
+        if (own || !mIsBound)
+        {
+            bind(*context);
+            mIsBound = !own;
+        }
+        enqueue(*context); // the first run of a shape lets TensorRT allocate and choose; it must not be captured
+        mStream.wait("the run failed");
+        if (own)
+        {
+            capture(own);
         }
         return mOutput.host();
     }
 
 private:
+    using Context = std::shared_ptr<nvinfer1::IExecutionContext>;
+
+    // Its memory for activations is that of all contexts: they run one after the other.
+    Context newContext(std::size_t profile)
+    {
+        Context context(mEngine->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
+        if (!context || !context->setOptimizationProfileAsync(static_cast<int>(profile), mStream.get()))
+        {
+            throw refused(mLogger, mWhere, "TensorRT cannot create an execution context");
+        }
+        return context;
+    }
+
+    // A graph belongs to the state of the context that it is captured from, so it has one of its own.
+    Context contextOfGraph()
+    {
+        try
+        {
+            return newContext(mProfile);
+        }
+        catch (Error const& error)
+        {
+            endGraphs(error.what());
+            return nullptr;
+        }
+    }
+
     void setShape(Shape const& shape)
     {
         Shape const output{shape[0], shape[1], shape[2] * scale(), shape[3] * scale()};
         mShape = {};
-        std::size_t const profile = profileFor(mManifest.profiles, shape);
-        if (profile == mContexts.size())
+        mIsBound = false;
+        mProfile = profileFor(mManifest.profiles, shape);
+        if (mProfile == mContexts.size())
         {
             throw Error(mWhere, "has no profile for this input", "build the engine for other sizes");
         }
-        mContext = mContexts[profile].get();
-        bool moved = mInput.reserve(bytesOf(shape));
-        moved = mOutput.reserve(bytesOf(output)) || moved;
-        nvinfer1::Dims dims{};
-        dims.nbDims = 4;
-        for (std::size_t i = 0; i < shape.size(); ++i)
-        {
-            dims.d[i] = shape[i];
-        }
-        if (!mContext->setInputShape(mManifest.inputName.c_str(), dims))
-        {
-            throw refused(mLogger, mWhere, "does not take this input");
-        }
-        std::size_t const activations = mContext->updateDeviceMemorySizeForShapes();
-        if (activations > mActivationBytes)
-        {
-            mActivations.reset();
-            mActivationBytes = 0;
-            void* pointer = nullptr;
-            check(cudaMalloc(&pointer, activations),
-                "cannot allocate " + std::to_string(activations) + " bytes for activations");
-            mActivations.reset(pointer);
-            mActivationBytes = activations;
-            moved = true;
-        }
-        mContext->setDeviceMemoryV2(mActivations.get(), static_cast<std::int64_t>(mActivationBytes));
-        if (!mContext->setTensorAddress(mManifest.inputName.c_str(), mInput.device())
-            || !mContext->setTensorAddress(mManifest.outputName.c_str(), mOutput.device()))
-        {
-            throw refused(mLogger, mWhere, "has other tensors than its manifest says");
-        }
-        if (moved)
+        bool const moved = mInput.reserve(bytesOf(shape));
+        if (mOutput.reserve(bytesOf(output)) || moved)
         {
             mGraphs.clear(); // they hold the old addresses
         }
@@ -188,17 +185,49 @@ private:
         mOutputBytes = bytesOf(output);
     }
 
-    void enqueue()
+    void bind(nvinfer1::IExecutionContext& context)
+    {
+        nvinfer1::Dims dims{};
+        dims.nbDims = 4;
+        for (std::size_t i = 0; i < mShape.size(); ++i)
+        {
+            dims.d[i] = mShape[i];
+        }
+        if (!context.setInputShape(mManifest.inputName.c_str(), dims))
+        {
+            throw refused(mLogger, mWhere, "does not take this input");
+        }
+        std::size_t const activations = context.updateDeviceMemorySizeForShapes();
+        if (activations > mActivationBytes)
+        {
+            mGraphs.clear(); // they hold the old address
+            mActivations.reset();
+            mActivationBytes = 0;
+            void* pointer = nullptr;
+            check(cudaMalloc(&pointer, activations),
+                "cannot allocate " + std::to_string(activations) + " bytes for activations");
+            mActivations.reset(pointer);
+            mActivationBytes = activations;
+        }
+        context.setDeviceMemoryV2(mActivations.get(), static_cast<std::int64_t>(mActivationBytes));
+        if (!context.setTensorAddress(mManifest.inputName.c_str(), mInput.device())
+            || !context.setTensorAddress(mManifest.outputName.c_str(), mOutput.device()))
+        {
+            throw refused(mLogger, mWhere, "has other tensors than its manifest says");
+        }
+    }
+
+    void enqueue(nvinfer1::IExecutionContext& context)
     {
         mInput.upload(bytesOf(mShape), mStream.get());
-        if (!mContext->enqueueV3(mStream.get()))
+        if (!context.enqueueV3(mStream.get()))
         {
             throw refused(mLogger, mWhere, "the run failed");
         }
         mOutput.download(mOutputBytes, mStream.get());
     }
 
-    void capture()
+    void capture(Context const& context)
     {
         cudaGraph_t graph = nullptr;
         cudaGraphExec_t executable = nullptr;
@@ -208,7 +237,7 @@ private:
         {
             try
             {
-                enqueue();
+                enqueue(*context);
             }
             catch (Error const& error)
             {
@@ -226,15 +255,19 @@ private:
         }
         if (status == cudaSuccess && reason.empty())
         {
-            mGraphs.insert(mShape, executable);
+            mGraphs.insert(mShape, executable, context);
             return;
         }
         cudaGetLastError();
+        endGraphs(reason.empty() ? cudaGetErrorString(status) : reason);
+    }
+
+    void endGraphs(std::string const& reason)
+    {
         mOptions.cudaGraphs = false;
         if (mOptions.onNotice)
         {
-            mOptions.onNotice("no CUDA graph: " + (reason.empty() ? std::string(cudaGetErrorString(status)) : reason)
-                + "; going on without");
+            mOptions.onNotice("no CUDA graph: " + reason + "; going on without");
         }
     }
 
@@ -249,10 +282,11 @@ private:
     std::size_t mActivationBytes = 0;
     Buffer mInput;
     Buffer mOutput;
-    std::vector<std::unique_ptr<nvinfer1::IExecutionContext>> mContexts; // one for each profile
-    nvinfer1::IExecutionContext* mContext = nullptr;                     // that of mShape
+    std::vector<Context> mContexts; // one for each profile, for runs without a graph
     GraphCache mGraphs;
     Shape mShape{};
+    std::size_t mProfile = 0; // that of mShape
+    bool mIsBound = false;    // the profile's context to mShape and the memory
     std::size_t mOutputBytes = 0;
 };
 

@@ -15,6 +15,7 @@ import enum
 import json
 import math
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,10 @@ class RtxEngine(ICudaEngine):
 
 
 class IExecutionContext:
-    """Refuses what TensorRT refuses: shapes outside the profile, missing memory, addresses or shapes."""
+    """Refuses what TensorRT refuses: shapes outside the profile, missing memory, addresses or shapes.
+
+    A captured graph belongs to the state that the context had: `changes` counts what ends that state.
+    """
 
     def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None) -> None:
         self.engine, self.config, self.profile = engine, config, 0
@@ -197,10 +201,12 @@ class IExecutionContext:
         self.shape_is_new = True
         self.memory = (0, 0)
         self.addresses: dict[str, int] = {}
-        self.kept: list[Any] = []  # host functions live as long as graphs may call them
+        self.changes = 0
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        self.profile = profile
+        if profile != self.profile:
+            self.profile, self.shape, self.memory = profile, None, (0, 0)
+            self.changes += 1
         return 0 <= profile < self.engine.num_optimization_profiles
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -210,6 +216,7 @@ class IExecutionContext:
             return self._refuse(f"setInputShape: {shape} is outside of profile {self.profile}")
         if shape != self.shape:
             self.shape, self.shape_is_new, self.memory = shape, True, (0, 0)
+            self.changes += 1
         return True
 
     def infer_shapes(self) -> list[str]:
@@ -226,9 +233,11 @@ class IExecutionContext:
         return _SCRATCH_BYTES_PER_PIXEL * self.shape[0] * self.shape[2] * self.shape[3]
 
     def set_device_memory(self, memory: int, size: int) -> None:
+        self.changes += (memory, size) != self.memory
         self.memory = (memory, size)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.changes += memory != self.addresses.get(name)
         self.addresses[name] = memory
         return memory % 256 == 0 or self._refuse(f"setTensorAddress: {name} is not aligned")
 
@@ -248,12 +257,9 @@ class IExecutionContext:
             self.shape_is_new = False
         if self.config is not None and self.config.cache is not None:
             self.config.cache.shapes.add(self.shape)
-        function = _HOST_FUNCTION(
-            _work(self.engine.session, self.shape, self.get_tensor_shape("output"), self.memory[0], needed)(
-                dict(self.addresses)
-            )
-        )
-        self.kept.append(function)
+        captured = ctypes.c_int()
+        driver.cuStreamIsCapturing(handle, ctypes.byref(captured))
+        function = _HOST_FUNCTION(_work(self, needed, captured=bool(captured.value)))
         _KEPT.append(function)
         return int(driver.cuLaunchHostFunc(handle, function, None)) == 0
 
@@ -265,27 +271,34 @@ class IExecutionContext:
         CALLS.append("~Context")
 
 
-_KEPT: list[Any] = []
+_KEPT: list[Any] = []  # host functions live as long as graphs may call them
 
 
-def _work(session: Any, shape: Any, output_shape: Any, memory: int, needed: int) -> Any:
+def _work(context: IExecutionContext, needed: int, *, captured: bool) -> Any:
     """What the engine does on the GPU, with shapes and addresses as they were when it was enqueued."""
+    session, memory, addresses = context.engine.session, context.memory[0], dict(context.addresses)
+    shape, output_shape = context.shape, context.get_tensor_shape("output")
+    changes, owner = context.changes, weakref.ref(context)
+    assert shape is not None
 
-    def with_addresses(addresses: dict[str, int]) -> Any:
-        def work(_: object) -> None:
-            with contextlib.suppress(Exception):
-                scratch = _host(memory, needed, "activation memory")
-                source = _host(addresses["input"], _FLOAT32_BYTES * math.prod(shape), "input")
-                target = _host(addresses["output"], _FLOAT32_BYTES * math.prod(output_shape), "output")
-                batch = source.view(np.float32).reshape(shape).copy()
-                scratch[:] = 0x5A  # activations overwrite whatever shares their memory
-                target[:] = 0xFF
-                (output,) = session.run(["output"], {"input": batch})
-                target.view(np.float32).reshape(output_shape)[...] = output
+    def work(_: object) -> None:
+        with contextlib.suppress(Exception):
+            alive = owner()
+            if alive is None:
+                MISUSES.append(f"{shape}: its context was destroyed before it was executed")
+            elif captured and alive.changes != changes:
+                MISUSES.append(f"{shape}: a graph was replayed after its context had changed")
+            del alive  # the caller alone decides when a context ends
+            scratch = _host(memory, needed, "activation memory")
+            source = _host(addresses["input"], _FLOAT32_BYTES * math.prod(shape), "input")
+            target = _host(addresses["output"], _FLOAT32_BYTES * math.prod(output_shape), "output")
+            batch = source.view(np.float32).reshape(shape).copy()
+            scratch[:] = 0x5A  # activations overwrite whatever shares their memory
+            target[:] = 0xFF
+            (output,) = session.run(["output"], {"input": batch})
+            target.view(np.float32).reshape(output_shape)[...] = output
 
-        return work
-
-    return with_addresses
+    return work
 
 
 def _host(address: int, size: int, what: str) -> Any:

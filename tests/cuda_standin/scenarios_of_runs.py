@@ -20,6 +20,7 @@ from cuda_standin.expectations import MakeEngine, batch, expect
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime import engine_session
 from trt_hspan.runtime.cuda_device import CudaDevice
+from trt_hspan.runtime.engine_loading import LoadedEngine
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
 
@@ -173,7 +174,52 @@ def test_the_graph_cache_is_bounded(
     assert driver.count("graph") == 0
 
 
-@pytest.mark.parametrize("cause", ["allocates", "TensorRT says no", "no room"])
+def test_more_shapes_than_graphs_are_not_captured_over_and_over(
+    make_engine: MakeEngine, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_session, "GRAPH_CAPACITY", 3)
+    plan, captures = make_engine(RTX), driver.count("made graph exec")
+    batches = [batch(size, 1, 3, size, size) for size in range(12, 4, -1) for _ in range(2)]
+    with TensorRtRunner(plan) as runner:
+        for _ in range(6):
+            expect(plan, batches, [runner.run(one) for one in batches])
+        assert driver.count("made graph exec") - captures == 3
+        assert runner.session.graph_launches == 3 * (2 * 6 - 2)
+        assert engine_double.CALLS.count("create_execution_context") == 1 + 3
+        # Once the graphs have been idle for long, other shapes get theirs: the one used last goes last.
+        runner.run(batch(0, 1, 3, 12, 12))
+        for _ in range(3 * 8 + 2):
+            runner.run(batch(0, 1, 3, 6, 6))
+        assert driver.count("made graph exec") - captures == 4
+        launches = runner.session.graph_launches
+        for size, launched in ((12, 1), (11, 0), (6, 1)):
+            runner.run(batch(0, 1, 3, size, size))
+            assert runner.session.graph_launches == launches + launched
+            launches += launched
+        assert runner.session.graph_count == 3
+
+
+def test_a_graph_whose_context_runs_another_shape_is_noticed(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keeps the checks above honest: with one context for all shapes the double objects."""
+    create, contexts = LoadedEngine.create_context, {}
+
+    def shared(engine: LoadedEngine, profile: int, stream: int) -> Any:
+        if profile not in contexts:
+            contexts[profile] = create(engine, profile, stream)
+        return contexts[profile]
+
+    monkeypatch.setattr(LoadedEngine, "create_context", shared)
+    with TensorRtRunner(make_engine(RTX)) as runner:
+        for seed in range(6):
+            runner.run(batch(seed, 1, 3, 8, 8 - seed % 2))
+        contexts.clear()
+    assert any("replayed after its context had changed" in misuse for misuse in engine_double.MISUSES)
+    engine_double.MISUSES.clear()
+
+
+@pytest.mark.parametrize("cause", ["allocates", "TensorRT says no", "no room", "no context"])
 def test_a_capture_that_fails_is_told_once_and_the_shape_goes_on(
     make_engine: MakeEngine, driver: Driver, caplog: pytest.LogCaptureFixture, cause: str
 ) -> None:
@@ -183,16 +229,22 @@ def test_a_capture_that_fails_is_told_once_and_the_shape_goes_on(
         engine_double.UNCAPTURABLE.add((1, 3, 8, 8))
     elif cause == "TensorRT says no":
         engine_double.ANSWERS["capturable"] = False
-    else:
+    elif cause == "no room":
         driver.fail("cuGraphInstantiateWithFlags", 1, always=True)
     with TensorRtRunner(plan) as runner:
+        engine_double.ANSWERS["no context"] = cause == "no context"
         expect(plan, batches, [runner.run(one) for one in batches])
         assert list(runner.session.capture_failures) == [(1, 3, 8, 8)]
         assert runner.session.graph_count == 0
         warnings = [text for text in caplog.messages if "no CUDA graph for 1x3x8x8" in text]
         assert len(warnings) == 1
-        expected = {"allocates": "operation not permitted", "no room": "CUDA_ERROR_OUT_OF_MEMORY"}
-        assert expected.get(cause, "TensorRT says that the context cannot be captured") in warnings[0]
+        expected = {
+            "allocates": "operation not permitted",
+            "TensorRT says no": "TensorRT says that the context cannot be captured",
+            "no room": "CUDA_ERROR_OUT_OF_MEMORY",
+            "no context": "cannot create an execution context: Error Code 2: OutOfMemory",
+        }
+        assert expected[cause] in warnings[0]
         engine_double.ANSWERS.clear()
         driver.fail("", 0)
         others = [batch(seed, 1, 3, 8, 4) for seed in range(3)]

@@ -167,17 +167,42 @@ class ProgramContract:
         graphs = program.counts(tmp_path, *words, tmp_path / "b.png")
         shared = program.counts(tmp_path, *words, tmp_path / "c.png", HSPAN_DOUBLE_INTEGRATED=1)
         uncaptured = program.run(*words, tmp_path / "d.png", HSPAN_DOUBLE_CAPTURE=0)
-        contents = {(tmp_path / f"{name}.png").read_bytes() for name in "abcd"}
+        alone = program.run(*words, tmp_path / "e.png", HSPAN_DOUBLE_CONTEXTS=1)
+        contents = {(tmp_path / f"{name}.png").read_bytes() for name in "abcde"}
         assert len(contents) == 1
         tiles = plain["copies"] // 4  # two runs, up and down
         assert tiles > 1
         assert (plain["captures"], plain["launches"]) == (0, 0)
-        # The first tile is run plainly and captured; all others replay it.
-        assert (graphs["captures"], graphs["launches"]) == (1, 2 * tiles - 1)
+        # The first tile is run plainly, the second too and captured; all others replay it.
+        assert (graphs["captures"], graphs["launches"]) == (1, 2 * tiles - 2)
         assert shared["copies"] == 0
         assert graphs["allocations"] == plain["allocations"] == 3  # input, output, activations
         assert plain["left"] == graphs["left"] == shared["left"] == 0
         assert uncaptured.stderr.count(b"no CUDA graph") == 1
+        assert alone.stderr.count(b"no CUDA graph: ") == 1
+        assert b"TensorRT cannot create an execution context" in alone.stderr
+
+    @pytest.mark.parametrize("sizes", [3, 12])
+    def test_graphs_of_many_sizes_keep_to_their_contexts_and_are_not_captured_over_and_over(
+        self, program: UpscaleProgram, tmp_path: Path, sizes: int
+    ) -> None:
+        """The double ends the program when a graph is replayed after its context has changed."""
+        engine = program.engine(tmp_path)
+        (tmp_path / "in").mkdir()
+        for number in range(12 * sizes):
+            image = Image.fromarray(_picture((8, 7 + sizes - number % sizes, 3), number))
+            image.save(tmp_path / "in" / f"{number:03}.png")
+        pictures = sorted((tmp_path / "in").iterdir())
+        for folder in ("plain", "graphs"):
+            (tmp_path / folder).mkdir()
+        words = ("-e", engine, "--repeat", 2, *pictures, "-o")
+        program.counts(tmp_path, *words, tmp_path / "plain", "--no-cuda-graph")
+        counts = program.counts(tmp_path, *words, tmp_path / "graphs")
+        for path in (tmp_path / "plain").iterdir():
+            assert path.read_bytes() == (tmp_path / "graphs" / path.name).read_bytes()
+        assert counts["captures"] == min(sizes, 8)  # the most that are kept
+        assert counts["launches"] >= 22 * counts["captures"]
+        assert counts["left"] == 0
 
     @pytest.mark.parametrize("where", ["main", "shared"])
     def test_out_of_memory_makes_tiles_smaller_or_is_one_line(

@@ -20,7 +20,7 @@ from typing import Any
 from trt_hspan.engine import rtx_wheel
 from trt_hspan.engine.builder_log import is_about_scales, is_figure, line_from_errors
 from trt_hspan.engine.spec import Flavor
-from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.machine.install_advice import install_advice
@@ -126,6 +126,16 @@ def collected_log(trt: Any) -> Iterator[CollectedLog]:
     finally:
         with _COLLECTORS_LOCK:
             _COLLECTORS.remove(log)
+
+
+def refusal(
+    where: str, what: str, log: CollectedLog, next_step: str | None, next_step_for_memory: str
+) -> HspanError:
+    """The error for a call that TensorRT refused, with the reason that it logged; OutOfMemoryError where that is it."""
+    cause = log.first_error or "TensorRT gives no reason"
+    if "out of memory" in cause.lower() or "outofmemory" in cause.lower():
+        return OutOfMemoryError(where, f"{what}: {cause}", next_step_for_memory)
+    return HspanError(where, f"{what}: {cause}", next_step)
 
 
 @functools.cache

@@ -10,9 +10,11 @@ import ctypes
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Final
+from typing import Any, Final
 
 _SUCCESS: Final = 0
+#: Uses of other keys, per place, after which a graph in a full cache gives way to another.
+IDLE_USES: Final = 8
 _THREAD_LOCAL: Final = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may go on calling CUDA
 
 
@@ -25,11 +27,13 @@ class CudaGraph:
 
     Attributes:
         output_shape: of the result that its launch gives.
+        last_use: of its cache.
     """
 
-    def __init__(self, handle: int, output_shape: tuple[int, ...]) -> None:
-        self._handle = ctypes.c_void_p(handle)
+    def __init__(self, handle: int, output_shape: tuple[int, ...], state: Any) -> None:
+        self._handle, self._state = ctypes.c_void_p(handle), state
         self.output_shape = output_shape
+        self.last_use = 0
 
     def launch(self, stream_handle: int) -> None:
         """Queues the graph on a stream. Raises: CaptureError when CUDA refuses."""
@@ -39,11 +43,11 @@ class CudaGraph:
         """Destroys the graph; none of its launches may be under way."""
         if self._handle:
             _call("cuGraphExecDestroy", self._handle)
-        self._handle = ctypes.c_void_p()
+        self._handle, self._state = ctypes.c_void_p(), None
 
 
 def capture_graph(
-    stream_handle: int, enqueue: Callable[[], bool], output_shape: tuple[int, ...]
+    stream_handle: int, enqueue: Callable[[], bool], output_shape: tuple[int, ...], state: Any
 ) -> CudaGraph:
     """Records what `enqueue` puts into a stream; none of it is executed.
 
@@ -51,6 +55,7 @@ def capture_graph(
         stream_handle: not the legacy stream.
         enqueue: puts work into the stream and returns whether it could.
         output_shape: kept with the graph.
+        state: kept until the graph is freed: the execution context that it belongs to.
 
     Raises:
         CaptureError: a call cannot be captured, `enqueue` returns False, or CUDA is out of memory.
@@ -73,55 +78,65 @@ def capture_graph(
         _call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
     finally:
         _destroy(graph)
-    return CudaGraph(executable.value or 0, output_shape)
+    return CudaGraph(executable.value or 0, output_shape, state)
 
 
 class GraphCache:
-    """The graphs used last, at most `capacity` of them; the one not used for longest gives way.
+    """At most `capacity` graphs. A key gets one when it is used again; the one not used for longest gives way.
+
+    A full cache takes a new graph only when the oldest was idle for `IDLE_USES * capacity` uses. So however many keys
+    take turns, at most one use in `IDLE_USES` captures, and most of the graphs that are there go on being launched.
 
     Args:
-        capacity: 0 keeps none.
+        capacity: at least 1.
         wait: called before a graph is destroyed; returns when no launch is under way.
     """
 
     def __init__(self, capacity: int, wait: Callable[[], object]) -> None:
         self._capacity, self._wait = capacity, wait
-        self._graphs: OrderedDict[Hashable, CudaGraph | None] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, CudaGraph] = OrderedDict()
+        self._candidates: OrderedDict[Hashable, None] = OrderedDict()
+        self._uses = 0
 
     def __len__(self) -> int:
-        return sum(graph is not None for graph in self._graphs.values())
+        return len(self._graphs)
 
-    def seen(self, key: Hashable) -> bool:
-        """Whether the key was used before, and not so long ago that it was forgotten; notes the use."""
-        was_seen = key in self._graphs
-        self._put(key, self._graphs.get(key))
-        return was_seen
+    def use(self, key: Hashable) -> CudaGraph | None:
+        """The key's graph, if there is one; counts the use."""
+        self._uses += 1
+        graph = self._graphs.get(key)
+        if graph is not None:
+            graph.last_use = self._uses
+            self._graphs.move_to_end(key)
+        return graph
 
-    def get(self, key: Hashable) -> CudaGraph | None:
-        """The key's graph, if there is one."""
-        return self._graphs.get(key)
+    def worth_capturing(self, key: Hashable) -> bool:
+        """Whether a key without a graph was used not long ago, and the cache would take a graph; notes the key."""
+        was_used = key in self._candidates
+        self._candidates[key] = None
+        self._candidates.move_to_end(key)
+        idle_uses = IDLE_USES * self._capacity
+        if len(self._candidates) > idle_uses:
+            self._candidates.popitem(last=False)
+        if len(self) < self._capacity:
+            return was_used
+        oldest = next(iter(self._graphs.values()))
+        return was_used and self._uses - oldest.last_use > idle_uses
 
     def keep(self, key: Hashable, graph: CudaGraph) -> None:
-        """Takes a graph in."""
-        self._put(key, graph)
+        """Takes in the graph of a key in use."""
+        if len(self) == self._capacity:
+            self._wait()
+            self._graphs.popitem(last=False)[1].free()
+        graph.last_use = self._uses
+        self._graphs[key] = graph
 
     def clear(self) -> None:
         """Destroys all graphs: an address in them is about to change."""
-        if len(self):
+        if self._graphs:
             self._wait()
         while self._graphs:
-            _, graph = self._graphs.popitem()
-            if graph is not None:
-                graph.free()
-
-    def _put(self, key: Hashable, graph: CudaGraph | None) -> None:
-        self._graphs[key] = graph
-        self._graphs.move_to_end(key)
-        while len(self._graphs) > self._capacity:
-            _, oldest = self._graphs.popitem(last=False)
-            if oldest is not None:
-                self._wait()
-                oldest.free()
+            self._graphs.popitem()[1].free()
 
 
 def _destroy(graph: ctypes.c_void_p) -> None:

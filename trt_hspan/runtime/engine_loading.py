@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from trt_hspan.engine.tensorrt_api import collected_log, tensorrt_logger
-from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.engine.tensorrt_api import CollectedLog, collected_log, refusal, tensorrt_logger
+from trt_hspan.errors import HspanError
 from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME
 
 _BUILD_AGAIN = "build the engine again with trt-hspan build"
@@ -94,7 +94,7 @@ class LoadedEngine:
     def create_context(self, profile: int, stream_handle: int) -> Any:
         """An execution context for one profile, without memory for activations: that is the caller's to give.
 
-        The caller waits for the stream before the first use. Raises: HspanError, OutOfMemoryError.
+        Executed on another stream, it must wait for this one first. Raises: HspanError, OutOfMemoryError.
         """
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         with collected_log(self.trt) as log:
@@ -163,8 +163,5 @@ class LoadedEngine:
             if engine.get_tensor_dtype(name) != self.trt.DataType.FLOAT:
                 raise HspanError(self.where, f"its {name} is not float32", _BUILD_AGAIN)
 
-    def _refusal(self, what: str, log: Any) -> HspanError:
-        cause = log.first_error or "TensorRT gives no reason"
-        if "out of memory" in cause.lower() or "outofmemory" in cause.lower():
-            return OutOfMemoryError(self.where, f"{what}: {cause}", "free some of the GPU's memory")
-        return HspanError(self.where, f"{what}: {cause}", _BUILD_AGAIN)
+    def _refusal(self, what: str, log: CollectedLog) -> HspanError:
+        return refusal(self.where, what, log, _BUILD_AGAIN, "free some of the GPU's memory")

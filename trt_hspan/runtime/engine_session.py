@@ -5,22 +5,24 @@ three slots one batch is uploaded while the one before it is computed and the on
 Device and pinned memory grow to the largest shape that was run, not to the profile's maximum, and once the shapes
 repeat nothing is allocated any more. All contexts share one buffer for activations: they run on one stream.
 
-A CUDA graph is for one shape in one slot. It is captured when the pair is used for the second time, after an ordinary
-execution, because TensorRT finishes a change of shape inside `execute_async_v3`. Graphs outlive later changes of shape
-since activations lie in memory of ours (TensorRT's documentation makes that the condition).
+A CUDA graph is for one shape in one slot. It belongs to the state of the context that it is captured from, so it has
+a context of its own, whose shape and addresses stay; ordinary executions share a context for each profile. It is
+captured when the pair is used again, after an ordinary execution, because TensorRT finishes a change of shape inside
+`execute_async_v3`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from trt_hspan.engine.tensorrt_api import collected_log
-from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.engine.tensorrt_api import collected_log, refusal
+from trt_hspan.errors import HspanError
 from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME
 from trt_hspan.runtime.cuda_device import CudaDevice, DeviceBuffer, PinnedArray
 from trt_hspan.runtime.cuda_graph import CaptureError, GraphCache, capture_graph
@@ -30,8 +32,8 @@ Shape = tuple[int, ...]
 
 #: Batches in flight in `run_many`: one each in upload, compute and download.
 PIPELINE_SLOTS: Final = 3
-#: Graphs kept: eight shapes in each of the slots, of which `run` has one more.
-GRAPH_CAPACITY: Final = 8 * (PIPELINE_SLOTS + 1)
+#: Graphs kept, each with a context: four shapes in each of the slots, of which `run` has one more.
+GRAPH_CAPACITY: Final = 4 * (PIPELINE_SLOTS + 1)
 _FLOAT32_BYTES: Final = 4
 
 _LOG = logging.getLogger(__name__)
@@ -159,7 +161,7 @@ class EngineSession:
     def profile_for(self, shape: Shape) -> int | None:
         """The profile that takes the shape, the one with the smallest maximum if several do; None if none does."""
         fitting = [
-            (_count(high), index)
+            (math.prod(high), index)
             for index, (low, _, high) in enumerate(self._engine.profiles)
             if len(shape) == len(low)
             and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
@@ -263,24 +265,33 @@ class EngineSession:
         if profile is None:
             raise HspanError(self._engine.where, f"no profile of the engine takes {_text(shape)}")
         key = (shape, slot.index)
-        graph = self._graphs.get(key) if self._use_graphs else None
+        graph = self._graphs.use(key) if self._use_graphs else None
         if graph is not None:
-            self._graphs.seen(key)
             slot.source.reserve(shape)
             slot.target.reserve(graph.output_shape)
             return lambda: self._launch(graph)
-        context = self._contexts[profile]
+        own = self._context_of_graph(key, profile) if self._use_graphs else None
+        context = own or self._contexts[profile]
         output_shape = self._bind(context, slot, shape, log)
         slot.source.reserve(shape)
         slot.target.reserve(output_shape)
-        capture = self._use_graphs and shape not in self.capture_failures and self._graphs.seen(key)
 
         def execute() -> None:
             self._check(context.execute_async_v3(self._streams["compute"].handle), "cannot execute", log)
-            if capture:
-                self._capture(key, context, output_shape, log)
+            if own is not None:
+                self._capture(key, own, output_shape, log)
 
         return execute
+
+    def _context_of_graph(self, key: tuple[Shape, int], profile: int) -> Any:
+        """A context for a graph of this key, or None where none is to be captured."""
+        if key[0] in self.capture_failures or not self._graphs.worth_capturing(key):
+            return None
+        try:
+            return self._engine.create_context(profile, self._streams["compute"].handle)
+        except HspanError as error:
+            self._note_failure(key[0], error.what)
+            return None
 
     def _bind(self, context: Any, slot: _Slot, shape: Shape, log: Any) -> Shape:
         """Sets a context's shape, memory and addresses; returns the output's shape."""
@@ -295,8 +306,8 @@ class EngineSession:
             )
         needed = int(context.update_device_memory_size_for_shapes())
         self._grow(self._activations, needed)
-        self._grow(slot.device_source, _FLOAT32_BYTES * _count(shape))
-        self._grow(slot.device_target, _FLOAT32_BYTES * _count(output_shape))
+        self._grow(slot.device_source, _FLOAT32_BYTES * math.prod(shape))
+        self._grow(slot.device_target, _FLOAT32_BYTES * math.prod(output_shape))
         context.set_device_memory(self._activations.address, self._activations.size_bytes)
         for name, buffer in ((INPUT_NAME, slot.device_source), (OUTPUT_NAME, slot.device_target)):
             self._check(context.set_tensor_address(name, buffer.address), f"refuses memory for {name}", log)
@@ -323,28 +334,23 @@ class EngineSession:
         try:
             if capturable is not None and not capturable(handle):
                 raise CaptureError("TensorRT says that the context cannot be captured")
-            graph = capture_graph(handle, lambda: bool(context.execute_async_v3(handle)), output_shape)
-        except CaptureError as error:
-            reason = ": ".join(filter(None, (str(error), log.first_error)))
-            self.capture_failures[key[0]] = reason
-            _LOG.warning(
-                "%s: no CUDA graph for %s, it runs without one: %s",
-                self._engine.where,
-                _text(key[0]),
-                reason,
+            graph = capture_graph(
+                handle, lambda: bool(context.execute_async_v3(handle)), output_shape, context
             )
+        except CaptureError as error:
+            self._note_failure(key[0], ": ".join(filter(None, (str(error), log.first_error))))
+            self._wait()  # for the execution before: its context ends here
         else:
             self._graphs.keep(key, graph)
 
+    def _note_failure(self, shape: Shape, reason: str) -> None:
+        self.capture_failures[shape] = reason
+        where = self._engine.where
+        _LOG.warning("%s: no CUDA graph for %s, it runs without one: %s", where, _text(shape), reason)
+
     def _check(self, accepted: bool, what: str, log: Any) -> None:
-        if accepted:
-            return
-        cause = log.first_error or "TensorRT gives no reason"
-        if "out of memory" in cause.lower() or "outofmemory" in cause.lower():
-            raise OutOfMemoryError(
-                self._engine.where, f"{what}: {cause}", "use smaller tiles or a smaller batch"
-            )
-        raise HspanError(self._engine.where, f"{what}: {cause}")
+        if not accepted:
+            raise refusal(self._engine.where, what, log, None, "use smaller tiles or a smaller batch")
 
     def _wait(self) -> None:
         with self._device.translate_errors("failed on the GPU"):
@@ -358,13 +364,6 @@ def _attempt(action: Callable[[], object]) -> None:
         action()
     except Exception as error:  # noqa: BLE001
         _LOG.info("while closing: %s", error)
-
-
-def _count(shape: Shape) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _text(shape: Shape) -> str:

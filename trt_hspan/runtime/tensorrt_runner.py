@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trt_hspan.engine.passport import build_command, built_for, engine_mismatches, this_machine
 from trt_hspan.errors import HspanError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trt_hspan.runtime.engine_loading import LoadedEngine
     from trt_hspan.runtime.engine_session import EngineSession
 
+_Part = TypeVar("_Part")
 _NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
@@ -102,16 +103,12 @@ class TensorRtRunner(Runner):
         Raises:
             RuntimeError: the runner is not active.
         """
-        if self._session is None:
-            raise RuntimeError("the runner is not active: use it in a `with` block")
-        return self._session
+        return _active(self._session)
 
     @property
     def device(self) -> CudaDevice:
         """The GPU. Raises: RuntimeError when the runner is not active."""
-        if self._device is None:
-            raise RuntimeError("the runner is not active: use it in a `with` block")
-        return self._device
+        return _active(self._device)
 
     def layer_information(self) -> str:
         """The built engine's layers, as TensorRT's inspector writes them in JSON.
@@ -119,10 +116,8 @@ class TensorRtRunner(Runner):
         Raises:
             RuntimeError: the runner is not active.
         """
-        if self._engine is None:
-            raise RuntimeError("the runner is not active: use it in a `with` block")
         with self.device.current():
-            return self._engine.layer_information()
+            return _active(self._engine).layer_information()
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
         """Input and result on the host, pinned and as handed over; what the engine itself needs is on the GPU."""
@@ -231,3 +226,9 @@ class TensorRtRunner(Runner):
                 plan_sha256=self._manifest.plan_sha256,
                 tensorrt_version=self._manifest.tensorrt_version,
             )
+
+
+def _active(part: _Part | None) -> _Part:
+    if part is None:
+        raise RuntimeError("the runner is not active: use it in a `with` block")
+    return part

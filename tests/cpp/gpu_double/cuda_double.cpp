@@ -251,6 +251,12 @@ extern "C"
         return cudaSuccess;
     }
 
+    cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status)
+    {
+        *status = stream->capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+        return cudaSuccess;
+    }
+
     cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph)
     {
         *graph = new CUgraph_st{std::exchange(stream->pending, {})};

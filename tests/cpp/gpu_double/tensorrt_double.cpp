@@ -2,13 +2,16 @@
 // tests/support/tile_networks.py, operation by operation, on the double of CUDA.
 // A plan is a text: "hspan double SCALE ACTIVATION_BYTES_PER_PIXEL"; anything else is refused, as TensorRT refuses a
 // plan that it cannot read.
+//   HSPAN_DOUBLE_CONTEXTS  how many contexts an engine can have (no limit)
 
 #include "cuda_double.h"
 #include "stubs.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <string>
 
 namespace
@@ -64,6 +67,7 @@ void runNetwork(float const* input, float* output, std::int64_t const* sizes, in
     }
 }
 
+// A captured graph belongs to the state that its context had: the documentation forbids what ends the program here.
 class ContextDouble : public apiv::ExecutionContextStubs, public IExecutionContext
 {
 public:
@@ -72,13 +76,21 @@ public:
     {
         mImpl = this;
     }
-
-    bool setOptimizationProfileAsync(int32_t, cudaStream_t) noexcept override
+    ~ContextDouble() override
     {
+        *mChanges = -1;
+    }
+
+    bool setOptimizationProfileAsync(int32_t profile, cudaStream_t) noexcept override
+    {
+        change(mProfile, profile);
         return true;
     }
     bool setInputShape(char const* name, Dims const& dims) noexcept override
     {
+        bool const isNew = dims.nbDims != mSizes.nbDims || !std::equal(dims.d, dims.d + dims.nbDims, mSizes.d);
+        mShapeIsNew = mShapeIsNew || isNew;
+        *mChanges += isNew;
         mSizes = dims;
         return std::string(name) == "input" && dims.nbDims == 4;
     }
@@ -88,12 +100,12 @@ public:
     }
     void setDeviceMemoryV2(void* memory, std::int64_t size) noexcept override
     {
-        mMemory = memory;
+        change(mMemory, memory);
         mMemorySize = size;
     }
     bool setTensorAddress(char const* name, void* address) noexcept override
     {
-        mAddresses[name] = address;
+        change(mAddresses[name], address);
         return std::string(name) == "input" || std::string(name) == "output";
     }
     bool enqueueV3(cudaStream_t stream) noexcept override
@@ -103,16 +115,42 @@ public:
         {
             return false;
         }
+        cudaStreamCaptureStatus capture{};
+        cudaStreamIsCapturing(stream, &capture);
+        bool const captured = capture == cudaStreamCaptureStatusActive;
+        if (captured && mShapeIsNew)
+        {
+            return false; // the deferred part of a change of shape allocates
+        }
+        mShapeIsNew = false;
         auto const* input = static_cast<float const*>(mAddresses["input"]);
         auto* output = static_cast<float*>(mAddresses["output"]);
         std::function<void()> const work
-            = [=, sizes = mSizes, scale = mPlan.scale] { runNetwork(input, output, sizes.d, scale); };
+            = [=, sizes = mSizes, scale = mPlan.scale, changes = mChanges, before = *mChanges]
+        {
+            if (*changes < 0 || (captured && *changes != before))
+            {
+                std::fputs("the double of TensorRT: replayed after its context had changed or ended\n", stderr);
+                std::abort();
+            }
+            runNetwork(input, output, sizes.d, scale);
+        };
         hspanDoubleLaunch(stream, &work);
         return true;
     }
 
 private:
+    template <typename T>
+    void change(T& value, T now)
+    {
+        *mChanges += value != now;
+        value = now;
+    }
+
     Plan mPlan;
+    std::shared_ptr<long> mChanges = std::make_shared<long>(0); // in the state that graphs belong to
+    bool mShapeIsNew = false;
+    int32_t mProfile = 0;
     Dims mSizes{};
     void* mMemory = nullptr;
     std::int64_t mMemorySize = 0;
@@ -130,11 +168,18 @@ public:
 
     IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override
     {
-        return strategy == ExecutionContextAllocationStrategy::kUSER_MANAGED ? new ContextDouble(mPlan) : nullptr;
+        char const* const most = std::getenv("HSPAN_DOUBLE_CONTEXTS");
+        if (strategy != ExecutionContextAllocationStrategy::kUSER_MANAGED
+            || (most != nullptr && ++mContexts > std::atoi(most)))
+        {
+            return nullptr;
+        }
+        return new ContextDouble(mPlan);
     }
 
 private:
     Plan mPlan;
+    int mContexts = 0;
 };
 
 class RuntimeDouble : public apiv::RuntimeStubs, public IRuntime
