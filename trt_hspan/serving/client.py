@@ -165,7 +165,7 @@ class UpscaleClient:
         room: int = 0,
         parameters: dict[str, Any] | None = None,
     ) -> tuple[Any, _Region | None]:
-        """The answer, and the region that holds the input and with `room` bytes the output."""
+        """The answer, and the region that contains the input and with `room` bytes the output."""
         if not self._shared:
             return self._patiently(lambda: self._infer(model, tensor, output, parameters)), None
         region = self._shared_region(values, room)

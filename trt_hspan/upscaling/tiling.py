@@ -1,7 +1,7 @@
 """Where a picture is cut into tiles. Owns coordinates only: pixels are in `blending`, inference in the runners.
 
 All arithmetic is on integers, so that another program (the C++ runtime of an edge device, say) reproduces every
-plan exactly; docs/tiling.md states the rules, and the tests hold golden plans. Coordinates are pixels of the
+plan exactly; docs/tiling.md states the rules, and the tests contain golden plans. Coordinates are pixels of the
 picture that goes into the network; outputs are `scale` times as large.
 """
 

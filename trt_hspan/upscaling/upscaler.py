@@ -346,7 +346,7 @@ def upscale_batch(
         options, on_tile, on_shrink, what: as for `upscale_array`.
 
     Returns:
-        (N, 3, scale * H, scale * W) float32; may hold NaN when the network overflows.
+        (N, 3, scale * H, scale * W) float32; may contain NaN when the network overflows.
 
     Raises:
         HspanError: the input does not fit the network or the memory.

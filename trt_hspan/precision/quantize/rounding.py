@@ -99,9 +99,9 @@ def best_flips(
     flipped = _descended(errors, steps, moments, np.zeros(ratio.shape, dtype=bool))
     if not moments.any():
         return flipped.reshape(weight.shape)
-    other = _descended(errors, steps, moments, _sequential_flips(errors, steps, moments))
-    better = _energy(errors + other * steps, moments) < _energy(errors + flipped * steps, moments)
-    return np.where(better[:, None], other, flipped).reshape(weight.shape)
+    sequential = _descended(errors, steps, moments, _sequential_flips(errors, steps, moments))
+    better = _energy(errors + sequential * steps, moments) < _energy(errors + flipped * steps, moments)
+    return np.where(better[:, None], sequential, flipped).reshape(weight.shape)
 
 
 def _descended(
