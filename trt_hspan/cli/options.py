@@ -135,12 +135,10 @@ class ExportOptions:
     def ranges(self, precision: str | None) -> RangeRequest:
         """What is audited and kept in float32; `precision` is that of the export, None for a network that exists."""
         from trt_hspan.precision.audit.range_request import RangeRequest
-        from trt_hspan.precision.crops import check_place
 
         request = RangeRequest(pictures=self.audit, keep_fp32=self.keep_fp32)
         request.require_low(precision)
-        if self.audit is not None:
-            check_place(self.audit)
+        request.check_pictures()
         return request
 
 

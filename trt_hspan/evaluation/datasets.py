@@ -10,7 +10,7 @@ from typing import Final
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.media.formats import READ_SUFFIXES
-from trt_hspan.media.pictures import open_picture, read_image
+from trt_hspan.media.pictures import read_image, size_from_image_file
 from trt_hspan.media.pixels import Uint8Array
 from trt_hspan.sizes import ImageSize
 
@@ -39,10 +39,8 @@ class Sample:
 
     def size(self) -> ImageSize:
         """Size of the low-resolution picture, from file headers alone. Raises: HspanError as `load`."""
-        truth, low = (
-            None if path is None else open_picture(path).size
-            for path in (self.ground_truth, self.low_resolution)
-        )
+        truth = None if self.ground_truth is None else size_from_image_file(self.ground_truth)
+        low = None if self.low_resolution is None else size_from_image_file(self.low_resolution)
         return self._input_size(low, truth)
 
     def load(self) -> tuple[Uint8Array, Uint8Array | None]:
@@ -55,9 +53,8 @@ class Sample:
         Raises:
             HspanError: a picture cannot be read, or the sizes of the two do not belong together.
         """
-        truth, low = (
-            None if path is None else read_image(path) for path in (self.ground_truth, self.low_resolution)
-        )
+        truth = None if self.ground_truth is None else read_image(self.ground_truth)
+        low = None if self.low_resolution is None else read_image(self.low_resolution)
         height, width = self._input_size(
             *(None if p is None else ImageSize(*p.shape[:2]) for p in (low, truth))
         )

@@ -79,7 +79,9 @@ class Crops:
     def __init__(self, samples: Sequence[Sample], plan: TilePlan) -> None:
         self._samples, self._plan = samples, plan
         self.pictures = len(samples)
-        self.count = sum(self._count(sample, sample.size()) for sample in samples)
+        self.count = 0
+        for sample in samples:
+            self.count += self._count(sample, sample.size())
 
     def __iter__(self) -> Iterator[Tile]:
         for index, sample in enumerate(self._samples):

@@ -17,7 +17,6 @@ from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.precision.audit.budgeted_ranges import kept_within_budget
 from trt_hspan.precision.audit.range_request import AT_RISK, RangeRequest
 from trt_hspan.precision.audit.ranges import DEFAULT_TILE, audit_ranges, check_tile, checked_low_precision
-from trt_hspan.precision.crops import check_place
 from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
 
 
@@ -46,7 +45,7 @@ def audit_network(
     requested = None if precision is None else checked_low_precision(precision)
     check_tile(tile)
     assert request.pictures is not None, "an audit needs pictures"
-    check_place(os.fspath(request.pictures))
+    request.check_pictures()
     on_progress(f"reading {model}", 0, 0)
     network = variants_from_path(model, res_scale=res_scale)
     return audit_variants(network, request, precision=requested, tile=tile, on_progress=on_progress)

@@ -9,10 +9,10 @@ from typing import Final
 
 from trt_hspan.errors import UsageError
 from trt_hspan.evaluation.datasets import Sample, samples_from_folder, shipped_samples
+from trt_hspan.precision.crops import BUILTIN, check_place
 
 AT_RISK: Final = "at-risk"
 BUDGET: Final = "budget:"
-BUILTIN: Final = "builtin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,13 @@ class RangeRequest:
             raise UsageError(
                 option, "a float32 network has no range to audit", "add --precision fp16 or bf16"
             )
+
+    def check_pictures(self) -> None:
+        """Checks what needs no network. Raises: HspanError as `samples`."""
+        if self.pictures == BUILTIN:
+            shipped_samples(1)
+        elif self.pictures is not None:
+            check_place(os.fspath(self.pictures))
 
     def samples(self, scale: int) -> list[Sample]:
         """The pictures; none without an audit. Raises: HspanError as `samples_from_folder`."""

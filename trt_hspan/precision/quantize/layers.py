@@ -35,9 +35,9 @@ def layers_to_quantize(
     weights = {tensor.name for tensor in model.graph.initializer}
     possible = [node for node in model.graph.node if _can_be_quantized(node, weights)]
     possible += list(attention_nodes(model))
-    chosen = {node.name for node in _default(model, possible)}
-    chosen |= _matched("--include", include, possible)
-    chosen -= _matched("--exclude", exclude, possible)
+    included = _matched("--include", include, possible)
+    excluded = _matched("--exclude", exclude, possible)
+    chosen = (included | {node.name for node in _default(model, possible)}) - excluded
     if not chosen:
         raise HspanError(model.graph.name, "no layer is left to quantize", "exclude fewer")
     return [node for node in model.graph.node if node.name in chosen]

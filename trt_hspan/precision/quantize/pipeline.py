@@ -10,14 +10,14 @@ import onnx
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import staged_files
-from trt_hspan.graph import QuantizationFacts, quantization_from_model
+from trt_hspan.graph import QuantizationFacts
 from trt_hspan.precision.crops import CalibrationPictures, Crops
 from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
 from trt_hspan.precision.quantize import calibration
 from trt_hspan.precision.quantize.budget import choose_layers
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.measure import HeldOut, Measurement
-from trt_hspan.precision.quantize.recipe import Choice, Recipe, model_from_recipe, new_recipe, variant
+from trt_hspan.precision.quantize.recipe import Choice, Recipe, new_recipe, quantized_by_recipe, variant
 from trt_hspan.precision.quantize.request import QuantizationJob, QuantizationRequest, RecipeFile
 from trt_hspan.precision.quantize.sensitivity import SensitivityReport, sensitivity_report
 from trt_hspan.precision.quantize.source import Source, source_from_variants
@@ -54,10 +54,11 @@ def quantized_network(job: QuantizationJob, *, on_progress: OnProgress = no_prog
     Raises:
         UsageError, HspanError: as `variants_from_path`, and as `quantize` or `quantize_by_recipe`.
     """
-    if isinstance(job.how, RecipeFile):
-        return quantize_by_recipe(_source(job, on_progress), job.how.recipe, where=job.how.path)
-    given = _given(job.how)
-    return _quantized(_source(job, on_progress), given, on_progress)
+    if isinstance(job.how, QuantizationRequest):
+        given = _given(job.how)
+        source = _source(job, on_progress)
+        return _quantized(source, given, on_progress)
+    return quantize_by_recipe(_source(job, on_progress), job.how.recipe, where=job.how.path)
 
 
 def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_progress) -> SensitivityReport:
@@ -116,7 +117,7 @@ def measure_sensitivity(
 
 def quantize_by_recipe(source: Source, recipe: Recipe, *, where: object) -> Quantized:
     """Applies a recipe. Raises: HspanError when it is for another model or leaves no convolution quantized."""
-    model, facts = _applied(source, recipe, where, "make one with trt-hspan quantize")
+    model, facts = quantized_by_recipe(source, recipe, where, "make one with trt-hspan quantize")
     return Quantized(model=model, recipe=recipe, table=None, facts=facts)
 
 
@@ -183,7 +184,7 @@ def _quantized(source: Source, given: _Given, on_progress: OnProgress) -> Quanti
         why = "was requested" if node.name in request.include else "no budget was set"
         choices.setdefault(node.name, Choice(quantized=True, why=why))
     recipe = new_recipe(source, choices, table, budget_db=request.budget_db, measurement=measurement)
-    model, facts = _applied(source, recipe, source.where, "exclude fewer")
+    model, facts = quantized_by_recipe(source, recipe, source.where, "exclude fewer")
     return Quantized(
         model=model,
         recipe=recipe,
@@ -291,16 +292,6 @@ def measured_table(
         return measure(), False
     names = [node.name for node in nodes]
     return cached_table([source.sha256, tiles.sha256, request.precision, method, adaptive, names], measure)
-
-
-def _applied(
-    source: Source, recipe: Recipe, where: object, next_step: str
-) -> tuple[onnx.ModelProto, QuantizationFacts]:
-    model = model_from_recipe(source, recipe, where=where)
-    facts = quantization_from_model(model)
-    if facts is None:
-        raise HspanError(where, "quantizes no convolution", next_step)
-    return model, facts
 
 
 def _counter(on_progress: OnProgress, what: str, total: int) -> Iterator[None]:

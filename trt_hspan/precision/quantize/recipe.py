@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
-from trt_hspan.graph import Precision, QuantizedType
+from trt_hspan.graph import Precision, QuantizationFacts, QuantizedType, quantization_from_model
 from trt_hspan.graph.variants import finished_model
 from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq
 from trt_hspan.precision.quantize.measure import Measurement
@@ -235,6 +235,17 @@ def model_from_recipe(source: Source, recipe: Recipe, *, where: object = "recipe
         calibration_sha256=recipe.calibration_sha256,
     )
     return finished_model(quantized, metadata, where)
+
+
+def quantized_by_recipe(
+    source: Source, recipe: Recipe, where: object, next_step: str
+) -> tuple[onnx.ModelProto, QuantizationFacts]:
+    """`model_from_recipe`, and what it quantizes. Raises: HspanError as that, and when no convolution is quantized."""
+    model = model_from_recipe(source, recipe, where=where)
+    facts = quantization_from_model(model)
+    if facts is None:
+        raise HspanError(where, "quantizes no convolution", next_step)
+    return model, facts
 
 
 def _layer_scales(
