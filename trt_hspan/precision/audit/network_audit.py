@@ -61,13 +61,10 @@ def audit_variants(
 ) -> RangeAudit:
     """Audits a network that is read already. Args and errors: as `audit_network`."""
     low_type = network.precision(precision, option="--precision")
+    graph = network.template(low_type)
+    samples = request.samples(network.metadata.scale or 1)
     return audit_ranges(
-        network.template(low_type),
-        request.samples(network.metadata.scale or 1),
-        low_type,
-        keep_fp32=network.kept_fp32,
-        tile=tile,
-        on_progress=on_progress,
+        graph, samples, low_type, keep_fp32=network.kept_fp32, tile=tile, on_progress=on_progress
     )
 
 

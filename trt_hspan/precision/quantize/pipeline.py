@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -17,7 +17,13 @@ from trt_hspan.precision.quantize import calibration
 from trt_hspan.precision.quantize.budget import choose_layers
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.measure import HeldOut, Measurement
-from trt_hspan.precision.quantize.recipe import Choice, Recipe, new_recipe, quantized_by_recipe, variant
+from trt_hspan.precision.quantize.recipe import (
+    Choice,
+    Recipe,
+    graph_from_layers,
+    new_recipe,
+    quantized_by_recipe,
+)
 from trt_hspan.precision.quantize.request import QuantizationJob, QuantizationRequest, RecipeFile
 from trt_hspan.precision.quantize.sensitivity import SensitivityReport, sensitivity_report
 from trt_hspan.precision.quantize.source import Source, source_from_variants
@@ -178,13 +184,15 @@ def _quantized(source: Source, given: _Given, on_progress: OnProgress) -> Quanti
         within_budget = choose_layers(source, alive, table, held_out, request.budget_db, on_step=on_progress)
         choices |= within_budget.choices
         measurement = within_budget.measurement
-    elif held_out is not None:
-        measurement = held_out.measure(variant(source, alive, table))
     for node in alive:
         why = "was requested" if node.name in request.include else "no budget was set"
         choices.setdefault(node.name, Choice(quantized=True, why=why))
-    recipe = new_recipe(source, choices, table, budget_db=request.budget_db, measurement=measurement)
-    model, facts = quantized_by_recipe(source, recipe, source.where, "exclude fewer")
+    recipe = new_recipe(source, choices, table, budget_db=request.budget_db)
+    graph = graph_from_layers(source, recipe.layers, recipe.precision, where=source.where)
+    if held_out is not None:
+        measurement = measurement or held_out.measure(graph)
+        recipe = replace(recipe, loss_db=measurement.loss_db, psnr_db=measurement.psnr_db)
+    model, facts = quantized_by_recipe(source, recipe, source.where, "exclude fewer", graph=graph)
     return Quantized(
         model=model,
         recipe=recipe,

@@ -23,7 +23,6 @@ from trt_hspan.files import error_from_os_error
 from trt_hspan.graph import Precision, QuantizationFacts, QuantizedType, quantization_from_model
 from trt_hspan.graph.variants import finished_model
 from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq
-from trt_hspan.precision.quantize.measure import Measurement
 from trt_hspan.precision.quantize.scales import scale_from_range, weight_scales
 from trt_hspan.precision.quantize.source import Source
 from trt_hspan.precision.quantize.table import CalibrationTable, flips_from_text
@@ -146,9 +145,8 @@ def new_recipe(
     table: CalibrationTable,
     *,
     budget_db: float | None,
-    measurement: Measurement | None,
 ) -> Recipe:
-    """The recipe that makes these choices. Raises: HspanError when the table has no scale for a layer."""
+    """The recipe that makes these choices, without measurement. Raises: HspanError: the table lacks a scale."""
     return Recipe(
         format=RECIPE_FORMAT,
         model=Path(source.where).name,
@@ -160,8 +158,8 @@ def new_recipe(
         method=table.method,
         calibration_sha256=table.sha256,
         budget_db=budget_db,
-        loss_db=None if measurement is None else measurement.loss_db,
-        psnr_db=None if measurement is None else measurement.psnr_db,
+        loss_db=None,
+        psnr_db=None,
         layers=tuple(
             _recipe_layer(source, node, table, choices[node.name])
             for node in source.base.graph.node
@@ -174,8 +172,7 @@ def variant(source: Source, nodes: Sequence[onnx.NodeProto], table: CalibrationT
     """The base graph with just these layers quantized. Raises: HspanError as `new_recipe`."""
     choice = Choice(quantized=True, why="")
     layers = tuple(_recipe_layer(source, node, table, choice) for node in nodes)
-    scales = _layer_scales(source, layers, table.precision, where=source.where)
-    return model_with_qdq(source.base, scales, table.precision)
+    return graph_from_layers(source, layers, table.precision, where=source.where)
 
 
 def _recipe_layer(
@@ -213,8 +210,13 @@ def _recipe_layer(
     )
 
 
-def model_from_recipe(source: Source, recipe: Recipe, *, where: object = "recipe") -> onnx.ModelProto:
+def model_from_recipe(
+    source: Source, recipe: Recipe, *, where: object = "recipe", graph: onnx.ModelProto | None = None
+) -> onnx.ModelProto:
     """The quantized model, function body and metadata included: the same bytes for the same source and recipe.
+
+    Args:
+        graph: of the recipe's layers, by `graph_from_layers`; None makes it.
 
     Raises:
         HspanError: the recipe is for another model, or does not fit it.
@@ -226,35 +228,40 @@ def model_from_recipe(source: Source, recipe: Recipe, *, where: object = "recipe
             f"{source.sha256[:12]}... in {source.precision}",
             "give the model that it is for, or quantize this one",
         )
-    layers = _layer_scales(source, recipe.layers, recipe.precision, where=where)
-    quantized = model_with_qdq(source.base, layers, recipe.precision)
+    if graph is None:
+        graph = graph_from_layers(source, recipe.layers, recipe.precision, where=where)
     metadata = dataclasses.replace(
         source.metadata,
         precision=recipe.precision,
         recipe_sha256=recipe.sha256,
         calibration_sha256=recipe.calibration_sha256,
     )
-    return finished_model(quantized, metadata, where)
+    return finished_model(graph, metadata, where)
 
 
 def quantized_by_recipe(
-    source: Source, recipe: Recipe, where: object, next_step: str
+    source: Source,
+    recipe: Recipe,
+    where: object,
+    next_step: str,
+    *,
+    graph: onnx.ModelProto | None = None,
 ) -> tuple[onnx.ModelProto, QuantizationFacts]:
     """`model_from_recipe`, and what it quantizes. Raises: HspanError as that, and when no convolution is quantized."""
-    model = model_from_recipe(source, recipe, where=where)
+    model = model_from_recipe(source, recipe, where=where, graph=graph)
     facts = quantization_from_model(model)
     if facts is None:
         raise HspanError(where, "quantizes no convolution", next_step)
     return model, facts
 
 
-def _layer_scales(
+def graph_from_layers(
     source: Source, layers: tuple[RecipeLayer, ...], kind: QuantizedType, *, where: object
-) -> dict[str, LayerScales]:
-    """What `model_with_qdq` takes, of the layers that are quantized. Raises: HspanError when one does not fit."""
+) -> onnx.ModelProto:
+    """The base graph with those of the layers quantized that are of this type. Raises: HspanError: one does not fit."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in source.base.graph.initializer}
     nodes = {node.name: node for node in source.base.graph.node}
-    result = {}
+    scales = {}
     for layer in layers:
         if layer.type != kind:
             continue
@@ -264,10 +271,10 @@ def _layer_scales(
             if node is None or len(node.input) < 2 or node.input[1] not in shapes:
                 raise HspanError(where, f"{layer.name} is no convolution of the model", "quantize it anew")
             flips = flips_from_text(layer.rounding, shapes[node.input[1]], f"{where}, {layer.name}")
-        result[layer.name] = LayerScales(
+        scales[layer.name] = LayerScales(
             activations=layer.scale, weight=layer.weight_scale or None, flips=flips
         )
-    return result
+    return model_with_qdq(source.base, scales, kind)
 
 
 def _dumper() -> Any:
