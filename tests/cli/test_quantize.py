@@ -105,13 +105,13 @@ def test_ground_truth_gives_a_loss(
 def test_a_loss_that_rounds_to_nothing_has_no_sign(
     run: CommandLine, network: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantize = pipeline.quantize
+    quantize = pipeline.quantized_network
 
     def slightly_better(*arguments: Any, **named: Any) -> Quantized:
         quantized = quantize(*arguments, **named)
         return replace(quantized, recipe=replace(quantized.recipe, loss_db=-1e-5))
 
-    monkeypatch.setattr(pipeline, "quantize", slightly_better)
+    monkeypatch.setattr(pipeline, "quantized_network", slightly_better)
     words = ("--calibration", photographs, *QUICK, "--json")
     result = run("quantize", network, "-o", tmp_path / "net.onnx", *words)
     assert result.code == 0, result.err
@@ -121,7 +121,7 @@ def test_a_loss_that_rounds_to_nothing_has_no_sign(
 def test_sensitivity_too_prints_a_loss_that_rounds_to_nothing_as_none(
     run: CommandLine, network: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = pipeline.measure_sensitivity
+    measure = pipeline.network_sensitivity
 
     def slightly_better(*arguments: Any, **named: Any) -> SensitivityReport:
         report = measure(*arguments, **named)
@@ -129,7 +129,7 @@ def test_sensitivity_too_prints_a_loss_that_rounds_to_nothing_as_none(
         layers = tuple(replace(layer, loss_db=-2e-5) for layer in report.layers)
         return replace(report, base=base, everything=everything, layers=layers)
 
-    monkeypatch.setattr(pipeline, "measure_sensitivity", slightly_better)
+    monkeypatch.setattr(pipeline, "network_sensitivity", slightly_better)
     words = ("--calibration", "builtin", *QUICK, "--exclude", "body.*")
     result = run("sensitivity", network, "-o", tmp_path / "net.json", *words)
     assert result.code == 0, result.err
