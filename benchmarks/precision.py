@@ -159,7 +159,7 @@ def made_networks(arguments: argparse.Namespace, folder: Path, scale: int) -> It
         save_onnx(quantize(source, request).model, path)
         yield Network(label=f"int8, {label}", path=path)
     note("quantizing by ONNX Runtime's defaults")
-    tiles = Crops(samples_from_place(arguments.calibration, scale), plan)
+    tiles = iter(Crops(samples_from_place(arguments.calibration, scale), plan))
     path = folder / "int8_onnxruntime.onnx"
     quantize_by_onnxruntime(folder / "fp32.onnx", path, tiles)
     yield Network(label="int8, ONNX Runtime defaults", path=path)

@@ -32,7 +32,7 @@ from .conftest import BoardPackage, OrinBuild
 
 ORIN = target_from_name("jetson-orin")
 HERE = Path(__file__).parent
-TESTS = HERE.parent
+TESTS = HERE.parents[1]
 
 pytestmark = needs_cross_compiler
 
