@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the server costs over the bare runner at one client: HTTP, gRPC and shared memory, tensors and pictures.
+"""What the server costs over the bare runner at one client: HTTP and gRPC, tensors and pictures.
 
 `trt-hspan serve` runs as a process of its own with one instance of the network, and the same network runs here, each on
 one thread. Runs alternate: once here, once over a way to the server, with the same input, and so on for each way. The
@@ -93,10 +93,9 @@ def ways_of_tensors(
 
     batch = np.ascontiguousarray(photograph(side).astype(np.float32).transpose(2, 0, 1)[None] / 255)
     ways: dict[str, Way] = {"bare": lambda: runner.run(batch)}
-    for name, (url, shared) in _urls(ready).items():
-        client = stack.enter_context(UpscaleClient(url, shared_memory=shared))
-        scale = runner.scale if shared else None
-        ways[name] = lambda client=client, scale=scale: client.upscale_tensor(batch, scale=scale)
+    for name, url in _urls(ready).items():
+        client = stack.enter_context(UpscaleClient(url))
+        ways[name] = lambda client=client: client.upscale_tensor(batch)
     return ways
 
 
@@ -120,8 +119,8 @@ def ways_of_pictures(
         return encode_image(replace(picture, pixels=upscale_array(runner, picture.pixels, options)), ".png")
 
     ways: dict[str, Way] = {"bare": bare}
-    for name, (url, shared) in _urls(ready).items():
-        client = stack.enter_context(UpscaleClient(url, shared_memory=shared))
+    for name, url in _urls(ready).items():
+        client = stack.enter_context(UpscaleClient(url))
         ways[name] = lambda client=client: client.upscale_picture(file)
     connection = http.client.HTTPConnection(ready["http"].removeprefix("http://"))
     stack.callback(connection.close)
@@ -134,14 +133,8 @@ def ways_of_pictures(
     return ways
 
 
-def _urls(ready: dict[str, Any]) -> dict[str, tuple[str, bool]]:
-    grpc = f"grpc://{ready['grpc']}"
-    return {
-        "HTTP": (ready["http"], False),
-        "gRPC": (grpc, False),
-        "HTTP, shared memory": (ready["http"], True),
-        "gRPC, shared memory": (grpc, True),
-    }
+def _urls(ready: dict[str, Any]) -> dict[str, str]:
+    return {"HTTP": ready["http"], "gRPC": f"grpc://{ready['grpc']}"}
 
 
 def cpu_clock(pid: int) -> Clock:

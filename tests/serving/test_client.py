@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from trt_hspan.runtime.runner import Runner
 from trt_hspan.serving.async_client import AsyncUpscaleClient
 from trt_hspan.serving.client import UpscaleClient
 from trt_hspan.serving.client_protocol import (
+    TOKEN_VARIABLE,
     RetryPolicy,
     ServerBusyError,
     ServerUnreachableError,
@@ -42,39 +46,16 @@ def require_same_pictures(files: list[bytes]) -> None:
     assert np.abs(pictures - pictures[0]).max() <= 1
 
 
-@pytest.mark.parametrize("shared_memory", [False, True])
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_pictures_and_tensors_come_back(
-    server: ServeProcess, runner: Runner, picture: bytes, protocol: str, shared_memory: bool
+    server: ServeProcess, runner: Runner, picture: bytes, protocol: str
 ) -> None:
     batch = np.random.default_rng(4).random((1, 3, 10, 14), np.float32)
-    with UpscaleClient(urls(server)[protocol], shared_memory=shared_memory) as client:
+    with UpscaleClient(urls(server)[protocol]) as client:
         assert client.is_ready()
         assert client.model_names() == ["hspan-tiny-x4", "hspan-tiny-x4_image"]
         assert pixels_of(client.upscale_picture(picture)).shape == (80, 120, 3)
-        np.testing.assert_array_equal(client.upscale_tensor(batch, scale=4), runner.run(batch))
         np.testing.assert_array_equal(client.upscale_tensor(batch), runner.run(batch))
-    assert not list(Path("/dev/shm").glob("client_*"))
-
-
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_one_region_serves_requests_of_every_size_and_outlives_a_forgetful_server(
-    server: ServeProcess, runner: Runner, picture: bytes, protocol: str
-) -> None:
-    draw = np.random.default_rng(6)
-    with UpscaleClient(urls(server)[protocol], shared_memory=True) as client:
-        for height, width in ((8, 9), (20, 30), (8, 8)):
-            batch = draw.random((1, 3, height, width), np.float32)
-            np.testing.assert_array_equal(client.upscale_tensor(batch, scale=4), runner.run(batch))
-            assert len(list(Path("/dev/shm").glob("client_*"))) == 1
-        # As after a restart of the server: it knows of no region.
-        client._client.unregister_system_shared_memory(client._region.name)
-        np.testing.assert_array_equal(client.upscale_tensor(batch, scale=4), runner.run(batch))
-        with pytest.raises(HspanError, match="not a picture"):
-            client.upscale_picture(b"nonsense")
-        assert not list(Path("/dev/shm").glob("client_*")), "a failed request may still write there"
-        assert pixels_of(client.upscale_picture(picture)).shape == (80, 120, 3)
-    assert not list(Path("/dev/shm").glob("client_*"))
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -131,7 +112,7 @@ def test_refusal_is_one_line(server: ServeProcess, protocol: str) -> None:
 def test_nobody_at_the_url(protocol: str) -> None:
     with UpscaleClient(f"{protocol}://127.0.0.1:1") as client:
         assert not client.is_ready()
-        with pytest.raises(ServerUnreachableError, match="no Triton server answers there"):
+        with pytest.raises(ServerUnreachableError, match="no server answers there"):
             client.upscale_picture(b"x")
 
 
@@ -143,6 +124,98 @@ def test_server_that_never_answers(protocol: str) -> None:
         url = f"{protocol}://127.0.0.1:{silent.getsockname()[1]}"
         with UpscaleClient(url, model="x", timeout_seconds=0.5) as client, pytest.raises(HspanError):
             client.upscale_picture(b"x")
+
+
+def upscaled(url: str, *, asynchronous: bool, **options: Any) -> bytes:
+    """One picture through one of the two clients."""
+    options = {"timeout_seconds": 5, "retry": RetryPolicy(attempts=1), **options}
+
+    async def ask() -> bytes:
+        async with AsyncUpscaleClient(url, **options) as client:
+            return await client.upscale_picture(b"x")
+
+    if asynchronous:
+        return asyncio.run(ask())
+    with UpscaleClient(url, **options) as client:
+        return client.upscale_picture(b"x")
+
+
+def whole(status: str, body: str) -> str:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+
+
+@contextmanager
+def strange_server(answer: str) -> Iterator[tuple[int, list[bytes]]]:
+    """Says the same to everybody and hangs up; its port, and what it was sent."""
+    heard: list[bytes] = []
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            heard.append(self.request.recv(1 << 16))
+            self.wfile.write(answer.encode())
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as double:
+        threading.Thread(target=double.serve_forever, daemon=True).start()
+        try:
+            yield double.server_address[1], heard
+        finally:
+            double.shutdown()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("", "no server answers there"),
+        ("SSH-2.0-OpenSSH\r\n", "no server answers there"),
+        (whole("200 OK", ""), "no server answers there"),
+        (whole("200 OK", "<html>\n</html>"), "no server answers there"),
+        (whole("200 OK", "{")[:-1] + "x" * 9, "no server answers there"),
+        (whole("200 OK", "[1]"), "answered without the tensor upscaled|serves no picture model"),
+        (whole("200 OK", '{"a": 1}'), "answered without the tensor upscaled|serves no picture model"),
+        (whole("404 Not Found", "<html>\n" + "x" * 5000), "Invalid value"),
+        (whole("401 Unauthorized", '{"error": "a token\\nis missing"}'), "a token is missing"),
+    ],
+    ids=["nothing", "ssh", "empty", "html", "wrong length", "list", "object", "not found", "unauthorized"],
+)
+def test_server_of_another_kind_is_one_line(answer: str, message: str, asynchronous: bool) -> None:
+    with strange_server(answer) as (port, _):
+        for protocol, model in (("http", None), ("http", "m"), ("grpc", "m")):
+            with pytest.raises(HspanError) as refused:
+                upscaled(f"{protocol}://127.0.0.1:{port}", asynchronous=asynchronous, model=model)
+            line = str(refused.value)
+            assert re.search(message if protocol == "http" else "no server answers there", line), line
+            assert "\n" not in line
+            assert len(line) < 450
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("protocol", ["http", "grpc", "https", "grpcs"])
+def test_host_that_does_not_exist_is_unreachable_and_not_busy(protocol: str, asynchronous: bool) -> None:
+    with pytest.raises(ServerUnreachableError, match="no server answers there"):
+        upscaled(f"{protocol}://nobody.invalid:80", asynchronous=asynchronous)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_token_is_sent_and_taken_from_the_environment(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with strange_server(whole("401 Unauthorized", '{"error": "no"}')) as (port, heard):
+        url = f"http://127.0.0.1:{port}"
+        for environment, token, sent in (
+            (None, None, None),
+            ("from outside", None, b"from outside"),
+            ("from outside", "mine", b"mine"),
+            ("from outside", "", None),
+        ):
+            monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+            if environment is not None:
+                monkeypatch.setenv(TOKEN_VARIABLE, environment)
+            with pytest.raises(HspanError):
+                upscaled(url, asynchronous=asynchronous, model="m", token=token)
+            headers = heard.pop().partition(b"\r\n\r\n")[0].split(b"\r\n")
+            values = [h.partition(b": ")[2] for h in headers if h.lower().startswith(b"authorization")]
+            assert values == ([] if sent is None else [b"Bearer " + sent])
 
 
 @contextmanager
@@ -217,15 +290,13 @@ def test_command_writes_results_and_shows_what_failed(
     assert result.code == 1
     assert "bad.png" in result.error_line
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["good_upscaled.png"]
-    result = run("client", good, "--url", server.http, "--shared-memory", "-o", tmp_path / "all")
-    assert result.code == 0, result.err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["missing.png"], "missing.png: no such file"),
-        (["{picture}", "--url", "http://127.0.0.1:1"], "no Triton server answers there"),
+        (["{picture}", "--url", "http://127.0.0.1:1"], "no server answers there"),
         (["{picture}", "--url", "nonsense"], "--url"),
         (["{picture}", "--format", "exe"], "--format"),
         (["{picture}", "-o", "x.exe"], "cannot tell the format"),

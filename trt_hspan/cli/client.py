@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,6 @@ class ClientRequest:
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1, max=256)] = 4
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For one attempt.", min=0.1)] = 300.0
     attempts: Annotated[int, typer.Option(help="At a server that is busy.", min=1)] = 6
-    shared_memory: Annotated[
-        bool,
-        typer.Option(help="Send through /dev/shm, one at a time; for a server on this machine."),
-    ] = False
     json: options.Json = False
 
     def connection(self) -> dict[str, Any]:
@@ -75,8 +72,7 @@ def client(request: ClientRequest) -> None:
 
     server_url_from_text(request.url)
     with progress(f"upscaling on {request.url}", total=len(targets)) as bar:
-        send = _one_by_one if request.shared_memory else _side_by_side
-        results = send(request, targets, bar.advance)
+        results = asyncio.run(_results(request, targets, bar.advance))
     _print(request, results)
 
 
@@ -135,49 +131,26 @@ def _targets(request: ClientRequest) -> list[_Target]:
     return targets
 
 
-def _side_by_side(
+async def _results(
     request: ClientRequest, targets: list[_Target], advance: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    import asyncio
-
     from trt_hspan.serving.async_client import AsyncUpscaleClient
 
-    async def send_all() -> list[dict[str, Any]]:
-        places = asyncio.Semaphore(request.concurrency)
-        async with AsyncUpscaleClient(request.url, **request.connection()) as remote:
+    places = asyncio.Semaphore(request.concurrency)
+    async with AsyncUpscaleClient(request.url, **request.connection()) as remote:
 
-            async def send(target: _Target) -> dict[str, Any]:
-                async with places:
-                    report = _Report(target)
-                    try:
-                        data = target.picture.read_bytes()
-                        report.finish(await remote.upscale_picture(data, format=target.format))
-                    except (HspanError, OSError) as error:
-                        report.fail(error)
-                    advance()
-                    return report.fields
+        async def send(target: _Target) -> dict[str, Any]:
+            async with places:
+                report = _Report(target)
+                try:
+                    data = target.picture.read_bytes()
+                    report.finish(await remote.upscale_picture(data, format=target.format))
+                except (HspanError, OSError) as error:
+                    report.fail(error)
+                advance()
+                return report.fields
 
-            return list(await asyncio.gather(*map(send, targets)))
-
-    return asyncio.run(send_all())
-
-
-def _one_by_one(
-    request: ClientRequest, targets: list[_Target], advance: Callable[[], None]
-) -> list[dict[str, Any]]:
-    from trt_hspan.serving.client import UpscaleClient
-
-    reports = []
-    with UpscaleClient(request.url, shared_memory=True, **request.connection()) as remote:
-        for target in targets:
-            report = _Report(target)
-            try:
-                report.finish(remote.upscale_picture(target.picture.read_bytes(), format=target.format))
-            except (HspanError, OSError) as error:
-                report.fail(error)
-            advance()
-            reports.append(report.fields)
-    return reports
+        return list(await asyncio.gather(*map(send, targets)))
 
 
 class _Report:
