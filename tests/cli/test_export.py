@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from support.command_line import CommandLine
@@ -40,8 +41,27 @@ def test_prints_a_table_for_people(run: CommandLine, tmp_path: Path, small_x4: G
 
 
 @pytest.mark.parametrize(
+    ("options", "domain"), [(["--for", "ort-tensorrt"], "trt.plugins"), (["--no-function-body"], "hspan")]
+)
+def test_writes_the_attention_for_a_plugin_without_a_body(
+    run: CommandLine, tmp_path: Path, small_x4: GoldenNetwork, options: list[str], domain: str
+) -> None:
+    target = tmp_path / "net.onnx"
+    result = run("export", small_x4.checkpoint, "-o", target, *options, "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["plugin_domains"] == [domain]
+    assert report["attention_nodes"] == 2
+    assert not report["attention_has_a_function_body"]
+    model = onnx.load(target)
+    assert [node.domain for node in model.graph.node if node.domain] == [domain, domain]
+    assert not model.functions
+
+
+@pytest.mark.parametrize(
     ("options", "code", "words"),
     [
+        (["--for", "tensorrt"], 2, "--for: got 'tensorrt', expected ort-tensorrt"),
         (["--precision", "int4"], 2, "--precision: 'int4' is unknown"),
         (["--static", "12"], 2, "--static: got '12', expected height x width"),
         (["--static", "0x12"], 2, "--static"),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from support.export_cache import ExportCache
 from support.reference import attention_reference, sparsemax_reference
 
+from trt_hspan.errors import UsageError
 from trt_hspan.graph import (
+    attention_nodes,
+    load_onnx,
+    model_in_form,
     model_with_attention_function,
     model_with_inlined_functions,
     model_with_plugin_nodes,
@@ -39,6 +46,68 @@ def attend(model: onnx.ModelProto, *arrays: NDArray[np.floating]) -> NDArray[np.
         None, dict(zip(("query", "key", "value"), arrays, strict=True))
     )[0]
     return result
+
+
+def test_constants_of_the_body_are_tensors() -> None:
+    """GraphSurgeon, and Polygraphy, onnxslim and ModelOpt with it, read value_float as float64."""
+    nodes = list(model_with_attention_function(attention_model()).functions[0].node)
+    for node in nodes:
+        nodes.extend(n for attribute in node.attribute for n in attribute.g.node)
+    constants = [node for node in nodes if node.op_type == "Constant"]
+    assert len(constants) == 7
+    assert {attribute.name for node in constants for attribute in node.attribute} == {"value"}
+
+
+def test_the_provider_finds_the_node_where_it_declares_plugins(exported: ExportCache) -> None:
+    """The rules of ONNX Runtime's TensorRT provider, docs/interoperability.md."""
+    model = onnx.load(exported("small_x4", precision="fp16", form="ort-tensorrt"))
+    nodes = [node for node in model.graph.node if node.op_type == OP_TYPE]
+    assert len(nodes) == 2
+    assert {node.domain for node in nodes} == {"trt.plugins"}
+    assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 18), ("trt.plugins", 1)}
+    assert not model.functions
+    stated = {value.name: value.type for value in (*model.graph.value_info, *model.graph.output)}
+    for node in model.graph.node:
+        for name in node.output:
+            assert stated[name].tensor_type.elem_type in {TensorProto.FLOAT, TensorProto.FLOAT16}, name
+            assert len(stated[name].tensor_type.shape.dim) == 4, name
+    for node in nodes:
+        assert stated[node.output[0]] == stated[node.input[2]]
+        assert [attribute.name for attribute in node.attribute] == ["io_format"]
+    onnx.checker.check_model(model)
+
+
+def test_onnx_runtime_without_the_provider_misses_that_operator_alone(exported: ExportCache) -> None:
+    path = exported("small_x4", precision="fp16", form="ort-tensorrt")
+    with pytest.raises(Exception, match=f"trt.plugins:{OP_TYPE}.* is not a registered function/op"):
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def test_a_file_for_the_provider_is_read_as_any_other(exported: ExportCache) -> None:
+    written = load_onnx(exported("small_x4", precision="fp16", form="ort-tensorrt"))
+    assert [(entry.domain, entry.version) for entry in written.opset_import] == [
+        ("", 18),
+        (DOMAIN, OP_VERSION),
+    ]
+    assert [node.name for node in attention_nodes(written)] == [
+        node.name for node in attention_nodes(load_onnx(exported("small_x4", precision="fp16")))
+    ]
+    onnx.checker.check_model(model_with_attention_function(written), full_check=True)
+
+
+def test_plugins_of_others_keep_their_domain(tmp_path: Path) -> None:
+    model = model_in_form(attention_model(), "ort-tensorrt")
+    node = helper.make_node("Other", ["output"], ["more"], domain="trt.plugins")
+    model.graph.node.append(node)
+    onnx.save(model, tmp_path / "net.onnx")
+    read = load_onnx(tmp_path / "net.onnx")
+    assert [node.domain for node in read.graph.node] == [DOMAIN, "trt.plugins"]
+    assert {entry.domain for entry in read.opset_import} == {"", DOMAIN, "trt.plugins"}
+
+
+def test_an_unknown_form_is_an_error() -> None:
+    with pytest.raises(UsageError, match="form: got 'dense', expected one of function, node, ort-tensorrt"):
+        model_in_form(attention_model(), "dense")  # type: ignore[arg-type]
 
 
 def test_agrees_with_the_official_network(golden_attention: dict[str, NDArray[np.float32]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,11 @@ from trt_hspan.cli.audit import audit_as_dict, print_audit
 from trt_hspan.cli.output import print_json, print_table
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
+from trt_hspan.errors import UsageError
 from trt_hspan.sizes import ImageSize, image_size_from_text
+
+if TYPE_CHECKING:
+    from trt_hspan.graph import AttentionForm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,26 @@ class ExportRequest:
             metavar="HxW", help="Fix the input to one picture of this size.", show_default="free sizes"
         ),
     ] = None
+    consumer: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="ort-tensorrt",
+            help="Write the attention where ONNX Runtime's TensorRT provider looks plugins up.",
+        ),
+    ] = None
+    no_function_body: Annotated[
+        bool,
+        typer.Option(help="Leave the body out, which trtexec of TensorRT before 10.7 prefers to the plugin."),
+    ] = False
     export: options.ExportOptions
     json: options.Json = False
+
+    def form(self) -> AttentionForm:
+        """Raises: UsageError for an unknown consumer."""
+        if self.consumer not in (None, "ort-tensorrt"):
+            raise UsageError("--for", f"got {self.consumer!r}, expected ort-tensorrt", "or leave it out")
+        return "ort-tensorrt" if self.consumer else "node" if self.no_function_body else "function"
 
     def static_size(self) -> ImageSize | None:
         """Raises: UsageError for what is no size."""
@@ -46,7 +68,7 @@ def export(request: ExportRequest) -> None:
     from trt_hspan.graph import checked_precision
     from trt_hspan.precision.audit.network_audit import export_audited
 
-    size = request.static_size()
+    size, form = request.static_size(), request.form()
     precision = checked_precision(request.precision)
     ranges = request.export.ranges(precision)
     with progress(f"exporting {request.checkpoint}") as bar:
@@ -58,6 +80,7 @@ def export(request: ExportRequest) -> None:
             res_scale=options.residual_scale(request.export.res_scale),
             opset=request.export.opset,
             static=size,
+            form=form,
             on_progress=bar.show,
         )
     report = _report(request.output)
@@ -71,16 +94,18 @@ def export(request: ExportRequest) -> None:
 
 def _report(path: Path) -> dict[str, object]:
     from trt_hspan.files import sha256_from_file
-    from trt_hspan.graph import attention_nodes, load_onnx, metadata_from_model
+    from trt_hspan.graph import attention_nodes, metadata_from_model, model_in_own_domain, read_onnx
 
-    model = load_onnx(path)
+    model = read_onnx(path)
     dimensions = model.graph.input[0].type.tensor_type.shape.dim
     return {
         "onnx": str(path),
         "size_bytes": path.stat().st_size,
         "sha256": sha256_from_file(path),
         "input_shape": [dim.dim_param or dim.dim_value for dim in dimensions],
-        "attention_nodes": len(attention_nodes(model)),
+        "attention_nodes": len(attention_nodes(model_in_own_domain(model))),
+        "attention_has_a_function_body": bool(model.functions),
         "opset": next(entry.version for entry in model.opset_import if entry.domain == ""),
+        "plugin_domains": [entry.domain for entry in model.opset_import if entry.domain],
         **asdict(metadata_from_model(model)),
     }

@@ -19,9 +19,12 @@ from trt_hspan.export.tidy import tidy
 from trt_hspan.graph import (
     INPUT_NAME,
     OUTPUT_NAME,
+    AttentionForm,
     OnnxMetadata,
     Precision,
     Variants,
+    attention_schema,
+    model_in_form,
     save_onnx,
     variants_from_model,
 )
@@ -43,6 +46,7 @@ def export_onnx(
     opset: int | None = None,
     static: tuple[int, int] | None = None,
     keep_fp32: Sequence[str] = (),
+    form: AttentionForm = "function",
 ) -> Path:
     """Exports a checkpoint to an ONNX file, whole or not at all.
 
@@ -54,6 +58,8 @@ def export_onnx(
         opset: version of the ONNX operators; None takes 18, or 22 for bf16.
         static: (height, width) fixes the input to one picture of that size; None leaves N, H, W free.
         keep_fp32: names or patterns of nodes that stay in float32, on top of what every HSPAN keeps.
+        form: how the file holds the attention: "function" with a function body, so that any ONNX runtime can run it,
+            "node" without, "ort-tensorrt" as the plugin of ONNX Runtime's TensorRT provider.
 
     Returns:
         The written file.
@@ -72,7 +78,8 @@ def export_onnx(
         raise UsageError(target, "an ONNX file's name ends in .onnx", "name another file")
     opset_to_write(precision, opset)
     variants = variants_from_checkpoint(checkpoint, res_scale=res_scale, static=static)
-    save_onnx(variants.model(precision, keep_fp32=keep_fp32, opset=opset), target)
+    model = variants.model(precision, keep_fp32=keep_fp32, opset=opset)
+    save_onnx(model_in_form(model, form), target)
     return target
 
 
@@ -164,28 +171,17 @@ def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) 
 
 @contextlib.contextmanager
 def _attention_translation() -> Iterator[dict[Any, Any]]:
-    """The translation of the attention operator, with its schema registered in ONNX meanwhile."""
+    """The translation of the attention operator, whose schema ONNX knows meanwhile."""
     import onnxscript
 
-    schema = onnx.defs.OpSchema(
-        OP_TYPE,
-        DOMAIN,
-        OP_VERSION,
-        inputs=[onnx.defs.OpSchema.FormalParameter(name, "T") for name in ("query", "key", "value")],
-        outputs=[onnx.defs.OpSchema.FormalParameter("output", "T")],
-        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "any float type")],
-    )
     operator = torch.ops.hspan.high_similarity_pass_attention.default
-    onnx.defs.register_schema(schema)
-    try:
+    with attention_schema():
         domain = onnxscript.values.Opset(DOMAIN, OP_VERSION)
 
         def translate(query: Any, key: Any, value: Any) -> Any:
             return getattr(domain, OP_TYPE)(query, key, value)
 
         yield {operator: translate}
-    finally:
-        onnx.defs.deregister_schema(OP_TYPE, OP_VERSION, DOMAIN)
 
 
 @contextlib.contextmanager

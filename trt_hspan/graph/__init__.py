@@ -1,6 +1,11 @@
 """The ONNX file, contract between model and engine: reading, checking and rewriting it. Never imports torch."""
 
 from trt_hspan.graph.attention_function import (
+    ATTENTION_FORMS,
+    AttentionForm,
+    attention_schema,
+    model_in_form,
+    model_in_own_domain,
     model_with_attention_function,
     model_with_inlined_functions,
     model_with_plugin_nodes,
@@ -16,6 +21,7 @@ from trt_hspan.graph.contract import (
     load_onnx,
     metadata_from_model,
     model_inputs,
+    read_onnx,
     require_attention,
     save_onnx,
     tensor_types,
@@ -36,10 +42,12 @@ from trt_hspan.graph.quantized import QuantizationFacts, QuantizedType, quantiza
 from trt_hspan.graph.variants import Variants, variants_from_model
 
 __all__ = [
+    "ATTENTION_FORMS",
     "INPUT_NAME",
     "NETWORK_PRECISIONS",
     "OUTPUT_NAME",
     "PRECISIONS",
+    "AttentionForm",
     "ImageInput",
     "NetworkPrecision",
     "OnnxMetadata",
@@ -48,6 +56,7 @@ __all__ = [
     "QuantizedType",
     "Variants",
     "attention_nodes",
+    "attention_schema",
     "base_precision_from_model",
     "check_model",
     "checked_precision",
@@ -55,6 +64,8 @@ __all__ = [
     "load_onnx",
     "metadata_from_model",
     "model_for_cpu",
+    "model_in_form",
+    "model_in_own_domain",
     "model_in_precision",
     "model_inputs",
     "model_with_attention_function",
@@ -62,6 +73,7 @@ __all__ = [
     "model_with_plugin_nodes",
     "precision_from_model",
     "quantization_from_model",
+    "read_onnx",
     "require_attention",
     "save_onnx",
     "tensor_types",

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Literal, get_args
 
 import onnx
+import onnx.defs
 import onnx.inliner
 import onnx.parser
 
-from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION
+from trt_hspan.errors import UsageError
+from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION, ORT_TENSORRT_DOMAIN, ORT_TENSORRT_VERSION
 
 # The lowest opset that the body is written for: reductions take their axes as an input since 18.
 LOWEST_OPSET: Final = 18
+
+#: How a file holds the attention: nodes with a function body, for any ONNX runtime; nodes alone, which TensorRT
+#: takes as the plugin or not at all; nodes where ONNX Runtime's TensorRT provider looks plugins up.
+AttentionForm = Literal["function", "node", "ort-tensorrt"]
+ATTENTION_FORMS: Final[tuple[AttentionForm, ...]] = get_args(AttentionForm)
 
 # Newton's method on the simplex threshold (Michelot 1986; Condat 2016, section 2), for all rows at once.
 #
@@ -19,13 +28,14 @@ LOWEST_OPSET: Final = 18
 # step adds (sum of the excess - 1) / (size of the active set) to a row's threshold; the loop ends when
 # no row rises any more. Comparisons with NaN are false, so rows with NaN never keep it going. Their sum
 # is NaN whatever a backend's Relu and ReduceMax make of NaN, and it replaces their result.
+# Constants are tensors: GraphSurgeon, and what is built on it, reads value_float as float64.
 # No TopK: its k would have to exceed every support, and a support can be the whole picture.
 #: Rows of scores minus their maximum -> their weights. Reads shifted_nqk, largest_nq1 and the constants last_axis,
 #: lowest (-1), one (1) and yes; gives weights_nqk. Text for the body of a function, or of a loop in one.
 WEIGHTS_TEXT: Final = """\
     rows_shape = Shape (largest_nq1)
     start_nq1 = Expand (lowest, rows_shape)
-    no_limit = Constant <value_int = 9223372036854775807> ()
+    no_limit = Constant <value = int64 {9223372036854775807}> ()
     tau_nq1 = Loop <body = newton (int64 iteration, bool running, float[n, q, k] tau_in) =>
                                  (bool any_rising, float[n, q, k] tau_out) {
         distance_nqk = Sub (shifted_nqk, tau_in)
@@ -41,7 +51,7 @@ WEIGHTS_TEXT: Final = """\
         tau_out = Where (rising, risen, tau_in)
         rising_32 = Cast <to = 1> (rising)
         most_rising = ReduceMax <keepdims = 0> (rising_32)
-        half = Constant <value_float = 0.5> ()
+        half = Constant <value = float {0.5}> ()
         any_rising = Greater (most_rising, half)
     }> (no_limit, yes, start_nq1)
     above_nqk = Sub (shifted_nqk, tau_nq1)
@@ -51,10 +61,10 @@ _TEXT: Final = """
 <domain: "{domain}", opset_import: ["" : {opset}]>
 {name} (query, key, value) => (output)
 {{
-    tokens_shape = Constant <value_ints = [0, 0, -1]> ()
-    last_axis = Constant <value_ints = [-1]> ()
-    one = Constant <value_float = 1.0> ()
-    lowest = Constant <value_float = -1.0> ()
+    tokens_shape = Constant <value = int64[3] {{0, 0, -1}}> ()
+    last_axis = Constant <value = int64[1] {{-1}}> ()
+    one = Constant <value = float {{1.0}}> ()
+    lowest = Constant <value = float {{-1.0}}> ()
     yes = Constant <value = bool {{1}}> ()
     query_32 = Cast <to = 1> (query)
     key_32 = Cast <to = 1> (key)
@@ -119,6 +129,84 @@ def model_with_plugin_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 def model_with_inlined_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which every attention node is replaced by its body: standard operators only."""
     return onnx.inliner.inline_local_functions(model_with_attention_function(model))
+
+
+def model_in_form(model: onnx.ModelProto, form: AttentionForm) -> onnx.ModelProto:
+    """A copy whose attention is held in a form.
+
+    "ort-tensorrt" follows the rules of ONNX Runtime's TensorRT provider. It declares each creator in TensorRT's plugin
+    registry as an operator of its own domain, version 1, under the creator's name, with inputs and outputs of any
+    number and type; so the file states every tensor's type and shape itself, and it has no function of that name.
+
+    Args:
+        model: a finished one, with or without function body, its nodes in this project's domain.
+
+    Raises:
+        UsageError: an unknown form.
+    """
+    if form == "function":
+        return model_with_attention_function(model)
+    if form == "node":
+        return model_with_plugin_nodes(model)
+    if form != "ort-tensorrt":
+        raise UsageError("form", f"got {form!r}, expected one of {', '.join(ATTENTION_FORMS)}")
+    typed = onnx.shape_inference.infer_shapes(model_with_attention_function(model), strict_mode=True)
+    result = model_with_plugin_nodes(typed)
+    values = {v.name: v for v in (*result.graph.input, *result.graph.value_info, *result.graph.output)}
+    for node in result.graph.node:
+        if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
+            node.domain = ORT_TENSORRT_DOMAIN
+            values[node.output[0]].type.CopyFrom(values[node.input[2]].type)
+    _replace_import(result, DOMAIN, onnx.helper.make_opsetid(ORT_TENSORRT_DOMAIN, ORT_TENSORRT_VERSION))
+    return result
+
+
+def model_in_own_domain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its attention in this project's domain: of one written for "ort-tensorrt" a copy, else itself."""
+    plugins = {node.op_type for node in model.graph.node if node.domain == ORT_TENSORRT_DOMAIN}
+    if OP_TYPE not in plugins:
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for node in result.graph.node:
+        if (node.domain, node.op_type) == (ORT_TENSORRT_DOMAIN, OP_TYPE):
+            node.domain = DOMAIN
+    unused = ORT_TENSORRT_DOMAIN if plugins == {OP_TYPE} else None
+    _replace_import(result, unused, onnx.helper.make_opsetid(DOMAIN, OP_VERSION))
+    return result
+
+
+@contextmanager
+def attention_schema() -> Iterator[None]:
+    """Makes the operator known to ONNX itself within the block.
+
+    For tools that take an operator without a schema for one that only TensorRT can run, such as ModelOpt's AutoCast.
+    """
+    parameter = onnx.defs.OpSchema.FormalParameter
+    schema = onnx.defs.OpSchema(
+        OP_TYPE,
+        DOMAIN,
+        OP_VERSION,
+        inputs=[parameter(name, "T") for name in ("query", "key", "value")],
+        outputs=[parameter("output", "T")],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "any float type")],
+        attributes=[
+            onnx.defs.OpSchema.Attribute(
+                "io_format", onnx.defs.OpSchema.AttrType.STRING, "formats of the plugin", required=False
+            )
+        ],
+    )
+    onnx.defs.register_schema(schema)
+    try:
+        yield
+    finally:
+        onnx.defs.deregister_schema(OP_TYPE, OP_VERSION, DOMAIN)
+
+
+def _replace_import(model: onnx.ModelProto, domain: str | None, entry: onnx.OperatorSetIdProto) -> None:
+    kept = [each for each in model.opset_import if each.domain not in (domain, entry.domain)]
+    del model.opset_import[:]
+    model.opset_import.extend([*kept, entry])
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -12,6 +12,7 @@ import onnx
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, write_bytes
+from trt_hspan.graph.attention_function import model_in_own_domain
 from trt_hspan.names import DOMAIN, OP_TYPE
 
 # input: (N, 3, H, W) float32 RGB in [0, 1]; output: (N, 3, H * scale, W * scale) float32, not clamped.
@@ -57,11 +58,16 @@ class ImageInput:
 
 
 def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Reads an ONNX file.
+    """Reads an ONNX file; attention nodes that are written for ONNX Runtime's TensorRT provider come in the own domain.
 
     Raises:
         HspanError: no such file, not ONNX, or truncated.
     """
+    return model_in_own_domain(read_onnx(path))
+
+
+def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """An ONNX file as it is written. Raises: HspanError as `load_onnx`."""
     source = Path(path)
     try:
         data = source.read_bytes()

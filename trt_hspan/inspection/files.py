@@ -155,13 +155,15 @@ def _inspect_engine(plan: Path) -> Inspection:
 def _inspect_onnx(path: Path) -> Inspection:
     from trt_hspan.graph import (
         attention_nodes,
-        load_onnx,
         metadata_from_model,
+        model_in_own_domain,
         precision_from_model,
         quantization_from_model,
+        read_onnx,
     )
 
-    model = load_onnx(path)
+    written = read_onnx(path)
+    model = model_in_own_domain(written)
     metadata, quantization = metadata_from_model(model), quantization_from_model(model)
     weights = {tensor.name for tensor in model.graph.initializer}
     bytes_of: Counter[str] = Counter()
@@ -174,7 +176,7 @@ def _inspect_onnx(path: Path) -> Inspection:
         "quantization": None if quantization is None else asdict(quantization),
         "scale": metadata.scale,
         "residual_scale": metadata.res_scale,
-        "opset": {item.domain or "ai.onnx": item.version for item in model.opset_import},
+        "opset": {item.domain or "ai.onnx": item.version for item in written.opset_import},
         "inputs": {v.name: _value_text(v) for v in model.graph.input if v.name not in weights},
         "outputs": {v.name: _value_text(v) for v in model.graph.output},
         "attention_nodes": len(attention_nodes(model)),

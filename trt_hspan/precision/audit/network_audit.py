@@ -12,7 +12,7 @@ import onnx
 
 from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.errors import UsageError
-from trt_hspan.graph import Precision, Variants, save_onnx
+from trt_hspan.graph import AttentionForm, Precision, Variants, model_in_form, save_onnx
 from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.precision.audit.budgeted_ranges import kept_within_budget
 from trt_hspan.precision.audit.range_request import AT_RISK, RangeRequest
@@ -77,12 +77,13 @@ def export_audited(
     res_scale: float = 0.1,
     opset: int | None = None,
     static: tuple[int, int] | None = None,
+    form: AttentionForm = "function",
     on_progress: OnProgress = no_progress,
 ) -> RangeAudit | None:
     """Exports a checkpoint like `export_onnx`, after an audit where one is requested.
 
     Args:
-        checkpoint, output, precision, res_scale, opset, static: as in `export_onnx`.
+        checkpoint, output, precision, res_scale, opset, static, form: as in `export_onnx`.
         request: the pictures, and what stays in float32.
         on_progress: as in `audit_network`.
 
@@ -101,7 +102,7 @@ def export_audited(
     opset_to_write(precision, opset)
     network = variants_from_checkpoint(checkpoint, res_scale=res_scale, static=static)
     model, audit = audited_model(network, request, precision, opset=opset, on_progress=on_progress)
-    save_onnx(model, target)
+    save_onnx(model_in_form(model, form), target)
     return audit
 
 
