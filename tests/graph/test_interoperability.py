@@ -88,7 +88,9 @@ def test_modelopt_quantizes_a_file_of_opset_19_or_later_to_int8(
     shape = "x".join(map(str, small_x4.input.shape))
     words = ["--quantize_mode=int8", "--high_precision_dtype=fp32", "--calibration_eps", "cpu"]
     words += [f"--onnx_path={source}", f"--output_path={target}", f"--calibration_data={pictures}"]
-    run_with_modelopt(["-m", "modelopt.onnx.quantization", *words, f"--calibration_shapes=input:{shape}"])
+    run_with_modelopt(
+        ["-m", "modelopt.onnx.quantization", *words, f"--calibration_shapes=input:{shape}"], tmp_path
+    )
     quantized = onnx.load(target)
     facts = quantization_from_model(quantized)
     assert facts is not None
@@ -111,7 +113,7 @@ def test_modelopt_casts_a_file_once_onnx_knows_the_operator(
         "        sys.argv[1], keep_io_types=True, low_precision_type='fp16', providers=['cpu'])\n"
         "onnx.save(model, sys.argv[2])\n"
     )
-    run_with_modelopt([script, source, target])
+    run_with_modelopt([script, source, target], tmp_path)
     cast = onnx.load(target)
     assert base_precision_from_model(cast) == "fp16"
     assert len(attention_nodes(cast)) == 2

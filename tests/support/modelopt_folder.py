@@ -48,10 +48,11 @@ def modelopt_folder() -> Path:
     return folder
 
 
-def run_with_modelopt(arguments: Sequence[str | os.PathLike[str]]) -> str:
-    """Runs this Python with ModelOpt, and with trt_hspan; what it printed."""
+def run_with_modelopt(arguments: Sequence[str | os.PathLike[str]], folder: Path) -> None:
+    """Runs this Python with ModelOpt and trt_hspan in a folder, where ModelOpt leaves files of its own."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(modelopt_folder()), str(ROOT)])}
     command = [sys.executable, *map(os.fspath, arguments)]
-    completed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    completed = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=folder
+    )
     assert completed.returncode == 0, completed.stdout + completed.stderr
-    return completed.stdout + completed.stderr
