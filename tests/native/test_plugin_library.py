@@ -255,7 +255,32 @@ def test_the_environment_names_another_place(monkeypatch: pytest.MonkeyPatch, tm
     assert default_plugin_path() == tmp_path / "mine.so"
 
 
-def test_an_installation_keeps_it_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_installation_uses_what_its_wheel_ships_until_another_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TRT_HSPAN_PLUGIN", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sources, "_SHIPPED", tmp_path / "package")
+    digest = sources.plugin_sources_sha256(sources.sources_folder())
+    monkeypatch.setattr(sources, "is_checkout", lambda root: root.name == "_sources")
+    monkeypatch.setattr(sources, "_found_sources", lambda: Path(module.__file__).parents[2])
+    own = tmp_path / "trt-hspan" / f"{__version__}-{digest[:16]}" / "libhspan_plugin.so"
+    assert default_plugin_path() == own
+    shipped = tmp_path / "package" / "libhspan_plugin.so"
+    shipped.parent.mkdir()
+    shipped.write_bytes(b"")
+    assert default_plugin_path() == shipped
+    assert module.PLACES.own_path() == own
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"")
+    assert default_plugin_path() == own
+    monkeypatch.setenv("TRT_HSPAN_PLUGIN", str(tmp_path / "absent.so"))
+    assert default_plugin_path() == tmp_path / "absent.so"
+
+
+def test_an_installation_without_sources_keeps_libraries_by_its_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("TRT_HSPAN_PLUGIN", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sources, "is_checkout", lambda root: False)

@@ -31,8 +31,7 @@ _ELF: Final = b"\x7fELF"
 
 #: Debian packages by the libraries that programs load; libcudart.so.12 comes with JetPack, outside of Debian's names.
 _DEBIAN_NAMES: Final = {
-    "libc.so.6": "libc6",
-    "libm.so.6": "libc6",
+    **dict.fromkeys(("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"), "libc6"),
     "ld-linux-aarch64.so.1": "libc6",
     "libstdc++.so.6": "libstdc++6",
     "libgcc_s.so.1": "libgcc-s1",

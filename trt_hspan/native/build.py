@@ -17,8 +17,8 @@ from trt_hspan.native import cpu_attention
 from trt_hspan.native.cmake import run_cmake
 from trt_hspan.native.plugin import (
     LIBRARY_NAME,
+    PLACES,
     architecture_from_target,
-    default_plugin_path,
     plugin_info_from_library,
 )
 from trt_hspan.native.progress import BuildProgress
@@ -63,7 +63,8 @@ def build_plugin(
     architectures. A compiler or headers named by hand always build.
 
     Args:
-        output: where the library goes; None is `default_plugin_path()`.
+        output: where the library goes; None compiles to `LibraryPlaces.own_path`, unless the one that would be used
+            without it is up to date.
         architectures: compute capabilities ("sm_86", "8.6" or 86) to make machine code for, with PTX for the least;
             None is DEFAULT_ARCHITECTURES, as far as the compiler has them, and those of the GPUs at hand.
         nvcc, tensorrt_root: see `find_nvcc` and `find_tensorrt_headers`; None searches.
@@ -82,11 +83,11 @@ def build_plugin(
     )
     if requested == []:
         raise UsageError("--arch", "no architecture given", "name at least one, such as --arch 86")
-    target = Path(output) if output is not None else default_plugin_path()
+    present, target = (Path(output),) * 2 if output is not None else (PLACES.path(), PLACES.own_path())
     sources = sources_folder()
     digest = plugin_sources_sha256(sources)
-    if not force and nvcc is None and tensorrt_root is None and _is_up_to_date(target, digest, requested):
-        return LibraryBuild(target, compiled=False)
+    if not force and nvcc is None and tensorrt_root is None and _is_up_to_date(present, digest, requested):
+        return LibraryBuild(present, compiled=False)
     check_writable(target)
     toolchain = find_toolchain(nvcc=nvcc, tensorrt_root=tensorrt_root)
     numbers = _compilable(toolchain, requested)
@@ -123,14 +124,15 @@ def build_cpu_library(
 ) -> LibraryBuild:
     """Compiles the library of the attention on CPUs, unless the one in place was compiled from the very same sources.
 
-    Arguments and errors as `build_plugin`; without `output` it goes to `cpu_attention.default_library_path()`.
+    Arguments and errors as `build_plugin`.
     """
     parallel = _checked_jobs(jobs)
-    target = Path(output) if output is not None else cpu_attention.default_library_path()
+    places = cpu_attention.PLACES
+    present, target = (Path(output),) * 2 if output is not None else (places.path(), places.own_path())
     sources = sources_folder()
     digest = cpu_sources_sha256(sources)
-    if not force and cpu_attention.source_sha256_from_library(target) == digest:
-        return LibraryBuild(target, compiled=False)
+    if not force and cpu_attention.source_sha256_from_library(present) == digest:
+        return LibraryBuild(present, compiled=False)
     check_writable(target)
     recipe = _Recipe(
         name="CPU library",

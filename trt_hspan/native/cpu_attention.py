@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
-from trt_hspan.native.sources import cpu_sources_sha256, library_path, sources_folder
+from trt_hspan.native.sources import LibraryPlaces, cpu_sources_sha256, sources_folder
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,11 @@ LIBRARY_NAME: Final = "libhspan_cpu.so"
 LIBRARY_VARIABLE: Final = "TRT_HSPAN_CPU_LIBRARY"
 #: Must equal HSPAN_CPU_ABI_VERSION in plugins/cpu/hspan_cpu.h.
 ABI_VERSION: Final = 1
+
+#: `trt-hspan plugin build --cpu` writes to `PLACES.own_path()`.
+PLACES: Final = LibraryPlaces(
+    file_name=LIBRARY_NAME, variable=LIBRARY_VARIABLE, folder="cpu", sources_sha256=cpu_sources_sha256
+)
 
 ElementType = Literal["float32", "float16", "bfloat16"]
 Route = Literal["automatic", "gather", "dense"]
@@ -212,8 +217,8 @@ def native_library() -> NativeLibrary | None:
 
 
 def default_library_path() -> Path:
-    """Where `trt-hspan plugin build --cpu` puts the library, as `library_path`."""
-    return library_path(LIBRARY_NAME, variable=LIBRARY_VARIABLE, folder="cpu")
+    """Where the library is looked for; see `LibraryPlaces.path`."""
+    return PLACES.path()
 
 
 def source_sha256_from_library(path: Path) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error
 from trt_hspan.names import OP_TYPE
-from trt_hspan.native.sources import library_path
+from trt_hspan.native.sources import LibraryPlaces, plugin_sources_sha256
 
 LIBRARY_NAME: Final = "libhspan_plugin.so"
 #: Names the library, wherever it was compiled.
@@ -23,6 +23,14 @@ LIBRARY_VARIABLE: Final = "TRT_HSPAN_PLUGIN"
 
 #: Must equal kABI_VERSION in plugins/tensorrt/plugin_abi.h.
 PLUGIN_ABI_VERSION: Final = 3
+
+#: `trt-hspan plugin build` writes to `PLACES.own_path()`.
+PLACES: Final = LibraryPlaces(
+    file_name=LIBRARY_NAME,
+    variable=LIBRARY_VARIABLE,
+    folder="plugin",
+    sources_sha256=plugin_sources_sha256,
+)
 
 _MARKER: Final = b"hspan-plugin-info:{"
 _ELF_MACHINES: Final = {3: "i386", 62: "x86_64", 183: "aarch64"}
@@ -71,11 +79,8 @@ class PluginInfo:
 
 
 def default_plugin_path() -> Path:
-    """Where `trt-hspan plugin build` puts the library and other commands look for it.
-
-    The environment variable TRT_HSPAN_PLUGIN if set; in a checkout build/plugin/; else the user's cache folder.
-    """
-    return library_path(LIBRARY_NAME, variable=LIBRARY_VARIABLE, folder="plugin")
+    """Where commands look for the library; see `LibraryPlaces.path`."""
+    return PLACES.path()
 
 
 def plugin_info_from_library(path: str | os.PathLike[str]) -> PluginInfo:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,8 @@ from trt_hspan.files import cache_folder, sha256_from_file
 from trt_hspan.version import __version__
 
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
+#: Of a platform wheel: the compiled libraries, as hatch_build.py puts them there.
+_SHIPPED: Final = _PACKAGE / "_libraries"
 # Of plugins/; the other folders there are other products.
 _PLUGIN_FOLDERS: Final = ("device", "kernels", "tensorrt")
 
@@ -24,21 +27,52 @@ def is_checkout(root: Path) -> bool:
 
 def sources_folder() -> Path:
     """The folder of CMakeLists.txt and plugins/: in an installed wheel, or the checkout."""
-    for folder in (_PACKAGE / "_sources", _PACKAGE.parent):
-        if is_checkout(folder):
-            return folder
-    raise HspanError(
-        _PACKAGE, "this installation contains no sources of the libraries", "install trt-hspan again"
-    )
+    folder = _found_sources()
+    if folder is None:
+        raise HspanError(
+            _PACKAGE, "this installation contains no sources of the libraries", "install trt-hspan again"
+        )
+    return folder
 
 
-def library_path(file_name: str, *, variable: str, folder: str) -> Path:
-    """Where a library is kept: as an environment variable says, in build/`folder` of a checkout, else in the cache."""
-    if named := os.environ.get(variable):
-        return Path(named)
-    if is_checkout(_PACKAGE.parent):
-        return _PACKAGE.parent / "build" / folder / file_name
-    return cache_folder() / __version__ / file_name
+def _found_sources() -> Path | None:
+    return next(filter(is_checkout, (_PACKAGE / "_sources", _PACKAGE.parent)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryPlaces:
+    """Where a compiled library may lie.
+
+    Attributes:
+        file_name: of the library.
+        variable: the environment variable that names it.
+        folder: its folder in the build folder of a checkout.
+        sources_sha256: hash of the sources that it is compiled from, given their folder.
+    """
+
+    file_name: str
+    variable: str
+    folder: str
+    sources_sha256: Callable[[Path], str]
+
+    def path(self) -> Path:
+        """The library to use: as the environment variable says, in build/ of a checkout, compiled here, else shipped.
+
+        One that was compiled here was asked for, for another GPU than the wheel's, and goes first.
+        """
+        own, shipped = self.own_path(), _SHIPPED / self.file_name
+        named = self.variable in os.environ
+        return own if named or own.is_file() or not shipped.is_file() else shipped
+
+    def own_path(self) -> Path:
+        """Where a library that is compiled here goes: never into the installed package."""
+        if named := os.environ.get(self.variable):
+            return Path(named)
+        if is_checkout(_PACKAGE.parent):
+            return _PACKAGE.parent / "build" / self.folder / self.file_name
+        sources = _found_sources()  # what was compiled from other ones is not found
+        version = __version__ if sources is None else f"{__version__}-{self.sources_sha256(sources)[:16]}"
+        return cache_folder() / version / self.file_name
 
 
 def plugin_sources_sha256(root: Path) -> str:
