@@ -13,22 +13,17 @@ from trt_hspan.version import __version__
 
 if TYPE_CHECKING:
     from trt_hspan.export import export_onnx, onnx_from_model
-    from trt_hspan.model import (
-        HSPAN,
-        HighSimilarityPassAttention,
-        HspanConfig,
-        export_hspan_state,
-        load_model,
-        save_checkpoint,
-    )
+    from trt_hspan.model.checkpoint import export_hspan_state, load_model, save_checkpoint
+    from trt_hspan.model.config import HspanConfig
+    from trt_hspan.model.hspan import HSPAN, HighSimilarityPassAttention
 
 _LAZY = {
-    "HSPAN": "trt_hspan.model",
-    "HighSimilarityPassAttention": "trt_hspan.model",
-    "HspanConfig": "trt_hspan.model",
-    "export_hspan_state": "trt_hspan.model",
-    "load_model": "trt_hspan.model",
-    "save_checkpoint": "trt_hspan.model",
+    "HSPAN": "trt_hspan.model.hspan",
+    "HighSimilarityPassAttention": "trt_hspan.model.hspan",
+    "HspanConfig": "trt_hspan.model.config",
+    "export_hspan_state": "trt_hspan.model.checkpoint",
+    "load_model": "trt_hspan.model.checkpoint",
+    "save_checkpoint": "trt_hspan.model.checkpoint",
     "export_onnx": "trt_hspan.export",
     "onnx_from_model": "trt_hspan.export",
 }

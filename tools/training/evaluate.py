@@ -14,9 +14,9 @@ from tools.running import exit_code
 from tools.training.data import Pair, load_pairs
 from tools.training.figures import attention_samples, qualities
 from tools.training.tables import attention_table, quality_table, write_attention_picture
+from trt_hspan import load_model
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.memory import keep_freed_memory
-from trt_hspan.model import load_model
 
 
 def main() -> int:

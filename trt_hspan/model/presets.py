@@ -1,8 +1,10 @@
-"""Networks with a name: the published sizes with seeded random weights, and the weights shipped here."""
+"""Networks with a name: the published sizes with seeded random weights, and those shipped here. Needs no torch."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import os
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,13 @@ def shipped_weights(name: str) -> Path | None:
     """The checkpoint shipped under this name, or None."""
     path = _WEIGHTS_FOLDER / f"{name}.safetensors"
     return path if path.is_file() else None
+
+
+def shipped_onnx(name: str | os.PathLike[str], *, res_scale: float | None = None) -> Path | None:
+    """The same network as float32 ONNX, for machines without PyTorch; None where there is none, or PyTorch is here."""
+    path = _WEIGHTS_FOLDER / f"{os.fspath(name)}.onnx"
+    same = res_scale in (None, 0.1) and path.parent == _WEIGHTS_FOLDER
+    return path if same and path.is_file() and importlib.util.find_spec("torch") is None else None
 
 
 def preset_names() -> list[str]:

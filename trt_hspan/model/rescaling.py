@@ -19,7 +19,8 @@ def rescaled_network(model: HSPAN, *, res_scale: float) -> HSPAN:
 
     Example:
         >>> import torch
-        >>> from trt_hspan.model import load_model, rescaled_network
+        >>> from trt_hspan import load_model
+        >>> from trt_hspan.model.rescaling import rescaled_network
         >>> network = load_model("hspan-tiny-x2", res_scale=0.1)
         >>> image = torch.rand(1, 3, 8, 8)
         >>> torch.allclose(rescaled_network(network, res_scale=1.0)(image), network(image), atol=1e-5)

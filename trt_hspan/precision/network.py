@@ -9,6 +9,7 @@ from pathlib import Path
 from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.errors import UsageError
 from trt_hspan.graph import Variants, load_onnx, variants_from_model
+from trt_hspan.model.presets import shipped_onnx
 
 #: Called with what is being done, how much of it is complete, and the whole; 0 while that is not known.
 OnProgress = Callable[[str, float, float], None]
@@ -22,13 +23,17 @@ def variants_from_path(network: str | os.PathLike[str], *, res_scale: float | No
     """Reads a network. Checkpoints and presets need torch, ONNX files and engines do not.
 
     Args:
-        network: an ONNX file, a plan beside its manifest and model, a checkpoint file, or a preset's name.
+        network: an ONNX file, a plan beside its manifest and model, a checkpoint file, or a preset's name. The
+            shipped presets are read as ONNX where there is no torch.
         res_scale: of a checkpoint, which does not store it; None is 0.1.
 
     Raises:
         UsageError: `res_scale` of an ONNX file.
         HspanError: the file cannot be read, is no network of this project, or contains no attention.
     """
+    path = shipped_onnx(network, res_scale=res_scale)
+    if path is not None:
+        return variants_from_model(load_onnx(path), os.fspath(network))
     path = Path(network)
     suffix = path.suffix.lower()
     if suffix not in (".onnx", ".plan"):

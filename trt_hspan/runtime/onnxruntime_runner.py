@@ -87,7 +87,7 @@ class OnnxRuntimeRunner(Runner):
         self.precision = precision_from_model(self._model)
         self.integer_kernels = require_integer_kernels(self._model, self.where) if integer_kernels else None
         self.profiles = profiles
-        self.emulated = not integer_kernels
+        self.emulated = not integer_kernels and (stands_in_for is not None or self.precision != "fp32")
         self.why_emulated = None if stands_in_for is None else stands_in_for[1]
         self.scale = metadata.scale
         self.res_scale = metadata.res_scale

@@ -4,7 +4,7 @@
 
 1. an engine: TensorRT on the GPU; else its ONNX file under ONNX Runtime on the CPU, as an emulation;
 2. an ONNX file: ONNX Runtime on the CPU;
-3. a checkpoint or a preset: PyTorch on the CPU.
+3. a checkpoint or a preset: PyTorch on the CPU; where it is not installed, a shipped preset as ONNX.
 
 `"gpu"` and `"cpu"` are never quietly replaced by the other: what this machine cannot do is an error.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.model.presets import shipped_onnx
 from trt_hspan.runtime.runner import Runner
 
 #: Each thread is one of the system's, and some backends start all of them at once.
@@ -132,8 +133,15 @@ def open_runner(
             runner.picked += ", INT8 in integer kernels as requested"
     else:
         _require_cpu(source, request, "a checkpoint runs on the CPU here", "--checkpoint")
-        runner = _torch_runner(source, res_scale, threads, precision)
-        runner.picked = f"{runner.name} on the CPU, which runs checkpoints"
+        shipped = None if precision not in (None, "fp32") else shipped_onnx(source, res_scale=res_scale)
+        if shipped is None:
+            runner = _torch_runner(source, res_scale, threads, precision)
+            runner.picked = f"{runner.name} on the CPU, which runs checkpoints"
+        else:
+            runner = _onnx_runner(shipped, threads, integer_kernels=False)
+            runner.picked = (
+                f"{runner.name} on the CPU: PyTorch is not installed, and {source} ships as ONNX too"
+            )
     _LOG.info("%s: %s", runner.where, runner.picked)
     return runner
 

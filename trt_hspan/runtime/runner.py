@@ -44,7 +44,8 @@ class Runner(abc.ABC):
         where: the file or preset that the network came from.
         name: the backend, such as "PyTorch 2.13.0".
         precision: type of the network's arithmetic.
-        emulated: True when this stands in, on a CPU, for an engine that runs elsewhere.
+        emulated: True when this stands in, on a CPU, for an engine or for a GPU's arithmetic. FP32 of an ONNX file
+            is the CPU's own.
         why_emulated: why the engine itself does not run here; None when no engine was requested.
         scale: the network's scale; None when the file does not say.
         res_scale: the factor that checkpoints do not store, where the file says it.

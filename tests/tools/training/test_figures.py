@@ -12,8 +12,8 @@ from tools.training.figures import (
     with_softmax_attention,
     without_attention,
 )
+from trt_hspan import HSPAN, HighSimilarityPassAttention, HspanConfig
 from trt_hspan.evaluation.metrics import psnr_y
-from trt_hspan.model import HSPAN, HighSimilarityPassAttention, HspanConfig
 
 CONFIG = HspanConfig(n_feats=8, n_groups=2, n_blocks=1, scale=2, res_scale=1.0)
 

@@ -22,8 +22,8 @@ from tools.training.loop import (
     sole_training_in,
     train,
 )
+from trt_hspan import load_model
 from trt_hspan.errors import HspanError
-from trt_hspan.model import load_model
 
 CONFIG = TrainingConfig(
     scale=2,

@@ -8,8 +8,8 @@ from support.synthetic_pictures import pairs
 from tools.training.data import upscaled_pixels
 from tools.training.figures import bicubic_pixels
 from tools.training.network import initial_network
+from trt_hspan import HspanConfig
 from trt_hspan.evaluation.metrics import psnr_y
-from trt_hspan.model import HspanConfig
 
 
 @pytest.mark.parametrize("scale", [2, 4])
