@@ -18,10 +18,11 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import cache_folder
 from trt_hspan.native import build as plugin_build
 from trt_hspan.native import toolchain as plugin_toolchain
-from trt_hspan.native.build import build_plugin
+from trt_hspan.native.build import build_cuda_library, build_plugin
+from trt_hspan.native.cuda_attention import CudaLibrary, state_of_library
 from trt_hspan.native.plugin import plugin_info_from_library
 from trt_hspan.native.progress import BuildProgress
-from trt_hspan.native.sources import plugin_sources_sha256, sources_folder
+from trt_hspan.native.sources import cuda_sources_sha256, plugin_sources_sha256, sources_folder
 from trt_hspan.native.toolchain import (
     find_cmake,
     find_host_compiler,
@@ -287,6 +288,20 @@ def test_one_architecture_is_compiled_and_reported(tmp_path: Path) -> None:
     assert "cudaLaunchKernel" in called
     assert called <= {name.lstrip("_") for name in HARMLESS}
     assert any("attention" in state.phase for state in states) or len(states) == 1
+    kernels = {path: path.stat().st_mtime_ns for path in objects if path.name.endswith(".cu.o")}
+    cuda = build_cuda_library(tmp_path / "cuda.so", architectures=[89])
+    assert cuda.compiled
+    assert state_of_library(cuda.path) == (cuda_sources_sha256(sources_folder()), (89,))
+    assert not build_cuda_library(cuda.path, architectures=[89]).compiled
+    assert {path: path.stat().st_mtime_ns for path in kernels} == kernels, (
+        "the kernels are compiled once for both"
+    )
+    library = CudaLibrary(cuda.path)
+    assert (library.serves(89), library.serves(86)) == (True, False)
+    exported = subprocess.run(
+        ["nm", "-D", "--defined-only", cuda.path], capture_output=True, text=True, check=True
+    )
+    assert {line.split()[-1].startswith("hspanCuda") for line in exported.stdout.splitlines()} == {True}
 
 
 def test_a_compile_error_is_one_line_with_the_kept_log(

@@ -27,20 +27,28 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 BUILD: Final = ROOT / "build" / "ptx"
 _SOURCES: Final = ROOT / "tests" / "ptx"
 
-#: "run_cases" holds the kernels to a reference, "count" counts what they execute on given tensors.
-Program = Literal["run_cases", "count"]
+#: "run_cases" holds the kernels to a reference, "count" counts what they execute on given tensors; "library" is
+#: libhspan_cuda.so on host memory, for ctypes.
+Program = Literal["run_cases", "count", "library"]
 _MAIN: Final[dict[Program, str]] = {"run_cases": "main.cpp", "count": "count.cpp"}
 _ONLY_OF_CASES: Final = ("inputs.cpp", "lists.cpp", "reference.cpp", "run_case.cpp")
 
 # -no-compress: the interpreter reads the PTX as text out of the object.
-_KERNEL_OPTIONS: Final = ("-std=c++17", "-O3", "-DNDEBUG", "-cudart", "none", "-no-compress")
+_KERNEL_OPTIONS: Final = (
+    *("-std=c++17", "-O3", "-DNDEBUG", "-cudart", "none", "-no-compress"),
+    *("-Xcompiler", "-fPIC,-fvisibility=hidden"),
+)
+_PRODUCT_OPTIONS: Final = ("-std=c++17", "-O2", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 # Sums and products stay apart unless the interpreter itself fuses them.
 _HOST_OPTIONS: Final = (
     "-std=c++20",
     "-O3",
     "-Xcompiler",
-    "-Wall,-Wextra,-Werror,-march=native,-ffp-contract=off,-fno-math-errno",
+    "-Wall,-Wextra,-Werror,-march=native,-ffp-contract=off,-fno-math-errno,-fPIC,-fvisibility=hidden",
 )
+# The C functions' calls of the launcher go to tests/ptx/library, which watches them.
+_LAUNCH: Final = "_ZN5hspan24launchSparsemaxAttentionERKNS_16AttentionProblemEiPKvS4_S4_PvS5_P11CUstream_st"
+_LIBRARY_LINK: Final = ("-shared", "-Wl,--no-undefined", f"-Wl,--wrap={_LAUNCH}")
 _KEEP_SECONDS: Final = 7 * 24 * 3600
 _TOOL_SECONDS: Final = 600
 
@@ -62,7 +70,7 @@ def missing_for_interpreter() -> str | None:
 def build_program(
     program: Program, target: int, *, replaced: Mapping[str, Path] = MappingProxyType({}), jobs: int = 2
 ) -> Path:
-    """The program with the kernels compiled to the PTX of a compute capability.
+    """The program, or the shared library, with the kernels compiled to the PTX of a compute capability.
 
     Args:
         target: 80 is compute_80. Kernels for 8.0 and newer are compiled for 80 where it is lower.
@@ -73,21 +81,18 @@ def build_program(
         HspanError: nvcc is missing, or something does not compile.
     """
     nvcc = find_nvcc()
-    kernels = ROOT / "plugins" / "kernels"
-    mains = {name for name in _MAIN.values() if name != _MAIN[program]}
-    left_out = mains if program == "run_cases" else {*mains, *_ONLY_OF_CASES}
-    host = [*(_SOURCES / "interpreter").glob("*.cpp"), *(_SOURCES / "cases").glob("*.cpp")]
-    host = [source for source in host if source.name not in left_out]
     tasks: list[tuple[Path, tuple[str, ...], tuple[Path, ...]]] = [
-        (source, _HOST_OPTIONS, (_SOURCES / "interpreter", kernels)) for source in sorted(host)
+        (source, _HOST_OPTIONS, (_SOURCES / "interpreter", ROOT / "plugins" / "kernels"))
+        for source in _host_sources(program)
     ]
-    tasks.append((kernels / "sparsemax_attention.cpp", ("-std=c++17", "-O2"), (kernels,)))
-    for source in kernel_sources(ROOT):
-        own = max(target, least_architecture(source))
-        code = f"-gencode=arch=compute_{own},code=compute_{own}"
+    for source in _product_sources(program):
         plugins = replaced.get(source.name, ROOT / "plugins")
+        options: tuple[str, ...] = _PRODUCT_OPTIONS
+        if source.suffix == ".cu":
+            own = max(target, least_architecture(source))
+            options = (*_KERNEL_OPTIONS, f"-gencode=arch=compute_{own},code=compute_{own}")
         folders = (plugins / "device" / "cuda", plugins / "kernels")
-        tasks.append((plugins / "kernels" / source.name, (*_KERNEL_OPTIONS, code), folders))
+        tasks.append((plugins / source.parent.name / source.name, options, folders))
     with locked_folder(BUILD):
         _forget_unused(BUILD)
         with ThreadPoolExecutor(jobs) as pool:
@@ -96,10 +101,30 @@ def build_program(
         executable = BUILD / f"{program}-{target}-{name}"
         if not executable.exists():
             with atomic_path(executable) as temporary:
-                _run([find_host_compiler(), *objects, "-o", temporary], executable)
+                link = _LIBRARY_LINK if program == "library" else ()
+                _run([find_host_compiler(), *link, *objects, "-o", temporary], executable)
             executable.chmod(0o755)
         os.utime(executable)
     return executable
+
+
+def _host_sources(program: Program) -> list[Path]:
+    """Those of tests/ptx."""
+    if program == "library":
+        folders = [_SOURCES / "interpreter", _SOURCES / "library"]
+        return sorted(source for folder in folders for source in folder.glob("*.cpp"))
+    left_out = {name for name in _MAIN.values() if name != _MAIN[program]}
+    if program == "count":
+        left_out.update(_ONLY_OF_CASES)
+    host = [*(_SOURCES / "interpreter").glob("*.cpp"), *(_SOURCES / "cases").glob("*.cpp")]
+    return sorted(source for source in host if source.name not in left_out)
+
+
+def _product_sources(program: Program) -> list[Path]:
+    """Those of plugins/."""
+    plugins = ROOT / "plugins"
+    own = [plugins / "cuda" / "hspan_cuda.cpp"] if program == "library" else []
+    return [*own, plugins / "kernels" / "sparsemax_attention.cpp", *kernel_sources(ROOT)]
 
 
 def _compiled(nvcc: Path, source: Path, options: tuple[str, ...], includes: tuple[Path, ...]) -> Path:

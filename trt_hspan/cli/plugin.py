@@ -12,8 +12,10 @@ from trt_hspan.cli import options
 from trt_hspan.cli.output import print_report
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import refuse_options, takes_request
+from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
+    from trt_hspan.native.cuda_attention import CudaLibrary
     from trt_hspan.native.plugin import PluginInfo
 
 app = typer.Typer(
@@ -60,6 +62,10 @@ class PluginBuildRequest:
         bool,
         typer.Option(help="Compile the CPU attention library instead: needs a C++ compiler, no CUDA."),
     ] = False
+    cuda: Annotated[
+        bool,
+        typer.Option(help="Compile the GPU attention library of PyTorch instead: needs nvcc, no TensorRT."),
+    ] = False
     json: options.Json = False
 
 
@@ -67,8 +73,13 @@ class PluginBuildRequest:
 @takes_request
 def build(request: PluginBuildRequest) -> None:
     """Compile the plugin library, unless it is up to date."""
+    if request.cpu and request.cuda:
+        raise UsageError("--cuda", "is one library and --cpu another", "compile one after the other")
     if request.cpu:
         _build_cpu_library(request)
+        return
+    if request.cuda:
+        _build_cuda_library(request)
         return
     from trt_hspan.native.build import build_plugin
     from trt_hspan.native.plugin import plugin_info_from_library
@@ -112,6 +123,35 @@ def _build_cpu_library(request: PluginBuildRequest) -> None:
     print_report("", report, report | sets | _compiled(result.compiled), as_json=request.json)
 
 
+def _build_cuda_library(request: PluginBuildRequest) -> None:
+    refuse_options(
+        {"--tensorrt-root": request.tensorrt_root}, "is for the plugin, and --cuda needs no TensorRT"
+    )
+    from trt_hspan.native.build import build_cuda_library
+    from trt_hspan.native.cuda_attention import CudaLibrary
+
+    with progress("compiling the GPU attention library") as bar:
+        result = build_cuda_library(
+            request.output,
+            architectures=request.arch or None,
+            nvcc=request.nvcc,
+            jobs=request.jobs,
+            force=request.force,
+            on_progress=bar.phases("compiling the GPU attention library"),
+        )
+    library = CudaLibrary(result.path)
+    report = {
+        "path": str(library.path),
+        "source_sha256": library.source_sha256,
+        "cubin_architectures": list(library.cubin_architectures),
+        "ptx_architectures": list(library.ptx_architectures),
+        "configurations": list(library.configurations),
+        "compiled": result.compiled,
+    }
+    words = _architectures(library) | {"configurations": ", ".join(library.configurations)}
+    print_report("", report, report | words | _compiled(result.compiled), as_json=request.json)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PluginInfoRequest:
     path: Annotated[
@@ -135,11 +175,14 @@ def _print(plugin: PluginInfo, *, as_json: bool, **more: bool) -> None:
     from trt_hspan.files import sha256_from_file
 
     report = asdict(plugin) | {"path": str(plugin.path), "sha256": sha256_from_file(plugin.path)} | more
-    architectures = {
-        "cubin_architectures": ", ".join(f"sm_{number}" for number in plugin.cubin_architectures),
-        "ptx_architectures": ", ".join(f"compute_{number}" for number in plugin.ptx_architectures),
+    print_report("", report, report | _architectures(plugin) | _compiled(**more), as_json=as_json)
+
+
+def _architectures(library: PluginInfo | CudaLibrary) -> dict[str, str]:
+    return {
+        "cubin_architectures": ", ".join(f"sm_{number}" for number in library.cubin_architectures),
+        "ptx_architectures": ", ".join(f"compute_{number}" for number in library.ptx_architectures),
     }
-    print_report("", report, report | architectures | _compiled(**more), as_json=as_json)
 
 
 def _compiled(compiled: bool | None = None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
-from trt_hspan.native.sources import LibraryPlaces, cpu_sources_sha256, sources_folder
+from trt_hspan.native.sources import LibraryPlaces, checked_library, cpu_sources_sha256, sources_folder
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ Route = Literal["automatic", "gather", "dense"]
 _TYPES: Final[dict[str, int]] = {"float32": 0, "float16": 1, "bfloat16": 2}
 _ROUTES: Final[dict[str, int]] = {"automatic": 0, "gather": 1, "dense": 2}
 _OUT_OF_MEMORY: Final = 2
+_COMMAND: Final = "trt-hspan plugin build --cpu"
 
 
 class _Tensor(ctypes.Structure):
@@ -106,7 +107,7 @@ class NativeLibrary:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        remedy = "compile it again with trt-hspan plugin build --cpu"
+        remedy = f"compile it again with {_COMMAND}"
         try:
             self._library = ctypes.CDLL(os.fspath(self.path))
             version = self._library.hspanCpuAbiVersion()
@@ -237,17 +238,11 @@ def source_sha256_from_library(path: Path) -> str | None:
 def _loaded(named: str | None) -> NativeLibrary | None:
     path = default_library_path() if named is None else Path(named)
     try:
-        if not path.is_file():
-            raise HspanError(path, "there is no such library", "compile it with trt-hspan plugin build --cpu")
-        library = NativeLibrary(path)
-        if named is None and library.source_sha256 != cpu_sources_sha256(sources_folder()):
-            raise HspanError(
-                path, "was compiled from other sources", "compile it again with trt-hspan plugin build --cpu"
-            )
+        digest = cpu_sources_sha256(sources_folder()) if named is None else None
+        return checked_library(NativeLibrary, path, digest, _COMMAND)
     except HspanError as error:
         logger.warning("attention runs without its native CPU library, many times slower: %s", error)
         return None
-    return library
 
 
 def _dense_operand(shape: tuple[int, int, int]) -> Operand:

@@ -68,14 +68,8 @@ class PluginInfo:
     source_sha256: str
 
     def serves(self, architecture: int) -> bool:
-        """Whether a GPU of this compute capability can run the library's kernels.
-
-        Machine code for X.y runs on X.z with z >= y, on desktop and server GPUs; PTX for p is compiled by the driver
-        for anything from p on.
-        """
-        return any(_cubin_runs(cubin, architecture) for cubin in self.cubin_architectures) or any(
-            ptx <= architecture for ptx in self.ptx_architectures
-        )
+        """Whether a GPU of this compute capability can run the library's kernels."""
+        return code_serves(self.cubin_architectures, self.ptx_architectures, architecture)
 
 
 def default_plugin_path() -> Path:
@@ -95,7 +89,9 @@ def plugin_info_from_library(path: str | os.PathLike[str]) -> PluginInfo:
     except OSError as error:
         raise error_from_os_error(library, error, action="read") from error
     machine = _elf_machine(library, data)
-    fields = _embedded_fields(library, data)
+    fields = embedded_fields(library, data, _MARKER)
+    if fields.get("name") != OP_TYPE:
+        raise _not_ours(library, "it describes another plugin")
     abi_version = fields.get("abi_version")
     if abi_version != PLUGIN_ABI_VERSION:
         raise HspanError(
@@ -149,6 +145,17 @@ def architecture_from_target(target: str | int) -> int:
     return int(match[1] or match[2] + match[3])
 
 
+def code_serves(cubins: Iterable[int], ptx: Iterable[int], architecture: int) -> bool:
+    """Whether a GPU of this compute capability runs machine code for `cubins` or PTX for `ptx`.
+
+    Machine code for X.y runs on X.z with z >= y, on desktop and server GPUs; PTX for p is compiled by the driver for
+    anything from p on.
+    """
+    return any(_cubin_runs(cubin, architecture) for cubin in cubins) or any(
+        least <= architecture for least in ptx
+    )
+
+
 def _cubin_runs(cubin: int, architecture: int) -> bool:
     if cubin == architecture:
         return True
@@ -167,18 +174,21 @@ def _elf_machine(library: Path, data: bytes) -> str:
     return _ELF_MACHINES.get(machine, f"machine {machine}")
 
 
-def _embedded_fields(library: Path, data: bytes) -> dict[str, Any]:
-    start = data.find(_MARKER)
+def embedded_fields(library: Path, data: bytes, marker: bytes) -> dict[str, Any]:
+    """The JSON object after a marker, which ends in the object's brace, in a library's bytes.
+
+    Raises:
+        HspanError: there is none, or it is damaged.
+    """
+    start = data.find(marker)
     if start < 0:
         raise _not_ours(library, "it contains no description")
-    start += len(_MARKER) - 1
+    start += len(marker) - 1
     end = data.find(b"\0", start)
     try:
-        fields = json.loads(data[start : end if end >= 0 else None])
+        fields: dict[str, Any] = json.loads(data[start : end if end >= 0 else None])
     except ValueError as error:
         raise _not_ours(library, "its description is damaged") from error
-    if not isinstance(fields, dict) or fields.get("name") != OP_TYPE:
-        raise _not_ours(library, "it describes another plugin")
     return fields
 
 

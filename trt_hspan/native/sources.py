@@ -7,17 +7,28 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import cache_folder, sha256_from_file
 from trt_hspan.version import __version__
 
+
+class Loaded(Protocol):
+    """A loaded library."""
+
+    source_sha256: str
+
+
+LoadedT = TypeVar("LoadedT", bound=Loaded)
+
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 #: Of a platform wheel: the compiled libraries, as hatch_build.py puts them there.
 _SHIPPED: Final = _PACKAGE / "_libraries"
 # Of plugins/; the other folders there are other products.
-_PLUGIN_FOLDERS: Final = ("device", "kernels", "tensorrt")
+_KERNEL_FOLDERS: Final = ("device", "kernels")
+_PLUGIN_FOLDERS: Final = (*_KERNEL_FOLDERS, "tensorrt")
+_CUDA_FOLDERS: Final = (*_KERNEL_FOLDERS, "cuda")
 
 
 def is_checkout(root: Path) -> bool:
@@ -77,10 +88,12 @@ class LibraryPlaces:
 
 def plugin_sources_sha256(root: Path) -> str:
     """One hash over the names and contents of all files that the plugin is compiled from."""
-    plugins = root / "plugins"
-    paths = [*plugins.glob("*"), *(path for name in _PLUGIN_FOLDERS for path in (plugins / name).rglob("*"))]
-    sources = [path for path in paths if path.is_file() and path.suffix != ".md"]
-    return _sha256_from_files(root, [root / "CMakeLists.txt", *sources])
+    return _sha256_from_folders(root, _PLUGIN_FOLDERS)
+
+
+def cuda_sources_sha256(root: Path) -> str:
+    """The same for the CUDA library."""
+    return _sha256_from_folders(root, _CUDA_FOLDERS)
 
 
 def cpu_sources_sha256(root: Path) -> str:
@@ -89,6 +102,38 @@ def cpu_sources_sha256(root: Path) -> str:
     return _sha256_from_files(
         folder, [path for path in folder.iterdir() if path.suffix in {".h", ".cpp", ".txt"}]
     )
+
+
+def checked_library(
+    load: Callable[[Path], LoadedT], path: Path, source_sha256: str | None, command: str
+) -> LoadedT:
+    """A library, loaded.
+
+    Args:
+        load: loads the file.
+        source_sha256: what it must have been compiled from; None takes any.
+        command: compiles it.
+
+    Raises:
+        HspanError: there is no file, it was compiled from other sources, or as `load`.
+    """
+    if not path.is_file():
+        raise HspanError(path, "there is no such library", f"compile it with {command}")
+    library = load(path)
+    if source_sha256 not in (None, library.source_sha256):
+        raise HspanError(path, "was compiled from other sources", f"compile it again with {command}")
+    return library
+
+
+def _sha256_from_folders(root: Path, folders: Iterable[str]) -> str:
+    plugins = root / "plugins"
+    paths = [
+        *plugins.glob("*"),
+        plugins / "cuda" / "nvcc.options",  # names the kernels' sources
+        *(path for name in folders for path in (plugins / name).rglob("*")),
+    ]
+    sources = {path for path in paths if path.is_file() and path.suffix != ".md"}
+    return _sha256_from_files(root, [root / "CMakeLists.txt", *sources])
 
 
 def _sha256_from_files(root: Path, files: Iterable[Path]) -> str:

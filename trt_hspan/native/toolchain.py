@@ -39,7 +39,7 @@ class Toolchain:
     Attributes:
         library_path: folder of libcudart_static.a where nvcc does not find it itself (Python wheels), else None.
         host_compiler: the C++ compiler that nvcc calls.
-        headers: the folder that contains NvInferRuntime.h.
+        headers: the folder that contains NvInferRuntime.h; None where TensorRT is not needed.
     """
 
     nvcc: Path
@@ -47,11 +47,14 @@ class Toolchain:
     library_path: Path | None
     host_compiler: Path
     cmake: Path
-    headers: Path
+    headers: Path | None
 
 
 def find_toolchain(
-    *, nvcc: str | os.PathLike[str] | None = None, tensorrt_root: str | os.PathLike[str] | None = None
+    *,
+    nvcc: str | os.PathLike[str] | None = None,
+    tensorrt_root: str | os.PathLike[str] | None = None,
+    for_tensorrt: bool = True,
 ) -> Toolchain:
     """Everything a build needs. Raises HspanError: something is missing or too old; says what to install."""
     compiler = find_nvcc(nvcc)
@@ -62,7 +65,7 @@ def find_toolchain(
         library_path=_wheel_library_path(compiler),
         host_compiler=find_host_compiler(),
         cmake=find_cmake(),
-        headers=find_tensorrt_headers(tensorrt_root),
+        headers=find_tensorrt_headers(tensorrt_root) if for_tensorrt else None,
     )
 
 

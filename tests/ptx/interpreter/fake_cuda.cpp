@@ -14,6 +14,7 @@ namespace ptx
 {
 
 int32_t computeCapability{80};
+int32_t launchError{};
 
 } // namespace ptx
 
@@ -120,6 +121,10 @@ extern "C"
         void const* host, dim3 grid, dim3 block, void** arguments, size_t sharedBytes, cudaStream_t /*stream*/)
     {
         constexpr uint32_t kMAX_SHARED_BYTES{48 * 1024};
+        if (ptx::launchError != 0)
+        {
+            return static_cast<cudaError_t>(ptx::launchError);
+        }
         auto const name = kernelNames().find(host);
         ptx::Kernel* const kernel = name == kernelNames().end() ? nullptr : ptx::findKernel(name->second);
         if (kernel == nullptr)
@@ -147,7 +152,14 @@ extern "C"
     cudaError_t cudaGetDevice(int* device)
     {
         *device = 0;
-        return cudaSuccess;
+        return ptx::computeCapability == 0 ? cudaErrorNoDevice : cudaSuccess;
+    }
+
+    char const* cudaGetErrorString(cudaError_t error)
+    {
+        static char text[40];
+        snprintf(text, sizeof text, "CUDA's error %d", static_cast<int>(error));
+        return text;
     }
 
     cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/)

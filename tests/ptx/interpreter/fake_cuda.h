@@ -1,5 +1,5 @@
 //! \file fake_cuda.h
-//! A CUDA runtime of the ten functions that compiled kernels and their launcher need. Kernels run in the interpreter.
+//! A CUDA runtime of the few functions that compiled kernels and their launcher need. Kernels run in the interpreter.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,10 @@
 namespace ptx
 {
 
-//! What the runtime says of its device, such as 86 for 8.6.
+//! What the runtime says of its device, such as 86 for 8.6; 0: there is no device.
 extern int32_t computeCapability;
+
+//! The cudaError_t that every launch returns instead of running; 0: it runs.
+extern int32_t launchError;
 
 } // namespace ptx

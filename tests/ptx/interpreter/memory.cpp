@@ -204,6 +204,11 @@ void* allocateParts(size_t bytes, std::vector<Part> const& parts)
     return base;
 }
 
+void useHostMemory(void* memory, size_t bytes, char const* name, bool isReadOnly)
+{
+    addArea(static_cast<uint8_t*>(memory), bytes, name).isReadOnly = isReadOnly;
+}
+
 void freeAll()
 {
     for (uint8_t* const memory : allocations)

@@ -52,6 +52,9 @@ struct Part
 //! Device memory, aligned to 256 bytes, of which only the parts may be accessed.
 void* allocateParts(size_t bytes, std::vector<Part> const& parts);
 
+//! Memory of the host that stands in for device memory until freeAll(), which leaves it alone.
+void useHostMemory(void* memory, size_t bytes, char const* name, bool isReadOnly);
+
 void freeAll();
 
 //! Whether the device, or markWritten(), has written all these bytes.

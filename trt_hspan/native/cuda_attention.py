@@ -1,0 +1,262 @@
+"""The attention's library for GPUs: finding, checking and calling it through the C ABI of plugins/cuda/hspan_cuda.h.
+
+Knows addresses, no tensors: `trt_hspan.ops.cuda` has the way from one to the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.native.cpu_attention import ElementType
+from trt_hspan.native.plugin import code_serves, embedded_fields
+from trt_hspan.native.sources import LibraryPlaces, checked_library, cuda_sources_sha256, sources_folder
+
+logger = logging.getLogger(__name__)
+
+LIBRARY_NAME: Final = "libhspan_cuda.so"
+#: Names the library to load, wherever it was compiled.
+LIBRARY_VARIABLE: Final = "TRT_HSPAN_CUDA_LIBRARY"
+#: Must equal HSPAN_CUDA_ABI_VERSION in plugins/cuda/hspan_cuda.h.
+ABI_VERSION: Final = 1
+
+#: `trt-hspan plugin build --cuda` writes to `PLACES.own_path()`.
+PLACES: Final = LibraryPlaces(
+    file_name=LIBRARY_NAME, variable=LIBRARY_VARIABLE, folder="cuda", sources_sha256=cuda_sources_sha256
+)
+
+_COMMAND: Final = "trt-hspan plugin build --cuda"
+_TYPES: Final[dict[str, int]] = {"float32": 0, "float16": 1, "bfloat16": 2}
+_ERROR_BASE: Final = 1000
+_CUDA_OUT_OF_MEMORY: Final = 2
+#: Insufficient driver, invalid device function, no kernel image, unsupported PTX: what a library that does not fit GPU
+#: or driver meets with at its first launch, before anything has run.
+UNFIT: Final = frozenset({35, 98, 209, 222})
+
+
+class CudaError(HspanError):
+    """CUDA's runtime refused a call; `number` is its cudaError_t."""
+
+    def __init__(self, number: int, text: str) -> None:
+        next_step = _COMMAND if number in UNFIT else "CUDA_LAUNCH_BLOCKING=1 shows which call it was"
+        super().__init__("attention on the GPU", f"{text} (CUDA error {number})", next_step)
+        self.number = number
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = (
+        ("batch", ctypes.c_int64),
+        ("score_channels", ctypes.c_int64),
+        ("value_channels", ctypes.c_int64),
+        ("positions", ctypes.c_int64),
+        ("type", ctypes.c_int32),
+        ("layout", ctypes.c_int32),
+        ("configuration", ctypes.c_int32),
+    )
+
+
+class _Tensors(ctypes.Structure):
+    _fields_ = (
+        ("query", ctypes.c_void_p),
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CudaProblem:
+    """What is computed, apart from the data.
+
+    Attributes:
+        batch, score_channels, value_channels, positions: N, C of query and key, D of value and output, L = H * W.
+        element_type: of all four tensors.
+        channels_last: they are (N, L, pitch) in memory, the pitch that `CudaLibrary.channel_pitch` says; else
+            (N, channels, L).
+        configuration: a name of `CudaLibrary.configurations`; "automatic" chooses by type, sizes and GPU.
+    """
+
+    batch: int
+    score_channels: int
+    value_channels: int
+    positions: int
+    element_type: ElementType
+    channels_last: bool = False
+    configuration: str = "automatic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceAddresses:
+    """Device memory of one call: inputs and output aligned to 16 bytes, the workspace to 256."""
+
+    query: int
+    key: int
+    value: int
+    output: int
+    workspace: int
+    workspace_bytes: int
+
+
+class CudaLibrary:
+    """A loaded library. Loading needs neither a GPU nor a driver.
+
+    Attributes:
+        path: the file.
+        source_sha256: hash of the sources that it was compiled from; empty when it was compiled by hand.
+        cubin_architectures, ptx_architectures: compute capabilities it contains machine code and PTX for; empty when
+            the build did not say.
+        configurations: names of kernels and tile shapes.
+
+    Raises:
+        HspanError: the file cannot be loaded, is another library, or has another ABI version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        remedy = f"compile it again with {_COMMAND}"
+        try:
+            self._library = ctypes.CDLL(os.fspath(self.path))
+            version = self._library.hspanCudaAbiVersion()
+        except OSError as error:
+            raise HspanError(self.path, f"cannot be loaded: {error}", remedy) from error
+        except AttributeError as error:
+            raise HspanError(
+                self.path, "is another library: it has no hspanCudaAbiVersion", remedy
+            ) from error
+        if version != ABI_VERSION:
+            raise HspanError(
+                self.path, f"has ABI version {version}, this package needs {ABI_VERSION}", remedy
+            )
+        for name in ("Info", "StatusText", "ConfigurationName"):
+            getattr(self._library, f"hspanCuda{name}").restype = ctypes.c_char_p
+        self._library.hspanCudaChannelPitch.restype = ctypes.c_int64
+        self._library.hspanCudaChannelPitch.argtypes = (ctypes.c_int32, ctypes.c_int64)
+        info = json.loads(self._library.hspanCudaInfo())
+        self.source_sha256: str = info["source_sha256"]
+        self.cubin_architectures: tuple[int, ...] = tuple(info["cubin_architectures"])
+        self.ptx_architectures: tuple[int, ...] = tuple(info["ptx_architectures"])
+        count = self._library.hspanCudaConfigurationCount()
+        self.configurations: tuple[str, ...] = tuple(
+            self._library.hspanCudaConfigurationName(index).decode() for index in range(count)
+        )
+
+    def serves(self, architecture: int) -> bool:
+        """Whether it contains code for GPUs of this compute capability, 86 being 8.6; True when it does not say."""
+        if not self.cubin_architectures and not self.ptx_architectures:
+            return True
+        return code_serves(self.cubin_architectures, self.ptx_architectures, architecture)
+
+    def channel_pitch(self, element_type: ElementType, channels: int) -> int:
+        """Elements from one position to the next in a channels-last tensor."""
+        pitch: int = self._library.hspanCudaChannelPitch(_TYPES[element_type], channels)
+        return pitch
+
+    def workspace_bytes(self, problem: CudaProblem) -> int:
+        """Device memory that a call takes beyond its tensors, on any GPU.
+
+        Raises:
+            ValueError: sizes or a configuration that cannot be.
+        """
+        needed = ctypes.c_uint64()
+        own = self._problem(problem)
+        status = self._library.hspanCudaWorkspaceBytes(ctypes.byref(own), ctypes.byref(needed))
+        self._require(status, problem)
+        return needed.value
+
+    def attend(self, problem: CudaProblem, addresses: DeviceAddresses, *, stream: int = 0) -> None:
+        """Starts the attention on the current device, on a stream of it; 0 is the default stream. Does not wait.
+
+        Raises:
+            ValueError: sizes, a configuration or addresses that cannot be.
+            OutOfMemoryError: the driver has no memory for the kernels.
+            CudaError: any other error of CUDA's.
+        """
+        own = self._problem(problem)
+        tensors = _Tensors(
+            addresses.query,
+            addresses.key,
+            addresses.value,
+            addresses.output,
+            addresses.workspace,
+            addresses.workspace_bytes,
+        )
+        status = self._library.hspanCudaAttention(
+            ctypes.byref(own), ctypes.byref(tensors), ctypes.c_void_p(stream)
+        )
+        self._require(status, (problem, addresses))
+
+    def _problem(self, problem: CudaProblem) -> _Problem:
+        if problem.configuration not in self.configurations:
+            raise ValueError(f"{problem.configuration!r} is none of {self.configurations}")
+        return _Problem(
+            problem.batch,
+            problem.score_channels,
+            problem.value_channels,
+            problem.positions,
+            _TYPES[problem.element_type],
+            int(problem.channels_last),
+            self.configurations.index(problem.configuration),
+        )
+
+    def _require(self, status: int, arguments: object) -> None:
+        if status == 0:
+            return
+        text = self._library.hspanCudaStatusText(status).decode()
+        if status < _ERROR_BASE:
+            raise ValueError(f"{text}: {arguments}")
+        if status == _ERROR_BASE + _CUDA_OUT_OF_MEMORY:
+            raise OutOfMemoryError("attention on the GPU", text, "give a smaller picture or smaller tiles")
+        raise CudaError(status - _ERROR_BASE, text)
+
+
+def cuda_library(architecture: int) -> CudaLibrary | None:
+    """The library for GPUs of a compute capability, 86 being 8.6, loaded at the first call.
+
+    None where there is none that fits, which is logged once as a warning. Looked for: what TRT_HSPAN_CUDA_LIBRARY
+    names; else `LibraryPlaces.path`. A library that was compiled from other sources than those at hand is not
+    used, except one that the variable names.
+    """
+    return _loaded(os.environ.get(LIBRARY_VARIABLE), architecture)
+
+
+def state_of_library(path: Path) -> tuple[str, tuple[int, ...]] | None:
+    """The hash of a library's sources and the compute capabilities it has machine code for, read from the file.
+
+    None when it is no such library. Nothing is loaded: a process that has loaded a path once gets the same library
+    again, whatever lies there by then.
+    """
+    try:
+        fields = embedded_fields(path, path.read_bytes(), b"hspan-cuda-info:{")
+        return str(fields["source_sha256"]), tuple(fields["cubin_architectures"])
+    except (OSError, HspanError, KeyError):
+        return None
+
+
+def warn_of_fallback(reason: HspanError) -> None:
+    """Says that PyTorch's own operations compute instead, and how that is changed."""
+    logger.warning("attention runs on the GPU without its own kernels, many times slower: %s", reason)
+
+
+@functools.cache
+def _loaded(named: str | None, architecture: int) -> CudaLibrary | None:
+    path = PLACES.path() if named is None else Path(named)
+    try:
+        digest = cuda_sources_sha256(sources_folder()) if named is None else None
+        library = checked_library(CudaLibrary, path, digest, _COMMAND)
+        if not library.serves(architecture):
+            raise HspanError(
+                path, f"contains no code for sm_{architecture}", f"{_COMMAND} --arch {architecture}"
+            )
+    except HspanError as error:
+        warn_of_fallback(error)
+        return None
+    return library
