@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ import pytest
 import yaml
 from support.small_engine import SmallEngine
 
+from trt_hspan.serving.engine_networks import networks_from_engines
 from trt_hspan.serving.limits import ServingLimits
-from trt_hspan.serving.networks import networks_from_engines
 from trt_hspan.serving.repository import write_repository
 
 # Kubernetes' own schemas cover its own kinds; these are the required parts of the operators' definitions:
@@ -153,15 +156,62 @@ def test_dashboard_asks_for_figures_that_triton_gives(repository: Path) -> None:
 
 def test_dockerfile_copies_what_is_there(repository: Path) -> None:
     text = (repository / "Dockerfile").read_text()
-    (wheel,) = re.findall(r"^COPY (\S+\.whl) ", text, re.MULTILINE)
-    assert (repository / wheel).is_file()
+    assert "COPY requirements.txt /tmp/\n" in text
     assert 'ENTRYPOINT ["sh", "/models/start.sh"]' in text
     ignored = (repository / ".dockerignore").read_text().split()
-    assert wheel not in ignored
-    assert "SHA256SUMS" not in ignored
+    assert not {"requirements.txt", "SHA256SUMS"} & set(ignored)
     checked = [line.split()[1] for line in (repository / "SHA256SUMS").read_text().splitlines()]
-    assert "My_Net_1/1/small.plan" in checked
+    assert {"My_Net_1/1/small.plan", "My_Net_1/1/trt-hspan.zip"} <= set(checked)
     assert not [name for name in checked if name in ignored or name.endswith(".yaml")]
+
+
+def stages(repository: Path) -> dict[str, list[str]]:
+    """The Dockerfile's instructions by image, continued lines joined."""
+    text = (repository / "Dockerfile").read_text().replace("\\\n", "")
+    result: dict[str, list[str]] = {"": []}
+    for line in text.splitlines():
+        if line.startswith("FROM "):
+            result[line.removeprefix("FROM ")] = []
+        elif line and not line.startswith("#"):
+            result[list(result)[-1]].append(line)
+    return result
+
+
+def test_pycuda_is_built_where_a_cuda_toolkit_is_and_installed_as_a_wheel(repository: Path) -> None:
+    first, toolkit, server = (stages(repository)[name] for name in stages(repository))
+    assert list(stages(repository))[1:] == ["nvidia/cuda:12.8.1-devel-ubuntu24.04 AS wheels", "${IMAGE}"]
+    assert first == ["ARG IMAGE=nvcr.io/nvidia/tritonserver:25.12-py3"]
+    assert toolkit[-1] == "RUN pip wheel --no-deps --wheel-dir /wheels 'pycuda>=2024.1'"
+    assert server.index("COPY --from=wheels /wheels /tmp/wheels") < next(
+        index for index, line in enumerate(server) if line.startswith("RUN pip install")
+    )
+
+
+def test_lines_of_pip_install_what_the_python_models_import(repository: Path, tmp_path: Path) -> None:
+    """The line as it is, by this Python's pip and without installing; PyCUDA's wheel is made up."""
+    (line,) = (line for line in stages(repository)["${IMAGE}"] if line.startswith("RUN pip install"))
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    info = "pycuda-2026.1.dist-info"
+    with zipfile.ZipFile(wheels / "pycuda-2026.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: pycuda\nVersion: 2026.1\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    words = shlex.split(line.removeprefix("RUN pip install "))
+    words = [word.replace("/tmp/wheels", str(wheels)) for word in words]
+    words = [word.replace("/tmp/requirements.txt", str(repository / "requirements.txt")) for word in words]
+    completed = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    names = {
+        line.split(">")[0].split("=")[0] for line in (repository / "requirements.txt").read_text().split()
+    }
+    assert {"numpy", "pillow", "onnx", "onnxruntime", "tensorrt-rtx", "pycuda"} <= names
+    assert not {"torch", "tritonclient", "aiohttp"} & names
 
 
 def test_start_script_is_plain_shell(repository: Path) -> None:

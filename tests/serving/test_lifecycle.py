@@ -26,7 +26,7 @@ from support.small_engine import SmallEngine
 
 from trt_hspan import downloads
 from trt_hspan.serving import triton_install
-from trt_hspan.serving.networks import networks_from_engines
+from trt_hspan.serving.engine_networks import networks_from_engines
 from trt_hspan.serving.repository import write_repository
 from trt_hspan.serving.server import TritonServer
 from trt_hspan.serving.triton_install import TritonInstall

@@ -19,10 +19,9 @@ from support.permissions import read_only
 from support.small_engine import SmallEngine
 
 from trt_hspan.engine.manifest import PluginRecord, read_manifest
-from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.native.plugin import default_plugin_path
-from trt_hspan.serving.containers import TENSORRT_BY_IMAGE, image_for_tensorrt
+from trt_hspan.serving.deployment import DEFAULT_IMAGE
 from trt_hspan.serving.model_config import config_from_text
 
 
@@ -65,13 +64,13 @@ def test_one_engine_becomes_two_models_and_everything_around_them(
     assert result.code == 0, result.err
     report = json.loads(result.out)
     assert report["models"] == {"net": "tensorrt", "net_image": "python"}
-    assert report["image"] == "nvcr.io/nvidia/tritonserver:24.12-py3"
-    (wheel,) = repository.glob("*.whl")
+    assert report["image"] == DEFAULT_IMAGE
     assert files_below(repository) == {
         "net/config.pbtxt",
         "net/1/model.plan",
         "net_image/config.pbtxt",
         "net_image/1/model.py",
+        "net_image/1/trt-hspan.zip",
         "start.sh",
         "Dockerfile",
         ".dockerignore",
@@ -83,11 +82,14 @@ def test_one_engine_becomes_two_models_and_everything_around_them(
         "grafana-provisioning.yaml",
         "grafana-datasource.yaml",
         "SHA256SUMS",
-        wheel.name,
+        "TENSORRT_VERSION",
+        "requirements.txt",
     }
     folders = {path.name for path in repository.iterdir() if path.is_dir()}
     assert folders == {"net", "net_image"}, "Triton takes every folder for a model"
-    assert "FROM nvcr.io/nvidia/tritonserver:24.12-py3" in (repository / "Dockerfile").read_text()
+    dockerfile = (repository / "Dockerfile").read_text()
+    assert f"ARG IMAGE={DEFAULT_IMAGE}\nFROM ${{IMAGE}}\n" in dockerfile
+    assert (repository / "TENSORRT_VERSION").read_text() == "10.7.0.23\n"
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=repository, check=True)
 
 
@@ -151,7 +153,67 @@ def test_rtx_engine_goes_to_the_python_backend(
     assert json.loads(result.out)["models"] == {"small": "python", "small_image": "python"}
     assert {"1/model.py", "1/small.plan", "1/small.json", "1/small.onnx"} <= files_below(repository / "small")
     version = small_engine.manifest.tensorrt_version
-    assert f"tensorrt-rtx=={version}" in (repository / "Dockerfile").read_text()
+    requirements = (repository / "requirements.txt").read_text().splitlines()
+    assert {f"tensorrt-rtx=={version}", "pycuda>=2024.1"} <= set(requirements)
+    assert not (repository / "TENSORRT_VERSION").exists(), "pip brings it, not the image"
+    # Triton's "auto": KIND_GPU with each of its GPUs, KIND_CPU where it has none.
+    (group,) = config_of(repository, "small").instance_group
+    assert (group.kind, group.count, list(group.gpus)) == (type(group).KIND_AUTO, 1, [])
+    assert "device" not in config_of(repository, "small").parameters
+
+
+def library_of_version(folder: Path, *numbers: int) -> Path:
+    """A folder with a libnvinfer.so that knows its version and no more."""
+    folder.mkdir()
+    names = ("Major", "Minor", "Patch", "Build")
+    lines = [
+        f"int getInferLib{name}Version(void) {{ return {n}; }}"
+        for name, n in zip(names, numbers, strict=False)
+    ]
+    library = folder / f"libnvinfer.so.{numbers[0] if numbers else 10}"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-xc", "-", "-o", library],
+        input="\n".join(lines) or "int nothing;",
+        text=True,
+        check=True,
+    )
+    return folder
+
+
+def test_start_script_compares_tensorrt_with_the_plans_and_says_both(
+    run: CommandLine, small_engine: SmallEngine, classic: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models"
+    assert run("serve", "export", classic, "-o", repository).code == 0  # of 10.7.0.23
+    for numbers, code, message in (
+        ((10, 7, 0, 23), 0, ""),
+        ((10, 7, 0, 24), 1, "built with TensorRT 10.7.0.23, libnvinfer.so.10 here is 10.7.0.24"),
+        ((10, 14, 1, 48), 1, "built with TensorRT 10.7.0.23, libnvinfer.so.10 here is 10.14.1.48"),
+        ((), 0, "need TensorRT 10.7.0.23; libnvinfer.so.10 cannot be asked for its version"),
+    ):
+        library = library_of_version(tmp_path / f"tensorrt{'_'.join(map(str, numbers))}", *numbers)
+        done = started(repository, tmp_path, LD_LIBRARY_PATH=str(library))
+        assert (done.returncode, bool(done.stdout)) == (code, code == 0), done.stderr
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == bool(message)
+    # A plan that states three numbers takes any build of them.
+    plan = engine_as(small_engine, tmp_path / "e", "three", flavor="tensorrt", tensorrt_version="10.14.1")
+    assert run("serve", "export", plan, "-o", tmp_path / "three").code == 0
+    done = started(tmp_path / "three", tmp_path, LD_LIBRARY_PATH=str(tmp_path / "tensorrt10_14_1_48"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_start_script_asks_a_real_library_of_nvidias(
+    run: CommandLine, classic: Path, small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    """TensorRT-RTX's, which exports the same functions, stands for libnvinfer.so."""
+    repository = tmp_path / "models"
+    assert run("serve", "export", classic, "-o", repository).code == 0
+    (rtx,) = find_distribution_files("libtensorrt_rtx.so.1")
+    (tmp_path / "libnvinfer.so.10").symlink_to(rtx)
+    done = started(repository, tmp_path, LD_LIBRARY_PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert f"libnvinfer.so.10 here is {small_engine.manifest.tensorrt_version}" in done.stderr
 
 
 @pytest.fixture
@@ -298,39 +360,34 @@ def test_second_version_is_added_and_sums_follow(run: CommandLine, classic: Path
     assert not list(tmp_path.glob(".models.*"))
 
 
-def test_wheel_of_this_package_can_be_installed(run: CommandLine, classic: Path, tmp_path: Path) -> None:
+def test_programs_of_a_version_are_in_its_folder_and_import_without_an_installation(
+    run: CommandLine, classic: Path, tmp_path: Path
+) -> None:
     repository = tmp_path / "models"
     assert run("serve", "export", classic, "-o", repository).code == 0
-    (wheel,) = repository.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        record = archive.read(next(name for name in names if name.endswith("/RECORD"))).decode()
-        listed = {line.split(",")[0] for line in record.splitlines()}
-    assert listed == names
+    folder = repository / "net_image" / "1"
+    with zipfile.ZipFile(folder / "trt-hspan.zip") as archive:
+        names = archive.namelist()
     assert "trt_hspan/serving/backend/image_model.py" in names
-    target = tmp_path / "site"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(target),
-        str(wheel),
-    ]
-    subprocess.run(command, check=True)
-    code = "import trt_hspan.serving.backend.image_model as m; print(m.__file__)"
+    assert not [name for name in names if not name.endswith(".py")]
+    code = "import model, trt_hspan; print(trt_hspan.__file__, model.TritonPythonModel.__module__)"
     completed = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(target)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], cwd=folder, env={}, capture_output=True, text=True, check=True
     )
-    assert completed.stdout.startswith(str(target))
+    place, module = completed.stdout.split()
+    assert place.startswith(str(folder / "trt-hspan.zip"))
+    assert module == "trt_hspan.serving.backend.image_model"
+
+
+def test_export_needs_none_of_the_packages_that_serve(
+    run: CommandLine, small_engine: SmallEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("aiohttp", "geventhttpclient", "psutil", "starlette", "uvicorn"):
+        for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setitem(sys.modules, name, None)
+    result = run("serve", "export", small_engine.plan, "-o", tmp_path / "models")
+    assert result.code == 0, result.err
 
 
 # What is refused.
@@ -345,15 +402,23 @@ def test_rtx_engine_for_the_tensorrt_backend(
     assert not (tmp_path / "m").exists()
 
 
-def test_tensorrt_that_no_image_is_known_for(
+def test_engines_of_two_versions_of_tensorrt(
     run: CommandLine, small_engine: SmallEngine, tmp_path: Path
 ) -> None:
-    engine = engine_as(small_engine, tmp_path / "e", "net", flavor="tensorrt", tensorrt_version="11.4.0.1")
-    result = run("serve", "export", engine, "-o", tmp_path / "m")
-    assert (result.code, "no Triton image is known" in result.error_line) == (1, True)
+    a, b = (
+        engine_as(small_engine, tmp_path / "e", name, flavor="tensorrt", tensorrt_version=version)
+        for name, version in (("a", "10.7.0.23"), ("b", "11.4.0.1"))
+    )
+    result = run("serve", "export", a, b, "-o", tmp_path / "m")
+    assert (result.code, "10.7.0.23 and 11.4.0.1" in result.error_line) == (1, True)
     assert not (tmp_path / "m").exists()
-    assert run("serve", "export", engine, "-o", tmp_path / "m", "--image", "mine:1").code == 0
-    assert "FROM mine:1" in (tmp_path / "m" / "Dockerfile").read_text()
+    assert run("serve", "export", a, "-o", tmp_path / "m", "--image", "mine:1").code == 0
+    assert "ARG IMAGE=mine:1\n" in (tmp_path / "m" / "Dockerfile").read_text()
+    # Later versions may need another, unless a model stays that does not.
+    refused = run("serve", "export", b, "-o", tmp_path / "m", "--add-version")
+    assert (refused.code, "a needs TensorRT 10.7.0.23" in refused.error_line) == (1, True)
+    assert run("serve", "export", b, "-o", tmp_path / "m", "--add-version", "--name", "a").code == 0
+    assert (tmp_path / "m" / "TENSORRT_VERSION").read_text() == "11.4.0.1\n"
 
 
 def test_missing_and_wrong_plugin(run: CommandLine, small_engine: SmallEngine, tmp_path: Path) -> None:
@@ -396,10 +461,10 @@ def test_folder_that_is_not_empty_or_not_writable(run: CommandLine, classic: Pat
 def test_failure_half_way_leaves_nothing(
     run: CommandLine, classic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full_disk(*_: object) -> None:
+    def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trt_hspan.serving.repository.write_own_wheel", full_disk)
+    monkeypatch.setattr("trt_hspan.serving.repository.deployment_files", full_disk)
     result = run("serve", "export", classic, "-o", tmp_path / "m")
     assert "the disk is full" in result.error_line
     assert [path.name for path in tmp_path.iterdir()] == ["engines"]
@@ -421,15 +486,6 @@ def test_options_that_make_no_sense(
     assert result.code in (1, 2)
     assert message in result.error_line
     assert not (tmp_path / "m").exists()
-
-
-def test_image_holds_the_very_tensorrt_of_the_engine() -> None:
-    assert image_for_tensorrt("10.7.0.23").endswith(":24.12-py3")
-    assert image_for_tensorrt("10.7.0").endswith(":24.12-py3")
-    assert all(image_for_tensorrt(version) for version in TENSORRT_BY_IMAGE.values())
-    for other in ("9.9", "10.3.0.30", "10.7.0.2", "1"):  # 10.3.0.30 is JetPack's build of 10.3
-        with pytest.raises(HspanError, match=r"no Triton image is known.*--image"):
-            image_for_tensorrt(other)
 
 
 def test_same_engine_gives_the_same_bytes(run: CommandLine, classic: Path, tmp_path: Path) -> None:

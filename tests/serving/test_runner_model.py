@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +15,48 @@ from support.runner_doubles import NearestRunner
 from trt_hspan.serving.backend import runner_model
 from trt_hspan.serving.backend.runner_model import RunnerModel
 from trt_hspan.serving.limits import ServingLimits
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "device"),
+    [
+        ("GPU", {}, "gpu:1"),
+        ("GPU", {"device": "cpu"}, "gpu:1"),
+        ("CPU", {"device": "cpu"}, "cpu"),
+        ("CPU", {}, "auto"),
+    ],
+)
+def test_an_instance_runs_on_the_gpu_that_triton_gave_it(
+    kind: str, parameters: dict[str, str], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: dict[str, object] = {}
+
+    def opening(source: object, **options: object) -> NearestRunner:
+        opened.update(options)
+        return NearestRunner(scale=2)
+
+    monkeypatch.setitem(
+        sys.modules,
+        "triton_python_backend_utils",
+        SimpleNamespace(Logger=SimpleNamespace(log_info=lambda _: None)),
+    )
+    monkeypatch.setattr(runner_model, "open_runner", opening)
+    monkeypatch.setattr(runner_model, "die_with_parent", lambda: None)
+    monkeypatch.setattr(runner_model, "keep_freed_memory", lambda: None)
+    values = {name: {"string_value": value} for name, value in {"source": "x", **parameters}.items()}
+    model = RunnerModel()
+    model.initialize(
+        {
+            "model_name": "net",
+            "model_repository": str(tmp_path),
+            "model_version": "1",
+            "model_config": json.dumps({"parameters": values}),
+            "model_instance_kind": kind,
+            "model_instance_device_id": "1",
+        }
+    )
+    model.finalize()
+    assert opened["device"] == device
 
 
 def request_of(batch: np.ndarray) -> Any:

@@ -1,81 +1,40 @@
-"""start.sh of an exported repository with the real tritonserver, without our front door, as a container runs it."""
+"""start.sh of an exported repository with the real tritonserver, as a container runs it."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
+import numpy as np
 import pytest
 import tritonclient.grpc
-from support.ray_head import free_port
-from support.served_pictures import pixels_of, png
+from support.served_pictures import hostile_files, pixels_of, png
 from support.small_engine import SmallEngine
+from support.tritonserver import StartedRepository
 from tritonclient.utils import InferenceServerException
 
+from trt_hspan.errors import HspanError
+from trt_hspan.runtime.opening import open_runner
 from trt_hspan.serving.client import UpscaleClient
-from trt_hspan.serving.networks import networks_from_engines
+from trt_hspan.serving.engine_networks import networks_from_engines
 from trt_hspan.serving.repository import write_repository
-from trt_hspan.serving.triton_install import triton_install
-
-
-class StartedRepository:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.http, self.grpc, self.metrics = (f"127.0.0.1:{free_port()}" for _ in range(3))
-        install = triton_install()
-        words = ["sh", str(folder / "start.sh"), f"--backend-directory={install.backends}"]
-        for name, place in (("http", self.http), ("grpc", self.grpc), ("metrics", self.metrics)):
-            address, _, port = place.partition(":")
-            words += [f"--{name}-address={address}", f"--{name}-port={port}"]
-        environment = {**install.environment(), "TRITONSERVER": str(install.program), "ADMIN_KEY": "secret"}
-        self.process = subprocess.Popen(
-            words,
-            env={**environment, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 120
-        with UpscaleClient(f"http://{self.http}") as client:
-            while not client.is_ready():
-                assert self.process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-
-    def get(self, place: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
-        try:
-            request = urllib.request.Request(f"http://{place}{path}", headers=headers or {})
-            with urllib.request.urlopen(request, timeout=30) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
 
 
 @pytest.fixture(scope="module")
 def started(
     small_engine: SmallEngine, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StartedRepository]:
+    """A package of the same name stands first on Python's path: what runs is the repository's own."""
     folder = tmp_path_factory.mktemp("started") / "models"
     write_repository(folder, networks_from_engines([small_engine.plan], name="net"))
-    running = StartedRepository(folder)
-    try:
-        running.wait_until_ready()
+    other = folder.parent / "other" / "trt_hspan"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise ImportError('not the one that was exported')")
+    with StartedRepository(folder, PYTHONPATH=str(other.parent)) as running:
         yield running
-    finally:
-        if running.process.poll() is None:
-            os.killpg(running.process.pid, signal.SIGKILL)
-        running.process.wait()
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -83,6 +42,26 @@ def test_our_clients_find_the_model_by_themselves(started: StartedRepository, pr
     with UpscaleClient(f"{protocol}://{getattr(started, protocol)}") as client:
         assert client.model_names() == ["net", "net_image"]
         assert pixels_of(client.upscale_picture(png(40, 30))).shape == (120, 160, 3)
+        for name, data in hostile_files().items():
+            if data:
+                with pytest.raises(HspanError) as refused:
+                    client.upscale_picture(data)
+                assert "unexpected" not in str(refused.value), name
+        assert client.is_ready()
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_tensors_are_those_of_the_engines_own_runner(
+    started: StartedRepository, small_engine: SmallEngine, protocol: str
+) -> None:
+    batch = np.random.default_rng(1).random((1, 3, 20, 24), np.float32)
+    with (
+        UpscaleClient(f"{protocol}://{getattr(started, protocol)}") as client,
+        open_runner(small_engine.plan, threads=1) as runner,
+    ):
+        np.testing.assert_allclose(client.upscale_tensor(batch), runner.run(batch), rtol=0, atol=1e-6)
+        with pytest.raises(HspanError, match="takes 1x3x"):
+            client.upscale_tensor(np.zeros((1, 3, 40, 8), np.float32))
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from trt_hspan.sizes import tile_size_from_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from trt_hspan.serving.engine_networks import Network
     from trt_hspan.serving.limits import ServingLimits
-    from trt_hspan.serving.networks import Network
     from trt_hspan.serving.repository import WrittenRepository
     from trt_hspan.serving.serve import ServeSpec
 
@@ -218,7 +218,7 @@ class ServeExportRequest:
     image: Annotated[
         str | None,
         typer.Option(
-            help="Triton image for the Dockerfile.", show_default="the newest with the engines' TensorRT"
+            help="Triton image for the Dockerfile, with the engines' TensorRT.", show_default="NVIDIA's 25.12"
         ),
     ] = None
     instances: Annotated[int, typer.Option(help="Copies of each network on a GPU.", min=1)] = 1
@@ -232,11 +232,11 @@ class ServeExportRequest:
 def export(request: ServeExportRequest) -> None:
     """Write a Triton model repository with all that deploys it."""
     from trt_hspan.engine.spec import check_choice
-    from trt_hspan.serving.networks import BackendChoice
+    from trt_hspan.serving.engine_networks import BackendChoice
 
     check_choice("--backend", request.backend, BackendChoice)
     limits = request.limits.limits()
-    from trt_hspan.serving.networks import networks_from_engines
+    from trt_hspan.serving.engine_networks import networks_from_engines
     from trt_hspan.serving.repository import write_repository
 
     networks = networks_from_engines(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import re
@@ -10,13 +11,17 @@ from importlib import resources
 from string import Template
 from typing import Any, Final
 
+from trt_hspan.errors import HspanError
 from trt_hspan.native.plugin import LIBRARY_NAME
-from trt_hspan.serving.containers import DEFAULT_IMAGE, image_for_tensorrt, image_name
+from trt_hspan.serving.engine_networks import Network
 from trt_hspan.serving.limits import ServingLimits
-from trt_hspan.serving.networks import Network
-from trt_hspan.serving.own_wheel import wheel_name
 from trt_hspan.version import __version__
 
+#: NVIDIA's Triton image; `docs/serving.md` builds the engine inside it, which makes their TensorRT the same. Newer than
+#: 25.07, which mended Triton's fault with chunked bodies.
+DEFAULT_IMAGE: Final = "nvcr.io/nvidia/tritonserver:25.12-py3"
+#: The TensorRT that the engines need of the image, which start.sh compares with the image's.
+VERSION_FILE: Final = "TENSORRT_VERSION"
 _TEMPLATES: Final = (
     "start.sh",
     "Dockerfile",
@@ -37,49 +42,39 @@ _COMPOSE_GPU: Final = """\
           devices: [{driver: nvidia, count: 1, capabilities: [gpu]}]
 """
 
-
-def deployment_image(networks: Sequence[Network], image: str | None) -> str:
-    """The Triton image for a repository: the one named, else the one with the engines' TensorRT."""
-    from trt_hspan.errors import HspanError
-
-    if image is not None:
-        return image
-    versions = {
-        network.tensorrt_version
-        for network in networks
-        if network.tensorrt_version and any(raw.backend == "tensorrt" for raw in network.raw_models)
-    }
-    if len(versions) > 1:
-        raise HspanError(
-            "serve export",
-            f"the engines are of TensorRT {' and '.join(sorted(versions))}, and an image contains one",
-            "build them with one version, or export a repository for each",
-        )
-    return image_for_tensorrt(versions.pop()) if versions else image_name(DEFAULT_IMAGE)
+# PyCUDA comes as sources, and Triton's image has no CUDA toolkit: an image that has one, of the same Ubuntu, builds its
+# wheel. The toolkit's version is free, since PyCUDA without CURAND calls the driver alone.
+_PYCUDA_STAGE: Final = """\
+FROM nvidia/cuda:12.8.1-devel-ubuntu24.04 AS wheels
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ python3-dev python3-pip
+RUN echo "CUDA_ENABLE_CURAND = False" > /etc/aksetup-defaults.py
+RUN pip wheel --no-deps --wheel-dir /wheels 'pycuda>=2024.1'
+"""
+_PYCUDA_WHEELS: Final = "COPY --from=wheels /wheels /tmp/wheels\n"
 
 
 def deployment_files(networks: Sequence[Network], *, image: str, limits: ServingLimits) -> dict[str, str]:
-    """File name -> text of everything that stands beside the models."""
+    """File name -> text of everything that stands beside the models.
+
+    Raises:
+        HspanError: as `version_in_image`; or this package is not installed.
+    """
     queue_seconds = math.ceil(limits.queue_time_ms / 1000)
     exit_seconds = queue_seconds + _WORK_SECONDS
     on_gpu = any(network.flavor is not None for network in networks)
-    python = any(raw.backend == "python" for network in networks for raw in network.raw_models)
-    rtx = next((n.tensorrt_version for n in networks if n.flavor == "tensorrt-rtx"), None)
-    extra = "[cpu]" if python else ""
-    requirements = f"'/tmp/{wheel_name()}{extra}'"
-    if rtx is not None:
-        requirements += f" 'tensorrt-rtx=={rtx}' 'polygraphy>=0.49' 'pycuda>=2024.1'"
-    classic = [n.tensorrt_version for n in networks if n.flavor == "tensorrt" and n.tensorrt_version]
-    major = classic[0].split(".")[0] if classic else "10"
+    version = version_in_image(networks)
+    requirements = _requirements(networks)
     values = {
         "slug": kubernetes_name(networks[0].name),
         "tag": __version__,
         "image": image,
-        "why": _why(networks),
-        "wheel": wheel_name(),
-        "requirements": requirements,
+        "why": f"The engines need TensorRT {version}." if version else "No model needs the image's TensorRT.",
+        "stage": _PYCUDA_STAGE if "pycuda" in requirements else "",
+        "wheels": _PYCUDA_WHEELS if "pycuda" in requirements else "",
+        "only": " --only-binary pycuda --find-links /tmp/wheels" if "pycuda" in requirements else "",
         "plugin": LIBRARY_NAME,
-        "nvinfer": f"libnvinfer.so.{major}",
+        "version_file": VERSION_FILE,
+        "nvinfer": f"libnvinfer.so.{(version or '10').split('.')[0]}",
         "compose_gpu": _COMPOSE_GPU.rstrip("\n") if on_gpu else "    # no GPU: every model runs on a CPU",
         "queue_seconds": str(queue_seconds),
         "exit_seconds": str(exit_seconds),
@@ -91,9 +86,48 @@ def deployment_files(networks: Sequence[Network], *, image: str, limits: Serving
     files = {
         name: Template((folder / name).read_text(encoding="utf-8")).substitute(values) for name in _TEMPLATES
     }
+    if version:
+        files[VERSION_FILE] = f"{version}\n"
+    files["requirements.txt"] = "".join(f"{line}\n" for line in requirements.values())
     files["grafana-dashboard.json"] = json.dumps(dashboard(values["slug"]), indent=2) + "\n"
     files[".dockerignore"] = "Dockerfile\ndocker-compose.yaml\n*.yaml\n"
     return files
+
+
+def version_in_image(networks: Sequence[Network]) -> str | None:
+    """The TensorRT that the image must contain; None when Triton's TensorRT backend runs nothing here.
+
+    Raises:
+        HspanError: several versions, of which an image contains one.
+    """
+    versions = {
+        network.tensorrt_version
+        for network in networks
+        if network.tensorrt_version and any(raw.backend == "tensorrt" for raw in network.raw_models)
+    }
+    if len(versions) > 1:
+        raise HspanError(
+            "serve export",
+            f"the engines are of TensorRT {' and '.join(sorted(versions))}, and an image contains one",
+            "build them with one version, or export a repository for each",
+        )
+    return next(iter(versions), None)
+
+
+def _requirements(networks: Sequence[Network]) -> dict[str, str]:
+    """The packages that the Python models import, as pip's requirements by name."""
+    try:
+        lines = importlib.metadata.requires("trt-hspan") or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise HspanError("trt-hspan", "is not installed, only on the path", "pip install -e .") from error
+    python = [n for n in networks if any(raw.backend == "python" for raw in n.raw_models)]
+    extra = re.compile(r"\s*;\s*extra == ['\"]cpu['\"]")
+    requirements = [line for line in lines if "extra ==" not in line]
+    if python:
+        requirements += [extra.sub("", line) for line in lines if extra.search(line)]
+    for flavor, version in sorted({(n.flavor, n.tensorrt_version) for n in python if n.flavor}):
+        requirements += [f"{flavor}=={version}", "pycuda>=2024.1"]
+    return {re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]: line for line in requirements}
 
 
 def kubernetes_name(name: str) -> str:
@@ -164,10 +198,3 @@ def dashboard(slug: str) -> dict[str, Any]:
             for index, (title, unit, queries) in enumerate(panels)
         ],
     }
-
-
-def _why(networks: Sequence[Network]) -> str:
-    versions = {n.tensorrt_version for n in networks if n.flavor == "tensorrt"}
-    if versions:
-        return f"The engines need TensorRT {' '.join(sorted(v for v in versions if v))}."
-    return "No model here uses the image's own TensorRT."

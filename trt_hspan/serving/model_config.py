@@ -22,36 +22,52 @@ BATCH_DELAY_US = 0
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShapeRange:
+    """Input shapes that a network takes: smallest, tuned for, largest."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+@dataclass(frozen=True, kw_only=True)
 class RawModelSpec:
     """A raw model: float32 `input` (N, 3, H, W) in, float32 `output` (N, 3, scale H, scale W) out.
 
     Attributes:
-        min, opt, max: input shapes: smallest, tuned for, largest.
+        ranges: what it takes; of an engine, its optimization profiles in their order.
         dynamic_batch: whether the network's first dimension is free.
         plans: for TensorRT: file name of the plan for each compute capability ("8.6"); "" is the default.
         parameters: for the Python backend, beside the limits.
         instances: copies of the model on each device.
-        profile: for TensorRT: which of the engine's optimization profiles takes these shapes.
     """
 
     name: str
     backend: Backend
-    min: Shape
-    opt: Shape
-    max: Shape
+    ranges: tuple[ShapeRange, ...]
     dynamic_batch: bool
     plans: Mapping[str, str]
     parameters: Mapping[str, str]
     instances: int = 1
-    profile: int = 0
+
+    @property
+    def max_batch(self) -> int:
+        """How many pictures a request may contain.
+
+        Triton's TensorRT backend fills batches up to it before it looks for a profile, so there every profile must
+        take as many; ours in Python cuts a batch to what the profile of its size takes.
+        """
+        batches = [shapes.max[0] for shapes in self.ranges]
+        return min(batches) if self.backend == "tensorrt" else max(batches)
 
 
 def raw_model_config(spec: RawModelSpec, *, scale: int, limits: ServingLimits) -> Any:
     """The ModelConfig message of a raw model."""
     config = _new_config(spec.name, spec.backend, limits)
-    config.max_batch_size = spec.max[0] if spec.dynamic_batch else 0
-    sides = [spec.max[axis] if spec.min[axis] == spec.max[axis] else -1 for axis in (2, 3)]
-    batch = [] if spec.dynamic_batch else [spec.max[0]]
+    config.max_batch_size = spec.max_batch if spec.dynamic_batch else 0
+    ends = [shape for shapes in spec.ranges for shape in (shapes.min, shapes.max)]
+    sides = [ends[0][axis] if len({end[axis] for end in ends}) == 1 else -1 for axis in (2, 3)]
+    batch = [] if spec.dynamic_batch else [spec.max_batch]
     _add_tensor(config.input, "input", "TYPE_FP32", [*batch, 3, *sides])
     grown = [side * scale if side > 0 else -1 for side in sides]
     _add_tensor(config.output, "output", "TYPE_FP32", [*batch, 3, *grown])
@@ -60,13 +76,15 @@ def raw_model_config(spec: RawModelSpec, *, scale: int, limits: ServingLimits) -
     if spec.backend == "tensorrt":
         config.platform = "tensorrt_plan"
         group.kind = type(group).KIND_GPU
-        group.profile.append(str(spec.profile))
+        group.profile.extend(str(index) for index in range(len(spec.ranges)))
         config.default_model_filename = spec.plans.get("", "")
         for capability, plan in spec.plans.items():
             if capability:
                 config.cc_model_filenames[capability] = plan
     else:
-        group.kind = type(group).KIND_CPU  # where it runs is the runner's choice, by its parameter `device`
+        # Triton reads "auto" as KIND_GPU with each of its GPUs, and as KIND_CPU where it has none. The parameter
+        # `device` is for a server that chooses itself.
+        group.kind = type(group).KIND_CPU if "device" in spec.parameters else type(group).KIND_AUTO
         _set_parameters(config, spec.parameters)
     _add_warmup(config, spec)
     return config
@@ -84,7 +102,15 @@ def image_model_config(
     _set_queue(config, limits)
     group = config.instance_group.add(count=instances)
     group.kind = type(group).KIND_CPU
-    buckets = [{"name": raw.name, "min": list(raw.min), "max": list(raw.max)} for raw in raw_models]
+    buckets = [
+        {
+            "name": raw.name,
+            "min": list(shapes.min),
+            "max": [min(raw.max_batch, shapes.max[0]), *shapes.max[1:]],
+        }
+        for raw in raw_models
+        for shapes in raw.ranges
+    ]
     _set_parameters(config, {"scale": str(scale), "raw_models": json.dumps(buckets)})
     return config
 
@@ -138,20 +164,16 @@ def _set_parameters(config: Any, parameters: Mapping[str, str]) -> None:
 
 
 def _add_warmup(config: Any, spec: RawModelSpec) -> None:
-    """One request at each end of the profile and at what it is tuned for, before the model counts as ready."""
+    """One request at each end of each range and at what it is tuned for, before the model counts as ready."""
     from tritonclient.grpc import model_config_pb2
 
-    shapes = {"min": spec.min, "opt": spec.opt, "max": spec.max}
+    shapes = [shape for shapes in spec.ranges for shape in (shapes.min, shapes.opt, shapes.max)]
     if spec.backend == "python":  # on a CPU the largest size takes seconds and tunes nothing
-        shapes = {"min": spec.min}
-    seen: set[Shape] = set()
-    for label, shape in shapes.items():
-        if shape in seen:
-            continue
-        seen.add(shape)
-        warmup = config.model_warmup.add(name=f"{label}_{'x'.join(map(str, shape))}")
-        warmup.batch_size = shape[0] if spec.dynamic_batch else 0
+        shapes = [shapes.min for shapes in spec.ranges]
+    for n, *sizes in dict.fromkeys((min(shape[0], spec.max_batch), *shape[1:]) for shape in shapes):
+        warmup = config.model_warmup.add(name="x".join(map(str, (n, *sizes))))
+        warmup.batch_size = n if spec.dynamic_batch else 0
         tensor = warmup.inputs["input"]
         tensor.data_type = model_config_pb2.DataType.Value("TYPE_FP32")
-        tensor.dims.extend(shape[1:] if spec.dynamic_batch else shape)
+        tensor.dims.extend(sizes if spec.dynamic_batch else (n, *sizes))
         tensor.random_data = True

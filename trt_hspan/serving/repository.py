@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,15 +18,21 @@ from typing import Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, sha256_from_file, write_text
-from trt_hspan.serving.deployment import deployment_files, deployment_image
+from trt_hspan.serving.deployment import DEFAULT_IMAGE, VERSION_FILE, deployment_files, version_in_image
+from trt_hspan.serving.engine_networks import Network
 from trt_hspan.serving.limits import ServingLimits
 from trt_hspan.serving.model_config import config_from_text, config_text, image_model_config, raw_model_config
-from trt_hspan.serving.networks import Network
-from trt_hspan.serving.own_wheel import write_own_wheel
 
 SUMS: Final = "SHA256SUMS"
+#: This package, in the version folder of each Python model: a version keeps the code that it was exported with.
+CODE: Final = "trt-hspan.zip"
 _RAW_MODEL: Final = '''\
 """The network on one of trt-hspan's runners; config.pbtxt says which file."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).with_name("trt-hspan.zip")))
 
 from trt_hspan.serving.backend.runner_model import RunnerModel as TritonPythonModel
 
@@ -33,6 +40,11 @@ __all__ = ["TritonPythonModel"]
 '''
 _IMAGE_MODEL: Final = '''\
 """Picture files in, picture files out, through the raw models that config.pbtxt names."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).with_name("trt-hspan.zip")))
 
 from trt_hspan.serving.backend.image_model import ImageModel as TritonPythonModel
 
@@ -65,18 +77,18 @@ def write_repository(
         output: the folder; must not exist or be empty, unless a version is added.
         networks: what is served.
         limits: what requests are accepted.
-        image: the Triton image for the Dockerfile; None takes the one with the engines' TensorRT.
+        image: the Triton image for the Dockerfile; None takes NVIDIA's of `DEFAULT_IMAGE`.
         deployment: whether to write start script, Dockerfile, manifests and dashboards too.
         add_version: put these networks into an existing repository as the next version of their models; a server
             that watches the repository takes it up while the older version still answers.
 
     Raises:
-        HspanError: the folder contains something else, or a model of that name with another interface; no image
-            is known; the disk is full; the folder cannot be written.
+        HspanError: the folder contains something else, a model of that name with another interface, or engines of
+            another TensorRT; the disk is full; the folder cannot be written.
     """
     target = Path(output)
     accepted = limits or ServingLimits()
-    chosen = deployment_image(networks, image) if deployment else None
+    chosen = (image or DEFAULT_IMAGE) if deployment else None
     try:
         if add_version:
             return _add_version(target, networks, accepted, chosen)
@@ -162,18 +174,28 @@ def _write_models(stage: Path, network: Network, limits: ServingLimits, *, versi
         for name, source in network.files.get(raw.name, {}).items():
             shutil.copyfile(source, folder / name)
         if raw.backend == "python":
-            (folder / "model.py").write_text(_RAW_MODEL)
+            _write_python(folder, _RAW_MODEL)
         config = raw_model_config(raw, scale=network.scale, limits=limits)
         (stage / raw.name / "config.pbtxt").write_text(config_text(config))
     folder = stage / network.image_name / str(version)
     folder.mkdir(parents=True)
-    (folder / "model.py").write_text(_IMAGE_MODEL)
+    _write_python(folder, _IMAGE_MODEL)
     config = image_model_config(network.image_name, network.raw_models, scale=network.scale, limits=limits)
     (stage / network.image_name / "config.pbtxt").write_text(config_text(config))
 
 
+def _write_python(folder: Path, model: str) -> None:
+    """The model's program with this package, the same bytes for the same files; pip installs what that imports."""
+    (folder / "model.py").write_text(model)
+    package = Path(__file__).parents[1]
+    with zipfile.ZipFile(folder / CODE, "w") as archive:
+        for path in sorted(package.rglob("*.py")):
+            if "_sources" not in path.parts:
+                entry = zipfile.ZipInfo(path.relative_to(package.parent).as_posix(), (1980, 1, 1, 0, 0, 0))
+                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+
+
 def _write_deployment(stage: Path, networks: Sequence[Network], image: str, limits: ServingLimits) -> None:
-    write_own_wheel(stage)
     for name, text in deployment_files(networks, image=image, limits=limits).items():
         (stage / name).write_text(text)
     (stage / "start.sh").chmod(0o755)
@@ -187,6 +209,14 @@ def _add_version(
     target: Path, networks: Sequence[Network], limits: ServingLimits, image: str | None
 ) -> WrittenRepository:
     have = repository_models(target)
+    needed, present = version_in_image(networks), target / VERSION_FILE
+    others = sorted(have.keys() - set(_model_names(networks)))
+    if needed and others and present.is_file() and present.read_text().strip() != needed:
+        raise HspanError(
+            target,
+            f"{others[0]} needs TensorRT {present.read_text().strip()}, the new version {needed}, and an image has one",
+            "export a repository of its own",
+        )
     version = max(have.get(name, [0])[-1] for name in _model_names(networks)) + 1
     with _stage(target) as stage:
         for network in networks:
@@ -201,6 +231,8 @@ def _add_version(
                 continue
             (stage / name / "config.pbtxt").replace(target / name / "config.pbtxt")
             (stage / name / str(version)).replace(target / name / str(version))
+        if needed and present.is_file():
+            write_text(present, f"{needed}\n")
         if (target / SUMS).is_file():
             write_text(target / SUMS, _sums(target))
     return WrittenRepository(folder=target, version=version, models=_model_names(networks), image=image)
@@ -222,7 +254,7 @@ def _require_same_interface(old: Path, new: Path) -> None:
 
 
 def _sums(folder: Path) -> str:
-    """`sha256sum`'s lines for what a server loads: models and the plugin library."""
+    """`sha256sum`'s lines for what a server loads: models, their programs, and the plugin library."""
     loaded = [
         path
         for path in sorted(folder.rglob("*"))

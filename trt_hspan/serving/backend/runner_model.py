@@ -27,7 +27,8 @@ class RunnerModel:
     """Triton's interface to a Python model; `model.py` calls it `TritonPythonModel`.
 
     Parameters of config.pbtxt: `source` is what `open_runner` takes, a file beside `model.py` if there is one of that
-    name; `device`, `res_scale`, `threads` and `plugin` likewise; and the limits.
+    name; `device`, `res_scale`, `threads` and `plugin` likewise; and the limits. An instance that Triton gave a GPU
+    runs there.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -46,7 +47,7 @@ class RunnerModel:
         try:
             runner = open_runner(
                 folder / source if (folder / source).is_file() else source,
-                device=parameters.get("device", "auto"),
+                device=_device(args, parameters),
                 res_scale=float(parameters.get("res_scale", "0.1")),
                 threads=int(threads) if threads else None,
                 plugin=folder / plugin if plugin else None,
@@ -94,11 +95,11 @@ class RunnerModel:
         return batch_limits(self._runner, ImageSize(*shape[-2:]), requested=shape[0])[0]
 
     def _parts(self, members: list[int], inputs: list[Any]) -> list[list[int]]:
-        """The requests of one shape in batches that the runner takes."""
-        limit = self._runner.max_shape[0]
-        if limit is None:
-            return [members]
-        count = max(1, limit // inputs[members[0]].shape[0])
+        """The requests of one shape in batches that the runner takes of it."""
+        items, _, height, width = inputs[members[0]].shape
+        everything = items * len(members)
+        _, most = batch_limits(self._runner, ImageSize(height, width), requested=everything)
+        count = max(1, most // items)
         return [members[start : start + count] for start in range(0, len(members), count)]
 
     def _run(self, members: list[int], inputs: list[Any]) -> list[Any]:
@@ -119,3 +120,10 @@ class RunnerModel:
         return self._pb.InferenceResponse(
             error=self._pb.TritonError(message, getattr(self._pb.TritonError, code))
         )
+
+
+def _device(args: dict[str, str], parameters: dict[str, str]) -> str:
+    """As `open_runner` takes it: the GPU of this instance, where Triton runs one for each; else the configuration's."""
+    if args.get("model_instance_kind") == "GPU":
+        return f"gpu:{args['model_instance_device_id']}"
+    return parameters.get("device", "auto")

@@ -9,6 +9,27 @@ set -eu
 here=$$(cd "$$(dirname "$$0")" && pwd)
 (cd "$$here" && sha256sum --check --quiet --strict SHA256SUMS) ||
   { echo "start.sh: $$here: files are not those that were exported; export the repository again" >&2; exit 1; }
+if [ -f "$$here/$version_file" ]; then
+  python3 - "$$(cat "$$here/$version_file")" << 'END' || exit 1
+import ctypes
+import sys
+
+needed = sys.argv[1]
+name = f"libnvinfer.so.{needed.split('.')[0]}"
+try:
+    library = ctypes.CDLL(name)
+    parts = ("Major", "Minor", "Patch", "Build")
+    actual = ".".join(str(getattr(library, f"getInferLib{part}Version")()) for part in parts)
+except (OSError, AttributeError) as error:
+    print(f"start.sh: the engines need TensorRT {needed}; {name} cannot be asked for its version: {error}", file=sys.stderr)
+    sys.exit(0)
+if any(a != b for a, b in zip(needed.split("."), actual.split("."))):
+    sys.exit(
+        f"start.sh: the engines were built with TensorRT {needed}, {name} here is {actual}; "
+        "build them inside this image, or start from an image with their TensorRT"
+    )
+END
+fi
 key=$${ADMIN_KEY:-$$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 plugin="$$here/$plugin"
 if [ -f "$$plugin" ]; then

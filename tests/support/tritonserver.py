@@ -1,0 +1,134 @@
+"""NVIDIA's tritonserver, a development dependency: fetched once, unpacked into build/triton, started on a repository.
+
+It comes from the nvidia-pytriton wheel, pinned and checked by its hash, which contains the program, its libraries, the
+Python backend and a stub for each Python. The wheel forbids NumPy 2, so nothing of it is installed.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from support.ray_head import free_port
+from trt_hspan.downloads import unpack_pinned_wheel
+from trt_hspan.serving.client import UpscaleClient
+
+WHEEL: Final = "nvidia-pytriton==0.7.0"
+SHA256: Final = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
+#: The stub embeds this Python.
+PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
+_FOLDER: Final = (
+    Path(__file__).parents[2] / "build" / "triton" / f"{WHEEL.partition('==')[2]}-{SHA256[:12]}-{PYTHON}"
+)
+_PARTS: Final = ("pytriton/tritonserver/", "nvidia_pytriton.libs/")
+
+
+def tritonserver() -> Path:
+    """The folder with the unpacked wheel; skips the test on machines that the wheel is not for."""
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        pytest.skip("the packaged tritonserver is for Linux on x86-64")
+    if not _FOLDER.is_dir():
+        _FOLDER.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{_FOLDER.name}.", dir=_FOLDER.parent))
+        try:
+            unpack_pinned_wheel(
+                WHEEL,
+                SHA256,
+                stage,
+                place=lambda name: name if name.startswith(_PARTS) else None,
+                advice="check the network and pip's index settings",
+            )
+            triton = stage / "pytriton" / "tritonserver"
+            stub = triton / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+            if not stub.is_file():
+                pytest.skip(f"this tritonserver has no stub for Python {PYTHON}")
+            shutil.copy(stub, triton / "backends" / "python")
+            for program in (triton / "bin" / "tritonserver", triton / "backends" / "python" / stub.name):
+                program.chmod(0o755)
+            if not _FOLDER.is_dir():  # another process may have been quicker
+                stage.replace(_FOLDER)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    return _FOLDER
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Libraries of the wheel and libpython for the stub, which finds the packages by the first python3 on PATH."""
+    libraries = [str(folder / "nvidia_pytriton.libs")]
+    own = sysconfig.get_config_var("LIBDIR")
+    if own and (Path(own) / f"libpython{PYTHON}.so.1.0").is_file():
+        libraries.append(own)
+    elif not ctypes.util.find_library(f"python{PYTHON}"):
+        pytest.skip(f"this Python has no shared library: apt-get install libpython{PYTHON}")
+    return {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONHOME"},
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ["PATH"]]),
+        "TRITONSERVER": str(folder / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
+        "ADMIN_KEY": "secret",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+class StartedRepository:
+    """A repository whose start.sh runs, as a container runs it. A context manager that ends it."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        self.http, self.grpc, self.metrics = (f"127.0.0.1:{free_port()}" for _ in range(3))
+        triton = tritonserver()
+        backends = triton / "pytriton" / "tritonserver" / "backends"
+        words = ["sh", str(folder / "start.sh"), f"--backend-directory={backends}"]
+        for name, place in (("http", self.http), ("grpc", self.grpc), ("metrics", self.metrics)):
+            address, _, port = place.partition(":")
+            words += [f"--{name}-address={address}", f"--{name}-port={port}"]
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed on exit
+        self.process = subprocess.Popen(
+            words,
+            env=_environment(triton) | environment,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> StartedRepository:
+        deadline = time.monotonic() + 120
+        with UpscaleClient(f"http://{self.http}") as client:
+            while not client.is_ready():
+                assert self.process.poll() is None, self.log[-3000:]
+                assert time.monotonic() < deadline, self.log[-3000:]
+                time.sleep(0.1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._log.close()
+
+    @property
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def get(self, place: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+        """One request without our clients: status and text."""
+        try:
+            request = urllib.request.Request(f"http://{place}{path}", headers=headers or {})
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
