@@ -23,7 +23,8 @@ def shapes(
     monkeypatch.setattr(networks, "probe_source", lambda *_, **__: probed)
     network = network_from_source("hspan-tiny-x4", name="net", tile=tile)
     assert list(network.files) == [raw.name for raw in network.raw_models]
-    return {raw.name: (raw.min, raw.max, raw.dynamic_batch) for raw in network.raw_models}
+    assert all(len(raw.ranges) == 1 for raw in network.raw_models)
+    return {raw.name: (raw.ranges[0].min, raw.ranges[0].max, raw.dynamic_batch) for raw in network.raw_models}
 
 
 def test_an_engine_with_a_gap_between_its_profiles_becomes_two_raw_models(
