@@ -100,7 +100,7 @@ def write_repository(
             )
         with _stage(target) as stage:
             for network in networks:
-                _write_models(stage, network, accepted, version=1)
+                _write_models(stage, network, accepted, version=1, programs=deployment)
             if chosen is not None:
                 _write_deployment(stage, networks, chosen, accepted)
                 write_text(stage / SUMS, _sums(stage))
@@ -167,26 +167,30 @@ def _model_names(networks: Sequence[Network]) -> tuple[str, ...]:
     return tuple(name for n in networks for name in (*(raw.name for raw in n.raw_models), n.image_name))
 
 
-def _write_models(stage: Path, network: Network, limits: ServingLimits, *, version: int) -> None:
+def _write_models(
+    stage: Path, network: Network, limits: ServingLimits, *, version: int, programs: bool
+) -> None:
     for raw in network.raw_models:
         folder = stage / raw.name / str(version)
         folder.mkdir(parents=True)
         for name, source in network.files.get(raw.name, {}).items():
             shutil.copyfile(source, folder / name)
         if raw.backend == "python":
-            _write_python(folder, _RAW_MODEL)
+            _write_python(folder, _RAW_MODEL, programs=programs)
         config = raw_model_config(raw, scale=network.scale, limits=limits)
         (stage / raw.name / "config.pbtxt").write_text(config_text(config))
     folder = stage / network.image_name / str(version)
     folder.mkdir(parents=True)
-    _write_python(folder, _IMAGE_MODEL)
+    _write_python(folder, _IMAGE_MODEL, programs=programs)
     config = image_model_config(network.image_name, network.raw_models, scale=network.scale, limits=limits)
     (stage / network.image_name / "config.pbtxt").write_text(config_text(config))
 
 
-def _write_python(folder: Path, model: str) -> None:
+def _write_python(folder: Path, model: str, *, programs: bool) -> None:
     """The model's program with this package, the same bytes for the same files; pip installs what that imports."""
     (folder / "model.py").write_text(model)
+    if not programs:
+        return  # served where this package is installed
     package = Path(__file__).parents[1]
     with zipfile.ZipFile(folder / CODE, "w") as archive:
         for path in sorted(package.rglob("*.py")):
@@ -220,7 +224,7 @@ def _add_version(
     version = max(have.get(name, [0])[-1] for name in _model_names(networks)) + 1
     with _stage(target) as stage:
         for network in networks:
-            _write_models(stage, network, limits, version=version)
+            _write_models(stage, network, limits, version=version, programs=True)
         for name in _model_names(networks):
             if name in have:
                 _require_same_interface(target / name, stage / name)
