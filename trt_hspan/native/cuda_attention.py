@@ -40,6 +40,8 @@ _CUDA_OUT_OF_MEMORY: Final = 2
 #: or driver meets with at its first launch, before anything has run.
 UNFIT: Final = frozenset({35, 98, 209, 222})
 
+_given_up: set[int] = set()
+
 
 class CudaError(HspanError):
     """CUDA's runtime refused a call; `number` is its cudaError_t."""
@@ -222,10 +224,16 @@ def cuda_library(architecture: int) -> CudaLibrary | None:
     """The library for GPUs of a compute capability, 86 being 8.6, loaded at the first call.
 
     None where there is none that fits, which is logged once as a warning. Looked for: what TRT_HSPAN_CUDA_LIBRARY
-    names; else `LibraryPlaces.path`. A library that was compiled from other sources than those at hand is not
-    used, except one that the variable names.
+    names; else `LibraryPlaces.path`. A library that was compiled from other sources than those at hand is not used,
+    except one that the variable names.
     """
-    return _loaded(os.environ.get(LIBRARY_VARIABLE), architecture)
+    return None if architecture in _given_up else _loaded(os.environ.get(LIBRARY_VARIABLE), architecture)
+
+
+def give_up(architecture: int, reason: HspanError) -> None:
+    """From now on GPUs of this compute capability have no library. Logs the reason as a warning."""
+    _given_up.add(architecture)
+    logger.warning("attention on the GPU runs in PyTorch's own operations, many times slower: %s", reason)
 
 
 def state_of_library(path: Path) -> tuple[str, tuple[int, ...]] | None:
@@ -241,11 +249,6 @@ def state_of_library(path: Path) -> tuple[str, tuple[int, ...]] | None:
         return None
 
 
-def warn_of_fallback(reason: HspanError) -> None:
-    """Says that PyTorch's own operations compute instead, and how that is changed."""
-    logger.warning("attention runs on the GPU without its own kernels, many times slower: %s", reason)
-
-
 @functools.cache
 def _loaded(named: str | None, architecture: int) -> CudaLibrary | None:
     path = PLACES.path() if named is None else Path(named)
@@ -257,6 +260,6 @@ def _loaded(named: str | None, architecture: int) -> CudaLibrary | None:
                 path, f"contains no code for sm_{architecture}", f"{_COMMAND} --arch {architecture}"
             )
     except HspanError as error:
-        warn_of_fallback(error)
+        give_up(architecture, error)
         return None
     return library

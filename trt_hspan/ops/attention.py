@@ -1,7 +1,8 @@
 """High-similarity-pass attention as one PyTorch operator. Owns its mathematics on torch tensors, and its gradient.
 
-On a CPU the native library computes it (`trt_hspan.native.cpu_attention`, plugins/cpu); `reference_attention` is the
-same in torch alone, for other devices, for float64, and where there is no library.
+On a CPU the native library computes it (`trt_hspan.native.cpu_attention`, plugins/cpu), on NVIDIA's GPUs the CUDA
+kernels (`trt_hspan.ops.cuda`, plugins/cuda); `reference_attention` is the same in torch alone, for other devices, for
+float64, and where there is no library.
 
 The soft threshold of HSPAN is sparsemax (Martins & Astudillo 2016): the Euclidean projection of a row of
 scores onto the probability simplex. Its threshold is found by Newton's method on the piecewise linear
@@ -11,26 +12,28 @@ iterates rise, the active set shrinks, and the result is exact after finitely ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from trt_hspan.names import TORCH_OP
-from trt_hspan.native.cpu_attention import ElementType, NativeLibrary, NativeOptions, Operand, native_library
+from trt_hspan.native.cpu_attention import NativeLibrary, NativeOptions, Operand, native_library
+from trt_hspan.ops.cuda import ELEMENT_TYPES, gpu_attention, output_format
 
-# Score rows are worked on in chunks of about this size, so that the Newton passes stay in the cache.
+# Score rows are worked on in chunks of about this size: on a CPU so that the Newton passes stay in the cache, on a GPU
+# so that each operation has work for all of it.
 _CHUNK_BYTES = 2 << 20
+_GPU_CHUNK_BYTES = 128 << 20
+# Newton's rounds between two looks at whether all rows are done: on a GPU a look waits for everything before it.
+_GPU_ROUNDS = 8
 
 # Of a row's scores, in units of 2^-24; more than that is computed in float64.
 _LIKELY_ERROR_ALLOWED: Final = 16.0
-
-_NATIVE_TYPES: Final[dict[torch.dtype, ElementType]] = {
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
 
 
 def high_similarity_pass_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -51,7 +54,8 @@ def high_similarity_pass_attention(query: Tensor, key: Tensor, value: Tensor) ->
         nothing but -inf is NaN.
 
     Raises:
-        ValueError: the shapes or dtypes do not fit together.
+        ValueError: the shapes, dtypes or devices do not fit together.
+        OutOfMemoryError, CudaError: the GPU has not the memory, or CUDA reports an error.
 
     Example:
         >>> import torch
@@ -68,6 +72,10 @@ def high_similarity_pass_attention(query: Tensor, key: Tensor, value: Tensor) ->
 def sparsemax_threshold(scores: Tensor) -> Tensor:
     """The threshold tau of each row: sum(max(scores - tau, 0)) = 1.
 
+    Further rounds leave a row that is done as it is, so the result does not depend on how often the rows are looked at:
+    in every round on a CPU, in every eighth on a GPU, and never while a CUDA graph is captured, which takes
+    `most_newton_rounds`.
+
     Args:
         scores: (..., L) float32 or float64, each row shifted so that its maximum is 0.
 
@@ -76,7 +84,9 @@ def sparsemax_threshold(scores: Tensor) -> Tensor:
     """
     tau = torch.full_like(scores[..., :1], -1.0)
     excess = torch.empty_like(scores)
-    while True:
+    looks_every = _rounds_between_looks(scores)
+    most = most_newton_rounds(scores.shape[-1], torch.finfo(scores.dtype).eps)
+    for round_number in itertools.count(1):
         # tau + (sum of the excess - 1) / size of the active set is the Newton step.
         torch.sub(scores, tau, out=excess).clamp_min_(0)
         surplus = excess.sum(-1, keepdim=True) - 1
@@ -85,9 +95,41 @@ def sparsemax_threshold(scores: Tensor) -> Tensor:
         # Only a strict rise goes on. Each rise drops scores from the active set or is the last one that
         # rounding allows, so the loop ends; comparisons with NaN are false and end a row at once.
         rising = risen > tau
-        if not bool(rising.any()):
-            return tau
         tau = torch.where(rising, risen, tau)
+        if looks_every is None:
+            if round_number == most:
+                return tau
+        elif round_number % looks_every == 0 and not bool(rising.any()):
+            return tau
+    raise AssertionError("unreachable")
+
+
+def most_newton_rounds(positions: int, epsilon: float) -> int:
+    """Rounds after which no threshold of rows of so many scores rises any more; epsilon is that of their type.
+
+    Let h be a round's surplus F(tau) - 1 and n the size of its active set. F is convex with slope -n, so from one round
+    to the next h'/h + n'/n <= 1, and the product h n falls to a quarter at least (T. Radzik, "Newton's method for
+    fractional combinatorial optimization", 1992, has this for Newton's method on any such function). It starts below
+    L^2. The rise h / n <= h n is lost in rounding once it is half a unit in the last place of tau, which is at least
+    epsilon / 4L, as tau <= -1 / L: after log4(4 L^3 / epsilon) rounds.
+
+    Example:
+        >>> from trt_hspan.ops.attention import most_newton_rounds
+        >>> most_newton_rounds(9216, epsilon=2.0**-23)
+        33
+    """
+    return math.ceil(0.5 * (math.log2(4 / epsilon) + 3 * math.log2(max(positions, 1))))
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    """Whether the device's current stream records a CUDA graph: nothing can be read from the device then."""
+    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _rounds_between_looks(tensor: Tensor) -> int | None:
+    if _is_captured(tensor):
+        return None
+    return _GPU_ROUNDS if tensor.device.type == "cuda" else 1
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -100,6 +142,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise ValueError(f"value must share N, H and W with query and key, got {shapes}")
     if not (query.dtype == key.dtype == value.dtype) or not query.dtype.is_floating_point:
         raise ValueError(f"expected one floating dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
+    if not (query.device == key.device == value.device):
+        raise ValueError(f"expected one device, got {query.device}, {key.device}, {value.device}")
 
 
 def _tokens(image: Tensor) -> Tensor:
@@ -110,11 +154,17 @@ def _tokens(image: Tensor) -> Tensor:
 
 def _image(tokens: Tensor, like: Tensor) -> Tensor:
     """(N, L, D) -> (N, D, H, W) with the batch, height, width and dtype of `like`."""
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *like.shape[2:]).to(like.dtype).contiguous()
+    return (
+        tokens.transpose(1, 2)
+        .reshape(tokens.shape[0], tokens.shape[2], *like.shape[2:])
+        .to(like.dtype)
+        .contiguous()
+    )
 
 
 def _chunk_rows(tokens: Tensor) -> int:
-    return max(1, _CHUNK_BYTES // (tokens.shape[1] * tokens.element_size()))
+    chunk_bytes = _GPU_CHUNK_BYTES if tokens.device.type == "cuda" else _CHUNK_BYTES
+    return max(1, chunk_bytes // (tokens.shape[1] * tokens.element_size()))
 
 
 def _wide_type(tensor: Tensor) -> torch.dtype:
@@ -133,17 +183,21 @@ def _weights_of_rows(query: Tensor, key: Tensor) -> Callable[[slice], Tensor]:
     largest = norms.where(norms.isfinite(), 0).amax()
     likely_error = query.shape[1] ** 0.5 * torch.linalg.vector_norm(query, dim=-1, dtype=wide) * largest
     is_refined = (likely_error > _LIKELY_ERROR_ALLOWED) & (query.dtype != wide)
-    wide_key = key.to(wide) if bool(is_refined.any()) else key
+    # Read from the device once for all rows; while a graph is captured it cannot be, and all are computed both ways.
+    candidates = torch.ones_like(is_refined, device="cpu") if _is_captured(query) else is_refined.cpu()
+    wide_key = key.to(wide) if bool(candidates.any()) else key
 
     def weights(rows: slice) -> Tensor:
         scores = query[rows] @ key.T
         scores -= scores.amax(-1, keepdim=True)
-        refined = is_refined[rows].nonzero().flatten()
+        refined = candidates[rows].nonzero().flatten()
         if len(refined):
-            rounded = scores[refined]
-            exact = (query[rows][refined].to(wide) @ wide_key.T).masked_fill_(rounded.isneginf(), -torch.inf)
+            at = slice(None) if len(refined) == len(scores) else refined.to(scores.device)
+            rounded = scores[at]
+            exact = (query[rows][at].to(wide) @ wide_key.T).masked_fill_(rounded.isneginf(), -torch.inf)
             exact -= exact.amax(-1, keepdim=True)
-            scores[refined] = rounded.where(rounded.isnan(), exact.to(scores.dtype))
+            stays = rounded.isnan() | ~is_refined[rows][at, None]
+            scores[at] = rounded.where(stays, exact.to(scores.dtype))
         excess = scores.sub_(sparsemax_threshold(scores)).clamp_min_(0)
         surplus = excess.sum(-1, keepdim=True, dtype=wide) - 1
         support = excess > 0
@@ -195,7 +249,7 @@ def native_attention(
     inputs = [_with_one_position_stride(tensor) for tensor in (query, key, value)]
     library.attend(
         *(_operand(tensor) for tensor in (*inputs, output)),
-        element_type=_NATIVE_TYPES[value.dtype],
+        element_type=ELEMENT_TYPES[value.dtype],
         options=options or NativeOptions(threads=torch.get_num_threads()),
     )
     return output
@@ -217,20 +271,34 @@ def _operand(image: Tensor) -> Operand:
     )
 
 
+@contextmanager
+def _promised_arithmetic(tensor: Tensor) -> Iterator[None]:
+    """Sums stay in the types that the operator promises: no autocast, and no TF32 or BF16 for float32."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(tensor.device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 @torch.library.custom_op(TORCH_OP, mutates_args=())
 def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    if value.device.type == "cpu" and value.dtype in _NATIVE_TYPES and query.numel() and value.numel():
-        library = native_library()
-        if library is not None:
+    if not value.numel():
+        return torch.empty_like(value, memory_format=output_format(value))
+    if value.dtype in ELEMENT_TYPES and query.numel():
+        if value.device.type == "cpu" and (library := native_library()) is not None:
             return native_attention(library, query, key, value)
-    # Sums stay in the types that the operator promises.
-    with torch.autocast(value.device.type, enabled=False):
-        return reference_attention(query, key, value)
+        if value.device.type == "cuda" and (output := gpu_attention(query, key, value)) is not None:
+            return output
+    with _promised_arithmetic(value):
+        return reference_attention(query, key, value).contiguous(memory_format=output_format(value))
 
 
 @_attention.register_fake
 def _attention_shape(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return torch.empty_like(value, memory_format=torch.contiguous_format)
+    return torch.empty_like(value, memory_format=output_format(value))
 
 
 @torch.library.custom_op(f"{TORCH_OP}_backward", mutates_args=())
@@ -242,6 +310,13 @@ def _attention_backward(
     The Jacobian of sparsemax is diag(s) - s s^T / |S| with s the indicator of the support S
     (Martins & Astudillo 2016, proposition 2), so dscores = 1_S (dweights - mean over S of dweights).
     """
+    if not value.numel():
+        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    with _promised_arithmetic(value):
+        return _gradients(gradient, query, key, value)
+
+
+def _gradients(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, g = _tokens(query), _tokens(key), _tokens(value), _tokens(gradient)
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     rows = _chunk_rows(q)
