@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from support.command_line import CommandLine
 from support.export_cache import ExportCache
 from support.golden import GOLDEN, GoldenNetwork
@@ -16,6 +18,7 @@ from support.permissions import read_only
 from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
 
+from trt_hspan.errors import OutOfMemoryError
 from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.media.pictures import read_image
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
@@ -54,10 +57,31 @@ def test_checkpoint_runs_in_pytorch(
     np.testing.assert_array_equal(read_image(target), upscaled_reference(small_x4, picture))
 
 
+def test_checkpoint_runs_on_the_gpu_in_tiles_and_falls_back_to_smaller_ones(
+    run: CommandLine, picture: Path, tmp_path: Path, small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a GPU whose memory holds 300 pixels; the arithmetic is this CPU's."""
+    monkeypatch.setattr(torch_runner, "gpu_device", lambda index, where: torch.device("cpu"))
+    infer = TorchRunner.infer
+
+    def in_little_memory(self: TorchRunner, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        if batch.shape[2] * batch.shape[3] > 300:
+            raise OutOfMemoryError(self.where, "the GPU has not enough memory", "give smaller tiles")
+        return infer(self, batch)
+
+    monkeypatch.setattr(TorchRunner, "infer", in_little_memory)
+    target = tmp_path / "out.png"
+    words = ["upscale", picture, "-o", target, "--checkpoint", small_x4.checkpoint, "--device", "gpu:1"]
+    report = json.loads(run(*words, "--precision", "fp16", "--json").out)
+    assert report["backend"].endswith(" on the GPU 1, FP16")
+    assert report["precision"] == "fp16"
+    assert read_image(target).shape == (64, 80, 3)
+
+
 def test_checkpoint_runs_in_bf16_where_the_processor_can(
     run: CommandLine, picture: Path, tmp_path: Path, small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: True)
     words = ["upscale", picture, "-o", tmp_path / "out.png", "--checkpoint", small_x4.checkpoint]
     words += ["--res-scale", small_x4.res_scale, "--precision", "bf16", "--json"]
     report = json.loads(run(*words).out)
@@ -66,7 +90,7 @@ def test_checkpoint_runs_in_bf16_where_the_processor_can(
     assert 0 < np.abs(difference).max() < 26  # tenths at most
     assert np.abs(difference).mean() < 2
     (tmp_path / "out.png").unlink()
-    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: False)
     refused = run(*words)
     assert refused.code == 1
     assert "no BF16 instructions" in refused.error_line

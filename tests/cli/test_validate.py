@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from support.command_line import CommandLine, CommandResult
 from support.export_cache import ExportCache
@@ -276,6 +277,21 @@ def test_residual_scale_of_the_onnx_file_is_taken_unless_another_is_given(
     assert report_of(run(*words, "--res-scale", 0.1))["total"]["worst_psnr_db"] < 100
 
 
+def test_the_checkpoint_on_the_gpu_is_compared_with_the_cpu(
+    run: CommandLine, small_x4: GoldenNetwork, benchmark_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_runner, "gpu_device", lambda index, where: torch.device("cpu"))
+    words = ["validate", "--checkpoint", small_x4.checkpoint, "--res-scale", small_x4.res_scale]
+    words += ["--images", benchmark_set, "--limit", 1, "--device", "gpu", "--json"]
+    alone = report_of(run(*words))
+    assert alone["candidate"].endswith(" on the GPU, FP32")
+    assert "GPU" not in alone["reference"]
+    half = report_of(run(*words, "--precision", "fp16"))
+    assert half["candidate"].endswith(" on the GPU, FP16")
+    assert alone["total"]["worst_psnr_db"] == "inf"  # this CPU, twice
+    assert 50 < half["total"]["worst_psnr_db"] < 90
+
+
 def test_bf16_of_the_checkpoint_is_compared_beside_files(
     run: CommandLine,
     small_x4: GoldenNetwork,
@@ -283,7 +299,7 @@ def test_bf16_of_the_checkpoint_is_compared_beside_files(
     benchmark_set: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: True)
     words = ["validate", "--checkpoint", small_x4.checkpoint, "--res-scale", small_x4.res_scale]
     words += ["--images", benchmark_set, "--limit", 1, "--json"]
     alone = report_of(run(*words, "--precision", "bf16", "--min-psnr", 30))
@@ -295,7 +311,7 @@ def test_bf16_of_the_checkpoint_is_compared_beside_files(
     failed = run(*words, "--precision", "bf16", "--min-psnr", 90)
     assert failed.code == 1
     assert f"{small_x4.checkpoint} in bf16: agrees with PyTorch to" in failed.err
-    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: False)
     refused = run(*words, "--precision", "bf16")
     assert refused.code == 1
     assert "no BF16 instructions" in refused.error_line

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.golden import GoldenNetwork
 from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
@@ -37,7 +38,7 @@ def test_checkpoint_opens_in_pytorch(small_x4: GoldenNetwork) -> None:
 def test_checkpoint_opens_in_the_requested_precision(
     small_x4: GoldenNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: True)
     assert open_runner(small_x4.checkpoint, precision="bf16").precision == "bf16"
     assert open_runner(small_x4.checkpoint).precision == "fp32"
     for name in ("a.onnx", "a.plan"):
@@ -146,7 +147,25 @@ def test_gpu_for_a_file_that_runs_on_the_cpu_is_refused(tmp_path: Path, small_x4
     network = write_attention_network(tmp_path / "a.onnx")
     with pytest.raises(HspanError, match=r"a\.onnx: --device gpu: .* trt-hspan build --onnx .*a\.onnx$"):
         open_runner(network, device="gpu")
-    with pytest.raises(HspanError, match=r"--device gpu: .* trt-hspan build --checkpoint .*small_x4\.pt$"):
+
+
+@pytest.mark.parametrize("device", ["gpu", "gpu:1"])
+def test_gpu_for_a_checkpoint_runs_pytorch_there(
+    small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    index = device.count("1")
+    monkeypatch.setattr(torch_runner, "gpu_device", lambda number, where: torch.device("cpu"))
+    runner = open_runner(small_x4.checkpoint, device=device, precision="fp16")
+    place = f"PyTorch {torch.__version__.split('+')[0]} on the GPU" + (" 1" if index else "")
+    assert (runner.name, runner.precision) == (place, "fp16")
+    assert runner.picked == f"{place}, as requested"
+
+
+@needs_no_gpu
+def test_gpu_for_a_checkpoint_that_pytorch_cannot_give_is_refused(small_x4: GoldenNetwork) -> None:
+    with pytest.raises(
+        HspanError, match=r"--device gpu: PyTorch .* trt-hspan build --checkpoint .*small_x4\.pt$"
+    ):
         open_runner(small_x4.checkpoint, device="gpu")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.golden import GOLDEN, GoldenNetwork
 
-from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.runtime import torch_runner
 from trt_hspan.runtime.torch_runner import TorchRunner
@@ -48,7 +48,7 @@ def test_memory_estimate_grows_with_the_picture_and_not_with_its_square(small_x4
 
 def test_bf16_stays_close_to_float32(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     # The processor of the test may lack the instructions; the numbers are the same without them.
-    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: True)
     with TorchRunner(small_x4.checkpoint, res_scale=small_x4.res_scale, precision="bf16") as runner:
         output = runner.run(small_x4.input)
     assert runner.label.endswith(", BF16")
@@ -60,8 +60,137 @@ def test_bf16_stays_close_to_float32(small_x4: GoldenNetwork, monkeypatch: pytes
 
 
 def test_bf16_needs_a_processor_that_has_it(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: False)
     with pytest.raises(HspanError, match=r"no BF16 instructions .*; leave it out"):
         TorchRunner(small_x4.checkpoint, precision="bf16")
     with pytest.raises(UsageError, match="--precision: got 'fp8', PyTorch on a CPU runs fp32 or bf16"):
         TorchRunner(small_x4.checkpoint, precision="fp8")
+
+
+@pytest.fixture
+def borrowed_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is this CPU: everything but CUDA itself."""
+    monkeypatch.setattr(torch_runner, "gpu_device", lambda index, where: torch.device("cpu"))
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: True)
+
+
+@pytest.mark.parametrize(("precision", "least_db"), [("fp32", 100), ("fp16", 62), ("bf16", 45)])
+def test_a_gpu_runs_three_precisions(
+    small_x4: GoldenNetwork, borrowed_cpu: None, precision: str, least_db: float
+) -> None:
+    """FP16 has three bits more than BF16, 18 dB."""
+    with TorchRunner(small_x4.checkpoint, res_scale=small_x4.res_scale, precision=precision, gpu=0) as runner:
+        output = runner.run(small_x4.input)
+    assert runner.label.endswith(f" on the GPU, {precision.upper()}")
+    assert output.dtype == np.float32
+    error = float(np.mean((output - small_x4.output) ** 2))
+    assert -10 * np.log10(max(error, 1e-20)) >= least_db
+    assert (error > 1e-10) == (precision != "fp32")
+
+
+def test_fp32_on_a_gpu_is_never_tf32(
+    small_x4: GoldenNetwork, borrowed_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    runner = TorchRunner(small_x4.checkpoint, gpu=0)
+    forward = runner._model.forward
+
+    def noting(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        result: torch.Tensor = forward(batch)
+        return result
+
+    monkeypatch.setattr(runner._model, "forward", noting)
+    before = torch.backends.cudnn.allow_tf32
+    with runner:
+        runner.run(small_x4.input)
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_main_memory_of_a_run_on_a_gpu_is_input_and_result(
+    small_x4: GoldenNetwork, borrowed_cpu: None
+) -> None:
+    runner = TorchRunner(small_x4.checkpoint, gpu=0)
+    assert runner.memory_bytes((1, 3, 10, 20)) == 4 * 3 * (10 * 20 + 40 * 80)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+            OutOfMemoryError,
+            "CUDA out of memory; ",
+        ),
+        (
+            RuntimeError("CUDA error: an illegal address\nmore"),
+            HspanError,
+            "illegal address; take --device cpu",
+        ),
+    ],
+    ids=["memory", "other"],
+)
+def test_errors_of_cuda_are_one_line(
+    small_x4: GoldenNetwork,
+    borrowed_cpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    kind: type[HspanError],
+    words: str,
+) -> None:
+    runner = TorchRunner(small_x4.checkpoint, gpu=0)
+
+    def failing(batch: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(runner._model, "forward", failing)
+    with runner, pytest.raises(kind, match=words):
+        runner.run(small_x4.input)
+
+
+def test_a_pytorch_without_cuda_says_so(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(
+        HspanError, match=r"--device gpu:1: PyTorch .* is a build without CUDA; install one with CUDA"
+    ):
+        TorchRunner(small_x4.checkpoint, gpu=1)
+
+
+def test_a_pytorch_without_a_driver_says_what_it_misses(
+    small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_driver() -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", no_driver)
+    with pytest.raises(
+        HspanError, match="finds no GPU: Found no NVIDIA driver on your system; see trt-hspan doctor"
+    ):
+        TorchRunner(small_x4.checkpoint, gpu=0)
+
+
+def test_a_gpu_that_is_not_there_is_named(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(
+        HspanError, match="--device gpu:2: there is no GPU 2 here, PyTorch finds 2; take --device cpu"
+    ):
+        TorchRunner(small_x4.checkpoint, gpu=2)
+    assert torch_runner.gpu_device(1, "x") == torch.device("cuda", 1)
+
+
+def test_bf16_needs_a_gpu_that_has_it(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_runner, "gpu_device", lambda index, where: torch.device("cuda"))
+    for capability, has in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda device, capability=capability: capability
+        )
+        assert torch_runner.has_bf16_instructions(torch.device("cuda")) == has
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(HspanError, match=r"this GPU has no BF16 instructions .*; take --precision fp16"):
+        TorchRunner(small_x4.checkpoint, precision="bf16", gpu=0)
+    with pytest.raises(UsageError, match="got 'int8', PyTorch on a GPU runs fp32, fp16 or bf16"):
+        TorchRunner(small_x4.checkpoint, precision="int8", gpu=0)

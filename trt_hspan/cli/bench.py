@@ -52,7 +52,7 @@ class BenchRequest:
     threads: options.Threads = None
     precision: Annotated[
         tuple[str, ...],
-        typer.Option(metavar="fp32|bf16", help="Of checkpoints, repeatable.", show_default="fp32"),
+        typer.Option(metavar="fp32|fp16|bf16", help="Of checkpoints, repeatable.", show_default="fp32"),
     ] = ()
     integer_kernels: options.IntegerKernels = False
     plot: Annotated[

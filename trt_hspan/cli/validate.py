@@ -36,10 +36,10 @@ class ValidateRequest:
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="bf16",
-            help="Also compare --checkpoint itself as PyTorch runs it in this precision, where the processor has its "
-            "instructions.",
-            show_default="none",
+            metavar="fp32|fp16|bf16",
+            help="Also compare --checkpoint itself as PyTorch runs it in this precision on --device: fp16 on a GPU, "
+            "bf16 where processor or GPU has it.",
+            show_default="none, and fp32 for --device gpu alone",
         ),
     ] = None
     images: Annotated[

@@ -34,12 +34,15 @@ class ValidationRequest:
     Args:
         checkpoint: a checkpoint file or preset, which PyTorch runs in float32.
         files: engines and ONNX files that were made from it.
-        precision: "bf16" compares the checkpoint in this precision of PyTorch too.
+        precision: compares the checkpoint in this precision of PyTorch too, as `TorchRunner` takes it; on a GPU "fp32"
+            where there are no files either.
         pictures: a folder as `samples_from_folder` takes it; None is the shipped photograph.
         limit: compare on the first so many pictures only.
         min_psnr_db, budget_db, options: as `validate_all` takes them.
         res_scale: of the checkpoint; None is what the files say, or 0.1.
-        device, plugin: of engines, as `open_runner` takes them.
+        device: of engines and of the checkpoint in `precision`, as `open_runner` takes it. What is compared with is
+            on the CPU.
+        plugin: of engines, as `open_runner` takes it.
         report: a folder for `index.html` and `report.json`.
 
     Raises:
@@ -60,7 +63,7 @@ class ValidationRequest:
     report: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.files and self.precision is None:
+        if not self.files and self.compared_precision is None:
             raise UsageError("ENGINE_OR_ONNX", "nothing to compare", "name a .plan or an .onnx file")
         require_bar(self.min_psnr_db)
         if self.budget_db is not None and not (math.isfinite(self.budget_db) and self.budget_db >= 0):
@@ -73,15 +76,20 @@ class ValidationRequest:
         repeated = {path for path in self.files if self.files.count(path) > 1}
         if repeated:
             raise UsageError(min(repeated), "was named twice", "name each file once")
-        if self.precision is not None and self.report is not None:
+        if self.compared_precision is not None and self.report is not None:
             raise UsageError(
                 "--report",
-                "compares layers of ONNX files, and --precision has none",
-                "leave one of them out",
+                "compares layers of ONNX files, and a checkpoint has none",
+                "leave it out, or --precision",
             )
-        device_from_text(self.device)
         if self.report is not None and self.report.is_file():
             raise UsageError("--report", f"{self.report} is a file, expected a folder")
+
+    @property
+    def compared_precision(self) -> str | None:
+        """In which precision the checkpoint itself is compared; None: it is not."""
+        on_gpu = device_from_text(self.device).kind == "gpu"
+        return "fp32" if self.precision is None and on_gpu and not self.files else self.precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +127,12 @@ def validate_files(
     res_scale = next(value for value in (request.res_scale, *stored, 0.1) if value is not None)
     reference = TorchRunner(request.checkpoint, res_scale=res_scale)
     names = [str(path) for path in request.files]
-    if request.precision is not None:
-        candidates.append(TorchRunner(request.checkpoint, res_scale=res_scale, precision=request.precision))
-        names.append(f"{request.checkpoint} in {request.precision}")
+    if (precision := request.compared_precision) is not None:
+        runner = open_runner(
+            request.checkpoint, device=request.device, res_scale=res_scale, precision=precision
+        )
+        candidates.append(runner)
+        names.append(f"{request.checkpoint} in {precision}")
     scale, pictures = common_scale(reference, candidates), request.pictures
     samples = shipped_samples(scale) if pictures is None else samples_from_folder(pictures, scale)
     samples = samples[: request.limit]

@@ -126,17 +126,33 @@ def open_runner(
     if suffix == ".plan":
         runner = _engine_runner(Path(source), request, threads, plugin)
     elif suffix == ".onnx":
-        _require_cpu(source, request, "an ONNX file runs on the CPU here", "--onnx")
+        if request.kind == "gpu":
+            raise HspanError(
+                source,
+                "--device gpu: an ONNX file runs on the CPU here",
+                f"build an engine: trt-hspan build --onnx {os.fspath(source)}",
+            )
         runner = _onnx_runner(source, threads, integer_kernels)
         runner.picked = f"{runner.name} on the CPU, which runs ONNX files"
         if integer_kernels:
             runner.picked += ", INT8 in integer kernels as requested"
     else:
-        _require_cpu(source, request, "a checkpoint runs on the CPU here", "--checkpoint")
-        shipped = None if precision not in (None, "fp32") else shipped_onnx(source, res_scale=res_scale)
+        is_gpu = request.kind == "gpu"
+        takes_onnx = not is_gpu and precision in (None, "fp32")
+        shipped = shipped_onnx(source, res_scale=res_scale) if takes_onnx else None
         if shipped is None:
-            runner = _torch_runner(source, res_scale, threads, precision)
-            runner.picked = f"{runner.name} on the CPU, which runs checkpoints"
+            _require_package("torch", source, "PyTorch, which runs checkpoints,", "export")
+            from trt_hspan.runtime.torch_runner import TorchRunner
+
+            runner = TorchRunner(
+                source,
+                res_scale=res_scale,
+                threads=threads,
+                precision=precision or "fp32",
+                gpu=request.index if is_gpu else None,
+            )
+            on_cpu = f"{runner.name} on the CPU, which runs checkpoints"
+            runner.picked = f"{runner.name}, as requested" if is_gpu else on_cpu
         else:
             runner = _onnx_runner(shipped, threads, integer_kernels=False)
             runner.picked = (
@@ -197,22 +213,6 @@ def _onnx_runner(source: str | os.PathLike[str], threads: int | None, integer_ke
     from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
     return OnnxRuntimeRunner(source, threads=threads, integer_kernels=integer_kernels)
-
-
-def _torch_runner(
-    source: str | os.PathLike[str], res_scale: float, threads: int | None, precision: str | None
-) -> Runner:
-    _require_package("torch", source, "PyTorch, which runs checkpoints,", "export")
-    from trt_hspan.runtime.torch_runner import TorchRunner
-
-    return TorchRunner(source, res_scale=res_scale, threads=threads, precision=precision or "fp32")
-
-
-def _require_cpu(source: str | os.PathLike[str], request: Device, why: str, option: str) -> None:
-    if request.kind == "gpu":
-        raise HspanError(
-            source, f"--device gpu: {why}", f"build an engine: trt-hspan build {option} {os.fspath(source)}"
-        )
 
 
 def _require_package(module: str, where: object, what: str, extra: str) -> None:

@@ -1,18 +1,20 @@
-"""The network in PyTorch on the CPU. In float32 it is the reference that everything else is measured against."""
+"""The network in PyTorch. In float32 on a CPU it is the reference that everything else is measured against."""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Final, Literal, cast, get_args
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final, cast
 
-from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.runtime.runner import Float32Array, Runner
+from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
+from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, RunnerPrecision
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-TorchPrecision = Literal["fp32", "bf16"]
+_PRECISIONS: Final = {"cpu": ("fp32", "bf16"), "gpu": ("fp32", "fp16", "bf16")}
 # Tensors of the upscaled features that a run keeps. *Measured* with hspan-tiny-x4 at 128x160 pixels: 3.1.
 UPSCALED_TENSORS: Final = 3
 
@@ -24,12 +26,14 @@ class TorchRunner(Runner):
         checkpoint: as `trt_hspan.load_model` takes it.
         res_scale: factor on each attention and module; checkpoints do not store it.
         threads: CPU threads; None takes PyTorch's own choice.
-        precision: "fp32" or "bf16". The latter computes convolutions and attention from BF16 numbers, sums in float32,
-            and keeps what is added to the features in float32. Faster only on processors that have BF16 instructions.
+        precision: "fp32", "bf16", on a GPU also "fp16". The short types compute convolutions and attention from such
+            numbers, sums in float32, and keep what is added to the features in float32. On CPUs BF16 is faster only
+            where the processor has its instructions.
+        gpu: which GPU in CUDA's order; None is the CPU. FP32 is never TF32 there.
 
     Raises:
-        HspanError: as `load_model`, or BF16 on a processor without its instructions. The checkpoint is read here and
-            not on entry, so that a bad one is an early error.
+        HspanError: as `load_model`, BF16 on a processor or GPU without its instructions, a PyTorch that cannot use the
+            GPU. The checkpoint is read here and not on entry, so that a bad one is an early error.
         UsageError: as `load_model`, or another precision.
     """
 
@@ -40,6 +44,7 @@ class TorchRunner(Runner):
         res_scale: float = 0.1,
         threads: int | None = None,
         precision: str = "fp32",
+        gpu: int | None = None,
     ) -> None:
         import torch
 
@@ -47,21 +52,29 @@ class TorchRunner(Runner):
 
         self.where = os.fspath(checkpoint)
         self.name = f"PyTorch {torch.__version__.split('+')[0]}"
-        if precision not in get_args(TorchPrecision):
-            raise UsageError("--precision", f"got {precision!r}, PyTorch on a CPU runs fp32 or bf16")
-        if precision == "bf16" and not has_bf16_instructions():
+        kind = "cpu" if gpu is None else "gpu"
+        if precision not in _PRECISIONS[kind]:
+            runs = "a CPU runs fp32 or bf16" if gpu is None else "a GPU runs fp32, fp16 or bf16"
+            raise UsageError("--precision", f"got {precision!r}, PyTorch on {runs}")
+        self._is_gpu = gpu is not None
+        self._device = torch.device("cpu") if gpu is None else gpu_device(gpu, self.where)
+        if gpu is not None:
+            self.name += " on the GPU" + (f" {gpu}" if gpu else "")
+        if precision == "bf16" and not has_bf16_instructions(self._device):
             raise HspanError(
                 self.where,
-                "--precision bf16: this processor has no BF16 instructions and would take hundreds of times as long",
-                "leave it out",
+                f"--precision bf16: this {'processor' if gpu is None else 'GPU'} has no BF16 instructions and would "
+                "take many times as long",
+                "leave it out" if gpu is None else "take --precision fp16",
             )
-        self.precision = cast(TorchPrecision, precision)
+        self.precision = cast(RunnerPrecision, precision)
+        self._low = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
         self.emulated = False
         self._model = load_model(checkpoint, res_scale=res_scale)
-        if precision == "bf16":
+        if self._low is not None:
             # Mean shifts, the first and the last convolution see colors, and are cheap.
             for module in (self._model.sub_mean, self._model.head, self._model.tail[1], self._model.add_mean):
-                _keep_in_float32(module)
+                _keep_in_float32(module, self._device.type)
         self.scale = self._model.config.scale
         self.res_scale = res_scale
         self.source_sha256 = source_sha256(checkpoint)
@@ -74,50 +87,110 @@ class TorchRunner(Runner):
         self._threads_before = torch.get_num_threads()
         if self._threads is not None:
             torch.set_num_threads(self._threads)
+        with self._translate_cuda_errors():
+            self._model.to(self._device)
 
     def deactivate(self) -> None:
         import torch
 
         torch.set_num_threads(self._threads_before)
+        with suppress(RuntimeError):  # after an error of CUDA's there is nothing left to save
+            self._model.to("cpu")
 
     def infer(self, batch: Float32Array) -> Float32Array:
         import torch
 
-        # Convolutions take BF16 copies of their inputs and weights; sums with float32 features stay float32.
-        low: AbstractContextManager[object] = torch.autocast(
-            "cpu", torch.bfloat16, enabled=self.precision == "bf16"
-        )
-        with torch.inference_mode(), low:
-            output: Float32Array = self._model(torch.from_numpy(batch)).float().numpy()
+        # Convolutions take short copies of their inputs and weights; sums with float32 features stay float32.
+        low = torch.autocast(self._device.type, self._low, enabled=self._low is not None)
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.inference_mode(), low, exact, self._translate_cuda_errors():
+            output: Float32Array = self._model(torch.from_numpy(batch).to(self._device)).float().cpu().numpy()
         return output
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """`UPSCALED_TENSORS` of (N, features, scale * H, scale * W) float32. Attention never keeps all scores."""
+        """`UPSCALED_TENSORS` of (N, features, scale * H, scale * W) float32. Attention never keeps all scores.
+
+        On a GPU input and result alone are in main memory.
+        """
         n, _, height, width = shape
         config = self._model.config
+        if self._is_gpu:
+            return 4 * n * CHANNELS * height * width * (1 + config.scale**2)
         return UPSCALED_TENSORS * 4 * n * config.n_feats * height * width * config.scale**2
 
+    @contextmanager
+    def _translate_cuda_errors(self) -> Iterator[None]:
+        """Errors of CUDA in PyTorch, of which each has a way out of its own; on a CPU there are none."""
+        import torch
 
-def _keep_in_float32(module: nn.Module) -> None:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                self.where, f"the GPU has not enough memory: {_first_sentence(error)}", "give smaller tiles"
+            ) from error
+        except RuntimeError as error:
+            if not self._is_gpu:
+                raise
+            raise HspanError(
+                self.where, f"{self.name} failed: {_first_sentence(error)}", "take --device cpu"
+            ) from error
+
+
+def gpu_device(index: int, where: str) -> torch.device:
+    """PyTorch's device for a GPU in CUDA's order.
+
+    Raises:
+        HspanError: this PyTorch has no CUDA, finds no GPU or driver, or not so many GPUs.
+    """
+    import torch
+
+    option = "--device gpu" + (f":{index}" if index else "")
+    other = f"take --device cpu, or build an engine: trt-hspan build --checkpoint {where}"
+    if torch.version.cuda is None:
+        raise HspanError(
+            where,
+            f"{option}: PyTorch {torch.__version__} is a build without CUDA",
+            f"install one with CUDA (pytorch.org), {other}",
+        )
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise HspanError(
+            where,
+            f"{option}: PyTorch finds no GPU: {_first_sentence(error)}",
+            f"see trt-hspan doctor, {other}",
+        ) from error
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise HspanError(where, f"{option}: there is no GPU {index} here, PyTorch finds {count}", other)
+    return torch.device("cuda", index)
+
+
+def _first_sentence(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0].split(". ", 1)[0].rstrip(".")
+
+
+def _keep_in_float32(module: nn.Module, device_type: str) -> None:
     """The module computes in float32 whatever surrounds it."""
     import torch
 
     forward = module.forward
 
     def in_float32(features: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(device_type, enabled=False):
             result: torch.Tensor = forward(features.float())
         return result
 
     module.forward = in_float32
 
 
-def has_bf16_instructions() -> bool:
-    """AVX-512 BF16 on x86-64; on other processors PyTorch's own kernels decide, which use what there is."""
+def has_bf16_instructions(device: torch.device) -> bool:
+    """AVX-512 BF16 on x86-64, compute capability 8.0 on GPUs; elsewhere PyTorch's own kernels use what there is."""
     import platform
 
     import torch
 
-    if platform.machine() != "x86_64":
-        return True
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return platform.machine() != "x86_64" or bool(torch.cpu._is_avx512_bf16_supported())

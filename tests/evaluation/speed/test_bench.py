@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.command_line import CommandLine
 from support.golden import GoldenNetwork
@@ -119,7 +120,7 @@ def test_the_peer_computes_the_same_network_without_our_kernel(
 def test_a_checkpoint_is_measured_in_each_precision(
     run: CommandLine, small_x4: GoldenNetwork, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: True)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: True)
     words = [
         "bench",
         small_x4.checkpoint,
@@ -136,10 +137,20 @@ def test_a_checkpoint_is_measured_in_each_precision(
     actual = json.loads(result.out)["measurements"]
     assert [item["network"].split(", ")[1] for item in actual] == ["FP32", "BF16", "FP32"]
     assert [item["source"] for item in actual] == [str(small_x4.checkpoint)] * 2 + [str(network)]
-    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda: False)
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: False)
     refused = run(*words, "--precision", "bf16")
     assert (refused.code, refused.out) == (1, "")
     assert "no BF16 instructions" in refused.error_line
+
+
+def test_a_checkpoint_is_measured_on_the_gpu(
+    run: CommandLine, small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_runner, "gpu_device", lambda index, where: torch.device("cpu"))
+    words = ["bench", small_x4.checkpoint, "--device", "gpu", "--precision", "fp16", "--size", "8x8"]
+    report = json.loads(run(*words, "--seconds", BRIEF, "--json").out)
+    assert [item["network"].split(" on the ")[1] for item in report["measurements"]] == ["GPU, FP16"]
+    assert report["picked"][str(small_x4.checkpoint)].endswith(" on the GPU, as requested")
 
 
 def test_a_fixed_size_is_measured_without_being_named(tmp_path: Path) -> None:

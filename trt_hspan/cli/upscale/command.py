@@ -171,8 +171,9 @@ class UpscaleRequest:
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="fp32|bf16",
-            help="Of --checkpoint. bf16 is for processors with BF16 instructions; ONNX files and engines have theirs.",
+            metavar="fp32|fp16|bf16",
+            help="Of --checkpoint: fp16 on a GPU, bf16 where processor or GPU has it; ONNX files and engines have "
+            "theirs.",
             show_default="fp32",
         ),
     ] = None

@@ -120,11 +120,11 @@ class Measurement:
         source: the file or preset; for the peer its checkpoint.
         cuda_graph: whether shapes were replayed as CUDA graphs; None where there is no such thing.
         latency: of one run, from host memory to host memory.
-        images_per_second: throughput; on a GPU with upload, compute and download overlapped.
-        gpu_stages_ms: medians of upload, compute and download by CUDA events; None without a GPU.
+        images_per_second: throughput; of engines on a GPU with upload, compute and download overlapped.
+        gpu_stages_ms: medians of upload, compute and download by CUDA events, of engines on a GPU; else None.
         end_to_end_ms: medians of decode, infer and encode of a PNG picture of this size; None for batches and peers.
         host_peak_bytes: how far resident memory rose while it ran; None where Linux does not report it.
-        gpu_bytes: device memory for activations, inputs and outputs; None without a GPU.
+        gpu_bytes: device memory for activations, inputs and outputs, of engines on a GPU; else None.
         speedup_over_peer: the peer's median latency over this one's; None without a peer.
         profile: the engine's optimization profile that took the shape, where it has several; None without a GPU.
         note: why there is no CUDA graph, when one was requested.
