@@ -5,6 +5,7 @@
 # make ptx     the compiled kernels run on the CPU, all cases and mistakes, half an hour; needs nvcc
 # make soak    five minutes of mixed requests at a real server
 # make fuzz    the readers of the C++ runtime under libFuzzer, a minute each; needs Clang
+# make wheel   wheels for x86-64 and 64-bit Arm with the compiled libraries inside, and the source distribution, in dist/
 # make jetson  packages for Jetson Orin and Thor in dist/, cross-compiled; docs/jetson.md
 # make clean   removes build/ and demo-output/
 # Each sets up what it needs in .venv and build/, and is quick once it is there. No GPU is needed.
@@ -14,7 +15,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test ptx soak lint format plugin jetson setup fuzz clean
+.PHONY: help demo test ptx soak lint format plugin wheel jetson setup fuzz clean
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -46,6 +47,10 @@ format: setup
 plugin: setup
 	$(BIN)/trt-hspan plugin build
 	$(BIN)/trt-hspan plugin build --cpu
+
+wheel: setup
+	bash scripts/setup_cross.sh required
+	$(BIN)/python scripts/build_wheels.py
 
 jetson: setup
 	bash scripts/setup_cross.sh required

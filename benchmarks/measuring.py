@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from trt_hspan.machine.facts import PeakMemory
+from trt_hspan.machine.install_advice import install_command
 from trt_hspan.machine.memory import available_memory_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def options_or_measurement(
         print(json.dumps(measure(**json.loads(options.child))))
         sys.exit()
     if importlib.util.find_spec("entmax") is None:
-        sys.exit(f"{script}: entmax is not installed; pip install 'trt-hspan[benchmark]'")
+        sys.exit(f"{script}: entmax is not installed; {install_command('benchmark')}")
     return options
 
 

@@ -8,6 +8,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
-    from trt_hspan.cli import main
+    from tools.running import run_script
 
-    main(["build", *sys.argv[1:]])
+    run_script("trt_hspan.cli", "build", *sys.argv[1:], extras="export,plugin,rtx")

@@ -8,6 +8,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no installation
-    from tools.jetson_package.command import main
+    from tools.running import run_script
 
-    sys.exit(main())
+    run_script("tools.jetson_package.command", extras="jetson-build")

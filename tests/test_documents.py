@@ -159,7 +159,7 @@ def program_source(program: str) -> str:
     if program == "hspan-upscale":
         return text_of("plugins/runtime/hspan_upscale.cpp")
     script = text_of(program)
-    modules = re.findall(r"from (tools[\w.]*) import", script)
+    modules = re.findall(r'(?:from |run_script\(")(tools[\w.]+)', script)
     return script + "".join(text_of(module.replace(".", "/") + ".py") for module in modules)
 
 

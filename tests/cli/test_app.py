@@ -43,7 +43,7 @@ def test_version_is_reported(run: CommandLine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "step"), [("torch", "pip install 'trt-hspan[export]'"), ("PIL", "pip install 'trt-hspan'")]
+    ("module", "step"), [("torch", "pip install -e '.[export]'"), ("PIL", "pip install -e .")]
 )
 def test_a_package_that_is_not_installed_is_reported_with_how_to_get_it(
     run: CommandLine, monkeypatch: pytest.MonkeyPatch, module: str, step: str

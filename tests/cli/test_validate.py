@@ -420,4 +420,4 @@ def test_package_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, package, None)
     result = run("validate", path, "--checkpoint", small_x4.checkpoint, "--images", benchmark_set)
     assert result.code == 1
-    assert "is not installed; pip install 'trt-hspan[" in result.error_line
+    assert "is not installed; pip install -e '.[" in result.error_line

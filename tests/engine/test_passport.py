@@ -71,11 +71,11 @@ def test_no_gpu(manifest: EngineManifest) -> None:
 
 def test_another_flavor(manifest: EngineManifest) -> None:
     (line,) = lines(manifest, machine(flavors=("tensorrt",)))
-    expected = "not installed here; pip install 'trt-hspan[rtx]' 'tensorrt-rtx==1.7.1.116'"
+    expected = "not installed here; pip install -e '.[rtx]' 'tensorrt-rtx==1.7.1.116'"
     assert line.endswith(expected)
     classic = dataclasses.replace(manifest, flavor="tensorrt", tensorrt_version="10.3.0")
     (line,) = lines(classic, machine())
-    assert line.endswith("pip install 'trt-hspan[gpu]' 'tensorrt==10.3.0'")
+    assert line.endswith("pip install -e '.[gpu]' 'tensorrt==10.3.0'")
 
 
 def test_another_version(manifest: EngineManifest) -> None:

@@ -53,7 +53,7 @@ def test_a_requested_flavor_that_is_not_installed_is_reported_with_how_to_get_it
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine(monkeypatch, installed={"tensorrt_rtx"}, gpus=NO_GPU)
-    with pytest.raises(HspanError, match=r"tensorrt: is not installed; pip install 'trt-hspan\[gpu\]'"):
+    with pytest.raises(HspanError, match=r"tensorrt: is not installed; pip install -e '\.\[gpu\]'"):
         tensorrt_api.select_flavor("tensorrt")
     with pytest.raises(HspanError, match="is not installed"):
         tensorrt_api.load_tensorrt("tensorrt")
@@ -61,7 +61,7 @@ def test_a_requested_flavor_that_is_not_installed_is_reported_with_how_to_get_it
 
 def test_no_tensorrt_at_all_is_reported_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, installed=set(), gpus=NO_GPU)
-    with pytest.raises(HspanError, match=r"neither .* pip install 'trt-hspan\[rtx\]'"):
+    with pytest.raises(HspanError, match=r"neither .* pip install -e '\.\[rtx\]'"):
         tensorrt_api.select_flavor()
 
 

@@ -74,7 +74,7 @@ def test_missing_tools_are_reported_with_how_to_get_them(
     findings_by_name = {finding.name: finding for finding in examine_machine()}
     assert findings_by_name["CUDA compiler"].next_step == "install the CUDA toolkit"
     assert findings_by_name["plugin"].next_step == "trt-hspan plugin build"
-    assert findings_by_name["PyTorch"].next_step == "pip install 'trt-hspan[export]'"
+    assert findings_by_name["PyTorch"].next_step == "pip install -e '.[export]'"
     assert not abilities(tuple(findings_by_name.values()))["compile the plugin"]
 
 

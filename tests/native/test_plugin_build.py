@@ -114,7 +114,7 @@ def test_no_nvcc_is_one_line_with_the_way_out(bare_machine: Path) -> None:
     with pytest.raises(HspanError) as caught:
         find_toolchain()
     assert str(caught.value) == (
-        "nvcc: no CUDA compiler found; install the CUDA toolkit, or pip install 'trt-hspan[nvcc]'"
+        "nvcc: no CUDA compiler found; install the CUDA toolkit, or pip install -e '.[nvcc]'"
     )
 
 

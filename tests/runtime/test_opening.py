@@ -201,9 +201,9 @@ def test_package_that_is_missing_is_named(
     small_engine: SmallEngine, small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(HspanError, match=r"PyTorch, .* is not installed; pip install 'trt-hspan\[export\]'"):
+    with pytest.raises(HspanError, match=r"PyTorch, .* is not installed; pip install -e '\.\[export\]'"):
         open_runner(small_x4.checkpoint)
     with pytest.raises(
-        HspanError, match=r"no NVIDIA GPU .*, and ONNX Runtime, .* not installed; pip install 'trt-hspan\[cpu"
+        HspanError, match=r"no NVIDIA GPU .*, and ONNX Runtime, .* not installed; pip install -e '\.\[cpu"
     ):
         open_runner(small_engine.plan)

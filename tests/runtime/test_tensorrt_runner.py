@@ -91,7 +91,7 @@ def test_a_machine_without_pycuda_is_one_error_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pycuda", None)
     with (
-        pytest.raises(HspanError, match=r"^PyCUDA: is not installed; pip install 'trt-hspan\[gpu\]'$"),
+        pytest.raises(HspanError, match=r"^PyCUDA: is not installed; pip install -e '\.\[gpu\]'$"),
         TensorRtRunner(small_engine.plan),
     ):
         pass

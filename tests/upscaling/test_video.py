@@ -168,5 +168,5 @@ def test_a_codec_that_does_not_fit_the_container_is_one_line_and_leaves_nothing(
 
 def test_without_pyav_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(HspanError, match=r"needs PyAV.*pip install 'trt-hspan\[media\]'"):
+    with pytest.raises(HspanError, match=r"needs PyAV.*pip install -e '\.\[media\]'"):
         require_encoder(VideoOptions())

@@ -46,9 +46,9 @@ class CrossBuild:
 
 
 def prepare_cross_folders(
-    target: Target, *, on_progress: Callable[[BuildProgress], None] = lambda _: None
+    toolkit_name: str, *, on_progress: Callable[[BuildProgress], None] = lambda _: None
 ) -> tuple[Path, Path]:
-    """Fetches what the target's CMake preset names, and links it where the preset looks: under build/cross.
+    """Fetches what CMake presets of this CUDA toolkit name, and links it where they look: under build/cross.
 
     Returns:
         CUDA's toolkit and the sysroot.
@@ -62,10 +62,10 @@ def prepare_cross_folders(
 
     cache, cross = cache_folder() / "cross", sources_folder() / "build" / "cross"
     with locked_folder(cache):  # builds for several targets may begin at once
-        toolkit = cache / target.toolkit
-        prepare_toolkit(target.toolkit, toolkit, on_step=fetching)
+        toolkit = cache / toolkit_name
+        prepare_toolkit(toolkit_name, toolkit, on_step=fetching)
         sysroot = prepare_sysroot(cache / "sysroot", on_step=fetching)
-        _link(toolkit, cross / target.toolkit)
+        _link(toolkit, cross / toolkit_name)
         _link(sysroot, cross / "sysroot")
         _link(find_tensorrt_headers(), cross / "tensorrt")
     return toolkit, sysroot
@@ -89,23 +89,11 @@ def build_for_target(
     Raises:
         HspanError: the cross compiler or something to fetch is missing, or a source does not compile.
     """
-    find_cross_compiler()
-    root = sources_folder()
-    if not (root / "CMakePresets.json").is_file():
-        raise HspanError(
-            root, "contains no CMakePresets.json", "build packages in a checkout of this project"
-        )
-    build = root / "build" / "cmake" / target.name
-    toolkit, sysroot = prepare_cross_folders(target, on_progress=on_progress)
-    options: list[str | Path] = [
-        "--preset",
-        target.name,
-        "-S",
-        root,
-        f"-DHSPAN_SOURCE_SHA256={plugin_sources_sha256(root)}",
-        f"-DHSPAN_BUILD_RUNTIME_TESTS={'ON' if tests else 'OFF'}",
-    ]
-    staging = _built(options, build, jobs, on_progress)
+    toolkit, sysroot = prepare_cross_folders(target.toolkit, on_progress=on_progress)
+    staging = _built_preset(
+        target.name, jobs, on_progress, HSPAN_BUILD_RUNTIME_TESTS="ON" if tests else "OFF"
+    )
+    build = staging.parent
     runtime = (staging / "lib" / RUNTIME_LIBRARY_NAME).resolve()
     return CrossBuild(
         plugin=staging / "lib" / LIBRARY_NAME,
@@ -121,10 +109,26 @@ def build_for_target(
     )
 
 
-def build_cpu_library(
-    target: Target, *, jobs: int = 2, on_progress: Callable[[BuildProgress], None] = lambda _: None
+def build_plugin(
+    preset: str,
+    toolkit: str,
+    *,
+    jobs: int = 2,
+    on_progress: Callable[[BuildProgress], None] = lambda _: None,
 ) -> Path:
-    """The attention on main memory for the target's processor, stripped.
+    """The plugin alone, stripped, by the CMake preset of this name and the CUDA toolkit that it names.
+
+    Raises:
+        HspanError: as `build_for_target`.
+    """
+    prepare_cross_folders(toolkit, on_progress=on_progress)
+    return _built_preset(preset, jobs, on_progress) / "lib" / LIBRARY_NAME
+
+
+def build_cpu_library(
+    name: str, *, jobs: int = 2, on_progress: Callable[[BuildProgress], None] = lambda _: None
+) -> Path:
+    """The attention on main memory for 64-bit Arm, stripped, in a build folder of this name.
 
     Raises:
         HspanError: the cross compiler is missing, or a source does not compile.
@@ -135,8 +139,23 @@ def build_cpu_library(
     sources = root / "plugins" / "cpu"
     options: list[str | Path] = ["-S", sources, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"]
     options.append(f"-DHSPAN_SOURCE_SHA256={cpu_sources_sha256(root)}")
-    build = root / "build" / "cmake" / f"{target.name}-cpu"
+    build = root / "build" / "cmake" / f"{name}-cpu"
     return _built(options, build, jobs, on_progress) / "lib" / CPU_LIBRARY_NAME
+
+
+def _built_preset(
+    preset: str, jobs: int, on_progress: Callable[[BuildProgress], None], **variables: str
+) -> Path:
+    find_cross_compiler()
+    root = sources_folder()
+    if not (root / "CMakePresets.json").is_file():
+        raise HspanError(
+            root, "contains no CMakePresets.json", "build packages in a checkout of this project"
+        )
+    variables["HSPAN_SOURCE_SHA256"] = plugin_sources_sha256(root)
+    options: list[str | Path] = ["--preset", preset, "-S", root]
+    options += [f"-D{name}={value}" for name, value in variables.items()]
+    return _built(options, root / "build" / "cmake" / preset, jobs, on_progress)
 
 
 def _built(

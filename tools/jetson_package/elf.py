@@ -11,6 +11,7 @@ from typing import Any, Final
 from tools.jetson_package.targets import Target, Version
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
+from trt_hspan.machine.install_advice import install_command
 
 _MACHINES: Final = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
 
@@ -61,7 +62,7 @@ def elf_needs_from_file(path: str | os.PathLike[str]) -> ElfNeeds:
         from elftools.common.exceptions import ELFError
         from elftools.elf.elffile import ELFFile
     except ModuleNotFoundError as error:
-        raise HspanError("pyelftools", "is not installed", "pip install 'trt-hspan[jetson-build]'") from error
+        raise HspanError("pyelftools", "is not installed", install_command("jetson-build")) from error
 
     file = Path(path)
     try:

@@ -46,7 +46,7 @@ def build_jetson_packages(
         portable: list[PackageFile] = []
         for target in targets:
             built = build_for_target(target, jobs=jobs, on_progress=on_progress)
-            cpu = build_cpu_library(target, jobs=jobs, on_progress=on_progress)
+            cpu = build_cpu_library(target.name, jobs=jobs, on_progress=on_progress)
             portable = portable or portable_files(
                 Path(scratch), on_step=lambda what: on_progress(BuildProgress(fraction=1.0, phase=what))
             )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from tools.jetson_package.archive import PackageFile
+from tools.wheel.build import build_wheel
 from trt_hspan.errors import HspanError
+from trt_hspan.machine.install_advice import install_command
 from trt_hspan.native.sources import sources_folder
 
 #: Exported in FP16, which is what Jetson's GPUs are fast in; their input and output stay FP32.
@@ -23,7 +23,6 @@ SYSTEM_FILES: Final = {
 }
 
 _BOARD_FILES: Final = Path(__file__).parent / "board"
-_WHEEL_SECONDS: Final = 300
 
 
 def portable_files(folder: Path, *, on_step: Callable[[str], None] = lambda _: None) -> list[PackageFile]:
@@ -34,7 +33,7 @@ def portable_files(folder: Path, *, on_step: Callable[[str], None] = lambda _: N
         on_step: called with what is being created.
 
     Raises:
-        HspanError: pip cannot build the wheel, or torch is missing, which exports the networks.
+        HspanError: the wheel cannot be built, or torch is missing, which exports the networks.
     """
     on_step("building the wheel")
     wheel = build_wheel(folder / "wheels")
@@ -54,33 +53,6 @@ def board_files() -> list[PackageFile]:
     ]
 
 
-def build_wheel(folder: Path) -> Path:
-    """The wheel of this project, without those of its dependencies.
-
-    Raises:
-        HspanError: this is no checkout, or pip cannot build.
-    """
-    root = sources_folder()
-    if not (root / "pyproject.toml").is_file():
-        raise HspanError(root, "contains no pyproject.toml", "build packages in a checkout of this project")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    try:
-        completed = subprocess.run(
-            [*command, "--wheel-dir", str(folder), str(root)],
-            capture_output=True,
-            text=True,
-            timeout=_WHEEL_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise HspanError("wheel", f"no answer in {_WHEEL_SECONDS} s", "look at the network") from error
-    wheels = list(folder.glob("trt_hspan-*.whl"))
-    if completed.returncode != 0 or len(wheels) != 1:
-        reason = (completed.stderr.strip().splitlines() or ["no message"])[-1]
-        raise HspanError("wheel", f"cannot be built: {reason}", "look at the network and pip's configuration")
-    return wheels[0]
-
-
 def _exported(name: str, folder: Path) -> Path:
     try:
         from trt_hspan.export import export_onnx
@@ -88,5 +60,5 @@ def _exported(name: str, folder: Path) -> Path:
         return export_onnx(name, folder / f"{name}-fp16.onnx", precision="fp16")
     except ImportError as error:
         raise HspanError(
-            name, f"cannot be exported: {error}", "install torch: pip install 'trt-hspan[jetson-build]'"
+            name, f"cannot be exported: {error}", f"install torch: {install_command('jetson-build')}"
         ) from error

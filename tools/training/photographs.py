@@ -19,6 +19,7 @@ from PIL import Image
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.files import atomic_path
+from trt_hspan.machine.install_advice import install_command
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -135,7 +136,7 @@ def source_path(photograph: Photograph, packages: Path) -> Path:
         spec = importlib.util.find_spec(photograph.package)
         root = Path(spec.origin).parent if spec and spec.origin else Path(photograph.package)
         path = root / photograph.path
-        hint = "pip install 'trt-hspan[training]'"
+        hint = install_command("training")
     if not path.is_file():
         raise HspanError(path, "no such picture", hint)
     return path

@@ -30,6 +30,7 @@ from trt_hspan.cli import (
 from trt_hspan.cli.jetson import command as jetson
 from trt_hspan.cli.upscale import command as upscale
 from trt_hspan.errors import HspanError
+from trt_hspan.machine.install_advice import install_command
 from trt_hspan.version import __version__
 
 app = typer.Typer(
@@ -102,7 +103,7 @@ def _not_installed(module: str) -> HspanError:
     return HspanError(
         package,
         "is not installed, and this command needs it",
-        f"pip install 'trt-hspan{'' if extra is None else f'[{extra}]'}'",
+        install_command(*filter(None, [extra])),
     )
 
 

@@ -23,7 +23,7 @@ from trt_hspan.engine.spec import Flavor
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.machine.gpu import gpu_architectures
-from trt_hspan.machine.install_advice import install_advice
+from trt_hspan.machine.install_advice import install_advice, install_command
 from trt_hspan.native.progress import PhaseTracker
 
 MODULE_OF: dict[Flavor, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -53,7 +53,7 @@ def select_flavor(requested: Flavor | None = None) -> Flavor:
     raise HspanError(
         "TensorRT",
         "neither tensorrt-rtx nor tensorrt is installed",
-        "pip install 'trt-hspan[rtx]' builds without a GPU, 'trt-hspan[gpu]' is for a machine with one",
+        f"{install_command('rtx')} builds without a GPU, with [gpu] it is for a machine with one",
     )
 
 

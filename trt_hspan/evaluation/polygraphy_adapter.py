@@ -14,6 +14,7 @@ import numpy as np
 
 from trt_hspan.errors import HspanError
 from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME
+from trt_hspan.machine.install_advice import install_command
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 
 
@@ -89,7 +90,7 @@ def _quiet_polygraphy() -> None:
     try:
         from polygraphy import logger
     except ImportError as error:
-        raise HspanError("polygraphy", "is not installed", "pip install 'trt-hspan[export]'") from error
+        raise HspanError("polygraphy", "is not installed", install_command("export")) from error
     log = logger.G_LOGGER
     log.use_python_logging_system = True
     log.colors = False

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from trt_hspan.engine.spec import Flavor
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.facts import installed_version, usable_processors
-from trt_hspan.machine.install_advice import install_advice
+from trt_hspan.machine.install_advice import install_advice, install_command
 
 State = Literal["ok", "absent", "broken"]
 
@@ -59,8 +59,8 @@ def examine_machine() -> tuple[Finding, ...]:
         _examined("tensorrt", lambda: _tensorrt("tensorrt")),
         _examined("tensorrt-rtx", lambda: _tensorrt("tensorrt-rtx")),
         _examined("PyCUDA", _pycuda),
-        _examined("ONNX Runtime", lambda: _package("onnxruntime", "pip install 'trt-hspan[cpu]'")),
-        _examined("PyTorch", lambda: _package("torch", "pip install 'trt-hspan[export]'")),
+        _examined("ONNX Runtime", lambda: _package("onnxruntime", install_command("cpu"))),
+        _examined("PyTorch", lambda: _package("torch", install_command("export"))),
         _examined("plugin", _plugin),
         _examined("CPU kernel", _cpu_kernel),
         _examined("CUDA compiler", _cuda_compiler),

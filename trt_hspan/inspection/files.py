@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import sha256_from_file
+from trt_hspan.machine.install_advice import install_command
 
 if TYPE_CHECKING:
     import onnx
@@ -194,7 +195,7 @@ def _inspect_onnx(path: Path) -> Inspection:
 def _inspect_checkpoint(source: str) -> Inspection:
     if importlib.util.find_spec("torch") is None:
         raise HspanError(
-            source, "PyTorch, which reads checkpoints, is not installed", "pip install 'trt-hspan[export]'"
+            source, "PyTorch, which reads checkpoints, is not installed", install_command("export")
         )
     from trt_hspan.model.checkpoint import load_model, source_sha256
 

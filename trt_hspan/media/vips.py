@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.errors import HspanError
+from trt_hspan.machine.install_advice import install_command
 from trt_hspan.machine.memory import array_of_own_pages, available_memory_bytes
 from trt_hspan.media.formats import damaged, require_accepted
 from trt_hspan.media.metadata import Header, PpmHeader
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.sizes import ImageSize
 
-_INSTALL: Final = "install it with pip install 'trt-hspan[media]'"
 # What libvips is to take for an error. In a JPEG a stray byte is a warning, in a TIFF an odd tag is one.
 _FAIL_ON: Final = {"PNG": "truncated", "JPEG": "truncated", "TIFF": "error"}
 # In a TIFF of tiles, one that is missing or cannot be unpacked is black below this; odd tags don't count.
@@ -51,7 +51,8 @@ def vips(where: object = "16-bit color") -> Any:
     try:
         import pyvips
     except (ImportError, OSError) as error:
-        raise HspanError(where, f"needs pyvips, which cannot be loaded ({error})", _INSTALL) from error
+        install = f"install it with {install_command('media')}"
+        raise HspanError(where, f"needs pyvips, which cannot be loaded ({error})", install) from error
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger("pyvips").setLevel(logging.ERROR)
     return pyvips

@@ -18,6 +18,7 @@ from typing import Final
 from trt_hspan.downloads import unpack_pinned_wheel
 from trt_hspan.errors import HspanError
 from trt_hspan.files import cache_folder, error_from_os_error
+from trt_hspan.machine.install_advice import install_command
 
 #: NVIDIA's Apache-2.0 headers of TensorRT 10.14, as one wheel on the Python package index carries them.
 HEADER_WHEEL: Final = "kernel-lens==2.0.1"
@@ -91,7 +92,7 @@ def find_nvcc(named: str | os.PathLike[str] | None = None) -> Path:
     raise HspanError(
         "nvcc",
         "no CUDA compiler found",
-        "install the CUDA toolkit, or pip install 'trt-hspan[nvcc]'",
+        f"install the CUDA toolkit, or {install_command('nvcc')}",
     )
 
 

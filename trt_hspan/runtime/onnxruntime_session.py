@@ -12,6 +12,7 @@ import onnx
 
 from trt_hspan.errors import HspanError
 from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, model_for_cpu, model_with_attention_function
+from trt_hspan.machine.install_advice import install_command
 from trt_hspan.native import cpu_attention
 from trt_hspan.runtime.runner import Float32Array
 from trt_hspan.runtime.split_session import SplitSession, parts_from_model
@@ -25,7 +26,7 @@ def imported_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise HspanError("ONNX Runtime", "is not installed", "pip install 'trt-hspan[cpu]'") from error
+        raise HspanError("ONNX Runtime", "is not installed", install_command("cpu")) from error
     return onnxruntime
 
 

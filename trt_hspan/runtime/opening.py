@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.machine.install_advice import install_command
 from trt_hspan.model.presets import shipped_onnx
 from trt_hspan.runtime.runner import Runner
 
@@ -217,4 +218,4 @@ def _onnx_runner(source: str | os.PathLike[str], threads: int | None, integer_ke
 
 def _require_package(module: str, where: object, what: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise HspanError(where, f"{what} is not installed", f"pip install 'trt-hspan[{extra}]'")
+        raise HspanError(where, f"{what} is not installed", install_command(extra))

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import atomic_path, error_from_os_error, require_regular_file
+from trt_hspan.machine.install_advice import install_command
 from trt_hspan.media.formats import VIDEO_SUFFIXES
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.sizes import ImageSize
@@ -485,6 +486,6 @@ def _av() -> Any:
         raise HspanError(
             "video",
             f"needs PyAV, which cannot be loaded ({error})",
-            "install it with pip install 'trt-hspan[media]'",
+            f"install it with {install_command('media')}",
         ) from error
     return av

@@ -163,5 +163,5 @@ def test_charts_leave_out_what_they_cannot_draw() -> None:
 
 def test_missing_package_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(HspanError, match=r"Jinja2: is not installed; pip install 'trt-hspan\[export\]'"):
+    with pytest.raises(HspanError, match=r"Jinja2: is not installed; pip install -e '\.\[export\]'"):
         require_report_tools()

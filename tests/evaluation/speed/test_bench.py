@@ -253,7 +253,7 @@ def test_a_size_that_does_not_fit_is_reported_before_anything_runs(
 
 def test_a_plot_without_matplotlib_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plot.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(HspanError, match=r"matplotlib: is not installed; pip install 'trt-hspan\[plot\]'"):
+    with pytest.raises(HspanError, match=r"matplotlib: is not installed; pip install -e '\.\[plot\]'"):
         plot.require_plot(Path("a.png"))
 
 

@@ -157,7 +157,7 @@ def test_an_object_file_is_reported(tmp_path: Path) -> None:
 def test_a_missing_pyelftools_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "elftools.elf.elffile", None)
     with pytest.raises(
-        HspanError, match=r"pyelftools: is not installed; pip install 'trt-hspan\[jetson-build\]'"
+        HspanError, match=r"pyelftools: is not installed; pip install -e '\.\[jetson-build\]'"
     ):
         elf_needs_from_file(tmp_path / "any")
 

@@ -41,7 +41,7 @@ class ThorRuntime:
 @pytest.fixture(scope="module")
 def thor() -> ThorRuntime:
     folder = ROOT / "build" / "cmake" / f"{THOR.name}-runtime"
-    _, sysroot = prepare_cross_folders(THOR)
+    _, sysroot = prepare_cross_folders(THOR.toolkit)
     with locked_folder(folder):
         configure = [
             "--preset",

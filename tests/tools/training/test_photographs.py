@@ -55,5 +55,5 @@ def test_pictures_are_prepared_in_the_layout_of_the_benchmark_sets(
 def test_a_missing_package_is_named_with_the_command_that_gets_it(tmp_path: Path) -> None:
     with pytest.raises(HspanError, match="apt-get download mate-backgrounds"):
         source_path(Photograph("x", PACKAGE, "x.jpg"), tmp_path)
-    with pytest.raises(HspanError, match=r"pip install 'trt-hspan\[training\]'"):
+    with pytest.raises(HspanError, match=r"pip install -e '\.\[training\]'"):
         source_path(Photograph("x", "no_such_python_package", "x.png"), tmp_path)

@@ -23,6 +23,7 @@ from trt_hspan.evaluation.report.charts import Line, histogram_chart, layer_char
 from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES, EvidenceCollector
 from trt_hspan.evaluation.report.pictures import HEAT_RANGE, LONGEST_SIDE, heat_gradient, shown_size
 from trt_hspan.files import write_text
+from trt_hspan.machine.install_advice import install_command
 from trt_hspan.records import plain
 from trt_hspan.version import __version__
 
@@ -169,7 +170,7 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
-        raise HspanError("Jinja2", "is not installed", "pip install 'trt-hspan[export]'") from error
+        raise HspanError("Jinja2", "is not installed", install_command("export")) from error
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.speed.bench import BenchReport, Measurement
 from trt_hspan.files import atomic_path
+from trt_hspan.machine.install_advice import install_command
 
 
 def require_plot(path: Path) -> None:
@@ -15,7 +16,7 @@ def require_plot(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise UsageError("--plot", f"got {path}", "name a file that ends in .png")
     if importlib.util.find_spec("matplotlib") is None:
-        raise HspanError("matplotlib", "is not installed", "pip install 'trt-hspan[plot]'")
+        raise HspanError("matplotlib", "is not installed", install_command("plot"))
 
 
 def write_plot(report: BenchReport, path: Path) -> None:

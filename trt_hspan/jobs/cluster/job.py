@@ -20,6 +20,7 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.jobs.cluster.address import LOCAL, ray_host_and_port, require_ray
 from trt_hspan.jobs.cluster.tasks import ClusterJournal, ClusterTask
 from trt_hspan.jobs.folders import Outcome, refusal_line
+from trt_hspan.machine.install_advice import install_command
 
 if TYPE_CHECKING:
     from trt_hspan.jobs.cluster.bundle import NetworkBundle
@@ -189,7 +190,7 @@ class ClusterJob:
 def _cluster(spec: ClusterSpec) -> Iterator[int]:
     """Joins or starts the cluster; yields the number of workers to run at a time."""
     if importlib.util.find_spec("ray") is None:
-        raise HspanError("--cluster", "Ray is not installed", "pip install 'trt-hspan[cluster]'")
+        raise HspanError("--cluster", "Ray is not installed", install_command("cluster"))
     require_ray(spec.address)
     import ray
 

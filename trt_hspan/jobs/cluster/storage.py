@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import write_bytes as write_file_bytes
+from trt_hspan.machine.install_advice import install_command
 
 _MARK = "://"
 # Stores with real folders, which must exist before a file does. In the others a name with slashes is enough, and
@@ -80,7 +81,7 @@ def _system(uri: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError:
-        raise HspanError(uri, "is a URI, and fsspec is missing", "pip install 'trt-hspan[cluster]'") from None
+        raise HspanError(uri, "is a URI, and fsspec is missing", install_command("cluster")) from None
     try:
         system, path = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError) as error:

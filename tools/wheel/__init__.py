@@ -1,0 +1,1 @@
+"""Wheels with the compiled libraries inside, and the source distribution: what `make wheel` runs."""
