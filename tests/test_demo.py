@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from support.command_line import CommandLine
 
+from trt_hspan.cli.demo import next_lines
+from trt_hspan.demo import DemoReport
 from trt_hspan.media.pictures import read_image
 
 
@@ -24,3 +28,20 @@ def test_demo_makes_engines_and_a_picture_better_than_bicubic(run: CommandLine, 
     assert read_image(report["upscaled"]).shape == (300, 444, 3)
     assert read_image(report["comparison"]).shape[1] > 4 * 444
     assert {path.suffix for path in (tmp_path / "engines").iterdir()} == {".plan", ".onnx", ".json"}
+
+
+def test_the_demo_ends_with_lines_to_type_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Report:
+        photograph = Path("demo-output/photograph low.png")
+        engines = {"function": (Path("demo-output/engines/x.plan"), None)}  # noqa: RUF012
+
+    report = cast("DemoReport", cast("Any", Report))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / ".venv"))
+    upscale = (
+        "trt-hspan upscale 'demo-output/photograph low.png' -o larger.png --engine demo-output/engines/x.plan"
+    )
+    assert next_lines(report) == [upscale, "trt-hspan --help"]
+    monkeypatch.delenv("VIRTUAL_ENV")
+    assert next_lines(report) == [". .venv/bin/activate", upscale, "trt-hspan --help"]

@@ -48,6 +48,7 @@ class DemoReport:
     engines: dict[Attention, tuple[Path, EngineManifest]]  # attention kind -> plan and its manifest
     validation: ValidationReport  # the FP16 graph against PyTorch FP32 on the photograph
     bicubic: Quality
+    photograph: Path  # the input, made smaller
     upscaled: Path
     upscale_run: Upscaled
     comparison: Path  # input, bicubic, network and ground truth side by side
@@ -95,6 +96,7 @@ def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> D
         engines=engines,
         validation=validation,
         bicubic=bicubic_quality,
+        photograph=photograph,
         upscaled=upscaled,
         upscale_run=run,
         comparison=comparison,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shlex
+import sys
 from dataclasses import asdict, dataclass
 from json import loads
 from pathlib import Path
@@ -102,3 +106,21 @@ def _print(report: DemoReport) -> None:
         ("engines", next(iter(report.engines.values()))[0].parent),
     ):
         typer.echo(f"{name + ':':<14}{path}")
+    typer.echo("\nWhat to type next, with any picture:\n")
+    for line in next_lines(report):
+        typer.echo(f"  {line}")
+
+
+def next_lines(report: DemoReport) -> list[str]:
+    """Lines that work as typed in the folder of the demo: the environment, unless it is active, and a picture."""
+    is_active = Path(os.environ.get("VIRTUAL_ENV", sys.base_prefix)).resolve() == Path(sys.prefix).resolve()
+    activate = Path(sys.prefix) / "bin" / "activate"
+    with contextlib.suppress(ValueError):
+        activate = activate.relative_to(Path.cwd())
+    plan, _ = report.engines["function"]
+    upscale = ["trt-hspan", "upscale", str(report.photograph), "-o", "larger.png", "--engine", str(plan)]
+    return [
+        *([] if is_active else [f". {shlex.quote(str(activate))}"]),
+        shlex.join(upscale),
+        "trt-hspan --help",
+    ]

@@ -134,7 +134,7 @@ def test_a_wheel_that_promises_too_much_is_refused(
     monkeypatch.undo()
     other = tmp_path / wheel.name.replace(HERE, next(name for name in build.MACHINES if name != HERE))
     other.write_bytes(wheel.read_bytes())
-    with pytest.raises(HspanError, match="auditwheel: .*hspan"):
+    with pytest.raises(HspanError, match=r"auditwheel: .*hspan"):
         build.check_wheel(other)
     with pytest.raises(UsageError, match="got riscv64, here wheels are built for"):
         build.libraries_for("riscv64")
