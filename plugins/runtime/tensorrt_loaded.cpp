@@ -14,6 +14,8 @@ namespace
 // The soname holds the generation, because the virtual functions of another stand elsewhere.
 std::string const kNAME = "libnvinfer.so." + std::to_string(NV_TENSORRT_MAJOR);
 
+std::string const kOLDEST = std::to_string(HSPAN_OLDEST_MAJOR) + "." + std::to_string(HSPAN_OLDEST_MINOR);
+
 template <typename Function>
 void find(void* library, char const* name, Function& function)
 {
@@ -40,9 +42,13 @@ TensorRtLibrary load()
     find(library, "getInferLibMajorVersion", functions.major);
     find(library, "getInferLibMinorVersion", functions.minor);
     find(library, "getInferLibPatchVersion", functions.patch);
-    if (functions.major() != NV_TENSORRT_MAJOR)
+    bool const isOlder = functions.major() == HSPAN_OLDEST_MAJOR && functions.minor() < HSPAN_OLDEST_MINOR;
+    if (functions.major() != NV_TENSORRT_MAJOR || isOlder)
     {
-        throw Error(kNAME, "is TensorRT " + functions.versionText(), "install TensorRT again");
+        throw Error(kNAME,
+            "is TensorRT " + functions.versionText() + ", this program is for " + kOLDEST + " and later "
+                + std::to_string(NV_TENSORRT_MAJOR) + ".x",
+            "install the TensorRT of your system again, or the package for it");
     }
     return functions;
 }

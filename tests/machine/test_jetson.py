@@ -6,9 +6,11 @@ import pytest
 from support.jetson_root import NANO, write_jetson_root
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.jetson.advice import advice_for_board
+from trt_hspan.jetson import advice as advice_module
+from trt_hspan.jetson.advice import advice_for_board, installed_package
 from trt_hspan.jetson.boards import BOARDS, board_from_name, chosen_board, detected_board
 from trt_hspan.machine.jetson import DeviceFacts, PowerMode, device_from_root
+from trt_hspan.version import __version__
 
 ZRAM = "".join(f"/dev/zram{n}                              partition\t650164\t\t0\t\t5\n" for n in range(6))
 GIB = 1 << 30
@@ -163,12 +165,43 @@ class TestAdvice:
         assert what.startswith("4.0 GiB of swap on a disk: with 8 GiB")
         assert commands[0] == "sudo fallocate -l 4G /swapfile1"
 
-    def test_a_package_of_another_jetpack(self, tmp_path: Path) -> None:
-        release = "# R39 (release), REVISION: 2.0, GCID: 1\n"
+    def test_a_jetpack_without_a_package(self, tmp_path: Path) -> None:
+        release = "# R35 (release), REVISION: 4.1, GCID: 1\n"
         advice = self.advice(tmp_path, clock=(612000000,) * 2, swaps=self.disk, release=release)
         ((what, commands),) = advice.items()
-        assert "Jetson Linux 39.2.0; the package jetson-orin is built for 36" in what
+        assert (
+            "Jetson Linux 35.4.1; the package jetson-orin is built for 36; jetson-orin-jp7 is built for 39"
+            in what
+        )
         assert commands == ("trt-hspan plugin build --arch 87",)
+
+    @pytest.mark.parametrize(
+        ("release", "installed", "needed"),
+        [("36", "jetson-orin-jp7", "jetson-orin"), ("39", "jetson-orin", "jetson-orin-jp7")],
+    )
+    def test_a_package_of_another_jetpack(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, installed: str, needed: str
+    ) -> None:
+        line = f"# R{release} (release), REVISION: 2.0, GCID: 1\n"
+        monkeypatch.setattr(advice_module, "installed_package", lambda: installed)
+        ((what, commands),) = self.advice(
+            tmp_path, clock=(612000000,) * 2, swaps=self.disk, release=line
+        ).items()
+        assert f"Jetson Linux {release}.2.0; the package for it is {needed}, not {installed}" in what
+        assert commands == (f"sudo apt install ./hspan-{needed}_{__version__}_arm64.deb",)
+        monkeypatch.setattr(advice_module, "installed_package", lambda: needed)
+        assert self.advice(tmp_path, clock=(612000000,) * 2, swaps=self.disk, release=line) == {}
+
+    def test_the_package_is_known_by_its_manifest(self, tmp_path: Path) -> None:
+        manifest = tmp_path / "share" / "hspan" / "package.json"
+        assert installed_package(tmp_path / "venv") is None
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text('{"target": {"name": "jetson-orin-jp7"}}')
+        assert installed_package(tmp_path / "venv") is None  # no such environment
+        (tmp_path / "venv").mkdir()
+        assert installed_package(tmp_path / "venv") == "jetson-orin-jp7"
+        manifest.write_text('["damaged"')
+        assert installed_package(tmp_path / "venv") is None
 
     def test_larger_boards_and_other_machines_are_left_alone(self, tmp_path: Path) -> None:
         facts = device_from_root(write_jetson_root(tmp_path, clock=(918000000,) * 2))

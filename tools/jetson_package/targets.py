@@ -18,7 +18,8 @@ class Target:
     Attributes:
         name: of the target and of its CMake preset.
         boards, system: what it is.
-        jetpack, cuda, tensorrt: versions on the device.
+        jetpack, cuda: versions on the device.
+        tensorrt: the oldest version that the programs accept; later ones of its generation serve too.
         architecture: compute capability, 87 being 8.7.
         machine: processor, as ELF files name it here.
         limits: the newest symbol versions that the system's libraries have, by family.
@@ -49,8 +50,17 @@ _SYSTEM_LIBRARIES: Final = frozenset(
     }
 )
 
-#: Ubuntu 22.04 has glibc 2.35, the libraries of GCC 12.3 and OpenSSL 3.0.2; Ubuntu 24.04 has glibc 2.39, those of
-#: GCC 14.2 and OpenSSL 3.0.13.
+#: glibc 2.39, the libraries of GCC 14.2, and OpenSSL 3.0.13.
+_UBUNTU_24_04: Final = {
+    "GLIBC": (2, 39),
+    "GLIBCXX": (3, 4, 33),
+    "CXXABI": (1, 3, 15),
+    "GCC": (14, 0, 0),
+    "OPENSSL": (3, 0, 13),
+}
+
+#: Ubuntu 22.04 has glibc 2.35, the libraries of GCC 12.3 and OpenSSL 3.0.2. CUDA 13.0's runtime, which is linked in,
+#: runs with the driver of 13.2.
 TARGETS: Final = (
     Target(
         name="jetson-orin",
@@ -74,6 +84,20 @@ TARGETS: Final = (
         cuda_runtime="Shared",
     ),
     Target(
+        name="jetson-orin-jp7",
+        boards="Jetson AGX Orin, Orin NX, Orin Nano",
+        system="Ubuntu 24.04",
+        jetpack="7.2",
+        cuda="13.2",
+        tensorrt="10.13",
+        architecture=87,
+        machine="aarch64",
+        limits=_UBUNTU_24_04,
+        libraries=_SYSTEM_LIBRARIES,
+        toolkit="cuda-13",
+        cuda_runtime="Static",
+    ),
+    Target(
         name="jetson-thor",
         boards="Jetson AGX Thor",
         system="Ubuntu 24.04",
@@ -82,13 +106,7 @@ TARGETS: Final = (
         tensorrt="10.13",
         architecture=110,
         machine="aarch64",
-        limits={
-            "GLIBC": (2, 39),
-            "GLIBCXX": (3, 4, 33),
-            "CXXABI": (1, 3, 15),
-            "GCC": (14, 0, 0),
-            "OPENSSL": (3, 0, 13),
-        },
+        limits=_UBUNTU_24_04,
         libraries=_SYSTEM_LIBRARIES,
         toolkit="cuda-13",
         cuda_runtime="Static",

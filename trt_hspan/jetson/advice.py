@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from trt_hspan.jetson.boards import Board
 from trt_hspan.machine.jetson import DeviceFacts, PowerMode
+from trt_hspan.version import __version__
 
 _GIB: Final = 1 << 30
 # From this memory on, no swap is needed.
@@ -15,8 +19,8 @@ _ROOMY_BYTES: Final = 16 * _GIB
 _SWAP_TOLERANCE_BYTES: Final = _GIB // 16
 # Clocks come in steps; the limit of a mode may lie a step away from the rounded figure of a data sheet.
 _CLOCK_TOLERANCE: Final = 0.05
-# Jetson Linux 36 is JetPack 6, 38 and 39 are JetPack 7; the packages are built for these.
-_RELEASES: Final = {"jetson-orin": ("36",), "jetson-thor": ("38", "39")}
+# Of a package on the board, seen from its virtual environment.
+_MANIFEST: Final = Path("..") / "share" / "hspan" / "package.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +114,31 @@ def _swap(board: Board, facts: DeviceFacts) -> Advice | None:
 
 
 def _release(board: Board, facts: DeviceFacts) -> Advice | None:
+    """Jetson Linux 36 is JetPack 6, 38 and 39 are JetPack 7."""
     if facts.release is None:
         return None
-    releases = _RELEASES[board.target]
-    if facts.release.split(".", maxsplit=1)[0] in releases:
+    release = facts.release.split(".", maxsplit=1)[0]
+    fitting = next((name for name, releases in board.packages.items() if release in releases), None)
+    installed = installed_package()
+    if fitting is not None and installed in (None, fitting):
         return None
+    this = f"this is Jetson Linux {facts.release}"
+    if fitting is not None:
+        return Advice(
+            what=f"{this}; the package for it is {fitting}, not {installed}, whose plugin may not load",
+            commands=(f"sudo apt install ./hspan-{fitting}_{__version__}_arm64.deb",),
+        )
+    built_for = "; ".join(f"{name} is built for {' and '.join(r)}" for name, r in board.packages.items())
     return Advice(
-        what=f"this is Jetson Linux {facts.release}; the package {board.target} is built for "
-        f"{' and '.join(releases)}, and its plugin may not load",
+        what=f"{this}; the package {built_for}: the plugin may not load",
         commands=(f"trt-hspan plugin build --arch {board.rates.architecture}",),
     )
+
+
+def installed_package(environment: Path = Path(sys.prefix)) -> str | None:
+    """The package that a virtual environment belongs to, as `make jetson` names it; None without one."""
+    try:
+        name = json.loads((environment / _MANIFEST).read_text())["target"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,7 +31,7 @@ class Board:
         power_mode: a power mode in which that clock is reached, as nvpmodel calls it.
         modules: NVIDIA's part numbers, as in the device tree's `compatible`.
         family: its name in the device tree's `model`.
-        target: the package for it, as `make jetson` names it.
+        packages: those for it, as `make jetson` names them, with the releases of Jetson Linux that each is built for.
         workspace_mib: limit of TensorRT's scratch memory while it builds on the board.
     """
 
@@ -43,7 +44,7 @@ class Board:
     power_mode: str
     modules: tuple[str, ...]
     family: str
-    target: str
+    packages: Mapping[str, tuple[str, ...]]
     workspace_mib: int
 
 
@@ -81,7 +82,7 @@ def _orin(
         power_mode=mode,
         modules=modules,
         family=" ".join(title.split()[1:3]),
-        target="jetson-orin",
+        packages={"jetson-orin": ("36",), "jetson-orin-jp7": ("39",)},
         workspace_mib=256 * gib // 4,
     )
 
@@ -115,7 +116,7 @@ BOARDS: Final = (
         power_mode="MAXN",
         modules=("p3834-0008",),
         family="AGX Thor",
-        target="jetson-thor",
+        packages={"jetson-thor": ("38", "39")},
         workspace_mib=8192,
     ),
 )

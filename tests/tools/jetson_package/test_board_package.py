@@ -113,7 +113,7 @@ def test_the_debian_package_contains_the_same_tree(board: BoardPackage, tmp_path
     assert depends[0].startswith("libc6 (>= 2.")
     assert {"libgcc-s1", "libssl3", "libstdc++6"} <= set(depends)
     assert {"libnvinfer10", "cuda-cudart-12-6"} <= set(fields["Recommends"].split(", "))
-    assert fields["Conflicts"] == "hspan-jetson-thor"
+    assert fields["Conflicts"] == "hspan-jetson-orin-jp7, hspan-jetson-thor"
 
 
 def test_the_models_are_the_demo_networks_in_fp16(board: BoardPackage) -> None:

@@ -70,10 +70,10 @@ def test_a_missing_tensorrt_is_one_line(
     assert not (tmp_path / "out.png").exists()
 
 
-def tensorrt_double(folder: Path, *, major: int = 10, symbols: bool = True) -> Path:
+def tensorrt_double(folder: Path, *, major: int = 10, minor: int = 3, symbols: bool = True) -> Path:
     """A folder with a libnvinfer.so.10 for aarch64 that knows its version and no more."""
     folder.mkdir()
-    functions = {"Major": major, "Minor": 3, "Patch": 0, "": major * 10000 + 300}
+    functions = {"Major": major, "Minor": minor, "Patch": 0, "": major * 10000 + minor * 100}
     lines = [
         f"int getInferLib{name}Version(void) {{ return {number}; }}" for name, number in functions.items()
     ]

@@ -77,13 +77,13 @@ def refusal(needs: ElfNeeds, target: Target) -> str | None:
         ("GLIBC_2.35", []),
         ("GLIBC_2.36", ["jetson-orin"]),
         ("GLIBC_2.39", ["jetson-orin"]),
-        ("GLIBC_2.41", ["jetson-orin", "jetson-thor"]),
+        ("GLIBC_2.41", ["jetson-orin", "jetson-orin-jp7", "jetson-thor"]),
         ("GLIBC_2.4.9", []),  # 4 is less than 35, whatever the text says
         ("GLIBC_ABI_DT_RELR", ["jetson-orin"]),  # since 2.36
-        ("GLIBC_PRIVATE", ["jetson-orin", "jetson-thor"]),
+        ("GLIBC_PRIVATE", ["jetson-orin", "jetson-orin-jp7", "jetson-thor"]),
         ("GLIBCXX_3.4.30", []),
         ("GLIBCXX_3.4.31", ["jetson-orin"]),
-        ("GLIBCXX_3.4.34", ["jetson-orin", "jetson-thor"]),
+        ("GLIBCXX_3.4.34", ["jetson-orin", "jetson-orin-jp7", "jetson-thor"]),
         ("CXXABI_1.3.14", ["jetson-orin"]),
         ("GCC_13.0.0", ["jetson-orin"]),
         ("OTHER_99", []),  # a family of a library that no target limits
@@ -184,5 +184,7 @@ def test_versions_are_numbers(name: str, expected: tuple[str, tuple[int, ...]]) 
 
 
 def test_an_unknown_target_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="got 'jetson-nano', expected one of jetson-orin, jetson-thor"):
+    with pytest.raises(
+        UsageError, match="got 'jetson-nano', expected one of jetson-orin, jetson-orin-jp7, jetson-thor"
+    ):
         target_from_name("jetson-nano")

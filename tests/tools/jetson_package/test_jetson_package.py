@@ -70,6 +70,7 @@ def test_presets_are_those_of_the_targets() -> None:
         variables = by_name[target.name]["cacheVariables"]
         assert variables["HSPAN_ARCHITECTURES"] == str(target.architecture)
         assert variables["HSPAN_CUDA_RUNTIME"] == target.cuda_runtime
+        assert variables["HSPAN_TENSORRT_OLDEST"] == target.tensorrt
         assert variables["HSPAN_CROSS_TOOLKIT"].endswith(f"/build/cross/{target.toolkit}")
         assert by_name[target.name]["inherits"] == "jetson"
         assert target.toolkit in TOOLKITS
@@ -80,7 +81,7 @@ def test_cmake_reads_the_presets() -> None:
     completed = subprocess.run(
         [find_cmake(), "--list-presets"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    for name in ("desktop", "server", "jetson-orin", "jetson-thor"):
+    for name in ("desktop", "server", *(target.name for target in TARGETS)):
         assert f'"{name}"' in completed.stdout
 
 
@@ -386,7 +387,11 @@ def test_a_file_that_is_not_there_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (["jetson-nano"], 2, "target: got 'jetson-nano', expected one of jetson-orin, jetson-thor"),
+        (
+            ["jetson-nano"],
+            2,
+            "target: got 'jetson-nano', expected one of jetson-orin, jetson-orin-jp7, jetson-thor",
+        ),
         (["jetson-orin", "--refresh-lock"], 2, "--refresh-lock: builds nothing, so it takes no targets"),
         (["--jobs", "0"], 2, "--jobs: got 0, expected at least 1"),
     ],

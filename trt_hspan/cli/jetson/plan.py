@@ -42,7 +42,7 @@ def boards(request: BoardsRequest) -> None:
             f"{board.rates.tensor_tflops:.1f}",
             f"{board.rates.memory_gbps:.1f}",
             board.power_mode,
-            board.target,
+            ", ".join(board.packages),
         ]
         for board in BOARDS
     ]
