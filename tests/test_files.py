@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from trt_hspan.errors import HspanError
-from trt_hspan.files import check_writable, staged_files
+from trt_hspan.files import check_writable, remove_abandoned_stages, staged_files
 
 
 def targets_in(folder: Path) -> list[Path]:
@@ -124,3 +127,22 @@ def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_folder_without_permission_is_refused(unwritable_folder: Path) -> None:
     with pytest.raises(HspanError, match=r"x\.plan: no permission to write here"):
         check_writable(unwritable_folder / "x.plan")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_stays(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, pathlib; from trt_hspan.files import staged_files\n"
+        "with staged_files([pathlib.Path(sys.argv[1])]) as (path,):\n"
+        "    path.write_text('half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.png")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert (left / "a.png").read_text() == "half"
+    (tmp_path / ".trt-hspan-journal.jsonl").write_text("{}")
+    with staged_files([tmp_path / "b.png"]) as (path,):
+        remove_abandoned_stages(tmp_path)
+        assert not left.exists()
+        path.write_text("whole")
+    assert contents(tmp_path) == {"b.png": "whole", ".trt-hspan-journal.jsonl": "{}"}

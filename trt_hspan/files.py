@@ -8,13 +8,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from trt_hspan.errors import HspanError
 
+_STAGE_PREFIX: Final = ".trt-hspan-"
 _NAME_BYTES: Final = 255  # of a file, on every file system in common use
 
 
@@ -70,16 +71,57 @@ def require_name_fits(path: Path) -> None:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Creates a folder, and waits until no other process is inside such a block for it."""
+def locked_folder(
+    folder: Path, name: str = ".lock", *, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[bool]:
+    """Creates a folder, and waits until no other process is inside such a block for it and for that name.
+
+    Where the file system has no locks, nobody waits. The file of that name goes again if it is empty, the folder too.
+
+    Args:
+        name: of the file in it that is locked.
+        on_wait: called before waiting.
+
+    Yields:
+        Whether another process was waited for.
+    """
+    path = folder / name
+    created: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("w")
+        stream, waited = _locked_file(path, on_wait, created)
     except OSError as error:
         raise error_from_os_error(folder, error) from error
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    try:
+        with stream:
+            try:
+                yield waited
+            finally:
+                with suppress(OSError):
+                    if path.stat().st_size == 0:
+                        path.unlink()
+    finally:
+        _remove_if_empty(created)
+
+
+def _locked_file(path: Path, on_wait: Callable[[], None], created: list[Path]) -> tuple[BinaryIO, bool]:
+    """The file, open and locked, and whether that took waiting. Folders that it creates are added to `created`."""
+    waited = False
+    while True:
+        created += _create_folders(path.parent)
+        stream = path.open("ab")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waited:
+                on_wait()
+            waited = True
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError:
+            return stream, waited  # no locks here
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                return stream, waited
+        stream.close()  # who had the lock removed the file
 
 
 def check_writable(path: Path) -> None:
@@ -128,7 +170,7 @@ def staged_files(targets: Sequence[Path]) -> Iterator[list[Path]]:
                 raise HspanError(target, "is a folder, expected a file name", "name a file in it")
             require_name_fits(target)
         created = _create_folders(folder)
-        stage = Path(tempfile.mkdtemp(prefix=".trt-hspan-", dir=folder))
+        stage, lock = _new_stage(folder)
         try:
             staged = [stage / target.name for target in targets]
             yield staged
@@ -140,12 +182,37 @@ def staged_files(targets: Sequence[Path]) -> Iterator[list[Path]]:
             except KeyboardInterrupt:
                 shutil.rmtree(stage, ignore_errors=True)
                 raise
+            finally:
+                os.close(lock)
     except OSError as error:
         raise error_from_os_error(_named(error, targets), error) from error
     finally:
-        for folder in reversed(created):
-            with suppress(OSError):
-                folder.rmdir()
+        _remove_if_empty(created)
+
+
+def remove_abandoned_stages(folder: Path) -> None:
+    """Removes what processes that were killed within `staged_files` left in a folder; those that live keep theirs."""
+    for stage in folder.glob(f"{_STAGE_PREFIX}*/"):
+        with suppress(OSError):
+            lock = os.open(stage, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stage, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _new_stage(folder: Path) -> tuple[Path, int]:
+    """A hidden folder, and the descriptor through which this process has it locked."""
+    while True:
+        stage = Path(tempfile.mkdtemp(prefix=_STAGE_PREFIX, dir=folder))
+        with suppress(FileNotFoundError):
+            lock = os.open(stage, os.O_RDONLY)
+            with suppress(OSError):  # no locks here
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if stage.exists():
+                return stage, lock
+            os.close(lock)  # taken for one that was left behind, between the two lines above
 
 
 class _TriedError(Exception):
@@ -156,6 +223,13 @@ def _create_folders(folder: Path) -> list[Path]:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing[::-1]
+
+
+def _remove_if_empty(folders: Sequence[Path]) -> None:
+    """Folders that `_create_folders` created, the innermost first."""
+    for folder in reversed(folders):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _rename_all(staged: Sequence[Path], targets: Sequence[Path], *, backups: Path) -> None:

@@ -19,7 +19,9 @@ from support.command_line import CommandLine
 from support.runner_doubles import NearestRunner
 from support.small_networks import write_attention_network
 
+from trt_hspan.cli.upscale import job
 from trt_hspan.errors import HspanError
+from trt_hspan.jobs.folders import Task, TaskReport, turn_in_folder
 from trt_hspan.media.pictures import read_picture
 from trt_hspan.media.writing import encode_image, write_picture
 from trt_hspan.runtime import memory
@@ -185,7 +187,7 @@ def test_memory_that_is_short_means_tiles_and_the_report_says_so(
     write_picture(tmp_path / "a.png", pixels(40, 40))
     for module in (memory, tile_size):
         monkeypatch.setattr(module, "available_memory_bytes", lambda: 1000)
-    words = ("upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", "--onnx", network)
+    words = upscale_words(tmp_path, network, "--overwrite")
     result = run(*words, "--json")
     assert result.code == 0, result.err
     report = json.loads(result.out)
@@ -203,7 +205,7 @@ def upscale_words(folder: Path, network: Path, *options: str) -> tuple[object, .
 
 def test_the_effect_of_tiles_is_measured(run: CommandLine, tmp_path: Path, network: Path) -> None:
     write_picture(tmp_path / "a.png", pixels(30, 30))
-    words = upscale_words(tmp_path, network, "--tile-effect", "--json")
+    words = upscale_words(tmp_path, network, "--tile-effect", "--json", "--overwrite")
     tiled = json.loads(run(*words, "--tile", "16x16", "--overlap", "4").out)
     assert 10 < tiled["tile_effect"]["psnr_db"] < 120
     assert tiled["tile_effect"]["max_abs_difference"] > 0
@@ -216,7 +218,7 @@ def test_official_protocol_shows_a_picture_that_is_too_small(
     run: CommandLine, tmp_path: Path, network: Path
 ) -> None:
     write_picture(tmp_path / "a.png", pixels(40, 40))
-    words = upscale_words(tmp_path, network, "--protocol", "official")
+    words = upscale_words(tmp_path, network, "--protocol", "official", "--overwrite")
     assert json.loads(run(*words, "--json").out)["tiles"] == 4
     write_picture(tmp_path / "a.png", pixels(20, 20))
     assert "too small to be quartered" in run(*words).error_line
@@ -225,7 +227,7 @@ def test_official_protocol_shows_a_picture_that_is_too_small(
 def test_a_picture_of_another_size_than_a_static_network_is_tiled(run: CommandLine, tmp_path: Path) -> None:
     network = write_attention_network(tmp_path / "a.onnx", shape=(1, 3, 20, 16))
     write_picture(tmp_path / "a.png", pixels(50, 9))
-    words = ("upscale", tmp_path / "a.png", "-o", tmp_path / "b.png", "--onnx", network)
+    words = upscale_words(tmp_path, network, "--overwrite")
     assert run(*words).code == 0
     assert read_picture(tmp_path / "b.png").pixels.shape == (50, 9, 3)
     assert "--tile 16x16: is 1x3x16x16, but" in run(*words, "--tile", "16x16").error_line
@@ -304,3 +306,98 @@ def test_a_job_that_is_stopped_leaves_whole_files_and_goes_on_later(
     assert report["skipped"] == len(finished)
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
     assert len(list(out.glob("[0-9]*.png"))) == 12
+
+
+def test_an_existing_result_is_replaced_on_request_only(
+    run: CommandLine, tmp_path: Path, network: Path
+) -> None:
+    write_picture(tmp_path / "a.png", pixels())
+    write_picture(tmp_path / "b.png", pixels(2, 2))
+    before = (tmp_path / "b.png").read_bytes()
+    result = run(*upscale_words(tmp_path, network))
+    assert (result.code, result.error_line) == (
+        1,
+        f"trt-hspan: error: {tmp_path / 'b.png'}: exists; give --overwrite or another name",
+    )
+    assert (tmp_path / "b.png").read_bytes() == before
+    assert run(*upscale_words(tmp_path, network, "--overwrite")).code == 0
+    assert read_picture(tmp_path / "b.png").pixels.shape == (12, 14, 3)
+    (tmp_path / "c_compare.png").touch()
+    words = ("upscale", tmp_path / "a.png", "-o", tmp_path / "c.png", "--onnx", network, "--compare")
+    assert "c_compare.png: exists" in run(*words).error_line
+
+
+def test_a_folder_says_what_it_left_out_and_takes_files_by_content(
+    run: CommandLine, tmp_path: Path, network: Path
+) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "a.jfif").write_bytes(encode_image(pixels(), ".jpg"))
+    (root / "b.pbm").write_bytes(b"P4\n8 2\n\x0f\xf0")
+    (root / "c.mp4").write_bytes(encode_image(pixels(), ".png"))
+    (root / "notes.txt").write_text("words")
+    (root / "list.csv").write_text("1,2")
+    words = ("upscale", root, "-o", tmp_path / "out", "--onnx", network)
+    result = run(*words, "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["left_out"] == [str(root / "list.csv"), str(root / "notes.txt")]
+    assert {Path(f["output"]).name for f in report["files"]} == {"a.jfif", "b.png", "c.png"}
+    assert read_picture(tmp_path / "out" / "b.png").pixels.shape == (2, 8, 1)
+    again = run(*words)
+    assert again.code == 0  # all files exist
+    assert "2, neither pictures nor videos: list.csv, notes.txt" in again.out
+
+
+def test_many_errors_that_are_alike_are_one_line(run: CommandLine, tmp_path: Path, network: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for index in range(50):
+        (root / f"{index:02}.png").touch()
+    (root / "words.jpg").write_text("no picture")
+    result = run("upscale", root, "-o", tmp_path / "out", "--onnx", network)
+    assert result.code == 1
+    lines = [line for line in result.err.splitlines() if "error" in line]
+    assert len(lines) == 2
+    assert "00.png: is empty (0 bytes)" in lines[0]
+    assert lines[0].endswith("(and 49 more like it)")
+    assert "words.jpg: not a picture" in lines[1]
+
+
+def test_a_run_waits_for_another_one_on_its_folder(run: CommandLine, tmp_path: Path, network: Path) -> None:
+    write_picture(tmp_path / "in" / "a.png", pixels())
+    words = ("upscale", tmp_path / "in", "-o", tmp_path / "out", "--onnx", network)
+    assert run(*words).code == 0
+    with turn_in_folder(tmp_path / "out", lambda: None):
+        command = [sys.executable, "-m", "trt_hspan", *map(str, words)]
+        second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert second.stderr is not None
+        assert "out: another run is writing here" in second.stderr.readline()
+    out, _ = second.communicate(timeout=60)
+    assert second.returncode == 0
+    assert "skipped" in out
+
+
+def test_the_time_that_is_left_is_known_from_the_first_tile_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(job.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    write_picture(tmp_path / "a.png", pixels(10, 10))
+    write_picture(tmp_path / "b.png", pixels(10, 30))
+    tasks = [Task(source=tmp_path / name, target=tmp_path / "out" / name) for name in ("a.png", "b.png")]
+    progress = job.WorkProgress(tasks)
+    (bar,) = progress._bar.tasks
+    assert bar.fields["left"] == "-:--:--"
+    progress.begin(tasks[0])
+    now[0] += 40  # a tile may take longer than rich's window of 30 s
+    progress.on_tile(1, 2)
+    assert bar.fields["left"] == "0:04:40"  # 50 of 400 pixels in 40 s
+    progress.end(TaskReport(task=tasks[0], outcome="done"))
+    progress.begin(tasks[1])
+    now[0] += 40
+    progress.on_tile(1, 3)
+    assert bar.fields["left"] == "0:01:20"
+    progress.end(TaskReport(task=tasks[1], outcome="done"))
+    assert bar.fields["left"] == "0:00:00"

@@ -128,7 +128,7 @@ def test_what_does_not_go_with_a_pipe_is_refused(
         (("-", "-o", tmp_path / "a.png", "--format", "jpg"), "--format: is for folders and pipes"),
         (("-", "-o", tmp_path / "a.png", "--crf", "20"), "--crf: is for videos"),
         ((tmp_path / "a.mp4", "-o", "-"), "a.mp4 is a video; name a file to write"),
-        (("-", "-o", tmp_path / "a.mp4", "--compare"), "--compare: is for pictures"),
+        (("-", "-o", tmp_path / "b.mp4", "--compare"), "--compare: is for pictures"),
     ]:
         result = run("upscale", *words, "--onnx", network)
         assert result.code == 2, words

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.jobs.folders import JOURNAL_NAME, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
+from trt_hspan.jobs.folders import (
+    JOURNAL_NAME,
+    Journal,
+    Task,
+    TaskReport,
+    run_tasks,
+    tasks_from_inputs,
+    turn_in_folder,
+)
+from trt_hspan.media.formats import VIDEO_SUFFIXES
 from trt_hspan.upscaling.pictures import comparison_path
 
 
@@ -38,7 +49,7 @@ def names(tasks: list[Task], root: Path) -> dict[str, str]:
 
 
 def test_a_folder_is_mirrored_with_its_sub_folders(folder: Path, tmp_path: Path) -> None:
-    tasks, is_folder = tasks_from_inputs([str(folder)], tmp_path / "out")
+    tasks, is_folder, left_out = tasks_from_inputs([str(folder)], tmp_path / "out")
     assert is_folder
     assert names(tasks, tmp_path) == {
         "in/a.png": "out/a.png",
@@ -47,15 +58,16 @@ def test_a_folder_is_mirrored_with_its_sub_folders(folder: Path, tmp_path: Path)
         "in/x.png/d.tif": "out/x.png/d.tif",
         "in/v.mp4": "out/v.mp4",
     }
+    assert left_out == [folder / "notes.txt"]  # hidden files are left out without a word
 
 
 def test_the_output_folder_is_not_taken_for_input(folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "z.png").touch()
-    tasks, _ = tasks_from_inputs([str(folder)], folder / "out")
+    tasks = tasks_from_inputs([str(folder)], folder / "out").tasks
     assert "z.png" not in {task.source.name for task in tasks}
     assert len(tasks) == 5
-    matched, _ = tasks_from_inputs([str(folder / "**" / "*.png")], folder / "out")
+    matched = tasks_from_inputs([str(folder / "**" / "*.png")], folder / "out").tasks
     assert [task.source.name for task in matched if task.source.name == "z.png"] == []
 
 
@@ -63,7 +75,7 @@ def test_the_output_folder_is_not_taken_for_input(folder: Path) -> None:
 def test_results_in_the_folder_of_their_sources_are_not_taken_for_input(folder: Path, inputs: str) -> None:
     (folder / "v.mp4").unlink()
     words = [str(folder / inputs)]
-    first, _ = tasks_from_inputs(words, folder, suffix=".webp", companion=comparison_path)
+    first = tasks_from_inputs(words, folder, suffix=".webp", companion=comparison_path).tasks
     assert "a.png" in {task.source.name for task in first}
     journal = Journal(folder, "settings")
     for task in first:
@@ -71,18 +83,18 @@ def test_results_in_the_folder_of_their_sources_are_not_taken_for_input(folder: 
         task.target.touch()
         comparison_path(task.target).touch()
         journal.finish(task)
-    again, _ = tasks_from_inputs(words, folder, suffix=".webp", companion=comparison_path)
+    again = tasks_from_inputs(words, folder, suffix=".webp", companion=comparison_path).tasks
     assert again == first
     assert {journal.state(task) for task in again} == {"finished"}
 
 
 def test_a_pattern_is_mirrored_below_its_fixed_part(folder: Path, tmp_path: Path) -> None:
-    tasks, _ = tasks_from_inputs([str(folder / "sub" / "**" / "*.*")], tmp_path / "out")
+    tasks = tasks_from_inputs([str(folder / "sub" / "**" / "*.*")], tmp_path / "out").tasks
     assert names(tasks, tmp_path) == {"in/sub/b.jpg": "out/b.jpg", "in/sub/deep/c.gif": "out/deep/c.png"}
 
 
 def test_another_format_replaces_the_suffix_of_pictures_only(folder: Path, tmp_path: Path) -> None:
-    tasks, _ = tasks_from_inputs([str(folder)], tmp_path / "out", suffix=".webp")
+    tasks = tasks_from_inputs([str(folder)], tmp_path / "out", suffix=".webp").tasks
     assert {task.target.suffix for task in tasks} == {".webp", ".mp4"}
 
 
@@ -93,13 +105,13 @@ def test_one_file_goes_to_a_file_or_into_a_folder(folder: Path, tmp_path: Path) 
         (tmp_path / "new", tmp_path / "new" / "a.png", True),
         (folder / "sub", folder / "sub" / "a.png", True),
     ]:
-        tasks, is_job = tasks_from_inputs([single], output)
+        tasks, is_job, _ = tasks_from_inputs([single], output)
         assert ([task.target for task in tasks], is_job) == ([target], is_folder)
 
 
 def test_a_name_with_brackets_that_exists_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "a[1].png").touch()
-    tasks, _ = tasks_from_inputs([str(tmp_path / "a[1].png")], tmp_path / "b.png")
+    tasks = tasks_from_inputs([str(tmp_path / "a[1].png")], tmp_path / "b.png").tasks
     assert tasks[0].source.name == "a[1].png"
 
 
@@ -135,6 +147,75 @@ def test_outputs_that_make_no_sense_are_wrong_usage(folder: Path, tmp_path: Path
 # ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "target"),
+    [
+        ("a.ts", (b"G" + bytes(187)) * 3, "a.mkv"),
+        ("a.m2ts", (b"\0\0\0\1G" + bytes(187)) * 3, "a.mkv"),
+        ("a.mpg", b"\0\0\1\xba" + bytes(20), "a.mkv"),
+        ("a.3gp", b"\0\0\0\x14ftyp3gp4" + bytes(20), "a.mkv"),
+        ("a.wmv", b"0&\xb2u\x8ef\xcf\x11" + bytes(20), "a.mkv"),
+        ("a.png", b"\x1aE\xdf\xa3" + bytes(20), "a.mkv"),  # Matroska under a picture's name
+        ("a.avi", b"RIFF\1\0\0\0AVI LIST", "a.avi"),
+        ("a.jfif", b"\xff\xd8\xff\xe0" + bytes(20), "a.jfif"),
+        ("a", b"\xff\xd8\xff\xe0" + bytes(20), "a.png"),
+        ("a.pbm", b"P4\n8 1\n\1", "a.png"),
+        ("a.PNG", b"\x89PNG\r\n\x1a\n", "a.PNG"),
+        ("a.mp4", b"\x89PNG\r\n\x1a\n", "a.png"),  # PNG under a video's name
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a.png"),
+        ("a.bin", b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "a.png"),
+        ("a.jxl", b"\xff\x0a\xfa", "a.png"),
+        ("a.ts", b"export const a: number = 1;\n" * 30, None),  # TypeScript
+        ("a.m4a", b"\0\0\0\x14ftypM4A " + bytes(20), None),
+        ("a.wav", b"RIFF\1\0\0\0WAVEfmt ", None),
+        ("a.txt", b"P7 is the next version", None),
+        ("a.eps", b"%!PS-Adobe-3.0", None),
+    ],
+)
+def test_the_content_of_a_file_says_what_it_is(
+    tmp_path: Path, name: str, content: bytes, target: str | None
+) -> None:
+    source, out = tmp_path / "in" / name, tmp_path / "out"
+    source.parent.mkdir()
+    source.write_bytes(content)
+    (source.parent / "z.png").touch()  # a name alone is enough where the content says nothing
+    found = tasks_from_inputs([str(source.parent)], out)
+    matched = tasks_from_inputs([str(source.parent / "*")], out)
+    assert found == matched
+    assert found.left_out == ([source] if target is None else [])
+    expected = {source: out / target} if target else {}
+    assert {task.source: task.target for task in found.tasks if task.source == source} == expected
+    assert all(task.is_video == (task.target.suffix in VIDEO_SUFFIXES) for task in found.tasks)
+
+
+def test_a_folder_without_pictures_says_how_many_files_it_has(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(HspanError, match="contains no pictures or videos, 1 other files"):
+        tasks_from_inputs([str(tmp_path)], tmp_path / "out")
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
+    """A second run, in another process, waits for the first; neither leaves a file of its own."""
+    out = tmp_path / "new" / "out"
+    script = (
+        "import sys, pathlib; from trt_hspan.jobs.folders import turn_in_folder\n"
+        "with turn_in_folder(pathlib.Path(sys.argv[1]), lambda: print('waits', flush=True)) as waited:\n"
+        "    print(waited, flush=True)\n"
+    )
+    notes: list[str] = []
+    with turn_in_folder(out, lambda: notes.append("waits")) as waited:
+        command = [sys.executable, "-c", script, str(out)]
+        second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert second.stdout is not None
+        assert second.stdout.readline() == "waits\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(0.2)
+    assert (waited, notes) == (False, [])
+    assert second.communicate()[0] == "True\n"
+    assert second.returncode == 0
+    assert not (tmp_path / "new").exists()
+
+
 def copy(task: Task) -> str:
     task.target.parent.mkdir(parents=True, exist_ok=True)
     task.target.write_bytes(task.source.read_bytes())
@@ -142,7 +223,7 @@ def copy(task: Task) -> str:
 
 
 def outcomes(folder: Path, out: Path, *, settings: object = 1, overwrite: bool = False) -> dict[str, str]:
-    tasks, _ = tasks_from_inputs([str(folder)], out)
+    tasks = tasks_from_inputs([str(folder)], out).tasks
     report = run_tasks(tasks, copy, journal=Journal(out, settings), overwrite=overwrite)
     return {entry.task.source.name: entry.outcome for entry in report.tasks}
 
@@ -172,7 +253,7 @@ def test_a_file_that_somebody_else_wrote_is_neither_taken_for_finished_nor_repla
 
 def test_a_companion_that_somebody_else_wrote_is_not_replaced(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    tasks, _ = tasks_from_inputs([str(folder / "a.png")], out)
+    tasks = tasks_from_inputs([str(folder / "a.png")], out).tasks
     mine = out / "a_compare.png"
     out.mkdir()
     mine.write_text("mine")
@@ -205,7 +286,7 @@ def test_other_settings_or_a_changed_source_are_not_passed_off_as_finished(
     time.sleep(0.02)
     (folder / "a.png").write_text("changed")
     assert outcomes(folder, out)["a.png"] == "failed"
-    tasks, _ = tasks_from_inputs([str(folder)], out)
+    tasks = tasks_from_inputs([str(folder)], out).tasks
     report = run_tasks(tasks, copy, journal=Journal(out, 1))
     assert "was written from an earlier state of its source; give --overwrite" in str(
         report.of("failed")[0].error
@@ -214,7 +295,7 @@ def test_other_settings_or_a_changed_source_are_not_passed_off_as_finished(
 
 def test_a_file_in_place_whose_end_was_never_noted_is_finished(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    tasks, _ = tasks_from_inputs([str(folder)], out)
+    tasks = tasks_from_inputs([str(folder)], out).tasks
     Journal(out, 1).begin(tasks[0])
     copy(tasks[0])
     with (out / JOURNAL_NAME).open("a") as stream:
@@ -227,7 +308,7 @@ def test_a_file_in_place_whose_end_was_never_noted_is_finished(folder: Path, tmp
 
 
 def test_a_failure_does_not_stop_the_rest(folder: Path, tmp_path: Path) -> None:
-    tasks, _ = tasks_from_inputs([str(folder)], tmp_path / "out")
+    tasks = tasks_from_inputs([str(folder)], tmp_path / "out").tasks
     ended: list[TaskReport] = []
 
     def do(task: Task) -> None:
@@ -249,7 +330,7 @@ def test_a_failure_does_not_stop_the_rest(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_interruption_is_not_a_failed_file(folder: Path, tmp_path: Path) -> None:
-    tasks, _ = tasks_from_inputs([str(folder)], tmp_path / "out")
+    tasks = tasks_from_inputs([str(folder)], tmp_path / "out").tasks
 
     def do(task: Task) -> None:
         raise KeyboardInterrupt

@@ -27,6 +27,25 @@ def test_says_what_it_is(small_x4: GoldenNetwork) -> None:
     assert runner.source_sha256 == sha256_from_file(small_x4.checkpoint)
 
 
+def test_a_run_too_small_to_share_takes_one_thread(
+    small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = TorchRunner(small_x4.checkpoint, threads=3)
+    used: list[int] = []
+    forward = runner._model.forward
+
+    def counted(batch: torch.Tensor) -> torch.Tensor:
+        used.append(torch.get_num_threads())
+        return forward(batch)
+
+    monkeypatch.setattr(runner._model, "forward", counted)
+    with runner:
+        runner.infer(np.zeros((1, 3, 4, 4), np.float32))
+        runner.infer(np.zeros((1, 3, 64, 64), np.float32))
+        runner.infer(np.zeros((1, 3, 4, 4), np.float32))
+    assert used == [1, 3, 1]
+
+
 def test_threads_are_used_inside_and_restored_after(small_x4: GoldenNetwork) -> None:
     before = torch.get_num_threads()
     with TorchRunner(small_x4.checkpoint, threads=before + 1):

@@ -9,7 +9,7 @@ from typing import Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.media.formats import READ_SUFFIXES
+from trt_hspan.media.formats import kind_of_file
 from trt_hspan.media.pictures import read_image, size_from_image_file
 from trt_hspan.media.pixels import Uint8Array
 from trt_hspan.sizes import ImageSize
@@ -144,9 +144,7 @@ def shipped_samples(scale: int) -> list[Sample]:
 
 def _pictures(folder: Path) -> list[Path]:
     return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in READ_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        path for path in folder.iterdir() if not path.name.startswith(".") and kind_of_file(path) == "picture"
     )
 
 

@@ -11,15 +11,24 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import error_from_os_error, require_name_fits
-from trt_hspan.media.formats import READ_SUFFIXES, VIDEO_SUFFIXES, WRITE_FORMATS
+from trt_hspan.files import (
+    error_from_os_error,
+    locked_folder,
+    remove_abandoned_stages,
+    require_name_fits,
+)
+from trt_hspan.media.formats import READ_FORMATS, VIDEO_SUFFIXES, WRITE_FORMATS, kind_of_file
 
 JOURNAL_NAME: Final = ".trt-hspan-journal.jsonl"
+#: Of results of videos in formats that are not written: it can contain every codec.
+_OTHER_VIDEOS: Final = ".mkv"
 Outcome = Literal["done", "skipped", "failed"]
 
 
@@ -46,9 +55,9 @@ class Task:
     source: Path
     target: Path
 
-    @property
+    @cached_property
     def is_video(self) -> bool:
-        return self.source.suffix.lower() in VIDEO_SUFFIXES
+        return kind_of_file(self.source) == "video"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,29 +81,42 @@ class JobReport:
         return [report for report in self.tasks if report.outcome == outcome]
 
 
+class FoundTasks(NamedTuple):
+    """What a command line comes to.
+
+    Attributes:
+        tasks: by name.
+        is_folder: whether they are a job on a folder; False for a single file to a single file.
+        left_out: files of folders, and those that patterns match, that are neither pictures nor videos.
+    """
+
+    tasks: list[Task]
+    is_folder: bool
+    left_out: list[Path]
+
+
 def tasks_from_inputs(
     inputs: Sequence[str],
     output: Path,
     *,
     suffix: str | None = None,
     companion: Callable[[Path], Path] | None = None,
-) -> tuple[list[Task], bool]:
+) -> FoundTasks:
     """The tasks of a command line.
 
-    A folder is searched with its sub-folders, and its layout is mirrored in the output folder; a name with *, ? or
-    [ that is no file is a glob pattern (** for any depth). A file among several goes into the output folder
-    under its own name. A single file goes to `output` itself, unless that is a folder or has no suffix of a picture
-    or video. Hidden files are left out, and so are results: files in an output folder that is inside the input
-    folder, and where both are the same, files that the journal lists.
+    What a file is, its contents say: `media.formats.kind_of_file`. A folder is searched with its sub-folders, and its
+    layout is mirrored in the output folder; a name with *, ? or [ that is no file is a glob pattern (** for any
+    depth). A file among several goes into the output folder under its own name. A single file goes to `output` itself,
+    unless that is a folder or has no suffix of a picture or video. Hidden files are left out, and so are results:
+    files in an output folder that is inside the input folder, and where both are the same, files that the journal
+    lists.
 
     Args:
         inputs: files, folders, patterns.
         output: a file or a folder.
-        suffix: of all outputs; None keeps the source's where it can be written and takes .png elsewhere.
+        suffix: of pictures; None keeps the source's where it can be written and takes .png elsewhere. A video's is kept
+            where it can be written, else it is .mkv.
         companion: returns the name of a file that may be beside a result and belongs to it.
-
-    Returns:
-        The tasks by name, and whether they are a job on a folder (False for a single file to a single file).
 
     Raises:
         HspanError: an input does not exist, a pattern matches nothing, or a folder contains no pictures or videos.
@@ -103,22 +125,27 @@ def tasks_from_inputs(
     """
     require_name_fits(output)
     files: list[tuple[Path, Path]] = []  # source, and its name below the output folder
+    left_out: list[Path] = []
     single = len(inputs) == 1
     for text in inputs:
         path = Path(text)
         require_name_fits(path)
         if path.is_dir():
             single = False
-            files.extend((file, file.relative_to(path)) for file in _media_in(path, output))
+            media, others = _media_in(path, output)
+            files.extend((file, file.relative_to(path)) for file in media)
+            left_out += others
         elif not path.exists() and any(sign in text for sign in "*?["):
             single = False
-            files.extend(_matches(text, output))
+            matching, others = _matches(text, output)
+            files.extend(matching)
+            left_out += others
         else:
             if not path.exists():
                 raise HspanError(path, "no such file or folder", "check the path")
             files.append((path, Path(path.name)))
     if single and not output.is_dir() and output.suffix.lower() in (*WRITE_FORMATS, *VIDEO_SUFFIXES):
-        return [_checked(Task(source=files[0][0], target=output))], False
+        return FoundTasks([_checked(Task(source=files[0][0], target=output))], False, [])
     if not output.is_dir() and (
         output.exists() or output.suffix.lower() in (*WRITE_FORMATS, *VIDEO_SUFFIXES)
     ):
@@ -129,10 +156,10 @@ def tasks_from_inputs(
             f"cannot tell the format from {output.suffix!r}",
             f"end it in {', '.join((*WRITE_FORMATS, *VIDEO_SUFFIXES))}, or name a folder",
         )
-    tasks = [Task(source=s, target=output / _renamed(name, suffix)) for s, name in sorted(files)]
+    tasks = [Task(source=s, target=output / _renamed(s, name, suffix)) for s, name in sorted(files)]
     tasks = [_checked(task) for task in _without_results(tasks, output, companion)]
     require_distinct((task.source, task.target) for task in tasks)
-    return tasks, True
+    return FoundTasks(tasks, True, sorted(left_out))
 
 
 def _without_results(
@@ -148,46 +175,53 @@ def _without_results(
             yield task
 
 
-def _media_in(folder: Path, output: Path) -> list[Path]:
-    suffixes = (*READ_SUFFIXES, *VIDEO_SUFFIXES)
+def _media_in(folder: Path, output: Path) -> tuple[list[Path], list[Path]]:
+    """Pictures and videos in a folder, and its other files."""
     files: list[Path] = []
     try:
         for root, folders, names in os.walk(folder, onerror=_raise):
             here = Path(root)
             folders[:] = sorted(n for n in folders if not n.startswith(".") and not _same(here / n, output))
-            files.extend(
-                here / name
-                for name in sorted(names)
-                if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-            )
+            files.extend(here / name for name in sorted(names) if not name.startswith("."))
     except OSError as error:
         raise error_from_os_error(folder, error, action="read") from error
-    if not files:
-        raise HspanError(
-            folder, "contains no pictures or videos", f"expected files that end in {', '.join(suffixes)}"
-        )
-    return files
+    media, others = _parted(files)
+    if not media:
+        what = f"contains no pictures or videos{f', {len(others)} other files' if others else ''}"
+        raise HspanError(folder, what, f"name a folder with {', '.join(READ_FORMATS)} or videos")
+    return media, others
+
+
+def _parted(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Pictures and videos, and other files."""
+    media: list[Path] = []
+    others: list[Path] = []
+    for file in files:
+        (others if kind_of_file(file) is None else media).append(file)
+    return media, others
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _matches(pattern: str, output: Path) -> list[tuple[Path, Path]]:
-    """Files that a pattern names, each with its name below the pattern's fixed part."""
-    suffixes = (*READ_SUFFIXES, *VIDEO_SUFFIXES)
+def _matches(pattern: str, output: Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """Pictures and videos that a pattern names, each with its name below the pattern's fixed part; and other files."""
     parts = Path(pattern).parts
     fixed = next(index for index, part in enumerate(parts) if any(sign in part for sign in "*?["))
     base = Path(*parts[:fixed])
     in_place = _same(base, output) or _inside(base, output)
-    files = [
+    names_hidden = any(part.startswith(".") for part in parts[fixed:])
+    media, others = _parted(
         path
         for path in sorted(base.glob(os.path.join(*parts[fixed:])))  # noqa: PTH118  # a pattern is no path
-        if path.is_file() and path.suffix.lower() in suffixes and (in_place or not _inside(path, output))
-    ]
-    if not files:
+        if path.is_file()
+        and (in_place or not _inside(path, output))
+        and (names_hidden or not any(part.startswith(".") for part in path.relative_to(base).parts))
+    )
+    if not media:
         raise HspanError(pattern, "matches no picture or video", "check the pattern, and quote it")
-    return [(path, path.relative_to(base)) for path in files]
+    return [(path, path.relative_to(base)) for path in media], others
 
 
 def _same(first: Path, second: Path) -> bool:
@@ -198,10 +232,12 @@ def _inside(path: Path, folder: Path) -> bool:
     return folder.is_dir() and folder.resolve() in path.resolve().parents
 
 
-def _renamed(name: Path, suffix: str | None) -> Path:
-    if suffix is not None and name.suffix.lower() not in VIDEO_SUFFIXES:
+def _renamed(source: Path, name: Path, suffix: str | None) -> Path:
+    if kind_of_file(source) == "video":
+        return name if name.suffix.lower() in VIDEO_SUFFIXES else name.with_suffix(_OTHER_VIDEOS)
+    if suffix is not None:
         return name.with_suffix(suffix)
-    return name if name.suffix.lower() in (*WRITE_FORMATS, *VIDEO_SUFFIXES) else name.with_suffix(".png")
+    return name if name.suffix.lower() in WRITE_FORMATS else name.with_suffix(".png")
 
 
 def _checked(task: Task) -> Task:
@@ -226,6 +262,33 @@ def require_distinct(tasks: Iterable[tuple[object, object]]) -> None:
                 f"would be written from {first_source} and from {source}",
                 "give them different names, or run twice with two output folders",
             )
+
+
+def require_free(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """Raises: HspanError for the first file that exists and may not be replaced."""
+    for path in paths:
+        if not overwrite and path.exists():
+            raise HspanError(path, "exists", "give --overwrite or another name")
+
+
+@contextmanager
+def turn_in_folder(folder: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """One run at a time writes to a folder. What killed runs left half-written in it, sub-folders included, is removed.
+
+    Args:
+        folder: the output folder; created when it is missing, and removed again when it stays empty.
+        on_wait: called before waiting for another run.
+
+    Yields:
+        Whether another run was waited for.
+
+    Raises:
+        HspanError: the folder cannot be written.
+    """
+    with locked_folder(folder, JOURNAL_NAME, on_wait=on_wait) as waited:
+        for root, _, _ in os.walk(folder):
+            remove_abandoned_stages(Path(root))
+        yield waited
 
 
 class Journal:

@@ -10,7 +10,17 @@ from typing import Any, Protocol
 
 from trt_hspan.errors import UsageError
 from trt_hspan.files import check_writable, sha256_from_file
-from trt_hspan.jobs.folders import JobReport, Journal, Task, TaskReport, run_tasks, tasks_from_inputs
+from trt_hspan.jobs.folders import (
+    FoundTasks,
+    JobReport,
+    Journal,
+    Task,
+    TaskReport,
+    require_free,
+    run_tasks,
+    tasks_from_inputs,
+    turn_in_folder,
+)
 from trt_hspan.runtime.opening import RunnerOptions
 from trt_hspan.runtime.runner import Runner
 from trt_hspan.upscaling.options import UpscaleOptions
@@ -27,7 +37,7 @@ class UpscaleJob:
         inputs, output, suffix: as `tasks_from_inputs` takes them.
         network, execution: as `open_runner` takes them.
         options, writing, video: how pictures and videos are upscaled and written.
-        overwrite: do finished files again, and replace others.
+        overwrite: replace files that exist; in folders, do finished ones again too.
     """
 
     inputs: tuple[str, ...]
@@ -109,44 +119,69 @@ class JobOutcome:
         work: the network that did it.
         result: of a single file; None for a job on a folder.
         report: of a job on a folder; None for a single file.
+        left_out: files of the folders that are neither pictures nor videos.
     """
 
     work: Work
     result: Upscaled | UpscaledVideo | None = None
     report: JobReport | None = None
+    left_out: tuple[Path, ...] = ()
 
 
 def upscale_files(
-    job: UpscaleJob, progress: Callable[[list[Task]], AbstractContextManager[JobProgress]]
+    job: UpscaleJob,
+    progress: Callable[[list[Task]], AbstractContextManager[JobProgress]],
+    *,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> JobOutcome:
     """Upscales all files; in a folder, one that fails does not stop the rest.
 
     Args:
         job: which files, and how.
         progress: makes what follows the tasks, once they are known.
+        on_wait: called when another run is writing to the folder, before waiting for its end.
 
     Raises:
-        HspanError: nothing could be done at all, or the only file failed.
+        HspanError: nothing could be done at all, or the only file failed, or exists and may not be replaced.
         UsageError: inputs and output do not go together.
     """
     output = Path(job.output)
-    tasks, is_folder = tasks_from_inputs(job.inputs, output, suffix=job.suffix, companion=comparison_path)
-    if not is_folder:
-        job.require_no_suffix()
-    check_writable(output / ".any" if is_folder else output)
-    job.require_used(tasks)
+    found = _found(job)
+    if found.is_folder:
+        with turn_in_folder(output, on_wait) as waited:
+            return _upscale_folder(job, _found(job) if waited else found, progress)
+    (task,) = found.tasks
+    job.require_no_suffix()
+    check_writable(task.target)
+    job.require_used(found.tasks)
+    written = [task.target, *([comparison_path(task.target)] if job.writing.compare else [])]
+    require_free(written, overwrite=job.overwrite)
+    runner = job.execution.open(job.network)
+    with progress(found.tasks) as bar, at_work(job, runner, bar) as work:
+        return JobOutcome(work=work, result=work.do_only(task))
+
+
+def _found(job: UpscaleJob) -> FoundTasks:
+    found = tasks_from_inputs(job.inputs, Path(job.output), suffix=job.suffix, companion=comparison_path)
     if job.writing.compare:
-        _require_free_comparisons(tasks)
+        _require_free_comparisons(found.tasks)
+    return found
+
+
+def _upscale_folder(
+    job: UpscaleJob,
+    found: FoundTasks,
+    progress: Callable[[list[Task]], AbstractContextManager[JobProgress]],
+) -> JobOutcome:
+    job.require_used(found.tasks)
     runner = job.execution.open(job.network)
     companion = comparison_path if job.writing.compare else None
-    journal = Journal(output, _settings(job, runner), companion=companion) if is_folder else None
-    with progress(tasks) as bar, at_work(job, runner, bar) as work:
-        if not is_folder:
-            return JobOutcome(work=work, result=work.do_only(tasks[0]))
+    journal = Journal(Path(job.output), _settings(job, runner), companion=companion)
+    with progress(found.tasks) as bar, at_work(job, runner, bar) as work:
         report = run_tasks(
-            tasks, work.do, journal=journal, overwrite=job.overwrite, on_begin=bar.begin, on_end=bar.end
+            found.tasks, work.do, journal=journal, overwrite=job.overwrite, on_begin=bar.begin, on_end=bar.end
         )
-        return JobOutcome(work=work, report=report)
+        return JobOutcome(work=work, report=report, left_out=tuple(found.left_out))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import check_writable, error_from_os_error, write_text
-from trt_hspan.media.formats import READ_SUFFIXES, WRITE_FORMATS
+from trt_hspan.media.formats import WRITE_FORMATS, kind_of_file
 from trt_hspan.runtime.runner import Runner
 from trt_hspan.upscaling.pictures import upscale_picture_file
 from trt_hspan.upscaling.upscaler import Upscaler, upscale_array
@@ -100,7 +100,8 @@ class FolderWatch:
     def look(self, *, stop: Callable[[], bool] = lambda: False) -> list[Handled]:
         """Handles files that have not changed since the last look, the oldest first, until `stop()` is true."""
         present = self._present()
-        ready = [path for path, stamp in present.items() if self._seen.get(path) == stamp]
+        unchanged = [path for path, stamp in present.items() if self._seen.get(path) == stamp]
+        ready = [path for path in unchanged if kind_of_file(path) == "picture"]
         self._seen = {path: stamp for path, stamp in present.items() if path not in ready}
         handled = []
         for path in ready:
@@ -110,25 +111,23 @@ class FolderWatch:
         return handled
 
     def _present(self) -> dict[Path, _Stamp]:
-        """Pictures by age, with size and time, which change while a file is written."""
-        pictures: list[tuple[int, Path, _Stamp]] = []
+        """Files by age, with size and time, which change while a file is written."""
+        files: list[tuple[int, Path, _Stamp]] = []
         try:
             with os.scandir(self._spec.incoming) as entries:
                 for entry in entries:
                     name = entry.name
-                    if name.startswith(".") or Path(name).suffix.lower() not in READ_SUFFIXES:
-                        continue
-                    if not entry.is_file(follow_symlinks=False):
+                    if name.startswith(".") or not entry.is_file(follow_symlinks=False):
                         continue
                     try:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:  # removed meanwhile
                         continue
                     stamp = (status.st_size, status.st_mtime_ns)
-                    pictures.append((status.st_mtime_ns, Path(entry.path), stamp))
+                    files.append((status.st_mtime_ns, Path(entry.path), stamp))
         except OSError as error:
             raise error_from_os_error(self._spec.incoming, error, action="read") from error
-        return {path: stamp for _, path, stamp in sorted(pictures)}
+        return {path: stamp for _, path, stamp in sorted(files)}
 
     def _handle(self, source: Path) -> Handled:
         suffix = source.suffix.lower()

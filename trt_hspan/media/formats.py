@@ -1,42 +1,73 @@
-"""Picture and video formats: suffixes, how files begin, limits, and the errors that they share."""
+"""Picture and video formats: how files begin, suffixes, limits, and the errors that they share."""
 
 from __future__ import annotations
 
 import os
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.sizes import ImageSize
 
-# What is read. Not on the list: formats whose Pillow plugins start other programs, as EPS does.
+# What Pillow reads. Not on the list: formats whose Pillow plugins start other programs, as EPS does.
 READ_FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+#: What libvips alone reads, where its build can, by the name of its loader.
+VIPS_LOADERS: Final = {"AVIF": "heifload", "HEIC": "heifload", "JXL": "jxlload"}
 # What is written, by suffix: Pillow's format and the options that lose the least.
 WRITE_FORMATS: Final[dict[str, tuple[str, dict[str, object]]]] = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jfif": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),
     ".bmp": ("BMP", {}),
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
 }
+#: What videos are written as; FFmpeg reads many more.
 VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
-# How files of READ_FORMATS begin, the format, and the suffix of a result of the same kind.
+# How pictures begin, the format, and the suffix of a result of the same kind.
 _STARTS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (b"\x89PNG\r\n\x1a\n", "PNG", ".png"),
     (b"\xff\xd8\xff", "JPEG", ".jpg"),
-    (b"RIFF", "WEBP", ".webp"),
     (b"BM", "BMP", ".bmp"),
     (b"GIF8", "GIF", ".png"),
     *((start, "TIFF", ".tif") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     *((b"P%d" % kind, "PPM", ".png") for kind in range(1, 7)),
+    (b"\xff\x0a", "JXL", ".png"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL", ".png"),
 )
+# Of files that begin with a box "ftyp": brands of pictures, and of sound alone. All others are videos.
+_BRANDS: Final = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
+)
+_SOUND_BRANDS: Final = (b"M4A ", b"M4B ", b"M4P ")
+# Matroska and WebM, MPEG program and elementary streams, Flash, Windows Media; QuickTime without "ftyp".
+_VIDEO_STARTS: Final = (b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1", b"0&\xb2u\x8ef\xcf\x11")
+_VIDEO_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"wide")
+# MPEG transport streams: a byte at the start of each packet, which a disc puts a time stamp before.
+_TS_SYNC: Final = 0x47
+_TS_PACKETS: Final = ((0, 188), (4, 192))
+_START_BYTES: Final = 1024
 # Pixels that a side may have in libjpeg and in libwebp.
-_LONGEST_SIDES: Final = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
-READ_SUFFIXES: Final = (*WRITE_FORMATS, ".gif", ".ppm", ".pgm", ".pnm")
+_LONGEST_SIDES: Final = {".jpg": 65500, ".jpeg": 65500, ".jfif": 65500, ".webp": 16383}
+#: Names of pictures, where contents cannot be looked at, or say nothing.
+READ_SUFFIXES: Final = (
+    *WRITE_FORMATS,
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jxl",
+)
+Kind = Literal["picture", "video"]
 MAX_PIXELS: Final = 1 << 27  # 134 million: more than any camera's picture, less than would fill the memory
 # Pillow's decoders meet damaged files with any of these.
 DAMAGE: Final = (
@@ -65,12 +96,65 @@ def require_accepted(size: ImageSize, where: object) -> None:
 
 def format_from_start(start: bytes) -> str | None:
     """The format of files that begin so, as Pillow names it; None for no picture."""
-    return next((name for magic, name, _ in _STARTS if start.startswith(magic)), None)
+    found = _format_and_suffix(start)
+    return None if found is None else found[0]
 
 
 def suffix_from_start(start: bytes) -> str | None:
     """The suffix of files that begin so, .png for formats that are not written; None for no picture."""
-    return next((suffix for magic, _, suffix in _STARTS if start.startswith(magic)), None)
+    found = _format_and_suffix(start)
+    return None if found is None else found[1]
+
+
+def _format_and_suffix(start: bytes) -> tuple[str, str] | None:
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return "WEBP", ".webp"
+    if start[4:8] == b"ftyp":
+        brand, length = start[8:12], min(int.from_bytes(start[:4], "big"), len(start))
+        if brand not in _BRANDS:
+            return None
+        compatible = [start[at : at + 4] for at in range(16, length, 4)]
+        return ("AVIF" if b"avif" in compatible else _BRANDS[brand]), ".png"
+    return next(((name, suffix) for magic, name, suffix in _STARTS if start.startswith(magic)), None)
+
+
+def kind_of_file(path: Path) -> Kind | None:
+    """Whether a file is a picture or a video, by how it begins; by its name where that says nothing.
+
+    None for everything else. What is no regular file, or cannot be read, is what its name says.
+    """
+    start = b""
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as stream:
+                start = stream.read(_START_BYTES)
+    if format_from_start(start) is not None:
+        return "picture"
+    if _is_video(start):
+        return "video"
+    if start[4:8] == b"ftyp" or start.startswith(b"RIFF"):
+        return None  # sound
+    return kind_of_name(path)
+
+
+def kind_of_name(path: Path) -> Kind | None:
+    """What a file is to be, by its suffix."""
+    suffix = path.suffix.lower()
+    return "picture" if suffix in READ_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+
+
+def _is_video(start: bytes) -> bool:
+    if start[4:8] in _VIDEO_BOXES:
+        return start[8:12] not in _SOUND_BRANDS
+    if start.startswith(b"RIFF"):
+        return start[8:12] == b"AVI "
+    if start.startswith(_VIDEO_STARTS):
+        return True
+    return any(
+        len(start) > first + 2 * packet
+        and all(start[first + index * packet] == _TS_SYNC for index in range(3))
+        for first, packet in _TS_PACKETS
+    )
 
 
 def not_a_picture(where: object) -> HspanError:

@@ -305,6 +305,19 @@ def jpeg_segments(file: bytes) -> Iterator[tuple[int, slice]]:
         at = end
 
 
+def metadata_of_blocks(icc_profile: bytes | None, exif: bytes | None, xmp: bytes | None) -> Metadata:
+    """What libvips has read of a picture that its loader has turned upright."""
+    from PIL import Image
+
+    block = Image.Exif()
+    block.load(exif or b"")
+    return Metadata(
+        icc_profile=icc_profile or None,
+        exif=upright_exif(block, of_tiff=False),
+        xmp=_upright_packet(xmp),
+    )
+
+
 def _upright_xmp(image: Image.Image) -> bytes | None:
     """The XMP packet; a TIFF may have it as a tag alone."""
     packet = image.info.get("xmp") or image.info.get(XMP_KEY)

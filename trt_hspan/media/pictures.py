@@ -22,6 +22,7 @@ from trt_hspan.files import error_from_os_error, require_regular_file
 from trt_hspan.media.formats import (
     DAMAGE,
     READ_FORMATS,
+    VIPS_LOADERS,
     damaged,
     format_from_start,
     not_a_picture,
@@ -29,6 +30,7 @@ from trt_hspan.media.formats import (
 )
 from trt_hspan.media.metadata import (
     PPM_HEADER_BYTES,
+    Header,
     Metadata,
     metadata_of_image,
     orientation_of_image,
@@ -99,7 +101,8 @@ def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None
     several pages the first is taken.
 
     Args:
-        source: a PNG, JPEG, WebP, BMP, TIFF, GIF or PPM, recognized by content: its name, or the bytes of the file.
+        source: a PNG, JPEG, WebP, BMP, TIFF, GIF, PPM or PBM, or, where libvips has a loader that can, AVIF, HEIC or
+            JPEG XL, recognized by content: its name, or the bytes of the file.
         where: what an error is about; the name, or "picture".
 
     Raises:
@@ -127,6 +130,8 @@ def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None
     kind = format_from_start(start)
     if kind is None:
         raise not_a_picture(where)
+    if kind in VIPS_LOADERS:
+        return VipsPicture(source, kind, Header(metadata=Metadata()), where)
     header = read_header(source, start, kind, where)
     if header is not None and has_vips() and not header.needs_pillow:
         return VipsPicture(source, kind, header, where)

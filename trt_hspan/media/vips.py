@@ -23,8 +23,8 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.install_advice import install_command
 from trt_hspan.machine.memory import array_of_own_pages, available_memory_bytes
-from trt_hspan.media.formats import damaged, require_accepted
-from trt_hspan.media.metadata import Header, PpmHeader
+from trt_hspan.media.formats import DAMAGE, VIPS_LOADERS, damaged, require_accepted
+from trt_hspan.media.metadata import Header, Metadata, PpmHeader, metadata_of_blocks
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.sizes import ImageSize
 
@@ -87,18 +87,19 @@ def one_thread_of_vips(where: object) -> Iterator[None]:
 
 
 class VipsPicture:
-    """A PNG, JPEG, TIFF or binary PPM whose header has been read; an `OpenedPicture` of libvips.
+    """A PNG, JPEG, TIFF or binary PPM whose header has been read, or one of `VIPS_LOADERS`; an `OpenedPicture`.
 
-    Raises HspanError: damaged, or of a color space without a plain way to RGB.
+    Raises HspanError: damaged, of a color space without a plain way to RGB, or no loader for it is in libvips.
     """
-
-    streams: Final = True
 
     def __init__(self, source: Path | bytes, kind: str, header: Header, where: object) -> None:
         self.format, self.where, self._source = kind, where, source
+        self.streams = kind not in VIPS_LOADERS
         self._library = vips(where)
         self._header, self.metadata = header, header.metadata
         self._image: Any = self._opened()
+        if kind in VIPS_LOADERS:
+            self.metadata = self._described(self._image)
         stored = ImageSize(height=self._image.height, width=self._image.width)
         self.size = stored.turned if self._header.orientation >= 5 else stored
         dtype: type[np.uint8] | type[np.uint16] = np.uint16 if self._image.format == "ushort" else np.uint8
@@ -136,9 +137,27 @@ class VipsPicture:
             if isinstance(self._source, bytes)
             else sources.new_from_file(os.fsencode(self._source))  # a name is bytes, not always UTF-8
         )
+        if self.format in VIPS_LOADERS:
+            return self._loaded(f"{VIPS_LOADERS[self.format]}_source", source)
         load = getattr(self._library.Image, f"{self.format.lower()}load_source")
         fail_on = _FAIL_ON_TILES if self._header.is_tiled else _FAIL_ON[self.format]
         return load(source, fail_on=fail_on, access="sequential", unlimited=True)
+
+    def _loaded(self, loader: str, source: Any) -> Any:
+        """A picture of `VIPS_LOADERS`, which its loader turns upright."""
+        if not self._library.type_find("VipsOperation", loader):
+            raise HspanError(
+                self.where, f"a {self.format} picture, which libvips cannot read here", "save it again as PNG"
+            )
+        return getattr(self._library.Image, loader)(source, access="sequential", fail_on="error")
+
+    def _described(self, image: Any) -> Metadata:
+        names = ("icc-profile-data", "exif-data", "xmp-data")
+        blocks = [image.get(name) if image.get_typeof(name) else None for name in names]
+        try:
+            return metadata_of_blocks(*blocks)
+        except (OSError, *DAMAGE) as error:
+            raise damaged(self.where, error) from error
 
     def _stored_ppm(self, header: PpmHeader) -> Any:
         height, width, channels, white, start = header
@@ -280,7 +299,7 @@ class VipsRows:
 def _unreadable(where: object, error: Any) -> HspanError:
     """The one line that a pyvips.Error deserves: a file may be damaged, or of a kind that libvips does not read."""
     reason = next((line for line in reversed(error.detail.splitlines()) if line.strip()), error.message)
-    if not re.search(r"not (supported|configured|implemented)", reason):
+    if not re.search(r"not (supported|configured|implemented)|[Uu]nsupported", reason):
         return damaged(where, ValueError(reason))
     reason = reason.partition(": ")[2] or reason  # after the name of a loader
     return HspanError(where, f"libvips cannot read it ({reason})", "save it again as PNG or a plain TIFF")

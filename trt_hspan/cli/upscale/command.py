@@ -74,7 +74,7 @@ class PictureOptions:
 
     overwrite: Annotated[
         bool,
-        typer.Option(help="In folders: do finished files again, replace others."),
+        typer.Option(help="Replace files that exist; in folders do finished ones again too."),
     ] = False
     format: Annotated[
         str | None,
@@ -145,7 +145,7 @@ class UpscaleRequest:
         tuple[str, ...],
         typer.Argument(
             metavar="IN...",
-            help="Pictures (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM), videos, folders, quoted patterns such as "
+            help="Pictures (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, AVIF), videos, folders, quoted patterns such as "
             "'in/**/*.png', or - for standard input.",
         ),
     ]

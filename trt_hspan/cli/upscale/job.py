@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,17 +24,19 @@ if TYPE_CHECKING:
     from rich.progress import Task as Bar
 
     from trt_hspan.jobs.folders import JobReport, Task, TaskReport
+    from trt_hspan.jobs.upscale import JobOutcome
     from trt_hspan.runtime.runner import Runner
 
 _CONTEXT_NOTE = "attention sees one tile at a time"
+_NAMED = 5  # of files that are alike, each is named up to this number
 
 
 def run_upscale(job: UpscaleJob, *, as_json: bool) -> int:
     """Does all of it and prints the result. Returns the exit code."""
     with terminated_as_interrupt():
-        outcome = upscale_files(job, WorkProgress)
+        outcome = upscale_files(job, WorkProgress, on_wait=lambda: _say_waiting(job.output))
     if outcome.report is not None:
-        return _print_all(job, outcome.work, outcome.report, as_json=as_json)
+        return _print_all(job, outcome, outcome.report, as_json=as_json)
     print_one(job, outcome.work, Path(job.inputs[0]).name, outcome.result, as_json=as_json)
     return 0
 
@@ -48,25 +52,59 @@ def print_one(job: UpscaleJob, work: Work, name: str, result: Any, *, as_json: b
     print_report(f"Upscaled {name}", report, _for_people(report), as_json=as_json)
 
 
-def _print_all(job: UpscaleJob, work: Work, report: JobReport, *, as_json: bool) -> int:
-    done, skipped, failed = (report.of(outcome) for outcome in ("done", "skipped", "failed"))
+def _say_waiting(folder: str) -> None:
+    typer.echo(
+        f"trt-hspan: {folder}: another run is writing here; this one goes on when it has ended", err=True
+    )
+
+
+def _print_all(job: UpscaleJob, outcome: JobOutcome, report: JobReport, *, as_json: bool) -> int:
+    work = outcome.work
+    done, skipped, failed = (report.of(name) for name in ("done", "skipped", "failed"))
     totals = {
         "done": len(done),
         "skipped": len(skipped),
         "failed": len(failed),
+        "left_out": [str(path) for path in outcome.left_out],
         "seconds": round(sum(entry.seconds for entry in done), 3),
         **_runner_rows(work.runner),
         "out_of_memory": work.upscaler.shrinks or None,
     }
     files = [_file_entry(entry) for entry in report.tasks]
     title = f"Upscaled to {job.output}"
-    print_report(title, {**totals, "files": files}, _for_people(totals), as_json=as_json)
-    for entry in done:
-        for line in (*getattr(entry.result, "dropped_streams", ()), *getattr(entry.result, "notes", ())):
-            typer.echo(f"trt-hspan: {entry.task.source}: {line}", err=True)
-    for entry in failed:
-        typer.echo(f"trt-hspan: error: {entry.error}", err=True)
+    shown = totals | {"left_out": _left_out_text(outcome.left_out)}
+    print_report(title, {**totals, "files": files}, _for_people(shown), as_json=as_json)
+    notes = [
+        (entry.task, f"{entry.task.source}: {line}")
+        for entry in done
+        for line in (*getattr(entry.result, "dropped_streams", ()), *getattr(entry.result, "notes", ()))
+    ]
+    for line in _lines_with_counts(notes):
+        typer.echo(f"trt-hspan: {line}", err=True)
+    for line in _lines_with_counts([(entry.task, entry.error or "") for entry in failed]):
+        typer.echo(f"trt-hspan: error: {line}", err=True)
     return 1 if failed else 0
+
+
+def _left_out_text(paths: Sequence[Path]) -> str | None:
+    """ "3, neither pictures nor videos: a.txt, b.txt, ..." """
+    if not paths:
+        return None
+    names = [path.name for path in paths[:_NAMED]] + ["..."] * (len(paths) > _NAMED)
+    return f"{len(paths)}, neither pictures nor videos: {', '.join(names)}"
+
+
+def _lines_with_counts(lines: Sequence[tuple[Task, str]]) -> list[str]:
+    """Lines about tasks; those that differ in nothing but the task's files are one line with a count."""
+    alike: dict[str, list[str]] = {}
+    for task, line in lines:
+        pattern = line.replace(str(task.source), "\0").replace(str(task.target), "\0")
+        alike.setdefault(pattern, []).append(line)
+    return [
+        line
+        for group in alike.values()
+        for line in (group if len(group) <= _NAMED else [f"{group[0]} (and {len(group) - 1} more like it)"])
+    ]
 
 
 def _file_entry(entry: TaskReport) -> dict[str, Any]:
@@ -149,7 +187,6 @@ class WorkProgress:
             SpinnerColumn,
             TextColumn,
             TimeElapsedColumn,
-            TimeRemainingColumn,
         )
 
         console = Console(stderr=True)
@@ -162,7 +199,7 @@ class WorkProgress:
             _throughput_column(),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
             disable=not self._shown,
@@ -171,7 +208,9 @@ class WorkProgress:
         self._count, self._index = len(tasks), 0
         self._before = 0.0  # megapixels of the files that are finished
         self._current = 0.0
-        self._id = self._bar.add_task("upscaling", total=sum(self._sizes.values()) or None)
+        self._total = sum(self._sizes.values())
+        self._begun: float | None = None  # when the first file was
+        self._id = self._bar.add_task("upscaling", total=self._total or None, left="-:--:--")
 
     def __enter__(self) -> WorkProgress:
         self._bar.start()
@@ -184,19 +223,32 @@ class WorkProgress:
 
     def begin(self, task: Task) -> None:
         self._index += 1
+        self._begun = self._begun or time.monotonic()
         self._current = self._sizes.get(task.source, 0.0)
         place = f"{self._index} of {self._count}: " if self._count > 1 else ""
         self._bar.update(self._id, description=f"{place}{task.source.name}")
 
     def end(self, report: TaskReport) -> None:
+        size = self._sizes.get(report.task.source, 0.0)
+        self._current = 0.0
         if report.outcome == "skipped":
             self._index += 1
-        self._before += self._sizes.get(report.task.source, 0.0)
-        self._current = 0.0
-        self._bar.update(self._id, completed=self._before)
+            self._total -= size
+            self._bar.update(self._id, total=self._total or None)
+        else:
+            self._before += size
+            self._update(self._before)
 
     def on_tile(self, done: int, count: int) -> None:
-        self._bar.update(self._id, completed=self._before + self._current * done / count)
+        self._update(self._before + self._current * done / count)
+
+    def _update(self, completed: float) -> None:
+        """The time that is left by the mean speed so far, from the first tile on."""
+        left = "-:--:--"
+        if completed > 0 and self._begun is not None:
+            seconds = (time.monotonic() - self._begun) * max(0.0, self._total / completed - 1)
+            left = str(timedelta(seconds=round(seconds)))
+        self._bar.update(self._id, completed=completed, left=left)
 
     def on_frame(self, done: int, count: int | None) -> None:
         if count:
@@ -229,7 +281,7 @@ def _throughput_column() -> ProgressColumn:
 
     class Throughput(ProgressColumn):
         def render(self, task: Bar) -> Text:
-            speed = task.finished_speed or task.speed
+            speed = task.completed / task.elapsed if task.completed and task.elapsed else None
             return Text("- MP/s" if speed is None else f"{speed:.2f} MP/s")
 
     return Throughput()

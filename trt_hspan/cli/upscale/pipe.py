@@ -19,9 +19,15 @@ from trt_hspan.cli.request import refuse_options
 from trt_hspan.cli.upscale.job import WorkProgress, print_one, terminated_as_interrupt
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import check_writable
-from trt_hspan.jobs.folders import Task
+from trt_hspan.jobs.folders import Task, require_free
 from trt_hspan.jobs.upscale import UpscaleJob, at_work
-from trt_hspan.media.formats import VIDEO_SUFFIXES, not_a_picture, require_writable_suffix, suffix_from_start
+from trt_hspan.media.formats import (
+    VIDEO_SUFFIXES,
+    kind_of_file,
+    not_a_picture,
+    require_writable_suffix,
+    suffix_from_start,
+)
 
 PIPE: Final = "-"
 _INPUT: Final = "standard input"
@@ -59,6 +65,7 @@ def _require_pipe(job: UpscaleJob, *, as_json: bool) -> None:
         if not _is_video(target):
             require_writable_suffix(target)
         check_writable(target)
+        require_free([target], overwrite=job.overwrite)
         return
     refuse_options(
         {
@@ -71,7 +78,7 @@ def _require_pipe(job: UpscaleJob, *, as_json: bool) -> None:
         "does not go with a pipe",
         "leave it out, or name files",
     )
-    if _is_video(Path(name)):
+    if kind_of_file(Path(name)) == "video":
         raise UsageError(PIPE, f"carries a picture, and {name} is a video", "name a file to write")
     _require_end(sys.stdout, _OUTPUT, "redirect it: > picture.png")
 

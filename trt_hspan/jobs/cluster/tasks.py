@@ -49,9 +49,9 @@ def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = No
     local = [text for text in inputs if not is_uri(text)]
     tasks: list[ClusterTask] = []
     if local and not is_uri(output):
-        tasks += [_from_local(task) for task in tasks_from_inputs(local, Path(output), suffix=suffix)[0]]
+        tasks += [_from_local(task) for task in tasks_from_inputs(local, Path(output), suffix=suffix).tasks]
     elif local:
-        staged, _ = tasks_from_inputs(local, Path("/"), suffix=suffix)
+        staged = tasks_from_inputs(local, Path("/"), suffix=suffix).tasks
         tasks += [
             ClusterTask(
                 source=str(task.source.absolute()), target=joined(output, str(task.target).lstrip("/"))

@@ -12,7 +12,7 @@ from trt_hspan.jobs.cluster.job import ClusterJob, ClusterReport, ClusterSpec
 from trt_hspan.jobs.cluster.storage import is_uri
 from trt_hspan.jobs.cluster.tasks import ClusterJournal, cluster_tasks
 from trt_hspan.jobs.upscale import UpscaleJob
-from trt_hspan.media.formats import VIDEO_SUFFIXES
+from trt_hspan.media.formats import kind_of_file
 
 
 def cluster_job(
@@ -40,7 +40,7 @@ def cluster_job(
             job.output, "is a file's name; a cluster writes to a folder or a URI", "name a folder"
         )
     tasks = cluster_tasks(job.inputs, job.output, suffix=job.suffix)
-    if any(Path(task.source).suffix.lower() in VIDEO_SUFFIXES for task in tasks):
+    if any(kind_of_file(Path(task.source)) == "video" for task in tasks):
         raise UsageError(
             "--cluster", "takes pictures, and there are videos among the inputs", "upscale them without"
         )
