@@ -121,8 +121,10 @@ def _format_and_suffix(start: bytes) -> tuple[str, str] | None:
 def kind_of_file(path: Path) -> Kind | None:
     """Whether a file is a picture or a video, by how it begins; by its name where that says nothing.
 
-    None for everything else. What is no regular file, or cannot be read, is what its name says.
+    None for everything else. A pipe or device, and what cannot be read, is what its name says.
     """
+    if path.is_dir():
+        return None
     start = b""
     with suppress(OSError):
         if path.is_file():
