@@ -26,9 +26,10 @@ from tools.kernel_report.interpreter import missing_for_interpreter
 from tools.kernel_report.plugin_code import kernel_sources
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.native import cuda_attention
-from trt_hspan.native.cpu_attention import ElementType
 from trt_hspan.native.cuda_attention import CudaError, CudaLibrary, CudaProblem, DeviceAddresses
+from trt_hspan.native.loading import ElementType
 from trt_hspan.native.sources import sources_folder
+from trt_hspan.native.toolchain import find_nvcc
 
 MISSING = missing_for_interpreter()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -372,7 +373,7 @@ def test_a_machine_without_a_device_is_an_error_of_cuda(library: InterpretedLibr
 @pytest.mark.parametrize(
     ("number", "step"),
     [
-        (35, "trt-hspan plugin build --cuda"),
+        (35, "update the NVIDIA driver"),
         (209, "trt-hspan plugin build --cuda"),
         (222, "trt-hspan plugin build --cuda"),
         (719, "CUDA_LAUNCH_BLOCKING=1"),
@@ -451,6 +452,28 @@ def test_the_list_of_sources_names_every_kernel_and_no_other() -> None:
     named = {line for line in lines if line.endswith((".cu", ".cpp"))}
     kernels = {path.relative_to(root).as_posix() for path in kernel_sources(root)}
     assert named == kernels | {"plugins/kernels/sparsemax_attention.cpp", "plugins/cuda/hspan_cuda.cpp"}
+
+
+def test_nvcc_alone_takes_the_list(tmp_path: Path) -> None:
+    """What it would do, without doing it: the very command of plugins/cuda/README.md for another GPU."""
+    command = [find_nvcc(), "--options-file", "plugins/cuda/nvcc.options", "-arch=sm_90", "--dryrun"]
+    process = subprocess.run(
+        [*command, "-o", tmp_path / "library.so"],
+        cwd=sources_folder(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for word in (
+        "--version-script=plugins/cuda/exports.map",
+        "-fvisibility=hidden",
+        "-lcudart_static",
+        "sm_90",
+    ):
+        assert word in process.stderr
+    assert len(set(re.findall(r"kernels/(\w+)\.cu\b", process.stderr))) == len(
+        kernel_sources(sources_folder())
+    )
 
 
 def test_a_library_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
-from trt_hspan.native.sources import LibraryPlaces, checked_library, cpu_sources_sha256, sources_folder
+from trt_hspan.native.loading import TYPE_NUMBERS, ElementType, checked_library, open_library
+from trt_hspan.native.sources import LibraryPlaces, cpu_sources_sha256, sources_folder
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,8 @@ PLACES: Final = LibraryPlaces(
     file_name=LIBRARY_NAME, variable=LIBRARY_VARIABLE, folder="cpu", sources_sha256=cpu_sources_sha256
 )
 
-ElementType = Literal["float32", "float16", "bfloat16"]
 Route = Literal["automatic", "gather", "dense"]
 
-_TYPES: Final[dict[str, int]] = {"float32": 0, "float16": 1, "bfloat16": 2}
 _ROUTES: Final[dict[str, int]] = {"automatic": 0, "gather": 1, "dense": 2}
 _OUT_OF_MEMORY: Final = 2
 _COMMAND: Final = "trt-hspan plugin build --cpu"
@@ -107,18 +106,9 @@ class NativeLibrary:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        remedy = f"compile it again with {_COMMAND}"
-        try:
-            self._library = ctypes.CDLL(os.fspath(self.path))
-            version = self._library.hspanCpuAbiVersion()
-        except OSError as error:
-            raise HspanError(self.path, f"cannot be loaded: {error}", remedy) from error
-        except AttributeError as error:
-            raise HspanError(self.path, "is another library: it has no hspanCpuAbiVersion", remedy) from error
-        if version != ABI_VERSION:
-            raise HspanError(
-                self.path, f"has ABI version {version}, this package needs {ABI_VERSION}", remedy
-            )
+        self._library = open_library(
+            self.path, version_function="hspanCpuAbiVersion", version=ABI_VERSION, command=_COMMAND
+        )
         self._library.hspanCpuSourceSha256.restype = ctypes.c_char_p
         self._library.hspanCpuInstructionSetName.restype = ctypes.c_char_p
         self._library.hspanCpuWorkspaceBytes.restype = ctypes.c_uint64
@@ -199,7 +189,7 @@ class NativeLibrary:
             channels,
             value.shape[1],
             positions,
-            _TYPES[element_type],
+            TYPE_NUMBERS[element_type],
             options.threads,
             -1 if options.instruction_set is None else self._indices[options.instruction_set],
             _ROUTES[options.route],

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
-from trt_hspan.native.cpu_attention import ElementType
+from trt_hspan.native.loading import TYPE_NUMBERS, ElementType, checked_library, open_library
 from trt_hspan.native.plugin import code_serves, embedded_fields
-from trt_hspan.native.sources import LibraryPlaces, checked_library, cuda_sources_sha256, sources_folder
+from trt_hspan.native.sources import LibraryPlaces, cuda_sources_sha256, sources_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ PLACES: Final = LibraryPlaces(
 )
 
 _COMMAND: Final = "trt-hspan plugin build --cuda"
-_TYPES: Final[dict[str, int]] = {"float32": 0, "float16": 1, "bfloat16": 2}
 _ERROR_BASE: Final = 1000
 _CUDA_OUT_OF_MEMORY: Final = 2
+_OLD_DRIVER: Final = 35
 #: Insufficient driver, invalid device function, no kernel image, unsupported PTX: what a library that does not fit GPU
 #: or driver meets with at its first launch, before anything has run.
-UNFIT: Final = frozenset({35, 98, 209, 222})
+UNFIT: Final = frozenset({_OLD_DRIVER, 98, 209, 222})
 
 _given_up: set[int] = set()
 
@@ -47,7 +47,9 @@ class CudaError(HspanError):
     """CUDA's runtime refused a call; `number` is its cudaError_t."""
 
     def __init__(self, number: int, text: str) -> None:
-        next_step = _COMMAND if number in UNFIT else "CUDA_LAUNCH_BLOCKING=1 shows which call it was"
+        next_step = "CUDA_LAUNCH_BLOCKING=1 shows which call it was"
+        if number in UNFIT:
+            next_step = "update the NVIDIA driver" if number == _OLD_DRIVER else _COMMAND
         super().__init__("attention on the GPU", f"{text} (CUDA error {number})", next_step)
         self.number = number
 
@@ -124,20 +126,9 @@ class CudaLibrary:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        remedy = f"compile it again with {_COMMAND}"
-        try:
-            self._library = ctypes.CDLL(os.fspath(self.path))
-            version = self._library.hspanCudaAbiVersion()
-        except OSError as error:
-            raise HspanError(self.path, f"cannot be loaded: {error}", remedy) from error
-        except AttributeError as error:
-            raise HspanError(
-                self.path, "is another library: it has no hspanCudaAbiVersion", remedy
-            ) from error
-        if version != ABI_VERSION:
-            raise HspanError(
-                self.path, f"has ABI version {version}, this package needs {ABI_VERSION}", remedy
-            )
+        self._library = open_library(
+            self.path, version_function="hspanCudaAbiVersion", version=ABI_VERSION, command=_COMMAND
+        )
         for name in ("Info", "StatusText", "ConfigurationName"):
             getattr(self._library, f"hspanCuda{name}").restype = ctypes.c_char_p
         self._library.hspanCudaChannelPitch.restype = ctypes.c_int64
@@ -159,7 +150,7 @@ class CudaLibrary:
 
     def channel_pitch(self, element_type: ElementType, channels: int) -> int:
         """Elements from one position to the next in a channels-last tensor."""
-        pitch: int = self._library.hspanCudaChannelPitch(_TYPES[element_type], channels)
+        pitch: int = self._library.hspanCudaChannelPitch(TYPE_NUMBERS[element_type], channels)
         return pitch
 
     def workspace_bytes(self, problem: CudaProblem) -> int:
@@ -204,7 +195,7 @@ class CudaLibrary:
             problem.score_channels,
             problem.value_channels,
             problem.positions,
-            _TYPES[problem.element_type],
+            TYPE_NUMBERS[problem.element_type],
             int(problem.channels_last),
             self.configurations.index(problem.configuration),
         )

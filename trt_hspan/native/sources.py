@@ -7,20 +7,11 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import cache_folder, sha256_from_file
 from trt_hspan.version import __version__
-
-
-class Loaded(Protocol):
-    """A loaded library."""
-
-    source_sha256: str
-
-
-LoadedT = TypeVar("LoadedT", bound=Loaded)
 
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 #: Of a platform wheel: the compiled libraries, as hatch_build.py puts them there.
@@ -102,27 +93,6 @@ def cpu_sources_sha256(root: Path) -> str:
     return _sha256_from_files(
         folder, [path for path in folder.iterdir() if path.suffix in {".h", ".cpp", ".txt"}]
     )
-
-
-def checked_library(
-    load: Callable[[Path], LoadedT], path: Path, source_sha256: str | None, command: str
-) -> LoadedT:
-    """A library, loaded.
-
-    Args:
-        load: loads the file.
-        source_sha256: what it must have been compiled from; None takes any.
-        command: compiles it.
-
-    Raises:
-        HspanError: there is no file, it was compiled from other sources, or as `load`.
-    """
-    if not path.is_file():
-        raise HspanError(path, "there is no such library", f"compile it with {command}")
-    library = load(path)
-    if source_sha256 not in (None, library.source_sha256):
-        raise HspanError(path, "was compiled from other sources", f"compile it again with {command}")
-    return library
 
 
 def _sha256_from_folders(root: Path, folders: Iterable[str]) -> str:

@@ -123,7 +123,10 @@ def most_newton_rounds(positions: int, epsilon: float) -> int:
 
 def _is_captured(tensor: Tensor) -> bool:
     """Whether the device's current stream records a CUDA graph: nothing can be read from the device then."""
-    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if tensor.device.type != "cuda":
+        return False
+    with torch.cuda.device(tensor.device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def _rounds_between_looks(tensor: Tensor) -> int | None:

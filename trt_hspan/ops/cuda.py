@@ -7,7 +7,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from trt_hspan.native.cpu_attention import ElementType
 from trt_hspan.native.cuda_attention import (
     UNFIT,
     CudaError,
@@ -17,6 +16,7 @@ from trt_hspan.native.cuda_attention import (
     cuda_library,
     give_up,
 )
+from trt_hspan.native.loading import ElementType
 
 ELEMENT_TYPES: Final[dict[torch.dtype, ElementType]] = {
     torch.float32: "float32",
