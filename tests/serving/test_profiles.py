@@ -14,7 +14,7 @@ from support.command_line import CommandLine
 from support.export_cache import ExportCache
 from support.served_pictures import pixels_of, png
 from support.small_engine import SmallEngine, build_small_engine
-from support.tritonserver import StartedRepository
+from support.started_repository import started_repository
 
 from trt_hspan.engine.spec import ProfileRequest
 from trt_hspan.errors import HspanError
@@ -108,7 +108,7 @@ def test_served_here_each_size_is_taken_by_the_profile_that_takes_it(
     assert configs["small"].max_batch_size == 4
     draw = np.random.default_rng(3)
     with (
-        StartedRepository(tmp_path / "models") as server,
+        started_repository(tmp_path / "models") as server,
         UpscaleClient(f"http://{server.http}") as client,
         open_runner(engine.plan, threads=1) as runner,
     ):

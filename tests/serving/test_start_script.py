@@ -13,7 +13,7 @@ import pytest
 import tritonclient.grpc
 from support.served_pictures import hostile_files, pixels_of, png
 from support.small_engine import SmallEngine
-from support.tritonserver import StartedRepository
+from support.started_repository import StartedRepository, started_repository
 from tritonclient.utils import InferenceServerException
 
 from trt_hspan.errors import HspanError
@@ -33,7 +33,7 @@ def started(
     other = folder.parent / "other" / "trt_hspan"
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("raise ImportError('not the one that was exported')")
-    with StartedRepository(folder, PYTHONPATH=str(other.parent)) as running:
+    with started_repository(folder, PYTHONPATH=str(other.parent)) as running:
         yield running
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import re
 from collections.abc import Sequence
 from importlib import resources
 from string import Template
-from typing import Any, Final
+from typing import Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.native.plugin import LIBRARY_NAME
@@ -29,6 +28,7 @@ _TEMPLATES: Final = (
     "prometheus.yaml",
     "grafana-provisioning.yaml",
     "grafana-datasource.yaml",
+    "grafana-dashboard.json",
     "kubernetes.yaml",
     "kserve.yaml",
 )
@@ -89,7 +89,6 @@ def deployment_files(networks: Sequence[Network], *, image: str, limits: Serving
     if version:
         files[VERSION_FILE] = f"{version}\n"
     files["requirements.txt"] = "".join(f"{line}\n" for line in requirements.values())
-    files["grafana-dashboard.json"] = json.dumps(dashboard(values["slug"]), indent=2) + "\n"
     files[".dockerignore"] = "Dockerfile\ndocker-compose.yaml\n*.yaml\n"
     return files
 
@@ -133,68 +132,3 @@ def _requirements(networks: Sequence[Network]) -> dict[str, str]:
 def kubernetes_name(name: str) -> str:
     """A name that Kubernetes takes (RFC 1123 label): lower case, digits and dashes, at most 50 of them."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "hspan"
-
-
-def dashboard(slug: str) -> dict[str, Any]:
-    """A Grafana dashboard of Triton's own metrics: load, latency and its parts, queue, batches, refusals, memory."""
-
-    def rate(metric: str) -> str:
-        return f"rate(nv_inference_{metric}[1m])"
-
-    def mean_ms(metric: str) -> str:
-        return f"sum by (model) ({rate(metric)}) / 1000 / sum by (model) ({rate('request_success')})"
-
-    panels = [
-        ("Requests a second", "reqps", {"{{model}}": f"sum by (model) ({rate('request_success')})"}),
-        (
-            "Refused and failed a second",
-            "reqps",
-            {"{{model}} {{reason}}": f"sum by (model, reason) ({rate('request_failure')})"},
-        ),
-        ("Mean latency", "ms", {"{{model}}": mean_ms("request_duration_us")}),
-        (
-            "Where the time goes",
-            "ms",
-            {
-                "{{model}} queue": mean_ms("queue_duration_us"),
-                "{{model}} input": mean_ms("compute_input_duration_us"),
-                "{{model}} network": mean_ms("compute_infer_duration_us"),
-                "{{model}} output": mean_ms("compute_output_duration_us"),
-            },
-        ),
-        ("Requests waiting", "short", {"{{model}}": "sum by (model) (nv_inference_pending_request_count)"}),
-        (
-            "Mean batch",
-            "short",
-            {"{{model}}": f"sum by (model) ({rate('count')}) / sum by (model) ({rate('exec_count')})"},
-        ),
-        ("GPU utilization", "percentunit", {"GPU {{gpu_uuid}}": "nv_gpu_utilization"}),
-        (
-            "Memory",
-            "bytes",
-            {"GPU {{gpu_uuid}}": "nv_gpu_memory_used_bytes", "host": "nv_cpu_memory_used_bytes"},
-        ),
-    ]
-    return {
-        "uid": slug,
-        "title": f"{slug}: Triton",
-        "schemaVersion": 39,
-        "refresh": "10s",
-        "time": {"from": "now-30m", "to": "now"},
-        "tags": ["triton", "trt-hspan"],
-        "panels": [
-            {
-                "id": index + 1,
-                "type": "timeseries",
-                "title": title,
-                "datasource": {"type": "prometheus", "uid": "prometheus"},
-                "gridPos": {"x": 12 * (index % 2), "y": 8 * (index // 2), "w": 12, "h": 8},
-                "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
-                "targets": [
-                    {"refId": chr(ord("A") + number), "expr": expression, "legendFormat": legend}
-                    for number, (legend, expression) in enumerate(queries.items())
-                ],
-            }
-            for index, (title, unit, queries) in enumerate(panels)
-        ],
-    }

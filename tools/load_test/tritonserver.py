@@ -1,4 +1,4 @@
-"""NVIDIA's tritonserver, a development dependency: fetched once, unpacked into build/triton, started on a repository.
+"""NVIDIA's tritonserver, for tests and benchmarks: fetched once, unpacked into build/triton, started on a repository.
 
 It comes from the nvidia-pytriton wheel, pinned and checked by its hash, which contains the program, its libraries, the
 Python backend and a stub for each Python. The wheel forbids NumPy 2, so nothing of it is installed.
@@ -6,10 +6,12 @@ Python backend and a stub for each Python. The wheel forbids NumPy 2, so nothing
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,10 +22,8 @@ import urllib.request
 from pathlib import Path
 from typing import Final
 
-import pytest
-
-from support.ray_head import free_port
 from trt_hspan.downloads import unpack_pinned_wheel
+from trt_hspan.errors import HspanError
 from trt_hspan.serving.client import UpscaleClient
 
 WHEEL: Final = "nvidia-pytriton==0.7.0"
@@ -36,10 +36,19 @@ _FOLDER: Final = (
 _PARTS: Final = ("pytriton/tritonserver/", "nvidia_pytriton.libs/")
 
 
+class NoTritonServerError(HspanError):
+    """The wheel is not for this machine or this Python."""
+
+
 def tritonserver() -> Path:
-    """The folder with the unpacked wheel; skips the test on machines that the wheel is not for."""
+    """The folder with the unpacked wheel.
+
+    Raises:
+        NoTritonServerError: another system than Linux on x86-64, or a Python that it has no stub for.
+        HspanError: it cannot be fetched.
+    """
     if sys.platform != "linux" or os.uname().machine != "x86_64":
-        pytest.skip("the packaged tritonserver is for Linux on x86-64")
+        raise NoTritonServerError("tritonserver", "the wheel is for Linux on x86-64", "use such a machine")
     if not _FOLDER.is_dir():
         _FOLDER.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{_FOLDER.name}.", dir=_FOLDER.parent))
@@ -54,7 +63,7 @@ def tritonserver() -> Path:
             triton = stage / "pytriton" / "tritonserver"
             stub = triton / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
             if not stub.is_file():
-                pytest.skip(f"this tritonserver has no stub for Python {PYTHON}")
+                raise NoTritonServerError(WHEEL, f"has no stub for Python {PYTHON}", "use Python 3.11")
             shutil.copy(stub, triton / "backends" / "python")
             for program in (triton / "bin" / "tritonserver", triton / "backends" / "python" / stub.name):
                 program.chmod(0o755)
@@ -72,7 +81,9 @@ def _environment(folder: Path) -> dict[str, str]:
     if own and (Path(own) / f"libpython{PYTHON}.so.1.0").is_file():
         libraries.append(own)
     elif not ctypes.util.find_library(f"python{PYTHON}"):
-        pytest.skip(f"this Python has no shared library: apt-get install libpython{PYTHON}")
+        raise NoTritonServerError(
+            "tritonserver", "this Python has no shared library", f"apt-get install libpython{PYTHON}"
+        )
     return {
         **{name: value for name, value in os.environ.items() if name != "PYTHONHOME"},
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
@@ -83,12 +94,20 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
 class StartedRepository:
     """A repository whose start.sh runs, as a container runs it. A context manager that ends it."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
-        self.http, self.grpc, self.metrics = (f"127.0.0.1:{free_port()}" for _ in range(3))
+        self.http, self.grpc, self.metrics = (f"127.0.0.1:{port}" for port in _free_ports(3))
         triton = tritonserver()
         backends = triton / "pytriton" / "tritonserver" / "backends"
         words = ["sh", str(folder / "start.sh"), f"--backend-directory={backends}"]
