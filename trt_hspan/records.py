@@ -7,9 +7,10 @@ Mapping[str, X] and nested dataclasses.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 _T = TypeVar("_T")
@@ -80,12 +81,43 @@ def _mistyped(key: str, value: object, expected: str) -> MistypedError:
     return MistypedError(f"{key} is {text if len(text) <= 40 else text[:37] + '...'}, expected {expected}")
 
 
-def plain(value: Any) -> Any:
-    """What `json` can write of a report: mappings with string keys, lists, "inf" and "-inf", None instead of NaN."""
+def json_text(report: Mapping[str, Any]) -> str:
+    """A report as JSON. Numbers that are not finite are null, and the key "not_finite" says which is what.
+
+    Example:
+        >>> print(json_text({"psnr_db": [40.5, float("inf")]}))
+        {
+          "psnr_db": [
+            40.5,
+            null
+          ],
+          "not_finite": {
+            "psnr_db[1]": "inf"
+          }
+        }
+    """
+    odd = _not_finite(report)
+    return json.dumps(_plain({**report, "not_finite": odd} if odd else report), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """What `json` can write of a report: mappings with string keys, lists, None for what is no finite number."""
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+        return None
     return value
+
+
+def _not_finite(value: Any, place: str = "") -> dict[str, str]:
+    """The numbers that `_plain` writes as None: place, as in "total.worst_psnr_db", -> "inf", "-inf" or "nan"."""
+    if isinstance(value, float):
+        return {} if math.isfinite(value) else {place: str(value)}
+    items: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, Mapping):
+        items = ((f"{place}.{name}" if place else str(name), item) for name, item in value.items())
+    elif isinstance(value, (list, tuple)):
+        items = ((f"{place}[{index}]", item) for index, item in enumerate(value))
+    return {where: text for name, item in items for where, text in _not_finite(item, name).items()}

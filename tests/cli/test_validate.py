@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from support.golden import GOLDEN, GoldenNetwork
 from support.small_engine import SmallEngine, build_small_engine
 from support.small_networks import write_attention_network
 
+from trt_hspan.cli.validate import _next_step
 from trt_hspan.engine.spec import ProfileRequest
 from trt_hspan.evaluation import compare, datasets, validation
 from trt_hspan.evaluation.resize import downscale
@@ -289,7 +291,7 @@ def test_the_checkpoint_on_the_gpu_is_compared_with_the_cpu(
     assert "GPU" not in alone["reference"]
     half = report_of(run(*words, "--precision", "fp16"))
     assert half["candidate"].endswith(" on the GPU, FP16")
-    assert alone["total"]["worst_psnr_db"] == "inf"  # this CPU, twice
+    assert alone["not_finite"]["total.worst_psnr_db"] == "inf"  # this CPU, twice
     assert 50 < half["total"]["worst_psnr_db"] < float("inf")
 
 
@@ -421,3 +423,27 @@ def test_package_that_is_not_installed_is_named_with_its_extra(
     result = run("validate", path, "--checkpoint", small_x4.checkpoint, "--images", benchmark_set)
     assert result.code == 1
     assert "is not installed; pip install -e '.[" in result.error_line
+
+
+@pytest.mark.parametrize(
+    ("precision", "same_source", "worst_db", "step"),
+    [
+        ("fp32", True, 33.0, "see with --report DIR where it differs, or lower --min-psnr"),
+        ("fp16", True, 33.0, "try --precision fp32, or lower --min-psnr"),
+        ("bf16", None, 33.0, "try --precision fp32 or fp16, or lower --min-psnr"),
+        ("int8", True, 33.0, "try --precision fp32 or fp16, or lower --min-psnr"),
+        ("fp16", True, 60.0, "try --precision fp32, or raise --budget-db"),
+        ("fp32", False, 33.0, "give the checkpoint that it was made from"),
+        ("bf16", False, 33.0, "give the checkpoint that it was made from"),
+    ],
+)
+def test_the_next_step_is_never_the_precision_that_the_file_has(
+    precision: str, same_source: bool | None, worst_db: float, step: str
+) -> None:
+    report = SimpleNamespace(
+        precision=precision,
+        same_source=same_source,
+        min_psnr_db=50.0,
+        total=SimpleNamespace(nan_count=0, worst_psnr_db=worst_db),
+    )
+    assert _next_step(report) == step  # type: ignore[arg-type]

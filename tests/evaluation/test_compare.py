@@ -15,7 +15,7 @@ from trt_hspan.cli.output import print_json
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.compare import Outputs, PictureReport, ValidationReport, validate, validate_all
 from trt_hspan.evaluation.datasets import Sample, samples_from_folder
-from trt_hspan.evaluation.metrics import psnr_y, ssim_y
+from trt_hspan.evaluation.metrics import EXACT_DB, psnr_y, ssim_y
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import memory
@@ -167,11 +167,61 @@ def test_report_survives_json_with_its_infinities_and_nans(
         return json.loads(capsys.readouterr().out)
 
     equal = as_json(validate(NearestRunner(), NearestRunner(), samples))
-    assert equal["total"]["worst_psnr_db"] == "inf"
+    assert equal["total"]["worst_psnr_db"] is None
+    assert equal["not_finite"]["total.worst_psnr_db"] == "inf"
+    assert equal["not_finite"]["pictures[1].agreement.psnr_db"] == "inf"
     assert equal["pictures"][0]["agreement"]["nan_count"] == 0
     broken = as_json(validate(NearestRunner(spoil=math.nan), NearestRunner(), samples))
     assert broken["total"]["worst_psnr_db"] is None
+    assert broken["not_finite"]["total.worst_psnr_db"] == "nan"
     assert broken["passed"] is False
+    finite = as_json(validate(NearestRunner(offset=2**-10), NearestRunner(), samples))
+    assert "not_finite" not in finite
+
+
+def add_flat_picture(folder: Path, name: str, level: int = 99, low_level: int = 99) -> None:
+    write_picture(folder / "HR" / f"{name}.png", np.full((40, 40, 3), level, np.uint8))
+    write_picture(folder / "LR_bicubic" / "X4" / f"{name}x4.png", np.full((10, 10, 3), low_level, np.uint8))
+
+
+def test_a_picture_that_both_restore_exactly_loses_nothing(samples: list[Sample], tmp_path: Path) -> None:
+    without = validate(NearestRunner(offset=2**-10), NearestRunner(), samples)
+    add_flat_picture(tmp_path, "flat")
+    report = validate(
+        NearestRunner(offset=2**-10), NearestRunner(), samples_from_folder(tmp_path, 4), budget_db=0.1
+    )
+    assert report.passed
+    assert report.pictures[-1].reference_quality is not None
+    assert report.pictures[-1].reference_quality.psnr_y_db == math.inf
+    assert report.total.psnr_y_loss_db == without.total.psnr_y_loss_db
+    assert report.remarks == ("flat: PyTorch restores it exactly, so it is not in the mean PSNR-Y",)
+
+
+def test_totals_of_flat_pictures_alone_are_finite(tmp_path: Path) -> None:
+    add_flat_picture(tmp_path, "flat")
+    report = validate(NearestRunner(), NearestRunner(), samples_from_folder(tmp_path, 4), budget_db=0.0)
+    assert report.passed
+    assert report.total.psnr_y_loss_db == 0.0
+    assert report.total.reference_quality is not None
+    assert report.total.reference_quality.psnr_y_db == EXACT_DB
+
+
+def test_pictures_that_are_equal_do_not_hide_the_mean_of_the_others(samples: list[Sample]) -> None:
+    class OddRunner(NearestRunner):
+        """Is off on the picture of 10x12 pixels alone."""
+
+        def infer(self, batch: np.ndarray) -> np.ndarray:
+            return super().infer(batch) + np.float32(2**-10 if batch.shape[2] == 10 else 0)
+
+    total = validate(OddRunner(), NearestRunner(), samples).total
+    assert total.mean_psnr_db == total.worst_psnr_db == pytest.approx(60.2, abs=0.1)
+
+
+def test_a_pair_of_two_pictures_is_remarked_on(samples: list[Sample], tmp_path: Path) -> None:
+    add_flat_picture(tmp_path, "dark", level=20)
+    report = validate(NearestRunner(), NearestRunner(), samples_from_folder(tmp_path, 4))
+    (remark,) = report.remarks
+    assert remark == "dark: its ground truth, made smaller, is 10.2 dB from it: are they of one picture?"
 
 
 # A budget, several networks, tiles -----------------------------------------------------------------------------

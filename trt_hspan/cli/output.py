@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 
-from trt_hspan.records import plain
+from trt_hspan.records import json_text
 
 
 def print_json(report: Mapping[str, Any]) -> None:
-    """Prints one JSON object on stdout. Infinite numbers become the strings "inf" and "-inf", NaN becomes null."""
-    typer.echo(json.dumps(plain(report), indent=2, allow_nan=False))
+    """Prints one JSON object on stdout, as `json_text` writes it."""
+    typer.echo(json_text(report))
 
 
 def print_report(

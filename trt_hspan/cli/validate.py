@@ -123,11 +123,16 @@ def _as_dict(reports: Sequence[ValidationReport], page: Path | None) -> dict[str
 
 
 def _next_step(report: ValidationReport) -> str:
+    """Another checkpoint where that is what differs; else a precision with more digits than the file has, if any."""
+    if report.same_source is False:
+        return "give the checkpoint that it was made from"
     if report.total.nan_count and report.precision in ("fp16", "bf16"):
         return "see trt-hspan audit, and export with --audit DIR --keep-fp32 at-risk, or --precision fp32"
-    if report.total.worst_psnr_db >= report.min_psnr_db:
-        return "use another precision, or raise --budget-db"
-    return "try --precision fp32 or bf16, or lower --min-psnr"
+    relaxed = "raise --budget-db" if report.total.worst_psnr_db >= report.min_psnr_db else "lower --min-psnr"
+    finer = {"fp32": (), "fp16": ("fp32",), "bf16": ("fp32", "fp16")}.get(report.precision, ("fp32", "fp16"))
+    if not finer:
+        return f"see with --report DIR where it differs, or {relaxed}"
+    return f"try --precision {' or '.join(finer)}, or {relaxed}"
 
 
 def _failure(report: ValidationReport) -> str:
@@ -181,6 +186,8 @@ def _print_report(report: ValidationReport) -> None:
         notes["PSNR-Y lost"] = f"{rounded(total.psnr_y_loss_db, 4):+.4f} dB{budget}"
     if report.emulated:
         notes["executed"] = "emulated on CPU" + (f": {report.why_emulated}" if report.why_emulated else "")
+    for number, remark in enumerate(report.remarks, 1):
+        notes["remark" if len(report.remarks) == 1 else f"remark {number}"] = remark
     print_table("", notes)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +22,22 @@ from trt_hspan.evaluation.metrics import (
     Agreement,
     agreement,
     default_bar_db,
+    mean_psnr_y,
     psnr_y,
     require_measurable,
     ssim_y,
 )
 from trt_hspan.evaluation.polygraphy_adapter import run_and_compare
+from trt_hspan.evaluation.resize import downscale
 from trt_hspan.evaluation.shared_tiles import SharedTiles, shared_tiles
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.runtime.runner import Float32Array, Runner
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.options import DEFAULT_OPTIONS, UpscaleOptions
 from trt_hspan.upscaling.upscaler import upscale_batch
+
+# Two pictures are some 10 dB apart; blur, noise and another way of making smaller leave one picture above this.
+_ONE_PICTURE_DB: Final = 17.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +79,13 @@ class Summary:
     Attributes:
         worst_psnr_db: the smallest PSNR of candidate against reference; this is what the bar applies to. NaN
             when any value is NaN.
-        mean_psnr_db: mean of the pictures' PSNRs, as benchmark tables form it; infinite when one of them is.
+        mean_psnr_db: mean of the pictures' PSNRs, as benchmark tables form it, over those that differ; infinite when
+            none does.
         max_abs_error: largest of all.
         mean_abs_error: mean over all values of all pictures.
         nan_count: values that are NaN or infinite, in all outputs together.
-        reference_quality, candidate_quality: means over the pictures that have ground truth; None without
-        any.
+        reference_quality, candidate_quality: means over the pictures that have ground truth, of PSNR-Y as
+            `mean_psnr_y` forms them; None without any.
         psnr_y_loss_db: PSNR-Y of the reference less that of the candidate; None without ground truth.
         ssim_loss: likewise for SSIM.
         reference_seconds, candidate_seconds: sums over the pictures.
@@ -114,6 +121,7 @@ class ValidationReport:
         passed: the worst picture reaches the bar, the loss is within the budget, and nothing is NaN.
         total: all pictures together.
         pictures: one by one.
+        remarks: what is odd about the pictures, one line each.
     """
 
     candidate: str
@@ -128,6 +136,7 @@ class ValidationReport:
     passed: bool
     total: Summary
     pictures: tuple[PictureReport, ...]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,17 +242,27 @@ def validate_all(
         if sample.ground_truth is not None:
             require_measurable(size.scaled(scale), scale, sample.name)
     pictures_of: list[list[PictureReport]] = [[] for _ in candidates]
+    remarks: list[str] = []
     with contextlib.ExitStack() as stack:
         for runner in runners:
             stack.enter_context(runner)
         for sample, plan in zip(samples, plans, strict=True):
             outputs = _compared(sample, candidates, reference, plan)
+            remarks += _remarks(outputs)
             for pictures, report in zip(pictures_of, outputs.reports, strict=True):
                 pictures.append(report)
             if on_outputs is not None:
                 on_outputs(outputs)
     return [
-        _report(candidate, reference, pictures, scale=scale, min_psnr_db=min_psnr_db, budget_db=budget_db)
+        _report(
+            candidate,
+            reference,
+            pictures,
+            remarks,
+            scale=scale,
+            min_psnr_db=min_psnr_db,
+            budget_db=budget_db,
+        )
         for candidate, pictures in zip(candidates, pictures_of, strict=True)
     ]
 
@@ -252,6 +271,7 @@ def _report(
     candidate: Runner,
     reference: Runner,
     pictures: Sequence[PictureReport],
+    remarks: Sequence[str],
     *,
     scale: int,
     min_psnr_db: float | None,
@@ -277,6 +297,7 @@ def _report(
         passed=total.worst_psnr_db >= bar_db and within_budget,  # NaN reaches no bar
         total=total,
         pictures=tuple(pictures),
+        remarks=tuple(remarks),
     )
 
 
@@ -336,6 +357,25 @@ def _compared(sample: Sample, candidates: Sequence[Runner], reference: Runner, t
     )
 
 
+def _remarks(outputs: Outputs) -> list[str]:
+    """What is odd about a picture and its ground truth."""
+    if outputs.truth is None:
+        return []
+    remarks, name = [], outputs.sample.name
+    smaller = downscale(outputs.truth, outputs.sample.scale)
+    height, width = (min(sizes) for sizes in zip(smaller.shape[:2], outputs.low.shape[:2], strict=True))
+    low, small = outputs.low[:height, :width] / 255.0, smaller[:height, :width] / 255.0
+    apart_db = agreement(low, small).psnr_db
+    if apart_db < _ONE_PICTURE_DB:
+        remarks.append(
+            f"{name}: its ground truth, made smaller, is {apart_db:.1f} dB from it: are they of one picture?"
+        )
+    quality = outputs.reports[0].reference_quality
+    if quality is not None and quality.psnr_y_db == math.inf:
+        remarks.append(f"{name}: PyTorch restores it exactly, so it is not in the mean PSNR-Y")
+    return remarks
+
+
 def _quality(output: Float32Array, truth: npt.NDArray[np.uint8], scale: int) -> Quality:
     if not np.isfinite(output).all():
         return Quality(psnr_y_db=math.nan, ssim_y=math.nan)
@@ -348,11 +388,14 @@ def _summary(pictures: Sequence[PictureReport]) -> Summary:
     pixels = np.array([picture.height * picture.width for picture in pictures], dtype=np.float64)
     psnrs = np.array([m.psnr_db for m in measured])
     errors = np.array([m.mean_abs_error for m in measured])
-    reference = _mean_quality([picture.reference_quality for picture in pictures])
-    candidate = _mean_quality([picture.candidate_quality for picture in pictures])
+    references = [picture.reference_quality for picture in pictures]
+    reference = _mean_quality(references, references)
+    candidate = _mean_quality([picture.candidate_quality for picture in pictures], references)
     return Summary(
         worst_psnr_db=float(psnrs.min()),  # NaN wins over every number
-        mean_psnr_db=float(psnrs.mean()),
+        mean_psnr_db=float(psnrs[psnrs < math.inf].mean())
+        if (psnrs < math.inf).any()
+        else float(psnrs.max()),
         max_abs_error=float(np.max([m.max_abs_error for m in measured])),
         mean_abs_error=float((errors * pixels).sum() / pixels.sum()),
         nan_count=sum(m.nan_count for m in measured),
@@ -365,11 +408,14 @@ def _summary(pictures: Sequence[PictureReport]) -> Summary:
     )
 
 
-def _mean_quality(qualities: Sequence[Quality | None]) -> Quality | None:
+def _mean_quality(
+    qualities: Sequence[Quality | None], references: Sequence[Quality | None]
+) -> Quality | None:
     measured = [quality for quality in qualities if quality is not None]
     if not measured:
         return None
+    reached = [quality.psnr_y_db for quality in references if quality is not None]
     return Quality(
-        psnr_y_db=float(np.mean([quality.psnr_y_db for quality in measured])),
+        psnr_y_db=mean_psnr_y([quality.psnr_y_db for quality in measured], reached),
         ssim_y=float(np.mean([quality.ssim_y for quality in measured])),
     )

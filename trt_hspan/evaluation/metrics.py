@@ -11,6 +11,7 @@ Two families that must not be mixed up:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -102,6 +103,23 @@ def agreement(result: npt.NDArray[np.floating], reference: npt.NDArray[np.floati
 
 def _db_from_mean_squared_error(mean_squared_error: float) -> float:
     return math.inf if mean_squared_error == 0.0 else -10.0 * math.log10(mean_squared_error)
+
+
+#: A PSNR-Y that stands for infinity: one value of an 8-bit picture that is one step off gives less.
+EXACT_DB: Final = 150.0
+
+
+def mean_psnr_y(values_db: Sequence[float], references_db: Sequence[float]) -> float:
+    """The mean PSNR-Y over the pictures that the reference does not restore exactly; finite, or NaN when one is NaN.
+
+    A difference of two infinities is no loss. Where the reference restores every picture, all are taken.
+
+    Args:
+        values_db: one of each picture; each counts as `EXACT_DB` at most.
+        references_db: what the reference reaches, in the same order.
+    """
+    capped, restored = np.minimum(values_db, EXACT_DB), np.asarray(references_db) >= EXACT_DB
+    return float(np.mean(capped if restored.all() else capped[~restored]))
 
 
 def luma_from_rgb(image: Uint8Array) -> Float64Array:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_hspan.evaluation.compare import Outputs, PictureReport, Quality
-from trt_hspan.evaluation.metrics import psnr_y, ssim_y
+from trt_hspan.evaluation.metrics import mean_psnr_y, psnr_y, ssim_y
 from trt_hspan.evaluation.report.pictures import (
     Float64Array,
     Uint8Array,
@@ -123,8 +123,9 @@ class EvidenceCollector:
         """Quality of bicubic upscaling, as a mean over the pictures with ground truth; None without any."""
         if not self._bicubic:
             return None
+        reached = [quality.psnr_y_db for quality in self._bicubic]
         return Quality(
-            psnr_y_db=float(np.mean([quality.psnr_y_db for quality in self._bicubic])),
+            psnr_y_db=mean_psnr_y(reached, reached),
             ssim_y=float(np.mean([quality.ssim_y for quality in self._bicubic])),
         )
 

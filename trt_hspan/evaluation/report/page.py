@@ -6,7 +6,6 @@ request to a network.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES, EvidenceCollec
 from trt_hspan.evaluation.report.pictures import HEAT_RANGE, LONGEST_SIDE, heat_gradient, shown_size
 from trt_hspan.files import write_text
 from trt_hspan.machine.install_advice import install_command
-from trt_hspan.records import plain
+from trt_hspan.records import json_text
 from trt_hspan.version import __version__
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class ReportInput:
 def write_report(folder: Path, content: ReportInput) -> Path:
     """Writes `index.html` and, with the same figures, `report.json`. Returns the page."""
     page = page_from_report(content)
-    write_text(folder / DATA_NAME, json.dumps(plain(figures_from_report(content)), indent=2) + "\n")
+    write_text(folder / DATA_NAME, json_text(figures_from_report(content)) + "\n")
     write_text(folder / PAGE_NAME, page)
     return folder / PAGE_NAME
 

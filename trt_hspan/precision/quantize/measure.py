@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import onnx
 
 from trt_hspan.errors import HspanError
-from trt_hspan.evaluation.metrics import agreement, psnr_y
+from trt_hspan.evaluation.metrics import EXACT_DB, agreement, mean_psnr_y, psnr_y
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.precision.crops import Tile
 from trt_hspan.runtime.onnxruntime_session import cpu_network
 from trt_hspan.runtime.runner import Float32Array
-
-#: A PSNR in dB that stands for infinity: one value of an 8-bit tile that is one step off gives less.
-_EXACT_DB: Final = 150.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +64,7 @@ class HeldOut:
         if not self._tiles:
             raise HspanError(where, "there are no held-out pictures", "name some with --held-out")
         self._reference_db = [self._quality(output, tile) for tile, output in self._tiles]
-        if all(quality == _EXACT_DB for quality in self._reference_db):
+        if all(quality == EXACT_DB for quality in self._reference_db):
             raise HspanError(
                 where,
                 "float32 gets every held-out picture exactly right, so that no loss can be measured",
@@ -104,13 +100,10 @@ class HeldOut:
         if tile.truth is None:
             return None
         image = image_from_tensor(output, where=f"{self._where} on {tile.name}")
-        return min(psnr_y(image, tile.truth, tile.scale), _EXACT_DB)
+        return min(psnr_y(image, tile.truth, tile.scale), EXACT_DB)
 
     def _mean(self, qualities: Sequence[float | None]) -> float | None:
         """Over the tiles where float32 has an error; None without ground truth."""
-        measurable = [
-            quality
-            for quality, reference in zip(qualities, self._reference_db, strict=True)
-            if quality is not None and reference != _EXACT_DB
-        ]
-        return float(np.mean(measurable)) if measurable else None
+        known = [quality for quality in qualities if quality is not None]
+        references = [quality for quality in self._reference_db if quality is not None]
+        return mean_psnr_y(known, references) if known else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from trt_hspan.precision.quantize.measure import HeldOut, Measurement
 from trt_hspan.precision.quantize.recipe import variant
 from trt_hspan.precision.quantize.source import Source
 from trt_hspan.precision.quantize.table import CalibrationTable
-from trt_hspan.records import plain
+from trt_hspan.records import json_text
 
 _BAR, _LOSS, _LINE = "#4477aa", "#cc6677", "#999999"
 
@@ -123,7 +122,7 @@ def write_sensitivity(report: SensitivityReport, path: Path) -> Path:
     """Writes NAME.json and NAME.png, both or none, and returns the latter. Raises: HspanError."""
     chart = path.with_suffix(".png")
     with staged_files([path, chart]) as (json_file, chart_file):
-        json_file.write_text(json.dumps(plain(report.as_dict()), indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json_text(report.as_dict()) + "\n", encoding="utf-8")
         write_sensitivity_chart(report, chart_file)
     return chart
 
