@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -144,3 +145,17 @@ def test_a_damaged_manifest_is_reported(run: CommandLine, small_engine: SmallEng
     plan = small_engine.copy_to(tmp_path)
     shutil.copy(plan, plan.with_suffix(".json"))
     assert "is not a manifest" in run("inspect", plan).error_line
+
+
+def test_the_cuda_library_says_what_it_is_made_of(run: CommandLine, tmp_path: Path) -> None:
+    """A library with the description that the product embeds; none of its code runs."""
+    description = {"abi_version": 1, "cubin_architectures": [80, 90], "source_sha256": "abc"}
+    text = json.dumps(f"hspan-cuda-info:{json.dumps(description)}")
+    path = tmp_path / "libhspan_cuda.so"
+    source = f"const char kInfo[] = {text};"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", path], input=source, text=True, check=True
+    )
+    report = json.loads(run("inspect", path, "--json").out)
+    assert (report["kind"], report["facts"]["machine_code_for"]) == ("CUDA library", ["sm_80", "sm_90"])
+    assert report["facts"]["sources_sha256"] == "abc"

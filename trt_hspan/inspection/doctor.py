@@ -63,6 +63,7 @@ def examine_machine() -> tuple[Finding, ...]:
         _examined("PyTorch", lambda: _package("torch", install_command("export"))),
         _examined("plugin", _plugin),
         _examined("CPU kernel", _cpu_kernel),
+        _examined("GPU kernels of PyTorch", _gpu_kernels),
         _examined("CUDA compiler", _cuda_compiler),
         _examined("C++ compiler", _host_compiler),
         _examined("CMake", _cmake),
@@ -258,6 +259,18 @@ def _cpu_kernel() -> str:
     if path.is_file():
         raise HspanError("CPU kernel", f"{path} does not load or is out of date", build)
     raise _AbsentError("CPU kernel", "not compiled", build)
+
+
+def _gpu_kernels() -> str:
+    from trt_hspan.native.cuda_attention import PLACES, state_of_library
+
+    path, build = PLACES.path(), "trt-hspan plugin build --cuda"
+    if not path.is_file():
+        raise _AbsentError("GPU kernels", "not compiled", build)
+    state = state_of_library(path)
+    if state is None:
+        raise HspanError("GPU kernels", f"{path} is another library", build)
+    return f"{path}, machine code for {', '.join(f'sm_{number}' for number in state[1])}"
 
 
 def _cuda_compiler() -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
 
 
-Kind = Literal["engine", "onnx", "checkpoint", "plugin", "CPU library"]
+Kind = Literal["engine", "onnx", "checkpoint", "plugin", "CPU library", "CUDA library"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,22 +234,24 @@ def _inspect_checkpoint(source: str) -> Inspection:
 
 
 def _inspect_library(path: Path) -> Inspection:
-    """Describes the compiled TensorRT plugin, or the attention's CPU library; no code of it runs."""
+    """Describes the compiled TensorRT plugin, or the attention's library for CPUs or GPUs; no code of it runs."""
     from trt_hspan.native.cpu_attention import source_sha256_from_library
+    from trt_hspan.native.cuda_attention import state_of_library
     from trt_hspan.native.plugin import plugin_info_from_library
 
+    facts: dict[str, Any]
     try:
         info = plugin_info_from_library(path)
     except HspanError:
-        sources = source_sha256_from_library(path)
-        if sources is None:
+        if (sources := source_sha256_from_library(path)) is not None:
+            facts = {"sources_sha256": sources, **_file_facts(path)}
+            return Inspection(path=str(path), kind="CPU library", facts=facts)
+        if (state := state_of_library(path)) is None:
             raise
-        facts: dict[str, Any] = {
-            "sources_sha256": sources,
-            "file_bytes": path.stat().st_size,
-            "file_sha256": sha256_from_file(path),
-        }
-        return Inspection(path=str(path), kind="CPU library", facts=facts)
+        sources, architectures = state
+        codes = [f"sm_{number}" for number in architectures]
+        facts = {"machine_code_for": codes, "sources_sha256": sources, **_file_facts(path)}
+        return Inspection(path=str(path), kind="CUDA library", facts=facts)
     facts = {
         "plugin": f"{info.namespace}::{info.name}" if info.namespace else info.name,
         "version": info.version,
@@ -258,11 +260,14 @@ def _inspect_library(path: Path) -> Inspection:
         "machine_code_for": [f"sm_{number}" for number in info.cubin_architectures],
         "ptx_for": [f"compute_{number}" for number in info.ptx_architectures],
         "built_by": f"CUDA {info.cuda_version}, headers of TensorRT {info.tensorrt_header_version}",
-        "file_bytes": path.stat().st_size,
         "sources_sha256": info.source_sha256,
-        "file_sha256": sha256_from_file(path),
+        **_file_facts(path),
     }
     return Inspection(path=str(path), kind="plugin", facts=facts)
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    return {"file_bytes": path.stat().st_size, "file_sha256": sha256_from_file(path)}
 
 
 def _layers_by_tensorrt(plan: Path, manifest: EngineManifest) -> tuple[Layer, ...] | None:
