@@ -30,8 +30,8 @@ from trt_hspan.files import atomic_path
 ALL_STEPS: Final = "abcdefgh"
 _REHEARSED: Final = "abc"
 # Steps a to e together stay below five minutes on a data center GPU: compiling takes about one.
-_BUDGETS: Final = {"c": 60.0, "d": 60.0, "e": 30.0, "f": 600.0, "g": 120.0, "h": 120.0}
-_SANITIZER_SECONDS: Final = 40
+_BUDGETS: Final = {"c": 80.0, "d": 60.0, "e": 20.0, "f": 600.0, "g": 120.0, "h": 120.0}
+_SANITIZER_SECONDS: Final = 25
 # A process starts, imports torch and ends, beyond what a step allows itself.
 _SLACK_SECONDS: Final = 60
 _NEEDS: Final = {
@@ -164,7 +164,9 @@ def _sanitized(session: Session, tool: str, words: list[str], answer: dict[str, 
     program = shutil.which("compute-sanitizer")
     if program is None:
         return "not installed"
-    before = (program, "--tool", tool, "--error-exitcode", "9")
+    # What torch asks and CUDA denies is not of these kernels.
+    api_errors = ("--report-api-errors", "no") if tool == "memcheck" else ()
+    before = (program, "--tool", tool, "--error-exitcode", "9", *api_errors)
     try:
         quick = [*words, "--quick", "--budget", str(_SANITIZER_SECONDS)]
         found = session.run(

@@ -66,7 +66,10 @@ def pythons() -> list[Python]:
     answers: dict[str, Python] = {}
     for path in dict.fromkeys(each for each in candidates if each and os.access(each, os.X_OK)):
         command = [path, "-c", _PROBE, *_MODULES]
-        completed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        try:
+            completed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        except subprocess.TimeoutExpired:
+            continue
         if completed.returncode == 0:
             answer = Python(path=path, **json.loads(completed.stdout))
             answers.setdefault(answer.prefix, answer)

@@ -26,7 +26,7 @@ from trt_hspan.native.cuda_attention import CudaLibrary
 SIDES: Final = (24, 48, 96, 192, 256)  # L 576, 2,304, 9,216, 36,864, 65,536
 CHANNELS: Final = ((16, 32), (96, 192))
 _PRECISIONS: Final[tuple[ElementType, ...]] = ("float16", "float32")
-_WARM_UPS, _MOST_RUNS, _SECONDS_FOR_A_ROW = 3, 30, 0.25
+_WARM_UPS, _MOST_RUNS, _SECONDS_FOR_A_ROW = 3, 30, 0.15
 _CHECKED_ROWS: Final = 64
 _SDPA: Final = {
     "softmax, flash": SDPBackend.FLASH_ATTENTION,
