@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tools.gpu_report.inputs import REGIMES, Inputs, Sizes, photograph_inputs, random_inputs
 from tools.gpu_report.reference import reference_of, wrong_in
-from trt_hspan.native.cpu_attention import ElementType
 from trt_hspan.native.cuda_attention import CudaLibrary, CudaProblem, DeviceAddresses
+from trt_hspan.native.loading import ElementType
 
 TYPES: Final[dict[ElementType, torch.dtype]] = {
     "float32": torch.float32,

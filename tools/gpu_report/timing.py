@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tools.gpu_report.inputs import Inputs, Sizes, photograph_inputs, random_inputs
 from tools.gpu_report.kernels import TYPES, Attention
 from tools.gpu_report.reference import reference_of, wrong_in
-from trt_hspan.native.cpu_attention import ElementType
 from trt_hspan.native.cuda_attention import CudaLibrary
+from trt_hspan.native.loading import ElementType
 
 SIDES: Final = (24, 48, 96, 192, 256)  # L 576, 2,304, 9,216, 36,864, 65,536
 CHANNELS: Final = ((16, 32), (96, 192))

@@ -145,7 +145,7 @@ class CudaLibrary:
         self.cubin_architectures: tuple[int, ...] = tuple(info["cubin_architectures"])
         self.ptx_architectures: tuple[int, ...] = tuple(info["ptx_architectures"])
         self.code: CompiledCode | None = None
-        if info["ptx_isa_version"]:
+        if info.get("ptx_isa_version"):  # empty or missing where the build did not say
             self.code = _CudaCode(
                 path=self.path,
                 cubin_architectures=self.cubin_architectures,
