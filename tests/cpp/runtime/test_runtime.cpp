@@ -333,8 +333,9 @@ void addCompatibilityTests(char const* path)
     addTest("a description without versions is incomplete",
         []
         {
-            for (char const* text : {"", "{}", "{\"cubin_architectures\": [], \"ptx_architectures\": [], "
-                                              "\"cuda_version\": \"x\", \"ptx_isa_version\": \"9.0\"}"})
+            for (char const* text : {"", "{}",
+                     "{\"cubin_architectures\": [], \"ptx_architectures\": [], "
+                     "\"cuda_version\": \"x\", \"ptx_isa_version\": \"9.0\"}"})
             {
                 check(contains(messageOf([&] { codeFromDescription(text, "p.so"); }), "is incomplete"), text);
             }
