@@ -49,7 +49,7 @@ Clock = Callable[[], float]
 @contextlib.contextmanager
 def server(network: str, tile: int) -> Iterator[dict[str, Any]]:
     """A server of one instance on one thread; gives what it said when it was ready."""
-    ports = ("--port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    ports = ("--port", "0", "--grpc-port", "0")
     command = [sys.executable, "-m", "trt_hspan", "serve", "run", network, *ports, "--json"]
     command += ["--instances", "1", "--threads", "1", "--tile", f"{tile}x{tile}"]
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdout=log) as process:

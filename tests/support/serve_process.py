@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,9 +17,14 @@ import psutil
 class ServeProcess:
     """A running server. `ready` is what it said when it was ready."""
 
-    def __init__(self, *words: object, ports: tuple[int, int, int] = (0, 0, 0), timeout: float = 120) -> None:
-        numbers = zip(("--port", "--grpc-port", "--metrics-port"), ports, strict=True)
-        options = [str(word) for pair in numbers for word in pair]
+    def __init__(
+        self,
+        *words: object,
+        ports: tuple[int, int] = (0, 0),
+        timeout: float = 120,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        options = ["--port", str(ports[0]), "--grpc-port", str(ports[1])]
         self.events: list[dict[str, Any]] = []
         self.stderr = ""
         self.process = subprocess.Popen(
@@ -28,7 +32,7 @@ class ServeProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         )
         self._arrived = threading.Condition()
         self._threads = [
@@ -56,15 +60,12 @@ class ServeProcess:
 
     @property
     def metrics(self) -> str:
-        return str(self.ready["metrics"])
+        return f"{self.http}/metrics"
 
     @property
-    def ports(self) -> tuple[int, int, int]:
-        metrics = self.metrics.removesuffix("/metrics")
-        http, grpc, metrics_port = (
-            int(text.rpartition(":")[2]) for text in (self.http, self.grpc_address, metrics)
-        )
-        return http, grpc, metrics_port
+    def ports(self) -> tuple[int, int]:
+        http, grpc = (int(text.rpartition(":")[2]) for text in (self.http, self.grpc_address))
+        return http, grpc
 
     def wait_for(
         self, event: str, timeout: float = 60, *, after: int = 0, **fields: object
@@ -82,14 +83,9 @@ class ServeProcess:
                     raise AssertionError(f"no event {event!r}: {self.events[-20:]} {self.stderr}")
                 self._arrived.wait(min(left, 0.5))
 
-    def triton(self) -> psutil.Process:
-        """The tritonserver under it."""
-        (server,) = [p for p in psutil.Process(self.process.pid).children() if p.name() == "tritonserver"]
-        return server
-
-    def stubs(self) -> list[psutil.Process]:
-        """Triton's Python processes."""
-        return [p for p in self.triton().children(recursive=True) if "python_backend_stub" in p.name()]
+    def decoders(self) -> list[psutil.Process]:
+        """The processes that read and write pictures."""
+        return [p for p in psutil.Process(self.process.pid).children() if still_runs(p)]
 
     def everything(self) -> list[psutil.Process]:
         parent = psutil.Process(self.process.pid)
@@ -115,11 +111,6 @@ class ServeProcess:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.stderr += line
-
-
-def left_in_shared_memory(pid: int) -> list[Path]:
-    """What a server with this process id left in /dev/shm."""
-    return list(Path("/dev/shm").glob(f"trt_hspan_{pid}_*"))
 
 
 def still_runs(process: psutil.Process) -> bool:

@@ -212,7 +212,7 @@ def mixed_shots(
             writer.close()
 
     def head(size: int) -> bytes:
-        return f"POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode()
+        return f"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()
 
     async def slowly(picture: bytes) -> str:
         async def parts() -> Any:

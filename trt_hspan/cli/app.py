@@ -91,7 +91,10 @@ def _configure_logging(level: int) -> None:
 # Package -> the extra that installs it, for commands that import a package without looking for it first.
 _EXTRAS: Final = {
     **dict.fromkeys(("torch", "onnxscript", "polygraphy", "jinja2", "safetensors"), "export"),
-    **dict.fromkeys(("aiohttp", "geventhttpclient", "grpc", "tritonclient"), "serve"),
+    **dict.fromkeys(
+        ("aiohttp", "geventhttpclient", "grpc", "prometheus_client", "starlette", "tritonclient", "uvicorn"),
+        "serve",
+    ),
     "onnxruntime": "cpu",
     "matplotlib": "plot",
 }

@@ -1,4 +1,4 @@
-"""`trt-hspan serve`: run a Triton server here, or write a repository for one elsewhere."""
+"""`trt-hspan serve`: serve a network here, or write a repository for Triton."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import asyncio
 import logging
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,16 +15,14 @@ from typer.core import TyperGroup
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_report
-from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import given_options, takes_request
-from trt_hspan.errors import UsageError
+from trt_hspan.cli.request import takes_request
 from trt_hspan.sizes import tile_size_from_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trt_hspan.serving.engine_networks import Network
-    from trt_hspan.serving.limits import ServingLimits
+    from trt_hspan.serving.limits import ServerLimits, ServingLimits
     from trt_hspan.serving.repository import WrittenRepository
     from trt_hspan.serving.serve import ServeSpec
 
@@ -43,7 +38,7 @@ class _RunByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=_RunByDefault,
-    help="Run a Triton server: serve [NETWORK] is serve run [NETWORK]; see serve run --help.",
+    help="Serve a network: serve [NETWORK] is serve run [NETWORK]; see serve run --help.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -81,16 +76,47 @@ class ServerLimitOptions(RepositoryLimitOptions):
         int | None,
         typer.Option(help="How long a client may take to send its request.", show_default="30000"),
     ] = None
+    held_bytes: Annotated[
+        int | None, typer.Option(help="Of all requests that are held at a time.", show_default="512 MiB")
+    ] = None
+    work_bytes: Annotated[
+        int | None,
+        typer.Option(help="Of all pictures and results that are worked on.", show_default="2 GiB"),
+    ] = None
+    connections: Annotated[
+        int | None, typer.Option(help="That may be open, of each protocol.", show_default="256")
+    ] = None
+
+    def server_limits(self) -> ServerLimits:
+        """Raises: UsageError as `ServerLimits`."""
+        from trt_hspan.serving.limits import ServerLimits
+
+        return ServerLimits(**{name: value for name, value in asdict(self).items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
-    """How a network is served that is not in a repository yet."""
-
+class ServeRequest:
+    network: Annotated[
+        str, typer.Argument(metavar="[NETWORK]", help="A checkpoint, an ONNX file, an engine, or a preset.")
+    ] = "hspan-tiny-x4"
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001
+    allow_host: Annotated[
+        tuple[str, ...],
+        typer.Option(metavar="NAME", help="A name of this server beside localhost; repeatable."),
+    ] = ()
+    page: Annotated[bool, typer.Option(help="Serve a page to try it in a browser, at /.")] = False
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Look for a new network this often; SIGHUP does so at once.", min=0.1
+        ),
+    ] = None
     name: Annotated[str | None, typer.Option(help="Of the model.", show_default="that of the network")] = None
     instances: Annotated[
         int | None,
-        typer.Option(help="Copies of the network.", show_default="one per CPU, at most 4", min=1),
+        typer.Option(help="Copies of the network on a CPU.", show_default="one per CPU, at most 4", min=1),
     ] = None
     tile: Annotated[
         str | None,
@@ -99,46 +125,36 @@ class NetworkOptions:
         ),
     ] = None
     res_scale: options.ResScale = None
-    device: options.Device = "auto"
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, gpu, gpu:1 for the second GPU, or gpu:0,1 for both.")
+    ] = "auto"
     plugin: options.Plugin = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeRequest:
-    network: Annotated[
-        str,
-        typer.Argument(
-            metavar="[NETWORK]",
-            help="A checkpoint, an ONNX file, an engine, a preset, or a model repository.",
-        ),
-    ] = "hspan-tiny-x4"
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000
-    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001
-    metrics_port: Annotated[int, typer.Option(help="Port of the metrics; 0 takes a free one.")] = 8002
-    page: Annotated[bool, typer.Option(help="Serve a page to try it in a browser, at /.")] = False
-    watch: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS", help="Look for new versions this often; SIGHUP does so at once.", min=0.1
-        ),
-    ] = None
-    options: NetworkOptions
     threads: Annotated[int, typer.Option(help="CPU threads of each instance.", min=1)] = 1
     limits: ServerLimitOptions
     json: Annotated[bool, typer.Option(help="Log JSON, one object a line, on stdout.")] = False
 
-    def spec(self, repository: Path) -> ServeSpec:
-        """Raises: as `ServeSpec` and `RepositoryLimitOptions.limits`."""
-        limits = self.limits.limits()
-        from trt_hspan.serving.serve import ServeSpec
+    def spec(self) -> ServeSpec:
+        """Raises: as `ServeSpec`, `devices_from_text` and `ServerLimitOptions.server_limits`."""
+        limits = self.limits.server_limits()
+        tile = None if self.tile is None else tile_size_from_text(self.tile)
+        from trt_hspan.runtime.opening import RunnerOptions
+        from trt_hspan.serving.client_protocol import TOKEN_VARIABLE
+        from trt_hspan.serving.serve import ServeSpec, devices_from_text
 
         return ServeSpec(
-            repository=repository,
+            source=self.network,
+            name=self.name,
+            devices=devices_from_text(self.device),
+            runner=RunnerOptions(
+                res_scale=options.residual_scale(self.res_scale), threads=self.threads, plugin=self.plugin
+            ),
+            instances=self.instances or min(4, len(os.sched_getaffinity(0))),
+            tile=tile,
             host=self.host,
             http_port=self.port,
             grpc_port=self.grpc_port,
-            metrics_port=self.metrics_port,
+            allowed_hosts=self.allow_host,
+            token=os.environ.get(TOKEN_VARIABLE),
             limits=limits,
             page=self.page,
             watch_seconds=self.watch,
@@ -148,57 +164,22 @@ class ServeRequest:
 @app.command("run")
 @takes_request
 def run(request: ServeRequest) -> None:
-    """Run a Triton server here, on the GPU where there is one, else on the CPU. Ctrl-C stops it."""
-    spec = request.spec(Path(request.network))
-    from trt_hspan.runtime.opening import device_from_text
+    """Serve a network here, on GPUs where it runs on them, else on the CPU. Ctrl-C stops it."""
+    spec = request.spec()
     from trt_hspan.serving.events import LOGGER, log_to
-    from trt_hspan.serving.serve import require_free_ports, serve
-    from trt_hspan.serving.triton_install import triton_install
+    from trt_hspan.serving.serve import serve
 
-    device_from_text(request.options.device)
-    require_free_ports(spec)  # before the network is looked at, which takes seconds
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what clients do wrong is in the log already
+    os.environ["OMP_NUM_THREADS"] = str(request.threads)  # before the libraries that read it are loaded
     handler = log_to(
         sys.stdout if request.json else sys.stderr,
         as_json=request.json,
         verbose=logging.getLogger().level <= logging.DEBUG,
     )
     try:
-        with _repository(request, spec.limits) as repository:
-            with progress("looking for tritonserver") as bar:
-                install = triton_install(bar.show)
-            asyncio.run(serve(replace(spec, repository=repository), install))
+        asyncio.run(serve(spec))
     finally:
         LOGGER.removeHandler(handler)
-
-
-@contextmanager
-def _repository(request: ServeRequest, limits: ServingLimits) -> Iterator[Path]:
-    """The repository that was named, or one for the network, in a temporary folder."""
-    given = request.options
-    if Path(request.network).is_dir():
-        named = given_options(given)
-        if named:
-            raise UsageError(
-                " ".join(named), f"{request.network} is a repository, which says that itself", "leave it out"
-            )
-        yield Path(request.network)
-        return
-    from trt_hspan.serving.networks import network_from_source
-    from trt_hspan.serving.repository import write_repository
-
-    size = None if given.tile is None else tile_size_from_text(given.tile)
-    with tempfile.TemporaryDirectory(prefix="trt-hspan-serve-") as folder:
-        network = network_from_source(
-            request.network,
-            name=given.name,
-            device=given.device,
-            res_scale=options.residual_scale(given.res_scale),
-            threads=request.threads,
-            instances=given.instances or min(4, len(os.sched_getaffinity(0))),
-            tile=size,
-            plugin=given.plugin,
-        )
-        yield write_repository(Path(folder) / "models", [network], limits=limits, deployment=False).folder
 
 
 @dataclass(frozen=True, kw_only=True)

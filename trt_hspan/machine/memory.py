@@ -69,3 +69,9 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):  # M_MMAP_MAX, M_TRIM_, M_TOP_PAD
             mallopt(parameter, value)
+
+
+def return_freed_memory() -> None:
+    """Gives the system back what glibc keeps of freed memory."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)

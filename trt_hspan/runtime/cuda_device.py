@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
-from trt_hspan.machine.gpu import advice_for_cuda_message
 from trt_hspan.machine.install_advice import install_advice
 from trt_hspan.runtime.runner import Float32Array
 
@@ -84,9 +83,7 @@ class CudaDevice:
                 self.where, f"{what}: out of GPU or pinned memory", "use smaller tiles or a smaller batch"
             ) from error
         except driver.Error as error:
-            meaning, next_step = advice_for_cuda_message(str(error)) or ("", "see trt-hspan doctor")
-            cause = f"{meaning} ({error})" if meaning else str(error)
-            raise HspanError(self.where, f"{what}: {cause}", next_step) from error
+            raise HspanError(self.where, f"{what}: {error}", "see trt-hspan doctor") from error
 
     def stream(self) -> Any:
         """A stream that does not wait for the legacy one."""

@@ -44,6 +44,7 @@ class Runner(abc.ABC):
         where: the file or preset that the network came from.
         name: the backend, such as "PyTorch 2.13.0".
         precision: type of the network's arithmetic.
+        on_gpu: whether it runs on a GPU.
         emulated: True when this stands in, on a CPU, for an engine or for a GPU's arithmetic. FP32 of an ONNX file
             is the CPU's own.
         why_emulated: why the engine itself does not run here; None when no engine was requested.
@@ -60,6 +61,7 @@ class Runner(abc.ABC):
     where: str
     name: str
     precision: RunnerPrecision
+    on_gpu: bool = False
     emulated: bool
     why_emulated: str | None = None
     scale: int | None

@@ -41,8 +41,7 @@ def engine_can_execute(manifest: EngineManifest, *, index: int = 0) -> tuple[boo
     """
     machine = this_machine(index)
     if machine.architecture is None:
-        error = machine.driver.error
-        return False, f"there is no GPU {index} here" if error is None else error.what
+        return False, "no NVIDIA GPU with a driver here" if index == 0 else f"there is no GPU {index} here"
     if manifest.flavor not in machine.flavors:
         return False, f"{manifest.flavor} is not installed here"
     if not built_for(manifest, machine.architecture):
@@ -65,6 +64,8 @@ class TensorRtRunner(Runner):
     Raises:
         HspanError: plan, manifest or ONNX file missing or not of one build.
     """
+
+    on_gpu = True
 
     def __init__(
         self,

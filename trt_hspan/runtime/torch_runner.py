@@ -73,6 +73,7 @@ class TorchRunner(Runner):
             )
         self.precision = cast(RunnerPrecision, precision)
         self._low = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        self.on_gpu = gpu is not None
         self.emulated = False
         self._model = load_model(checkpoint, res_scale=res_scale)
         if self._low is not None:

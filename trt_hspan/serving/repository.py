@@ -5,7 +5,6 @@ Everything at the top that is not a model is a file, because Triton takes every 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -129,26 +128,6 @@ def repository_models(folder: str | os.PathLike[str]) -> dict[str, list[int]]:
     return models
 
 
-def image_models(folder: str | os.PathLike[str]) -> list[str]:
-    """Names of the picture models in a repository."""
-    root = Path(folder)
-    return [
-        name
-        for name in repository_models(root)
-        if any(t.name == "image" for t in config_from_text((root / name / "config.pbtxt").read_text()).input)
-    ]
-
-
-def python_instances(folder: str | os.PathLike[str]) -> dict[str, int]:
-    """For each model with the Python backend, how many instances its configuration requests."""
-    instances = {}
-    for path in sorted(Path(folder).glob("*/config.pbtxt")):
-        config = config_from_text(path.read_text())
-        if config.backend == "python":
-            instances[path.parent.name] = sum(max(1, group.count) for group in config.instance_group) or 1
-    return instances
-
-
 @contextmanager
 def _stage(target: Path) -> Iterator[Path]:
     """A hidden folder beside the target: on the same disk, and no model of a repository that is watched."""
@@ -267,17 +246,3 @@ def _sums(folder: Path) -> str:
         and "__pycache__" not in path.parts
     ]
     return "".join(f"{sha256_from_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in loaded)
-
-
-def repository_signature(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """For each model, a hash of its file names, sizes and times: differs when a version was added or changed."""
-    root = Path(folder)
-    result = {}
-    for model in sorted(path for path in root.iterdir() if (path / "config.pbtxt").is_file()):
-        digest = hashlib.sha256()
-        for path in sorted(model.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                facts = path.stat()
-                digest.update(f"{path.relative_to(root)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-        result[model.name] = digest.hexdigest()
-    return result

@@ -1,45 +1,44 @@
-"""A whole server: tritonserver behind its front door, kept alive, reloaded, and stopped without leaving anything.
-
-Owns the order of starting and stopping. Nothing is answered until everything is ready.
-"""
+"""A whole server in one process: the network, the decoders, HTTP and gRPC; started, reloaded, drained and stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import importlib
+import ipaddress
 import logging
+import re
 import signal
 import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-import aiohttp
+import uvicorn
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.serving.events import HTTP_LOGGER, log_event
-from trt_hspan.serving.limits import ServingLimits
-from trt_hspan.serving.repository import (
-    image_models,
-    python_instances,
-    repository_models,
-    repository_signature,
-)
-from trt_hspan.serving.server import TritonServer
-from trt_hspan.serving.triton_install import TritonInstall
+from trt_hspan.runtime.opening import RunnerOptions, device_from_text
+from trt_hspan.runtime.runner import Runner
+from trt_hspan.serving.client_protocol import TOKEN_VARIABLE
+from trt_hspan.serving.decoders import DecoderPool
+from trt_hspan.serving.engine_networks import model_name_from_text
+from trt_hspan.serving.events import log_event
+from trt_hspan.serving.limits import ServerLimits
+from trt_hspan.serving.scheduler import DeviceError, Model, gpu_failed
+from trt_hspan.serving.service import Service, in_thread, stopping
+from trt_hspan.sizes import ImageSize
 
 #: Seconds that requests under way are given when the server stops.
 GRACE_SECONDS: Final = 30.0
-# How long what a refused client still sends is read and dropped, so that it gets to read the refusal.
-_LINGERING_SECONDS: Final = 2.0
-# So many ends of tritonserver within so many seconds, and it is not started again.
-_MAX_ENDS, _WITHIN_SECONDS = 5, 60.0
-# Triton's Python processes are counted this often; one that is missing so many times in a row is brought back.
-_STUB_CHECK_SECONDS: Final = 0.5
-_STUB_CHECKS: Final = 3
+_DECODERS: Final = 2
+_EVERY_ADDRESS: Final = ("0.0.0.0", "::", "")
+_NOT_LOOPBACK: Final = (
+    "other machines can reach this server, and it does not encrypt: put a proxy with TLS in front of it, set "
+    f"{TOKEN_VARIABLE}, and name it with --allow-host"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,315 +46,353 @@ class ServeSpec:
     """A server to run.
 
     Attributes:
-        http_port, grpc_port, metrics_port: 0 takes a free one.
+        source: as `open_runner` takes it.
+        name: of the network; None takes that of the source.
+        devices: one runner for each, as `open_runner` takes them; "auto" is one.
+        runner: how a network is opened; its device is taken from `devices`.
+        instances: of the network on a CPU.
+        tile: largest tile; None is the engine's largest, and on a CPU `scheduler.CPU_TILE`.
+        http_port, grpc_port: 0 takes a free one.
+        allowed_hosts: names of this server beside the loopback's.
+        token: which clients must give; None is none.
         page: whether to serve the page at /.
-        watch_seconds: how often to look for new versions in the repository; None only when SIGHUP asks for it.
-        triton_arguments: further options of tritonserver.
+        watch_seconds: how often to look for a new version of the source; None only when SIGHUP asks for it.
+
+    Raises:
+        UsageError: a port that makes no sense, or one for both protocols; no device; an empty token.
     """
 
-    repository: Path
+    source: str
+    name: str | None = None
+    devices: tuple[str, ...] = ("auto",)
+    runner: RunnerOptions = field(default_factory=RunnerOptions)
+    instances: int = 1
+    tile: ImageSize | None = None
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
-    metrics_port: int = 8002
-    limits: ServingLimits = field(default_factory=ServingLimits)
+    allowed_hosts: tuple[str, ...] = ()
+    token: str | None = None
+    limits: ServerLimits = field(default_factory=ServerLimits)
     page: bool = False
     watch_seconds: float | None = None
-    triton_arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        named = {"--port": self.http_port, "--grpc-port": self.grpc_port, "--metrics-port": self.metrics_port}
-        for option, port in named.items():
+        for option, port in (("--port", self.http_port), ("--grpc-port", self.grpc_port)):
             if not 0 <= port <= 65535:
                 raise UsageError(option, f"got {port}, expected 0 to 65535")
-        given = [port for port in named.values() if port]
-        if len(set(given)) < len(given):
-            raise UsageError(" ".join(named), "two of them are the same port", "give three different ones")
+        if self.http_port == self.grpc_port != 0:
+            raise UsageError("--port --grpc-port", "they are the same port", "give two different ones")
+        for device in self.devices:
+            device_from_text(device)
+        if self.token is not None and not re.fullmatch(r"[\x21-\x7e]+", self.token):
+            raise UsageError(
+                TOKEN_VARIABLE, "is empty or contains spaces", "give it printable ASCII, or unset it"
+            )
+
+    @property
+    def model_name(self) -> str:
+        """A name that URLs take: letters, digits, dash and underscore."""
+        return model_name_from_text(
+            self.name or (Path(self.source).stem if Path(self.source).suffix else self.source)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serving:
-    """Where a server that is ready can be reached."""
+    """Where a server that is ready can be reached, and what it runs."""
 
     http_url: str
     grpc_url: str
-    metrics_url: str
-    models: tuple[str, ...]
-    image_models: tuple[str, ...]
-    triton_pid: int
+    models: tuple[str, str]
+    network: str
+
+
+def devices_from_text(text: str) -> tuple[str, ...]:
+    """Reads "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1", which is two. Raises: UsageError as `device_from_text`."""
+    first, *others = text.split(",")
+    devices = (first, *(f"gpu:{other}" for other in others)) if first.startswith("gpu:") else (text,)
+    for device in devices:
+        device_from_text(device)
+    if len(set(devices)) < len(devices):
+        raise UsageError("--device", f"got {text!r}, which names a GPU twice", "name each once")
+    return devices
 
 
 def require_free_ports(spec: ServeSpec) -> None:
     """Raises HspanError or UsageError, before any work, where the server cannot listen as it shall."""
-    for port, option in (
-        (spec.http_port, "--port"),
-        (spec.grpc_port, "--grpc-port"),
-        (spec.metrics_port, "--metrics-port"),
-    ):
+    for port, option in ((spec.http_port, "--port"), (spec.grpc_port, "--grpc-port")):
         _bound(spec.host, port, option).close()
 
 
 async def serve(
     spec: ServeSpec,
-    install: TritonInstall,
     *,
     on_ready: Callable[[Serving], None] | None = None,
     stop: asyncio.Event | None = None,
+    open_runner: Callable[[str], Runner] | None = None,
 ) -> None:
     """Runs a server until a signal stops it.
 
-    SIGINT and SIGTERM stop it, when this is the main thread; SIGHUP loads new versions from the repository. When
-    tritonserver dies, it is started again, and clients receive a request to retry meanwhile.
+    SIGINT and SIGTERM stop it, when this is the main thread: new requests are refused, those under way have
+    `GRACE_SECONDS`; a second signal ends it at once. SIGHUP loads the source anew beside the old network.
 
     Args:
         spec: what to run.
-        install: tritonserver.
         on_ready: called once everything is ready.
         stop: set it to stop the server.
+        open_runner: opens the source on a device; None does as `spec` says.
 
     Raises:
-        HspanError: a port is taken, the repository contains no model, a model cannot be loaded, or tritonserver
-            dies again and again.
+        HspanError: a port is taken, the network cannot be loaded, or a GPU failed.
     """
-    await _Server(spec, install, stop or asyncio.Event()).run(on_ready or (lambda _: None))
+    await _Server(spec, stop or asyncio.Event(), open_runner or functools.partial(_open_runner, spec)).run(
+        on_ready or (lambda _: None)
+    )
+
+
+def _open_runner(spec: ServeSpec, device: str) -> Runner:
+    return replace(spec.runner, device=device).open(spec.source)
 
 
 class _Server:
-    def __init__(self, spec: ServeSpec, install: TritonInstall, stop: asyncio.Event) -> None:
-        from trt_hspan.serving.admission import Admission
-        from trt_hspan.serving.grpc_door import GrpcDoor
-        from trt_hspan.serving.http_door import HttpDoor
-
-        self._spec = spec
-        self._stop = stop
-        self._models = repository_models(spec.repository)
-        self._images = image_models(spec.repository)
-        self._signature = repository_signature(spec.repository)
-        self._triton = TritonServer(
-            install, spec.repository, on_line=_log_line, arguments=spec.triton_arguments
-        )
-        self._admission = Admission(spec.limits)
-        self._http = HttpDoor(self._triton.ports, self._admission, image_models=self._images, page=spec.page)
-        self._grpc = GrpcDoor(self._triton.ports, self._admission)
+    def __init__(self, spec: ServeSpec, stop: asyncio.Event, open_runner: Callable[[str], Runner]) -> None:
+        self._spec, self._stop, self._open_runner = spec, stop, open_runner
+        self._name = spec.model_name
         self._reload_wanted = asyncio.Event()
-        self._ends: list[float] = []
-        self._starting = True
+        self._loop = asyncio.get_running_loop()
+        self._failed: asyncio.Future[DeviceError] = self._loop.create_future()
+        self._hurry = asyncio.Event()
 
     async def run(self, on_ready: Callable[[Serving], None]) -> None:
+        spec = self._spec
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._signals())
-            sockets = [
-                stack.enter_context(_bound(self._spec.host, port, option))
-                for port, option in (
-                    (self._spec.http_port, "--port"),
-                    (self._spec.metrics_port, "--metrics-port"),
-                )
-            ]
-            grpc_port = await self._bind_grpc()
-            stack.push_async_callback(self._grpc.stop, 0)
-            stack.push_async_callback(self._stop_triton)
-            log_event("starting", repository=self._spec.repository, models=",".join(self._models))
-            await self._triton.start()
-            if not await self._until_ready_or_stopped():
+            http_socket = stack.enter_context(_bound(spec.host, spec.http_port, "--port"))
+            _bound(spec.host, spec.grpc_port, "--grpc-port").close()
+            pool = DecoderPool(_DECODERS)  # whose first process starts while the network is loaded
+            stack.callback(pool.close)
+            model = await self._loaded(version=1)
+            if model is None:
                 return
-            await self._open(stack, sockets)
-            serving = self._serving(sockets, grpc_port)
+            service = Service(model, pool, spec.limits)
+            stack.callback(lambda: service.model.close())  # noqa: PLW0108  # whichever it is then
+            serving = await self._listen(stack, service, http_socket)
+            if not _is_loopback(spec.host):
+                log_event("warning", level=logging.WARNING, why=_NOT_LOOPBACK)
             log_event(
                 "ready",
                 http=serving.http_url,
                 grpc=serving.grpc_url,
-                metrics=serving.metrics_url,
                 models=",".join(serving.models),
-                page=f"{serving.http_url}/" if self._spec.page else None,
+                network=serving.network,
+                page=f"{serving.http_url}/" if spec.page else None,
             )
             on_ready(serving)
-            self._starting = False
-            await self._until_stopped()
-            log_event("stopping", in_flight=self._admission.in_flight)
+            await self._until_stopped(service)
+            await self._drain(service)
+        if self._failed.done():
+            where, _, what = str(self._failed.result()).partition(": ")
+            raise HspanError(where, what, "start the server again, as a service manager does")
         log_event("stopped")
 
-    async def _open(self, stack: contextlib.AsyncExitStack, sockets: Sequence[socket.socket]) -> None:
-        from aiohttp import web
+    async def _loaded(self, *, version: int) -> Model | None:
+        """The network, open; None when the server was stopped meanwhile."""
+        model = Model(
+            [functools.partial(self._open_runner, device) for device in self._spec.devices],
+            cpu_instances=self._spec.instances,
+            name=self._name,
+            tile=self._spec.tile,
+            version=version,
+            on_failure=self._fail_from_thread,
+        )
+        opening = asyncio.ensure_future(in_thread(model.open))
+        await asyncio.sleep(0)
+        _import_protocols()  # meanwhile
+        stopped = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not opening.done():
+            opening.cancel()
+            return None
+        opening.result()
+        return model
 
-        from trt_hspan.serving.patience import PatientSite
+    def _fail_from_thread(self, error: DeviceError) -> None:
+        self._loop.call_soon_threadsafe(self._fail, error)
 
-        for app, sock, option in zip(
-            (self._http.application(), self._http.metrics_application()),
-            sockets,
-            ("--port", "--metrics-port"),
-            strict=True,
-        ):
-            runner = web.AppRunner(
-                app,
-                access_log=None,
-                logger=HTTP_LOGGER,
-                lingering_time=_LINGERING_SECONDS,
-                auto_decompress=False,
-                handler_cancellation=True,
-                shutdown_timeout=GRACE_SECONDS,
-                keepalive_timeout=30,
+    def _fail(self, error: DeviceError) -> None:
+        if not self._failed.done():
+            self._failed.set_result(error)
+
+    async def _listen(
+        self, stack: contextlib.AsyncExitStack, service: Service, http_socket: socket.socket
+    ) -> Serving:
+        """Takes requests from now on."""
+        from trt_hspan.serving.app import Access, application
+        from trt_hspan.serving.connections import limited_protocol
+        from trt_hspan.serving.v2_grpc import GrpcServer
+
+        spec, limits = self._spec, self._spec.limits
+        own = () if spec.host in _EVERY_ADDRESS else (spec.host,)
+        access = Access((*spec.allowed_hosts, *own), spec.token)
+        grpc_server = GrpcServer(service, access)
+        host = f"[{spec.host}]" if ":" in spec.host else spec.host
+        _bound(
+            spec.host, spec.grpc_port, "--grpc-port"
+        ).close()  # gRPC does not say why it cannot have a port
+        try:
+            grpc_port = grpc_server.bind(f"{host}:{spec.grpc_port}")
+        except RuntimeError as error:
+            raise _port_taken(spec.host, spec.grpc_port, "--grpc-port") from error
+        http_server = _HttpServer(
+            uvicorn.Config(
+                application(service, access, page=spec.page),
+                http=limited_protocol(connections=limits.connections, seconds=limits.body_time_ms / 1000),
+                ws="none",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=5,
             )
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            try:
-                await PatientSite(runner, sock, self._spec.limits.body_time_ms / 1000).start()
-            except OSError as error:  # somebody was quicker to listen there
-                raise _port_taken(self._spec.host, sock.getsockname()[1], option) from error
-        await self._grpc.start()
-        stack.push_async_callback(self._grpc.stop, GRACE_SECONDS)
+        )
+        http_port = http_socket.getsockname()[1]
+        serving_http = asyncio.ensure_future(http_server.serve(sockets=[http_socket]))
 
-    def _serving(self, sockets: Sequence[socket.socket], grpc_port: int) -> Serving:
-        host = self._spec.host if self._spec.host not in ("0.0.0.0", "::") else "127.0.0.1"
-        shown = f"[{host}]" if ":" in host else host
-        http_port, metrics_port = (sock.getsockname()[1] for sock in sockets)
-        assert self._triton.pid is not None
+        async def stop_http() -> None:
+            http_server.should_exit = True
+            await asyncio.wait((serving_http,))
+
+        stack.push_async_callback(stop_http)
+        await grpc_server.start()
+        stack.push_async_callback(grpc_server.stop, 5.0)
+        while not http_server.started:
+            if serving_http.done():
+                raise _port_taken(spec.host, http_port, "--port") from serving_http.exception()
+            await asyncio.sleep(0.005)
+        shown = "127.0.0.1" if spec.host in _EVERY_ADDRESS else host
         return Serving(
             http_url=f"http://{shown}:{http_port}",
             grpc_url=f"{shown}:{grpc_port}",
-            metrics_url=f"http://{shown}:{metrics_port}/metrics",
-            models=tuple(self._models),
-            image_models=tuple(self._images),
-            triton_pid=self._triton.pid,
+            models=(service.model.name, service.image_name),
+            network=service.model.runner.label,
         )
 
-    async def _bind_grpc(self) -> int:
-        host = f"[{self._spec.host}]" if ":" in self._spec.host else self._spec.host
-        with _bound(self._spec.host, self._spec.grpc_port, "--grpc-port"):
-            pass  # grpc does not say why it cannot bind; this does
-        try:
-            return await self._grpc.bind(f"{host}:{self._spec.grpc_port}")
-        except RuntimeError as error:
-            raise _port_taken(self._spec.host, self._spec.grpc_port, "--grpc-port") from error
-
     @contextlib.contextmanager
-    def _signals(self):  # type: ignore[no-untyped-def]
-        loop = asyncio.get_running_loop()
-        handlers = {
-            signal.SIGINT: self._stop.set,
-            signal.SIGTERM: self._stop.set,
+    def _signals(self) -> Iterator[None]:
+        handlers: dict[int, Callable[[], None]] = {
+            signal.SIGINT: self._stopped_by_signal,
+            signal.SIGTERM: self._stopped_by_signal,
             signal.SIGHUP: self._reload_wanted.set,
         }
         installed = []
         for number, handler in handlers.items():
             with contextlib.suppress(ValueError, RuntimeError):  # not the main thread
-                loop.add_signal_handler(number, handler)
+                self._loop.add_signal_handler(number, handler)
                 installed.append(number)
         try:
             yield
         finally:
             for number in installed:
-                loop.remove_signal_handler(number)
+                self._loop.remove_signal_handler(number)
 
-    async def _stop_triton(self) -> None:
-        await self._triton.stop(GRACE_SECONDS + 5)
+    def _stopped_by_signal(self) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
 
-    async def _until_ready_or_stopped(self) -> bool:
-        ready = asyncio.create_task(self._triton.wait_until_ready())
-        stopped = asyncio.create_task(self._stop.wait())
+    async def _until_stopped(self, service: Service) -> None:
+        reloading = asyncio.ensure_future(self._keep_loaded(service))
+        stopped = asyncio.ensure_future(self._stop.wait())
         try:
-            await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if ready.done():
-                ready.result()
-                return True
-            return False
+            await asyncio.wait((reloading, stopped, self._failed), return_when=asyncio.FIRST_COMPLETED)
+            if reloading.done():
+                reloading.result()
         finally:
-            for task in (ready, stopped):
-                task.cancel()
+            reloading.cancel()
+            stopped.cancel()
 
-    async def _until_stopped(self) -> None:
-        tasks = [
-            asyncio.create_task(self._keep_alive()),
-            asyncio.create_task(self._keep_loaded()),
-            asyncio.create_task(self._keep_stubs()),
-            asyncio.create_task(self._stop.wait()),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async def _drain(self, service: Service) -> None:
+        """What is under way is finished; what is new is refused, and so is what takes too long."""
+        service.draining = True
+        log_event("stopping", under_way=service.under_way)
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        deadline = self._loop.time() + (0 if self._failed.done() else GRACE_SECONDS)
+        while service.under_way and self._loop.time() < deadline and not hurry.done():
+            await asyncio.sleep(0.02)
+        hurry.cancel()
+        service.cancel_all(gpu_failed() if self._failed.done() else stopping())
+        deadline = self._loop.time() + 1
+        while service.under_way and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
 
-    async def _keep_alive(self) -> None:
-        """Starts tritonserver again whenever it ends."""
-        while True:
-            code = await self._triton.wait()
-            self._starting = True
-            now = time.monotonic()
-            self._ends = [moment for moment in self._ends if now - moment < _WITHIN_SECONDS] + [now]
-            log_event("tritonserver-died", level=logging.ERROR, code=code, why=self._triton.failure())
-            if len(self._ends) >= _MAX_ENDS:
-                raise HspanError(
-                    "tritonserver",
-                    f"died {len(self._ends)} times within {_WITHIN_SECONDS:.0f} s, at last: {self._triton.failure()}",
-                    "see the lines above",
-                )
-            await self._triton.start()
-            try:
-                await self._triton.wait_until_ready()
-            except HspanError as error:
-                log_event("restart-failed", level=logging.ERROR, why=str(error))
-                await asyncio.sleep(1)
-                continue
-            self._starting = False
-            log_event("restarted", pid=self._triton.pid)
-
-    async def _keep_loaded(self) -> None:
-        """Loads what changes in the repository: on SIGHUP, or at the requested interval."""
+    async def _keep_loaded(self, service: Service) -> None:
+        """Loads the source anew: on SIGHUP, or when its files have changed and rest."""
+        loaded = seen = _signature(self._spec.source)
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._reload_wanted.wait(), self._spec.watch_seconds)
             asked = self._reload_wanted.is_set()
             self._reload_wanted.clear()
-            try:
-                signature = repository_signature(self._spec.repository)
-            except OSError as error:
-                log_event("reload-failed", level=logging.ERROR, why=str(error))
-                continue
-            changed = [name for name, mark in signature.items() if self._signature.get(name) != mark]
-            if asked and not changed:
-                log_event("reload", models="", why="nothing has changed")
-            for name in changed:
-                await self._load(name)
-            self._signature = signature
-            if changed:
-                self._images[:] = image_models(self._spec.repository)  # the door's too
+            before, seen = seen, _signature(self._spec.source)
+            if asked or (seen == before and seen != loaded):
+                loaded = seen
+                await self._reload(service)
 
-    async def _keep_stubs(self) -> None:
-        """Brings back Python processes of models that died and that Triton does not start again."""
-        lacking: Counter[str] = Counter()
-        while True:
-            await asyncio.sleep(_STUB_CHECK_SECONDS)
-            if self._starting:
-                lacking.clear()
-                continue
-            now = await asyncio.to_thread(self._triton.stub_counts)
-            for name, whole in python_instances(self._spec.repository).items():
-                lacking[name] = lacking[name] + 1 if now[name] < whole and name in self._signature else 0
-                if lacking[name] >= _STUB_CHECKS and not self._starting:
-                    lacking[name] = 0
-                    await self._revive(name, left=now[name], whole=whole)
-
-    async def _revive(self, name: str, *, left: int, whole: int) -> None:
-        log_event("stub-died", level=logging.ERROR, model=name, left=left, of=whole)
-        try:
-            await self._triton.revive(name)
-        except (HspanError, OSError, ValueError, aiohttp.ClientError) as error:
-            log_event("revive-failed", level=logging.ERROR, model=name, why=str(error))
-            return
-        self._signature = repository_signature(self._spec.repository)
-        log_event("revived", model=name)
-
-    async def _load(self, name: str) -> None:
+    async def _reload(self, service: Service) -> None:
         started = time.monotonic()
         try:
-            await self._triton.load(name)
-        except (HspanError, OSError, aiohttp.ClientError) as error:
-            log_event("reload-failed", level=logging.ERROR, model=name, why=str(error))
+            model = await self._loaded(version=service.model.version + 1)
+        except HspanError as error:
+            log_event("reload-failed", level=logging.ERROR, why=str(error))
             return
-        log_event("reload", model=name, seconds=time.monotonic() - started)
+        if model is None:
+            return
+        if model.scale != service.model.scale:
+            why = f"{self._spec.source}: enlarges by {model.scale}, the network that is served by {service.model.scale}"
+            log_event("reload-failed", level=logging.ERROR, why=why)
+            model.close()
+            return
+        before = service.replace(model)
+        log_event("reload", version=model.version, seconds=time.monotonic() - started)
+        await service.retire(before)
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own handling of signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _import_protocols() -> None:
+    """What `_listen` imports, which takes a while."""
+    importlib.import_module("trt_hspan.serving.connections")
+    importlib.import_module("trt_hspan.serving.v2_grpc")
+
+
+def _signature(source: str) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of the files behind a network; empty for a preset."""
+    path = Path(source)
+    facts = []
+    for file in (
+        [path, path.with_suffix(".json"), path.with_suffix(".onnx")] if path.suffix == ".plan" else [path]
+    ):
+        with contextlib.suppress(OSError):
+            state = file.stat()
+            facts.append((file.name, state.st_size, state.st_mtime_ns))
+    return tuple(facts)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _bound(host: str, port: int, option: str) -> socket.socket:
@@ -389,9 +426,3 @@ def _bound(host: str, port: int, option: str) -> socket.socket:
 
 def _port_taken(host: str, port: int, option: str) -> HspanError:
     return HspanError(f"{host}:{port}", "another program listens there", f"give {option} another port, or 0")
-
-
-def _log_line(level: str, text: str) -> None:
-    number = {"warning": logging.WARNING, "error": logging.ERROR}.get(level, logging.DEBUG)
-    if text.strip("+-| "):
-        log_event("triton", level=number, says=text)
