@@ -3,19 +3,20 @@
 # make lint    formatting and types only;  make format  formats the code
 # make plugin  compiles the TensorRT plugin and the attention on CPUs, where they are not up to date
 # make ptx     the compiled kernels run on the CPU, all cases and mistakes, half an hour; needs nvcc
+# make gpu     what can be proved on the GPU at hand, and a page about it; needs a driver, nvcc, torch; docs/gpu.md
 # make soak    five minutes of mixed requests at a real server
 # make fuzz    the readers of the C++ runtime under libFuzzer, a minute each; needs Clang
 # make wheel   wheels for x86-64 and 64-bit Arm with the compiled libraries inside, and the source distribution, in dist/
 # make jetson  packages for Jetson Orin and Thor in dist/, cross-compiled; docs/jetson.md
 # make clean   removes build/ and demo-output/
-# Each sets up what it needs in .venv and build/, and is quick once it is there. No GPU is needed.
+# Each but `make gpu` sets up what it needs in .venv and build/, and is quick once it is there. No other needs a GPU.
 # `. .venv/bin/activate` puts trt-hspan on the PATH.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test ptx soak lint format plugin wheel jetson setup fuzz clean
+.PHONY: help demo test ptx gpu soak lint format plugin wheel jetson setup fuzz clean
 
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
@@ -29,6 +30,10 @@ test: lint plugin
 
 ptx: setup
 	PYTHONPATH=.:tests $(BIN)/python -m ptx.run_all
+
+# Without setup: a machine that is lent for an hour may have no network.
+gpu:
+	PYTHONPATH=. $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m tools.gpu_report $(GPU_OPTIONS)
 
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serving/test_load.py -m soak -s
@@ -66,4 +71,4 @@ fuzz: setup
 	bash scripts/fuzz.sh
 
 clean:
-	rm -rf build demo-output
+	rm -rf build demo-output gpu-report

@@ -19,6 +19,9 @@
 #define HSPAN_CUDA_VERSION ""
 #endif
 #endif
+#ifndef HSPAN_PTX_VERSION
+#define HSPAN_PTX_VERSION ""
+#endif
 #ifndef HSPAN_CUBIN_ARCHITECTURES
 #define HSPAN_CUBIN_ARCHITECTURES ""
 #endif
@@ -43,6 +46,7 @@ constexpr char kINFO[] = HSPAN_INFO_MARKER
     "{\"abi_version\": " HSPAN_VALUE(HSPAN_CUDA_ABI_VERSION) ", \"cubin_architectures\": [" HSPAN_CUBIN_ARCHITECTURES
                                                              "], \"ptx_architectures\": [" HSPAN_PTX_ARCHITECTURES
                                                              "], \"cuda_version\": \"" HSPAN_CUDA_VERSION
+                                                             "\", \"ptx_isa_version\": \"" HSPAN_PTX_VERSION
                                                              "\", \"source_sha256\": \"" HSPAN_SOURCE_SHA256 "\"}";
 
 //! Memory from `start`, of `bytes`.

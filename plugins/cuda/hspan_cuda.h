@@ -74,8 +74,9 @@ extern "C"
     HSPAN_CUDA_API int32_t hspanCudaAbiVersion(void);
 
     //! What the library is, as a JSON object: abi_version, cuda_version, the compute capabilities it contains machine
-    //! code (cubin_architectures) and PTX (ptx_architectures) for, and source_sha256; empty where the build did not
-    //! state it. Static storage; needs no GPU. The text is in the file as well, after the marker "hspan-cuda-info:".
+    //! code (cubin_architectures) and PTX (ptx_architectures, of version ptx_isa_version) for, and source_sha256; empty
+    //! where the build did not state it. Static storage; needs no GPU. The text is in the file as well, after the
+    //! marker "hspan-cuda-info:".
     HSPAN_CUDA_API char const* hspanCudaInfo(void);
 
     //! What a status means, one phrase. Static storage.

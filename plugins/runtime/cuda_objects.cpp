@@ -1,5 +1,6 @@
 #include "cuda_objects.h"
 
+#include "../cuda_advice.h"
 #include "error.h"
 
 #include <algorithm>
@@ -21,10 +22,15 @@ void check(cudaError_t status, std::string const& what)
     {
         return;
     }
-    bool const memory = status == cudaErrorMemoryAllocation;
     cudaGetLastError(); // CUDA keeps an error that is not fatal until somebody asks
-    throw Error("GPU", what + ": " + cudaGetErrorString(status), memory ? "use smaller tiles: --tile" : "",
-        memory ? Code::kOUT_OF_MEMORY : Code::kFAILED);
+    if (status == cudaErrorMemoryAllocation)
+    {
+        throw Error("GPU", what + ": " + cudaGetErrorString(status), "use smaller tiles: --tile", Code::kOUT_OF_MEMORY);
+    }
+    CudaAdvice const advice = adviceForCuda(status);
+    std::string const own = "CUDA error " + std::to_string(status) + ", " + cudaGetErrorString(status);
+    throw Error(
+        "GPU", what + ": " + (advice.what == nullptr ? own : advice.what + (" (" + own + ")")), advice.nextStep);
 }
 
 Stream::Stream()

@@ -1,5 +1,6 @@
 #include "passport.h"
 
+#include "compatibility.h"
 #include "error.h"
 
 #include <algorithm>
@@ -31,18 +32,23 @@ constexpr unsigned kPROCESSOR = EM_X86_64;
 #error "only x86-64 and aarch64 have TensorRT"
 #endif
 
-// The ABI version in the plugin's description; 0 when there is none.
-std::int64_t abiVersion(Bytes const& library)
+// The plugin's description, a JSON object; empty when there is none.
+std::string description(Bytes const& library)
 {
     auto const marker
         = std::search(library.begin(), library.end(), std::begin(kINFO_MARKER), std::end(kINFO_MARKER) - 1);
     if (marker == library.end())
     {
-        return 0;
+        return "";
     }
     auto const start = marker + (sizeof(kINFO_MARKER) - 1);
-    auto const end = std::find(start, library.end(), std::uint8_t{0});
-    auto const document = nlohmann::json::parse(start, end, nullptr, false);
+    return {start, std::find(start, library.end(), std::uint8_t{0})};
+}
+
+// The ABI version in the description; 0 when there is none.
+std::int64_t abiVersion(Bytes const& library)
+{
+    auto const document = nlohmann::json::parse(description(library), nullptr, false);
     auto const version = document.is_object() ? document.find("abi_version") : document.end();
     return document.is_object() && version != document.end() && version->is_number_integer()
         ? version->get<std::int64_t>()
@@ -207,6 +213,12 @@ void checkMachine(VouchedPlan const& plan, Machine const& machine)
         }
         throw Error(plan.path, "built for " + list + ", this GPU is " + machine.gpu,
             "build it again with --target " + machine.gpu);
+    }
+    if (!plan.plugin.empty())
+    {
+        int const architecture = std::stoi(machine.gpu.substr(machine.gpu.find('_') + 1));
+        CompiledCode const code = codeFromDescription(description(plan.plugin), plan.pluginPath);
+        requireRuns(code, architecture, machine.cudaDriver, plan.pluginPath);
     }
 }
 

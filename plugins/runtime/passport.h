@@ -24,6 +24,7 @@ struct Machine
     std::string flavor;          // "tensorrt" or "tensorrt-rtx", as linked
     std::string tensorrtVersion; // such as "10.3.0"
     std::string gpu;             // such as "sm_87"
+    int cudaDriver = 0;          // cudaDriverGetVersion's number, such as 12060
 };
 
 // Reads the plan, its manifest and the plugin library that the manifest names, from beside the plan unless a path is
@@ -36,7 +37,8 @@ VouchedPlan readVouchedPlan(std::string const& planPath, std::string const& plug
 // engine without one. Throws Error: the library cannot be loaded.
 void loadPlugin(VouchedPlan const& plan);
 
-// Throws Error when flavor, version (major.minor.patch) or compute capability are not the engine's.
+// Throws Error when flavor, version (major.minor.patch) or compute capability are not the engine's, or the plugin's
+// CUDA, PTX and machine code are not for this driver and GPU.
 void checkMachine(VouchedPlan const& plan, Machine const& machine);
 
 // "for aarch64" where an ELF file is not for this processor; empty where it is. Throws Error: not an ELF library.

@@ -295,13 +295,15 @@ private:
 std::unique_ptr<Engine> openTensorRtEngine(VouchedPlan const& plan, GpuOptions const& options)
 {
     std::string const version = tensorRtLibrary().versionText();
-    int count = 0;
-    cudaError_t const status = cudaGetDeviceCount(&count);
-    if (status != cudaSuccess)
+    int driver = 0;
+    check(cudaDriverGetVersion(&driver), "the driver cannot be asked");
+    if (driver == 0) // where the runtime's own word is error 35, as for an old driver
     {
-        throw Error("GPU", std::string("cannot be used: ") + cudaGetErrorString(status),
+        throw Error("GPU", "cannot be used: no NVIDIA driver here",
             "install NVIDIA's driver on a machine with a GPU, or run inside its container toolkit");
     }
+    int count = 0;
+    check(cudaGetDeviceCount(&count), "cannot be used");
     if (options.device < 0 || options.device >= count)
     {
         throw Error("--device",
@@ -315,7 +317,8 @@ std::unique_ptr<Engine> openTensorRtEngine(VouchedPlan const& plan, GpuOptions c
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device), "cannot ask the GPU");
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, options.device), "cannot ask the GPU");
     check(cudaDeviceGetAttribute(&integrated, cudaDevAttrIntegrated, options.device), "cannot ask the GPU");
-    checkMachine(plan, Machine{HSPAN_TENSORRT_FLAVOR, version, "sm_" + std::to_string(major) + std::to_string(minor)});
+    std::string const gpu = "sm_" + std::to_string(major) + std::to_string(minor);
+    checkMachine(plan, Machine{HSPAN_TENSORRT_FLAVOR, version, gpu, driver});
     return std::make_unique<TensorRtEngine>(plan, options, integrated != 0);
 }
 

@@ -2,6 +2,7 @@
 
 #include <new>
 
+#include "../cuda_advice.h"
 #include "plugin_abi.h"
 #include "report.h"
 
@@ -350,12 +351,14 @@ int32_t AttentionPlugin::enqueue(PluginTensorDesc const* inputs, PluginTensorDes
     if (status != cudaSuccess)
     {
         AttentionShape const& shape = problem.shape;
+        CudaAdvice const advice = adviceForCuda(status);
         reportError(
             "HighSimilarityPassAttention: %s (%s), configuration %s at batch %lld, %lld score channels, %lld value "
-            "channels, %lld positions; was the plugin built for this GPU?",
-            cudaGetErrorName(status), cudaGetErrorString(status), attentionConfigName(config),
-            static_cast<long long>(shape.batch), static_cast<long long>(shape.scoreChannels),
-            static_cast<long long>(shape.valueChannels), static_cast<long long>(shape.positions));
+            "channels, %lld positions%s%s",
+            cudaGetErrorName(status), advice.what == nullptr ? cudaGetErrorString(status) : advice.what,
+            attentionConfigName(config), static_cast<long long>(shape.batch),
+            static_cast<long long>(shape.scoreChannels), static_cast<long long>(shape.valueChannels),
+            static_cast<long long>(shape.positions), advice.what == nullptr ? "" : "; ", advice.nextStep);
         return kFAILED;
     }
     return kOK;

@@ -64,6 +64,7 @@ static constexpr char kINFO[] = HSPAN_INFO_MARKER
                                   "\"cubin_architectures\": [" HSPAN_CUBIN_ARCHITECTURES "], "
                                   "\"ptx_architectures\": [" HSPAN_PTX_ARCHITECTURES "], "
                                   "\"cuda_version\": \"" HSPAN_CUDA_VERSION "\", "
+                                  "\"ptx_isa_version\": \"" HSPAN_PTX_VERSION "\", "
                                   "\"tensorrt_header_version\": \"" HSPAN_VALUE(NV_TENSORRT_MAJOR) "." HSPAN_VALUE(
                                       NV_TENSORRT_MINOR) "." HSPAN_VALUE(NV_TENSORRT_PATCH) "\", "
                                                                                             "\"source_sha256\": "

@@ -15,6 +15,7 @@ from trt_hspan.engine.manifest import EngineManifest, PluginRecord
 from trt_hspan.engine.passport import Machine, built_for, engine_mismatches
 from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
+from trt_hspan.machine.gpu import GpuDriver, cuda_error
 from trt_hspan.native.plugin import PLUGIN_ABI_VERSION, default_plugin_path, plugin_info_from_library
 
 PLAN = Path("engines/net.plan")
@@ -38,6 +39,7 @@ def manifest(small_engine: SmallEngine) -> EngineManifest:
 def machine(**changes: Any) -> Machine:
     fields = {
         "architecture": "sm_86",
+        "driver": GpuDriver(state="ready", cuda_version=(13, 0), architectures=("sm_86",)),
         "flavors": ("tensorrt-rtx",),
         "version_of": lambda _: "1.7.1.116",
     }
@@ -64,9 +66,33 @@ def test_an_engine_that_fits_has_nothing_against_it(manifest: EngineManifest) ->
     assert lines(manifest, machine()) == []
 
 
-def test_no_gpu(manifest: EngineManifest) -> None:
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        (
+            GpuDriver(state="no driver", error=HspanError("GPU", "no driver", "install it")),
+            "no driver; install it",
+        ),
+        (
+            GpuDriver(state="failed", cuda_version=(13, 0), error=cuda_error("GPU", 999)),
+            "cannot be used: the driver fails .* restart the machine",
+        ),
+    ],
+)
+def test_no_gpu(manifest: EngineManifest, driver: GpuDriver, reason: str) -> None:
+    (line,) = lines(manifest, machine(architecture=None, driver=driver))
+    assert re.search(rf"net\.plan: needs a GPU: {reason}.*--device cpu$", line)
+
+
+def test_a_gpu_that_is_not_there(manifest: EngineManifest) -> None:
     (line,) = lines(manifest, machine(architecture=None))
-    assert re.search(r"net\.plan: needs a GPU: no NVIDIA GPU .*; install the driver .*--device cpu$", line)
+    assert line.endswith("needs a GPU that is not there: this machine has 1; take --device gpu:0")
+
+
+def test_a_driver_too_old_for_the_plugin(manifest: EngineManifest, plugin_library: Path) -> None:
+    old = GpuDriver(state="ready", cuda_version=(12, 8), architectures=("sm_86",))
+    (line,) = lines(with_plugin(manifest, plugin_library), machine(driver=old))
+    assert "was compiled with CUDA 13.0, this driver runs CUDA up to 12.8; install NVIDIA driver 580" in line
 
 
 def test_another_flavor(manifest: EngineManifest) -> None:

@@ -137,13 +137,50 @@ def test_bad_requests_are_one_line(run: CommandLine, words: list[str], code: int
     assert line in result.error_line
 
 
-def test_a_driver_and_its_gpu_are_found() -> None:
+def test_what_compiling_pycuda_needs_is_said_before_pip_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trt_hspan.native import toolchain
+
+    def missing(*_: object) -> Path:
+        raise HspanError("nvcc", "no CUDA compiler found")
+
+    monkeypatch.setattr(toolchain, "find_nvcc", missing)
+    monkeypatch.setattr(machine.sysconfig, "get_path", lambda name: "/nonexistent")
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _: None)
+    finding = next(each for each in examine_machine() if each.name == "PyCUDA")
+    assert finding.state == "absent"
+    assert finding.next_step is not None
+    assert (
+        "first install CUDA's toolkit (https://developer.nvidia.com/cuda-downloads), Python's headers (apt"
+        in (finding.next_step)
+    )
+    assert "or take the container nvcr.io/nvidia/pytorch:" in finding.next_step
+    assert finding.next_step.endswith("pip install -e '.[gpu]' to run engines")
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        ({}, ("driver ok up to CUDA 13", "GPU 0 ok sm_86", "PyCUDA ok", "plugin ok")),
+        (
+            {"CUSTANDIN_FAIL": "cuDeviceGetCount:1+"},
+            ("driver broken up to CUDA 13.0: cannot be used: a query failed", "GPU broken cannot be used"),
+        ),
+        ({"CUSTANDIN_CC": "6.1"}, ("GPU 0 ok sm_61", "plugin broken", "built without sm_61")),
+    ],
+)
+def test_a_driver_and_its_gpu_are_found(settings: dict[str, str], lines: tuple[str, ...]) -> None:
     """On the stand-in driver, which has a GPU but no NVML."""
     program = "from trt_hspan.inspection.doctor import examine_machine\n"
     program += "for found in examine_machine(): print(found.name, found.state, found.detail)"
+    environment = standin_environment() | settings
     completed = subprocess.run(
-        [sys.executable, "-c", program], env=standin_environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
-    assert "driver ok up to CUDA 13" in completed.stdout
-    assert "GPU 0 ok sm_86" in completed.stdout
-    assert "PyCUDA ok" in completed.stdout
+    for line in lines:
+        assert line in completed.stdout
+
+
+def test_a_built_plugin_is_held_against_the_driver_and_gpu_at_hand() -> None:
+    command = [sys.executable, "-m", "trt_hspan", "plugin", "build", "--json"]
+    completed = subprocess.run(command, env=standin_environment(), capture_output=True, text=True, check=True)
+    assert json.loads(completed.stdout)["this_machine"] == ["sm_86: runs, machine code"]

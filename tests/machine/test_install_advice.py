@@ -10,7 +10,8 @@ import pytest
 
 from trt_hspan.machine import install_advice as module
 from trt_hspan.machine import jetson
-from trt_hspan.machine.install_advice import install_advice, install_command
+from trt_hspan.machine.gpu import GpuDriver
+from trt_hspan.machine.install_advice import install_advice, install_command, requirement
 from trt_hspan.machine.jetson import is_jetson
 
 
@@ -48,6 +49,21 @@ def test_pypis_packages_are_named_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp
     assert not is_jetson()
     assert install_advice("tensorrt") == "pip install -e '.[gpu]'"
     assert install_advice("pycuda") == "pip install -e '.[gpu]'"
+
+
+def test_a_driver_of_cuda_12_takes_packages_of_cuda_12(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(jetson, "_RELEASE_FILE", tmp_path / "none")
+    for version, extra, package in (
+        ((12, 8), "gpu-cuda12", "tensorrt-cu12==10.9.0"),
+        ((13, 0), "gpu", "tensorrt==10.9.0"),
+    ):
+        driver = GpuDriver(state="ready", cuda_version=version, architectures=("sm_86",))
+        monkeypatch.setattr(module, "gpu_driver", lambda driver=driver: driver)
+        assert install_advice("pycuda") == f"pip install -e '.[{extra}]'"
+        assert requirement("tensorrt", "10.9.0") == package
+        assert requirement("tensorrt-rtx", "1.7.1") == "tensorrt-rtx==1.7.1"
 
 
 def test_a_jetson_has_tensorrt_of_jetpack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

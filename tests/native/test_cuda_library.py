@@ -382,7 +382,7 @@ def test_a_machine_without_a_device_is_an_error_of_cuda(library: InterpretedLibr
 @pytest.mark.parametrize(
     ("number", "step"),
     [
-        (35, "update the NVIDIA driver"),
+        (35, "install a newer NVIDIA driver (580"),
         (209, "trt-hspan plugin build --cuda"),
         (222, "trt-hspan plugin build --cuda"),
         (719, "CUDA_LAUNCH_BLOCKING=1"),

@@ -371,6 +371,37 @@ def test_cmake_refuses_what_is_no_architecture(tmp_path: Path) -> None:
     assert '"ampere" is no architecture' in completed.stderr
 
 
+@pytest.mark.parametrize(
+    ("architectures", "outcome"),
+    [("", "Architectures: 75;80;86;89;90"), ("86;100", "cannot compile for 100; choose among 75, 80, 86,")],
+)
+def test_cmake_leaves_out_of_the_default_what_an_older_nvcc_does_not_know(
+    architectures: str, outcome: str, tmp_path: Path
+) -> None:
+    """An nvcc that lists the architectures of CUDA 12.4."""
+    known = "\n".join(f"compute_{number}" for number in (75, 80, 86, 87, 89, 90))
+    older = program(
+        tmp_path / "bin" / "nvcc",
+        f'[ "$1" = --list-gpu-arch ] && {{ echo "{known}"; exit; }}\nexec {find_nvcc()} "$@"',
+    )
+    command = [
+        find_cmake(),
+        "-S",
+        sources_folder(),
+        "-B",
+        tmp_path / "build",
+        f"-DCMAKE_CUDA_COMPILER={older}",
+    ]
+    command += [
+        f"-DHSPAN_ARCHITECTURES={architectures}",
+        f"-DHSPAN_TENSORRT_INCLUDE={find_tensorrt_headers()}",
+    ]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    printed = " ".join((completed.stdout + completed.stderr).split())
+    assert (completed.returncode == 0) == (architectures == "")
+    assert re.search(re.escape(outcome) + r"(?!;)", printed), printed
+
+
 def test_cmake_says_which_headers_are_missing(tmp_path: Path) -> None:
     command = [find_cmake(), "-S", sources_folder(), "-B", tmp_path, "-DHSPAN_ARCHITECTURES=86"]
     command += [f"-DCMAKE_CUDA_COMPILER={find_nvcc()}", "-DCMAKE_SYSTEM_IGNORE_PATH=/usr/include"]

@@ -211,7 +211,9 @@ def test_a_library_without_code_for_the_gpu_or_driver_is_given_up_with_one_warni
     assert len(library.problems) == 1
     assert len(caplog.records) == 1
     assert f"CUDA error {number}" in caplog.text
-    assert ("update the NVIDIA driver" if number == 35 else "trt-hspan plugin build --cuda") in caplog.text
+    assert (
+        "install a newer NVIDIA driver" if number == 35 else "trt-hspan plugin build --cuda"
+    ) in caplog.text
 
 
 @needs_interpreter
@@ -246,11 +248,19 @@ def test_a_library_without_code_for_the_gpu_is_not_used(
 ) -> None:
     monkeypatch.setenv(native.LIBRARY_VARIABLE, str(library.path))
     monkeypatch.setattr(native, "CudaLibrary", lambda path: library)
-    monkeypatch.setattr(library, "cubin_architectures", (90,))
-    monkeypatch.setattr(library, "ptx_architectures", (90,))
+    code = native._CudaCode(
+        path=library.path,
+        cubin_architectures=(90,),
+        ptx_architectures=(90,),
+        cuda_version="13.0",
+        ptx_isa_version="9.0",
+    )
+    monkeypatch.setattr(library, "code", code)
     with caplog.at_level(logging.WARNING):
         assert gpu_attention(*tensors(4, 6, 5, 7)) is None
-    assert "contains no code for sm_80; trt-hspan plugin build --cuda --arch 80" in caplog.text
+    assert (
+        "built without sm_80; rebuild with trt-hspan plugin build --cuda --arch 80 --arch 90" in caplog.text
+    )
     assert not library.problems
 
 

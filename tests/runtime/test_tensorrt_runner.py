@@ -12,12 +12,11 @@ import pytest
 from support.golden import GoldenNetwork
 from support.small_engine import SmallEngine
 
-from trt_hspan.engine import tensorrt_api
+from trt_hspan.engine import passport, tensorrt_api
 from trt_hspan.engine.manifest import PluginRecord
 from trt_hspan.errors import HspanError
 from trt_hspan.files import write_text
-from trt_hspan.machine import gpu
-from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.machine.gpu import GpuDriver, gpu_architectures
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner, engine_can_execute
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="this is about machines without a GPU")
@@ -25,7 +24,8 @@ needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="this is abo
 
 @pytest.fixture
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "gpu_architectures", lambda: ("sm_86",))
+    driver = GpuDriver(state="ready", cuda_version=(13, 0), architectures=("sm_86",))
+    monkeypatch.setattr(passport, "gpu_driver", lambda: driver)
 
 
 def changed(small_engine: SmallEngine, folder: Path, **fields: object) -> Path:

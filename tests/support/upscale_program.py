@@ -268,8 +268,21 @@ class ProgramContract:
     ) -> None:
         output = tmp_path / "out.png"
         words = ("-e", engine, picture, "-o", output)
-        line = only_line(program.run(*words, HSPAN_DOUBLE_GPUS=0), 1)
-        assert "driver" in line
+        for reason, environment in (
+            ("cannot be used: no NVIDIA driver here; install NVIDIA's driver", {"DRIVER": 0, "QUERY": 35}),
+            ("cannot be used: the driver finds no GPU (CUDA error 100, no CUDA-capable", {"GPUS": 0}),
+            (
+                "cannot be used: the NVIDIA driver is older than the CUDA that this was compiled with (CUDA error 35",
+                {"QUERY": 35},
+            ),
+            ("cannot be used: CUDA error 999, another error", {"QUERY": 999}),
+            (
+                "cannot choose the profiles: the library's PTX is newer than the driver's compiler",
+                {"LAUNCH": 222},
+            ),
+        ):
+            settings = {f"HSPAN_DOUBLE_{name}": value for name, value in environment.items()}
+            assert f"GPU: {reason}" in only_line(program.run(*words, **settings), 1)
         assert "--device: 3 does not exist" in only_line(program.run(*words, "--device", 3), 2)
         line = only_line(program.run(*words, HSPAN_DOUBLE_TENSORRT="10.9.1"), 1)
         assert "10.3.0.30, here is 10.9.1" in line

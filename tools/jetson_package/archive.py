@@ -20,6 +20,7 @@ from tools.jetson_package.elf import ElfNeeds, check_runs_on, elf_needs_from_fil
 from tools.jetson_package.targets import TARGETS, Target
 from trt_hspan.errors import HspanError
 from trt_hspan.files import atomic_path, error_from_os_error, sha256_from_file
+from trt_hspan.native.compatibility import verdict
 from trt_hspan.native.plugin import LIBRARY_NAME, plugin_info_from_library
 from trt_hspan.version import __version__
 
@@ -119,7 +120,7 @@ def _checked(file: PackageFile, target: Target) -> ElfNeeds | None:
     check_runs_on(needs, target)
     if file.place == f"lib/{LIBRARY_NAME}":
         info = plugin_info_from_library(file.source)
-        if not info.serves(target.architecture):
+        if verdict(info, target.architecture, driver=None) == "no code":
             raise HspanError(
                 file.source,
                 f"contains no code for sm_{target.architecture}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,14 @@ from trt_hspan.cli.request import refuse_options, takes_request
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
+    from trt_hspan.native.compatibility import CompiledCode
     from trt_hspan.native.cuda_attention import CudaLibrary
     from trt_hspan.native.plugin import PluginInfo
+
+_RUNS = {
+    "machine code": "runs, machine code",
+    "ptx": "runs, PTX that the driver compiles at the first launch",
+}
 
 app = typer.Typer(
     help="Compile the TensorRT plugin; say what a compiled one is.",
@@ -40,7 +46,7 @@ class PluginBuildRequest:
         typer.Option(
             metavar="86",
             help="A compute capability to compile for, repeatable; newer GPUs are served through PTX.",
-            show_default="75 80 86 89 120 and the GPU at hand",
+            show_default="75 80 86 89 90 100 120 and the GPU at hand",
         ),
     ] = ()
     nvcc: Annotated[
@@ -94,7 +100,9 @@ def build(request: PluginBuildRequest) -> None:
             force=request.force,
             on_progress=bar.phases("compiling the plugin"),
         )
-    _print(plugin_info_from_library(result.path), as_json=request.json, compiled=result.compiled)
+    plugin = plugin_info_from_library(result.path)
+    here = _verdicts_here(plugin)
+    _print(plugin, as_json=request.json, compiled=result.compiled, **({"this_machine": here} if here else {}))
 
 
 def _build_cpu_library(request: PluginBuildRequest) -> None:
@@ -120,7 +128,7 @@ def _build_cpu_library(request: PluginBuildRequest) -> None:
         "compiled": result.compiled,
     }
     sets = {"instruction_sets": ", ".join(library.instruction_sets)}
-    print_report("", report, report | sets | _compiled(result.compiled), as_json=request.json)
+    print_report("", report, report | sets | _readable(result.compiled), as_json=request.json)
 
 
 def _build_cuda_library(request: PluginBuildRequest) -> None:
@@ -149,7 +157,7 @@ def _build_cuda_library(request: PluginBuildRequest) -> None:
         "compiled": result.compiled,
     }
     words = _architectures(library) | {"configurations": ", ".join(library.configurations)}
-    print_report("", report, report | words | _compiled(result.compiled), as_json=request.json)
+    print_report("", report, report | words | _readable(result.compiled), as_json=request.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +179,27 @@ def info(request: PluginInfoRequest) -> None:
     _print(plugin_info_from_library(path), as_json=request.json)
 
 
-def _print(plugin: PluginInfo, *, as_json: bool, **more: bool) -> None:
+def _verdicts_here(plugin: CompiledCode) -> list[str]:
+    """For each GPU at hand, how the library runs on it under this driver, or the error with the way out."""
+    from trt_hspan.machine.gpu import gpu_driver
+    from trt_hspan.native.compatibility import error_from_verdict, verdict
+    from trt_hspan.native.plugin import architecture_from_target
+
+    driver, lines = gpu_driver(), []
+    for name in dict.fromkeys(driver.architectures):
+        question = (plugin, architecture_from_target(name), driver.cuda_version)
+        error = error_from_verdict(*question)
+        lines.append(
+            f"{name}: {_RUNS[verdict(*question)]}" if error is None else f"{name}: does not run: {error}"
+        )
+    return lines
+
+
+def _print(plugin: PluginInfo, *, as_json: bool, **more: Any) -> None:
     from trt_hspan.files import sha256_from_file
 
     report = asdict(plugin) | {"path": str(plugin.path), "sha256": sha256_from_file(plugin.path)} | more
-    print_report("", report, report | _architectures(plugin) | _compiled(**more), as_json=as_json)
+    print_report("", report, report | _architectures(plugin) | _readable(**more), as_json=as_json)
 
 
 def _architectures(library: PluginInfo | CudaLibrary) -> dict[str, str]:
@@ -185,5 +209,6 @@ def _architectures(library: PluginInfo | CudaLibrary) -> dict[str, str]:
     }
 
 
-def _compiled(compiled: bool | None = None) -> dict[str, str]:
-    return {} if compiled is None else {"compiled": "now" if compiled else "not needed, it was up to date"}
+def _readable(compiled: bool | None = None, this_machine: list[str] | None = None) -> dict[str, str]:
+    words = {} if compiled is None else {"compiled": "now" if compiled else "not needed, it was up to date"}
+    return words | ({"this_machine": "\n".join(this_machine)} if this_machine else {})

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from trt_hspan.engine.spec import RTX_DEFAULT_TARGETS
 from trt_hspan.errors import HspanError
-from trt_hspan.machine.install_advice import install_advice
+from trt_hspan.machine.gpu import GpuDriver, gpu_driver
+from trt_hspan.machine.install_advice import install_advice, requirement
 from trt_hspan.machine.jetson import is_jetson
 from trt_hspan.names import OP_TYPE, PLUGIN_VERSION
 
@@ -26,12 +27,14 @@ class Machine:
     """What this machine can run engines with.
 
     Attributes:
-        architecture: of the GPU that would run the engine, such as "sm_86"; None without a GPU and driver.
+        architecture: of the GPU that would run the engine, such as "sm_86"; None where there is none.
+        driver: what the NVIDIA driver says.
         flavors: TensorRT packages that Python can find.
         version_of: a flavor's version; raises HspanError when the package does not load.
     """
 
     architecture: str | None
+    driver: GpuDriver
     flavors: tuple[Flavor, ...]
     version_of: Callable[[Flavor], str]
 
@@ -39,11 +42,12 @@ class Machine:
 def this_machine(index: int = 0) -> Machine:
     """The machine that this runs on, with its GPU of this index. Imports no TensorRT until a version is requested."""
     from trt_hspan.engine.tensorrt_api import installed_flavors, load_tensorrt
-    from trt_hspan.machine.gpu import gpu_architectures
 
-    gpus = gpu_architectures()
+    driver = gpu_driver()
+    gpus = driver.architectures
     return Machine(
         architecture=gpus[index] if index < len(gpus) else None,
+        driver=driver,
         flavors=installed_flavors(),
         version_of=lambda flavor: str(load_tensorrt(flavor).__version__),
     )
@@ -91,10 +95,14 @@ def build_command(plan: Path, manifest: EngineManifest, *, target: str | None = 
 def _gpu(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError | None:
     if machine.architecture is not None:
         return None
+    error = machine.driver.error
+    if error is None:
+        count = len(machine.driver.architectures)
+        return HspanError(
+            plan, f"needs a GPU that is not there: this machine has {count}", "take --device gpu:0"
+        )
     return HspanError(
-        plan,
-        "needs a GPU: no NVIDIA GPU with a driver here",
-        "install the driver (nvidia-smi must list the GPU), or run its ONNX file with --device cpu",
+        plan, f"needs a GPU: {error.what}", f"{error.next_step}, or run its ONNX file with --device cpu"
     )
 
 
@@ -103,7 +111,7 @@ def _flavor(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanErro
         return None
     advice = install_advice(manifest.flavor)
     if not is_jetson():
-        advice += f" '{_requirement(manifest)}'"
+        advice += f" '{requirement(manifest.flavor, manifest.tensorrt_version)}'"
     return HspanError(plan, f"was built by {manifest.flavor}, which is not installed here", advice)
 
 
@@ -120,7 +128,11 @@ def _version(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanErr
         plan,
         f"was built by {manifest.flavor} version {manifest.tensorrt_version}, installed is {installed}",
         build_command(plan, manifest)
-        + ("" if is_jetson() else f", or pip install '{_requirement(manifest)}'"),
+        + (
+            ""
+            if is_jetson()
+            else f", or pip install '{requirement(manifest.flavor, manifest.tensorrt_version)}'"
+        ),
     )
 
 
@@ -155,7 +167,8 @@ def _plugin(plan: Path, manifest: EngineManifest, machine: Machine, named: Path 
         sha256 = sha256_from_file(path)
         if sha256 == record.sha256:
             if machine.architecture is not None:
-                check_plugin_serves(plugin_info_from_library(path), [machine.architecture])
+                info = plugin_info_from_library(path)
+                check_plugin_serves(info, [machine.architecture], machine.driver.cuda_version)
             return None
         info = plugin_info_from_library(path)
     except HspanError as error:
@@ -177,11 +190,6 @@ def _plugin(plan: Path, manifest: EngineManifest, machine: Machine, named: Path 
         f"SHA-256 is {sha256[:12]}..., but {plan.name} was built with {record.sha256[:12]}...",
         f"name the library that it was built with by --plugin, or {rebuild}",
     )
-
-
-def _requirement(manifest: EngineManifest) -> str:
-    package = "tensorrt-rtx" if manifest.flavor == "tensorrt-rtx" else "tensorrt"
-    return f"{package}=={manifest.tensorrt_version}"
 
 
 def _number(architecture: str) -> int:

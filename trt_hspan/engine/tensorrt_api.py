@@ -22,7 +22,7 @@ from trt_hspan.engine.builder_log import is_about_scales, is_figure, line_from_e
 from trt_hspan.engine.spec import Flavor
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.files import sha256_from_file
-from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.machine.gpu import advice_for_cuda_message, gpu_architectures
 from trt_hspan.machine.install_advice import install_advice, install_command
 from trt_hspan.native.progress import PhaseTracker
 
@@ -135,6 +135,9 @@ def refusal(
     cause = log.first_error or "TensorRT gives no reason"
     if "out of memory" in cause.lower() or "outofmemory" in cause.lower():
         return OutOfMemoryError(where, f"{what}: {cause}", next_step_for_memory)
+    if (advice := advice_for_cuda_message(cause)) is not None:
+        meaning, next_step = advice
+        cause = f"{meaning} ({cause})"
     return HspanError(where, f"{what}: {cause}", next_step)
 
 

@@ -7,16 +7,21 @@ opened and no plugin library is loaded.
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from trt_hspan.engine.spec import Flavor
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.facts import installed_version, usable_processors
 from trt_hspan.machine.install_advice import install_advice, install_command
+
+#: Has CUDA 13.0's toolkit, g++, Python's headers, TensorRT 10.13, PyTorch; 25.03-py3 has CUDA 12.8, TensorRT 10.9.
+PYCUDA_CONTAINER: Final = "nvcr.io/nvidia/pytorch:25.10-py3"
 
 State = Literal["ok", "absent", "broken"]
 
@@ -172,26 +177,30 @@ def _machine() -> str:
 
 
 def _driver() -> str:
-    from trt_hspan.machine.gpu import driver_cuda_version
+    from trt_hspan.machine.gpu import gpu_driver
     from trt_hspan.machine.nvml import driver_version
 
-    next_step = "install NVIDIA's driver; nvidia-smi must list the GPU"
-    try:
-        cuda = driver_cuda_version()
-    except HspanError as error:
-        raise HspanError("driver", error.what, next_step) from error
-    if cuda is None:
+    driver = gpu_driver()
+    if driver.state == "no driver":
+        next_step = driver.error.next_step if driver.error else None
         raise _AbsentError("driver", "no NVIDIA driver here", next_step)
+    cuda = "unknown" if driver.cuda_version is None else "{}.{}".format(*driver.cuda_version)
+    if driver.state == "failed" and driver.error is not None:
+        raise HspanError("driver", f"up to CUDA {cuda}: {driver.error.what}", driver.error.next_step)
     return ", ".join(filter(None, (driver_version(), f"up to CUDA {cuda}")))
 
 
 def _gpus() -> list[Finding]:
-    from trt_hspan.machine.gpu import gpu_architectures
+    from trt_hspan.machine.gpu import gpu_driver
     from trt_hspan.machine.nvml import gpu_states
 
-    architectures, states = gpu_architectures(), gpu_states()
-    if not architectures:
+    driver = gpu_driver()
+    architectures, states = driver.architectures, gpu_states()
+    if driver.state == "no driver":
         return [Finding(name="GPU", state="absent", detail="none")]
+    if driver.error is not None:
+        state: State = "absent" if driver.state == "no GPU" else "broken"
+        return [Finding(name="GPU", state=state, detail=driver.error.what, next_step=driver.error.next_step)]
     findings = []
     for index, architecture in enumerate(architectures):
         detail = architecture
@@ -217,9 +226,41 @@ def _tensorrt(flavor: Flavor) -> str:
 def _pycuda() -> str:
     from trt_hspan.runtime.cuda_device import pycuda_driver
 
-    version = _package("pycuda", f"{install_advice('pycuda')} to run engines")
+    missing = _missing_for_pycuda()
+    next_step = f"{install_advice('pycuda')} to run engines"
+    if missing:
+        next_step = (
+            f"it has no wheels, pip compiles it: first install {', '.join(missing)}, or take the container "
+            f"{PYCUDA_CONTAINER}; then {next_step}"
+        )
+    version = _package("pycuda", next_step)
     pycuda_driver()
     return version
+
+
+def _missing_for_pycuda() -> list[str]:
+    """What compiling PyCUDA needs and this machine has not."""
+    from trt_hspan.native.toolchain import find_host_compiler, find_nvcc
+
+    def has_toolkit() -> bool:
+        named = [os.environ.get(name) for name in ("CUDA_ROOT", "CUDA_HOME", "CUDA_PATH")]
+        roots = [find_nvcc().parents[1], Path("/usr/local/cuda"), *map(Path, filter(None, named))]
+        return any((root / "include" / "cuda.h").is_file() for root in roots)
+
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    missing = []
+    for name, is_there in (
+        ("CUDA's toolkit (https://developer.nvidia.com/cuda-downloads)", has_toolkit),
+        ("g++ (apt install g++)", lambda: find_host_compiler().is_file()),
+        ("Python's headers (apt install python3-dev)", headers.is_file),
+    ):
+        try:
+            found = is_there()
+        except HspanError:
+            found = False
+        if not found:
+            missing.append(name)
+    return missing
 
 
 def _package(module: str, install: str) -> str:
@@ -229,7 +270,7 @@ def _package(module: str, install: str) -> str:
 
 
 def _plugin() -> str:
-    from trt_hspan.machine.gpu import gpu_architectures
+    from trt_hspan.machine.gpu import gpu_driver
     from trt_hspan.native.plugin import (
         check_plugin_serves,
         default_plugin_path,
@@ -241,12 +282,14 @@ def _plugin() -> str:
         raise _AbsentError("plugin", f"{path} does not exist", "trt-hspan plugin build")
     try:
         info = plugin_info_from_library(path)
-        check_plugin_serves(info, gpu_architectures())
+        driver = gpu_driver()
+        check_plugin_serves(info, driver.architectures, driver.cuda_version)
     except HspanError as error:
         raise HspanError("plugin", f"{error.where}: {error.what}", error.next_step) from error
     codes = [f"sm_{number}" for number in info.cubin_architectures]
     codes += [f"compute_{number}" for number in info.ptx_architectures]
-    return f"{path}, version {info.version}, ABI {info.abi_version}, for {', '.join(codes)}"
+    cuda = f"CUDA {info.cuda_version}, PTX {info.ptx_isa_version}"
+    return f"{path}, version {info.version}, ABI {info.abi_version}, {cuda}, for {', '.join(codes)}"
 
 
 def _cpu_kernel() -> str:

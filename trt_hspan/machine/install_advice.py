@@ -10,6 +10,8 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from trt_hspan.machine.gpu import gpu_driver
+
 Part = Literal["tensorrt", "tensorrt-rtx", "pycuda"]
 
 _DISTRIBUTION: Final = "trt-hspan"
@@ -32,16 +34,27 @@ def install_command(*extras: str) -> str:
 
 
 def install_advice(part: Part) -> str:
-    """The next step where `part` is missing on this machine. A Jetson's TensorRT is part of JetPack."""
+    """The next step where `part` is missing on this machine: a driver of CUDA 12 takes packages of CUDA 12."""
     from trt_hspan.machine.jetson import (
         is_jetson,  # which needs numpy; `install_command` serves where nothing is yet
     )
 
     if not is_jetson():
-        return install_command(_EXTRAS[part])
+        extra = _EXTRAS[part]
+        return install_command("gpu-cuda12" if extra == "gpu" and _driver_is_of_cuda_12() else extra)
     if part == "tensorrt-rtx":
         return "TensorRT-RTX does not run on a Jetson: build the engine on it with trt-hspan build"
     return "sudo apt install python3-libnvinfer" if part == "tensorrt" else install_command("jetson")
+
+
+def requirement(part: Part, version: str) -> str:
+    """What pip installs to get this version of TensorRT, such as "tensorrt==10.14.1.48"."""
+    return f"{'tensorrt-cu12' if part == 'tensorrt' and _driver_is_of_cuda_12() else part}=={version}"
+
+
+def _driver_is_of_cuda_12() -> bool:
+    version = gpu_driver().cuda_version
+    return version is not None and version[0] == 12
 
 
 def _source() -> Path | str:

@@ -39,8 +39,8 @@ from trt_hspan.native.toolchain import (
     supported_architectures,
 )
 
-#: What TensorRT-RTX builds engines for; PTX of the first serves all others that are newer.
-DEFAULT_ARCHITECTURES: Final = (75, 80, 86, 89, 120)
+#: What TensorRT-RTX builds engines for, and data center GPUs; PTX of the first serves all others that are newer.
+DEFAULT_ARCHITECTURES: Final = (75, 80, 86, 89, 90, 100, 120)
 
 OnProgress = Callable[[BuildProgress], None]
 

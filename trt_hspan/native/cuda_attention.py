@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.machine.gpu import cuda_error, gpu_driver
+from trt_hspan.native.compatibility import CompiledCode, Version, error_from_verdict
 from trt_hspan.native.loading import TYPE_NUMBERS, ElementType, checked_library, open_library
-from trt_hspan.native.plugin import code_serves, embedded_fields
+from trt_hspan.native.plugin import embedded_fields
 from trt_hspan.native.sources import LibraryPlaces, cuda_sources_sha256, sources_folder
 
 logger = logging.getLogger(__name__)
@@ -47,9 +49,9 @@ class CudaError(HspanError):
     """CUDA's runtime refused a call; `number` is its cudaError_t."""
 
     def __init__(self, number: int, text: str) -> None:
-        next_step = "CUDA_LAUNCH_BLOCKING=1 shows which call it was"
-        if number in UNFIT:
-            next_step = "update the NVIDIA driver" if number == _OLD_DRIVER else _COMMAND
+        next_step: str | None = "CUDA_LAUNCH_BLOCKING=1 shows which call it was"
+        if number in UNFIT:  # another driver is the way out of only one of them
+            next_step = cuda_error("", number).next_step if number == _OLD_DRIVER else _COMMAND
         super().__init__("attention on the GPU", f"{text} (CUDA error {number})", next_step)
         self.number = number
 
@@ -110,6 +112,10 @@ class DeviceAddresses:
     workspace_bytes: int
 
 
+class _CudaCode(CompiledCode):
+    build_command = _COMMAND
+
+
 class CudaLibrary:
     """A loaded library. Loading needs neither a GPU nor a driver.
 
@@ -118,6 +124,7 @@ class CudaLibrary:
         source_sha256: hash of the sources that it was compiled from; empty when it was compiled by hand.
         cubin_architectures, ptx_architectures: compute capabilities it contains machine code and PTX for; empty when
             the build did not say.
+        code: these and its CUDA version; None when the build did not say.
         configurations: names of kernels and tile shapes.
 
     Raises:
@@ -137,16 +144,30 @@ class CudaLibrary:
         self.source_sha256: str = info["source_sha256"]
         self.cubin_architectures: tuple[int, ...] = tuple(info["cubin_architectures"])
         self.ptx_architectures: tuple[int, ...] = tuple(info["ptx_architectures"])
+        self.code: CompiledCode | None = None
+        if info.get("ptx_isa_version"):  # empty or missing where the build did not say
+            self.code = _CudaCode(
+                path=self.path,
+                cubin_architectures=self.cubin_architectures,
+                ptx_architectures=self.ptx_architectures,
+                cuda_version=info["cuda_version"],
+                ptx_isa_version=info["ptx_isa_version"],
+            )
         count = self._library.hspanCudaConfigurationCount()
         self.configurations: tuple[str, ...] = tuple(
             self._library.hspanCudaConfigurationName(index).decode() for index in range(count)
         )
 
-    def serves(self, architecture: int) -> bool:
-        """Whether it contains code for GPUs of this compute capability, 86 being 8.6; True when it does not say."""
-        if not self.cubin_architectures and not self.ptx_architectures:
-            return True
-        return code_serves(self.cubin_architectures, self.ptx_architectures, architecture)
+    def check_runs(self, architecture: int, driver: Version | None) -> None:
+        """Raises HspanError unless its code runs on GPUs of this compute capability, 86 being 8.6, under this driver.
+
+        A library that does not say what it contains is taken to run.
+        """
+        if (
+            self.code is not None
+            and (error := error_from_verdict(self.code, architecture, driver)) is not None
+        ):
+            raise error
 
     def channel_pitch(self, element_type: ElementType, channels: int) -> int:
         """Elements from one position to the next in a channels-last tensor."""
@@ -246,10 +267,7 @@ def _loaded(named: str | None, architecture: int) -> CudaLibrary | None:
     try:
         digest = cuda_sources_sha256(sources_folder()) if named is None else None
         library = checked_library(CudaLibrary, path, digest, _COMMAND)
-        if not library.serves(architecture):
-            raise HspanError(
-                path, f"contains no code for sm_{architecture}", f"{_COMMAND} --arch {architecture}"
-            )
+        library.check_runs(architecture, gpu_driver().cuda_version)
     except HspanError as error:
         give_up(architecture, error)
         return None

@@ -15,6 +15,13 @@ from typing import Any, Final
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error
 from trt_hspan.names import OP_TYPE
+from trt_hspan.native.compatibility import (
+    CompiledCode,
+    Version,
+    error_from_verdict,
+    no_code_error,
+    verdict,
+)
 from trt_hspan.native.sources import LibraryPlaces, plugin_sources_sha256
 
 LIBRARY_NAME: Final = "libhspan_plugin.so"
@@ -36,40 +43,26 @@ _MARKER: Final = b"hspan-plugin-info:{"
 _ELF_MACHINES: Final = {3: "i386", 62: "x86_64", 183: "aarch64"}
 _ELF_SHARED_OBJECT: Final = 3
 
-# NVIDIA's systems on a chip: machine code for them and for desktop GPUs is not interchangeable, nor does it carry over
-# between minor versions (CUDA C++ Programming Guide, "Binary Compatibility").
-_TEGRA: Final = frozenset({53, 62, 72, 87, 101, 110})
-
 
 @dataclass(frozen=True, kw_only=True)
-class PluginInfo:
-    """What a plugin library says about itself.
+class PluginInfo(CompiledCode):
+    """What a plugin library says about itself: its CUDA code, and
 
     Attributes:
         name, version, namespace: the plugin's key in TensorRT's plugin registry.
         abi_version: engines and libraries work together only when this agrees.
         machine: processor the library is for, "x86_64" or "aarch64".
-        cubin_architectures: compute capabilities it contains machine code for: 86 is 8.6.
-        ptx_architectures: compute capabilities it contains PTX for, which newer GPUs compile when they load it.
         tensorrt_header_version: of the headers it was compiled with; it serves other versions too.
         source_sha256: hash of its sources and build options; empty when CMake was run by hand.
     """
 
-    path: Path
     name: str
     version: str
     namespace: str
     abi_version: int
     machine: str
-    cubin_architectures: tuple[int, ...]
-    ptx_architectures: tuple[int, ...]
-    cuda_version: str
     tensorrt_header_version: str
     source_sha256: str
-
-    def serves(self, architecture: int) -> bool:
-        """Whether a GPU of this compute capability can run the library's kernels."""
-        return code_serves(self.cubin_architectures, self.ptx_architectures, architecture)
 
 
 def default_plugin_path() -> Path:
@@ -110,6 +103,7 @@ def plugin_info_from_library(path: str | os.PathLike[str]) -> PluginInfo:
             cubin_architectures=tuple(int(number) for number in fields["cubin_architectures"]),
             ptx_architectures=tuple(int(number) for number in fields["ptx_architectures"]),
             cuda_version=str(fields["cuda_version"]),
+            ptx_isa_version=str(fields["ptx_isa_version"]),
             tensorrt_header_version=str(fields["tensorrt_header_version"]),
             source_sha256=str(fields["source_sha256"]),
         )
@@ -117,8 +111,13 @@ def plugin_info_from_library(path: str | os.PathLike[str]) -> PluginInfo:
         raise _not_ours(library, "its description is incomplete") from error
 
 
-def check_plugin_serves(info: PluginInfo, targets: Iterable[str | int]) -> None:
-    """Raises HspanError unless the library can be loaded here and runs on every target, such as "sm_86" or 86."""
+def check_plugin_serves(
+    info: PluginInfo, targets: Iterable[str | int], driver: Version | None = None
+) -> None:
+    """Raises HspanError unless the library can be loaded here and runs on every target, such as "sm_86" or 86.
+
+    `driver` is the newest CUDA that this machine's driver runs; None where the engine is for other machines.
+    """
     here = platform.machine()
     if info.machine != here:
         raise HspanError(
@@ -126,13 +125,12 @@ def check_plugin_serves(info: PluginInfo, targets: Iterable[str | int]) -> None:
             f"is for {info.machine}, this machine is {here}",
             "build one here: trt-hspan plugin build",
         )
-    missing = [number for number in map(architecture_from_target, targets) if not info.serves(number)]
-    if missing:
-        names = ", ".join(f"sm_{number}" for number in missing)
-        options = " ".join(f"--arch {number}" for number in sorted({*info.cubin_architectures, *missing}))
-        raise HspanError(
-            info.path, f"built without {names}", f"rebuild with trt-hspan plugin build {options}"
-        )
+    numbers = [architecture_from_target(target) for target in targets]
+    if missing := [number for number in numbers if verdict(info, number, driver) == "no code"]:
+        raise no_code_error(info, missing)
+    for number in numbers:
+        if (error := error_from_verdict(info, number, driver)) is not None:
+            raise error
 
 
 def architecture_from_target(target: str | int) -> int:
@@ -143,24 +141,6 @@ def architecture_from_target(target: str | int) -> int:
             "architecture", f"got {target!r}, expected a compute capability like 86, sm_86 or 8.6"
         )
     return int(match[1] or match[2] + match[3])
-
-
-def code_serves(cubins: Iterable[int], ptx: Iterable[int], architecture: int) -> bool:
-    """Whether a GPU of this compute capability runs machine code for `cubins` or PTX for `ptx`.
-
-    Machine code for X.y runs on X.z with z >= y, on desktop and server GPUs; PTX for p is compiled by the driver for
-    anything from p on.
-    """
-    return any(_cubin_runs(cubin, architecture) for cubin in cubins) or any(
-        least <= architecture for least in ptx
-    )
-
-
-def _cubin_runs(cubin: int, architecture: int) -> bool:
-    if cubin == architecture:
-        return True
-    tegra = cubin in _TEGRA or architecture in _TEGRA
-    return not tegra and cubin // 10 == architecture // 10 and cubin < architecture
 
 
 def _elf_machine(library: Path, data: bytes) -> str:

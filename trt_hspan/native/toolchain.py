@@ -19,12 +19,12 @@ from trt_hspan.downloads import unpack_pinned_wheel
 from trt_hspan.errors import HspanError
 from trt_hspan.files import cache_folder, error_from_os_error
 from trt_hspan.machine.install_advice import install_command
+from trt_hspan.native.compatibility import OLDEST_CUDA
 
 #: NVIDIA's Apache-2.0 headers of TensorRT 10.14, as one wheel on the Python package index carries them.
 HEADER_WHEEL: Final = "kernel-lens==2.0.1"
 HEADER_WHEEL_SHA256: Final = "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0"
 
-OLDEST_CUDA: Final = (12, 4)
 OLDEST_CMAKE: Final = (3, 22)
 _SYSTEM_NVCC: Final = "/usr/local/cuda/bin/nvcc"
 _SYSTEM_PREFIXES: Final = ("/usr", "/usr/local", "/usr/local/tensorrt", "/opt/tensorrt")

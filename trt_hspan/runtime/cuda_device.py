@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.machine.gpu import advice_for_cuda_message
 from trt_hspan.machine.install_advice import install_advice
 from trt_hspan.runtime.runner import Float32Array
 
@@ -83,7 +84,9 @@ class CudaDevice:
                 self.where, f"{what}: out of GPU or pinned memory", "use smaller tiles or a smaller batch"
             ) from error
         except driver.Error as error:
-            raise HspanError(self.where, f"{what}: {error}", "see trt-hspan doctor") from error
+            meaning, next_step = advice_for_cuda_message(str(error)) or ("", "see trt-hspan doctor")
+            cause = f"{meaning} ({error})" if meaning else str(error)
+            raise HspanError(self.where, f"{what}: {cause}", next_step) from error
 
     def stream(self) -> Any:
         """A stream that does not wait for the legacy one."""

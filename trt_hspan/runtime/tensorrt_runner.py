@@ -41,7 +41,8 @@ def engine_can_execute(manifest: EngineManifest, *, index: int = 0) -> tuple[boo
     """
     machine = this_machine(index)
     if machine.architecture is None:
-        return False, "no NVIDIA GPU with a driver here" if index == 0 else f"there is no GPU {index} here"
+        error = machine.driver.error
+        return False, f"there is no GPU {index} here" if error is None else error.what
     if manifest.flavor not in machine.flavors:
         return False, f"{manifest.flavor} is not installed here"
     if not built_for(manifest, machine.architecture):

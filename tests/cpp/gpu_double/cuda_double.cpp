@@ -1,6 +1,9 @@
 // CUDA's runtime on main memory: the functions that the C++ runtime calls, with work done only when something waits for
 // it, so that a missing wait shows. Device memory is apart from host memory unless the GPU is an integrated one.
 //   HSPAN_DOUBLE_GPUS        how many GPUs there are (1)
+//   HSPAN_DOUBLE_DRIVER      the newest CUDA that the driver runs (13000); 0: there is no driver
+//   HSPAN_DOUBLE_QUERY       the error of asking how many GPUs there are (0)
+//   HSPAN_DOUBLE_LAUNCH      the error of waiting for a stream, such as that of a kernel without code for the GPU (0)
 //   HSPAN_DOUBLE_INTEGRATED  1: the GPU shares the memory
 //   HSPAN_DOUBLE_MEMORY      bytes that the GPU has (no limit)
 //   HSPAN_DOUBLE_CAPTURE     0: streams cannot be captured
@@ -117,7 +120,17 @@ extern "C"
     cudaError_t cudaGetDeviceCount(int* count)
     {
         *count = static_cast<int>(number("HSPAN_DOUBLE_GPUS", 1));
+        if (long long const error = number("HSPAN_DOUBLE_QUERY", 0))
+        {
+            return static_cast<cudaError_t>(error);
+        }
         return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
+    }
+
+    cudaError_t cudaDriverGetVersion(int* version)
+    {
+        *version = static_cast<int>(number("HSPAN_DOUBLE_DRIVER", 13000));
+        return cudaSuccess;
     }
 
     cudaError_t cudaSetDevice(int)
@@ -138,9 +151,11 @@ extern "C"
 
     char const* cudaGetErrorString(cudaError_t error)
     {
-        return error == cudaErrorMemoryAllocation ? "out of memory"
-            : error == cudaErrorNoDevice          ? "no CUDA-capable device is detected"
-                                                  : "another error";
+        return error == cudaErrorMemoryAllocation     ? "out of memory"
+            : error == cudaErrorNoDevice              ? "no CUDA-capable device is detected"
+            : error == cudaErrorInsufficientDriver    ? "CUDA driver version is insufficient for CUDA runtime version"
+            : error == cudaErrorUnsupportedPtxVersion ? "the provided PTX was compiled with an unsupported toolchain."
+                                                      : "another error";
     }
 
     cudaError_t cudaGetLastError()
@@ -223,6 +238,10 @@ extern "C"
             return cudaErrorStreamCaptureUnsupported;
         }
         ++gState.waits;
+        if (long long const error = number("HSPAN_DOUBLE_LAUNCH", 0))
+        {
+            return static_cast<cudaError_t>(error);
+        }
         for (auto const& work : std::exchange(stream->pending, {}))
         {
             work();

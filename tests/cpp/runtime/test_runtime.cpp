@@ -1,6 +1,7 @@
 // The C++ runtime without Python: golden plans and pictures, manifests, picture files, checks of plugins.
 
 #include "check.h"
+#include "compatibility.h"
 #include "error.h"
 #include "image.h"
 #include "image_formats.h"
@@ -305,17 +306,54 @@ void addFileTests()
         });
 }
 
+// The cases are those of tests/native/test_compatibility.py.
+void addCompatibilityTests(char const* path)
+{
+    Bytes const text = readFile(path, 1 << 20);
+    for (Json const& row : Json::parse(text))
+    {
+        addTest(row["why"].get<std::string>(),
+            [row]
+            {
+                Json description{{"cuda_version", row["cuda"]}, {"ptx_isa_version", row["ptx_isa"]}};
+                description["cubin_architectures"] = row["cubins"];
+                description["ptx_architectures"] = row["ptx"];
+                CompiledCode const code = codeFromDescription(description.dump(), "p.so");
+                int const gpu = row["gpu"];
+                int const driver = row["driver"][0].get<int>() * 1000 + row["driver"][1].get<int>() * 10;
+                static char const* const kNAMES[] = {"machine code", "ptx", "old driver", "new ptx", "no code"};
+                std::string const name = kNAMES[static_cast<int>(verdict(code, gpu, driver))];
+                check(name == row["verdict"], name);
+                std::string const message = messageOf([&] { requireRuns(code, gpu, driver, "p.so"); });
+                bool const runs = name == "machine code" || name == "ptx";
+                check((message == "no error") == runs, message);
+                check(runs || contains(message, "p.so: "), message);
+            });
+    }
+    addTest("a description without versions is incomplete",
+        []
+        {
+            for (char const* text : {"", "{}",
+                     "{\"cubin_architectures\": [], \"ptx_architectures\": [], "
+                     "\"cuda_version\": \"x\", \"ptx_isa_version\": \"9.0\"}"})
+            {
+                check(contains(messageOf([&] { codeFromDescription(text, "p.so"); }), "is incomplete"), text);
+            }
+        });
+}
+
 } // namespace
 
 int main(int argc, char** argv)
 {
-    if (argc != 3)
+    if (argc != 4)
     {
-        std::fprintf(stderr, "usage: test_runtime tile_plans.json tiles.json\n");
+        std::fprintf(stderr, "usage: test_runtime tile_plans.json tiles.json compatibility.json\n");
         return 2;
     }
     addSharedTests(argv[1]);
     addGoldenTests(argv[2]);
+    addCompatibilityTests(argv[3]);
     addFileTests();
     return hspan::test::runAll();
 }

@@ -180,8 +180,9 @@ def test_the_golden_file_is_what_the_python_runtime_gives() -> None:
 
 def test_the_native_tests_pass(runtime_folder: Path) -> None:
     program = runtime_folder.parents[1] / "tests" / "cpp" / "runtime" / "test_runtime"
-    shared = Path(__file__).parents[2] / "upscaling" / "golden" / "tile_plans.json"
+    tests = Path(__file__).parents[2]
+    plans, drivers = tests / "upscaling/golden/tile_plans.json", tests / "native/compatibility.json"
     completed = subprocess.run(
-        [program, shared, GOLDEN], capture_output=True, text=True, check=False, timeout=120
+        [program, plans, GOLDEN, drivers], capture_output=True, text=True, check=False, timeout=120
     )
     assert completed.returncode == 0, completed.stdout + completed.stderr

@@ -82,7 +82,11 @@ def test_program_and_library_run_on_the_board_with_cuda_inside(board: BoardRunti
 def test_the_unit_tests_pass(board: BoardRuntime) -> None:
     golden = [
         ROOT / "tests" / name
-        for name in ("upscaling/golden/tile_plans.json", "plugins/runtime/golden/tiles.json")
+        for name in (
+            "upscaling/golden/tile_plans.json",
+            "plugins/runtime/golden/tiles.json",
+            "native/compatibility.json",
+        )
     ]
     completed = run_emulated(
         board.folder / "tests/cpp/runtime/test_runtime", *golden, libraries=board.libraries

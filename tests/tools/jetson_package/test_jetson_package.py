@@ -52,6 +52,7 @@ def described(architecture: int = 87) -> str:
         **{
             "abi_version": PLUGIN_ABI_VERSION,
             "cuda_version": "12.4.131",
+            "ptx_isa_version": "8.4",
             "tensorrt_header_version": "10.14.1",
         },
         **{"cubin_architectures": [architecture], "ptx_architectures": [architecture], "source_sha256": ""},

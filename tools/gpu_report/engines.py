@@ -1,0 +1,170 @@
+"""Step f: TensorRT's engines on this GPU, by the commands and the runner that users have.
+
+Engines in every precision, of two profiles and of static shape, with the plugin in every format; each against PyTorch
+by `trt-hspan validate`. Then one engine through interleaved shapes of both profiles, with CUDA graphs and without, bit
+for bit, and 1,000 runs in which memory may not grow.
+
+Tactics are not forced: TensorRT chooses them (kernels and tile shapes are forced in step c); the page lists what the
+inspector says of the attention's layer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from trt_hspan.names import OP_TYPE
+
+NETWORK: Final = "hspan-tiny-x4"
+PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "fp8")
+FORMATS: Final = ("linear", "hwc", "hwc8")
+_PROFILES: Final = ("--min", "16x16", "--max", "64x64", "--profile", "min=32x32,opt=96x96,max=2x128x96")
+_STATIC: Final = ("--min", "96x96", "--opt", "96x96", "--max", "96x96")
+# In both profiles, in one alone, of other batches; none twice in a row.
+_SHAPES: Final = ((1, 16, 16), (1, 48, 64), (1, 64, 64), (2, 96, 96), (1, 128, 96), (2, 33, 47), (1, 40, 40))
+_RUNS: Final = 1000
+# CUDA allocates in units of 2 MiB (CUDA C++ Programming Guide, "Virtual Memory Management").
+_GROWTH_BYTES: Final = 2 << 20
+
+
+class Checks:
+    """Named results, failures, and what was left out."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, str] = {}
+        self.failures: list[str] = []
+        self.left_out: list[str] = []
+
+    def passed(self, name: str, result: str) -> None:
+        self.results[name] = result
+
+    def failed(self, name: str, why: str) -> None:
+        self.results[name] = f"FAILED: {why}"
+        self.failures.append(f"{name}: {why}")
+
+    def skipped(self, name: str, why: str) -> None:
+        self.results[name] = f"left out: {why}"
+        self.left_out.append(f"{name}: {why}")
+
+    def as_json(self) -> dict[str, Any]:
+        return {"checks": self.results, "failures": self.failures, "left_out": self.left_out}
+
+
+def run(folder: Path, *, budget_seconds: float) -> dict[str, Any]:
+    """The step; engines stay in the folder, where steps g and h take them."""
+    checks, deadline = Checks(), time.monotonic() + budget_seconds
+    builds: list[tuple[str, tuple[str, ...]]] = [
+        (precision, ("--checkpoint", NETWORK, "--precision", precision, *_PROFILES))
+        for precision in PRECISIONS
+    ]
+    builds.append(("fp16-static", ("--checkpoint", NETWORK, "--precision", "fp16", *_STATIC)))
+    for form in FORMATS:
+        for precision in ("fp32", "fp16"):
+            if (form, precision) != ("hwc8", "fp32"):  # there are no eights of FP32
+                onnx = _model_with_format(folder, precision, form)
+                builds.append((f"{precision}-{form}", ("--onnx", str(onnx), *_PROFILES)))
+    for name, words in builds:
+        if time.monotonic() > deadline:
+            checks.skipped(f"engine {name}", "no time was left")
+            continue
+        _check_engine(checks, folder / "engines" / f"{name}.plan", name, words)
+    plan = folder / "engines" / "fp16.plan"
+    if plan.is_file():
+        _check_runs(checks, plan)
+    return checks.as_json()
+
+
+def command_line(*words: object) -> subprocess.CompletedProcess[str]:
+    """`trt-hspan` with these words, in a process of its own."""
+    command = [sys.executable, "-m", "trt_hspan", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+
+
+def last_line(completed: subprocess.CompletedProcess[str]) -> str:
+    """What an unsuccessful command said last."""
+    return (completed.stderr.strip().splitlines() or [f"ended with code {completed.returncode}"])[-1]
+
+
+def _check_engine(checks: Checks, plan: Path, name: str, words: tuple[str, ...]) -> None:
+    plan.parent.mkdir(exist_ok=True)
+    built = command_line("build", *words, "--flavor", "tensorrt", "-o", plan, "--json")
+    if built.returncode != 0:
+        checks.failed(f"engine {name}", last_line(built))
+        return
+    validated = command_line("validate", plan, "--checkpoint", NETWORK, "--device", "gpu", "--json")
+    if validated.returncode != 0:
+        checks.failed(
+            f"engine {name}", last_line(validated) if validated.stderr.strip() else validated.stdout[:300]
+        )
+        return
+    worst = re.search(r'"(?:min_psnr_db|psnr_db|psnr_db_min)": ([0-9.]+)', validated.stdout)
+    checks.passed(f"engine {name}", f"built; {worst[1] if worst else 'above the bar'} dB against PyTorch")
+
+
+def _model_with_format(folder: Path, precision: str, form: str) -> Path:
+    """The network's ONNX file with the plugin's attribute io_format on every attention."""
+    import onnx
+
+    target = folder / f"{precision}-{form}.onnx"
+    exported = command_line("export", "--checkpoint", NETWORK, "--precision", precision, "-o", target)
+    if exported.returncode != 0:
+        raise RuntimeError(f"export: {last_line(exported)}")
+    model = onnx.load(target)
+    for node in model.graph.node:
+        if node.op_type == OP_TYPE:
+            del node.attribute[:]
+            node.attribute.append(onnx.helper.make_attribute("io_format", form))
+    onnx.save(model, target)
+    return target
+
+
+def _check_runs(checks: Checks, plan: Path) -> None:
+    from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
+
+    generator = np.random.default_rng(0)
+    batches = [generator.random((n, 3, h, w), dtype=np.float32) for n, h, w in _SHAPES]
+    with TensorRtRunner(plan, use_graphs=False) as plain:
+        expected = [plain.run(batch) for batch in batches]
+        layers = json.loads(plain.layer_information()).get("Layers", [])
+    attention = [layer for layer in layers if OP_TYPE in json.dumps(layer)]
+    checks.passed(
+        "the attention's layer", json.dumps(attention[0])[:300] if attention else "the inspector names none"
+    )
+    order = random.Random(0)
+    with TensorRtRunner(plan) as runner:
+        wrong = 0
+        for _ in range(6):
+            for index in order.sample(range(len(batches)), len(batches)):
+                wrong += not np.array_equal(runner.run(batches[index]), expected[index])
+        session = runner.session
+        result = f"{session.graph_launches} graph launches, {session.graph_count} graphs kept"
+        name = "interleaved shapes with CUDA graphs, bit for bit against runs without"
+        if wrong:
+            checks.failed(name, f"{wrong} of {6 * len(batches)} runs differ; {result}")
+        elif session.capture_failures or not session.graph_launches:
+            checks.failed(name, f"no graphs: {list(session.capture_failures.values())[:1]}; {result}")
+        else:
+            checks.passed(name, result)
+
+        def free_bytes() -> int:
+            with runner.device.current():
+                return int(runner.device.memory_bytes()[0])
+
+        before, held = free_bytes(), session.memory
+        for index in range(_RUNS):
+            runner.run(batches[index % len(batches)])
+        grown = before - free_bytes()
+        name = f"{_RUNS} runs without growth of memory"
+        if grown > _GROWTH_BYTES or session.memory != held:
+            checks.failed(name, f"{grown} bytes more are in use")
+        else:
+            checks.passed(name, f"{max(0, grown)} bytes more are in use")
