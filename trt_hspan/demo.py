@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from trt_hspan.data import DEMO_PHOTOGRAPH
 from trt_hspan.engine.build import build_engine
 from trt_hspan.engine.manifest import EngineManifest
@@ -20,11 +18,10 @@ from trt_hspan.engine.spec import Attention, EngineSpec, ProfileRequest
 from trt_hspan.evaluation.compare import Quality, ValidationReport, validate
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.evaluation.figures import Crop, Panel, save_comparison
-from trt_hspan.evaluation.metrics import psnr_y, ssim_y
-from trt_hspan.evaluation.resize import bicubic_resize
+from trt_hspan.evaluation.resize import bicubic_pixels
 from trt_hspan.export import export_onnx
 from trt_hspan.media.pictures import read_image
-from trt_hspan.media.pixels import Uint8Array, image_from_tensor
+from trt_hspan.media.pixels import Uint8Array
 from trt_hspan.media.writing import write_picture
 from trt_hspan.native.build import build_plugin
 from trt_hspan.runtime.opening import open_runner
@@ -82,9 +79,10 @@ def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> D
     write_picture(photograph, low)
     upscaled = output / "photograph_x4.png"
     run = upscale_file(open_runner(plan), photograph, upscaled)
-    bicubic = _bicubic(low, truth)
+    bicubic = bicubic_pixels(low, 4)
     write_picture(output / "photograph_bicubic.png", bicubic)
-    bicubic_quality = Quality(psnr_y_db=psnr_y(bicubic, truth, 4), ssim_y=ssim_y(bicubic, truth, 4))
+    bicubic_quality = validation.total.bicubic_quality
+    assert bicubic_quality is not None
     panels = _panels(
         low, truth, bicubic=(bicubic, bicubic_quality), network=(read_image(upscaled), validation)
     )
@@ -102,11 +100,6 @@ def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> D
         comparison=comparison,
         seconds=clock.seconds,
     )
-
-
-def _bicubic(low: Uint8Array, truth: Uint8Array) -> Uint8Array:
-    enlarged = bicubic_resize(low.astype(np.float64) / 255, truth.shape[0], truth.shape[1])
-    return image_from_tensor(enlarged.transpose(2, 0, 1)[None])
 
 
 def _panels(

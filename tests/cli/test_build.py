@@ -309,7 +309,7 @@ import atexit
 from pathlib import Path
 atexit.register(lambda: Path({str(tmp_path / "peak")!r}).write_text(Path("/proc/self/status").read_text()))
 """
-    words = ("--checkpoint", "hspan-x4", "--precision", "fp16", *RTX, "--max", "256x256")
+    words = ("--checkpoint", "hspan-x4", "--precision", "fp16", *RTX, "--max", "200x200")
     built = script(*words, "-o", tmp_path / "large.plan", "--json", before=report_peak)
     assert built.returncode == 0, built.stderr
     peak_kib = next(line for line in (tmp_path / "peak").read_text().splitlines() if line.startswith("VmHWM"))

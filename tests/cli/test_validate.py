@@ -310,6 +310,12 @@ def test_bf16_of_the_checkpoint_is_compared_beside_files(
     assert 30 < alone["total"]["worst_psnr_db"] < 90
     both = report_of(run(*words, exported("small_x4"), "--precision", "bf16", "--min-psnr", 30))
     assert [report["precision"] for report in both["reports"]] == ["fp32", "bf16"]
+    names = [str(exported("small_x4")), f"{small_x4.checkpoint} in bf16"]
+    assert [report["network"] for report in both["reports"]] == names
+    words.remove("--json")
+    shown = run(*words, names[0], "--precision", "bf16", "--min-psnr", 30)
+    for name, backend in zip(names, ("ONNX Runtime", "PyTorch"), strict=True):
+        assert f"{name}: {backend}" in " ".join(shown.out.split())
     assert both["reports"][1]["total"]["worst_psnr_db"] == alone["total"]["worst_psnr_db"]
     failed = run(*words, "--precision", "bf16", "--min-psnr", 90)
     assert failed.code == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +159,26 @@ def test_an_engine_of_tensorrt_rtx_is_never_opened(network: Path, monkeypatch: p
     assert build(network).activation_memory_source == "builder log"
 
 
-def test_a_memory_figure_that_cannot_be_right_is_left_out(
-    network: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("size", "batch", "scores", "side"), [(216, None, "2,176,782,336", 215), (512, 2, "137,438,953,472", 181)]
+)
+def test_more_scores_than_tensorrt_takes_in_a_tensor_are_an_error_before_anything_is_built(
+    network: Path, monkeypatch: pytest.MonkeyPatch, size: int, batch: int | None, scores: str, side: int
 ) -> None:
-    """At 216x216 the scores pass 2^31 elements, and TensorRT-RTX reports less than at 200x200."""
-    with caplog.at_level(logging.WARNING):
-        beyond = build(network, profiles=(ProfileRequest(max=ImageSize(height=216, width=216)),))
+    monkeypatch.setattr("trt_hspan.engine.build.load_tensorrt", never_called)
+    profile = ProfileRequest(max=ImageSize(height=size, width=size), max_batch=batch)
+    expected = (
+        f"at {size}x{size} the function body has {scores} scores .* or choose at most --max {side}x{side}"
+    )
+    with pytest.raises(UsageError, match=expected):
+        build(network, profiles=(profile,))
+    assert (batch or 1) * side**4 <= 2**31 - 1 < (batch or 1) * (side + 1) ** 4
+
+
+def test_a_memory_figure_that_cannot_be_right_is_left_out(network: Path) -> None:
+    """At 214x214 TensorRT-RTX reports less than at 200x200."""
+    beyond = build(network, profiles=(ProfileRequest(max=ImageSize(height=214, width=214)),))
     assert (beyond.activation_memory_bytes, beyond.activation_memory_source) == (None, None)
-    assert "at 216x216 the function body has 2176782336 scores in one tensor" in caplog.text
     below = build(network, profiles=(ProfileRequest(max=ImageSize(height=200, width=200)),))
     assert below.activation_memory_bytes is not None
     assert below.activation_memory_bytes > 4 * (200 * 200) ** 2

@@ -13,7 +13,14 @@ from support.runner_doubles import NearestRunner
 
 from trt_hspan.cli.output import print_json
 from trt_hspan.errors import HspanError
-from trt_hspan.evaluation.compare import Outputs, PictureReport, ValidationReport, validate, validate_all
+from trt_hspan.evaluation.compare import (
+    FAR_BELOW_BICUBIC_DB,
+    Outputs,
+    PictureReport,
+    ValidationReport,
+    validate,
+    validate_all,
+)
 from trt_hspan.evaluation.datasets import Sample, samples_from_folder
 from trt_hspan.evaluation.metrics import EXACT_DB, psnr_y, ssim_y
 from trt_hspan.evaluation.resize import downscale
@@ -157,6 +164,24 @@ def test_source_is_compared_by_hash(samples: list[Sample]) -> None:
         validate(NearestRunner(source_sha256=sha), reference, samples).same_source for sha in ("a", "b", None)
     ]
     assert same == [True, False, None]
+
+
+def test_a_network_far_below_bicubic_passes_with_a_warning(samples: list[Sample]) -> None:
+    report = validate(NearestRunner(offset=0.2), NearestRunner(offset=0.2), samples)
+    ours, bicubic = report.total.candidate_quality, report.total.bicubic_quality
+    assert ours is not None
+    assert bicubic is not None
+    assert report.passed
+    assert ours.psnr_y_db < bicubic.psnr_y_db - FAR_BELOW_BICUBIC_DB
+    assert report.warning is not None
+    assert (
+        f"its PSNR-Y is {ours.psnr_y_db:.2f} dB, that of bicubic interpolation {bicubic.psnr_y_db:.2f}"
+        in report.warning
+    )
+    assert validate(NearestRunner(), NearestRunner(), samples).warning is None
+    assert (
+        validate(NearestRunner(offset=0.2), NearestRunner(), samples).warning is None
+    )  # its error says enough
 
 
 def test_report_survives_json_with_its_infinities_and_nans(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tools.training.data import Pair, Pixels, tensor_from_pixels, upscaled_pixels
 from trt_hspan.evaluation.metrics import psnr_y, ssim_y
-from trt_hspan.evaluation.resize import bicubic_resize
+from trt_hspan.evaluation.resize import bicubic_pixels
 from trt_hspan.model.hspan import HSPAN, HighSimilarityPassAttention
 from trt_hspan.ops.attention import sparsemax_threshold
 
@@ -65,12 +65,6 @@ def with_softmax_attention(model: HSPAN) -> HSPAN:
         if isinstance(module, HighSimilarityPassAttention):
             module.__class__ = _SoftmaxAttention
     return changed
-
-
-def bicubic_pixels(low: Pixels, scale: int) -> Pixels:
-    """(h, w, 3) uint8 -> (h * scale, w * scale, 3) uint8, clamped, rounded half up."""
-    resized = bicubic_resize(low, low.shape[0] * scale, low.shape[1] * scale)
-    return np.floor(np.clip(resized, 0, 255) + 0.5).astype(np.uint8)
 
 
 def qualities(model: HSPAN, pairs: list[Pair]) -> Iterator[Quality]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from trt_hspan.records import json_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 def print_json(report: Mapping[str, Any]) -> None:
@@ -18,11 +22,16 @@ def print_json(report: Mapping[str, Any]) -> None:
 def print_report(
     title: str, report: Mapping[str, Any], rows: Mapping[str, Any] | None = None, *, as_json: bool
 ) -> None:
-    """Prints a report as JSON, or as a table; `rows` is the table where it differs from the report."""
+    """Prints a report as JSON, or as a table of its fields in words.
+
+    `rows` is the table where it differs from the report. A name in it that is no field stays as it must be typed.
+    """
     if as_json:
         print_json(report)
     else:
-        print_table(title, report if rows is None else rows)
+        table = report if rows is None else rows
+        words = {name: name.replace("_", " ") for name in report}
+        print_table(title, {words.get(name, name): value for name, value in table.items()})
 
 
 def rounded(value: float, digits: int) -> float:
@@ -31,8 +40,7 @@ def rounded(value: float, digits: int) -> float:
 
 
 def print_table(title: str, rows: Mapping[str, Any]) -> None:
-    """Prints names and values as a two-column table on stdout; None is shown as a dash."""
-    from rich.console import Console
+    """Prints names, as they are, and values as a two-column table on stdout; None is shown as a dash."""
     from rich.table import Table
     from rich.text import Text
 
@@ -40,29 +48,75 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():  # as `Text`: a path may contain what rich takes for markup
-        table.add_row(name.replace("_", " "), Text(_text(value)))
-    Console().print(table)
+        table.add_row(Text(name), Text(_text(value)))
+    _print_unbroken(table)
 
 
 def print_rows(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], totals: Sequence[str] | None = None
 ) -> None:
-    """Prints a table with a header, and a last row of totals if any; columns of numbers are aligned to the right."""
-    from rich.console import Console
-    from rich.measure import Measurement
+    """Prints a table with a header, and a last row of totals if any; columns of numbers are aligned to the right.
+
+    Numbers are never broken: what is wider than the screen becomes several tables, each with the first column.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", show_footer=totals is not None)
-    for index, (column, total) in enumerate(zip(columns, totals or [""] * len(columns), strict=True)):
-        is_text = index == 0 or any(row[index][:1].isalpha() for row in rows)
-        table.add_column(column, footer=total, justify="left" if is_text else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width: nothing is folded there
+    footers = totals or [""] * len(columns)
+    texts = [index == 0 or any(row[index][:1].isalpha() for row in rows) for index in range(len(columns))]
+    widths = []
+    for index, column in enumerate(columns):
+        widest = max(map(len, [column, footers[index], *(row[index] for row in rows)]))
+        widths.append((min(widest, _TEXT_WIDTH) if texts[index] else widest) + _BORDER)
+    for number, group in enumerate(_groups(widths, _console().width)):
+        table = Table(
+            title=Text(title) if number == 0 else None, title_justify="left", show_footer=totals is not None
+        )
+        for index in group:
+            table.add_column(
+                columns[index],
+                footer=footers[index],
+                justify="left" if texts[index] else "right",
+                overflow="fold",
+                min_width=None if texts[index] else widths[index] - _BORDER,
+            )
+        for row in rows:
+            table.add_row(*(Text(row[index]) for index in group))
+        _print_unbroken(table)
+
+
+#: Columns of text may be narrower than their widest cell, down to this; a column has a border and two spaces.
+_TEXT_WIDTH: Final = 24
+_BORDER: Final = 3
+
+
+def _groups(widths: Sequence[int], limit: int) -> list[list[int]]:
+    """The columns of each table, by their widths: as many as fit into the limit, the first one always."""
+    groups = [[0]]
+    room = limit - widths[0] - 1
+    for index, width in enumerate(widths[1:], start=1):
+        if room < width and len(groups[-1]) > 1:
+            groups.append([0])
+            room = limit - widths[0] - 1
+        groups[-1].append(index)
+        room -= width
+    return groups
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_unbroken(table: Table) -> None:
+    """Prints within the terminal's width. A file or pipe has none: its lines are as long as the longest words need."""
+    from rich.measure import Measurement
+
+    console = _console()
+    if not console.is_terminal:
         wide = console.options.update(max_width=10_000)
-        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+        console.width = max(console.width, Measurement.get(console, wide, table).minimum)
     console.print(table)
 
 

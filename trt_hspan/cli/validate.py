@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +17,7 @@ from trt_hspan.sizes import tile_from_text
 
 if TYPE_CHECKING:
     from trt_hspan.evaluation.compare import Quality, ValidationReport
-    from trt_hspan.evaluation.validation import ValidationRequest
+    from trt_hspan.evaluation.validation import Validation, ValidationRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +102,10 @@ def validate(request: ValidateRequest) -> None:
     with progress("opening the networks") as bar:
         result = validate_files(validation, on_progress=bar.show)
     if request.json:
-        print_json(_as_dict(result.reports, result.page))
+        print_json(_as_dict(result))
     else:
-        for report in result.reports:
-            _print_report(report)
+        for name, report in zip(result.names, result.reports, strict=True):
+            _print_report(report, name if len(result.reports) > 1 else "")
         if result.page is not None:
             typer.echo(f"report: {result.page}")
     for name, report in zip(result.names, result.reports, strict=True):
@@ -114,12 +113,14 @@ def validate(request: ValidateRequest) -> None:
             raise HspanError(name, _failure(report), _next_step(report))
 
 
-def _as_dict(reports: Sequence[ValidationReport], page: Path | None) -> dict[str, object]:
+def _as_dict(result: Validation) -> dict[str, object]:
     """One network's report as it is; several in a list, with the verdict on all."""
-    where = {} if page is None else {"report_page": str(page)}
+    where = {} if result.page is None else {"report_page": str(result.page)}
+    pairs = zip(result.names, result.reports, strict=True)
+    reports = [{"network": name, **asdict(report)} for name, report in pairs]
     if len(reports) == 1:
-        return {**asdict(reports[0]), **where}
-    return {"passed": all(r.passed for r in reports), "reports": [asdict(r) for r in reports], **where}
+        return {**reports[0], **where}
+    return {"passed": all(report.passed for report in result.reports), "reports": reports, **where}
 
 
 def _next_step(report: ValidationReport) -> str:
@@ -147,7 +148,7 @@ def _failure(report: ValidationReport) -> str:
     )
 
 
-def _print_report(report: ValidationReport) -> None:
+def _print_report(report: ValidationReport, name: str) -> None:
     total = report.total
     with_truth = total.reference_quality is not None
     columns = ["picture", "input", "PSNR dB", "max error", "mean error", "NaN"]
@@ -174,7 +175,9 @@ def _print_report(report: ValidationReport) -> None:
         str(total.nan_count),
         *(_quality_cells(total.reference_quality, total.candidate_quality) if with_truth else ()),
     ]
-    print_rows(f"{report.candidate}, against {report.reference}", columns, rows, totals)
+    print_rows(
+        f"{name}{': ' if name else ''}{report.candidate}, against {report.reference}", columns, rows, totals
+    )
     same = {True: "the same", False: "differs", None: "not known"}[report.same_source]
     notes = {
         "result": f"{'passed' if report.passed else 'FAILED'}: worst {total.worst_psnr_db:.2f} dB, "
@@ -184,6 +187,8 @@ def _print_report(report: ValidationReport) -> None:
     if total.psnr_y_loss_db is not None:
         budget = "" if report.budget_db is None else f", budget {report.budget_db:g} dB"
         notes["PSNR-Y lost"] = f"{rounded(total.psnr_y_loss_db, 4):+.4f} dB{budget}"
+    if report.warning is not None:
+        notes["warning"] = report.warning
     if report.emulated:
         notes["executed"] = "emulated on CPU" + (f": {report.why_emulated}" if report.why_emulated else "")
     for number, remark in enumerate(report.remarks, 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,15 +46,15 @@ from trt_hspan.graph import (
 from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.native import plugin as plugin_library
 from trt_hspan.native.progress import BuildProgress
+from trt_hspan.sizes import ImageSize
 from trt_hspan.version import __version__
 
-_LOG = logging.getLogger(__name__)
 _MIB = 1 << 20
 
 DEFAULT_ATTENTION: dict[Flavor, Attention] = {"tensorrt": "plugin", "tensorrt-rtx": "function"}
 # What TensorRT-RTX builds for without --target, by NVIDIA's documentation ("and later").
-# NVIDIA's documented limit on the elements of one tensor. Measured on TensorRT-RTX 1.7.1: beyond it, the
-# reported activation memory wraps around (12.96 GB at 200x200 but 0.68 GB at 216x216).
+# NVIDIA's documented limit on the elements of one tensor. Measured on TensorRT-RTX 1.7.1: near it, the reported
+# activation memory wraps around (15.60 GB at 210x210 but 0.07 GB at 214x214).
 MAX_TENSOR_ELEMENTS = 2**31 - 1
 # Ada and Hopper were the first with FP8 tensor cores. TensorRT-RTX 1.7 refuses FP8 for anything older.
 FIRST_FP8_TARGET = 89
@@ -152,6 +152,8 @@ def _tools(spec: EngineSpec) -> _Tools:
     flavor = select_flavor(spec.flavor)
     attention = spec.attention or DEFAULT_ATTENTION[flavor]
     _check_combination(spec, flavor, attention)
+    for request in spec.profiles:
+        _check_scores(attention, request.max, request.max_batch)
     targets = _targets(spec, flavor)
     trt = load_tensorrt(flavor)
     check_targets(trt, spec.targets)
@@ -194,6 +196,8 @@ def _network(spec: EngineSpec, model: onnx.ModelProto, attention: Attention) -> 
             spec.onnx, "expected one input (N, C, H, W) with a fixed C", "export it with trt-hspan export"
         )
     profiles = profiles_for(spec.profiles, attention, batch=batch, height=height, width=width)
+    for profile in profiles:
+        _check_scores(attention, profile.max, profile.max_batch)
     return _Network(
         model=model,
         precision=precision,
@@ -218,6 +222,20 @@ def _check_combination(spec: EngineSpec, flavor: Flavor, attention: Attention) -
     if attention == "function" and spec.plugin is not None:
         raise UsageError(
             "--plugin", f"has no use: {flavor} takes the function body", "add --attention plugin"
+        )
+
+
+def _check_scores(attention: Attention, largest: ImageSize | None, batch: int | None) -> None:
+    """Refuses sizes at which a score matrix of the function body has more elements than TensorRT takes in a tensor."""
+    if attention == "plugin" or largest is None:
+        return
+    count, scores = batch or 1, (batch or 1) * (largest.height * largest.width) ** 2
+    if scores > MAX_TENSOR_ELEMENTS:
+        side = math.isqrt(math.isqrt(MAX_TENSOR_ELEMENTS // count))
+        raise UsageError(
+            "--max",
+            f"at {largest} the function body has {scores:,} scores in one tensor, more than TensorRT's 2^31 - 1",
+            f"add --attention plugin, or choose at most --max {side}x{side}",
         )
 
 
@@ -309,19 +327,20 @@ def _manifest(
 
 
 def _profile_records(tools: _Tools, network: _Network, built: BuiltPlan) -> tuple[ProfileRecord, ...]:
-    records = []
-    memory = built.activation_memory_bytes
-    for index, (profile, (low, best, high)) in enumerate(zip(network.profiles, network.shapes, strict=True)):
-        plausible = _is_activation_memory_plausible(tools.attention, profile) and memory is not None
-        records.append(
-            ProfileRecord(
-                min=low,
-                opt=best,
-                max=high,
-                activation_memory_bytes=memory[index] if plausible and memory is not None else None,
-            )
+    memory = built.activation_memory_bytes or [None] * len(network.shapes)
+    return tuple(
+        ProfileRecord(
+            min=low, opt=best, max=high, activation_memory_bytes=_plausible(size, high, tools.attention)
         )
-    return tuple(records)
+        for size, (low, best, high) in zip(memory, network.shapes, strict=True)
+    )
+
+
+def _plausible(memory_bytes: int | None, largest: tuple[int, ...], attention: Attention) -> int | None:
+    """The builder's figure; None where it is less than one score matrix takes in FP16: then it has wrapped around."""
+    n, _, height, width = largest
+    least = 0 if attention == "plugin" else 2 * n * (height * width) ** 2
+    return None if memory_bytes is None or memory_bytes < least else memory_bytes
 
 
 def _quantization_record(model: onnx.ModelProto, built: BuiltPlan) -> QuantizationRecord | None:
@@ -338,17 +357,3 @@ def _quantization_record(model: onnx.ModelProto, built: BuiltPlan) -> Quantizati
         recipe_sha256=metadata.recipe_sha256,
         calibration_sha256=metadata.calibration_sha256,
     )
-
-
-def _is_activation_memory_plausible(attention: Attention, profile: ImageProfile) -> bool:
-    """Whether the function body's score matrices stay within what TensorRT counts correctly; warns when not."""
-    elements = profile.max_batch * (profile.max.height * profile.max.width) ** 2
-    if attention == "plugin" or elements <= MAX_TENSOR_ELEMENTS:
-        return True
-    _LOG.warning(
-        "at %s the function body has %d scores in one tensor, beyond TensorRT's 2^31 - 1: its memory figure is left "
-        "out, and the largest shapes may fail; use a smaller --max or --attention plugin",
-        profile.max,
-        elements,
-    )
-    return False

@@ -28,7 +28,7 @@ from trt_hspan.evaluation.metrics import (
     ssim_y,
 )
 from trt_hspan.evaluation.polygraphy_adapter import run_and_compare
-from trt_hspan.evaluation.resize import downscale
+from trt_hspan.evaluation.resize import bicubic_pixels, downscale
 from trt_hspan.evaluation.shared_tiles import SharedTiles, shared_tiles
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.runtime.runner import Float32Array, Runner
@@ -38,6 +38,8 @@ from trt_hspan.upscaling.upscaler import upscale_batch
 
 # Two pictures are some 10 dB apart; blur, noise and another way of making smaller leave one picture above this.
 _ONE_PICTURE_DB: Final = 17.0
+#: A trained network is above bicubic interpolation; one that is so far below has other weights than it should.
+FAR_BELOW_BICUBIC_DB: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class PictureReport:
         name: as the data set calls it.
         height, width: of the input, in pixels.
         agreement: candidate against reference, on raw outputs.
-        reference_quality, candidate_quality: each against ground truth; None without one.
+        reference_quality, candidate_quality, bicubic_quality: each against ground truth; None without one.
         tile: size of the tiles that both networks saw; None for the picture as a whole.
         reference_seconds, candidate_seconds: wall time of the runs, without loading.
     """
@@ -67,6 +69,7 @@ class PictureReport:
     agreement: Agreement
     reference_quality: Quality | None
     candidate_quality: Quality | None
+    bicubic_quality: Quality | None
     tile: ImageSize | None
     reference_seconds: float
     candidate_seconds: float
@@ -84,8 +87,8 @@ class Summary:
         max_abs_error: largest of all.
         mean_abs_error: mean over all values of all pictures.
         nan_count: values that are NaN or infinite, in all outputs together.
-        reference_quality, candidate_quality: means over the pictures that have ground truth, of PSNR-Y as
-            `mean_psnr_y` forms them; None without any.
+        reference_quality, candidate_quality, bicubic_quality: means over the pictures that have ground truth, of PSNR-Y
+            as `mean_psnr_y` forms them; None without any. Bicubic interpolation is what a network has to beat.
         psnr_y_loss_db: PSNR-Y of the reference less that of the candidate; None without ground truth.
         ssim_loss: likewise for SSIM.
         reference_seconds, candidate_seconds: sums over the pictures.
@@ -98,6 +101,7 @@ class Summary:
     nan_count: int
     reference_quality: Quality | None
     candidate_quality: Quality | None
+    bicubic_quality: Quality | None
     psnr_y_loss_db: float | None
     ssim_loss: float | None
     reference_seconds: float
@@ -122,6 +126,7 @@ class ValidationReport:
         total: all pictures together.
         pictures: one by one.
         remarks: what is odd about the pictures, one line each.
+        warning: one line where it passed and is far worse than no network; None otherwise.
     """
 
     candidate: str
@@ -137,6 +142,7 @@ class ValidationReport:
     total: Summary
     pictures: tuple[PictureReport, ...]
     remarks: tuple[str, ...] = ()
+    warning: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +153,7 @@ class Outputs:
         sample: the picture.
         low: (H, W, 3) uint8.
         truth: (H * scale, W * scale, 3) uint8, or None.
+        bicubic: (H * scale, W * scale, 3) uint8, interpolated from the input.
         reference: (1, 3, H * scale, W * scale) float32.
         candidates: likewise, one of each network.
         reports: one of each network.
@@ -155,6 +162,7 @@ class Outputs:
     sample: Sample
     low: npt.NDArray[np.uint8]
     truth: npt.NDArray[np.uint8] | None
+    bicubic: npt.NDArray[np.uint8]
     reference: Float32Array
     candidates: tuple[Float32Array, ...]
     reports: tuple[PictureReport, ...]
@@ -282,6 +290,7 @@ def _report(
     within_budget = budget_db is None or (
         total.psnr_y_loss_db is not None and total.psnr_y_loss_db <= budget_db
     )
+    passed = total.worst_psnr_db >= bar_db and within_budget  # NaN reaches no bar
     return ValidationReport(
         candidate=candidate.label,
         reference=reference.label,
@@ -294,10 +303,21 @@ def _report(
         else candidate.source_sha256 == reference.source_sha256,
         min_psnr_db=bar_db,
         budget_db=budget_db,
-        passed=total.worst_psnr_db >= bar_db and within_budget,  # NaN reaches no bar
+        passed=passed,
         total=total,
         pictures=tuple(pictures),
         remarks=tuple(remarks),
+        warning=_below_bicubic(total) if passed else None,
+    )
+
+
+def _below_bicubic(total: Summary) -> str | None:
+    quality, bicubic = total.candidate_quality, total.bicubic_quality
+    if quality is None or bicubic is None or quality.psnr_y_db >= bicubic.psnr_y_db - FAR_BELOW_BICUBIC_DB:
+        return None
+    return (
+        f"its PSNR-Y is {quality.psnr_y_db:.2f} dB, that of bicubic interpolation {bicubic.psnr_y_db:.2f} dB: agreeing "
+        "with PyTorch does not make its weights good; are they trained, at this scale and --res-scale?"
     )
 
 
@@ -330,7 +350,9 @@ def _compared(sample: Sample, candidates: Sequence[Runner], reference: Runner, t
         return measured[-1].nan_count == 0
 
     runs = run_and_compare([reference, *candidates], tensor_from_image(low), matches, infer=infer)
-    qualities = [None if truth is None else _quality(run.output, truth, sample.scale) for run in runs]
+    bicubic = bicubic_pixels(low, sample.scale)
+    outputs = [None if truth is None else _pixels(run.output) for run in runs]
+    bicubic_quality, *qualities = [_quality(image, truth, sample.scale) for image in (bicubic, *outputs)]
     tile = tiles.options.tile if isinstance(tiles.options.tile, ImageSize) else None
     cut = None if tile is None or size.within(tile) == size else tile
     reports = tuple(
@@ -341,6 +363,7 @@ def _compared(sample: Sample, candidates: Sequence[Runner], reference: Runner, t
             agreement=difference,
             reference_quality=qualities[0],
             candidate_quality=quality,
+            bicubic_quality=bicubic_quality,
             tile=cut,
             reference_seconds=runs[0].seconds,
             candidate_seconds=run.seconds,
@@ -351,6 +374,7 @@ def _compared(sample: Sample, candidates: Sequence[Runner], reference: Runner, t
         sample=sample,
         low=low,
         truth=truth,
+        bicubic=bicubic,
         reference=runs[0].output,
         candidates=tuple(run.output for run in runs[1:]),
         reports=reports,
@@ -376,10 +400,18 @@ def _remarks(outputs: Outputs) -> list[str]:
     return remarks
 
 
-def _quality(output: Float32Array, truth: npt.NDArray[np.uint8], scale: int) -> Quality:
-    if not np.isfinite(output).all():
+def _pixels(output: Float32Array) -> npt.NDArray[np.uint8] | None:
+    """None for an output with NaN."""
+    return image_from_tensor(output) if np.isfinite(output).all() else None
+
+
+def _quality(
+    image: npt.NDArray[np.uint8] | None, truth: npt.NDArray[np.uint8] | None, scale: int
+) -> Quality | None:
+    if truth is None:
+        return None
+    if image is None:
         return Quality(psnr_y_db=math.nan, ssim_y=math.nan)
-    image = image_from_tensor(output)
     return Quality(psnr_y_db=psnr_y(image, truth, scale), ssim_y=ssim_y(image, truth, scale))
 
 
@@ -401,6 +433,7 @@ def _summary(pictures: Sequence[PictureReport]) -> Summary:
         nan_count=sum(m.nan_count for m in measured),
         reference_quality=reference,
         candidate_quality=candidate,
+        bicubic_quality=_mean_quality([picture.bicubic_quality for picture in pictures], references),
         psnr_y_loss_db=None if not (reference and candidate) else reference.psnr_y_db - candidate.psnr_y_db,
         ssim_loss=None if not (reference and candidate) else reference.ssim_y - candidate.ssim_y,
         reference_seconds=sum(picture.reference_seconds for picture in pictures),

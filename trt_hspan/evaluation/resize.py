@@ -102,6 +102,11 @@ def bicubic_resize(image: npt.ArrayLike, output_height: int, output_width: int) 
     return source
 
 
+def bicubic_pixels(low: npt.NDArray[np.uint8], scale: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) to (H * scale, W * scale, 3), clamped and rounded half up: what a network has to beat."""
+    return _uint8_from_float(bicubic_resize(low, low.shape[0] * scale, low.shape[1] * scale))
+
+
 def _uint8_from_float(image: Float64Array) -> npt.NDArray[np.uint8]:
     """Clamped and rounded half up, as MATLAB's uint8(): values are not negative after clamping."""
     return np.floor(np.clip(image, 0.0, 255.0) + 0.5).astype(np.uint8)

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from trt_hspan.evaluation.compare import Outputs, PictureReport, Quality
-from trt_hspan.evaluation.metrics import mean_psnr_y, psnr_y, ssim_y
+from trt_hspan.evaluation.compare import Outputs, PictureReport
 from trt_hspan.evaluation.report.pictures import (
     Float64Array,
     Uint8Array,
@@ -24,7 +22,6 @@ from trt_hspan.evaluation.report.pictures import (
     photograph_uri,
     worst_window,
 )
-from trt_hspan.evaluation.resize import bicubic_resize
 from trt_hspan.media.pixels import image_from_tensor
 from trt_hspan.runtime.runner import Float32Array
 
@@ -86,7 +83,6 @@ class EvidenceCollector:
     def __init__(self, labels: Sequence[str], most_pictures: int = MOST_PICTURES) -> None:
         self._labels, self._most = tuple(labels), most_pictures
         self._pictures: list[PictureEvidence] = []
-        self._bicubic: list[Quality] = []
         self.seen = 0
         self.histograms = [np.zeros(len(HISTOGRAM_EDGES) - 1, dtype=np.int64) for _ in labels]
         self.equal_values = [0] * len(self._labels)
@@ -97,37 +93,17 @@ class EvidenceCollector:
         errors = [_error_levels(candidate, outputs.reference) for candidate in outputs.candidates]
         for index, error in enumerate(errors):
             self._count(index, error)
-        bicubic = _eight_bit(bicubic_resize(outputs.low, *outputs.reference.shape[2:]))
-        if outputs.truth is not None:
-            scale = outputs.sample.scale
-            self._bicubic.append(
-                Quality(
-                    psnr_y_db=psnr_y(bicubic, outputs.truth, scale),
-                    ssim_y=ssim_y(bicubic, outputs.truth, scale),
-                )
-            )
         worst = min(_rank(report.agreement.psnr_db) for report in outputs.reports)
         if len(self._pictures) >= self._most:
             if worst >= max(_rank(picture.worst_psnr_db) for picture in self._pictures):
                 return
             self._pictures.remove(max(self._pictures, key=lambda picture: _rank(picture.worst_psnr_db)))
-        self._pictures.append(self._evidence(outputs, bicubic, errors, worst))
+        self._pictures.append(self._evidence(outputs, errors, worst))
 
     @property
     def pictures(self) -> tuple[PictureEvidence, ...]:
         """The pictures, worst first."""
         return tuple(sorted(self._pictures, key=lambda picture: _rank(picture.worst_psnr_db)))
-
-    @property
-    def bicubic(self) -> Quality | None:
-        """Quality of bicubic upscaling, as a mean over the pictures with ground truth; None without any."""
-        if not self._bicubic:
-            return None
-        reached = [quality.psnr_y_db for quality in self._bicubic]
-        return Quality(
-            psnr_y_db=mean_psnr_y(reached, reached),
-            ssim_y=float(np.mean([quality.ssim_y for quality in self._bicubic])),
-        )
 
     def _count(self, index: int, error: Float64Array) -> None:
         finite = error[np.isfinite(error)]
@@ -136,11 +112,9 @@ class EvidenceCollector:
         self.equal_values[index] += finite.size - nonzero.size
         self.values[index] += error.size
 
-    def _evidence(
-        self, outputs: Outputs, bicubic: Uint8Array, errors: Sequence[Float64Array], worst: float
-    ) -> PictureEvidence:
+    def _evidence(self, outputs: Outputs, errors: Sequence[Float64Array], worst: float) -> PictureEvidence:
         images: list[tuple[str, str, Uint8Array]] = [
-            ("bicubic", "Bicubic", bicubic),
+            ("bicubic", "Bicubic", outputs.bicubic),
             ("fp32", "PyTorch FP32", _shown(outputs.reference)),
         ]
         if outputs.truth is not None:
@@ -200,10 +174,6 @@ def _shown(output: Float32Array) -> Uint8Array:
     image = image_from_tensor(np.nan_to_num(output, nan=0.0, posinf=0.0, neginf=0.0))
     image[~np.isfinite(output[0]).all(axis=0)] = (255, 0, 255)
     return image
-
-
-def _eight_bit(image: npt.NDArray[np.float64]) -> Uint8Array:
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def _rank(psnr_db: float) -> float:

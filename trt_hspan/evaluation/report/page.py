@@ -90,7 +90,7 @@ def page_from_report(content: ReportInput) -> str:
         "rows": content.rows,
         "first": content.rows[0].report,
         "passed": all(row.report.passed for row in content.rows),
-        "bicubic": evidence.bicubic,
+        "bicubic": content.rows[0].report.total.bicubic_quality,
         "reference_quality": content.rows[0].report.total.reference_quality,
         "reference_seconds": content.rows[0].report.total.reference_seconds,
         "pictures": evidence.pictures,
@@ -114,7 +114,7 @@ def page_from_report(content: ReportInput) -> str:
 
 
 def figures_from_report(content: ReportInput) -> dict[str, Any]:
-    bicubic = content.evidence.bicubic
+    bicubic = content.rows[0].report.total.bicubic_quality
     return {
         "tool_version": __version__,
         "checkpoint": content.checkpoint,
