@@ -203,6 +203,20 @@ def test_native_attention_needs_no_function_body(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*outputs)
 
 
+def test_telemetry_of_onnxruntime_is_off_unless_asked_for() -> None:
+    """The library starts a thread that sends events as soon as it is loaded."""
+
+    def threads(script: str, **environment: str) -> int:
+        script += "; import os; print(len(os.listdir('/proc/self/task')))"
+        variables = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+        command = [sys.executable, "-c", script]
+        return int(subprocess.check_output(command, env=variables | environment, text=True))
+
+    ours = "from trt_hspan.runtime.onnxruntime_session import imported_onnxruntime; imported_onnxruntime()"
+    assert threads(ours) < threads("import onnxruntime")
+    assert threads(ours, ORT_DISABLE_TELEMETRY="0") == threads("import onnxruntime")
+
+
 @pytest.mark.usefixtures("without_library")
 def test_what_onnxruntime_cannot_load_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save_onnx(model_with_plugin_nodes(attention_network()), tmp_path / "a.onnx")

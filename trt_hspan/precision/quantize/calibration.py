@@ -215,6 +215,7 @@ def _histogram_ranges(
     moments: Mapping[str, InputMoments],
 ) -> dict[str, float]:
     """Ranges by percentile, entropy or mse; none by minmax, which needs only the moments."""
+    imported_onnxruntime()
     from onnxruntime.quantization import calibrate as ort
 
     entropy = method == "entropy"
