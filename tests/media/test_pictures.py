@@ -318,3 +318,57 @@ def test_twelve_bits_of_gray_are_spread_over_sixteen() -> None:
         directory[tag] = value
     packed = b"II*\0\x08\0\0\0" + directory.tobytes(8) + bytes.fromhex("fff000 800123")
     np.testing.assert_array_equal(decode_image(packed).pixels.ravel(), [0xFFFF, 0, 0x8008, 0x1231])
+
+
+def _exif_tags(block: bytes) -> set[int]:
+    exif = Image.Exif()
+    exif.load(block)
+    return set(exif)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(np.uint8, 8), (np.uint16, 12)])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_avif_is_read_with_its_depth_and_metadata(
+    tmp_path: Path, dtype: type, bits: int, channels: int
+) -> None:
+    """Lossless AVIF of libvips: what it keeps of 16 bits are the upper 12."""
+    original = pixels(channels, dtype)
+    image = pyvips.Image.new_from_array(original, interpretation="rgb16" if bits > 8 else "srgb")
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = (
+        "maker",
+        6,
+    )  # to be turned right, which libvips writes into AVIF's own property
+    image = image.copy()
+    image.set_type(pyvips.GValue.blob_type, "icc-profile-data", SRGB)
+    image.set_type(
+        pyvips.GValue.blob_type, "exif-data", b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    )
+    path = tmp_path / "a.png"  # the content says what it is
+    image.heifsave(path, compression="av1", lossless=True, bitdepth=bits)
+    read = read_picture(path)
+    assert (read.format, read.pixels.dtype, read.pixels.shape) == ("AVIF", dtype, (17, 11, channels))
+    kept = original >> (16 - bits) << (16 - bits) if bits > 8 else original
+    np.testing.assert_array_equal(read.pixels, np.rot90(kept, -1))
+    assert read.metadata.icc_profile == SRGB
+    assert read.metadata.exif is not None
+    assert b"maker" in read.metadata.exif
+    assert 0x0112 not in _exif_tags(read.metadata.exif)
+    upscale_file(NearestRunner(), path, tmp_path / "b.png")
+    assert read_picture(tmp_path / "b.png").pixels.shape == (68, 44, channels)
+
+
+def test_a_format_that_libvips_cannot_read_here_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bytes(40))
+    with pytest.raises(
+        HspanError, match=r"a\.jxl: (a JXL picture, which libvips cannot read here|a damaged)"
+    ):
+        read_picture(tmp_path / "a.jxl")
+
+
+@pytest.mark.parametrize("length", [40, 200])
+def test_a_truncated_avif_is_one_line(tmp_path: Path, length: int) -> None:
+    image = pyvips.Image.new_from_array(pixels(3))
+    data = image.heifsave_buffer(compression="av1")
+    with pytest.raises(HspanError, match="picture: a damaged or truncated picture"):
+        decode_image(data[:length])
