@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import model_with_plugin_nodes, save_onnx
 from trt_hspan.native import cpu_attention as native
 from trt_hspan.ops.attention import high_similarity_pass_attention
+from trt_hspan.runtime import onnxruntime_session
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
 
@@ -313,3 +315,28 @@ def test_memory_with_native_attention_grows_with_the_picture_only(tmp_path: Path
         # 16,384 positions: the score matrix alone would take a gigabyte.
         assert runner.memory_bytes((1, 3, 128, 128)) < 50e6
         assert runner.run(np.zeros((1, 3, 128, 128), np.float32)).shape == (1, 3, 128, 128)
+
+
+def test_a_run_too_small_to_share_takes_sessions_of_one_thread(
+    exported: ExportCache, small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int | None] = []
+    opened = onnxruntime_session.open_session
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        threads.append(options["threads"])
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime_session, "open_session", counted)
+    with OnnxRuntimeRunner(exported("small_x4"), threads=3) as runner:
+        assert set(threads) == {3}
+        runner.run(np.zeros((1, 3, 64, 64), np.float32))
+        assert set(threads) == {3}
+        picture = small_x4.input[:, :, :8, :8]
+        small = runner.run(picture)
+        assert set(threads) == {3, 1}
+        count = len(threads)
+        runner.run(np.zeros((1, 3, 4, 5), np.float32))
+        assert len(threads) == count
+    with OnnxRuntimeRunner(exported("small_x4"), threads=1) as runner:
+        np.testing.assert_array_equal(small, runner.run(picture))

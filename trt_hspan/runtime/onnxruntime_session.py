@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +15,12 @@ from trt_hspan.errors import HspanError
 from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, model_for_cpu, model_with_attention_function
 from trt_hspan.machine.install_advice import install_command
 from trt_hspan.native import cpu_attention
-from trt_hspan.runtime.runner import Float32Array
+from trt_hspan.runtime.runner import Float32Array, is_for_one_thread
 from trt_hspan.runtime.split_session import SplitSession, parts_from_model
 
+_Run = Callable[[Float32Array, Any], Float32Array]
+# Height and width. Sessions on one thread, with a second copy of the weights, are for networks that run this alone.
+_SMALL_PICTURE: Final = (8, 8)
 # Of this process; not empty once the arena is registered.
 _ARENA_IS_SHARED: Final[list[bool]] = []
 
@@ -102,18 +106,11 @@ class CpuNetwork:
 
     def __init__(self, model: onnx.ModelProto, where: str, *, threads: int | None = None) -> None:
         self._where = where
-        library = cpu_attention.native_library()
-        self._whole: Any = None
-        self._split: SplitSession | None = None
-        if library is None:
-            self._whole = open_session(model, where, threads=threads)
-            return
-        self._split = SplitSession(
-            parts_from_model(model, where),
-            lambda part: open_session(part, where, threads=threads, shared_arena=True),
-            library,
-            threads=cpu_threads(threads),
-        )
+        self._macs_per_pixel = sum(math.prod(t.dims) for t in model.graph.initializer if len(t.dims) == 4)
+        self._run = _opened(model, where, threads)
+        self._run_alone: _Run | None = None  # on one thread, for the smallest pictures
+        may_be_alone = is_for_one_thread((1, 0, *_SMALL_PICTURE), self._macs_per_pixel)
+        self._small = model if may_be_alone and cpu_threads(threads) > 1 else None
 
     def run(self, batch: Float32Array) -> Float32Array:
         """(N, 3, H, W) float32 to the network's output. Raises: HspanError when ONNX Runtime fails."""
@@ -121,12 +118,26 @@ class CpuNetwork:
             options = imported_onnxruntime().RunOptions()
             # Give buffers back after each picture, so that the next size does not come on top.
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-            output: Float32Array
-            if self._split is not None:
-                output = self._split.run(OUTPUT_NAME, INPUT_NAME, batch, options)
-            else:
-                output = self._whole.run([OUTPUT_NAME], {INPUT_NAME: batch}, options)[0]
-            return output
+            run = self._run
+            if self._small is not None and is_for_one_thread(batch.shape, self._macs_per_pixel):
+                self._run_alone = self._run_alone or _opened(self._small, self._where, 1)
+                run = self._run_alone
+            return run(batch, options)
+
+
+def _opened(model: onnx.ModelProto, where: str, threads: int | None) -> _Run:
+    """Sessions of a model; an input and ONNX Runtime's options of a run give its output."""
+    library = cpu_attention.native_library()
+    if library is None:
+        whole = open_session(model, where, threads=threads)
+        return lambda batch, options: whole.run([OUTPUT_NAME], {INPUT_NAME: batch}, options)[0]
+    split = SplitSession(
+        parts_from_model(model, where),
+        lambda part: open_session(part, where, threads=threads, shared_arena=True),
+        library,
+        threads=cpu_threads(threads),
+    )
+    return lambda batch, options: split.run(OUTPUT_NAME, INPUT_NAME, batch, options)
 
 
 def cpu_network(model: onnx.ModelProto, where: str) -> CpuNetwork:

@@ -8,17 +8,13 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
-from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, RunnerPrecision
+from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, RunnerPrecision, is_for_one_thread
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 _PRECISIONS: Final = {"cpu": ("fp32", "bf16"), "gpu": ("fp32", "fp16", "bf16")}
-# Multiply-accumulates of a run below which one thread does it alone: others would wait for each other at every layer,
-# and longer than they compute. *Measured* with hspan-tiny-x2 on two cores beside other programs, which is where it
-# matters: a run on 8x8 pixels (9 million) takes 9 ms with one thread and 670 ms with two.
-_LEAST_SHARED_MACS: Final = 64e6
 # Tensors of the upscaled features that a run keeps. *Measured* with hspan-tiny-x4 at 128x160 pixels: 3.1.
 UPSCALED_TENSORS: Final = 3
 
@@ -105,9 +101,8 @@ class TorchRunner(Runner):
     def infer(self, batch: Float32Array) -> Float32Array:
         import torch
 
-        n, _, height, width = batch.shape
-        is_small = n * height * width * self._macs_per_pixel < _LEAST_SHARED_MACS
-        torch.set_num_threads(1 if is_small else self._threads or self._threads_before)
+        alone = is_for_one_thread(batch.shape, self._macs_per_pixel)
+        torch.set_num_threads(1 if alone else self._threads or self._threads_before)
         # Convolutions take short copies of their inputs and weights; sums with float32 features stay float32.
         low = torch.autocast(self._device.type, self._low, enabled=self._low is not None)
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
