@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from support.command_line import CommandLine
 
@@ -57,3 +60,19 @@ def test_a_package_that_is_not_installed_is_reported_with_how_to_get_it(
     assert result.error_line == (
         f"trt-hspan: error: {module}: is not installed, and this command needs it; {step}"
     )
+
+
+@pytest.mark.parametrize(("options", "shown"), [([], False), (["--verbose"], True)])
+def test_warnings_of_libraries_are_shown_on_request_only(options: list[str], shown: bool) -> None:
+    script = (
+        "import sys, warnings; from trt_hspan.cli import app, export\n"
+        "def size(request): warnings.warn('odd tensor', UserWarning)\n"
+        "export.ExportRequest.static_size = size\n"
+        "app.main(['export', 'no.pt', '-o', 'no.onnx', *sys.argv[1:]])\n"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", script, *options], capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 1
+    assert ("odd tensor" in completed.stderr) == shown
+    assert shown or completed.stderr.count("\n") == 1

@@ -86,6 +86,9 @@ def _configure_logging(level: int) -> None:
 
     handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
     logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler], force=True)
+    # What libraries warn of is for who writes programs, not for who runs this one; errors that matter are raised.
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(level if level < logging.WARNING else logging.ERROR)
 
 
 # Package -> the extra that installs it, for commands that import a package without looking for it first.
