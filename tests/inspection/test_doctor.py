@@ -180,6 +180,21 @@ def test_a_driver_and_its_gpu_are_found(settings: dict[str, str], lines: tuple[s
         assert line in completed.stdout
 
 
+def test_the_cuda_library_is_held_against_driver_and_gpu(tmp_path: Path) -> None:
+    fields = {"cubin_architectures": [90], "ptx_architectures": [90], "source_sha256": ""}
+    fields |= {"cuda_version": "13.0.88", "ptx_isa_version": "9.0"}
+    library = tmp_path / "libhspan_cuda.so"
+    library.write_bytes(b"\x7fELF hspan-cuda-info:" + json.dumps(fields).encode() + b"\0")
+    program = "from trt_hspan.inspection.doctor import examine_machine\n"
+    program += "for found in examine_machine(): print(found.name, found.state, found.detail, found.next_step)"
+    environment = standin_environment() | {"TRT_HSPAN_CUDA_LIBRARY": str(library)}
+    completed = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    line = f"GPU kernels of PyTorch broken {library}: built without sm_86 rebuild with trt-hspan plugin build --cuda"
+    assert line in completed.stdout
+
+
 def test_a_built_plugin_is_held_against_the_driver_and_gpu_at_hand() -> None:
     command = [sys.executable, "-m", "trt_hspan", "plugin", "build", "--json"]
     completed = subprocess.run(command, env=standin_environment(), capture_output=True, text=True, check=True)

@@ -156,8 +156,10 @@ def _build_cuda_library(request: PluginBuildRequest) -> None:
         "configurations": list(library.configurations),
         "compiled": result.compiled,
     }
+    here = _verdicts_here(library.code) if library.code is not None else []
+    report |= {"this_machine": here} if here else {}
     words = _architectures(library) | {"configurations": ", ".join(library.configurations)}
-    print_report("", report, report | words | _readable(result.compiled), as_json=request.json)
+    print_report("", report, report | words | _readable(result.compiled, here), as_json=request.json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -305,7 +305,10 @@ def _cpu_kernel() -> str:
 
 
 def _gpu_kernels() -> str:
-    from trt_hspan.native.cuda_attention import PLACES, state_of_library
+    from trt_hspan.machine.gpu import gpu_driver
+    from trt_hspan.native.compatibility import error_from_verdict
+    from trt_hspan.native.cuda_attention import PLACES, code_from_library, state_of_library
+    from trt_hspan.native.plugin import architecture_from_target
 
     path, build = PLACES.path(), "trt-hspan plugin build --cuda"
     if not path.is_file():
@@ -313,6 +316,12 @@ def _gpu_kernels() -> str:
     state = state_of_library(path)
     if state is None:
         raise HspanError("GPU kernels", f"{path} is another library", build)
+    code, driver = code_from_library(path), gpu_driver()
+    if code is not None:
+        for name in driver.architectures:
+            error = error_from_verdict(code, architecture_from_target(name), driver.cuda_version)
+            if error is not None:
+                raise HspanError("GPU kernels", f"{error.where}: {error.what}", error.next_step)
     return f"{path}, machine code for {', '.join(f'sm_{number}' for number in state[1])}"
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.machine.gpu import cuda_error, gpu_driver
@@ -144,15 +144,7 @@ class CudaLibrary:
         self.source_sha256: str = info["source_sha256"]
         self.cubin_architectures: tuple[int, ...] = tuple(info["cubin_architectures"])
         self.ptx_architectures: tuple[int, ...] = tuple(info["ptx_architectures"])
-        self.code: CompiledCode | None = None
-        if info.get("ptx_isa_version"):  # empty or missing where the build did not say
-            self.code = _CudaCode(
-                path=self.path,
-                cubin_architectures=self.cubin_architectures,
-                ptx_architectures=self.ptx_architectures,
-                cuda_version=info["cuda_version"],
-                ptx_isa_version=info["ptx_isa_version"],
-            )
+        self.code = _code_from_fields(self.path, info)
         count = self._library.hspanCudaConfigurationCount()
         self.configurations: tuple[str, ...] = tuple(
             self._library.hspanCudaConfigurationName(index).decode() for index in range(count)
@@ -248,6 +240,14 @@ def give_up(architecture: int, reason: HspanError) -> None:
     logger.warning("attention on the GPU runs in PyTorch's own operations, many times slower: %s", reason)
 
 
+def code_from_library(path: Path) -> CompiledCode | None:
+    """The CUDA code in a library, read from the file; None when it is no such library, or does not say."""
+    try:
+        return _code_from_fields(path, embedded_fields(path, path.read_bytes(), b"hspan-cuda-info:{"))
+    except (OSError, HspanError):
+        return None
+
+
 def state_of_library(path: Path) -> tuple[str, tuple[int, ...]] | None:
     """The hash of a library's sources and the compute capabilities it has machine code for, read from the file.
 
@@ -258,6 +258,19 @@ def state_of_library(path: Path) -> tuple[str, tuple[int, ...]] | None:
         fields = embedded_fields(path, path.read_bytes(), b"hspan-cuda-info:{")
         return str(fields["source_sha256"]), tuple(fields["cubin_architectures"])
     except (OSError, HspanError, KeyError):
+        return None
+
+
+def _code_from_fields(path: Path, fields: dict[str, Any]) -> CompiledCode | None:
+    try:
+        return _CudaCode(
+            path=path,
+            cubin_architectures=tuple(fields["cubin_architectures"]),
+            ptx_architectures=tuple(fields["ptx_architectures"]),
+            cuda_version=fields["cuda_version"],
+            ptx_isa_version=fields["ptx_isa_version"],
+        )
+    except (KeyError, ValueError):  # compiled by hand
         return None
 
 
