@@ -17,6 +17,7 @@ import pytest
 from cuda_standin import engine_double
 from cuda_standin.conftest import HANDLES, RTX, Driver, Release
 from cuda_standin.expectations import MakeEngine, batch, expect
+from tools.gpu_report.engines import Checks, check_runs
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime import engine_session
 from trt_hspan.runtime.cuda_device import CudaDevice
@@ -393,3 +394,39 @@ def test_the_counters_see_what_a_runner_holds(make_engine: MakeEngine, driver: D
             runner.run(batch(0, 1, 3, 8, 8))
         held = driver.alive()
     assert all(held[name] > before[name] for name in HANDLES if name != "graph")
+
+
+def test_the_checks_of_make_gpu_pass_on_interleaved_shapes(
+    make_engine: MakeEngine, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, small = (
+        ((1, 3, 8, 8), (1, 3, 16, 16), (2, 3, 24, 24)),
+        ((1, 3, 4, 4), (1, 3, 8, 8), (1, 3, 12, 12)),
+    )
+    plan = make_engine(release, profiles=(large, small))
+    monkeypatch.setattr(TensorRtRunner, "layer_information", lambda _: '{"Layers": []}')
+    checks = Checks()
+    check_runs(checks, plan, shapes=((1, 4, 5), (2, 24, 24), (1, 8, 8), (1, 12, 12)), runs=20)
+    assert checks.failures == []
+    assert checks.results["20 runs without growth of memory"] == "0 bytes more are in use"
+    assert (
+        "graph launches"
+        in checks.results["interleaved shapes with CUDA graphs, bit for bit against runs without"]
+    )
+
+
+def test_the_checks_of_make_gpu_notice_other_bits(
+    make_engine: MakeEngine, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_engine(release)
+    monkeypatch.setattr(TensorRtRunner, "layer_information", lambda _: '{"Layers": []}')
+    run, calls = TensorRtRunner.run, []
+
+    def spoiled(self: TensorRtRunner, batch: Any) -> Any:
+        calls.append(1)
+        return run(self, batch) + np.float32(len(calls) == 5)
+
+    monkeypatch.setattr(TensorRtRunner, "run", spoiled)
+    checks = Checks()
+    check_runs(checks, plan, shapes=((1, 4, 4), (1, 8, 8)), runs=1)
+    assert [line.split(": ")[1][:21] for line in checks.failures] == ["1 of 12 runs differ; "]

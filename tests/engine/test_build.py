@@ -356,7 +356,7 @@ def test_a_missing_plugin_is_reported_with_how_to_get_it(network: Path) -> None:
             "has plugin ABI version 4, this package needs 3; rebuild",
         ),
         (
-            {b'"ptx_architectures": [75]': b'"ptx_architectures": []  ', b"89, 120]": b"89]     "},
+            {b'"ptx_architectures": [75]': b'"ptx_architectures": []  ', b"100, 120]": b"100]     "},
             "built without sm_120; rebuild with trt-hspan plugin build --arch",
         ),
     ],

@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -129,12 +130,14 @@ def write_model_with_format(checks: Checks, target: Path, precision: str, form: 
     onnx.save(model, target)
 
 
-def check_runs(checks: Checks, plan: Path) -> None:
+def check_runs(
+    checks: Checks, plan: Path, *, shapes: Sequence[tuple[int, int, int]] = _SHAPES, runs: int = _RUNS
+) -> None:
     """One engine through interleaved shapes with and without CUDA graphs, and through many runs."""
     from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
 
     generator = np.random.default_rng(0)
-    batches = [generator.random((n, 3, h, w), dtype=np.float32) for n, h, w in _SHAPES]
+    batches = [generator.random((n, 3, h, w), dtype=np.float32) for n, h, w in shapes]
     with TensorRtRunner(plan, use_graphs=False) as plain:
         expected = [plain.run(batch) for batch in batches]
         layers = json.loads(plain.layer_information()).get("Layers", [])
@@ -163,10 +166,10 @@ def check_runs(checks: Checks, plan: Path) -> None:
                 return int(runner.device.memory_bytes()[0])
 
         before, held = free_bytes(), session.memory
-        for index in range(_RUNS):
+        for index in range(runs):
             runner.run(batches[index % len(batches)])
         grown = before - free_bytes()
-        name = f"{_RUNS} runs without growth of memory"
+        name = f"{runs} runs without growth of memory"
         if grown > _GROWTH_BYTES or session.memory != held:
             checks.failed(name, f"{grown} bytes more are in use")
         else:
