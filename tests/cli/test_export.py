@@ -36,7 +36,7 @@ def test_writes_a_model_and_says_what_it_is(
 def test_prints_a_table_for_people(run: CommandLine, tmp_path: Path, small_x4: GoldenNetwork) -> None:
     result = run("export", small_x4.checkpoint, "-o", tmp_path / "net.onnx")
     assert result.code == 0
-    for words in ("HSPAN x4, 32 features", "attention_nodes", "opset"):
+    for words in ("HSPAN x4, 32 features", "attention nodes", "opset"):
         assert words in result.out
 
 

@@ -10,7 +10,7 @@ import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.audit import audit_as_dict, print_audit
-from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.output import print_json, print_report
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
 from trt_hspan.errors import UsageError
@@ -89,7 +89,7 @@ def export(request: ExportRequest) -> None:
     else:
         if audit is not None:
             print_audit(request.checkpoint, audit)
-        print_table(f"Exported {request.output}", report)
+        print_report(f"Exported {request.output}", report, as_json=False)
 
 
 def _report(path: Path) -> dict[str, object]:

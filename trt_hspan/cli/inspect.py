@@ -38,7 +38,7 @@ def inspect(request: InspectRequest) -> None:
         print_json(asdict(report))
         return
     rows = {
-        name.removesuffix("_bytes"): _readable(name, value)
+        name.removesuffix("_bytes").replace("_", " "): _readable(name, value)
         for name, value in report.facts.items()
         if value is not None
     }
