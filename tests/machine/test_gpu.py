@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from trt_hspan.errors import HspanError
 from trt_hspan.machine import gpu
 
 
@@ -87,6 +88,8 @@ def test_a_query_that_fails_is_not_taken_for_no_gpu(
     answer = gpu.gpu_driver()
     assert (answer.state, answer.cuda_version, answer.architectures) == ("failed", (13, 0), ())
     assert line in str(answer.error)
+    with pytest.raises(HspanError, match="cannot be used"):
+        gpu.require_answers()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ The regimes are those of tests/ptx/cases/inputs.cpp, with a generator of torch's
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -127,6 +128,17 @@ def photograph_inputs(
     They have C 16 and D 32. `published_channels` lifts them to 96 and 192 by matrices with orthonormal rows: the
     scores, and with them every row's support, stay what they were.
     """
+    tensors = _tensors_of_photograph(side)
+    if published_channels:
+        lift = {16: _orthonormal_rows(16, 96), 32: _orthonormal_rows(32, 192)}
+        tensors = tuple(tensor @ lift[tensor.shape[2]] for tensor in tensors)
+    query, key, value = (tensor.contiguous().to(device, dtype) for tensor in tensors)
+    return Inputs(query=query, key=key, value=value)
+
+
+@functools.cache
+def _tensors_of_photograph(side: int) -> tuple[Tensor, ...]:
+    """Query, key and value (1, side * side, channels) in float32 on the CPU."""
     model = shipped_network()
     module = next(iter(model.body))
     assert isinstance(module, AttentionModule)
@@ -136,15 +148,10 @@ def photograph_inputs(
         features = model.head(model.sub_mean(photograph(side)))
         for block in blocks:
             features = block(features)
-        tensors = [
+        return tuple(
             layer(features).flatten(2).transpose(1, 2)
             for layer in (attention.conv_match1, attention.conv_match2, attention.conv_assembly)
-        ]
-    if published_channels:
-        lift = {16: _orthonormal_rows(16, 96), 32: _orthonormal_rows(32, 192)}
-        tensors = [tensor @ lift[tensor.shape[2]] for tensor in tensors]
-    query, key, value = (tensor.contiguous().to(device, dtype) for tensor in tensors)
-    return Inputs(query=query, key=key, value=value)
+        )
 
 
 def photograph(side: int) -> Tensor:

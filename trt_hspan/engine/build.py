@@ -43,7 +43,7 @@ from trt_hspan.graph import (
     quantization_from_model,
     require_attention,
 )
-from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.machine.gpu import gpu_architectures, require_answers
 from trt_hspan.native import plugin as plugin_library
 from trt_hspan.native.progress import BuildProgress
 from trt_hspan.sizes import ImageSize
@@ -245,6 +245,7 @@ def _targets(spec: EngineSpec, flavor: Flavor) -> tuple[str, ...]:
         return spec.targets
     gpus = gpu_architectures()
     if not gpus:
+        require_answers()
         raise HspanError(
             "tensorrt",
             "builds on an NVIDIA GPU with its driver, and there is none here",

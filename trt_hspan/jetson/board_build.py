@@ -13,7 +13,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.jetson.boards import Board
 from trt_hspan.jetson.network_cost import network_cost
 from trt_hspan.jetson.plan import BoardPlan, plan_for_board
-from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.machine.gpu import gpu_architectures, require_answers
 from trt_hspan.machine.jetson import DeviceFacts
 from trt_hspan.native.plugin import LIBRARY_NAME, default_plugin_path
 from trt_hspan.sizes import ImageSize
@@ -85,6 +85,7 @@ def require_builder(board: Board, architectures: tuple[str, ...] | None = None) 
     here = gpu_architectures() if architectures is None else architectures
     expected = f"sm_{board.rates.architecture}"
     if not here:
+        require_answers()
         raise HspanError(
             "jetson build",
             "builds on the board itself, and no NVIDIA GPU with its driver is here",

@@ -114,6 +114,13 @@ def gpu_architectures() -> tuple[str, ...]:
     return gpu_driver().architectures
 
 
+def require_answers() -> None:
+    """Raises HspanError where the driver is there and a query fails: that is no machine without a GPU."""
+    driver = gpu_driver()
+    if driver.state == "failed" and driver.error is not None:
+        raise driver.error
+
+
 def cuda_error(where: str, code: int) -> HspanError:
     """The error for a code that a call of CUDA's runtime or driver returned.
 
