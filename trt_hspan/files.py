@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -61,6 +61,13 @@ def require_regular_file(path: Path) -> None:
             "is a pipe, a socket or a device, expected a file",
             "copy it into a file, or give - and send it to standard input",
         )
+
+
+def require_free(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """Raises: HspanError for the first file that exists and may not be replaced."""
+    for path in paths:
+        if not overwrite and path.exists():
+            raise HspanError(path, "exists", "give --overwrite or another name")
 
 
 def require_name_fits(path: Path) -> None:

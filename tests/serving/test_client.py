@@ -286,6 +286,9 @@ def test_command_writes_results_and_shows_what_failed(
     (report,) = json.loads(result.out)["pictures"]
     assert report["milliseconds"] > 0
     assert pixels_of((tmp_path / "out.webp").read_bytes()).shape == (80, 120, 3)
+    words = ("client", good, "--url", server.http, "-o", tmp_path / "out.webp")
+    assert "out.webp: exists; give --overwrite or another name" in run(*words).error_line
+    assert run(*words, "--overwrite").code == 0
     result = run("client", good, bad, "--url", f"grpc://{server.grpc_address}", "-o", tmp_path / "all")
     assert result.code == 1
     assert "bad.png" in result.error_line

@@ -15,7 +15,7 @@ from trt_hspan.cli.output import print_json, print_rows
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import check_writable, error_from_os_error, write_bytes
+from trt_hspan.files import check_writable, error_from_os_error, require_free, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,7 @@ class ClientRequest:
         str | None,
         typer.Option(help="png, jpeg, webp, bmp or tiff.", show_default="png, or --output's"),
     ] = None
+    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False
     model: Annotated[
         str | None, typer.Option(help="The picture model.", show_default="the server's only one")
     ] = None
@@ -128,6 +129,7 @@ def _targets(request: ClientRequest) -> list[_Target]:
         raise UsageError("--output", f"two pictures would become {repeated[0]}", "rename one of them")
     for folder in {name.parent for name in names}:
         check_writable(folder / "probe.png")
+    require_free(names, overwrite=request.overwrite)
     return targets
 
 

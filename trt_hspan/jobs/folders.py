@@ -264,13 +264,6 @@ def require_distinct(tasks: Iterable[tuple[object, object]]) -> None:
             )
 
 
-def require_free(paths: Iterable[Path], *, overwrite: bool) -> None:
-    """Raises: HspanError for the first file that exists and may not be replaced."""
-    for path in paths:
-        if not overwrite and path.exists():
-            raise HspanError(path, "exists", "give --overwrite or another name")
-
-
 @contextmanager
 def turn_in_folder(folder: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
     """One run at a time writes to a folder. What killed runs left half-written in it, sub-folders included, is removed.

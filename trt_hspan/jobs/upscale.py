@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trt_hspan.errors import UsageError
-from trt_hspan.files import check_writable, sha256_from_file
+from trt_hspan.files import check_writable, require_free, sha256_from_file
 from trt_hspan.jobs.folders import (
     FoundTasks,
     JobReport,
     Journal,
     Task,
     TaskReport,
-    require_free,
     run_tasks,
     tasks_from_inputs,
     turn_in_folder,

@@ -59,7 +59,7 @@ def test_every_picture_comes_out_once_although_a_worker_is_killed(
             os.kill(report.worker, signal.SIGKILL)
 
     job = ClusterJob(
-        tasks=cluster_tasks([str(pictures)], str(together)),
+        tasks=cluster_tasks([str(pictures)], str(together)).tasks,
         bundle=bundle_from_network("hspan-tiny-x2", RunnerOptions(device="cpu", threads=1)),
         options=UpscaleOptions(),
         writing=WriteOptions(),
@@ -132,7 +132,7 @@ def test_a_spec_that_makes_no_sense_is_refused() -> None:
 
 def test_a_cluster_too_small_for_a_worker_is_reported(pictures: Path, tmp_path: Path) -> None:
     job = ClusterJob(
-        tasks=cluster_tasks([str(pictures)], str(tmp_path / "out")),
+        tasks=cluster_tasks([str(pictures)], str(tmp_path / "out")).tasks,
         bundle=bundle_from_network("hspan-tiny-x2", RunnerOptions(device="cpu")),
         options=UpscaleOptions(),
         writing=WriteOptions(),

@@ -52,13 +52,17 @@ def test_a_missing_object_and_an_unknown_store_are_one_line() -> None:
 def test_pictures_in_a_store_are_mirrored(store: str) -> None:
     for name in ("a.png", "deep/b.jpg", "notes.txt", "deep/er/c.gif"):
         write_bytes(f"{store}/in/{name}", b"x")
-    tasks = cluster_tasks([f"{store}/in"], f"{store}/out")
+    write_bytes(f"{store}/in/.trt-hspan-journal/a.jsonl", b"x")
+    tasks, left_out = cluster_tasks([f"{store}/in"], f"{store}/out")
+    assert left_out == [f"{store}/in/notes.txt"]
     assert [task.target.removeprefix(f"{store}/out/") for task in tasks] == [
         "a.png",
         "deep/b.jpg",
         "deep/er/c.png",
     ]
-    (first, *_) = cluster_tasks([f"{store}/in"], "folder")  # workers have working directories of their own
+    (first, *_) = cluster_tasks(
+        [f"{store}/in"], "folder"
+    ).tasks  # workers have working directories of their own
     assert first.target == str(Path("folder/a.png").absolute())
     with pytest.raises(HspanError, match="contains no pictures"):
         cluster_tasks([f"{store}/out"], f"{store}/other")

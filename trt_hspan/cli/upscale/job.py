@@ -49,7 +49,7 @@ def print_one(job: UpscaleJob, work: Work, name: str, result: Any, *, as_json: b
         **_runner_rows(work.runner),
         "out_of_memory": work.upscaler.shrinks or None,
     }
-    print_report(f"Upscaled {name}", report, _for_people(report), as_json=as_json)
+    print_report(f"Upscaled {name}", report, for_people(report), as_json=as_json)
 
 
 def _say_waiting(folder: str) -> None:
@@ -72,39 +72,42 @@ def _print_all(job: UpscaleJob, outcome: JobOutcome, report: JobReport, *, as_js
     }
     files = [_file_entry(entry) for entry in report.tasks]
     title = f"Upscaled to {job.output}"
-    shown = totals | {"left_out": _left_out_text(outcome.left_out)}
-    print_report(title, {**totals, "files": files}, _for_people(shown), as_json=as_json)
+    shown = totals | {"left_out": left_out_text([*map(str, outcome.left_out)])}
+    print_report(title, {**totals, "files": files}, for_people(shown), as_json=as_json)
     notes = [
-        (entry.task, f"{entry.task.source}: {line}")
+        (*_names(entry), f"{entry.task.source}: {line}")
         for entry in done
         for line in (*getattr(entry.result, "dropped_streams", ()), *getattr(entry.result, "notes", ()))
     ]
-    for line in _lines_with_counts(notes):
+    for line in lines_with_counts(notes):
         typer.echo(f"trt-hspan: {line}", err=True)
-    for line in _lines_with_counts([(entry.task, entry.error or "") for entry in failed]):
+    for line in lines_with_counts([(*_names(entry), entry.error or "") for entry in failed]):
         typer.echo(f"trt-hspan: error: {line}", err=True)
     return 1 if failed else 0
 
 
-def _left_out_text(paths: Sequence[Path]) -> str | None:
-    """ "3, neither pictures nor videos: a.txt, b.txt, ..." """
+def left_out_text(paths: Sequence[str]) -> str | None:
+    """Such as "3, neither pictures nor videos: a.txt, b.txt, c.csv"; None without any."""
     if not paths:
         return None
-    names = [path.name for path in paths[:_NAMED]] + ["..."] * (len(paths) > _NAMED)
+    names = [Path(path).name for path in paths[:_NAMED]] + ["..."] * (len(paths) > _NAMED)
     return f"{len(paths)}, neither pictures nor videos: {', '.join(names)}"
 
 
-def _lines_with_counts(lines: Sequence[tuple[Task, str]]) -> list[str]:
-    """Lines about tasks; those that differ in nothing but the task's files are one line with a count."""
+def lines_with_counts(lines: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Lines, each with its source and target; those that differ in nothing but these are one line with a count."""
     alike: dict[str, list[str]] = {}
-    for task, line in lines:
-        pattern = line.replace(str(task.source), "\0").replace(str(task.target), "\0")
-        alike.setdefault(pattern, []).append(line)
+    for source, target, line in lines:
+        alike.setdefault(line.replace(source, "\0").replace(target, "\0"), []).append(line)
     return [
         line
         for group in alike.values()
         for line in (group if len(group) <= _NAMED else [f"{group[0]} (and {len(group) - 1} more like it)"])
     ]
+
+
+def _names(entry: TaskReport) -> tuple[str, str]:
+    return str(entry.task.source), str(entry.task.target)
 
 
 def _file_entry(entry: TaskReport) -> dict[str, Any]:
@@ -139,7 +142,7 @@ def _runner_rows(runner: Runner) -> dict[str, Any]:
     }
 
 
-def _for_people(report: dict[str, Any]) -> dict[str, Any]:
+def for_people(report: dict[str, Any]) -> dict[str, Any]:
     """The same with tiles in words, and without rows that say nothing."""
     rows = {name: value for name, value in report.items() if value not in (None, (), [])}
     tiles = rows.get("tiles")

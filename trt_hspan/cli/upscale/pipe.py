@@ -18,8 +18,8 @@ from typing import Final
 from trt_hspan.cli.request import refuse_options
 from trt_hspan.cli.upscale.job import WorkProgress, print_one, terminated_as_interrupt
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import check_writable
-from trt_hspan.jobs.folders import Task, require_free
+from trt_hspan.files import check_writable, require_free
+from trt_hspan.jobs.folders import Task
 from trt_hspan.jobs.upscale import UpscaleJob, at_work
 from trt_hspan.media.formats import (
     VIDEO_SUFFIXES,

@@ -86,6 +86,7 @@ class ClusterJob:
         journal: of earlier runs; None does every task.
         overwrite: repeat finished tasks, and replace files that are not in the journal.
         on_end: called with the report of each task when it ends.
+        left_out: what the inputs contain beside pictures.
     """
 
     tasks: Sequence[ClusterTask]
@@ -96,6 +97,7 @@ class ClusterJob:
     journal: ClusterJournal | None = None
     overwrite: bool = False
     on_end: Callable[[ClusterReport], None] = lambda report: None
+    left_out: tuple[str, ...] = ()
 
     def run(self) -> list[ClusterReport]:
         """Does all tasks; one that fails does not stop the rest. Returns one report for each, in their order."""

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from trt_hspan.errors import HspanError
 from trt_hspan.jobs.cluster.storage import (
@@ -42,46 +42,65 @@ class ClusterTask:
     target: str
 
 
-def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = None) -> list[ClusterTask]:
-    """The tasks of a command line, as `tasks_from_inputs`; inputs and output may be URIs of objects or prefixes."""
+class FoundClusterTasks(NamedTuple):
+    """The tasks of a command line, and what folders and prefixes contain beside pictures."""
+
+    tasks: list[ClusterTask]
+    left_out: list[str]
+
+
+def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = None) -> FoundClusterTasks:
+    """The tasks of a command line, as `tasks_from_inputs`; inputs and output may be URIs of objects or prefixes.
+
+    Objects in a store are known by their names alone.
+    """
     if not is_uri(output):
         output = str(Path(output).absolute())  # workers have working directories of their own
     local = [text for text in inputs if not is_uri(text)]
     tasks: list[ClusterTask] = []
+    left_out: list[str] = []
+    if local:
+        found = tasks_from_inputs(local, Path("/" if is_uri(output) else output), suffix=suffix)
+        left_out += map(str, found.left_out)
     if local and not is_uri(output):
-        tasks += [_from_local(task) for task in tasks_from_inputs(local, Path(output), suffix=suffix).tasks]
+        tasks += map(_from_local, found.tasks)
     elif local:
-        staged = tasks_from_inputs(local, Path("/"), suffix=suffix).tasks
         tasks += [
             ClusterTask(
                 source=str(task.source.absolute()), target=joined(output, str(task.target).lstrip("/"))
             )
-            for task in staged
+            for task in found.tasks
         ]
     for uri in (text for text in inputs if is_uri(text)):
-        tasks += _in_store(uri, output, suffix)
+        in_store = _in_store(uri, output, suffix)
+        tasks += in_store.tasks
+        left_out += in_store.left_out
     require_distinct((task.source, task.target) for task in tasks)
-    return tasks
+    return FoundClusterTasks(tasks, left_out)
 
 
 def _from_local(task: Task) -> ClusterTask:
     return ClusterTask(source=str(task.source.absolute()), target=str(task.target.absolute()))
 
 
-def _in_store(uri: str, output: str, suffix: str | None) -> list[ClusterTask]:
+def _in_store(uri: str, output: str, suffix: str | None) -> FoundClusterTasks:
+    others: list[str] = []
     if suffix_of(uri) in READ_SUFFIXES:
         names = {uri: uri.rsplit("/", 1)[-1]}
     else:
-        pictures = [name for name in objects_in(uri) if suffix_of(name) in READ_SUFFIXES]
+        objects = [name for name in objects_in(uri) if not name.startswith(".") and "/." not in name]
+        pictures = [name for name in objects if suffix_of(name) in READ_SUFFIXES]
+        others = [joined(uri, name) for name in objects if suffix_of(name) not in READ_SUFFIXES]
         if not pictures:
             raise HspanError(
                 uri, "contains no pictures", f"expected objects that end in {', '.join(READ_SUFFIXES)}"
             )
         names = {joined(uri, name): name for name in pictures}
-    return [
+    tasks = [
         ClusterTask(source=source, target=joined(output, _result_name(name, suffix)))
         for source, name in names.items()
     ]
+    return FoundClusterTasks(tasks, others)
 
 
 def _result_name(name: str, suffix: str | None) -> str:

@@ -39,7 +39,7 @@ def cluster_job(
         raise UsageError(
             job.output, "is a file's name; a cluster writes to a folder or a URI", "name a folder"
         )
-    tasks = cluster_tasks(job.inputs, job.output, suffix=job.suffix)
+    tasks, left_out = cluster_tasks(job.inputs, job.output, suffix=job.suffix)
     if any(kind_of_file(Path(task.source)) == "video" for task in tasks):
         raise UsageError(
             "--cluster", "takes pictures, and there are videos among the inputs", "upscale them without"
@@ -55,6 +55,7 @@ def cluster_job(
     }
     return ClusterJob(
         tasks=tasks,
+        left_out=tuple(left_out),
         bundle=bundle,
         options=job.options,
         writing=job.writing,
