@@ -64,10 +64,14 @@ def array_of_own_pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDAr
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc reuse large blocks instead of returning them, which halves the time of a step."""
+    """Makes glibc reuse large blocks instead of returning them, which halves the time of a step.
+
+    All threads that start later share one arena: of others' `return_freed_memory` does not return all.
+    """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20)):  # M_MMAP_MAX, M_TRIM_, M_TOP_PAD
+        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20), (-8, 1)):
+            # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX
             mallopt(parameter, value)
 
 

@@ -107,12 +107,16 @@ class Budget:
     Args:
         total: bytes.
         what: is held; errors name it.
+
+    Attributes:
+        largest: of what was ever taken, or since it was set to 0.
     """
 
     def __init__(self, total: int, what: str) -> None:
         self.total, self._what = total, what
         self._lock = threading.Lock()
         self._open: set[Reservation] = set()
+        self.largest = 0
 
     @property
     def held(self) -> int:
@@ -153,6 +157,7 @@ class Budget:
             if free < 0:
                 raise RefusedError(503, f"the memory for {self._what} is taken; try again later")
             reservation.size = size
+            self.largest = max(self.largest, size)
 
     def give(self, reservation: Reservation) -> None:
         """Takes everything back from a reservation."""

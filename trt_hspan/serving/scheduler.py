@@ -19,7 +19,6 @@ from typing import Final
 import numpy as np
 
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
-from trt_hspan.machine.memory import keep_freed_memory
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, Shape
 from trt_hspan.serving.events import log_event
 from trt_hspan.serving.limits import RefusedError
@@ -329,7 +328,6 @@ class Model:
 
     def _serve(self, opener: Callable[[], Runner], opened: Future[Runner]) -> None:
         """A thread: what CUDA opens is bound to it."""
-        keep_freed_memory()
         try:
             with opener() as runner:
                 self._warm_up(runner)

@@ -20,6 +20,7 @@ from typing import Final
 import uvicorn
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.machine.memory import keep_freed_memory
 from trt_hspan.runtime.opening import RunnerOptions, device_from_text
 from trt_hspan.runtime.runner import Runner
 from trt_hspan.serving.client_protocol import TOKEN_VARIABLE
@@ -166,6 +167,7 @@ class _Server:
 
     async def run(self, on_ready: Callable[[Serving], None]) -> None:
         spec = self._spec
+        keep_freed_memory()  # before any other thread
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._signals())
             http_socket = stack.enter_context(_bound(spec.host, spec.http_port, "--port"))
@@ -189,6 +191,8 @@ class _Server:
                 page=f"{serving.http_url}/" if spec.page else None,
             )
             on_ready(serving)
+            tidying = asyncio.ensure_future(service.keep_tidy())
+            stack.callback(tidying.cancel)
             await self._until_stopped(service)
             await self._drain(service)
         if self._failed.done():

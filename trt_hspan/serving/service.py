@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import time
@@ -40,7 +41,7 @@ from trt_hspan.upscaling.upscaler import Upscaler, upscale_array
 _T = TypeVar("_T")
 #: Requests whose progress is remembered.
 _REMEMBERED: Final = 256
-# Of a picture's or tensor's memory, which goes back to the system when more.
+# What a request must have taken for its memory to be given back to the system.
 _LARGE_BYTES: Final = 32 << 20
 
 
@@ -62,9 +63,11 @@ async def in_thread(call: Callable[[], _T]) -> _T:
         try:
             result = call()
         except BaseException as raised:  # noqa: BLE001  # raised where it is awaited
-            error = raised
+            error = raised.with_traceback(None)  # frames, and what they refer to, are as large as the request
+            error.__context__ = None
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, result, error)
+        del result, error  # an error and this frame would keep each other, and all that the call had
 
     threading.Thread(target=run, daemon=True).start()
     return await future
@@ -225,7 +228,7 @@ class Service:
                     return _whole_output(job, batch)
                 return Upscaler(TileRunner(job)).batch(batch, on_tile=_counted(job))
             finally:
-                self._release(reservation)
+                reservation.release()
 
         return await self._worked(self.model.name, work, Progress(), seconds)
 
@@ -268,7 +271,8 @@ class Service:
                 progress.state = "encoding"
                 return self._twice(lambda: self._pool.encode(pixels, picture.description, kind), job)
             finally:
-                self._release(reservation)
+                data.clear()
+                reservation.release()
 
         try:
             result = await self._worked(self.image_name, work, progress, seconds)
@@ -282,6 +286,18 @@ class Service:
         """Gives new requests to another model; the one before is returned, to be closed by `retire`."""
         before, self.model = self.model, model
         return before
+
+    async def keep_tidy(self) -> None:
+        """Gives memory of large requests back to the system every second; allocators would keep it."""
+        budgets = self.bodies, self.work
+        while True:
+            await asyncio.sleep(1)
+            if max(budget.largest for budget in budgets) > _LARGE_BYTES:
+                if not any(budget.held for budget in budgets):
+                    for budget in budgets:
+                        budget.largest = 0
+                    gc.collect()  # errors and the frames that they passed may keep each other
+                await in_thread(return_freed_memory)
 
     def admit(self) -> None:
         """Lets a request begin. Raises: RefusedError when the server stops."""
@@ -298,14 +314,6 @@ class Service:
         """Gives up what is under way."""
         for job in self._open_jobs():
             job.cancel(why)
-
-    @staticmethod
-    def _release(reservation: Reservation) -> None:
-        """Gives memory back, to the system too if it is much: allocators would keep it."""
-        is_much = reservation.size > _LARGE_BYTES
-        reservation.release()
-        if is_much:
-            return_freed_memory()
 
     def _open_jobs(self) -> list[Job]:
         with self._lock:

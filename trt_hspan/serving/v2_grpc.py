@@ -112,14 +112,14 @@ class GrpcServer:
     def _answering(
         self, name: str, kind: Any, answer: Callable[[Any], Any]
     ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[bytes]]:
-        async def answered(messages: AsyncIterator[bytes], context: Any) -> bytes:
+        async def answered(_: AsyncIterator[bytes], context: Any) -> bytes:
             started = time.perf_counter()
             code, data, why = grpc.StatusCode.OK, b"", None
             self._service.under_way += 1
             reservation: Reservation | None = None
             try:
                 self._check(name, context)
-                message, reservation = await self._turns.message(messages)
+                message, reservation = await self._turns.message(context)
                 request = [_parsed(kind, message)]
                 del message
                 if name == "ModelInfer":
@@ -223,18 +223,17 @@ def _parsed(kind: Any, message: bytes) -> Any:
 
 
 class _Turn:
-    """A call whose message is on its way, or may come next."""
+    """A call whose message is on its way, or may come next: when its turn came, and whether it gave way."""
 
     def __init__(self) -> None:
-        self.given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
         self.since = 0.0
-        self.reading: asyncio.Future[Any] | None = None
-        self.gave_way = False
+        self.given: asyncio.Future[None] = loop.create_future()
+        self.over: asyncio.Future[None] = loop.create_future()
 
     def give_way(self) -> None:
-        self.gave_way = True
-        if self.reading is not None:
-            self.reading.cancel()
+        if not self.over.done():
+            self.over.set_result(None)
 
 
 class _Turns:
@@ -248,7 +247,7 @@ class _Turns:
         self._under_way: set[_Turn] = set()
         self._waiting: list[_Turn] = []
 
-    async def message(self, messages: AsyncIterator[bytes]) -> tuple[bytes, Reservation]:
+    async def message(self, context: Any) -> tuple[bytes, Reservation]:
         """A call's only message, and the memory that it holds, to be released.
 
         Raises:
@@ -259,25 +258,27 @@ class _Turns:
         self._pass_on()
         reservation = None
         try:
-            await asyncio.wait_for(turn.given, self._seconds)
+            await asyncio.wait((turn.given,), timeout=self._seconds)
+            if not turn.given.done():
+                raise RefusedError(503, "too many messages are on their way; try again later")
             reservation = self._budget.reserve(self._most, on_drop=turn.give_way)
-            turn.reading = asyncio.ensure_future(anext(messages))
-            message: bytes = await asyncio.wait_for(turn.reading, self._seconds)
+            # Never cancelled: gRPC would lose a message that has come meanwhile, and its memory, for good.
+            reading: asyncio.Future[Any] = asyncio.ensure_future(context.read())
+            reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.wait(
+                (reading, turn.over), timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not reading.done():
+                late = f"the message took too long to arrive: more than {self._seconds:g} s"
+                raise too_slow() if turn.over.done() else RefusedError(408, late)
+            message = reading.result()
+            if message is grpc.aio.EOF:
+                raise RefusedError(400, "the call ended without a message")
             reservation.settle(len(message))
             return message, reservation
-        except BaseException as error:
+        except BaseException:
             if reservation is not None:
                 reservation.release()
-            if isinstance(error, StopAsyncIteration):
-                raise RefusedError(400, "the call ended without a message") from None
-            if turn.gave_way:
-                raise too_slow() from None
-            if isinstance(error, asyncio.TimeoutError) and reservation is None:
-                raise RefusedError(503, "too many messages are on their way; try again later") from None
-            if isinstance(error, asyncio.TimeoutError):
-                raise RefusedError(
-                    408, f"the message took too long to arrive: more than {self._seconds:g} s"
-                ) from None
             raise
         finally:
             self._under_way.discard(turn)
