@@ -8,15 +8,16 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
-from support.browser import headless_chromium
 from support.command_line import CommandLine
 from support.serve_process import ServeProcess
 from support.served_pictures import pixels_of, png
@@ -218,6 +219,27 @@ def test_token_is_sent_and_taken_from_the_environment(
             assert values == ([] if sent is None else [b"Bearer " + sent])
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_token_goes_over_grpc_too(asynchronous: bool) -> None:
+    heard: list[dict[str, str]] = []
+
+    class Listener(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            heard.append(dict(details.invocation_metadata))
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Listener()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        for token, sent in (("mine", "Bearer mine"), ("", None)):
+            with pytest.raises(HspanError) as refused:
+                upscaled(f"grpc://127.0.0.1:{port}", asynchronous=asynchronous, model="m", token=token)
+            assert "\n" not in str(refused.value)
+            assert heard.pop().get("authorization") == sent
+    finally:
+        server.stop(None)
+
+
 @contextmanager
 def busy_server(refusals: int) -> Iterator[tuple[str, list[str]]]:
     """Says 503 so many times, then 404; notes each request."""
@@ -315,54 +337,3 @@ def test_command_that_makes_no_sense(
     assert result.code in (1, 2)
     assert message in result.error_line
     assert [file.name for file in tmp_path.iterdir()] == ["p.png"]
-
-
-def test_page_shows_before_and_after_and_the_latency(
-    server: ServeProcess, picture: bytes, tmp_path: Path
-) -> None:
-    path = tmp_path / "holiday <b>.png"
-    path.write_bytes(picture)
-    errors: list[str] = []
-    with headless_chromium() as browser:
-        page = browser.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{server.http}/")
-        page.set_input_files("#file", str(path))
-        page.wait_for_selector("body[data-latency-ms]", timeout=60_000)
-        message = page.inner_text("#message")
-        assert "20\u00d730 to 80\u00d7120 in" in message
-        assert "of which the server took" in message
-        assert float(page.get_attribute("body", "data-latency-ms") or 0) > 0
-        clip = "getComputedStyle(document.getElementById('before')).clipPath"
-        assert page.evaluate(clip) == "inset(0px 50% 0px 0px)"
-        page.fill("#slider", "20")
-        assert page.evaluate(clip) == "inset(0px 80% 0px 0px)"
-        assert page.get_attribute("#save", "download") == "holiday <b>_upscaled.png"
-        for width, height in ((1366, 768), (390, 844)):  # a laptop and a phone: all of it is in sight
-            page.set_viewport_size({"width": width, "height": height})
-            box = page.locator("#view").bounding_box()
-            assert box is not None
-            assert box["y"] + box["height"] <= height
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-        # A dropped file takes the same way; one that is no picture is told in the server's words.
-        page.evaluate(
-            """() => {
-                const data = new DataTransfer();
-                data.items.add(new File(["nonsense"], "x.png"));
-                document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: data}));
-            }"""
-        )
-        page.wait_for_selector("#message.error", timeout=60_000)
-        assert "not a picture that can be read" in page.inner_text("#message")
-    assert not errors
-
-
-def test_page_is_served_only_on_request_and_only_by_get(server: ServeProcess) -> None:
-    import urllib.error
-    import urllib.request
-
-    with urllib.request.urlopen(f"{server.http}/") as response:
-        assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{server.http}/", data=b"x")
-    assert refused.value.code == 405
