@@ -1,7 +1,7 @@
 """Load for a server, and its outcome: latencies, errors, memory over time.
 
 A closed loop: each client sends its next request when the last one is answered. Every request ends in exactly one
-outcome: answered, refused (4xx or busy), or lost (no answer at all), which must not happen.
+outcome: answered, refused (4xx or busy), left, or lost (no answer at all), which must not happen.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,15 @@ from trt_hspan.errors import HspanError
 from trt_hspan.serving.async_client import AsyncUpscaleClient
 from trt_hspan.serving.client_protocol import RetryPolicy, ServerUnreachableError, server_url_from_text
 
-#: One request: sends it and returns "answered", "refused" or "left" (the client went away by itself).
-Shot = Callable[[], Awaitable[str]]
+SMALL: Final = "small"
+LARGE: Final = "large"
+
+
+class Shot(NamedTuple):
+    """One request. `send` ends in "answered", "refused" or "left" (the client went away by itself)."""
+
+    kind: str
+    send: Callable[[], Awaitable[str]]
 
 
 @dataclass
@@ -33,6 +40,7 @@ class LoadReport:
         seconds: that it took.
         outcomes: how many requests were answered, refused, left, lost.
         latencies_ms: of the answered ones, in milliseconds.
+        small_ms: of the answered small ones, by whether a large one was under way when they were sent.
         memory_bytes: (seconds since the start, resident memory of the server's processes).
         errors: the first few messages of lost requests.
     """
@@ -40,6 +48,7 @@ class LoadReport:
     seconds: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
     latencies_ms: list[float] = field(default_factory=list)
+    small_ms: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
     memory_bytes: list[tuple[float, int]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -51,9 +60,10 @@ class LoadReport:
             "answered_per_second": round(self.outcomes["answered"] / max(self.seconds, 1e-9), 2),
             **{name: self.outcomes[name] for name in ("answered", "refused", "left", "lost")},
         }
-        for percent in (50, 90, 95, 99):
-            value = float(np.percentile(self.latencies_ms, percent)) if self.latencies_ms else None
-            figures[f"latency_ms_p{percent}"] = None if value is None else round(value, 1)
+        figures |= _percentiles("latency_ms", self.latencies_ms, (50, 90, 95, 99))
+        for name, beside_large in (("small_alone_ms", False), ("small_beside_large_ms", True)):
+            if self.small_ms[beside_large]:
+                figures |= _percentiles(name, self.small_ms[beside_large], (50, 95))
         if self.memory_bytes:
             figures["memory_mb_over_time"] = [
                 [round(moment), round(size / 1e6)] for moment, size in self.memory_bytes
@@ -61,6 +71,10 @@ class LoadReport:
         if self.errors:
             figures["errors"] = self.errors
         return figures
+
+
+def _percentiles(name: str, values: list[float], percents: Sequence[int]) -> dict[str, float | None]:
+    return {f"{name}_p{p}": round(float(np.percentile(values, p)), 1) if values else None for p in percents}
 
 
 async def run_load(
@@ -82,22 +96,29 @@ async def run_load(
     """
     report, started = LoadReport(), time.perf_counter()
     position = 0
+    under_way: Counter[str] = Counter()
 
     async def client() -> None:
         nonlocal position
         while position < len(shots) or time.perf_counter() - started < at_least_seconds:
             shot = shots[position % len(shots)]
             position += 1
-            sent = time.perf_counter()
+            sent, beside_large = time.perf_counter(), under_way[LARGE] > 0
+            under_way[shot.kind] += 1
             try:
-                outcome = await shot()
+                outcome = await shot.send()
             except Exception as error:  # noqa: BLE001 - whatever it is, the request was lost, and that is the finding
                 outcome = "lost"
                 if len(report.errors) < 10:
-                    report.errors.append(f"{type(error).__name__}: {error}"[:200])
+                    report.errors.append(f"{shot.kind}: {type(error).__name__}: {error}"[:200])
+            finally:
+                under_way[shot.kind] -= 1
             report.outcomes[outcome] += 1
             if outcome == "answered":
-                report.latencies_ms.append(1000 * (time.perf_counter() - sent))
+                milliseconds = 1000 * (time.perf_counter() - sent)
+                report.latencies_ms.append(milliseconds)
+                if shot.kind == SMALL:
+                    report.small_ms[beside_large].append(milliseconds)
 
     async def note_memory(pid: int) -> None:
         size = await asyncio.to_thread(memory_of, pid)
@@ -141,19 +162,16 @@ def memory_of(pid: int) -> int:
 def picture_shots(client: AsyncUpscaleClient, pictures: Sequence[bytes], count: int) -> list[Shot]:
     """Good pictures through the typed client; a server that stays busy has refused."""
 
-    def shot(picture: bytes) -> Shot:
-        async def send() -> str:
-            try:
-                await client.upscale_picture(picture)
-            except ServerUnreachableError:
-                raise
-            except HspanError:
-                return "refused"
-            return "answered"
+    async def send(picture: bytes) -> str:
+        try:
+            await client.upscale_picture(picture)
+        except ServerUnreachableError:
+            raise
+        except HspanError:
+            return "refused"
+        return "answered"
 
-        return send
-
-    return [shot(pictures[index % len(pictures)]) for index in range(count)]
+    return [Shot("picture", partial(send, pictures[index % len(pictures)])) for index in range(count)]
 
 
 async def load_server(
@@ -181,61 +199,80 @@ async def load_server(
 
 
 def mixed_shots(
-    http_url: str, valid: Sequence[bytes], invalid: Sequence[bytes], *, count: int, seed: int = 0
+    http_url: str,
+    small: Sequence[bytes],
+    large: Sequence[bytes],
+    invalid: Sequence[bytes],
+    *,
+    count: int,
+    seed: int = 0,
 ) -> list[Shot]:
-    """Requests of every kind: valid, invalid, too large, slow, cut off half-way, and gone before the answer."""
+    """Requests of every kind: good and small or large, broken, huge, slow, cut off, and gone before the answer."""
     import aiohttp
 
     host, _, port = http_url.removeprefix("http://").rpartition(":")
     timeout = aiohttp.ClientTimeout(total=300)
 
-    async def post(body: Any, headers: dict[str, str] | None = None) -> str:
+    async def post(body: Any) -> str:
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.post(f"{http_url}/upscale", data=body, headers=headers) as response,
+            session.post(f"{http_url}/upscale", data=body) as response,
         ):
             data = await response.read()
             if response.status == 200:
-                return "answered" if data.startswith(b"\x89PNG") else "lost"
-            return "refused" if response.status in (400, 408, 413, 503) and b'"error"' in data else "lost"
-
-    async def raw(sent: bytes, *, expect: bytes | None) -> str:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            writer.write(sent)
-            await writer.drain()
-            if expect is None:
-                return "left"
-            answer = await asyncio.wait_for(reader.read(64), 60)
-            return "refused" if answer.startswith(expect) else "lost"
-        finally:
-            writer.close()
-
-    def head(size: int) -> bytes:
-        return f"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()
+                if data.startswith(b"\x89PNG"):
+                    return "answered"
+            elif response.status in (400, 408, 413, 429, 503) and b'"error"' in data:
+                return "refused"
+            raise RuntimeError(f"{response.status}: {data[:100]!r}")
 
     async def slowly(picture: bytes) -> str:
         async def parts() -> Any:
-            for start in range(0, len(picture), len(picture) // 4 + 1):
-                yield picture[start : start + len(picture) // 4 + 1]
+            step = len(picture) // 4 + 1
+            for start in range(0, len(picture), step):
+                yield picture[start : start + step]
                 await asyncio.sleep(0.1)
 
         return await post(parts())
 
+    async def raw(sent: bytes, *, stays_seconds: float | None) -> str:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(sent)
+            await writer.drain()
+            if stays_seconds is not None:
+                await asyncio.sleep(stays_seconds)
+                return "left"
+            answer = await asyncio.wait_for(reader.read(64), 60)
+            if not answer.startswith(b"HTTP/1.1 413"):
+                raise RuntimeError(f"{answer!r}")
+            return "refused"
+        finally:
+            writer.close()
+
+    def head(size: int) -> bytes:
+        lines = ("POST /upscale HTTP/1.1", f"Host: {host}:{port}", f"Content-Length: {size}")
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    def whole(picture: bytes) -> bytes:
+        return head(len(picture)) + picture
+
     dice = random.Random(seed)
-    shots: list[Shot] = []
-    for _ in range(count):
-        picture, broken, kind = dice.choice(valid), dice.choice(invalid), dice.random()
-        if kind < 0.60:
-            shots.append(partial(post, picture))
-        elif kind < 0.80:
-            shots.append(partial(post, broken))
-        elif kind < 0.85:
-            shots.append(partial(raw, head(10**11), expect=b"HTTP/1.1 413"))
-        elif kind < 0.90:
-            shots.append(partial(slowly, picture))
-        elif kind < 0.95:
-            shots.append(partial(raw, head(len(picture)) + picture[:50], expect=None))
-        else:
-            shots.append(partial(raw, head(len(picture)) + picture, expect=None))
-    return shots
+
+    def shot() -> Shot:
+        picture, big, broken = dice.choice(small), dice.choice(large), dice.choice(invalid)
+        return dice.choices(
+            [
+                Shot(SMALL, partial(post, picture)),
+                Shot(LARGE, partial(post, big)),
+                Shot("broken", partial(post, broken)),
+                Shot("huge", partial(raw, head(10**11), stays_seconds=None)),
+                Shot("slow", partial(slowly, picture)),
+                Shot("cut off", partial(raw, whole(picture)[:-20], stays_seconds=0)),
+                Shot("leaving", partial(raw, whole(picture), stays_seconds=0)),
+                Shot("leaving large", partial(raw, whole(big), stays_seconds=dice.uniform(0, 0.5))),
+            ],
+            weights=[55, 4, 18, 5, 5, 5, 5, 3],
+        )[0]
+
+    return [shot() for _ in range(count)]
