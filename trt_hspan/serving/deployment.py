@@ -11,6 +11,7 @@ from string import Template
 from typing import Final
 
 from trt_hspan.errors import HspanError
+from trt_hspan.machine.install_advice import install_command
 from trt_hspan.native.plugin import LIBRARY_NAME
 from trt_hspan.serving.engine_networks import Network
 from trt_hspan.serving.limits import ServingLimits
@@ -118,7 +119,7 @@ def _requirements(networks: Sequence[Network]) -> dict[str, str]:
     try:
         lines = importlib.metadata.requires("trt-hspan") or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise HspanError("trt-hspan", "is not installed, only on the path", "pip install -e .") from error
+        raise HspanError("trt-hspan", "is not installed, only on the path", install_command()) from error
     python = [n for n in networks if any(raw.backend == "python" for raw in n.raw_models)]
     extra = re.compile(r"\s*;\s*extra == ['\"]cpu['\"]")
     requirements = [line for line in lines if "extra ==" not in line]

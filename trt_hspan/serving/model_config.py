@@ -82,9 +82,8 @@ def raw_model_config(spec: RawModelSpec, *, scale: int, limits: ServingLimits) -
             if capability:
                 config.cc_model_filenames[capability] = plan
     else:
-        # Triton reads "auto" as KIND_GPU with each of its GPUs, and as KIND_CPU where it has none. The parameter
-        # `device` is for a server that chooses itself.
-        group.kind = type(group).KIND_CPU if "device" in spec.parameters else type(group).KIND_AUTO
+        # Triton reads it as KIND_GPU with each of its GPUs, and as KIND_CPU where it has none.
+        group.kind = type(group).KIND_AUTO
         _set_parameters(config, spec.parameters)
     _add_warmup(config, spec)
     return config

@@ -53,12 +53,12 @@ __all__ = ["TritonPythonModel"]
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenRepository:
-    """What was written: the folder, the version number, models in order, and the image (None without deployment)."""
+    """What was written: the folder, the version number, models in order, and the image of the Dockerfile."""
 
     folder: Path
     version: int
     models: tuple[str, ...]
-    image: str | None
+    image: str
 
 
 def write_repository(
@@ -67,7 +67,6 @@ def write_repository(
     *,
     limits: ServingLimits | None = None,
     image: str | None = None,
-    deployment: bool = True,
     add_version: bool = False,
 ) -> WrittenRepository:
     """Writes a repository, or adds a version to one.
@@ -77,7 +76,6 @@ def write_repository(
         networks: what is served.
         limits: what requests are accepted.
         image: the Triton image for the Dockerfile; None takes NVIDIA's of `DEFAULT_IMAGE`.
-        deployment: whether to write start script, Dockerfile, manifests and dashboards too.
         add_version: put these networks into an existing repository as the next version of their models; a server
             that watches the repository takes it up while the older version still answers.
 
@@ -87,7 +85,7 @@ def write_repository(
     """
     target = Path(output)
     accepted = limits or ServingLimits()
-    chosen = (image or DEFAULT_IMAGE) if deployment else None
+    chosen = image or DEFAULT_IMAGE
     try:
         if add_version:
             return _add_version(target, networks, accepted, chosen)
@@ -99,10 +97,9 @@ def write_repository(
             )
         with _stage(target) as stage:
             for network in networks:
-                _write_models(stage, network, accepted, version=1, programs=deployment)
-            if chosen is not None:
-                _write_deployment(stage, networks, chosen, accepted)
-                write_text(stage / SUMS, _sums(stage))
+                _write_models(stage, network, accepted, version=1)
+            _write_deployment(stage, networks, chosen, accepted)
+            write_text(stage / SUMS, _sums(stage))
             if target.exists():
                 target.rmdir()
             stage.replace(target)
@@ -146,30 +143,26 @@ def _model_names(networks: Sequence[Network]) -> tuple[str, ...]:
     return tuple(name for n in networks for name in (*(raw.name for raw in n.raw_models), n.image_name))
 
 
-def _write_models(
-    stage: Path, network: Network, limits: ServingLimits, *, version: int, programs: bool
-) -> None:
+def _write_models(stage: Path, network: Network, limits: ServingLimits, *, version: int) -> None:
     for raw in network.raw_models:
         folder = stage / raw.name / str(version)
         folder.mkdir(parents=True)
         for name, source in network.files.get(raw.name, {}).items():
             shutil.copyfile(source, folder / name)
         if raw.backend == "python":
-            _write_python(folder, _RAW_MODEL, programs=programs)
+            _write_python(folder, _RAW_MODEL)
         config = raw_model_config(raw, scale=network.scale, limits=limits)
         (stage / raw.name / "config.pbtxt").write_text(config_text(config))
     folder = stage / network.image_name / str(version)
     folder.mkdir(parents=True)
-    _write_python(folder, _IMAGE_MODEL, programs=programs)
+    _write_python(folder, _IMAGE_MODEL)
     config = image_model_config(network.image_name, network.raw_models, scale=network.scale, limits=limits)
     (stage / network.image_name / "config.pbtxt").write_text(config_text(config))
 
 
-def _write_python(folder: Path, model: str, *, programs: bool) -> None:
+def _write_python(folder: Path, model: str) -> None:
     """The model's program with this package, the same bytes for the same files; pip installs what that imports."""
     (folder / "model.py").write_text(model)
-    if not programs:
-        return  # served where this package is installed
     package = Path(__file__).parents[1]
     with zipfile.ZipFile(folder / CODE, "w") as archive:
         for path in sorted(package.rglob("*.py")):
@@ -189,7 +182,7 @@ def _write_deployment(stage: Path, networks: Sequence[Network], image: str, limi
 
 
 def _add_version(
-    target: Path, networks: Sequence[Network], limits: ServingLimits, image: str | None
+    target: Path, networks: Sequence[Network], limits: ServingLimits, image: str
 ) -> WrittenRepository:
     have = repository_models(target)
     needed, present = version_in_image(networks), target / VERSION_FILE
@@ -203,7 +196,7 @@ def _add_version(
     version = max(have.get(name, [0])[-1] for name in _model_names(networks)) + 1
     with _stage(target) as stage:
         for network in networks:
-            _write_models(stage, network, limits, version=version, programs=True)
+            _write_models(stage, network, limits, version=version)
         for name in _model_names(networks):
             if name in have:
                 _require_same_interface(target / name, stage / name)

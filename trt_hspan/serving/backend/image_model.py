@@ -25,7 +25,6 @@ from trt_hspan.serving.backend.tensors import (
     tensor_from_array,
 )
 from trt_hspan.serving.backend.tile_runner import BusyError, RawModel, TileRunner
-from trt_hspan.serving.backend.watchdog import die_with_parent
 from trt_hspan.serving.limits import limits_from_parameters
 from trt_hspan.upscaling.upscaler import upscale_array
 
@@ -52,7 +51,6 @@ class ImageModel:
     def initialize(self, args: dict[str, str]) -> None:
         import triton_python_backend_utils as pb_utils
 
-        die_with_parent()
         self._pb = pb_utils
         config = json.loads(args["model_config"])
         parameters = model_parameters(config)

@@ -17,7 +17,6 @@ from trt_hspan.errors import HspanError
 from trt_hspan.machine.memory import keep_freed_memory
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.serving.backend.tensors import array_from_tensor, model_parameters, tensor_from_array
-from trt_hspan.serving.backend.watchdog import die_with_parent
 from trt_hspan.serving.limits import limits_from_parameters
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tile_size import batch_limits
@@ -26,30 +25,25 @@ from trt_hspan.upscaling.tile_size import batch_limits
 class RunnerModel:
     """Triton's interface to a Python model; `model.py` calls it `TritonPythonModel`.
 
-    Parameters of config.pbtxt: `source` is what `open_runner` takes, a file beside `model.py` if there is one of that
-    name; `device`, `res_scale`, `threads` and `plugin` likewise; and the limits. An instance that Triton gave a GPU
-    runs there.
+    Parameters of config.pbtxt: `source` is the engine's file and `plugin` its library's, beside `model.py`; and the
+    limits. An instance runs on the GPU that Triton gave it, or emulated on the CPU where it has none.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
         import triton_python_backend_utils as pb_utils
 
-        die_with_parent()
         keep_freed_memory()
         self._pb = pb_utils
         parameters = model_parameters(json.loads(args["model_config"]))
         name = args["model_name"]
         self._limits = limits_from_parameters(parameters, where=name)
         folder = Path(args["model_repository"]) / args["model_version"]
-        source = parameters["source"]
-        threads = parameters.get("threads")
         plugin = parameters.get("plugin")
+        on_gpu = args["model_instance_kind"] == "GPU"
         try:
             runner = open_runner(
-                folder / source if (folder / source).is_file() else source,
-                device=_device(args, parameters),
-                res_scale=float(parameters.get("res_scale", "0.1")),
-                threads=int(threads) if threads else None,
+                folder / parameters["source"],
+                device=f"gpu:{args['model_instance_device_id']}" if on_gpu else "cpu",
                 plugin=folder / plugin if plugin else None,
             )
             self._runner = runner.__enter__()
@@ -120,10 +114,3 @@ class RunnerModel:
         return self._pb.InferenceResponse(
             error=self._pb.TritonError(message, getattr(self._pb.TritonError, code))
         )
-
-
-def _device(args: dict[str, str], parameters: dict[str, str]) -> str:
-    """As `open_runner` takes it: the GPU of this instance, where Triton runs one for each; else the configuration's."""
-    if args.get("model_instance_kind") == "GPU":
-        return f"gpu:{args['model_instance_device_id']}"
-    return parameters.get("device", "auto")
