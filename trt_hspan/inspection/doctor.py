@@ -306,7 +306,7 @@ def _cpu_kernel() -> str:
 
 def _gpu_kernels() -> str:
     from trt_hspan.machine.gpu import gpu_driver
-    from trt_hspan.native.compatibility import error_from_verdict
+    from trt_hspan.native.compatibility import require_runs
     from trt_hspan.native.cuda_attention import PLACES, code_from_library, state_of_library
     from trt_hspan.native.plugin import architecture_from_target
 
@@ -317,11 +317,11 @@ def _gpu_kernels() -> str:
     if state is None:
         raise HspanError("GPU kernels", f"{path} is another library", build)
     code, driver = code_from_library(path), gpu_driver()
-    if code is not None:
-        for name in driver.architectures:
-            error = error_from_verdict(code, architecture_from_target(name), driver.cuda_version)
-            if error is not None:
-                raise HspanError("GPU kernels", f"{error.where}: {error.what}", error.next_step)
+    try:
+        if code is not None:
+            require_runs(code, map(architecture_from_target, driver.architectures), driver.cuda_version)
+    except HspanError as error:
+        raise HspanError("GPU kernels", f"{error.where}: {error.what}", error.next_step) from error
     return f"{path}, machine code for {', '.join(f'sm_{number}' for number in state[1])}"
 
 

@@ -49,20 +49,10 @@ _CUDA_ERRORS: Final[dict[int, tuple[str, str, str]]] = {
         "the library's PTX is newer than the driver's compiler, and it contains no machine code for this GPU",
         _BUILD_HERE,
     ),
-    802: (
-        "system not yet initialized",
-        "the GPUs are not initialized yet",
-        "start nvidia-fabricmanager: sudo systemctl start nvidia-fabricmanager",
-    ),
     803: (
         "system has unsupported display driver / cuda driver combination",
         "the driver's library and its kernel module are of different versions",
         _RESTART,
-    ),
-    804: (
-        "forward compatibility was attempted on non supported HW",
-        "CUDA's compatibility package does not serve this GPU",
-        "take it off LD_LIBRARY_PATH, or " + _NEW_DRIVER,
     ),
     _UNKNOWN: ("unknown error", "the driver fails for an unknown reason", _RESTART),
 }

@@ -7,6 +7,7 @@ Compatibility".
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, Literal
@@ -96,6 +97,16 @@ def error_from_verdict(code: CompiledCode, architecture: int, driver: Version | 
     if reason == "no code":
         return no_code_error(code, [architecture])
     return None
+
+
+def require_runs(code: CompiledCode, architectures: Iterable[int], driver: Version | None) -> None:
+    """Raises HspanError unless the library runs on GPUs of all these compute capabilities; arguments as `verdict`."""
+    numbers = list(architectures)
+    if missing := [number for number in numbers if verdict(code, number, driver) == "no code"]:
+        raise no_code_error(code, missing)
+    for number in numbers:
+        if (error := error_from_verdict(code, number, driver)) is not None:
+            raise error
 
 
 def no_code_error(code: CompiledCode, architectures: list[int]) -> HspanError:

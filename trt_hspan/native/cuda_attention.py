@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.machine.gpu import cuda_error, gpu_driver
-from trt_hspan.native.compatibility import CompiledCode, Version, error_from_verdict
+from trt_hspan.native.compatibility import CompiledCode, Version, require_runs
 from trt_hspan.native.loading import TYPE_NUMBERS, ElementType, checked_library, open_library
 from trt_hspan.native.plugin import embedded_fields
 from trt_hspan.native.sources import LibraryPlaces, cuda_sources_sha256, sources_folder
@@ -155,11 +155,8 @@ class CudaLibrary:
 
         A library that does not say what it contains is taken to run.
         """
-        if (
-            self.code is not None
-            and (error := error_from_verdict(self.code, architecture, driver)) is not None
-        ):
-            raise error
+        if self.code is not None:
+            require_runs(self.code, [architecture], driver)
 
     def channel_pitch(self, element_type: ElementType, channels: int) -> int:
         """Elements from one position to the next in a channels-last tensor."""

@@ -15,13 +15,7 @@ from typing import Any, Final
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error
 from trt_hspan.names import OP_TYPE
-from trt_hspan.native.compatibility import (
-    CompiledCode,
-    Version,
-    error_from_verdict,
-    no_code_error,
-    verdict,
-)
+from trt_hspan.native.compatibility import CompiledCode, Version, require_runs
 from trt_hspan.native.sources import LibraryPlaces, plugin_sources_sha256
 
 LIBRARY_NAME: Final = "libhspan_plugin.so"
@@ -125,12 +119,7 @@ def check_plugin_serves(
             f"is for {info.machine}, this machine is {here}",
             "build one here: trt-hspan plugin build",
         )
-    numbers = [architecture_from_target(target) for target in targets]
-    if missing := [number for number in numbers if verdict(info, number, driver) == "no code"]:
-        raise no_code_error(info, missing)
-    for number in numbers:
-        if (error := error_from_verdict(info, number, driver)) is not None:
-            raise error
+    require_runs(info, map(architecture_from_target, targets), driver)
 
 
 def architecture_from_target(target: str | int) -> int:
