@@ -22,6 +22,7 @@ DOCUMENTS: Final = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT /
 
 #: Why blocks are not run here: those of a document, or those of it that type these words.
 NOT_RUN: Final = {
+    "docs/gpu.md": "needs a GPU: tests/tools/gpu_report runs its steps on a stand-in",
     "docs/jetson.md": "compiles for minutes, and is for the board: tests/tools/jetson_package types it",
     "docs/jetson-first-picture.md": "is for the board: tests/tools/jetson_package types it under emulation",
     "docs/precision.md": "calibrates and measures for minutes: tests/cli and tests/precision",
