@@ -9,37 +9,18 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from trt_hspan.serving.client_protocol import ClientCore, RetryPolicy, Steps, client_failures
+from trt_hspan.serving.client_protocol import ClientCore, Steps, client_failures
 
 _T = TypeVar("_T")
 
 
-class UpscaleClient:
+class UpscaleClient(ClientCore):
     """Talks to one server. A context manager. Not for several threads at a time: make one for each.
 
-    Args:
-        url: http://HOST:PORT or grpc://HOST:PORT, or https:// and grpcs://.
-        model: the model; None takes the server's one picture model, or raw model for tensors.
-        timeout_seconds: for one attempt.
-        retry: when a busy server is asked again.
-        token: that the server requires; None takes the environment's TRT_HSPAN_TOKEN, if any.
-
-    Raises:
-        UsageError: not such a URL.
+    Arguments and errors as `ClientCore`.
     """
 
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8000",
-        *,
-        model: str | None = None,
-        timeout_seconds: float = 300.0,
-        retry: RetryPolicy | None = None,
-        token: str | None = None,
-    ) -> None:
-        self._core = ClientCore(url, model=model, timeout_seconds=timeout_seconds, retry=retry, token=token)
-        self.url = self._core.url
-        self._client = self._core.triton_client(asynchronous=False)
+    _asynchronous = False
 
     def __enter__(self) -> UpscaleClient:
         return self
@@ -51,15 +32,15 @@ class UpscaleClient:
 
     def close(self) -> None:
         """Closes the connections."""
-        self._client.close()
+        self._opened().close()
 
     def is_ready(self) -> bool:
         """Whether the server answers and all its models are ready."""
-        return self._taken(self._core.ready())
+        return self._taken(self._ready())
 
     def model_names(self) -> list[str]:
         """The models that are ready. Raises HspanError: the server cannot be reached."""
-        return self._taken(self._core.names())
+        return self._taken(self._names())
 
     def upscale_picture(self, picture: bytes, *, format: str = "png") -> bytes:
         """Upscales a picture file.
@@ -76,7 +57,7 @@ class UpscaleClient:
                 be reached (`ServerUnreachableError`).
             UsageError: an unknown format.
         """
-        return self._taken(self._core.picture(picture, format))
+        return self._taken(self._picture(picture, format))
 
     def upscale_tensor(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Runs the network on a batch.
@@ -90,17 +71,18 @@ class UpscaleClient:
         Raises:
             HspanError: as `upscale_picture`; or the batch has another shape or type than the server takes.
         """
-        return self._taken(self._core.tensor(batch))
+        return self._taken(self._tensor(batch))
 
     def _taken(self, steps: Steps[_T]) -> _T:
         """Takes the steps one after the other; the result."""
+        client = self._opened()
         try:
             step = next(steps)
             while True:
                 try:
                     if isinstance(step, float):
                         time.sleep(step)
-                    answer = None if isinstance(step, float) else step(self._client)
+                    answer = None if isinstance(step, float) else step(client)
                 except client_failures() as error:
                     step = steps.throw(error)
                 else:

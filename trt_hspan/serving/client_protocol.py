@@ -99,7 +99,7 @@ class ServerUnreachableError(HspanError):
 
 
 class ClientCore:
-    """One server, and what is asked of it, as steps.
+    """What both clients are made of: one server, and what is asked of it, as steps.
 
     Args:
         url: http://HOST:PORT or grpc://HOST:PORT, or https:// and grpcs://.
@@ -112,6 +112,8 @@ class ClientCore:
     Raises:
         UsageError: not such a URL.
     """
+
+    _asynchronous: bool
 
     def __init__(
         self,
@@ -131,33 +133,43 @@ class ClientCore:
         self._options: dict[str, Any] = {"headers": {"authorization": f"Bearer {token}"} if token else None}
         if self.url.protocol == "grpc":
             self._options["client_timeout"] = timeout_seconds
-        self._module: Any = None
+        self._module = import_module(
+            f"tritonclient.{self.url.protocol}{'.aio' if self._asynchronous else ''}"
+        )
+        self._client: Any = None
 
-    def triton_client(self, *, asynchronous: bool) -> Any:
+    def _opened(self) -> Any:
         """Triton's own client of the URL's protocol."""
-        self._module = import_module(f"tritonclient.{self.url.protocol}{'.aio' if asynchronous else ''}")
-        options: dict[str, Any] = {}
-        if self.url.protocol == "http" and asynchronous:
-            options = {"conn_limit": self._connections, "conn_timeout": self._timeout}
-        elif self.url.protocol == "http":
-            options = {"network_timeout": self._timeout, "connection_timeout": min(self._timeout, 10.0)}
-        return self._module.InferenceServerClient(self.url.address, ssl=self.url.secure, **options)
+        if self._client is None:
+            options: dict[str, Any] = {}
+            if self.url.protocol == "http" and self._asynchronous:
+                options = {"conn_limit": self._connections, "conn_timeout": self._timeout}
+            elif self.url.protocol == "http":
+                options = {
+                    "concurrency": self._connections,
+                    "network_timeout": self._timeout,
+                    "connection_timeout": min(self._timeout, 10.0),
+                }
+            self._client = self._module.InferenceServerClient(
+                self.url.address, ssl=self.url.secure, **options
+            )
+        return self._client
 
-    def ready(self) -> Steps[bool]:
+    def _ready(self) -> Steps[bool]:
         """Whether the server answers and all its models are ready."""
         try:
             return bool((yield methodcaller("is_server_ready", **self._options)))
         except client_failures():
             return False
 
-    def names(self) -> Steps[list[str]]:
+    def _names(self) -> Steps[list[str]]:
         """The models that are loaded, from statistics: a careful server restricts access to Triton's index."""
         options = self._options | ({"as_json": True} if self.url.protocol == "grpc" else {})
         statistics = yield from self._patiently(methodcaller("get_inference_statistics", **options))
         entries = statistics.get("model_stats", []) if isinstance(statistics, dict) else []
         return sorted({str(entry["name"]) for entry in entries})
 
-    def picture(self, picture: bytes, kind: str) -> Steps[bytes]:
+    def _picture(self, picture: bytes, kind: str) -> Steps[bytes]:
         """The file of an upscaled picture."""
         if kind not in PICTURE_FORMATS:
             raise UsageError("--format", f"got {kind!r}, expected one of {', '.join(PICTURE_FORMATS)}")
@@ -167,7 +179,7 @@ class ClientCore:
         result = yield from self._infer("image", values, "UINT8", "upscaled", {"format": kind})
         return bytes(result.tobytes())
 
-    def tensor(self, batch: npt.NDArray[np.float32]) -> Steps[npt.NDArray[np.float32]]:
+    def _tensor(self, batch: npt.NDArray[np.float32]) -> Steps[npt.NDArray[np.float32]]:
         """The network's output for a batch."""
         if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1] != 3:
             raise HspanError("input", f"is {batch.shape} {batch.dtype}, expected (N, 3, H, W) float32")
@@ -199,7 +211,7 @@ class ClientCore:
         if self._model is not None:
             return self._model
         if image not in self._found:
-            candidates = [name for name in (yield from self.names()) if name.endswith("_image") == image]
+            candidates = [name for name in (yield from self._names()) if name.endswith("_image") == image]
             if len(candidates) != 1:
                 kind = "picture" if image else "raw"
                 what = f"several {kind} models: {', '.join(candidates)}" if candidates else f"no {kind} model"
