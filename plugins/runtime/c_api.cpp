@@ -113,6 +113,12 @@ char const* hspan_last_error(void)
 
 hspan_status hspan_open(char const* plan, char const* plugin, hspan_tiling tiling, hspan_upscaler** upscaler)
 {
+    return hspan_open_on_gpu(plan, plugin, 0, tiling, upscaler);
+}
+
+hspan_status hspan_open_on_gpu(
+    char const* plan, char const* plugin, int32_t device, hspan_tiling tiling, hspan_upscaler** upscaler)
+{
     return guarded(
         [&]
         {
@@ -120,10 +126,13 @@ hspan_status hspan_open(char const* plan, char const* plugin, hspan_tiling tilin
             *upscaler = nullptr;
 #ifdef HSPAN_TENSORRT_FLAVOR
             hspan::VouchedPlan const vouched = hspan::readVouchedPlan(plan, plugin != nullptr ? plugin : "");
-            auto engine = hspan::openTensorRtEngine(vouched, hspan::GpuOptions{});
+            hspan::GpuOptions options;
+            options.device = device;
+            auto engine = hspan::openTensorRtEngine(vouched, options);
             *upscaler = new hspan_upscaler{hspan::Upscaler(std::move(engine), tileChoice(tiling))};
 #else
             static_cast<void>(plugin);
+            static_cast<void>(device);
             static_cast<void>(tiling);
             throw Error("hspan_open", "this library was built without TensorRT", "use hspan_open_network");
 #endif

@@ -13,13 +13,6 @@ namespace
 constexpr int kMAJOR = 1000;
 constexpr int kMINOR = 10;
 
-// Systems on a chip: their machine code and that of desktop GPUs are not interchangeable.
-bool isTegra(int architecture)
-{
-    static constexpr int kTEGRA[] = {53, 62, 72, 87, 101, 110};
-    return std::find(std::begin(kTEGRA), std::end(kTEGRA), architecture) != std::end(kTEGRA);
-}
-
 bool cubinRuns(int cubin, int architecture)
 {
     bool const laterMinor = cubin / 10 == architecture / 10 && cubin < architecture;
@@ -58,6 +51,12 @@ std::string leastDriver(int cuda)
 }
 
 } // namespace
+
+bool isTegra(int architecture)
+{
+    static constexpr int kTEGRA[] = {53, 62, 72, 87, 101, 110};
+    return std::find(std::begin(kTEGRA), std::end(kTEGRA), architecture) != std::end(kTEGRA);
+}
 
 Verdict verdict(CompiledCode const& code, int architecture, int driver)
 {

@@ -28,6 +28,9 @@ enum class Verdict
     kNO_CODE,    // error 209
 };
 
+// Systems on a chip: their machine code and that of desktop GPUs are not interchangeable.
+bool isTegra(int architecture);
+
 // driver: cudaDriverGetVersion's number.
 Verdict verdict(CompiledCode const& code, int architecture, int driver);
 

@@ -33,19 +33,34 @@ void check(cudaError_t status, std::string const& what)
         "GPU", what + ": " + (advice.what == nullptr ? own : advice.what + (" (" + own + ")")), advice.nextStep);
 }
 
-Stream::Stream()
+Stream::Stream(bool blocking)
 {
     check(cudaStreamCreateWithFlags(&mStream, cudaStreamNonBlocking), "cannot create a stream");
+    if (blocking && cudaEventCreateWithFlags(&mDone, cudaEventBlockingSync | cudaEventDisableTiming) != cudaSuccess)
+    {
+        cudaGetLastError();
+        mDone = nullptr; // then it spins
+    }
 }
 
 Stream::~Stream()
 {
+    if (mDone != nullptr)
+    {
+        cudaEventDestroy(mDone);
+    }
     cudaStreamDestroy(mStream);
 }
 
 void Stream::wait(std::string const& what)
 {
-    check(cudaStreamSynchronize(mStream), what);
+    if (mDone == nullptr)
+    {
+        check(cudaStreamSynchronize(mStream), what);
+        return;
+    }
+    check(cudaEventRecord(mDone, mStream), what);
+    check(cudaEventSynchronize(mDone), what);
 }
 
 Buffer::Buffer(bool shared)

@@ -35,7 +35,8 @@ struct HostFree
 class Stream
 {
 public:
-    Stream();
+    // A blocking stream's wait gives the processor away instead of spinning: for GPUs that share power with it.
+    explicit Stream(bool blocking);
     Stream(Stream const&) = delete;
     Stream& operator=(Stream const&) = delete;
     ~Stream();
@@ -48,6 +49,7 @@ public:
 
 private:
     cudaStream_t mStream = nullptr;
+    cudaEvent_t mDone = nullptr; // of a blocking stream
 };
 
 // Memory for one tensor on both sides. On an integrated GPU, which shares the memory, the two are one: no copies.

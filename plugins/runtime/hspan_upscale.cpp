@@ -192,9 +192,10 @@ void printInfo(Arguments const& arguments)
         profiles.push_back({{"min", profile.min}, {"opt", profile.opt}, {"max", profile.max}});
     }
     nlohmann::ordered_json report{{"engine", arguments.engine}, {"program", tensorRtDescription()},
-        {"flavor", manifest.flavor}, {"tensorrt_version", manifest.tensorrtVersion}, {"targets", manifest.targets},
-        {"precision", manifest.precision}, {"scale", manifest.scale}, {"profiles", profiles},
-        {"largest", largestProfile(manifest).max}, {"plugin", manifest.plugin ? manifest.plugin->file : ""}};
+        {"flavor", manifest.flavor}, {"tensorrt_version", manifest.tensorrtVersion}, {"traits", manifest.traits},
+        {"targets", manifest.targets}, {"precision", manifest.precision}, {"scale", manifest.scale},
+        {"profiles", profiles}, {"largest", largestProfile(manifest).max},
+        {"plugin", manifest.plugin ? manifest.plugin->file : ""}};
     if (arguments.json)
     {
         printLine(textFromJson(report));

@@ -14,7 +14,7 @@ namespace
 
 using Json = nlohmann::json;
 
-constexpr int kFORMAT_VERSION = 3;
+constexpr int kFORMAT_VERSION = 4;
 constexpr std::size_t kMAX_PROFILES = 64;
 constexpr std::int64_t kMAX_SIDE = 1 << 20;
 constexpr int kMAX_SCALE = 16;
@@ -317,6 +317,7 @@ Manifest manifestFromJson(std::string const& text, std::string const& where)
     }
     manifest.flavor = reader.oneOf("flavor", {"tensorrt", "tensorrt-rtx"});
     manifest.tensorrtVersion = reader.text("tensorrt_version");
+    manifest.traits = reader.texts("traits");
     manifest.targets = reader.texts("targets");
     manifest.precision = reader.text("precision");
     if (reader.isNull("scale"))
@@ -327,6 +328,11 @@ Manifest manifestFromJson(std::string const& text, std::string const& where)
     readProfiles(reader, where, manifest);
     readTensors(reader, where, manifest);
     return manifest;
+}
+
+bool has(Manifest const& manifest, char const* trait)
+{
+    return std::find(manifest.traits.begin(), manifest.traits.end(), trait) != manifest.traits.end();
 }
 
 bool takes(ProfileRecord const& profile, Shape const& shape)

@@ -35,6 +35,7 @@ struct Manifest
     std::optional<PluginRecord> plugin;
     std::string flavor; // "tensorrt" or "tensorrt-rtx"
     std::string tensorrtVersion;
+    std::vector<std::string> traits;  // what it can do beyond running where it was built, such as "embedded-plugin"
     std::vector<std::string> targets; // compute capabilities such as "sm_87"; empty: whatever the flavor takes
     std::string precision;
     int scale;
@@ -42,6 +43,9 @@ struct Manifest
     std::string inputName;
     std::string outputName;
 };
+
+// Whether the engine has a trait.
+bool has(Manifest const& manifest, char const* trait);
 
 // Whether min <= shape <= max in every dimension.
 bool takes(ProfileRecord const& profile, Shape const& shape);

@@ -4,10 +4,14 @@
 #include "error.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
 #include <elf.h>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -65,17 +69,26 @@ std::string processor(unsigned machine)
     }
 }
 
-std::string majorMinorPatch(std::string const& version)
+// {10, 3, 0} of "10.3.0.26": engines of one release do not depend on its build.
+std::array<int, 3> release(std::string const& version)
 {
-    std::size_t end = 0;
-    for (int dots = 0; end < version.size(); ++end)
-    {
-        if (version[end] == '.' && ++dots == 3)
-        {
-            break;
-        }
-    }
-    return version.substr(0, end);
+    std::array<int, 3> numbers{};
+    std::sscanf(version.c_str(), "%d.%d.%d", &numbers[0], &numbers[1], &numbers[2]);
+    return numbers;
+}
+
+// 86 of "sm_86"; 0 of anything else.
+int architectureOf(std::string const& gpu)
+{
+    return gpu.compare(0, 3, "sm_") == 0 ? std::atoi(gpu.c_str() + 3) : 0;
+}
+
+// Whether engines for "Ampere and later" run on a GPU such as "sm_86": from 8.0 on, but not on NVIDIA's systems on a
+// chip.
+bool isAmpereOrLater(std::string const& gpu)
+{
+    int const architecture = architectureOf(gpu);
+    return architecture >= 80 && !isTegra(architecture);
 }
 
 // Loads the bytes in memory: what was hashed is what runs, whatever happens to the file.
@@ -110,7 +123,7 @@ void openLibrary(Bytes const& library, std::string const& path)
 
 void readPlugin(VouchedPlan& vouched, std::string const& pluginPath)
 {
-    if (!vouched.manifest.plugin)
+    if (!vouched.manifest.plugin || has(vouched.manifest, "embedded-plugin"))
     {
         return;
     }
@@ -183,9 +196,23 @@ std::string foreignProcessor(Bytes const& library, std::string const& where)
 
 void loadPlugin(VouchedPlan const& plan)
 {
-    if (!plan.plugin.empty())
+    if (plan.plugin.empty())
+    {
+        return;
+    }
+    static std::mutex gMutex;
+    static std::string gOpened; // the hash of the library that this process has opened
+    std::string const& sha256 = plan.manifest.plugin->sha256;
+    std::lock_guard<std::mutex> const lock(gMutex);
+    if (gOpened.empty())
     {
         openLibrary(plan.plugin, plan.pluginPath);
+        gOpened = sha256;
+    }
+    if (gOpened != sha256)
+    {
+        throw Error(plan.pluginPath, "this process runs another build of the plugin",
+            "start another process for this engine, or build both engines with one plugin");
     }
 }
 
@@ -197,14 +224,19 @@ void checkMachine(VouchedPlan const& plan, Machine const& machine)
         throw Error(
             plan.path, "is a " + manifest.flavor + " engine, this program runs " + machine.flavor, kBUILD_AGAIN);
     }
-    if (majorMinorPatch(manifest.tensorrtVersion) != majorMinorPatch(machine.tensorrtVersion))
+    auto const built = release(manifest.tensorrtVersion);
+    auto const here = release(machine.tensorrtVersion);
+    bool const isLater = has(manifest, "version-compatible") && here > built;
+    if (here != built && !isLater)
     {
         throw Error(plan.path,
             "built with " + manifest.flavor + " " + manifest.tensorrtVersion + ", here is " + machine.tensorrtVersion,
             kBUILD_AGAIN);
     }
     auto const& targets = manifest.targets;
-    if (!targets.empty() && std::find(targets.begin(), targets.end(), machine.gpu) == targets.end())
+    bool const isForAll = has(manifest, "ampere+") && isAmpereOrLater(machine.gpu)
+        && std::all_of(targets.begin(), targets.end(), isAmpereOrLater);
+    if (!isForAll && !targets.empty() && std::find(targets.begin(), targets.end(), machine.gpu) == targets.end())
     {
         std::string list;
         for (std::string const& target : targets)
@@ -214,11 +246,12 @@ void checkMachine(VouchedPlan const& plan, Machine const& machine)
         throw Error(plan.path, "built for " + list + ", this GPU is " + machine.gpu,
             "build it again with --target " + machine.gpu);
     }
-    if (!plan.plugin.empty())
+    bool const isInside = has(manifest, "embedded-plugin"); // TensorRT stores the library as it is
+    if (isInside || !plan.plugin.empty())
     {
-        int const architecture = std::stoi(machine.gpu.substr(machine.gpu.find('_') + 1));
-        CompiledCode const code = codeFromDescription(description(plan.plugin), plan.pluginPath);
-        requireRuns(code, architecture, machine.cudaDriver, plan.pluginPath);
+        std::string const& where = isInside ? plan.path : plan.pluginPath;
+        CompiledCode const code = codeFromDescription(description(isInside ? plan.plan : plan.plugin), where);
+        requireRuns(code, architectureOf(machine.gpu), machine.cudaDriver, where);
     }
 }
 

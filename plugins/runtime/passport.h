@@ -14,7 +14,7 @@ struct VouchedPlan
     std::string path;
     Manifest manifest;
     Bytes plan;
-    std::string pluginPath; // empty for an engine without a plugin
+    std::string pluginPath; // empty for an engine that needs no library
     Bytes plugin;
 };
 
@@ -33,12 +33,13 @@ struct Machine
 // of processor.
 VouchedPlan readVouchedPlan(std::string const& planPath, std::string const& pluginPath);
 
-// Loads the plugin library, the very bytes that were checked; it registers itself with TensorRT. Does nothing for an
-// engine without one. Throws Error: the library cannot be loaded.
+// Loads the plugin library, the very bytes that were checked, once in a process; it registers itself with TensorRT.
+// Does nothing for an engine without one, or with one inside. Throws Error: the library cannot be loaded, or the
+// process has loaded another one.
 void loadPlugin(VouchedPlan const& plan);
 
-// Throws Error when flavor, version (major.minor.patch) or compute capability are not the engine's, or the plugin's
-// CUDA, PTX and machine code are not for this driver and GPU.
+// Throws Error when flavor, version (major.minor.patch) or compute capability are not the engine's, or what its traits
+// let it run with, or the plugin's CUDA, PTX and machine code are not for this driver and GPU.
 void checkMachine(VouchedPlan const& plan, Machine const& machine);
 
 // "for aarch64" where an ELF file is not for this processor; empty where it is. Throws Error: not an ELF library.

@@ -7,7 +7,10 @@
 
 #include <NvInferRuntime.h>
 
+#include <cstdlib>
 #include <mutex>
+#include <sys/statvfs.h>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -19,6 +22,19 @@ namespace hspan
 {
 namespace
 {
+
+std::string temporaryFolder()
+{
+    char const* const named = std::getenv("TMPDIR");
+    return named != nullptr && *named != '\0' ? named : "/tmp";
+}
+
+bool mayRunFilesFrom(std::string const& folder)
+{
+    struct statvfs facts{};
+    return ::access(folder.c_str(), W_OK | X_OK) == 0 && ::statvfs(folder.c_str(), &facts) == 0
+        && (facts.f_flag & ST_NOEXEC) == 0;
+}
 
 // TensorRT says why it refuses something only here.
 class Logger : public nvinfer1::ILogger
@@ -82,6 +98,7 @@ public:
         : ManifestEngine(plan.manifest)
         , mWhere(plan.path)
         , mOptions(std::move(options))
+        , mStream(shared)
         , mInput(shared)
         , mOutput(shared)
     {
@@ -93,6 +110,7 @@ public:
         {
             throw refused(mLogger, mWhere, "TensorRT cannot start");
         }
+        allowCodeOf(plan.manifest);
         mEngine.reset(mRuntime->deserializeCudaEngine(plan.plan.data(), plan.plan.size()));
         if (!mEngine)
         {
@@ -105,8 +123,14 @@ public:
         mStream.wait("cannot choose the profiles");
     }
 
+    ~TensorRtEngine() override
+    {
+        cudaSetDevice(mOptions.device);
+    }
+
     float* input(Shape const& shape) override
     {
+        useDevice();
         if (shape != mShape)
         {
             setShape(shape);
@@ -116,6 +140,7 @@ public:
 
     float const* run() override
     {
+        useDevice();
         if (cudaGraphExec_t const graph = mGraphs.use(mShape))
         {
             check(cudaGraphLaunch(graph, mStream.get()), "cannot launch the CUDA graph");
@@ -140,6 +165,28 @@ public:
 
 private:
     using Context = std::shared_ptr<nvinfer1::IExecutionContext>;
+
+    // CUDA's current device is the thread's, and another thread than the one before may call.
+    void useDevice() const
+    {
+        check(cudaSetDevice(mOptions.device), "cannot use GPU " + std::to_string(mOptions.device));
+    }
+
+    // Code in a plan whose hash was checked may run. TensorRT writes it to a file in TMPDIR or /tmp and opens that;
+    // where no program may run from there, it is to stay in memory.
+    void allowCodeOf(Manifest const& manifest)
+    {
+        if (!has(manifest, "embedded-plugin") && !has(manifest, "version-compatible"))
+        {
+            return;
+        }
+        mRuntime->setEngineHostCodeAllowed(true);
+        if (!mayRunFilesFrom(temporaryFolder()))
+        {
+            mRuntime->setTempfileControlFlags(
+                1U << static_cast<std::uint32_t>(nvinfer1::TempfileControlFlag::kALLOW_IN_MEMORY_FILES));
+        }
+    }
 
     // Its memory for activations is that of all contexts: they run one after the other.
     Context newContext(std::size_t profile)

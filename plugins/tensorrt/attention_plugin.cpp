@@ -1,5 +1,6 @@
 #include "attention_plugin.h"
 
+#include <cstdio>
 #include <new>
 
 #include "../cuda_advice.h"
@@ -46,6 +47,19 @@ AttentionShape attentionShape(Dims const& query, Dims const& value) noexcept
     shape.valueChannels = value.d[1];
     shape.positions = static_cast<int64_t>(query.d[2]) * query.d[3];
     return shape;
+}
+
+//! H * W of a tensor whose profile has one shape; -1 when it has more.
+int64_t fixedPositions(DynamicPluginTensorDesc const& tensor) noexcept
+{
+    for (int32_t i = 0; i < kDIMENSIONS; ++i)
+    {
+        if (tensor.max.d[i] < 0 || tensor.min.d[i] != tensor.max.d[i])
+        {
+            return -1;
+        }
+    }
+    return tensor.max.d[2] * tensor.max.d[3];
 }
 
 int32_t checkCounts(int32_t inputCount, int32_t outputCount) noexcept
@@ -154,6 +168,8 @@ AttentionPlugin::AttentionPlugin(FormatChoice choice, int32_t tactic) noexcept
           {kTACTIC_FIELD, &mTactic, nvinfer1::PluginFieldType::kINT32, 1}}
     , mFieldCollection{2, mFields}
 {
+    std::snprintf(mTimingCacheId, sizeof mTimingCacheId, "%s-%s-abi%d-%s", kPLUGIN_NAME, kPLUGIN_VERSION, kABI_VERSION,
+        textFromFormatChoice(choice));
 }
 
 nvinfer1::IPluginCapability* AttentionPlugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept
@@ -211,7 +227,12 @@ int32_t AttentionPlugin::configurePlugin(DynamicPluginTensorDesc const* inputs, 
     }
     mConfigured.scoreChannels = query.d[kCHANNELS_AXIS];
     mConfigured.valueChannels = value.d[kCHANNELS_AXIS];
-    return checkShapes(inputs[kQUERY].max, inputs[kKEY].max, inputs[kVALUE].max);
+    if (checkShapes(inputs[kQUERY].max, inputs[kKEY].max, inputs[kVALUE].max) != kOK)
+    {
+        return kFAILED;
+    }
+    mConfigured.positions = fixedPositions(inputs[kQUERY]);
+    return kOK;
 }
 
 int32_t AttentionPlugin::getOutputDataTypes(
@@ -308,7 +329,7 @@ int32_t AttentionPlugin::getValidTactics(int32_t* tactics, int32_t tacticCount) 
 
 char const* AttentionPlugin::getTimingCacheID() noexcept
 {
-    return "hspan-2"; // shapes, types and formats, which TensorRT adds itself, say everything
+    return mTimingCacheId; // TensorRT itself adds shapes, types and formats
 }
 
 int32_t AttentionPlugin::setTactic(int32_t tactic) noexcept

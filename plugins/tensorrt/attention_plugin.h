@@ -67,6 +67,7 @@ private:
     FormatChoice mChoice;
     int32_t mTactic;
     TacticProblem mConfigured; //!< of the last configurePlugin()
+    char mTimingCacheId[64];   //!< what the layer's times depend on, apart from shapes, types and formats
     nvinfer1::PluginField mFields[2];
     nvinfer1::PluginFieldCollection mFieldCollection;
 };

@@ -11,8 +11,8 @@ using nvinfer1::TensorFormat;
 namespace
 {
 
-constexpr int32_t kDIMENSIONS{4};
-constexpr int32_t kCHANNELS_AXIS{1};
+constexpr FormatChoice kFORMAT_CHOICE_VALUES[]{
+    FormatChoice::kANY, FormatChoice::kLINEAR, FormatChoice::kHWC, FormatChoice::kHWC8};
 
 bool isChosen(TensorFormat format, FormatChoice choice) noexcept
 {
@@ -26,37 +26,33 @@ bool isChosen(TensorFormat format, FormatChoice choice) noexcept
     return false;
 }
 
-//! The kernels step over rows of channelPitch() elements; HWC has rows of as many elements as there are channels.
-bool isUnpadded(nvinfer1::PluginTensorDesc const& tensor, ElementType type) noexcept
-{
-    if (type == ElementType::kFLOAT)
-    {
-        return true;
-    }
-    int64_t const channels = tensor.dims.nbDims == kDIMENSIONS ? tensor.dims.d[kCHANNELS_AXIS] : -1;
-    return channels >= 0 && channelPitch(type, channels) == channels;
-}
-
 } // namespace
 
 bool formatChoiceFromText(char const* text, size_t length, FormatChoice& choice) noexcept
 {
-    constexpr struct
-    {
-        char const* name;
-        FormatChoice choice;
-    } kNAMES[] = {{"any", FormatChoice::kANY}, {"linear", FormatChoice::kLINEAR}, {"hwc", FormatChoice::kHWC},
-        {"hwc8", FormatChoice::kHWC8}};
     length = length > 0 && text[length - 1] == '\0' ? length - 1 : length;
-    for (auto const& each : kNAMES)
+    for (FormatChoice const each : kFORMAT_CHOICE_VALUES)
     {
-        if (std::strlen(each.name) == length && std::strncmp(each.name, text, length) == 0)
+        char const* const name = textFromFormatChoice(each);
+        if (std::strlen(name) == length && std::strncmp(name, text, length) == 0)
         {
-            choice = each.choice;
+            choice = each;
             return true;
         }
     }
     return false;
+}
+
+char const* textFromFormatChoice(FormatChoice choice) noexcept
+{
+    switch (choice)
+    {
+    case FormatChoice::kANY: return "any";
+    case FormatChoice::kLINEAR: return "linear";
+    case FormatChoice::kHWC: return "hwc";
+    case FormatChoice::kHWC8: return "hwc8";
+    }
+    return "";
 }
 
 bool elementTypeFromDataType(DataType dataType, ElementType& type) noexcept
@@ -81,7 +77,7 @@ bool isFormatSupported(nvinfer1::PluginTensorDesc const& tensor, FormatChoice ch
     {
     case TensorFormat::kLINEAR: return true;
     case TensorFormat::kHWC8: return type != ElementType::kFLOAT;
-    case TensorFormat::kHWC: return isUnpadded(tensor, type);
+    case TensorFormat::kHWC: return type == ElementType::kFLOAT;
     default: return false;
     }
 }

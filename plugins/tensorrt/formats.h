@@ -26,13 +26,15 @@ constexpr char const* kFORMAT_CHOICES{"any, linear, hwc or hwc8"};
 //! \return false for any other text, with `choice` untouched.
 bool formatChoiceFromText(char const* text, size_t length, FormatChoice& choice) noexcept;
 
+//! The attribute's text that stands for the choice.
+char const* textFromFormatChoice(FormatChoice choice) noexcept;
+
 //! The kernels' name of a data type.
 //! \return false for a type that is neither FP32, FP16 nor BF16, with `type` untouched.
 bool elementTypeFromDataType(nvinfer1::DataType dataType, ElementType& type) noexcept;
 
-//! Whether a tensor of this type, format and number of channels can be handed to the kernels: linear; HWC8 of FP16 and
-//! BF16; HWC, whose rows are not padded, of FP32 and of FP16 and BF16 with channels in multiples of 8.
-//! The channels are the second dimension; a tensor whose channels are dynamic (-1) is refused where they matter.
+//! Whether a tensor of this type and format can be handed to the kernels: linear; HWC8 of FP16 and BF16; HWC of FP32,
+//! the one type for which TensorRT has it.
 bool isFormatSupported(nvinfer1::PluginTensorDesc const& tensor, FormatChoice choice) noexcept;
 
 //! The kernels' name of a format that isFormatSupported() accepts.

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 
 #include <dlfcn.h>
@@ -90,12 +91,19 @@ VirtualNumbers const* numbersOf(void* library, bool rtx) noexcept
     return major == 10 ? &kNUMBERS_OF_10 : major == 11 ? &kNUMBERS_OF_11 : nullptr;
 }
 
+//! Loaded libraries that can be TensorRT's runtime.
+Candidates candidateRuntimes() noexcept
+{
+    Candidates candidates = {};
+    dl_iterate_phdr(collect, &candidates);
+    return candidates;
+}
+
 //! The TensorRT of this process. Python loads it privately, so that the global scope alone does not show it. Two
 //! generations at once leave open which of them calls; then there is none.
 Runtime findRuntime() noexcept
 {
-    Candidates candidates = {};
-    dl_iterate_phdr(collect, &candidates);
+    Candidates const candidates = candidateRuntimes();
     Runtime result = {};
     for (int32_t i = 0; i < candidates.count; ++i)
     {
@@ -133,6 +141,32 @@ Result callVirtual(void* object, size_t number, Arguments... arguments)
 }
 
 } // namespace
+
+bool unknownTensorRt(char* text, size_t length) noexcept
+{
+    Candidates const candidates = candidateRuntimes();
+    for (int32_t i = 0; i < candidates.count; ++i)
+    {
+        char const* const path = candidates.paths[i];
+        void* const library = dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+        bool const isUnknown = library != nullptr && dlsym(library, "getPluginRegistry") != nullptr
+            && numbersOf(library, isRtx(path)) == nullptr;
+        if (isUnknown)
+        {
+            std::snprintf(text, length, "%s (%s %d.%d)", fileName(path), isRtx(path) ? "TensorRT-RTX" : "TensorRT",
+                call<int32_t>(library, "getInferLibMajorVersion"), call<int32_t>(library, "getInferLibMinorVersion"));
+        }
+        if (library != nullptr)
+        {
+            dlclose(library); // gives back the reference that RTLD_NOLOAD added
+        }
+        if (isUnknown)
+        {
+            return true;
+        }
+    }
+    return false;
+}
 
 bool registerCreator(nvinfer1::IPluginCreatorInterface& creator, char const* space) noexcept
 {

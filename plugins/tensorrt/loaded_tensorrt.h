@@ -27,6 +27,10 @@ struct VirtualNumbers
 constexpr VirtualNumbers kNUMBERS_OF_10{12, 15, 0, 0}; //!< TensorRT 10
 constexpr VirtualNumbers kNUMBERS_OF_11{8, 11, 4, 4};  //!< TensorRT 11; TensorRT-RTX 1.7 (measured)
 
+//! A TensorRT of this process whose generation has no table here: "libnvinfer.so.12 (TensorRT 12.0)".
+//! \return false when there is none, with `text` untouched.
+bool unknownTensorRt(char* text, size_t length) noexcept;
+
 //! Registers the creator with the plugin registry of this process's TensorRT.
 //! \return whether it did: false without TensorRT, with one of an unknown generation, and when a creator of that name
 //!     is registered already.

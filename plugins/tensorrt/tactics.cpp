@@ -1,5 +1,9 @@
 #include "tactics.h"
 
+#include <cstring>
+
+#include "../kernels/launchers.h"
+
 namespace hspan
 {
 
@@ -8,6 +12,17 @@ namespace
 
 //! The lowest compute capability that the library contains code for.
 constexpr int32_t kLEAST_ARCHITECTURE{HSPAN_LEAST_ARCHITECTURE};
+
+bool isPlain(int32_t config) noexcept
+{
+    return std::strncmp(attentionConfigName(config), "plain", 5) == 0;
+}
+
+bool isWorthTiming(int32_t config, TacticProblem const& problem, int32_t gpu) noexcept
+{
+    return !isPlain(config) && problem.positions >= 0 && problem.positions <= kMAX_TILED_POSITIONS
+        && isAttentionConfigSupported(config, problem.type, problem.scoreChannels, problem.valueChannels, gpu);
+}
 
 } // namespace
 
@@ -26,14 +41,11 @@ int32_t validTactics(
 {
     static_assert(kAUTOMATIC_CONFIG == 0, "the configuration that chooses is offered first");
     int32_t const gpu = computeCapability > 0 ? computeCapability : kLEAST_ARCHITECTURE;
-    bool const isKnown = problem.scoreChannels >= 0 && problem.valueChannels >= 0;
     int32_t count = 0;
     for (int32_t config = 0; config < attentionConfigCount(); ++config)
     {
-        bool const isSupported = config == kAUTOMATIC_CONFIG
-            || (isKnown
-                && isAttentionConfigSupported(config, problem.type, problem.scoreChannels, problem.valueChannels, gpu));
-        if (isSupported && (tactics == nullptr || count < capacity))
+        bool const isOffered = config == kAUTOMATIC_CONFIG || isWorthTiming(config, problem, gpu);
+        if (isOffered && (tactics == nullptr || count < capacity))
         {
             if (tactics != nullptr)
             {

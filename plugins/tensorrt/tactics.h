@@ -11,12 +11,13 @@
 namespace hspan
 {
 
-//! What the tactics of a layer depend on, apart from the GPU.
+//! What the tactics of a layer depend on, apart from the GPU. -1: not determined, or not one number.
 struct TacticProblem
 {
     ElementType type{ElementType::kFLOAT};
-    int64_t scoreChannels{-1}; //!< -1: not yet determined
+    int64_t scoreChannels{-1};
     int64_t valueChannels{-1};
+    int64_t positions{-1};
 };
 
 constexpr int32_t kDEFAULT_TACTIC{0};
@@ -27,9 +28,11 @@ bool isTactic(int32_t tactic) noexcept;
 //! The configuration of a tactic.
 int32_t configFromTactic(int32_t tactic) noexcept;
 
-//! The tactics that serve the problem on GPUs of this compute capability, at most `capacity` of them: first the one
-//! that chooses when it runs, which is right on every GPU (a builder that cannot time keeps the first one), then tile
-//! shape by tile shape.
+//! The tactics worth timing for the problem on GPUs of this compute capability, at most `capacity` of them: first the
+//! one that chooses when it runs, which is right on every GPU (a builder that cannot time keeps the first one). The
+//! tile shapes follow only where all sizes are fixed: a builder times at one size and stores what won there, and for
+//! the other sizes of a profile that choice is a guess. The plain kernels are never offered: where tiles serve they are
+//! slower, and elsewhere the first tactic takes them.
 //! \param tactics where they go; null only counts.
 //! \param computeCapability 0 for none at hand: then what every GPU of the library runs.
 //! \return how many there are.

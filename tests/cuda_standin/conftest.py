@@ -76,7 +76,14 @@ def make_engine(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     engine_double.reset()
     monkeypatch.setattr(rtx_wheel, "preload_with_unversioned_name", lambda: None)
 
-    def make(release: Release, *, profiles: tuple[Profile, ...] = (WIDE,), **plan: Any) -> Path:
+    def make(
+        release: Release,
+        *,
+        profiles: tuple[Profile, ...] = (WIDE,),
+        changes: dict[str, Any] | None = None,
+        inside: str = "",
+        **plan: Any,
+    ) -> Path:
         for name in ("tensorrt", "tensorrt_rtx"):
             monkeypatch.setitem(sys.modules, name, None)
         double = engine_double.module(release.package, release.version)
@@ -84,8 +91,8 @@ def make_engine(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         path = tmp_path / "net.plan"
         save_onnx(doubling_network(), path.with_suffix(".onnx"))
         document = {"onnx": str(path.with_suffix(".onnx")), "profiles": profiles} | plan
-        path.write_text(json.dumps(document))
-        manifest = manifest_for(path, release, profiles)
+        path.write_text(f"{json.dumps(document)}\n{inside}")
+        manifest = dataclasses.replace(manifest_for(path, release, profiles), **(changes or {}))
         path.with_suffix(".json").write_text(manifest.as_json())
         return path
 
@@ -121,6 +128,8 @@ def manifest_for(plan: Path, release: Release, profiles: tuple[Profile, ...]) ->
         plugin=None,
         flavor=release.flavor,
         tensorrt_version=release.version,
+        traits=(),
+        timing_cache_sha256=None,
         targets=("sm_86",),
         precision="fp32",
         base_precision="fp32",

@@ -49,7 +49,7 @@ static int inited, log_on, defer_on, cc_major = 8, cc_minor = 6;
 static size_t mem_total = (size_t)16 << 30;
 static CUresult sticky;                 /* a failed asynchronous operation */
 static char fail_name[64], fail_more; static long fail_at;
-static unsigned long n_launch, n_graph_launch, n_error;
+static unsigned long n_launch, n_graph_launch, n_error, n_blocking;
 
 /* A handle is never given back to malloc, so a stale one is recognized. */
 enum kind { K_CTX = 1, K_STREAM, K_EVENT, K_GRAPH, K_NODE, K_EXEC, K_MODULE,
@@ -157,7 +157,8 @@ __attribute__((constructor)) static void setup(void)
     if ((e = getenv("CUSTANDIN_LEAKS")) && *e && *e != '0') atexit(report);
 }
 
-/* Test hooks (not part of CUDA): what is alive, what was launched. */
+/* Test hooks (not part of CUDA): whether the GPU shares the memory; what is alive, what was launched. */
+EXTRA int custandin_integrated;
 EXTRA long custandin_live(const char *what)
 {
     pthread_mutex_lock(&big);
@@ -168,6 +169,7 @@ EXTRA long custandin_live(const char *what)
     } else if (!strcmp(what, "launches")) n = n_launch;
     else if (!strcmp(what, "graph launches")) n = n_graph_launch;
     else if (!strcmp(what, "errors")) n = n_error;
+    else if (!strcmp(what, "blocking events made")) n = n_blocking;
     else if (!strcmp(what, "device bytes")) n = (long)mem_used;
     else if (!strcmp(what, "device bytes at most")) n = (long)mem_peak;
     else if (!strcmp(what, "blocks made")) n = (long)nblk;
@@ -542,7 +544,7 @@ API cuDeviceGetAttribute(int *v, CUdevice_attribute a, CUdevice d)
     A(STREAM_PRIORITIES_SUPPORTED, 1); A(MAX_SHARED_MEMORY_PER_MULTIPROCESSOR, 102400);
     A(MAX_REGISTERS_PER_MULTIPROCESSOR, 65536); A(MANAGED_MEMORY, 1); A(COOPERATIVE_LAUNCH, 1);
     A(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, 101376); A(MAX_BLOCKS_PER_MULTIPROCESSOR, 16);
-    A(MEMORY_POOLS_SUPPORTED, 1);
+    A(MEMORY_POOLS_SUPPORTED, 1); A(INTEGRATED, custandin_integrated);
     default:
         if (a < 1 || a >= CU_DEVICE_ATTRIBUTE_MAX) NO(CUDA_ERROR_INVALID_VALUE, "unknown attribute");
         *v = 0;
@@ -900,7 +902,7 @@ API cuStreamAddCallback(CUstream h, CUstreamCallback cb, void *arg, unsigned f)
 #define EVENT(e, h) struct event *e = get(h, K_EVENT); \
     if (!e) NO(CUDA_ERROR_INVALID_HANDLE, "not a live event")
 #define EVENT_CAPTURED(e) ((e)->c && (e)->c->origin)
-API cuEventCreate(CUevent *h, unsigned f) { CTX; NEED(h); struct event *e = make(K_EVENT, sizeof *e); e->flags = f; e->ctx = cur(); *h = (CUevent)e; return CUDA_SUCCESS; }
+API cuEventCreate(CUevent *h, unsigned f) { CTX; NEED(h); struct event *e = make(K_EVENT, sizeof *e); e->flags = f; e->ctx = cur(); n_blocking += !!(f & CU_EVENT_BLOCKING_SYNC); *h = (CUevent)e; return CUDA_SUCCESS; }
 API cuEventDestroy(CUevent h) { CTX; EVENT(e, h); if (e->s) drain(e->s, e->seq); kill_obj(e); return CUDA_SUCCESS; }
 static CUresult event_record(const char *fn, struct event *e, struct stream *s)
 {

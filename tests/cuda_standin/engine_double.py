@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import gc
 import json
 import math
 import types
@@ -115,13 +116,19 @@ class Runtime:
     def __init__(self, logger: ILogger) -> None:
         CALLS.append("Runtime")
         self.logger = logger
+        self.engine_host_code_allowed = False
+        self.temporary_directory: str | None = None
 
     def deserialize_cuda_engine(self, data: bytes) -> ICudaEngine | None:
         CALLS.append("deserialize")
         if not _context_is_current():
             MISUSES.append("deserialize_cuda_engine without a current CUDA context")
         try:
-            return self._engine_class()(self, json.loads(data))
+            plan = json.loads(bytes(data).partition(b"\n")[0])
+            if plan.get("has_code") and not self.engine_host_code_allowed:
+                _error(self.logger, "IRuntime::deserializeCudaEngine: Error Code 6: host code is not allowed")
+                return None
+            return self._engine_class()(self, plan)
         except ValueError:
             _error(self.logger, "IRuntime::deserializeCudaEngine: Error Code 1: Serialization")
             return None
@@ -204,6 +211,8 @@ class IExecutionContext:
         self.changes = 0
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        if ANSWERS.get("profiles raise"):
+            raise RuntimeError("Error in set optimization profile async.")
         if profile != self.profile:
             self.profile, self.shape, self.memory = profile, None, (0, 0)
             self.changes += 1
@@ -220,6 +229,8 @@ class IExecutionContext:
         return True
 
     def infer_shapes(self) -> list[str]:
+        if ANSWERS.get("infer_shapes raises"):
+            raise RuntimeError("infer_shapes error code: -1")
         return [] if self.shape else ["input"]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -325,13 +336,16 @@ def _driver() -> ctypes.CDLL:
 
 
 def reset() -> None:
-    """Forgets what earlier tests did and asked for."""
+    """Forgets what earlier tests did and asked for; what their errors still hold ends first."""
+    gc.collect()
     for memory in (MISUSES, CALLS, LIBRARIES, UNCAPTURABLE, ANSWERS):
         memory.clear()
 
 
 class PluginRegistry:
     """Notes the libraries; none of their code runs."""
+
+    all_creators: tuple[Any, ...] = ()
 
     def load_library(self, path: str) -> object:
         LIBRARIES.append(path)

@@ -7,14 +7,16 @@ at once and once with work done only when something waits for it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 from typing import Any
 
 import pytest
 
 from cuda_standin import engine_double
-from cuda_standin.conftest import CLASSIC, RTX, Driver
+from cuda_standin.conftest import CLASSIC, RTX, WIDE, Driver
 from cuda_standin.expectations import MakeEngine, batch, expect
+from trt_hspan.engine.manifest import PluginRecord
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
@@ -65,6 +67,59 @@ def test_tensorrt_out_of_memory_says_so(make_engine: MakeEngine) -> None:
     plan = make_engine(RTX)
     engine_double.ANSWERS["no context"] = True
     with pytest.raises(OutOfMemoryError, match="cannot create an execution context"), TensorRtRunner(plan):
+        pass
+
+
+def test_whoever_waits_for_an_integrated_gpu_does_not_spin(make_engine: MakeEngine, driver: Driver) -> None:
+    plan, integrated = (
+        make_engine(CLASSIC),
+        ctypes.c_int.in_dll(ctypes.CDLL("libcuda.so.1"), "custandin_integrated"),
+    )
+    for shared in (0, 1):
+        integrated.value = shared
+        before = driver.count("blocking events made"), driver.count("made event")
+        with TensorRtRunner(plan, timing=True) as runner:
+            expect(plan, [batch(0, 1, 3, 8, 8)], [runner.run(batch(0, 1, 3, 8, 8))])
+        blocking = driver.count("blocking events made") - before[0]
+        made = driver.count("made event") - before[1]
+        assert made > 0
+        assert blocking == shared * made
+    integrated.value = 0
+
+
+def test_what_a_binding_raises_is_one_line(make_engine: MakeEngine) -> None:
+    """TensorRT's Python bindings raise where C++ returns an error."""
+    plan = make_engine(CLASSIC, profiles=(WIDE, WIDE))
+    with TensorRtRunner(plan) as runner:
+        engine_double.ANSWERS["infer_shapes raises"] = True
+        line = r"net\.plan: cannot infer the output's shape for 1x3x8x8: infer_shapes error code: -1; build"
+        with pytest.raises(HspanError, match=line):
+            runner.run(batch(0, 1, 3, 8, 8))
+        engine_double.ANSWERS.clear()
+        expect(plan, [batch(0, 1, 3, 8, 8)], [runner.run(batch(0, 1, 3, 8, 8))])
+    engine_double.ANSWERS["profiles raise"] = True
+    line = r"net\.plan: cannot select profile 0: Error in set optimization profile async\.; build"
+    with pytest.raises(HspanError, match=line), TensorRtRunner(plan):
+        pass
+
+
+@pytest.mark.parametrize("trait", ["embedded-plugin", "version-compatible"])
+def test_code_in_a_plan_is_allowed_where_its_manifest_says_so(make_engine: MakeEngine, trait: str) -> None:
+    plugin = PluginRecord(file="none.so", sha256="0" * 64, abi_version=1, architectures=("sm_86",))
+    embedded = {"traits": (trait,), "plugin": plugin if trait == "embedded-plugin" else None}
+    code = {
+        "cubin_architectures": [86],
+        "ptx_architectures": [],
+        "cuda_version": "12.4",
+        "ptx_isa_version": "8.4",
+    }
+    inside = f"hspan-plugin-info:{json.dumps(code)}\0"
+    plan = make_engine(CLASSIC, has_code=True, changes=embedded, inside=inside)
+    with TensorRtRunner(plan) as runner:
+        expect(plan, [batch(0, 1, 3, 8, 8)], [runner.run(batch(0, 1, 3, 8, 8))])
+    assert engine_double.LIBRARIES == []
+    plan = make_engine(CLASSIC, has_code=True)
+    with pytest.raises(HspanError, match="host code is not allowed"), TensorRtRunner(plan):
         pass
 
 

@@ -27,7 +27,7 @@ PLAN, ONNX = b"a plan", b"a model"
 
 def manifest(**changes: Any) -> EngineManifest:
     default = EngineManifest(
-        format_version=3,
+        format_version=4,
         plan_sha256=hashlib.sha256(PLAN).hexdigest(),
         plan_size_bytes=len(PLAN),
         onnx_file="x4.onnx",
@@ -37,6 +37,8 @@ def manifest(**changes: Any) -> EngineManifest:
         ),
         flavor="tensorrt-rtx",
         tensorrt_version="1.7.1.116",
+        traits=("embedded-plugin", "refittable"),
+        timing_cache_sha256=None,
         targets=("sm_86",),
         precision="int8",
         base_precision="fp16",
@@ -88,7 +90,9 @@ def test_a_manifest_reads_back_as_it_was_written(plan: Path) -> None:
 
 
 def test_a_manifest_without_plugin_and_figures_reads_back_too() -> None:
-    bare = manifest(plugin=None, activation_memory_bytes=None, activation_memory_source=None, targets=())
+    bare = manifest(
+        plugin=None, traits=(), activation_memory_bytes=None, activation_memory_source=None, targets=()
+    )
     assert manifest_from_json(bare.as_json(), where="x4.json") == bare
 
 
@@ -136,7 +140,7 @@ def test_what_is_no_json_object_is_refused(plan: Path, content: bytes) -> None:
 @pytest.mark.parametrize("version", [0, 1, 2, "3", None, True, 3.0])
 def test_another_format_version_is_refused(plan: Path, version: object) -> None:
     write(plan, format_version=version)
-    with pytest.raises(HspanError, match=r"format_version is .*, expected 3"):
+    with pytest.raises(HspanError, match=r"format_version is .*, expected 4"):
         read_manifest(plan)
 
 
@@ -228,3 +232,12 @@ def test_a_model_outside_the_folder_is_not_looked_at(plan: Path, name: str) -> N
 def write(plan: Path, **changes: object) -> None:
     path = plan.with_suffix(".json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_an_embedded_plugin_is_one_that_is_recorded() -> None:
+    text = manifest(plugin=None).as_json()
+    with pytest.raises(HspanError, match="traits says that the plugin is embedded, and plugin is null"):
+        manifest_from_json(text, where="x4.json")
+    assert not manifest().needs_library
+    assert manifest(traits=()).needs_library
+    assert not manifest(plugin=None, traits=()).needs_library

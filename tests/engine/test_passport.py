@@ -148,6 +148,77 @@ def test_the_default_set_of_targets(manifest: EngineManifest, architecture: str,
         assert "default set (sm_80, sm_86, sm_89, sm_120 and later)" in mismatches[0]
 
 
+@pytest.mark.parametrize(
+    ("installed", "runs"), [("10.9.0.34", True), ("10.9.1.2", True), ("11.0.0.1", True), ("10.3.0.26", False)]
+)
+def test_a_version_compatible_engine_runs_with_later_releases(
+    manifest: EngineManifest, installed: str, runs: bool
+) -> None:
+    travels = dataclasses.replace(
+        manifest, flavor="tensorrt", tensorrt_version="10.9.0.33", traits=("version-compatible",)
+    )
+    here = machine(flavors=("tensorrt",), version_of=lambda _: installed)
+    assert (lines(travels, here) == []) == runs
+    bound = lines(dataclasses.replace(travels, traits=()), here)
+    assert len(bound) == 1  # without the trait every other version is one too many
+    if not runs:
+        (line,) = lines(travels, here)
+        assert "version 10.9.0.33 for it and later ones, installed is 10.3.0.26; trt-hspan build" in line
+        assert "--version-compatible" in line
+
+
+@pytest.mark.parametrize(
+    ("architecture", "runs"),
+    [("sm_75", False), ("sm_80", True), ("sm_87", False), ("sm_89", True), ("sm_90", True), ("sm_120", True)],
+)
+def test_an_engine_for_ampere_and_later_runs_on_all_of_them_but_jetson(
+    manifest: EngineManifest, architecture: str, runs: bool
+) -> None:
+    travels = dataclasses.replace(manifest, traits=("ampere+",))
+    assert built_for(travels, architecture) == runs
+    mismatches = lines(travels, machine(architecture=architecture))
+    assert bool(mismatches) != runs
+    if mismatches:
+        assert f"was built for sm_86, for Ampere and later, this GPU is {architecture}" in mismatches[0]
+        assert "--hardware-compatible ampere+" in mismatches[0]
+    on_board = dataclasses.replace(travels, targets=("sm_87",))
+    assert built_for(on_board, "sm_87")
+    assert not built_for(on_board, "sm_90")
+
+
+def test_an_engine_of_one_compute_capability_runs_on_no_other(manifest: EngineManifest) -> None:
+    bound = dataclasses.replace(manifest, traits=("same-cc",))
+    assert built_for(bound, "sm_86")
+    assert not built_for(bound, "sm_89")
+
+
+def test_a_plugin_inside_the_plan_needs_no_library_but_code_for_the_gpu(
+    manifest: EngineManifest, plugin_library: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "net.plan"
+    plan.write_bytes(b"layers" + plugin_library.read_bytes() + b"weights")
+    embedded = dataclasses.replace(
+        with_plugin(manifest, plugin_library), traits=("embedded-plugin",), targets=("sm_53", "sm_86")
+    )
+
+    def only(here: Machine) -> str:
+        (line,) = map(str, engine_mismatches(plan, embedded, here, plugin=tmp_path / "none.so"))
+        return line
+
+    assert engine_mismatches(plan, embedded, machine(), plugin=tmp_path / "none.so") == []
+    line = only(machine(architecture="sm_53"))
+    assert (
+        "net.plan: the plugin inside: built without sm_53; rebuild with trt-hspan plugin build --arch 53"
+        in line
+    )
+    assert ", then trt-hspan build --onnx" in line
+    assert "--embed-plugin" in line
+    old = GpuDriver(state="ready", cuda_version=(12, 4), architectures=("sm_86",))
+    assert "the plugin inside: was compiled with CUDA 13.0, this driver runs" in only(machine(driver=old))
+    plan.write_bytes(b"layers and weights")
+    assert "is not the library of this plugin" in only(machine()) or "description" in only(machine())
+
+
 def test_all_mismatches_are_reported_at_once(manifest: EngineManifest) -> None:
     here = machine(architecture="sm_89", version_of=lambda _: "1.8.0.1")
     assert len(lines(manifest, here)) == 2

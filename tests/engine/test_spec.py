@@ -240,6 +240,22 @@ def spec(**changes: object) -> EngineSpec:
     return EngineSpec(**arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("traits", "line"),
+    [
+        (
+            {"version-compatible", "refittable"},
+            "--version-compatible: excludes --refittable: the lean runtime",
+        ),
+        ({"ampere+", "same-cc"}, "--hardware-compatible ampere+: excludes --hardware-compatible same-cc"),
+        ({"fast"}, "traits: got 'fast', expected one of embedded-plugin, version-compatible"),
+    ],
+)
+def test_traits_that_contradict_each_other_are_refused(traits: set[str], line: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(line)):
+        spec(traits=frozenset(traits))
+
+
 def test_the_other_files_stand_beside_the_plan() -> None:
     assert (spec().onnx_output, spec().manifest_output) == (Path("b/a.onnx"), Path("b/a.json"))
 

@@ -7,6 +7,7 @@ can be called and its results compared, on a machine without a GPU.
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ LINEAR, CHW2, HWC8, HWC = 0, 1, 2, 8
 DTYPES = {FLOAT: np.dtype(np.float32), HALF: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16)}
 ELEMENT_TYPES = {FLOAT: 0, HALF: 1, BF16: 2}  # the kernels' own numbers
 UNCHANGED = -(2**31)
+PLAIN_CONFIG = 1
 PADDING = 12345.0  # what lies between rows of inputs
 
 
@@ -44,7 +46,7 @@ class Plugins:
             getattr(library, name).restype = ctypes.c_uint64
         for name in ("supports", "isConfigSupported"):
             getattr(library, name).restype = ctypes.c_bool
-        library.takeMessages.restype = ctypes.c_char_p
+        library.takeMessages.restype = library.timingCacheId.restype = ctypes.c_char_p
         library.configWorkspace.argtypes = [ctypes.c_int32] * 2 + [ctypes.c_int64] * 4
         library.isConfigSupported.argtypes = [ctypes.c_int32] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_int32]
 
@@ -69,10 +71,19 @@ class Plugins:
         sizes = tensor_sizes(1, channels, channels, 4, 4)
         return bool(self.library.supports(plugin, position, ints(types), ints(formats), sizes))
 
-    def configured(self, kind: int, channels: int, values: int, io_format: str | None = None) -> Any:
-        plugin = self.make(io_format)
-        sizes = tensor_sizes(1, channels, values, 8, 8)
-        assert self.library.configure(plugin, ints([kind] * 4), ints([LINEAR] * 4), sizes) == 0
+    def configured(
+        self,
+        kind: int,
+        channels: int,
+        values: int,
+        *,
+        least: tuple[int, int, int] = (1, 8, 8),
+        most: tuple[int, int, int] = (1, 8, 8),
+    ) -> Any:
+        """A layer as the builder prepares it for a profile from `least` to `most` (batch, height, width)."""
+        plugin = self.make()
+        low, high = (tensor_sizes(batch, channels, values, *size) for batch, *size in (least, most))
+        assert self.library.configure(plugin, ints([kind] * 4), ints([LINEAR] * 4), low, high) == 0
         return plugin
 
     def tactics(self, plugin: Any) -> list[int]:
@@ -180,9 +191,8 @@ def problem(channels: int, values: int, seed: int = 0) -> tuple[NDArray[Any], ND
         (FLOAT, HWC8, 16, False),
         (FLOAT, HWC, 3, True),
         (FLOAT, HWC, 16, True),
-        (HALF, HWC, 16, True),
-        (HALF, HWC, 20, False),  # rows of 20 are not padded, the kernels' are
-        (BF16, HWC, -1, False),  # not known yet
+        (HALF, HWC, 16, False),  # TensorRT has it for FP32 alone
+        (BF16, HWC, 16, False),
         (HALF, CHW2, 16, False),
         (INT8, LINEAR, 16, False),
     ],
@@ -206,17 +216,36 @@ def test_all_tensors_have_one_format_and_one_type(plugins: Plugins, position: in
 
 
 @pytest.mark.parametrize(
-    ("choice", "offered"),
-    [("any", {LINEAR, HWC8, HWC}), ("linear", {LINEAR}), ("hwc", {HWC}), ("hwc8", {HWC8})],
+    ("choice", "half", "single"),
+    [
+        ("any", {LINEAR, HWC8}, {LINEAR, HWC}),
+        ("linear", {LINEAR}, {LINEAR}),
+        ("hwc", set(), {HWC}),
+        ("hwc8", {HWC8}, set()),
+    ],
 )
-def test_a_node_may_choose_its_formats(plugins: Plugins, choice: str, offered: set[int]) -> None:
+def test_a_node_may_choose_its_formats(
+    plugins: Plugins, choice: str, half: set[int], single: set[int]
+) -> None:
     plugin = plugins.clone(plugins.make(choice))
-    actual = {
-        layout
-        for layout in (LINEAR, CHW2, HWC8, HWC)
-        if plugins.supports(plugin, 0, [HALF] * 4, [layout] * 4)
+    for kind, expected in ((HALF, half), (FLOAT, single)):
+        layouts = (LINEAR, CHW2, HWC8, HWC)
+        offered = {layout for layout in layouts if plugins.supports(plugin, 0, [kind] * 4, [layout] * 4)}
+        assert offered == expected
+
+
+def test_times_are_cached_by_version_abi_and_format(plugins: Plugins) -> None:
+    """A builder may take a time only from a layer that would run the same kernels on the same layouts."""
+    ids = {
+        choice: plugins.library.timingCacheId(plugins.make(choice)).decode()
+        for choice in (None, "linear", "hwc8")
     }
-    assert actual == offered
+    header = (ROOT / "plugins" / "tensorrt" / "plugin_abi.h").read_text()
+    abi = re.search(r"kABI_VERSION\{(\d+)\}", header)
+    assert abi is not None
+    start = f"HighSimilarityPassAttention-1-abi{abi[1]}-"
+    assert ids == {None: f"{start}any", "linear": f"{start}linear", "hwc8": f"{start}hwc8"}
+    assert plugins.library.timingCacheId(plugins.clone(plugins.make("hwc8"))).decode() == ids["hwc8"]
 
 
 @pytest.mark.parametrize("text", ["", "nchw", "hwc88", "an", "HWC"])
@@ -242,9 +271,31 @@ def test_tactics_are_the_configurations_that_run_on_this_gpu(
         config + 1
         for config in range(count)
         if plugins.library.isConfigSupported(config, ELEMENT_TYPES[kind], 96, 192, capability)
+        and config != PLAIN_CONFIG
     ]
     assert plugins.tactics(plugins.configured(kind, 96, 192)) == expected
     assert expected[0] == 1  # the one that chooses when it runs comes first
+    assert (len(expected) > 1) == (capability >= 80)
+
+
+@pytest.mark.parametrize("least", [(1, 8, 4), (1, 4, 8)])
+@pytest.mark.parametrize("most", [(1, 8, 8), (2, 8, 8)])
+def test_a_layer_of_several_sizes_chooses_when_it_runs(
+    plugins: Plugins, least: tuple[int, int, int], most: tuple[int, int, int]
+) -> None:
+    assert plugins.tactics(plugins.configured(HALF, 96, 192, least=least, most=most)) == [1]
+
+
+def test_what_tiles_do_not_serve_is_left_to_the_choice_at_run_time(plugins: Plugins) -> None:
+    """Too many channels, and more than the 2^20 positions that a tile can number."""
+    assert plugins.tactics(plugins.configured(HALF, 129, 192)) == [1]
+    assert (
+        len(plugins.tactics(plugins.configured(HALF, 96, 192, least=(1, 1024, 1024), most=(1, 1024, 1024))))
+        > 1
+    )
+    assert plugins.tactics(
+        plugins.configured(HALF, 96, 192, least=(1, 1024, 1025), most=(1, 1024, 1025))
+    ) == [1]
 
 
 def test_without_a_gpu_only_what_runs_on_every_gpu_of_the_library_is_offered(
@@ -253,8 +304,7 @@ def test_without_a_gpu_only_what_runs_on_every_gpu_of_the_library_is_offered(
     gpu(75)
     least = plugins.tactics(plugins.configured(HALF, 96, 192))
     gpu(0)
-    assert plugins.tactics(plugins.configured(HALF, 96, 192)) == least
-    assert len(least) >= 2
+    assert plugins.tactics(plugins.configured(HALF, 96, 192)) == least == [1]
 
 
 def test_with_channels_unknown_the_plugin_chooses_when_it_runs(plugins: Plugins) -> None:
@@ -303,8 +353,8 @@ def test_fields_that_the_plugin_never_stored_are_refused(plugins: Plugins) -> No
 
 def ways() -> Iterator[Any]:
     for kind, name in ((FLOAT, "fp32"), (HALF, "fp16"), (BF16, "bf16")):
-        for layout in (LINEAR, HWC) if kind == FLOAT else (LINEAR, HWC8, HWC):
-            for channels, values in ((16, 24),) if layout == HWC and kind != FLOAT else ((16, 24), (5, 11)):
+        for layout in (LINEAR, HWC) if kind == FLOAT else (LINEAR, HWC8):
+            for channels, values in ((16, 24), (5, 11)):
                 label = {LINEAR: "linear", HWC8: "hwc8", HWC: "hwc"}[layout]
                 yield pytest.param(kind, layout, channels, values, id=f"{name}-{label}-{channels}-{values}")
 
@@ -321,7 +371,7 @@ def test_enqueue_computes_the_operator_in_every_format_with_every_tactic(
     epsilon = {FLOAT: 0.0, HALF: 2.0**-11, BF16: 2.0**-8}[kind]
     tolerance = 192 * 2.0**-24 + epsilon * np.abs(expected)
     plugin = plugins.configured(kind, channels, values)
-    for tactic in [0, *plugins.tactics(plugin)]:
+    for tactic in [0, *plugins.tactics(plugin), PLAIN_CONFIG + 1]:  # the last is in engines built before
         assert plugins.library.setTactic(plugin, tactic) == 0
         status, output = plugins.run(plugin, kind, layout, query, key, value)
         assert status == 0, plugins.messages()
@@ -374,7 +424,7 @@ def test_a_picture_beyond_the_kernels_is_refused_when_shapes_are_set(plugins: Pl
     sizes = tensor_sizes(1, 8, 8, 2**16, 2**16)
     types, formats = ints([FLOAT] * 4), ints([LINEAR] * 4)
     plugin = plugins.make()
-    assert plugins.library.configure(plugin, types, formats, sizes) != 0
+    assert plugins.library.configure(plugin, types, formats, sizes, sizes) != 0
     assert "at most 2^31 - 1 positions; got query (1, 8, 65536, 65536)" in plugins.messages()
     assert plugins.library.changeShapes(plugin, types, formats, sizes) != 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from trt_hspan.engine.rtx_wheel import library_folder
 from trt_hspan.native.sources import sources_folder
 from trt_hspan.native.toolchain import find_host_compiler, find_nvcc, find_tensorrt_headers
 
@@ -84,7 +86,7 @@ HWC8 = "(Arbitrary) Format with stride order = [4,1,0,3,2]"  # how TensorRT-RTX 
     ("case", "inside"),
     [
         *[(f"linear {precision}", LINEAR) for precision in ("fp32", "fp16", "bf16")],
-        *[(f"hwc {precision}", NHWC) for precision in ("fp32", "fp16")],
+        ("hwc fp32", NHWC),
         *[(f"hwc8 {precision}", HWC8) for precision in ("fp16", "bf16")],
         *[(f"hwc8 forced {precision}", HWC8) for precision in ("fp16", "bf16")],
         *[(f"padded {precision}", HWC8) for precision in ("fp16", "bf16")],
@@ -115,15 +117,17 @@ def test_inputs_and_outputs_of_an_engine_may_be_channels_last(formats: dict[str,
 
 def test_hwc_spares_the_transpositions_around_the_layer(formats: dict[str, Any]) -> None:
     """TensorRT-RTX computes convolutions channels-last; what is left is the network's own output."""
-    for precision in ("fp32", "fp16"):
-        assert formats[f"linear {precision}"]["transpositions"] == 4
-        assert formats[f"hwc {precision}"]["transpositions"] == 1
+    assert formats["linear fp32"]["transpositions"] == 4
+    assert formats["hwc fp32"]["transpositions"] == 1
 
 
-def test_a_format_that_tensorrt_does_not_offer_is_not_replaced(formats: dict[str, Any]) -> None:
-    """TensorRT-RTX 1.7.1 knows no unpadded BF16 rows: an error, not silently another format."""
-    assert not formats["hwc bf16"]["built"]
-    assert "Failed to find any supported plugin/custom tactic format" in formats["hwc bf16"]["errors"][0]
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_format_that_is_not_offered_is_not_replaced(formats: dict[str, Any], precision: str) -> None:
+    """Unpadded rows are FP32's alone: an error, not silently another format."""
+    assert not formats[f"hwc {precision}"]["built"]
+    assert (
+        "Failed to find any supported plugin/custom tactic format" in formats[f"hwc {precision}"]["errors"][0]
+    )
 
 
 def test_a_format_that_is_none_is_reported_through_tensorrts_logger(formats: dict[str, Any]) -> None:
@@ -138,6 +142,130 @@ def test_without_tensorrt_in_the_process_the_library_opens_and_stays_silent(plug
         [sys.executable, "-c", script, plugin_library], capture_output=True, text=True, check=True
     )
     assert (completed.stdout, completed.stderr) == ("open\n", "")
+
+
+OPENED_FIRST = """
+import ctypes, sys
+library = sys.argv[1]
+ctypes.CDLL(library)  # as polygraphy --plugins does, before it imports TensorRT
+from trt_hspan.engine import rtx_wheel
+rtx_wheel.preload_with_unversioned_name()
+import tensorrt_rtx as trt
+registry = trt.get_plugin_registry()
+count = lambda: sum(creator.name == "HighSimilarityPassAttention" for creator in registry.all_creators)
+opened = count()
+registry.load_library(library)
+print(opened, count())
+"""
+
+
+@pytest.mark.parametrize(("preloaded", "registered"), [(False, 0), (True, 1)])
+def test_opened_before_tensorrt_the_plugin_needs_tensorrt_preloaded_or_its_registry(
+    plugin_library: Path, preloaded: bool, registered: int
+) -> None:
+    folder = library_folder()
+    assert folder is not None
+    (tensorrt,) = folder.glob("libtensorrt_rtx.so.*")
+    completed = subprocess.run(
+        [sys.executable, "-c", OPENED_FIRST, plugin_library],
+        env=os.environ | ({"LD_PRELOAD": str(tensorrt)} if preloaded else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.split() == [str(registered), "1"]
+
+
+TWO_LIBRARIES = """
+import json, sys
+from trt_hspan.engine import tensorrt_api
+from trt_hspan.errors import HspanError
+from pathlib import Path
+first, second, way = sys.argv[1:]
+trt = tensorrt_api.load_tensorrt("tensorrt-rtx")
+if way == "open":
+    import ctypes
+    builder = trt.Builder(tensorrt_api.tensorrt_logger(trt))  # TensorRT's global logger is the first one it meets
+    with tensorrt_api.collected_log(trt) as log:
+        ctypes.CDLL(first)
+        ctypes.CDLL(second)
+    print(json.dumps(log.errors))
+else:
+    if way == "load after open":
+        import ctypes
+        ctypes.CDLL(first)
+    else:
+        tensorrt_api.load_plugin_library(trt, Path(first))
+    try:
+        tensorrt_api.load_plugin_library(trt, Path(second))
+        print(json.dumps("loaded"))
+    except HspanError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+@pytest.fixture(scope="module")
+def other_build(plugin_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin with another hash of its sources: as if it had been compiled from other ones."""
+    data = plugin_library.read_bytes()
+    start = data.index(b'"source_sha256": "') + len(b'"source_sha256": "')
+    path = tmp_path_factory.mktemp("other") / "libhspan_plugin.so"
+    path.write_bytes(data[:start] + bytes(reversed(data[start : start + 64])) + data[start + 64 :])
+    return path
+
+
+def two_libraries(first: Path, second: Path, way: str) -> Any:
+    command = [sys.executable, "-c", TWO_LIBRARIES, first, second, way]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    return json.loads(completed.stdout.splitlines()[-1])
+
+
+def test_a_second_build_of_the_plugin_is_refused_and_not_mixed_in(
+    plugin_library: Path, other_build: Path
+) -> None:
+    what = f"this process has opened another build of the plugin, {plugin_library}; this one offers nothing"
+    assert two_libraries(plugin_library, other_build, "open") == [f"HighSimilarityPassAttention: {what}"]
+    assert two_libraries(plugin_library, other_build, "load after open") == (
+        f"{other_build}: this process has opened another library of the plugin already; "
+        "start a new one for this library"
+    )
+    assert two_libraries(plugin_library, other_build, "load") == (
+        f"{other_build}: this process has loaded {plugin_library} already; start a new one for this library"
+    )
+
+
+def test_a_copy_of_the_same_build_is_no_other_one(plugin_library: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.so"
+    copy.write_bytes(plugin_library.read_bytes())
+    assert two_libraries(plugin_library, copy, "open") == []
+    assert two_libraries(plugin_library, copy, "load") == "loaded"
+
+
+LATER_TENSORRT = """
+int getInferLibMajorVersion(void) { return 12; }
+int getInferLibMinorVersion(void) { return 5; }
+void* getPluginRegistry(void) { return getPluginRegistry; }
+void* getLogger(void) { return getPluginRegistry; }
+"""
+
+
+def test_a_tensorrt_of_an_unknown_generation_is_named_and_left_alone(
+    plugin_library: Path, tmp_path: Path
+) -> None:
+    """Its registry is code here: a call by number would end the process."""
+    source, later = tmp_path / "later.c", tmp_path / "libnvinfer.so.12"
+    source.write_text(LATER_TENSORRT)
+    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", later, source], check=True)
+    script = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); ctypes.CDLL(sys.argv[2]); print('open')"
+    command = [sys.executable, "-c", script, later, plugin_library]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert completed.stdout == "open\n"
+    assert completed.stderr == (
+        "HighSimilarityPassAttention: libnvinfer.so.12 (TensorRT 12.5) is of a generation that this library does not "
+        "know (TensorRT 10 and 11, TensorRT-RTX from 1.7); take a newer trt-hspan\n"
+    )
 
 
 NUMBERS_PROGRAM = r"""

@@ -273,6 +273,50 @@ def test_plugin_is_wired_in_both_ways(with_plugin: Path, tmp_path: Path) -> None
         ]
 
 
+def test_an_engine_with_its_plugin_inside_takes_no_library_along(
+    run: CommandLine, small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    record = PluginRecord(file="gone.so", sha256="0" * 64, abi_version=1, architectures=("sm_86",))
+    for flavor, version, backend in (
+        ("tensorrt", "10.7.0.23", "tensorrt"),
+        ("tensorrt-rtx", "1.7.1.116", "python"),
+    ):
+        changes = {
+            "flavor": flavor,
+            "tensorrt_version": version,
+            "traits": ("embedded-plugin",),
+            "plugin": record,
+        }
+        engine = engine_as(small_engine, tmp_path / flavor, "net", **changes)
+        repository = tmp_path / f"of_{flavor}"
+        assert run("serve", "export", engine, "-o", repository, "--backend", backend).code == 0
+        assert not [name for name in files_below(repository) if name.endswith(".so")]
+        assert "plugin" not in config_of(repository, "net").parameters
+        assert not [word for word in started(repository, tmp_path).stdout.splitlines() if "plugins=" in word]
+
+
+def test_triton_is_told_that_engines_are_version_compatible(
+    run: CommandLine, small_engine: SmallEngine, classic: Path, tmp_path: Path
+) -> None:
+    option = "--backend-config=tensorrt,version-compatible=true"
+    travels = engine_as(
+        small_engine,
+        tmp_path / "travels",
+        "net",
+        flavor="tensorrt",
+        tensorrt_version="10.7.0.23",
+        traits=("version-compatible",),
+    )
+    for engine, expected in ((travels, True), (classic, False)):
+        repository = tmp_path / f"models_{expected}"
+        assert run("serve", "export", engine, "-o", repository).code == 0
+        assert (option in started(repository, tmp_path).stdout.splitlines()) == expected
+        for number, numbers in enumerate([(10, 14, 1, 48), (10, 3, 0, 26)]):
+            library = library_of_version(tmp_path / f"{expected}{number}", *numbers)
+            done = started(repository, tmp_path, LD_LIBRARY_PATH=str(library))
+            assert (done.returncode == 0) == (expected and number == 0), done.stderr
+
+
 def test_start_script_refuses_a_wiring_that_cannot_work(with_plugin: Path, tmp_path: Path) -> None:
     done = started(with_plugin, tmp_path, PLUGIN_WIRING="magic")
     assert (done.returncode, done.stdout) == (2, "")

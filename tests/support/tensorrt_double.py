@@ -1,13 +1,18 @@
 """A double of the `tensorrt` package, as far as the builder uses it: documented API only.
 
 It reads the real ONNX file, records its settings, and refuses what TensorRT refuses: attributes that a release
-does not have, a plugin that is not registered, a network with free sizes and no valid profile. It builds no engine:
-the plan is a short text. `tensorrt` itself cannot be installed on a machine without access to NVIDIA's servers.
+does not have, a plugin that is not registered, a network with free sizes and no valid profile, times of another
+release, code in a plan that was not allowed, weights of other names and sizes. It builds no engine: the plan is a short
+JSON text that says of which release it is, what it was built to do, and the hashes of its weights. `tensorrt` itself
+cannot be installed on a machine without access to NVIDIA's servers.
 """
 
 from __future__ import annotations
 
 import enum
+import hashlib
+import importlib.machinery
+import json
 import types
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,11 +72,33 @@ class CreationFlagOfALaterRelease(enum.IntEnum):
 
 class BuilderFlag10(enum.IntEnum):
     FP16 = 0
+    REFIT = 4
     TF32 = 7
+    VERSION_COMPATIBLE = 13
 
 
 class BuilderFlag11(enum.IntEnum):
+    REFIT = 4
     TF32 = 7
+    VERSION_COMPATIBLE = 13
+
+
+class Level10(enum.IntEnum):
+    """HardwareCompatibilityLevel of TensorRT 10.3."""
+
+    NONE = 0
+    AMPERE_PLUS = 1
+
+
+class Level11(enum.IntEnum):
+    NONE = 0
+    AMPERE_PLUS = 1
+    SAME_COMPUTE_CAPABILITY = 2
+
+
+class TempfileControlFlag(enum.IntEnum):
+    ALLOW_IN_MEMORY_FILES = 0
+    ALLOW_TEMPORARY_FILES = 1
 
 
 class HostMemory(bytes):
@@ -92,6 +119,7 @@ class Network:
         self.layers: list[Named] = []
         self.inputs: list[Named] = []
         self.outputs: list[Named] = []
+        self.weights: dict[str, str] = {}
 
     num_layers = property(lambda self: len(self.layers))
     num_inputs = property(lambda self: len(self.inputs))
@@ -125,6 +153,25 @@ class Config:
         self.profiles: list[Profile] = []
         self.progress_monitor: Any = None
         self.builder_optimization_level = 3
+        self.hardware_compatibility_level: Any = None
+        self.plugins_to_serialize: list[str] = []
+        self.timing_cache: TimingCache | None = None
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.add(flag)
+
+    def create_timing_cache(self, data: bytes) -> TimingCache | None:
+        return TimingCache(data or self._release.header)
+
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+        if not ignore_mismatch and not cache.data.startswith(self._release.header):
+            self._release.say(Severity.ERROR, "the timing cache is of another TensorRT")
+            return False
+        self.timing_cache = cache
+        return True
+
+    def get_timing_cache(self) -> TimingCache | None:
+        return self.timing_cache
 
     def clear_flag(self, flag: Any) -> None:
         self.flags.discard(flag)
@@ -139,6 +186,16 @@ class Config:
                 return -1
         self.profiles.append(profile)
         return len(self.profiles) - 1
+
+
+class TimingCache:
+    """A header, and a mark for each build that used it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> HostMemory:
+        return HostMemory(self.data)
 
 
 class Builder:
@@ -174,7 +231,16 @@ class Builder:
             )
             return None
         self._release.say(Severity.INFO, "Total Activation Memory: 4096 bytes")
-        return HostMemory(b"a plan of " + self._release.module.__version__.encode())
+        if config.timing_cache is not None:
+            config.timing_cache.data += b"+"
+        flags = self._release.module.BuilderFlag
+        document = {
+            "version": self._release.module.__version__,
+            "has_code": bool(config.plugins_to_serialize) or flags.VERSION_COMPATIBLE in config.flags,
+            "refittable": flags.REFIT in config.flags,
+            "weights": network.weights,
+        }
+        return HostMemory(json.dumps(document).encode())
 
 
 class ParserError:
@@ -216,6 +282,7 @@ class OnnxParser:
             self._network.layers.append(Named(node.name, type=kind))
         self._network.inputs.extend(map(_tensor, model.graph.input))
         self._network.outputs.extend(map(_tensor, model.graph.output))
+        self._network.weights = _weights(model)
         return True
 
 
@@ -224,23 +291,81 @@ def _tensor(value: onnx.ValueInfoProto) -> Named:
     return Named(value.name, dtype=DataType.FLOAT, shape=shape)
 
 
+def _weights(model: onnx.ModelProto) -> dict[str, str]:
+    """Name -> sizes and a hash of the values."""
+    return {
+        tensor.name: f"{list(tensor.dims)} {hashlib.sha256(tensor.raw_data).hexdigest()}"
+        for tensor in model.graph.initializer
+    }
+
+
 class Engine:
+    def __init__(self, release: Release, document: dict[str, Any]) -> None:
+        self.release, self.document = release, document
+
     @staticmethod
     def get_device_memory_size_for_profile_v2(index: int) -> int:
         return 5000 + index
+
+    def serialize(self) -> HostMemory:
+        return HostMemory(json.dumps(self.document).encode())
 
 
 class Runtime:
     def __init__(self, release: Release) -> None:
         self._release = release
+        self.engine_host_code_allowed = False
+        self.temporary_directory: str | None = None
+        self.tempfile_control_flags = 3
+        release.runtimes.append(self)
 
-    def deserialize_cuda_engine(self, plan: HostMemory) -> Engine | None:
-        return Engine() if self._release.can_deserialize else None
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        document = json.loads(plan)
+        if document["has_code"] and not self.engine_host_code_allowed:
+            self._release.say(Severity.ERROR, "the plan contains code, which is not allowed")
+            return None
+        return Engine(self._release, document) if self._release.can_deserialize else None
+
+
+class Refitter:
+    """Weights are exchanged when `refit_cuda_engine` is called, and only all of them."""
+
+    def __init__(self, engine: Engine, logger: ILogger) -> None:
+        if not engine.document["refittable"]:
+            raise RuntimeError("the engine is not refittable")
+        self.engine, self.given = engine, dict[str, str]()
+
+    def get_missing_weights(self) -> list[str]:
+        return sorted(self.engine.document["weights"].keys() - self.given.keys())
+
+    def refit_cuda_engine(self) -> bool:
+        if self.engine.release.refuses_refit or self.get_missing_weights():
+            self.engine.release.say(Severity.ERROR, "the refit failed")
+            return False
+        self.engine.document["weights"] = self.given
+        return True
+
+
+class OnnxParserRefitter:
+    def __init__(self, refitter: Refitter, logger: ILogger) -> None:
+        self._refitter = refitter
+
+    def refit_from_bytes(self, data: bytes) -> bool:
+        weights = _weights(onnx.load_model_from_string(data))
+        known = self._refitter.engine.document["weights"]
+        for name, value in weights.items():
+            if name not in known or known[name].split("]")[0] != value.split("]")[0]:
+                self._refitter.engine.release.say(Severity.ERROR, f"{name} is not of this engine")
+                return False
+        self._refitter.given = weights
+        return True
 
 
 class PluginRegistry:
     def __init__(self, release: Release) -> None:
         self._release = release
+
+    all_creators: tuple[Named, ...] = ()
 
     def load_library(self, path: str) -> object | None:
         if Path(path).read_bytes()[:4] != b"\x7fELF":
@@ -253,14 +378,23 @@ class Release:
     """One release of TensorRT. `module` goes into sys.modules as "tensorrt"; `built` is what it was asked to build."""
 
     def __init__(
-        self, version: str, *, creation_flags: type[enum.IntEnum], builder_flags: type[enum.IntEnum]
+        self,
+        version: str,
+        *,
+        creation_flags: type[enum.IntEnum],
+        builder_flags: type[enum.IntEnum],
+        levels: type[enum.IntEnum] = Level11,
     ) -> None:
         self.major = int(version.split(".", maxsplit=1)[0])
         self.plugins: set[str] = set()
         self.logger: ILogger | None = None
         self.built: tuple[Network, Config] | None = None
         self.can_deserialize = True
+        self.refuses_refit = False
+        self.header = f"times of {version}:".encode()
+        self.runtimes: list[Runtime] = []
         module = types.ModuleType("tensorrt")
+        module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)  # others look for the package too
         module.__dict__.update(
             __version__=version,
             ILogger=ILogger,
@@ -268,6 +402,10 @@ class Release:
             NetworkDefinitionCreationFlag=creation_flags,
             BuilderFlag=builder_flags,
             MemoryPoolType=MemoryPoolType,
+            HardwareCompatibilityLevel=levels,
+            TempfileControlFlag=TempfileControlFlag,
+            Refitter=Refitter,
+            OnnxParserRefitter=OnnxParserRefitter,
             Builder=lambda logger: Builder(self, logger),
             OnnxParser=lambda network, logger: OnnxParser(self, network),
             Runtime=lambda logger: Runtime(self),
@@ -283,7 +421,7 @@ class Release:
 def releases() -> Iterable[Release]:
     """The oldest and the newest release that the project supports, and one that may come."""
     return (
-        Release("10.3.0", creation_flags=CreationFlag10, builder_flags=BuilderFlag10),
+        Release("10.3.0", creation_flags=CreationFlag10, builder_flags=BuilderFlag10, levels=Level10),
         Release("11.4.1", creation_flags=CreationFlag11, builder_flags=BuilderFlag11),
         Release("12.0.0", creation_flags=CreationFlagOfALaterRelease, builder_flags=BuilderFlag11),
     )

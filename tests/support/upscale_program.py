@@ -29,6 +29,8 @@ SCALE = 3
 #: The largest input of the double's engines, height and width.
 LARGEST = (24, 32)
 _BYTES_PER_PIXEL = 64
+#: A plan of the double's that contains code.
+_CODE = f"hspan double {SCALE} {_BYTES_PER_PIXEL} code\n".encode()
 _SECONDS = 120
 
 
@@ -82,12 +84,13 @@ class UpscaleProgram:
             "activation_memory_bytes": height * width * _BYTES_PER_PIXEL,
         }
         manifest = {
-            "format_version": 3,
+            "format_version": 4,
             "plan_sha256": sha256(plan.read_bytes()).hexdigest(),
             "plan_size_bytes": plan.stat().st_size,
             "plugin": None,
             "flavor": self.flavor,
             "tensorrt_version": "10.3.0.30",
+            "traits": [],
             "targets": ["sm_87"],
             "precision": "fp16",
             "scale": SCALE,
@@ -178,6 +181,10 @@ class ProgramContract:
         assert shared["copies"] == 0
         assert graphs["allocations"] == plain["allocations"] == 3  # input, output, activations
         assert plain["left"] == graphs["left"] == shared["left"] == 0
+        assert (plain["blocking_waits"], shared["waits"]) == (0, 0)
+        assert (
+            shared["blocking_waits"] == graphs["waits"]
+        )  # a shared GPU leaves the processor to others meanwhile
         assert uncaptured.stderr.count(b"no CUDA graph") == 1
         assert alone.stderr.count(b"no CUDA graph: ") == 1
         assert b"TensorRT cannot create an execution context" in alone.stderr
@@ -286,6 +293,12 @@ class ProgramContract:
         assert "--device: 3 does not exist" in only_line(program.run(*words, "--device", 3), 2)
         line = only_line(program.run(*words, HSPAN_DOUBLE_TENSORRT="10.9.1"), 1)
         assert "10.3.0.30, here is 10.9.1" in line
+        program.engine(tmp_path, traits=["version-compatible"])
+        assert "10.3.0.30, here is 10.2.9" in only_line(
+            program.run(*words, HSPAN_DOUBLE_TENSORRT="10.2.9"), 1
+        )
+        program.engine(tmp_path, traits=["ampere+"], targets=["sm_86"])
+        assert "built for sm_86, this GPU is sm_87" in only_line(program.run(*words), 1)
         program.engine(tmp_path, targets=["sm_110", "sm_121"])
         assert "built for sm_110, sm_121, this GPU is sm_87" in only_line(program.run(*words), 1)
         other = "tensorrt-rtx" if program.flavor == "tensorrt" else "tensorrt"
@@ -297,6 +310,44 @@ class ProgramContract:
         assert "TensorRT refuses the engine" in line
         assert "magicTag" in line
         assert not output.exists()
+
+    def test_an_engine_that_travels_runs_where_its_traits_say(
+        self, program: UpscaleProgram, picture: Path, tmp_path: Path
+    ) -> None:
+        plan = program.engine(tmp_path, traits=["version-compatible"], content=_CODE)
+        words = ("-e", plan, picture, "-o", tmp_path / "out.png")
+        for version in ("10.3.0", "10.9.1", "11.0.0"):
+            assert program.run(*words, HSPAN_DOUBLE_TENSORRT=version).returncode == 0
+        program.engine(tmp_path, traits=["ampere+"], targets=["sm_86"])
+        for capability, code in ((86, 0), (90, 0), (120, 0), (75, 1), (87, 1)):
+            assert program.run(*words, HSPAN_DOUBLE_CAPABILITY=capability).returncode == code
+        completed = program.run("-e", plan, "--info", "--json")
+        assert json.loads(completed.stdout)["traits"] == ["ampere+"]
+
+    def test_an_engine_with_its_plugin_inside_needs_no_library(
+        self, program: UpscaleProgram, picture: Path, tmp_path: Path
+    ) -> None:
+        """The double opens such a plan only where its code is allowed, and a folder may hold it or memory does."""
+        plugin = {"file": "none.so", "sha256": "0" * 64, "abi_version": 9, "architectures": []}
+        inside = {"cubin_architectures": [87], "ptx_architectures": [], "cuda_version": "12.6.3"}
+        inside |= {"ptx_isa_version": "8.5"}
+        content = _CODE + b"hspan-plugin-info:" + json.dumps(inside).encode() + b"\0"
+        plan = program.engine(tmp_path, traits=["embedded-plugin"], plugin=plugin, content=content)
+        words = ("-e", plan, picture, "-o", tmp_path / "out.png")
+        for folder in (tmp_path, tmp_path / "none"):
+            completed = program.run(*words, TMPDIR=folder)
+            assert completed.returncode == 0, completed.stderr
+        line = only_line(program.run(*words, HSPAN_DOUBLE_DRIVER=11080), 1)
+        assert f"{plan}: was compiled with CUDA 12.6" in line
+        program.engine(tmp_path, content=_CODE)
+        assert "not allowed" in only_line(program.run(*words), 1)
+
+    def test_the_device_chooses_the_gpu(
+        self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        words = ("-e", engine, picture, "-o", tmp_path / "out.png")
+        assert program.counts(tmp_path, *words, HSPAN_DOUBLE_GPUS=3)["device"] == 0
+        assert program.counts(tmp_path, *words, "--device", 2, HSPAN_DOUBLE_GPUS=3)["device"] == 2
 
     def test_one_bad_picture_of_several_is_counted(
         self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path

@@ -23,6 +23,7 @@ from trt_hspan.cli import (
     inspect,
     plugin,
     quantize,
+    refit,
     sensitivity,
     serve,
     validate,
@@ -45,6 +46,7 @@ app.command("export")(export.export)
 app.command("quantize")(quantize.quantize)
 app.command("sensitivity")(sensitivity.sensitivity)
 app.command("build")(build.build)
+app.command("refit")(refit.refit)
 app.command("audit")(audit.audit)
 app.command("validate")(validate.validate)
 app.command("upscale")(upscale.upscale)

@@ -20,7 +20,7 @@ from trt_hspan.sizes import image_size_from_text
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest, ProfileRecord
-    from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, Precision, ProfileRequest
+    from trt_hspan.engine.spec import Attention, EngineSpec, Flavor, Precision, ProfileRequest, Trait
     from trt_hspan.precision.engine_job import EngineJob
     from trt_hspan.precision.quantize.request import QuantizationJob
     from trt_hspan.sizes import ImageSize
@@ -70,6 +70,43 @@ class ProfileOptions:
         )
         more = tuple(map(profile_request_from_text, self.profile))
         return more if more and first == ProfileRequest() else (first, *more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraitOptions:
+    """What the engine can do beyond running where it was built."""
+
+    embed_plugin: Annotated[
+        bool,
+        typer.Option(help="Put the plugin library into the plan, which then runs without a second file."),
+    ] = False
+    version_compatible: Annotated[
+        bool, typer.Option(help="Run with later TensorRT releases too; tensorrt only.")
+    ] = False
+    hardware_compatible: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ampere+|same-cc",
+            help="Run on all GPUs from compute capability 8.0 on, or on all of the same one; tensorrt only.",
+            show_default="the kind of GPU at hand",
+        ),
+    ] = None
+    refittable: Annotated[
+        bool, typer.Option(help="Take other weights of the same architecture later: trt-hspan refit.")
+    ] = False
+
+    def traits(self) -> frozenset[Trait]:
+        """As `EngineSpec` takes them. Raises: UsageError for another kind of compatibility."""
+        from trt_hspan.engine.spec import HardwareCompatibility, check_choice
+
+        check_choice("--hardware-compatible", self.hardware_compatible, HardwareCompatibility)
+        chosen = {
+            "embedded-plugin": self.embed_plugin,
+            "version-compatible": self.version_compatible,
+            "refittable": self.refittable,
+            self.hardware_compatible: self.hardware_compatible is not None,
+        }
+        return frozenset(cast("Trait", trait) for trait, given in chosen.items() if given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +162,14 @@ class BuildRequest:
         int | None, typer.Option(help="Limit of TensorRT's scratch memory.", show_default="TensorRT's")
     ] = None
     opt_level: options.OptLevel = None
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Times that earlier builds measured, read if it is there and written anew; tensorrt only.",
+        ),
+    ] = None
+    travel: Annotated[TraitOptions, "Where the engine runs"]
     export: Annotated[options.ExportOptions, "Export and audit"]
     quantization: Annotated[options.QuantizationOptions, "Quantization"]
     json: options.Json = False
@@ -162,6 +207,8 @@ class BuildRequest:
             plugin=self.plugin,
             workspace_mib=self.workspace_mib,
             optimization_level=self.opt_level,
+            traits=self.travel.traits(),
+            timing_cache=self.timing_cache,
         )
         return EngineJob(
             spec=spec,
@@ -235,6 +282,7 @@ def _summary(spec: EngineSpec, manifest: EngineManifest) -> dict[str, object]:
         "manifest": spec.manifest_output,
         "TensorRT": f"{manifest.flavor} {manifest.tensorrt_version}",
         "targets": ", ".join(manifest.targets) or default,
+        "traits": ", ".join(manifest.traits) or None,
         "precision": _precision_text(manifest),
         "attention": manifest.attention if plugin is None else f"plugin, {plugin.file} {plugin.sha256[:12]}",
         **_profile_rows(manifest.profiles),

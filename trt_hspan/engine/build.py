@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 
@@ -19,19 +20,28 @@ from trt_hspan.engine.manifest import (
     ProfileRecord,
     QuantizationRecord,
 )
+from trt_hspan.engine.passport import FIRST_AMPERE
 from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.engine.spec import (
+    OPTION_OF_TRAIT,
     RTX_DEFAULT_TARGETS,
     Attention,
     EngineSpec,
     Flavor,
     ImageProfile,
     Precision,
+    Trait,
     profiles_for,
 )
 from trt_hspan.engine.tensorrt_api import check_targets, load_plugin_library, load_tensorrt, select_flavor
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import check_writable, sha256_from_file, staged_files
+from trt_hspan.files import (
+    check_writable,
+    error_from_os_error,
+    sha256_from_file,
+    staged_files,
+    write_bytes,
+)
 from trt_hspan.graph import (
     base_precision_from_model,
     image_input,
@@ -129,6 +139,8 @@ def build_engine(
     """
     tools = _tools(spec)
     check_writable(spec.output)
+    if spec.timing_cache is not None:
+        check_writable(spec.timing_cache)
     prepared = PreparedModel(model=load_onnx(spec.onnx)) if prepare is None else prepare()
     network = _network(spec, prepared.model, tools.attention)
     check_fp8_targets(network.precision, tools.flavor, tools.targets)
@@ -138,10 +150,20 @@ def build_engine(
         for file, text in zip(companion_files, prepared.companions.values(), strict=True):
             file.write_text(text, encoding="utf-8")
         built = build_plan(tools.trt, _request(spec, tools, network), on_progress=on_progress)
+        if (
+            spec.timing_cache is not None and built.timing_cache is not None
+        ):  # of use even if what follows fails
+            write_bytes(spec.timing_cache, built.timing_cache)
         plan_file.write_bytes(built.data)
         onnx_file.write_bytes(network.model.SerializeToString(deterministic=True))
         manifest = _manifest(
-            tools, network, built, range_audit=prepared.range_audit, plan_file=plan_file, onnx_file=onnx_file
+            spec,
+            tools,
+            network,
+            built,
+            range_audit=prepared.range_audit,
+            plan_file=plan_file,
+            onnx_file=onnx_file,
         )
         manifest_file.write_text(manifest.as_json(), encoding="utf-8")
     return manifest
@@ -155,6 +177,7 @@ def _tools(spec: EngineSpec) -> _Tools:
     for request in spec.profiles:
         _check_scores(attention, request.max, request.max_batch)
     targets = _targets(spec, flavor)
+    _check_hardware(spec, targets)
     trt = load_tensorrt(flavor)
     check_targets(trt, spec.targets)
     check_fp8_targets(spec.precision, flavor, targets)
@@ -182,6 +205,12 @@ def _network(spec: EngineSpec, model: onnx.ModelProto, attention: Attention) -> 
     """Fits precision and profiles to the model."""
     require_attention(model, spec.onnx)
     precision = precision_from_model(model)
+    if "refittable" in spec.traits and not {"int8", "fp8"}.isdisjoint((precision, spec.precision)):
+        raise UsageError(
+            OPTION_OF_TRAIT["refittable"],
+            "is for float networks: other weights would need other scales",
+            "leave it out, or choose fp16",
+        )
     if spec.precision not in (None, precision):
         raise UsageError(
             "--precision",
@@ -219,10 +248,52 @@ def _check_combination(spec: EngineSpec, flavor: Flavor, attention: Attention) -
         raise UsageError("--opt-level", "TensorRT-RTX tunes nothing while it builds", "leave it out")
     if flavor == "tensorrt-rtx" and spec.tactic_dram_mib is not None:
         raise UsageError("tactic_dram_mib", "TensorRT-RTX tunes nothing while it builds", "leave it out")
-    if attention == "function" and spec.plugin is not None:
+    if attention == "function" and (spec.plugin is not None or "embedded-plugin" in spec.traits):
+        option = "--plugin" if spec.plugin is not None else OPTION_OF_TRAIT["embedded-plugin"]
+        raise UsageError(option, f"has no use: {flavor} takes the function body", "add --attention plugin")
+    _check_traits(spec, flavor, attention)
+
+
+def _check_traits(spec: EngineSpec, flavor: Flavor, attention: Attention) -> None:
+    """Refuses what TensorRT-RTX does not have.
+
+    *Measured* on 1.7.1: it looks for a lean runtime that it does not ship, ignores hardware compatibility and timing
+    caches, and its compiler fails where constants of the function body may change.
+    """
+    if flavor == "tensorrt":
+        return
+    if "refittable" in spec.traits and attention == "function":
         raise UsageError(
-            "--plugin", f"has no use: {flavor} takes the function body", "add --attention plugin"
+            OPTION_OF_TRAIT["refittable"],
+            "TensorRT-RTX cannot compile the function body with weights that may change",
+            "add --attention plugin, or leave it out",
         )
+    if "version-compatible" in spec.traits:
+        raise UsageError(
+            OPTION_OF_TRAIT["version-compatible"],
+            "TensorRT-RTX engines run with the release that built them only",
+            "leave it out, or use --flavor tensorrt",
+        )
+    for trait in sorted(spec.traits & {"ampere+", "same-cc"}):
+        raise UsageError(
+            OPTION_OF_TRAIT[trait],
+            "a TensorRT-RTX engine is for the GPUs of --target, whichever built it",
+            "leave it out, and name each GPU by --target",
+        )
+    if spec.timing_cache is not None:
+        raise UsageError("--timing-cache", "TensorRT-RTX tunes nothing while it builds", "leave it out")
+
+
+def _check_hardware(spec: EngineSpec, targets: tuple[str, ...]) -> None:
+    """By NVIDIA's documentation hardware compatibility is for GPUs from Ampere on, and not for JetPack."""
+    for trait in sorted(spec.traits & {"ampere+", "same-cc"}):
+        for target in targets:
+            if plugin_library.is_tegra(target) or int(target.removeprefix("sm_")) < FIRST_AMPERE:
+                raise UsageError(
+                    OPTION_OF_TRAIT[trait],
+                    f"is for GPUs from compute capability 8.0 on that are no Jetson, this one is {target}",
+                    "leave it out",
+                )
 
 
 def _check_scores(attention: Attention, largest: ImageSize | None, batch: int | None) -> None:
@@ -254,8 +325,12 @@ def _targets(spec: EngineSpec, flavor: Flavor) -> tuple[str, ...]:
     return gpus[:1]
 
 
+def _plugin_path(spec: EngineSpec) -> Path:
+    return spec.plugin or plugin_library.default_plugin_path()
+
+
 def _loaded_plugin(trt: Any, spec: EngineSpec, targets: tuple[str, ...]) -> PluginRecord:
-    path = spec.plugin or plugin_library.default_plugin_path()
+    path = _plugin_path(spec)
     info = plugin_library.plugin_info_from_library(path)
     plugin_library.check_plugin_serves(info, targets or RTX_DEFAULT_TARGETS)
     load_plugin_library(trt, path)
@@ -280,10 +355,23 @@ def _request(spec: EngineSpec, tools: _Tools, network: _Network) -> BuildRequest
         workspace_bytes=None if spec.workspace_mib is None else spec.workspace_mib * _MIB,
         tactic_dram_bytes=None if spec.tactic_dram_mib is None else spec.tactic_dram_mib * _MIB,
         optimization_level=spec.optimization_level,
+        traits=spec.traits,
+        plugin=_plugin_path(spec) if "embedded-plugin" in spec.traits else None,
+        timing_cache=None if spec.timing_cache is None else _timing_cache(spec.timing_cache),
     )
 
 
+def _timing_cache(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise error_from_os_error(path, error, action="read") from error
+
+
 def _manifest(
+    spec: EngineSpec,
     tools: _Tools,
     network: _Network,
     built: BuiltPlan,
@@ -306,6 +394,10 @@ def _manifest(
         plugin=tools.plugin,
         flavor=tools.flavor,
         tensorrt_version=tools.trt.__version__,
+        traits=tuple(trait for trait in get_args(Trait) if trait in spec.traits),
+        timing_cache_sha256=None
+        if built.timing_cache is None
+        else hashlib.sha256(built.timing_cache).hexdigest(),
         targets=tools.targets,
         precision=network.precision,
         base_precision=base_precision_from_model(network.model),

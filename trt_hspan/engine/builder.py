@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from trt_hspan.engine.builder_log import figures_from_log
 from trt_hspan.engine.manifest import IoTensor
+from trt_hspan.engine.spec import OPTION_OF_TRAIT, Trait
 from trt_hspan.engine.tensorrt_api import (
     MODULE_OF,
     CollectedLog,
     collected_log,
     known_targets,
     progress_monitor,
+    runtime_for,
     strongly_typed_network,
     tensorrt_logger,
 )
-from trt_hspan.errors import HspanError
+from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.native.progress import BuildProgress, PhaseTracker
 
 _T = TypeVar("_T")
 Shape = tuple[int, ...]
 
+_FLAGS: dict[Trait, str] = {"version-compatible": "VERSION_COMPATIBLE", "refittable": "REFIT"}
+_LEVELS: dict[Trait, str] = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
 _DTYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 _POLL_SECONDS = 0.05
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,9 @@ class BuildRequest:
         targets: compute capabilities for TensorRT-RTX; empty leaves TensorRT's default.
         workspace_bytes: limit of scratch memory within a layer.
         tactic_dram_bytes: limit of the memory that trial runs take while it builds.
+        traits: as in `EngineSpec`.
+        plugin: the library that goes into the plan; None for none.
+        timing_cache: what `ITimingCache` serialized before, b"" for a new one; None builds without.
     """
 
     where: object
@@ -52,6 +62,9 @@ class BuildRequest:
     workspace_bytes: int | None = None
     tactic_dram_bytes: int | None = None
     optimization_level: int | None = None
+    traits: frozenset[Trait] = frozenset()
+    plugin: Path | None = None
+    timing_cache: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +72,7 @@ class BuiltPlan:
     """A plan and TensorRT's figures of it. `data` is a buffer; the rest is as in `EngineManifest`."""
 
     data: Any
+    timing_cache: bytes | None
     io_tensors: tuple[IoTensor, ...]
     network_layer_counts: Mapping[str, int]
     engine_layer_counts: Mapping[str, int] | None
@@ -121,11 +135,11 @@ def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: Collecte
         raise HspanError(
             request.where,
             f"TensorRT built no engine: {log.first_error or 'it did not say why'}",
-            _advice(request),
+            _advice(trt, request),
         )
     figures = figures_from_log(log.figures)
     count = max(1, len(request.profiles))
-    from_engine = _activation_memory_from_engine(trt, logger, plan, count)
+    from_engine = _activation_memory_from_engine(trt, plan, count, request.traits)
     from_log = figures.activation_memory_bytes
     source: Literal["engine", "builder log"] | None = "engine" if from_engine is not None else "builder log"
     memory = from_engine
@@ -133,6 +147,7 @@ def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: Collecte
         memory = from_log
     return BuiltPlan(
         data=plan,
+        timing_cache=None if request.timing_cache is None else bytes(config.get_timing_cache().serialize()),
         io_tensors=_io_tensors(network),
         network_layer_counts=_layer_counts(network),
         engine_layer_counts=figures.engine_layer_counts,
@@ -153,6 +168,7 @@ def _config(trt: Any, builder: Any, network: Any, request: BuildRequest, log: Co
         config.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_DRAM, request.tactic_dram_bytes)
     if request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
+    _set_traits(trt, config, request)
     if request.targets:
         capabilities = known_targets(trt)
         config.num_compute_capabilities = len(request.targets)
@@ -167,6 +183,33 @@ def _config(trt: Any, builder: Any, network: Any, request: BuildRequest, log: Co
     return config
 
 
+def _set_traits(trt: Any, config: Any, request: BuildRequest) -> None:
+    for trait in request.traits & _FLAGS.keys():
+        config.set_flag(getattr(trt.BuilderFlag, _FLAGS[trait]))
+    for trait in request.traits & _LEVELS.keys():
+        level = getattr(trt.HardwareCompatibilityLevel, _LEVELS[trait], None)
+        if level is None:
+            raise UsageError(
+                OPTION_OF_TRAIT[trait],
+                f"TensorRT {trt.__version__} cannot do that",
+                "leave it out, or take a newer one",
+            )
+        config.hardware_compatibility_level = level
+    if request.plugin is not None:
+        config.plugins_to_serialize = [str(request.plugin.resolve())]
+    if request.timing_cache is not None:
+        _set_timing_cache(config, request)
+
+
+def _set_timing_cache(config: Any, request: BuildRequest) -> None:
+    """Times of another GPU or release are of no use: TensorRT refuses them, and measures anew."""
+    assert request.timing_cache is not None
+    cache = config.create_timing_cache(request.timing_cache)
+    if cache is None or not config.set_timing_cache(cache, False):
+        _LOG.warning("the timing cache is of another GPU or TensorRT, or damaged; a new one is measured")
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
 def _parser_error(parser: Any, log: CollectedLog) -> str:
     if parser.num_errors == 0:
         return log.first_error or "it did not say why"
@@ -176,7 +219,11 @@ def _parser_error(parser: Any, log: CollectedLog) -> str:
     return f"{node}{error.desc()}{more}"
 
 
-def _advice(request: BuildRequest) -> str:
+def _advice(trt: Any, request: BuildRequest) -> str:
+    if trt.__name__ == MODULE_OF["tensorrt-rtx"] and "refittable" in request.traits:
+        return (
+            "build it where there is a GPU, which TensorRT-RTX 1.7 wants for this, or leave out --refittable"
+        )
     return "see its messages with --verbose" + (
         "" if request.workspace_bytes is None else ", or raise --workspace-mib"
     )
@@ -201,7 +248,9 @@ def _layer_counts(network: Any) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _activation_memory_from_engine(trt: Any, logger: Any, plan: Any, profiles: int) -> tuple[int, ...] | None:
+def _activation_memory_from_engine(
+    trt: Any, plan: Any, profiles: int, traits: frozenset[Trait]
+) -> tuple[int, ...] | None:
     """What the engine itself needs for each profile, or None where it is not to be opened.
 
     TensorRT's engine is for the GPU at hand. TensorRT-RTX's may be for another one, and opening one that contains a
@@ -209,7 +258,7 @@ def _activation_memory_from_engine(trt: Any, logger: Any, plan: Any, profiles: i
     """
     if trt.__name__ != MODULE_OF["tensorrt"] or not gpu_architectures():
         return None
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    engine = runtime_for(trt, traits).deserialize_cuda_engine(plan)
     if engine is None:
         return None
     return tuple(int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(profiles))

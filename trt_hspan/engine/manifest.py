@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Literal
 
 from trt_hspan.engine.range_record import RangeAudit
-from trt_hspan.engine.spec import Attention, BasePrecision, Flavor, Precision
+from trt_hspan.engine.spec import Attention, BasePrecision, Flavor, Precision, Trait
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, sha256_from_file
 from trt_hspan.records import MistypedError, dataclass_from_json
 from trt_hspan.sizes import ImageSize
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _Shape = tuple[int, int, int, int]
 _BUILD_AGAIN = "build the engine again with trt-hspan build"
 
@@ -103,10 +103,12 @@ class EngineManifest:
     """Everything about an engine that can be known without opening it.
 
     Args:
-        format_version: of this file; 3.
+        format_version: of this file; 4.
         onnx_file: file name of the model it was built from, in the manifest's folder.
         plugin: the plugin library, None when the attention is not the plugin.
-        flavor: which TensorRT; `tensorrt_version` is its version. Engines run with no other.
+        flavor: which TensorRT; `tensorrt_version` is its version. Engines run with no other, unless `traits` says so.
+        traits: what the engine can do beyond running where it was built, in `Trait`'s order.
+        timing_cache_sha256: of the timing cache as the build left it; None without one.
         precision: "int8" or "fp8" when convolutions are quantized, else the type of all arithmetic.
         base_precision: type of what is not quantized; equal to `precision` when nothing is.
         quantization: what is quantized; None when nothing is.
@@ -134,6 +136,8 @@ class EngineManifest:
     plugin: PluginRecord | None
     flavor: Flavor
     tensorrt_version: str
+    traits: tuple[Trait, ...]
+    timing_cache_sha256: str | None
     targets: tuple[str, ...]
     precision: Precision
     base_precision: BasePrecision
@@ -152,6 +156,11 @@ class EngineManifest:
     source_sha256: str | None
     created_utc: str
     range_audit: RangeAudit | None = None
+
+    @property
+    def needs_library(self) -> bool:
+        """Whether the plugin library must be loaded from a file before the plan: it is not inside."""
+        return self.plugin is not None and "embedded-plugin" not in self.traits
 
     @property
     def largest_profile(self) -> ProfileRecord:
@@ -231,6 +240,8 @@ def _impossible(manifest: EngineManifest) -> str | None:
         ):
             shapes = ", ".join("x".join(map(str, side)) or "nothing" for side in sides)
             return f"profiles[{index}] is {shapes}, expected min, opt, max of 4 sizes each, in rising order"
+    if "embedded-plugin" in manifest.traits and manifest.plugin is None:
+        return "traits says that the plugin is embedded, and plugin is null"
     if manifest.scale is not None and manifest.scale < 1:
         return f"scale is {manifest.scale}, expected 1 at least"
     return None

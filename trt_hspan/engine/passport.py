@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trt_hspan.engine.spec import RTX_DEFAULT_TARGETS
+from trt_hspan.engine.spec import OPTION_OF_TRAIT, RTX_DEFAULT_TARGETS
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.gpu import GpuDriver, gpu_driver
 from trt_hspan.machine.install_advice import install_advice, requirement
 from trt_hspan.machine.jetson import is_jetson
 from trt_hspan.names import OP_TYPE, PLUGIN_VERSION
+from trt_hspan.native.plugin import is_tegra
+
+FIRST_AMPERE = 80
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
@@ -63,13 +66,20 @@ def engine_mismatches(
     """
     checks = (_gpu, _flavor, _version, _target)
     errors = [check(plan, manifest, machine) for check in checks]
-    if manifest.plugin is not None:
+    if manifest.needs_library:
         errors.append(_plugin(plan, manifest, machine, plugin))
+    elif manifest.plugin is not None:
+        errors.append(_embedded_plugin(plan, manifest, machine))
     return [error for error in errors if error is not None]
 
 
 def built_for(manifest: EngineManifest, architecture: str) -> bool:
-    """Whether the engine contains code for a compute capability such as "sm_86"."""
+    """Whether the engine is for GPUs of a compute capability such as "sm_86".
+
+    "ampere+" is TensorRT's for all GPUs from 8.0 on but Jetson's, and not for engines built on a Jetson.
+    """
+    if "ampere+" in manifest.traits and not any(map(is_tegra, (architecture, *manifest.targets))):
+        return _number(architecture) >= FIRST_AMPERE
     if manifest.targets:
         return architecture in manifest.targets
     return architecture in RTX_DEFAULT_TARGETS or _number(architecture) > _number(RTX_DEFAULT_TARGETS[-1])
@@ -82,6 +92,7 @@ def build_command(plan: Path, manifest: EngineManifest, *, target: str | None = 
         words += ["--target", target]
     if manifest.attention == "plugin":
         words += ["--attention", "plugin"]
+    words += [OPTION_OF_TRAIT[trait] for trait in manifest.traits]
     if len(manifest.profiles) == 1 and manifest.profiles[0].max[0] == 1:
         low, _, high = manifest.profiles[0].sizes
         words += ["--min", str(low), "--max", str(high)]
@@ -124,9 +135,14 @@ def _version(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanErr
         return error
     if installed == manifest.tensorrt_version:
         return None
+    built = f"was built by {manifest.flavor} version {manifest.tensorrt_version}"
+    if "version-compatible" in manifest.traits:
+        if _release(installed) >= _release(manifest.tensorrt_version):
+            return None
+        built += " for it and later ones"
     return HspanError(
         plan,
-        f"was built by {manifest.flavor} version {manifest.tensorrt_version}, installed is {installed}",
+        f"{built}, installed is {installed}",
         build_command(plan, manifest)
         + (
             ""
@@ -140,7 +156,7 @@ def _target(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanErro
     if machine.architecture is None or built_for(manifest, machine.architecture):
         return None
     targets = (
-        ", ".join(manifest.targets)
+        ", ".join(manifest.targets) + (", for Ampere and later" if "ampere+" in manifest.traits else "")
         or f"TensorRT-RTX's default set ({', '.join(RTX_DEFAULT_TARGETS)} and later)"
     )
     return HspanError(
@@ -148,6 +164,25 @@ def _target(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanErro
         f"was built for {targets}, this GPU is {machine.architecture}",
         build_command(plan, manifest, target=machine.architecture),
     )
+
+
+def _embedded_plugin(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError | None:
+    """Why the library inside the plan cannot run here."""
+    from trt_hspan.native.compatibility import error_from_verdict
+    from trt_hspan.native.plugin import architecture_from_target, code_in_plan
+
+    if machine.architecture is None:
+        return None
+    try:
+        code = code_in_plan(plan)
+    except HspanError as error:
+        return error
+    gpu = architecture_from_target(machine.architecture)
+    found = error_from_verdict(code, gpu, machine.driver.cuda_version)
+    if found is None:
+        return None
+    rebuild = build_command(plan, manifest, target=machine.architecture)
+    return HspanError(plan, f"the plugin inside: {found.what}", f"{found.next_step}, then {rebuild}")
 
 
 def _plugin(plan: Path, manifest: EngineManifest, machine: Machine, named: Path | None) -> HspanError | None:
@@ -190,6 +225,11 @@ def _plugin(plan: Path, manifest: EngineManifest, machine: Machine, named: Path 
         f"SHA-256 is {sha256[:12]}..., but {plan.name} was built with {record.sha256[:12]}...",
         f"name the library that it was built with by --plugin, or {rebuild}",
     )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(10, 3, 0) of "10.3.0.26": engines of one release do not depend on its build."""
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
 def _number(architecture: str) -> int:

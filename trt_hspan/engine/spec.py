@@ -21,6 +21,11 @@ BasePrecision = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
 Attention = Literal["plugin", "function"]
+# What an engine can do beyond running where it was built. "embedded-plugin": the plan contains the plugin library;
+# "version-compatible": later TensorRT releases run it; "ampere+", "same-cc": GPUs from compute capability 8.0 on, or
+# all of the same one; "refittable": other weights of the same architecture can be put into it.
+Trait = Literal["embedded-plugin", "version-compatible", "ampere+", "same-cc", "refittable"]
+HardwareCompatibility = Literal["ampere+", "same-cc"]
 
 # Defaults in pixels of height and width. The function body keeps L x L scores: at 256x256 they would pass TensorRT's
 # limit on a tensor, and at 128x128 they already need some 2 GB.
@@ -30,6 +35,17 @@ OPTIMIZATION_LEVELS = range(6)
 # What TensorRT-RTX builds for when no target is named: these, and everything from the last one on.
 RTX_DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
 
+OPTION_OF_TRAIT: dict[Trait, str] = {
+    "embedded-plugin": "--embed-plugin",
+    "version-compatible": "--version-compatible",
+    "ampere+": "--hardware-compatible ampere+",
+    "same-cc": "--hardware-compatible same-cc",
+    "refittable": "--refittable",
+}
+_EXCLUSIVE_TRAITS: tuple[tuple[Trait, Trait, str], ...] = (
+    ("version-compatible", "refittable", "the lean runtime in such a plan cannot refit"),
+    ("ampere+", "same-cc", "an engine has one of them"),
+)
 _CHANNELS = 3
 _PARTS = ("min", "opt", "max")
 _PROFILE_PART = re.compile(
@@ -237,6 +253,9 @@ class EngineSpec:
             the GPU; classic TensorRT only.
         optimization_level: 0 (fast build) to 5; classic TensorRT only, because
             TensorRT-RTX tunes nothing while building.
+        traits: what the engine is to be able to do beyond running where it is built.
+        timing_cache: a file of times measured while building, read if it is there and written anew; classic TensorRT
+            only.
 
     Raises:
         UsageError: a name, range or combination that is impossible whatever the files contain.
@@ -253,8 +272,17 @@ class EngineSpec:
     workspace_mib: int | None = None
     tactic_dram_mib: int | None = None
     optimization_level: int | None = None
+    traits: frozenset[Trait] = frozenset()
+    timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
+        for trait in self.traits:
+            check_choice("traits", trait, Trait)
+        for trait, other, why in _EXCLUSIVE_TRAITS:
+            if {trait, other} <= self.traits:
+                raise UsageError(
+                    OPTION_OF_TRAIT[trait], f"excludes {OPTION_OF_TRAIT[other]}: {why}", "leave one out"
+                )
         check_choice("--precision", self.precision, Precision)
         check_choice("--flavor", self.flavor, Flavor)
         check_choice("--attention", self.attention, Attention)

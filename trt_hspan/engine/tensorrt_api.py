@@ -11,23 +11,29 @@ import functools
 import importlib
 import importlib.util
 import logging
+import os
+import re
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from trt_hspan.engine import rtx_wheel
 from trt_hspan.engine.builder_log import is_about_scales, is_figure, line_from_errors
-from trt_hspan.engine.spec import Flavor
+from trt_hspan.engine.spec import Flavor, Trait
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.machine.gpu import advice_for_cuda_message, gpu_architectures
 from trt_hspan.machine.install_advice import install_advice, install_command
+from trt_hspan.names import OP_TYPE
 from trt_hspan.native.progress import PhaseTracker
 
 MODULE_OF: dict[Flavor, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _LOG = logging.getLogger("trt_hspan.tensorrt")
+# Major versions that the calls of this package were checked against.
+_GENERATIONS: dict[Flavor, tuple[int, ...]] = {"tensorrt": (10, 11), "tensorrt-rtx": (1,)}
 
 
 def installed_flavors() -> tuple[Flavor, ...]:
@@ -64,11 +70,27 @@ def load_tensorrt(flavor: Flavor) -> Any:
     if flavor == "tensorrt-rtx":
         rtx_wheel.preload_with_unversioned_name()
     try:
-        return importlib.import_module(MODULE_OF[flavor])
+        module = importlib.import_module(MODULE_OF[flavor])
     except (ImportError, OSError, RuntimeError) as error:
         raise HspanError(
             MODULE_OF[flavor], f"is installed but does not load: {error}", "install the package again"
         ) from error
+    _note_generation(flavor, str(getattr(module, "__version__", "")))
+    return module
+
+
+@functools.cache
+def _note_generation(flavor: Flavor, version: str) -> None:
+    """Warns once of a generation that may have changed what this package calls."""
+    major = re.match(r"\d+", version)
+    if major is not None and int(major[0]) not in _GENERATIONS[flavor]:
+        known = " and ".join(map(str, _GENERATIONS[flavor]))
+        _LOG.warning(
+            "%s %s is of a generation that this trt-hspan does not know (%s): take a newer trt-hspan if it fails",
+            flavor,
+            version,
+            known,
+        )
 
 
 def load_plugin_library(trt: Any, path: Path) -> None:
@@ -83,15 +105,49 @@ def load_plugin_library(trt: Any, path: Path) -> None:
         first = next(iter(loaded.values()))
         raise HspanError(path, f"this process has loaded {first} already", "start a new one for this library")
     tensorrt_logger(trt)  # the registry reports to the logger that is there first
+    registry = trt.get_plugin_registry()
+    is_taken = any(creator.name == OP_TYPE for creator in registry.all_creators)
     with collected_log(trt) as log:
-        handle = trt.get_plugin_registry().load_library(str(path.resolve()))
+        handle = registry.load_library(str(path.resolve()))
+    cause = log.first_error or "it registers no new plugin"
+    if handle is None and is_taken and path.read_bytes().startswith(b"\x7fELF"):
+        raise HspanError(
+            path,
+            "this process has opened another library of the plugin already",
+            "start a new one for this library",
+        )
     if handle is None:
         raise HspanError(
             path,
-            f"TensorRT cannot load this plugin library: {log.first_error or 'it registers no new plugin'}",
+            f"TensorRT cannot load this plugin library: {cause}",
             "build it again with trt-hspan plugin build",
         )
     loaded[sha256] = path
+
+
+def runtime_for(trt: Any, traits: Collection[Trait]) -> Any:
+    """An IRuntime for a plan with these traits, whose hash must have been checked: code in it is allowed to run.
+
+    TensorRT writes such code to a file and opens that: in TMPDIR or /tmp, where programs may run from there, else in
+    memory, so that no folder need be writable.
+    """
+    runtime = trt.Runtime(tensorrt_logger(trt))
+    if not {"embedded-plugin", "version-compatible"}.isdisjoint(traits):
+        runtime.engine_host_code_allowed = True
+        folder = _folder_for_code()
+        if folder is not None:
+            runtime.temporary_directory = folder
+        else:
+            runtime.tempfile_control_flags = 1 << int(trt.TempfileControlFlag.ALLOW_IN_MEMORY_FILES)
+    return runtime
+
+
+def _folder_for_code() -> str | None:
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:  # a read-only root without a writable /tmp
+        return None
+    return None if os.statvfs(folder).f_flag & os.ST_NOEXEC else folder
 
 
 _PLUGINS_LOADED: dict[str, dict[str, Path]] = {}
@@ -129,10 +185,20 @@ def collected_log(trt: Any) -> Iterator[CollectedLog]:
 
 
 def refusal(
-    where: str, what: str, log: CollectedLog, next_step: str | None, next_step_for_memory: str
+    where: str,
+    what: str,
+    log: CollectedLog,
+    next_step: str | None,
+    next_step_for_memory: str,
+    *,
+    raised: str | None = None,
 ) -> HspanError:
-    """The error for a call that TensorRT refused, with the reason that it logged; OutOfMemoryError where that is it."""
-    cause = log.first_error or "TensorRT gives no reason"
+    """The error for a call that TensorRT refused, with the reason that it logged; OutOfMemoryError where that is it.
+
+    Args:
+        raised: what the Python binding said that raised in place of an answer.
+    """
+    cause = log.first_error or (raised and line_from_errors([raised])) or "TensorRT gives no reason"
     if "out of memory" in cause.lower() or "outofmemory" in cause.lower():
         return OutOfMemoryError(where, f"{what}: {cause}", next_step_for_memory)
     if (advice := advice_for_cuda_message(cause)) is not None:

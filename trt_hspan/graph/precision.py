@@ -77,6 +77,16 @@ def base_precision_from_model(model: onnx.ModelProto) -> Precision:
     return names[0]
 
 
+def float32_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes of a typed network that compute in float32: what `model_in_precision` was told to keep."""
+    types = tensor_types(model)
+    return tuple(
+        node.name
+        for node in model.graph.node
+        if node.op_type != "Cast" and types.get(node.output[0]) == TensorProto.FLOAT
+    )
+
+
 def model_in_precision(
     model: onnx.ModelProto, precision: Precision, *, keep_fp32: Sequence[str] = ()
 ) -> onnx.ModelProto:

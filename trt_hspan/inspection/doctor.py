@@ -289,7 +289,10 @@ def _plugin() -> str:
     codes = [f"sm_{number}" for number in info.cubin_architectures]
     codes += [f"compute_{number}" for number in info.ptx_architectures]
     cuda = f"CUDA {info.cuda_version}, PTX {info.ptx_isa_version}"
-    return f"{path}, version {info.version}, ABI {info.abi_version}, {cuda}, for {', '.join(codes)}"
+    return (
+        f"{path}, version {info.version}, ABI {info.abi_version}, {cuda}, for {', '.join(codes)}; tools that open it "
+        "before TensorRT, as polygraphy --plugins does, need LD_PRELOAD=libnvinfer.so.11 (or .10)"
+    )
 
 
 def _cpu_kernel() -> str:

@@ -115,6 +115,8 @@ def _inspect_engine(plan: Path) -> Inspection:
         "built_at": manifest.created_utc,
         "build_time_seconds": round(manifest.build_time_seconds, 2),
         "vouched_for": verified,
+        "traits": list(manifest.traits) or "none: for this TensorRT release and these GPUs only",
+        "timing_cache_sha256": manifest.timing_cache_sha256,
         "precision": manifest.precision,
         "base_precision": manifest.base_precision,
         "quantization": None if manifest.quantization is None else asdict(manifest.quantization),

@@ -19,7 +19,7 @@ Verdict = Literal["machine code", "ptx", "old driver", "new ptx", "no code"]
 
 # NVIDIA's systems on a chip: machine code for them and for desktop GPUs is not interchangeable, nor does it carry over
 # between minor versions.
-_TEGRA: Final = frozenset({53, 62, 72, 87, 101, 110})
+TEGRA: Final = frozenset({53, 62, 72, 87, 101, 110})
 
 # "CUDA Compatibility", minor version compatibility: the least driver of each CUDA.
 _LEAST_DRIVER: Final = {12: 525, 13: 580}
@@ -129,7 +129,7 @@ def _rebuild(code: CompiledCode, architectures: list[int]) -> str:
 def _cubin_runs(cubin: int, architecture: int) -> bool:
     if cubin == architecture:
         return True
-    tegra = cubin in _TEGRA or architecture in _TEGRA
+    tegra = cubin in TEGRA or architecture in TEGRA
     return not tegra and cubin // 10 == architecture // 10 and cubin < architecture
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error
 from trt_hspan.names import OP_TYPE
-from trt_hspan.native.compatibility import CompiledCode, Version, require_runs
+from trt_hspan.native.compatibility import TEGRA, CompiledCode, Version, require_runs
 from trt_hspan.native.sources import LibraryPlaces, plugin_sources_sha256
 
 LIBRARY_NAME: Final = "libhspan_plugin.so"
@@ -94,10 +94,7 @@ def plugin_info_from_library(path: str | os.PathLike[str]) -> PluginInfo:
             namespace=str(fields["namespace"]),
             abi_version=PLUGIN_ABI_VERSION,
             machine=machine,
-            cubin_architectures=tuple(int(number) for number in fields["cubin_architectures"]),
-            ptx_architectures=tuple(int(number) for number in fields["ptx_architectures"]),
-            cuda_version=str(fields["cuda_version"]),
-            ptx_isa_version=str(fields["ptx_isa_version"]),
+            **_code_fields(fields),
             tensorrt_header_version=str(fields["tensorrt_header_version"]),
             source_sha256=str(fields["source_sha256"]),
         )
@@ -120,6 +117,41 @@ def check_plugin_serves(
             "build one here: trt-hspan plugin build",
         )
     require_runs(info, map(architecture_from_target, targets), driver)
+
+
+def code_in_plan(plan: Path) -> CompiledCode:
+    """The CUDA code of the library inside a plan, which TensorRT stores as it is.
+
+    Raises:
+        HspanError: the plan cannot be read, or contains no plugin.
+    """
+    try:
+        data = plan.read_bytes()
+    except OSError as error:
+        raise error_from_os_error(plan, error, action="read") from error
+    return _compiled_code(plan, embedded_fields(plan, data, _MARKER))
+
+
+def is_tegra(target: str | int) -> bool:
+    """Whether a compute capability is that of a Jetson or another of NVIDIA's systems on a chip."""
+    return architecture_from_target(target) in TEGRA
+
+
+def _compiled_code(path: Path, fields: dict[str, Any]) -> CompiledCode:
+    try:
+        return CompiledCode(path=path, **_code_fields(fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_ours(path, "its description is incomplete") from error
+
+
+def _code_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `CompiledCode` that a description contains."""
+    return {
+        "cubin_architectures": tuple(int(number) for number in fields["cubin_architectures"]),
+        "ptx_architectures": tuple(int(number) for number in fields["ptx_architectures"]),
+        "cuda_version": str(fields["cuda_version"]),
+        "ptx_isa_version": str(fields["ptx_isa_version"]),
+    }
 
 
 def architecture_from_target(target: str | int) -> int:

@@ -6,16 +6,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trt_hspan.engine.build import PreparedModel, build_engine
-from trt_hspan.engine.manifest import EngineManifest
+from trt_hspan.engine.manifest import EngineManifest, verify_manifest
+from trt_hspan.engine.refit import refit_engine, require_refittable
 from trt_hspan.engine.spec import EngineSpec, default_output
 from trt_hspan.graph import (
     checked_precision,
     load_onnx,
+    metadata_from_model,
     precision_from_model,
     require_attention,
     variants_from_model,
 )
-from trt_hspan.graph.variants import opset_to_write
+from trt_hspan.graph.precision import float32_nodes
+from trt_hspan.graph.variants import opset_of, opset_to_write
 from trt_hspan.native.progress import BuildProgress
 from trt_hspan.precision.audit.network_audit import audit_variants, audited_model
 from trt_hspan.precision.audit.range_request import RangeRequest
@@ -63,6 +66,33 @@ def build_from_network(job: EngineJob, *, on_progress: OnProgress = no_progress)
         on_progress(f"building {spec.output.name}{phase}", state.fraction, 1.0)
 
     return build_engine(spec, prepare=lambda: _prepared(job, on_progress), on_progress=show)
+
+
+def refit_from_network(
+    plan: Path, network: str | Path, *, output: Path | None = None, plugin: Path | None = None
+) -> EngineManifest:
+    """Puts the weights of another network of the same architecture into an engine.
+
+    The network is exported as the engine's own model was: its precision, its version of the operators, the same nodes
+    in float32. An ONNX file is taken as it is.
+
+    Args:
+        network: a checkpoint file, a preset's name, or an ONNX file.
+        plan, output, plugin: as in `refit_engine`.
+
+    Raises:
+        HspanError: as `refit_engine`; the network cannot be read.
+        UsageError: an ONNX file of another precision.
+    """
+    manifest = verify_manifest(plan)
+    require_refittable(plan, manifest)
+    own = load_onnx(plan.parent / manifest.onnx_file)
+    is_onnx = Path(network).suffix.lower() == ".onnx"
+    variants = variants_from_path(network, res_scale=None if is_onnx else metadata_from_model(own).res_scale)
+    precision = variants.precision(manifest.base_precision, option="--checkpoint")
+    keep = () if variants.stored != "fp32" or precision == "fp32" else float32_nodes(own)
+    model = variants.model(precision, keep_fp32=keep, opset=opset_of(own))
+    return refit_engine(plan, model, output=output, plugin=plugin)
 
 
 def default_engine_path(network: str | Path, precision: str | None) -> Path:

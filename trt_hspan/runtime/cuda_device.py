@@ -36,6 +36,7 @@ class CudaDevice:
         self._context: Any = None
         self.name = ""
         self.architecture = ""
+        self._is_integrated = False
 
     def open(self) -> None:
         """Takes the device's primary context.
@@ -56,6 +57,7 @@ class CudaDevice:
             self.name = str(device.name())
             major, minor = device.compute_capability()
             self.architecture = f"sm_{major}{minor}"
+            self._is_integrated = device.get_attribute(driver.device_attribute.INTEGRATED) != 0
             self._context = _primary_context(self.index)
         self._driver = driver
 
@@ -93,9 +95,13 @@ class CudaDevice:
         return self._driver.Stream(_NON_BLOCKING)
 
     def event(self, *, timing: bool = False) -> Any:
-        """An event; only one with `timing` gives times."""
+        """An event; only one with `timing` gives times.
+
+        Whoever waits for it on an integrated GPU, which shares power with the processor, leaves that to others.
+        """
         flags = self._driver.event_flags
-        return self._driver.Event(flags.DEFAULT if timing else flags.DISABLE_TIMING)
+        chosen = flags.DEFAULT if timing else flags.DISABLE_TIMING
+        return self._driver.Event(chosen | flags.BLOCKING_SYNC if self._is_integrated else chosen)
 
     def upload(self, target: DeviceBuffer, source: PinnedArray, stream: Any) -> None:
         """Queues a copy of the pinned array to the device."""

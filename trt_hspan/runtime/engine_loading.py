@@ -7,9 +7,11 @@ the run goes on (EAGER): otherwise a CUDA graph would contain the slower kernels
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
-from trt_hspan.engine.tensorrt_api import CollectedLog, collected_log, refusal, tensorrt_logger
+from trt_hspan.engine.spec import Trait
+from trt_hspan.engine.tensorrt_api import CollectedLog, collected_log, refusal, runtime_for
 from trt_hspan.errors import HspanError
 from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME
 
@@ -58,6 +60,7 @@ class LoadedEngine:
         trt: the TensorRT module.
         data: the plan, checked against its manifest.
         where: the plan's name, for errors.
+        traits: of the manifest.
         cache: data of the runtime cache, or None; TensorRT-RTX alone has one.
 
     Raises:
@@ -65,12 +68,20 @@ class LoadedEngine:
         HspanError: TensorRT refuses it, or its inputs and outputs are not this project's.
     """
 
-    def __init__(self, trt: Any, data: bytes, where: str, *, cache: bytes | None = None) -> None:
+    def __init__(
+        self,
+        trt: Any,
+        data: bytes,
+        where: str,
+        *,
+        traits: Collection[Trait] = (),
+        cache: bytes | None = None,
+    ) -> None:
         self.trt, self.where = trt, where
         self._config: Any = None
         self._cache: Any = None
         with collected_log(trt) as log:
-            self._runtime = trt.Runtime(tensorrt_logger(trt))
+            self._runtime = runtime_for(trt, traits)
             engine_validity(trt, self._runtime, data, where)
             self._engine = self._runtime.deserialize_cuda_engine(data)
             if self._engine is None:
@@ -104,8 +115,8 @@ class LoadedEngine:
                 context = self._engine.create_execution_context(strategy)
             if context is None:
                 raise self._refusal("cannot create an execution context", log)
-            if len(self._profiles) > 1 and not context.set_optimization_profile_async(profile, stream_handle):
-                raise self._refusal(f"cannot select profile {profile}", log)
+            if len(self._profiles) > 1:
+                self._select(context, profile, stream_handle, log)
         return context
 
     def runtime_cache_data(self) -> bytes | None:
@@ -135,6 +146,15 @@ class LoadedEngine:
         self._engine = None
         self._runtime = None
 
+    def _select(self, context: Any, profile: int, stream_handle: int, log: CollectedLog) -> None:
+        raised = None
+        try:
+            selected = context.set_optimization_profile_async(profile, stream_handle)
+        except (RuntimeError, ValueError) as error:
+            selected, raised = False, str(error)
+        if not selected:
+            raise self._refusal(f"cannot select profile {profile}", log, raised=raised)
+
     def _configure_rtx(self, cache: bytes | None) -> None:
         trt = self.trt
         self._config = self._engine.create_runtime_config()
@@ -163,5 +183,6 @@ class LoadedEngine:
             if engine.get_tensor_dtype(name) != self.trt.DataType.FLOAT:
                 raise HspanError(self.where, f"its {name} is not float32", _BUILD_AGAIN)
 
-    def _refusal(self, what: str, log: CollectedLog) -> HspanError:
-        return refusal(self.where, what, log, _BUILD_AGAIN, "free some of the GPU's memory")
+    def _refusal(self, what: str, log: CollectedLog, *, raised: str | None = None) -> HspanError:
+        memory = "free some of the GPU's memory"
+        return refusal(self.where, what, log, _BUILD_AGAIN, memory, raised=raised)

@@ -35,6 +35,7 @@ PIPELINE_SLOTS: Final = 3
 #: Graphs kept, each with a context: four shapes in each of the slots, of which `run` has one more.
 GRAPH_CAPACITY: Final = 4 * (PIPELINE_SLOTS + 1)
 _FLOAT32_BYTES: Final = 4
+_SMALLER_TILES: Final = "use smaller tiles or a smaller batch"
 
 _LOG = logging.getLogger(__name__)
 
@@ -296,13 +297,16 @@ class EngineSession:
     def _bind(self, context: Any, slot: _Slot, shape: Shape, log: Any) -> Shape:
         """Sets a context's shape, memory and addresses; returns the output's shape."""
         self._check(context.set_input_shape(INPUT_NAME, shape), f"refuses the shape {_text(shape)}", log)
-        missing = context.infer_shapes()
+        raised = None
+        try:
+            missing = context.infer_shapes()
+        except (RuntimeError, ValueError) as error:  # of the binding, where shape inference itself fails
+            missing, raised = [OUTPUT_NAME], str(error)
         output_shape = tuple(int(size) for size in context.get_tensor_shape(OUTPUT_NAME))
         if missing or min(output_shape, default=0) < 1:
-            raise HspanError(
-                self._engine.where,
-                f"cannot infer the output's shape for {_text(shape)}",
-                "build the engine again",
+            what = f"cannot infer the output's shape for {_text(shape)}"
+            raise refusal(
+                self._engine.where, what, log, "build the engine again", _SMALLER_TILES, raised=raised
             )
         needed = int(context.update_device_memory_size_for_shapes())
         self._grow(self._activations, needed)
@@ -350,7 +354,7 @@ class EngineSession:
 
     def _check(self, accepted: bool, what: str, log: Any) -> None:
         if not accepted:
-            raise refusal(self._engine.where, what, log, None, "use smaller tiles or a smaller batch")
+            raise refusal(self._engine.where, what, log, None, _SMALLER_TILES)
 
     def _wait(self) -> None:
         with self._device.translate_errors("failed on the GPU"):

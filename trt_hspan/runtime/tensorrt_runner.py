@@ -143,10 +143,12 @@ class TensorRtRunner(Runner):
         # nvidia-smi and CUDA may number GPUs differently: compare with the one that was really opened.
         self._raise_first_mismatch(dataclasses.replace(machine, architecture=device.architecture))
         with device.current():
-            if self._manifest.plugin is not None:
+            if self._manifest.needs_library:
                 load_plugin_library(trt, self._plugin_path())
             self._cache_read = self._read_cache(trt)
-            self._engine = LoadedEngine(trt, plan, self.where, cache=self._cache_read)
+            self._engine = LoadedEngine(
+                trt, plan, self.where, traits=self._manifest.traits, cache=self._cache_read
+            )
         self._session = EngineSession(self._engine, device, use_graphs=self._use_graphs, timing=self._timing)
         self._session.open()
 

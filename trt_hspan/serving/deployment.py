@@ -65,6 +65,8 @@ def deployment_files(networks: Sequence[Network], *, image: str, limits: Serving
     on_gpu = any(network.flavor is not None for network in networks)
     version = version_in_image(networks)
     requirements = _requirements(networks)
+    travels = any(network.version_compatible for network in networks)
+    later = travels and all(n.version_compatible for n in networks if n.tensorrt_version == version)
     values = {
         "slug": kubernetes_name(networks[0].name),
         "tag": __version__,
@@ -75,6 +77,8 @@ def deployment_files(networks: Sequence[Network], *, image: str, limits: Serving
         "only": " --only-binary pycuda --find-links /tmp/wheels" if "pycuda" in requirements else "",
         "plugin": LIBRARY_NAME,
         "version_file": VERSION_FILE,
+        "or_later": str(later),
+        "backend_options": "  --backend-config=tensorrt,version-compatible=true \\\n" if travels else "",
         "nvinfer": f"libnvinfer.so.{(version or '10').split('.')[0]}",
         "compose_gpu": _COMPOSE_GPU.rstrip("\n") if on_gpu else "    # no GPU: every model runs on a CPU",
         "queue_seconds": str(queue_seconds),

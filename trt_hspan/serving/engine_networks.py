@@ -30,6 +30,7 @@ class Network:
         files: for each raw model, the files of its version folder: file name -> the file.
         plugin: the plugin library that TensorRT engines need, None when they need none.
         flavor, tensorrt_version: of the engines; None when there is no engine.
+        version_compatible: later TensorRT releases run all of its engines too.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Network:
     plugin: Path | None = None
     flavor: str | None = None
     tensorrt_version: str | None = None
+    version_compatible: bool = False
 
     @property
     def image_name(self) -> str:
@@ -162,6 +164,7 @@ def _network_from_group(
         plugin=library,
         flavor=first.flavor,
         tensorrt_version=first.tensorrt_version,
+        version_compatible=all("version-compatible" in manifest.traits for _, manifest in members),
     )
 
 
@@ -233,7 +236,11 @@ def _plugin_for(members: list[_Member], plugin: Path | None) -> Path | None:
     from trt_hspan.files import sha256_from_file
     from trt_hspan.native.plugin import default_plugin_path, plugin_info_from_library
 
-    records = [(engine, manifest.plugin) for engine, manifest in members if manifest.plugin is not None]
+    records = [
+        (engine, manifest.plugin)
+        for engine, manifest in members
+        if manifest.plugin and manifest.needs_library
+    ]
     if not records:
         return None
     path = plugin or default_plugin_path()

@@ -13,7 +13,8 @@ from PIL import Image
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
 
 MANIFEST = {
-    "format_version": 3,
+    "format_version": 4,
+    "traits": ["embedded-plugin"],
     "plan_sha256": "0" * 64,
     "plan_size_bytes": 5,
     "plugin": {"file": "libhspan_plugin.so", "sha256": "0" * 64, "abi_version": 1},

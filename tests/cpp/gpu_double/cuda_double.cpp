@@ -4,6 +4,7 @@
 //   HSPAN_DOUBLE_DRIVER      the newest CUDA that the driver runs (13000); 0: there is no driver
 //   HSPAN_DOUBLE_QUERY       the error of asking how many GPUs there are (0)
 //   HSPAN_DOUBLE_LAUNCH      the error of waiting for a stream, such as that of a kernel without code for the GPU (0)
+//   HSPAN_DOUBLE_CAPABILITY  its compute capability (87)
 //   HSPAN_DOUBLE_INTEGRATED  1: the GPU shares the memory
 //   HSPAN_DOUBLE_MEMORY      bytes that the GPU has (no limit)
 //   HSPAN_DOUBLE_CAPTURE     0: streams cannot be captured
@@ -25,6 +26,12 @@ struct CUstream_st
 {
     Work pending;
     bool capturing = false;
+    int device = 0;
+};
+struct CUevent_st
+{
+    CUstream_st* stream = nullptr; // whose work it waits for
+    bool blocking = false;
 };
 struct CUgraph_st
 {
@@ -53,7 +60,9 @@ struct State
     int captures = 0;
     int launches = 0;
     int waits = 0;
-    int open = 0; // streams, graphs and host memory that somebody still owns
+    int blockingWaits = 0;
+    int device = -1; // that work was launched on last
+    int open = 0;    // streams, graphs and host memory that somebody still owns
 
     ~State()
     {
@@ -62,14 +71,24 @@ struct State
         if (file != nullptr)
         {
             std::fprintf(file,
-                "{\"allocations\": %d, \"copies\": %d, \"captures\": %d, \"launches\": %d, \"waits\": %d, \"left\": "
-                "%d}\n",
-                allocations, copies, captures, launches, waits, open + static_cast<int>(allocated.size()));
+                "{\"allocations\": %d, \"copies\": %d, \"captures\": %d, \"launches\": %d, \"waits\": %d, "
+                "\"blocking_waits\": %d, \"device\": %d, \"left\": %d}\n",
+                allocations, copies, captures, launches, waits, blockingWaits, device,
+                open + static_cast<int>(allocated.size()));
             std::fclose(file);
         }
     }
 };
 State gState;
+thread_local int gDevice = 0; // current in the thread
+
+void runPending(cudaStream_t stream)
+{
+    for (auto const& work : std::exchange(stream->pending, {}))
+    {
+        work();
+    }
+}
 
 cudaError_t allocate(void** pointer, std::size_t size)
 {
@@ -107,6 +126,11 @@ bool integrated()
     return number("HSPAN_DOUBLE_INTEGRATED", 0) != 0;
 }
 
+int capability()
+{
+    return static_cast<int>(number("HSPAN_DOUBLE_CAPABILITY", 87));
+}
+
 } // namespace
 
 extern "C"
@@ -114,6 +138,12 @@ extern "C"
 
     void hspanDoubleLaunch(cudaStream_t stream, std::function<void()> const* work)
     {
+        if (stream->device != gDevice)
+        {
+            std::fputs("the double of CUDA: launched on a stream of another device than the current one\n", stderr);
+            std::abort();
+        }
+        gState.device = gDevice;
         stream->pending.push_back(*work);
     }
 
@@ -133,8 +163,9 @@ extern "C"
         return cudaSuccess;
     }
 
-    cudaError_t cudaSetDevice(int)
+    cudaError_t cudaSetDevice(int device)
     {
+        gDevice = device;
         return cudaSuccess;
     }
 
@@ -142,8 +173,8 @@ extern "C"
     {
         switch (attribute)
         {
-        case cudaDevAttrComputeCapabilityMajor: *value = 8; return cudaSuccess;
-        case cudaDevAttrComputeCapabilityMinor: *value = 7; return cudaSuccess;
+        case cudaDevAttrComputeCapabilityMajor: *value = capability() / 10; return cudaSuccess;
+        case cudaDevAttrComputeCapabilityMinor: *value = capability() % 10; return cudaSuccess;
         case cudaDevAttrIntegrated: *value = integrated() ? 1 : 0; return cudaSuccess;
         default: return cudaErrorInvalidValue;
         }
@@ -219,7 +250,7 @@ extern "C"
 
     cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int)
     {
-        *stream = new CUstream_st;
+        *stream = new CUstream_st{{}, false, gDevice};
         ++gState.open;
         return cudaSuccess;
     }
@@ -242,10 +273,34 @@ extern "C"
         {
             return static_cast<cudaError_t>(error);
         }
-        for (auto const& work : std::exchange(stream->pending, {}))
-        {
-            work();
-        }
+        runPending(stream);
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags)
+    {
+        *event = new CUevent_st{nullptr, (flags & cudaEventBlockingSync) != 0};
+        ++gState.open;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaEventDestroy(cudaEvent_t event)
+    {
+        delete event;
+        --gState.open;
+        return cudaSuccess;
+    }
+
+    cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+    {
+        event->stream = stream;
+        return stream->capturing ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+    }
+
+    cudaError_t cudaEventSynchronize(cudaEvent_t event)
+    {
+        ++(event->blocking ? gState.blockingWaits : gState.waits);
+        runPending(event->stream);
         return cudaSuccess;
     }
 

@@ -1,7 +1,7 @@
 // TensorRT for the C++ runtime: a runtime, engines and contexts that execute the network of
 // tests/support/tile_networks.py, operation by operation, on the double of CUDA.
-// A plan is a text: "hspan double SCALE ACTIVATION_BYTES_PER_PIXEL"; anything else is refused, as TensorRT refuses a
-// plan that it cannot read.
+// A plan is a text: "hspan double SCALE ACTIVATION_BYTES_PER_PIXEL", and " code" when it contains code; anything else
+// is refused, as TensorRT refuses a plan that it cannot read.
 //   HSPAN_DOUBLE_CONTEXTS  how many contexts an engine can have (no limit)
 
 #include "cuda_double.h"
@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unistd.h>
 
 namespace
 {
@@ -195,6 +196,14 @@ public:
     {
         std::string const text(static_cast<char const*>(blob), size);
         Plan plan{};
+        bool const hasCode = text.find(" code") != std::string::npos;
+        char const* const folder = std::getenv("TMPDIR");
+        bool const isWritable = folder == nullptr || ::access(folder, W_OK) == 0;
+        if (hasCode && (!mCodeAllowed || (mTempfileFlags != 1 && !isWritable)))
+        {
+            mLogger->log(ILogger::Severity::kERROR, "Error Code 6: code in the plan is not allowed, or has no place");
+            return nullptr;
+        }
         if (std::sscanf(text.c_str(), "hspan double %d %d", &plan.scale, &plan.bytesPerPixel) != 2)
         {
             mLogger->log(ILogger::Severity::kERROR, "IRuntime::deserializeCudaEngine: Error Code 1: magicTag mismatch");
@@ -203,8 +212,19 @@ public:
         return new EngineDouble(plan);
     }
 
+    void setEngineHostCodeAllowed(bool allowed) noexcept override
+    {
+        mCodeAllowed = allowed;
+    }
+    void setTempfileControlFlags(TempfileControlFlags flags) noexcept override
+    {
+        mTempfileFlags = flags;
+    }
+
 private:
     ILogger* mLogger;
+    bool mCodeAllowed = false;
+    TempfileControlFlags mTempfileFlags = 3;
 };
 
 } // namespace

@@ -11,6 +11,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -289,9 +290,33 @@ void addFileTests()
         {
             check(contains(messageOf([] { manifestFromJson("{}", "m"); }), "format_version is missing"), "empty");
             check(contains(messageOf([] { manifestFromJson(std::string(5000, '['), "m"); }), "too deeply"), "deep");
-            check(contains(messageOf([] { manifestFromJson("{\"format_version\": 3}", "m"); }), "is missing"), "short");
+            check(contains(messageOf([] { manifestFromJson("{\"format_version\": 4}", "m"); }), "is missing"), "short");
             check(
-                contains(messageOf([] { manifestFromJson("{\"format_version\": 2}", "m"); }), "another than 3"), "old");
+                contains(messageOf([] { manifestFromJson("{\"format_version\": 2}", "m"); }), "another than 4"), "old");
+        });
+    addTest("an engine that travels runs where its traits say",
+        []
+        {
+            auto const messageFor = [](std::vector<std::string> const& traits, Machine const& machine)
+            {
+                VouchedPlan plan{};
+                plan.manifest.flavor = "tensorrt";
+                plan.manifest.tensorrtVersion = "10.9.0.34";
+                plan.manifest.targets = {"sm_86"};
+                plan.manifest.traits = traits;
+                return messageOf([&] { checkMachine(plan, machine); });
+            };
+            check(messageFor({}, {"tensorrt", "10.9.0", "sm_86"}) == "no error", "the same");
+            check(contains(messageFor({}, {"tensorrt", "10.10.0", "sm_86"}), "here is 10.10.0"), "later");
+            for (char const* later : {"10.9.0", "10.9.1", "10.10.0", "11.0.0"})
+            {
+                check(messageFor({"version-compatible"}, {"tensorrt", later, "sm_86"}) == "no error", later);
+            }
+            check(contains(messageFor({"version-compatible"}, {"tensorrt", "10.3.0", "sm_86"}), "here is"), "earlier");
+            check(messageFor({"ampere+"}, {"tensorrt", "10.9.0", "sm_120"}) == "no error", "sm_120");
+            check(contains(messageFor({"ampere+"}, {"tensorrt", "10.9.0", "sm_75"}), "built for sm_86"), "sm_75");
+            check(contains(messageFor({"ampere+"}, {"tensorrt", "10.9.0", "sm_87"}), "built for sm_86"), "sm_87");
+            check(contains(messageFor({"same-cc"}, {"tensorrt", "10.9.0", "sm_89"}), "built for sm_86"), "sm_89");
         });
     addTest("a library for another processor is recognized",
         []
@@ -342,18 +367,40 @@ void addCompatibilityTests(char const* path)
         });
 }
 
+//! The library counts in the environment how often it was opened.
+void addPluginTests(std::string const& path)
+{
+    addTest("a plugin is opened once in a process, and another one is refused",
+        [path]
+        {
+            VouchedPlan plan{};
+            plan.plugin = readFile(path, 1 << 24);
+            plan.pluginPath = "one.so";
+            plan.manifest.plugin = PluginRecord{"one.so", "1", 3};
+            loadPlugin(plan);
+            loadPlugin(plan);
+            char const* const count = std::getenv("HSPAN_COUNTED");
+            check(count != nullptr && std::string(count) == "I", "opened ", count == nullptr ? "never" : count);
+            plan.manifest.plugin->sha256 = "2";
+            check(contains(messageOf([&] { loadPlugin(plan); }), "this process runs another build"), "mixed");
+            plan.plugin.clear();
+            loadPlugin(plan); // an engine that needs none
+        });
+}
+
 } // namespace
 
 int main(int argc, char** argv)
 {
-    if (argc != 4)
+    if (argc != 5)
     {
-        std::fprintf(stderr, "usage: test_runtime tile_plans.json tiles.json compatibility.json\n");
+        std::fprintf(stderr, "usage: test_runtime tile_plans.json tiles.json compatibility.json COUNTING_LIBRARY\n");
         return 2;
     }
     addSharedTests(argv[1]);
     addGoldenTests(argv[2]);
     addCompatibilityTests(argv[3]);
     addFileTests();
+    addPluginTests(argv[4]);
     return hspan::test::runAll();
 }

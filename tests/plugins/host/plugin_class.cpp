@@ -146,6 +146,11 @@ extern "C"
         delete static_cast<IPluginV3*>(plugin);
     }
 
+    char const* timingCacheId(void* plugin)
+    {
+        return pluginOf(plugin).getTimingCacheID();
+    }
+
     //! The tactic that an engine would store.
     int32_t storedTactic(void* plugin)
     {
@@ -166,9 +171,15 @@ extern "C"
         return pluginOf(plugin).supportsFormatCombination(position, tensors.dynamic, 3, 1);
     }
 
-    int32_t configure(void* plugin, int32_t const* types, int32_t const* formats, int64_t const* sizes)
+    //! `least` are the profile's smallest sizes; `sizes` the largest, and those it is tuned for.
+    int32_t configure(
+        void* plugin, int32_t const* types, int32_t const* formats, int64_t const* least, int64_t const* sizes)
     {
-        Tensors const tensors{types, formats, sizes};
+        Tensors tensors{types, formats, sizes};
+        for (int32_t i = 0; i < kTENSORS; ++i)
+        {
+            tensors.dynamic[i].min = dimsOf(least + 4 * i);
+        }
         return pluginOf(plugin).configurePlugin(tensors.dynamic, 3, tensors.dynamic + 3, 1);
     }
 

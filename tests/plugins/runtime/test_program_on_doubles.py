@@ -32,6 +32,20 @@ class TestHere(ProgramContract):
         assert "out of memory" in only_line(completed, 1)
         assert not (tmp_path / "out.png").exists()
 
+    def test_the_c_api_chooses_the_gpu_whichever_thread_calls(
+        self, program: UpscaleProgram, engine: Path, tmp_path: Path
+    ) -> None:
+        """The double ends the program where work goes to a stream of another GPU than the thread's current one."""
+        c_api = UpscaleProgram([str(Path(program.command[0]).with_name("c-api-on-doubles"))])
+        completed = c_api.run(engine, HSPAN_DOUBLE_GPUS=2)
+        assert completed.returncode == 0, completed.stderr
+        assert completed.stdout.decode().splitlines() == [
+            "2 --device: 7 does not exist: there are 2 GPUs; give 0 to 1",
+            "0",
+        ]
+        counts = c_api.counts(tmp_path, engine, HSPAN_DOUBLE_GPUS=2)
+        assert (counts["device"], counts["left"]) == (1, 0)
+
     def test_a_signal_waits_until_the_file_is_whole(self, program: UpscaleProgram, tmp_path: Path) -> None:
         profile = {"min": [1, 3, 8, 8], "opt": [1, 3, 256, 256], "max": [1, 3, 256, 256]}
         engine = program.engine(tmp_path, profiles=[{**profile, "activation_memory_bytes": None}])

@@ -183,6 +183,10 @@ def test_the_native_tests_pass(runtime_folder: Path) -> None:
     tests = Path(__file__).parents[2]
     plans, drivers = tests / "upscaling/golden/tile_plans.json", tests / "native/compatibility.json"
     completed = subprocess.run(
-        [program, plans, GOLDEN, drivers], capture_output=True, text=True, check=False, timeout=120
+        [program, plans, GOLDEN, drivers, program.with_name("libcounting_library.so")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert completed.returncode == 0, completed.stdout + completed.stderr

@@ -248,8 +248,16 @@ def test_install_sets_up_the_commands(board: BoardPackage, tmp_path: Path) -> No
 
 @needs_qemu
 def test_the_unit_tests_of_the_runtime_pass_on_64_bit_arm(orin: OrinBuild) -> None:
-    golden = TESTS / "upscaling" / "golden" / "tile_plans.json", TESTS / "plugins/runtime/golden/tiles.json"
-    completed = run_emulated(orin.build.test_program, *golden, libraries=orin.board_libraries)
+    names = (
+        "upscaling/golden/tile_plans.json",
+        "plugins/runtime/golden/tiles.json",
+        "native/compatibility.json",
+    )
+    golden = [TESTS / name for name in names]
+    program = orin.build.test_program
+    assert program is not None
+    counting = program.with_name("libcounting_library.so")
+    completed = run_emulated(program, *golden, counting, libraries=orin.board_libraries)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert b"tests, 0 failed" in completed.stdout
 

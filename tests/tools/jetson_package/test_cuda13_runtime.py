@@ -88,9 +88,9 @@ def test_the_unit_tests_pass(board: BoardRuntime) -> None:
             "native/compatibility.json",
         )
     ]
-    completed = run_emulated(
-        board.folder / "tests/cpp/runtime/test_runtime", *golden, libraries=board.libraries
-    )
+    program = board.folder / "tests/cpp/runtime/test_runtime"
+    counting = program.with_name("libcounting_library.so")
+    completed = run_emulated(program, *golden, counting, libraries=board.libraries)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert b"tests, 0 failed" in completed.stdout
 

@@ -93,7 +93,7 @@ def _engine_files(plan: Path, plugin: Path | None) -> tuple[list[Path], Path | N
 
     manifest = verify_manifest(plan)
     files = [plan, manifest_path(plan), plan.parent / manifest.onnx_file]
-    if manifest.plugin is not None:
+    if manifest.plugin is not None and manifest.needs_library:
         beside = plan.parent / manifest.plugin.file
         library = plugin or (beside if beside.is_file() else default_plugin_path())
         if not library.is_file():

@@ -23,7 +23,9 @@ try:
 except (OSError, AttributeError) as error:
     print(f"start.sh: the engines need TensorRT {needed}; {name} cannot be asked for its version: {error}", file=sys.stderr)
     sys.exit(0)
-if any(a != b for a, b in zip(needed.split("."), actual.split("."))):
+numbers = [[int(part) for part in version.split(".")] for version in (needed, actual)]
+runs_with_later = $or_later  # as version-compatible engines do
+if any(a != b for a, b in zip(*numbers)) and not (runs_with_later and numbers[1] > numbers[0]):
     sys.exit(
         f"start.sh: the engines were built with TensorRT {needed}, {name} here is {actual}; "
         "build them inside this image, or start from an image with their TensorRT"
@@ -47,7 +49,7 @@ fi
 exec "$${TRITONSERVER:-tritonserver}" \
   --model-repository="$$here" \
   --model-control-mode=poll --repository-poll-secs=5 \
-  --disable-auto-complete-config \
+$backend_options  --disable-auto-complete-config \
   --strict-readiness=true \
   --exit-timeout-secs=$exit_seconds \
   --log-format=ISO8601 \

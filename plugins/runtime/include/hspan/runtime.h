@@ -64,6 +64,11 @@ extern "C"
     HSPAN_API hspan_status hspan_open(
         char const* plan, char const* plugin, hspan_tiling tiling, hspan_upscaler** upscaler);
 
+    /* The same on the GPU of this number, from 0 in CUDA's order; hspan_open takes 0. HSPAN_USAGE when there is none.
+     */
+    HSPAN_API hspan_status hspan_open_on_gpu(
+        char const* plan, char const* plugin, int32_t device, hspan_tiling tiling, hspan_upscaler** upscaler);
+
     /* The same with the caller's network. */
     HSPAN_API hspan_status hspan_open_network(hspan_network network, void* user_data, hspan_network_limits limits,
         hspan_tiling tiling, hspan_upscaler** upscaler);

@@ -1,0 +1,55 @@
+"""`trt-hspan refit`: other weights of the same architecture into an engine, without building it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trt_hspan.cli import options
+from trt_hspan.cli.output import print_report
+from trt_hspan.cli.request import takes_request
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitRequest:
+    engine: Annotated[
+        Path, typer.Argument(metavar="ENGINE", help="A .plan that was built with --refittable.")
+    ]
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="The weights: a .pt, .pth or .safetensors file, a preset's name, or an ONNX file of the engine's "
+            "precision.",
+        ),
+    ]
+    output: Annotated[
+        Path | None, options.output("NAME.plan", "The new engine.", show_default="ENGINE, replaced")
+    ] = None
+    plugin: options.Plugin = None
+    json: options.Json = False
+
+
+@takes_request
+def refit(request: RefitRequest) -> None:
+    """Put other weights of the same architecture into ENGINE, on the GPU that it is for."""
+    from trt_hspan.precision.engine_job import refit_from_network
+
+    manifest = refit_from_network(
+        request.engine, request.checkpoint, output=request.output, plugin=request.plugin
+    )
+    plan = request.output or request.engine
+    report = {"plan": str(plan), **json.loads(manifest.as_json())}
+    rows = {
+        "engine": plan,
+        "weights": request.checkpoint,
+        "checkpoint sha256": manifest.source_sha256,
+        "precision": manifest.precision,
+        "traits": ", ".join(manifest.traits),
+        "plan sha256": manifest.plan_sha256,
+    }
+    print_report(f"Refitted {plan}", report, rows, as_json=request.json)
