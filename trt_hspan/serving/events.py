@@ -8,28 +8,11 @@ import time
 from typing import IO, Any, Final
 
 LOGGER: Final = logging.getLogger("trt_hspan.serving")
-#: For aiohttp, which logs requests that are no HTTP and uncaught errors.
-HTTP_LOGGER: Final = logging.getLogger("trt_hspan.serving.http")
 
 
 def log_event(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
     """Logs one event with its fields: names and plain values."""
     LOGGER.log(level, event, extra={"event_fields": fields})
-
-
-class _Reason(logging.Filter):
-    """Puts the exception of a record among its fields: one line, where logging would add a traceback."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and record.exc_info[1] is not None:
-            error = record.exc_info[1]
-            words = " ".join(f"{type(error).__name__}: {error}".split())
-            record.event_fields = {"why": words[:200]}
-            record.exc_info = None
-        return True
-
-
-HTTP_LOGGER.addFilter(_Reason())
 
 
 def log_to(stream: IO[str], *, as_json: bool, verbose: bool) -> logging.Handler:

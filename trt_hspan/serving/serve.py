@@ -120,12 +120,6 @@ def devices_from_text(text: str) -> tuple[str, ...]:
     return devices
 
 
-def require_free_ports(spec: ServeSpec) -> None:
-    """Raises HspanError or UsageError, before any work, where the server cannot listen as it shall."""
-    for port, option in ((spec.http_port, "--port"), (spec.grpc_port, "--grpc-port")):
-        _bound(spec.host, port, option).close()
-
-
 async def serve(
     spec: ServeSpec,
     *,
@@ -360,9 +354,8 @@ class _Server:
             log_event("reload-failed", level=logging.ERROR, why=why)
             model.close()
             return
-        before = service.replace(model)
         log_event("reload", version=model.version, seconds=time.monotonic() - started)
-        await service.retire(before)
+        await service.replace(model)
 
 
 class _HttpServer(uvicorn.Server):

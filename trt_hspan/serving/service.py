@@ -124,7 +124,7 @@ class Service:
         self.metrics = Metrics(self)
         for name in self.interfaces:
             self.metrics.seconds.labels(name)
-        self._pool = pool
+        self.pool = pool
         self._lock = threading.Lock()
         self._outcomes: Tally[tuple[str, bool]] = Tally()
         self._jobs: set[Job] = set()
@@ -134,11 +134,6 @@ class Service:
     def image_name(self) -> str:
         """Of the model that takes pictures."""
         return f"{self.model.name}_image"
-
-    @property
-    def decoders_replaced(self) -> int:
-        """How many decoders ended before their time."""
-        return self._pool.replaced
 
     @property
     def in_flight(self) -> int:
@@ -269,7 +264,7 @@ class Service:
                 pixels = upscale_array(TileRunner(job), picture.pixels, on_tile=_counted(job))
                 job.check()
                 progress.state = "encoding"
-                return self._twice(lambda: self._pool.encode(pixels, picture.description, kind), job)
+                return self._twice(lambda: self.pool.encode(pixels, picture.description, kind), job)
             finally:
                 data.clear()
                 reservation.release()
@@ -282,10 +277,12 @@ class Service:
         progress.state = "done"
         return result
 
-    def replace(self, model: Model) -> Model:
-        """Gives new requests to another model; the one before is returned, to be closed by `retire`."""
+    async def replace(self, model: Model) -> None:
+        """Gives new requests to another model; the one before is closed once its last request has ended."""
         before, self.model = self.model, model
-        return before
+        while any(job.model is before for job in self._open_jobs()):
+            await asyncio.sleep(0.05)
+        await in_thread(before.close)
 
     async def keep_tidy(self) -> None:
         """Gives memory of large requests back to the system every second; allocators would keep it."""
@@ -303,12 +300,6 @@ class Service:
         """Lets a request begin. Raises: RefusedError when the server stops."""
         if self.draining:
             raise stopping()
-
-    async def retire(self, model: Model) -> None:
-        """Closes a model once its last request has ended."""
-        while any(job.model is model for job in self._open_jobs()):
-            await asyncio.sleep(0.05)
-        await in_thread(model.close)
 
     def cancel_all(self, why: BaseException) -> None:
         """Gives up what is under way."""
@@ -383,7 +374,7 @@ class Service:
 
     def _decoded(self, data: Buffer, kind: str, job: Job, reservation: Reservation) -> DecodedPicture:
         """The picture; one that is too large is refused by its header, before it is decoded."""
-        size = ImageSize(*self._twice(lambda: self._pool.size(data), job))
+        size = ImageSize(*self._twice(lambda: self.pool.size(data), job))
         if size.pixels > self.limits.max_pixels:
             raise RefusedError(
                 400,
@@ -392,7 +383,7 @@ class Service:
         scale = job.model.scale
         require_sides(f"picture{SUFFIXES[kind]}", size.scaled(scale))
         reservation.grow(CHANNELS * size.pixels * (1 + 2 * scale**2))
-        picture = self._twice(lambda: self._pool.decode(data, pixels=size.pixels), job)
+        picture = self._twice(lambda: self.pool.decode(data, pixels=size.pixels), job)
         reservation.grow(picture.pixels.nbytes * (1 + 2 * scale**2))
         return picture
 
@@ -474,7 +465,7 @@ class Metrics(Collector):
             "queued_tiles": ("Tiles that wait for a device", len(service.model.queue)),
             "runs": ("Runs of the network since it was loaded", service.model.runs),
             "tiles": ("Tiles and tensors in these runs", service.model.items),
-            "decoders_replaced": ("Decoders that ended before their time", service.decoders_replaced),
+            "decoders_replaced": ("Decoders that ended before their time", service.pool.replaced),
             "ready": ("Whether the server is ready", int(service.is_ready())),
         }
         return [
