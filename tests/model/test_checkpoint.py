@@ -192,9 +192,9 @@ def test_missing_file_suggests_the_preset_meant() -> None:
 
 def test_folder_and_unknown_suffix_are_refused(tmp_path: Path) -> None:
     _assert_refused(tmp_path, "folder")
-    (tmp_path / "net.bin").write_bytes(b"x")
+    (tmp_path / "net.txt").write_bytes(b"x")
     with pytest.raises(UsageError, match="safetensors"):
-        trt_hspan.load_model(tmp_path / "net.bin")
+        trt_hspan.load_model(tmp_path / "net.txt")
 
 
 @pytest.mark.parametrize("res_scale", [-1.0, float("nan"), float("inf")])

@@ -82,15 +82,27 @@ def _global_options(
     """`--debug` and `--verbose` are read by `main`, so that they may stand after the command too."""
 
 
-def _configure_logging(level: int) -> None:
+class _OneLineHandler(logging.Handler):
+    """Prints each record as one line, which no width of a terminal breaks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        own = record.name.startswith("trt_hspan.")
+        message = " ".join(record.getMessage().split())
+        typer.echo(f"trt-hspan: note: {message if own else f'{record.name}: {message}'}", err=True)
+
+
+def _configure_logging(*, verbose: bool) -> None:
+    # What libraries warn of is for who writes programs, not for who runs this one; errors that matter are raised.
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.DEBUG if verbose else logging.ERROR)
+    if not verbose:
+        logging.basicConfig(level=logging.WARNING, handlers=[_OneLineHandler()], force=True)
+        return
     from rich.console import Console
     from rich.logging import RichHandler
 
     handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[handler], force=True)
-    # What libraries warn of is for who writes programs, not for who runs this one; errors that matter are raised.
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(level if level < logging.WARNING else logging.ERROR)
+    logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", handlers=[handler], force=True)
 
 
 # Package -> the extra that installs it, for commands that import a package without looking for it first.
@@ -125,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = words[: words.index("--")] if "--" in words else words
     debug, verbose = "--debug" in options, "--verbose" in options or "-v" in options
     rest = [word for word in options if word not in ("--debug", "--verbose", "-v")] + words[len(options) :]
-    _configure_logging(logging.DEBUG if verbose else logging.WARNING)
+    _configure_logging(verbose=verbose)
     try:
         code = app(args=rest, prog_name="trt-hspan", standalone_mode=False)
     except HspanError as error:

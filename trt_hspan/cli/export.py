@@ -14,6 +14,8 @@ from trt_hspan.cli.output import print_json, print_report
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
 from trt_hspan.errors import UsageError
+from trt_hspan.model.config import DEFAULT_RES_SCALE
+from trt_hspan.model.presets import preset_names
 from trt_hspan.sizes import ImageSize, image_size_from_text
 
 if TYPE_CHECKING:
@@ -77,11 +79,17 @@ def export(request: ExportRequest) -> None:
             request.output,
             ranges,
             precision=precision,
-            res_scale=options.residual_scale(request.export.res_scale),
+            res_scale=request.export.res_scale,
             opset=request.export.opset,
             static=size,
             form=form,
             on_progress=bar.show,
+        )
+    if request.export.res_scale is None and request.checkpoint not in preset_names():
+        typer.echo(
+            f"trt-hspan: note: {request.checkpoint}: checkpoints do not store the residual scale; took the default "
+            f"{DEFAULT_RES_SCALE}, which --res-scale changes",
+            err=True,
         )
     report = _report(request.output)
     if request.json:

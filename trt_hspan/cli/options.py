@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from trt_hspan.cli.request import given_options
 from trt_hspan.errors import UsageError
+from trt_hspan.model.config import DEFAULT_RES_SCALE
 
 if TYPE_CHECKING:
     from trt_hspan.graph import Precision
     from trt_hspan.precision.audit.range_request import RangeRequest
     from trt_hspan.precision.quantize.request import QuantizationJob, QuantizationRequest
-
-DEFAULT_RES_SCALE: Final = 0.1
 
 
 def output(metavar: str, help: str, *, show_default: str | bool = True) -> Any:

@@ -20,6 +20,7 @@ from trt_hspan.files import check_writable
 from trt_hspan.graph import load_onnx
 from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.model.checkpoint import load_model
+from trt_hspan.model.config import DEFAULT_RES_SCALE
 from trt_hspan.model.hspan import HSPAN
 from trt_hspan.runtime.opening import device_from_text, open_runner
 from trt_hspan.runtime.runner import Float32Array, Runner
@@ -124,7 +125,7 @@ def validate_files(
         check_writable(request.report / PAGE_NAME)
     candidates = [_runner(path, request) for path in request.files]
     stored = [runner.res_scale for runner in candidates]
-    res_scale = next(value for value in (request.res_scale, *stored, 0.1) if value is not None)
+    res_scale = next(value for value in (request.res_scale, *stored, DEFAULT_RES_SCALE) if value is not None)
     reference = TorchRunner(request.checkpoint, res_scale=res_scale)
     names = [str(path) for path in request.files]
     if (precision := request.compared_precision) is not None:

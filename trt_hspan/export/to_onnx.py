@@ -30,6 +30,7 @@ from trt_hspan.graph import (
 )
 from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.model.checkpoint import load_model, source_sha256
+from trt_hspan.model.config import DEFAULT_RES_SCALE
 from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION
 from trt_hspan.sizes import ImageSize
 
@@ -42,7 +43,7 @@ def export_onnx(
     output: str | os.PathLike[str],
     *,
     precision: Precision = "fp32",
-    res_scale: float = 0.1,
+    res_scale: float | None = None,
     opset: int | None = None,
     static: tuple[int, int] | None = None,
     keep_fp32: Sequence[str] = (),
@@ -54,7 +55,8 @@ def export_onnx(
         checkpoint: a path or preset, as `load_model` takes it.
         output: the `.onnx` file to write.
         precision: the type of the arithmetic, written into the graph. Input and output are float32 always.
-        res_scale: factor on each attention and module; checkpoints do not store it.
+        res_scale: factor on each attention and module; checkpoints do not store it. None is 0.1, the official code's
+            default.
         opset: version of the ONNX operators; None takes 18, or 22 for bf16.
         static: (height, width) fixes the input to one picture of that size; None leaves N, H, W free.
         keep_fp32: names or patterns of nodes that stay in float32, on top of what every HSPAN keeps.
@@ -126,10 +128,13 @@ def onnx_from_model(
 
 
 def variants_from_checkpoint(
-    checkpoint: str | os.PathLike[str], *, res_scale: float = 0.1, static: tuple[int, int] | None = None
+    checkpoint: str | os.PathLike[str],
+    *,
+    res_scale: float | None = None,
+    static: tuple[int, int] | None = None,
 ) -> Variants:
     """A checkpoint's network, to be written in any type; arguments and errors as `export_onnx`."""
-    model = load_model(checkpoint, res_scale=res_scale)
+    model = load_model(checkpoint, res_scale=DEFAULT_RES_SCALE if res_scale is None else res_scale)
     metadata = OnnxMetadata(
         scale=model.config.scale,
         architecture=model.config.name,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,28 +13,34 @@ import torch
 from torch import Tensor
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import atomic_path, error_from_os_error, sha256_from_file
-from trt_hspan.model.config import config_from_shapes
+from trt_hspan.files import atomic_path, sha256_from_file
+from trt_hspan.model.checkpoint_file import read_checkpoint_file, require_suffix
+from trt_hspan.model.config import DEFAULT_RES_SCALE, config_from_shapes
 from trt_hspan.model.hspan import HSPAN
 from trt_hspan.model.presets import PRESETS, RANDOM_SEED, closest_preset, preset_names, shipped_weights
+from trt_hspan.model.state_search import FoundState, state_from_loaded
 
-_SUFFIXES = (".pt", ".pth", ".safetensors")
+_LOG = logging.getLogger(__name__)
 
 
-def load_model(path: str | os.PathLike[str], *, res_scale: float = 0.1) -> HSPAN:
+def load_model(path: str | os.PathLike[str], *, res_scale: float = DEFAULT_RES_SCALE) -> HSPAN:
     """Loads a network from a checkpoint or by the name of a preset.
 
     Args:
-        path: `.pt` or `.pth` (a state dict as the official code saves it), `.safetensors` (the same keys), or
-            a preset's name such as "hspan-x4" (published size, seeded random weights).
+        path: a file that PyTorch or safetensors saved (`.pt`, `.pth`, `.ckpt`, `.bin`, `.safetensors`), or a preset's
+            name such as "hspan-x4" (published size, seeded random weights). The network's state dict has the official
+            keys. It is found in wrappers ("params_ema", "model_state_dict", several levels) and under prefixes
+            ("module.", "net_g."), and a warning of this module's logger says where. No code in the file is run.
         res_scale: factor on each attention and each module; checkpoints do not store it.
 
     Returns:
-        The network in eval mode, float32, on the CPU. Sizes and scale are read from the tensors' shapes.
+        The network in eval mode, float32 whatever floating-point type was saved, on the CPU. Sizes and scale are read
+        from the tensors' shapes.
 
     Raises:
         HspanError: no such file; not a checkpoint; truncated; another architecture; keys missing,
-            unexpected or misshaped (all are listed); values that are NaN or infinite.
+            unexpected or misshaped (all are listed); values that are NaN or infinite; sparse, quantized or
+            meta tensors.
         UsageError: res_scale is negative or not finite.
 
     Example:
@@ -47,14 +52,19 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float = 0.1) -> HSPAN
     if name in PRESETS:
         return _random_model(name, res_scale)
     checkpoint = shipped_weights(name) or Path(name)
-    state = _read_state(checkpoint)
+    found = _find_state(checkpoint)
     config = config_from_shapes(
-        {key: tuple(tensor.shape) for key, tensor in state.items()}, where=checkpoint, res_scale=res_scale
+        {key: tuple(tensor.shape) for key, tensor in found.state.items()},
+        where=found.where,
+        res_scale=res_scale,
     )
-    _require_usable_values(state, checkpoint)
+    state = _float32_state(found.state, found.where)
+    _require_usable_values(state, found.where)
     with torch.device("meta"):
         model = HSPAN(config)
-    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, strict=True, assign=True)
+    model.load_state_dict(state, strict=True, assign=True)
+    if found.note:
+        _LOG.warning("%s: %s", checkpoint, found.note)
     for parameter in (*model.sub_mean.parameters(), *model.add_mean.parameters()):
         parameter.requires_grad_(False)
     return model.eval()
@@ -96,10 +106,10 @@ def save_checkpoint(
         2
     """
     target = Path(path)
-    _require_suffix(target)
+    require_suffix(target)
     state = export_hspan_state(model)
     with atomic_path(target) as temporary:
-        if target.suffix == ".safetensors":
+        if target.suffix.lower() == ".safetensors":
             from safetensors.torch import save_file
 
             save_file(state, temporary, metadata=dict(metadata or {}))
@@ -128,14 +138,7 @@ def _random_model(name: str, res_scale: float) -> HSPAN:
         return HSPAN(config).eval()
 
 
-def _require_suffix(path: Path) -> None:
-    if path.suffix not in _SUFFIXES:
-        raise UsageError(
-            path, f"not a checkpoint's name, expected {', '.join(_SUFFIXES)}", "name another file"
-        )
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _find_state(path: Path) -> FoundState:
     if path.is_dir():
         raise HspanError(
             path, "is a folder, expected a checkpoint", "name the .pt or .safetensors file in it"
@@ -146,94 +149,48 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"did you mean the preset {closest}?" if closest else f"presets are {', '.join(preset_names())}"
         )
         raise HspanError(path, "no such file", f"check the path; {hint}")
-    _require_suffix(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_torch(path)
+    require_suffix(path)
+    loaded, objects = read_checkpoint_file(path)
+    return state_from_loaded(loaded, path, objects)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise HspanError(
-            path, f"not a safetensors file, or truncated ({error})", "copy or download it again"
-        ) from error
-    except OSError as error:
-        raise error_from_os_error(path, error, action="read") from error
+def _float32_state(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Weights of any floating-point type as dense float32. Raises: HspanError naming those that are none."""
+    unusable = {key: why for key, tensor in state.items() if (why := _why_unusable(tensor))}
+    if unusable:
+        what, next_step = next(iter(unusable.values()))
+        keys = [key for key, why in unusable.items() if why[0] == what]
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise HspanError(where, f"{what}: {', '.join(keys[:3])}{more}", next_step)
+    # Converted before values are looked at: float8 has neither isfinite nor abs.
+    return {key: tensor.detach().float() for key, tensor in state.items()}
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() and zipfile.is_zipfile(path):
-            raise HspanError(
-                path,
-                "contains Python objects besides tensors, which are not loaded because they can run code",
-                "save the bare state dict: torch.save(model.state_dict(), path)",
-            ) from error
-        raise _not_a_checkpoint(path, error) from error
-    except OSError as error:
-        if error.errno is None:
-            raise _not_a_checkpoint(path, error) from error
-        raise error_from_os_error(path, error, action="read") from error
-    # torch.load meets damaged files with many kinds of errors; all of them mean this one thing.
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        ImportError,
-    ) as error:
-        raise _not_a_checkpoint(path, error) from error
-    return _state_from_loaded(loaded, path)
-
-
-def _not_a_checkpoint(path: Path, error: Exception) -> HspanError:
-    reason = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
-    return HspanError(
-        path, f"not a PyTorch checkpoint, or truncated ({reason[:160]})", "copy or download it again"
-    )
-
-
-def _state_from_loaded(loaded: object, path: Path) -> dict[str, Tensor]:
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise HspanError(
-            path, f"contains a {type(loaded).__name__}, expected a state dict", "save model.state_dict()"
+def _why_unusable(tensor: Tensor) -> tuple[str, str] | None:
+    """What a tensor is that cannot be converted to dense float32, and what to save instead."""
+    if tensor.is_meta:
+        return "without values (meta tensors)", "save the state dict after the weights are loaded"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return (
+            "sparse tensors, expected dense ones",
+            "save {key: tensor.to_dense() for key, tensor in state.items()}",
         )
-    wrong = [
-        str(key) for key, item in loaded.items() if not isinstance(item, Tensor) or not isinstance(key, str)
-    ]
-    if wrong:
-        raise HspanError(
-            path,
-            f"not a bare state dict: {', '.join(wrong[:5])} are not tensors",
-            f"save the inner one, for example torch.save(checkpoint[{wrong[0]!r}], path)",
-        )
-    return dict(loaded)
+    if tensor.is_quantized:
+        return "quantized tensors, expected floating point", "save the float checkpoint that they come from"
+    if not tensor.is_floating_point() or "float4" in str(tensor.dtype):  # packed: two numbers to an element
+        return "not floating point that converts to float32", "give a float checkpoint"
+    return None
 
 
-def _require_usable_values(state: Mapping[str, Tensor], path: Path) -> None:
-    complex_or_integer = [key for key, tensor in state.items() if not tensor.is_floating_point()]
-    if complex_or_integer:
-        raise HspanError(
-            path, f"not floating point: {', '.join(complex_or_integer)}", "give a float checkpoint"
-        )
+def _require_usable_values(state: Mapping[str, Tensor], where: str) -> None:
     broken = [key for key, tensor in state.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise HspanError(
-            path, f"NaN or infinite values in {', '.join(broken)}", "give an undamaged checkpoint"
+            where, f"NaN or infinite values in {', '.join(broken)}", "give an undamaged checkpoint"
         )
     if float(state["sub_mean.bias"].abs().max()) > 1.5:
         raise HspanError(
-            path,
+            where,
             "its mean shift is for pixels in 0..255 (rgb_range 255), expected 0..1",
             "give a checkpoint trained with --rgb_range 1",
         )

@@ -6,10 +6,14 @@ import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from trt_hspan.errors import HspanError, UsageError
 
 Shape = tuple[int, ...]
+
+#: The factor that the official code trains with unless told otherwise; checkpoints do not store theirs.
+DEFAULT_RES_SCALE: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class HspanConfig:
     n_blocks: int
     scale: int
     reduction: int = 2
-    res_scale: float = 0.1
+    res_scale: float = DEFAULT_RES_SCALE
 
     def __post_init__(self) -> None:
         for name, least in (("n_feats", 1), ("n_groups", 1), ("n_blocks", 0), ("reduction", 1)):
@@ -96,7 +100,9 @@ class HspanConfig:
         return shapes
 
 
-def config_from_shapes(shapes: Mapping[str, Shape], *, where: object, res_scale: float = 0.1) -> HspanConfig:
+def config_from_shapes(
+    shapes: Mapping[str, Shape], *, where: object, res_scale: float = DEFAULT_RES_SCALE
+) -> HspanConfig:
     """Reads every size from the shapes of a state dict in the official key layout.
 
     Args:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from trt_hspan.model.config import HspanConfig
+from trt_hspan.model.config import DEFAULT_RES_SCALE, HspanConfig
 
 # The published sizes. Their trained weights are not shipped; random ones serve benchmarks and builds.
 PRESETS: Final = {
@@ -28,7 +28,7 @@ def shipped_weights(name: str) -> Path | None:
 def shipped_onnx(name: str | os.PathLike[str], *, res_scale: float | None = None) -> Path | None:
     """The same network as float32 ONNX, for machines without PyTorch; None where there is none, or PyTorch is here."""
     path = _WEIGHTS_FOLDER / f"{os.fspath(name)}.onnx"
-    same = res_scale in (None, 0.1) and path.parent == _WEIGHTS_FOLDER
+    same = res_scale in (None, DEFAULT_RES_SCALE) and path.parent == _WEIGHTS_FOLDER
     return path if same and path.is_file() and importlib.util.find_spec("torch") is None else None
 
 

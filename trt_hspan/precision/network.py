@@ -39,7 +39,7 @@ def variants_from_path(network: str | os.PathLike[str], *, res_scale: float | No
     if suffix not in (".onnx", ".plan"):
         from trt_hspan.export.to_onnx import variants_from_checkpoint
 
-        return variants_from_checkpoint(network, res_scale=0.1 if res_scale is None else res_scale)
+        return variants_from_checkpoint(network, res_scale=res_scale)
     if res_scale is not None:
         raise UsageError("--res-scale", "is part of an ONNX file already", "leave it out")
     if suffix == ".plan":

@@ -74,7 +74,7 @@ def export_audited(
     request: RangeRequest,
     *,
     precision: Precision,
-    res_scale: float = 0.1,
+    res_scale: float | None = None,
     opset: int | None = None,
     static: tuple[int, int] | None = None,
     form: AttentionForm = "function",

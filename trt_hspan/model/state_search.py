@@ -1,0 +1,161 @@
+"""Finds an HSPAN's state dict in what people save: wrappers, prefixes, averaged copies, other networks beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from trt_hspan.errors import HspanError
+from trt_hspan.model.checkpoint_file import objects_error
+from trt_hspan.model.config import config_from_shapes
+
+_WRAPPERS: Final = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+# A key of the attention; before its first `body` stands the prefix. Wrappers may be around any module inside.
+_ATTENTION: Final = re.compile(
+    r"(?P<prefix>(?:.*?\.)??)body\.W\d+\.Wbody\.W\d+\.Wconv_(?:match1|match2|assembly)\.W[01]\.(?:weight|bias)".replace(
+        "W", f"(?:{_WRAPPERS})*"
+    )
+)
+_AVERAGED: Final = re.compile(r"ema|averag|shadow|swa", re.IGNORECASE)
+_MOST_LEVELS: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundState:
+    """A state dict that was found in a file.
+
+    Attributes:
+        state: with the official names, if it is an HSPAN's.
+        where: the file, and the entry in it, for errors.
+        note: where it was found, in one line; None for a bare state dict.
+    """
+
+    state: dict[str, Tensor]
+    where: str
+    note: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A mapping's keys under one prefix; `entry` is such as "['params_ema']"."""
+
+    entry: str
+    prefix: str
+    items: dict[str, object]
+    left_out: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return (
+            " with ".join(filter(None, [self.entry, self.prefix and f"the prefix {self.prefix!r}"]))
+            or "the file itself"
+        )
+
+    def fits(self) -> bool:
+        shapes = {key: tuple(item.shape) for key, item in self.items.items() if isinstance(item, Tensor)}
+        try:
+            config_from_shapes(shapes, where=self.name)
+        except HspanError:
+            return False
+        return True
+
+
+def state_from_loaded(loaded: object, path: Path, objects: list[str]) -> FoundState:
+    """Finds the network in what a file contains.
+
+    Of several copies one that is complete is taken, and of these an averaged one (EMA), which is what people publish.
+
+    Args:
+        loaded: as `read_checkpoint_file` returns it, with the names of `objects` that were not loaded.
+        path: for errors.
+
+    Raises:
+        HspanError: no tensors, or values that are not tensors under a network's keys.
+    """
+    mappings = list(_mappings(loaded, "", _MOST_LEVELS))
+    candidates = [candidate for entry, mapping in mappings for candidate in _candidates(entry, mapping)]
+    if not candidates:
+        return _without_attention(loaded, mappings, path, objects)
+    ranked = sorted(
+        candidates,
+        key=lambda each: (not each.fits(), not _AVERAGED.search(each.entry + each.prefix)),
+    )
+    best = ranked[0]
+    where = f"{path}: {best.entry}" if best.entry else str(path)
+    wrong = [key for key, item in best.items.items() if not isinstance(item, Tensor)]
+    if wrong:
+        raise HspanError(where, f"not tensors: {', '.join(wrong[:5])}", "save model.state_dict()")
+    parts = [f"its network is in {best.name}"] if best.entry or best.prefix else []
+    if len(ranked) > 1:
+        parts.append(f"also an HSPAN: {', '.join(each.name for each in ranked[1:])}")
+    if best.left_out:
+        more = f" and {len(best.left_out) - 3} more" if len(best.left_out) > 3 else ""
+        parts.append(f"left out: {', '.join(best.left_out[:3])}{more}")
+    return FoundState(
+        state={key: item for key, item in best.items.items() if isinstance(item, Tensor)},
+        where=where,
+        note="; ".join(parts) or None,
+    )
+
+
+def _mappings(value: object, entry: str, levels: int) -> Iterator[tuple[str, Mapping[object, object]]]:
+    """All mappings in a saved value, outermost first, each with the words that reach it."""
+    if levels == 0:
+        return
+    if isinstance(value, Mapping):
+        yield entry, value
+        inner = list(value.items())
+    elif isinstance(value, list | tuple) and len(value) <= 100:
+        inner = list(enumerate(value))
+    else:
+        return
+    for key, item in inner:
+        yield from _mappings(item, f"{entry}[{key!r}]", levels - 1)
+
+
+def _candidates(entry: str, mapping: Mapping[object, object]) -> Iterator[_Candidate]:
+    keys = [key for key in mapping if isinstance(key, str)]
+    prefixes = list(dict.fromkeys(match["prefix"] for match in map(_ATTENTION.match, keys) if match))
+    for prefix in prefixes:
+        inner = [other for other in prefixes if other != prefix and other.startswith(prefix)]
+        own = [key for key in keys if key.startswith(prefix) and not key.startswith(tuple(inner))]
+        names = {key: re.sub(rf"(?<![^.]){_WRAPPERS}", "", key.removeprefix(prefix)) for key in own}
+        # Beside the weights of a bare state dict stand an epoch or a loss, under keys that no module has.
+        notes = {key for key in own if "." not in names[key] and not isinstance(mapping[key], Tensor)}
+        yield _Candidate(
+            entry=entry,
+            prefix=prefix,
+            items={names[key]: mapping[key] for key in own if key not in notes},
+            left_out=tuple(key for key in keys if key not in own or key in notes),
+        )
+
+
+def _without_attention(
+    loaded: object, mappings: list[tuple[str, Mapping[object, object]]], path: Path, objects: list[str]
+) -> FoundState:
+    """The state dict that comes nearest, for the error that says what it lacks."""
+    states = [
+        (
+            entry,
+            {key: item for key, item in mapping.items() if isinstance(key, str) and isinstance(item, Tensor)},
+        )
+        for entry, mapping in mappings
+    ]
+    if any("_parameters" in mapping for _, mapping in mappings):
+        raise objects_error(path, objects)  # modules that were pickled whole
+    entry, state = max(states, key=lambda each: len(each[1]), default=("", {}))
+    if state:
+        return FoundState(state=state, where=f"{path}: {entry}" if entry else str(path), note=None)
+    if objects:
+        raise objects_error(path, objects)
+    what = f"a {type(loaded).__name__}"
+    if isinstance(loaded, Mapping) and loaded:
+        what += f" of {', '.join(str(key) for key in list(loaded)[:5])}"
+    raise HspanError(
+        path, f"contains {what} without tensors, expected a state dict", "save model.state_dict()"
+    )
