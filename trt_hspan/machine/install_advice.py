@@ -24,8 +24,8 @@ def install_command(*extras: str) -> str:
 
     Example:
         >>> from trt_hspan.machine.install_advice import install_command
-        >>> install_command("cpu", "media")  # in the folder of a checkout
-        "pip install -e '.[cpu,media]'"
+        >>> install_command("cpu", "media")  # in a checkout -e '.[cpu,media]'
+        "pip install ...[cpu,media]'"
     """
     source = _source()
     editable = "-e " if source == _ROOT else ""
