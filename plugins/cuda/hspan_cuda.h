@@ -82,7 +82,7 @@ extern "C"
     //! What a status means, one phrase. Static storage.
     HSPAN_CUDA_API char const* hspanCudaStatusText(int32_t status);
 
-    //! Configurations are 0 ... hspanCudaConfigurationCount() - 1: kernels and tile shapes.
+    //! Configurations are 0 ... hspanCudaConfigurationCount() - 1: ways to compute the same.
     HSPAN_CUDA_API int32_t hspanCudaConfigurationCount(void);
 
     //! A short name such as "plain-32x128"; null when the index is out of range. Static storage.

@@ -208,13 +208,8 @@ denseKernel(TiledArguments<T> arguments)
     for (int32_t half = 0; half < 2; ++half)
     {
         int32_t const row = warpRow + lane / 4 + 8 * half;
-        bool const exists = place.row + row < arguments.positions;
-        rows[half] = resultOf(false, 0.0F, 0.0F, 0, 0);
-        if (exists)
-        {
-            rows[half] = arguments.results[place.slot + row];
-        }
-        isDense[half] = exists && rows[half].count == kDENSE;
+        isDense[half] = place.row + row < arguments.positions && arguments.results[place.slot + row].count == kDENSE;
+        rows[half] = isDense[half] ? arguments.results[place.slot + row] : resultOf(false, 0.0F, 0.0F, 0, 0);
         scale[half] = weightScale<T>(rows[half].largest);
         if (!isDense[half])
         {

@@ -11,7 +11,7 @@
 //! has one fixed point: were T1 < T2 both fixed, then 2^41 + n1 > sum (Z - T1) over Z > T1
 //! >= sum (Z - T2) over Z > T2 + n1 (T2 - T1) >= 2^41 + n1, where the middle step holds because each of the n1 numbers
 //! above T1 is at least T1 + 1. From a start at or below it, T rises to that fixed point and stops. So the threshold of
-//! a row is a function of the multiset of its scores: list or stream, tile shape and schedule cannot show in it.
+//! a row is a function of the multiset of its scores: list or stream, tiles and schedule cannot show in it.
 //!
 //! What the quanta cost: a Z is off by half a quantum, T by one more. Over n positions the weights sum to 1 within
 //! 1.5 n 2^-41: u / 8 (u = 2^-24) for n = 2^14, 12u for 2^20. |Z| <= 3 * 2^41, so sums fit 64 bits up to n = 2^20.
@@ -103,12 +103,17 @@ struct alignas(16) RowResult
 
 constexpr int32_t kDENSE{-1};
 
-//! The weight of a score; 0 outside the support. Relative error 2u (two_float.cuh's excess()).
+//! The weight of a score of the support, relative to the anchor. Relative error 2u (two_float.cuh's excess()).
+HSPAN_DEVICE float relativeWeight(RowResult const& row, float relative)
+{
+    return simt::subtract(simt::subtract(relative, row.high), row.low);
+}
+
+//! The weight of a score; 0 outside the support.
 HSPAN_DEVICE float weightOf(RowResult const& row, float score)
 {
     float const relative = simt::subtract(score, row.anchor);
-    float const weight = simt::subtract(simt::subtract(relative, row.high), row.low);
-    return relative > row.limit ? weight : 0.0F;
+    return relative > row.limit ? relativeWeight(row, relative) : 0.0F;
 }
 
 //! The result of a row with a threshold; of one without, if `defined` is false.

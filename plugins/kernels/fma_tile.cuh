@@ -118,14 +118,14 @@ struct FmaTile
         }
     }
 
-    //! Adds the products of one slice.
-    HSPAN_DEVICE static void accumulate(Sums& sums, Stage const& stage, int32_t buffer)
+    //! Adds the products of one slice, of which `channels` exist. A last piece is padded with zeros.
+    HSPAN_DEVICE static void accumulate(Sums& sums, Stage const& stage, int32_t buffer, int32_t channels)
     {
         int32_t const lane = simt::laneIndex();
         int32_t const row = simt::warpIndex() * kROWS_OF_WARP + lane / 4;
         int32_t const key = lane % 4 * 2;
         HSPAN_UNROLL_BY(1)
-        for (int32_t channel = 0; channel < kSLICE; channel += kPER_PIECE)
+        for (int32_t channel = 0; channel < kSLICE && channel < channels; channel += kPER_PIECE)
         {
             auto const low = *reinterpret_cast<simt::Float4 const*>(&stage.query[buffer][row][channel]);
             auto const high = *reinterpret_cast<simt::Float4 const*>(&stage.query[buffer][row + 8][channel]);
@@ -212,7 +212,7 @@ struct FmaTile
                 }
                 if (isActive)
                 {
-                    accumulate(sums, stage, buffer);
+                    accumulate(sums, stage, buffer, key.channels - channel);
                 }
                 buffer = 1 - buffer;
             }

@@ -20,7 +20,6 @@ namespace hspan
 
 constexpr int32_t kGATHER_WARPS{8};
 constexpr int32_t kGATHER_ROWS{32};
-constexpr int32_t kMAX_VALUE_CHANNELS{256};
 constexpr int32_t kCHAIN{32};
 constexpr int32_t kGATHER_PIECES{kMAX_VALUE_CHANNELS / (2 * simt::kWARP_SIZE)};
 

@@ -45,20 +45,13 @@ cudaError_t launchPlainBFloat16(
 //! \name The tiled kernels
 //! @{
 
-//! Rows by keys that a block of the selection works on at a time.
-enum class TileShape : int32_t
-{
-    k32x64,
-    k64x64,
-    k128x64,
-};
-
 constexpr int64_t kMAX_TILED_SCORE_CHANNELS{128};
 constexpr int64_t kMAX_TILED_VALUE_CHANNELS{256};
 constexpr int64_t kMAX_TILED_POSITIONS{1 << 20};
 
-//! Entries of a row's candidate list, where the caller does not ask for another number.
-constexpr int32_t kLIST_CAPACITY{1024};
+//! Entries of a row's candidate list, where the caller does not ask for another number. With the maxima it makes 16 KiB
+//! a row.
+constexpr int32_t kLIST_CAPACITY{1728};
 
 //! Rows whose lists exist at a time.
 constexpr int64_t kCHUNK_ROWS{16384};
@@ -66,8 +59,21 @@ constexpr int64_t kCHUNK_ROWS{16384};
 //! Rows of an image are padded to a multiple of this: no tile spans two images.
 constexpr int64_t kROW_ALIGNMENT{128};
 
-//! Per row: threshold and length of its list.
+//! Query rows of a block of both looks. Where there are few rows a block is one warp: so many in the first look, and
+//! half of them in the second.
+constexpr int64_t kMAIN_ROWS{128};
+constexpr int64_t kSMALL_ROWS{32};
+
+constexpr int64_t kKEYS_OF_TILE{64};
+
+//! Of a row: maxima, and splits of its list.
+constexpr int64_t kMOST_MAXIMA{576};
+constexpr int64_t kMOST_SPLITS{32};
+
+//! Per row: threshold and length of its list; its maximum and bound; an entry.
 constexpr int64_t kRESULT_BYTES{32};
+constexpr int64_t kROW_BOUND_BYTES{8};
+constexpr int64_t kLIST_ENTRY_BYTES{8};
 
 //! Where things lie in the workspace of the tiled kernels, in bytes, and how many.
 struct TiledWorkspace
@@ -79,8 +85,10 @@ struct TiledWorkspace
     int64_t key;
     int64_t value;
     int64_t results;
-    int64_t listScores;
-    int64_t listKeys;
+    int64_t bounds;
+    int64_t maxima;
+    int64_t counts; //!< lengths of a list's shares, one per split
+    int64_t lists;
     int64_t keyBounds; //!< one per kBOUND_KEYS keys of an image, for FP32
     int64_t bytes;     //!< all of it
 };
@@ -90,13 +98,55 @@ TiledWorkspace tiledWorkspace(AttentionProblem const& problem, int32_t capacity)
 //! Elements from one position to the next in a token-major copy.
 int64_t preparedPitch(int64_t channels);
 
-//! Compute capability 8.0 on. The caller has checked the sizes against the limits.
-cudaError_t launchTiledFloat(AttentionProblem const& problem, TileShape shape, int32_t capacity,
-    AttentionPointers const& pointers, cudaStream_t stream);
-cudaError_t launchTiledHalf(AttentionProblem const& problem, TileShape shape, int32_t capacity,
-    AttentionPointers const& pointers, cudaStream_t stream);
-cudaError_t launchTiledBFloat16(AttentionProblem const& problem, TileShape shape, int32_t capacity,
-    AttentionPointers const& pointers, cudaStream_t stream);
+//! How the two looks divide rows and keys among the blocks of a GPU.
+struct LookPlan
+{
+    int32_t multiprocessors;
+    int32_t tiles;        //!< of kKEYS_OF_TILE keys
+    int32_t tilesOfGroup; //!< that share maxima
+    int32_t maximaOfLane; //!< in a row and group: 1 or 2, four lanes have some
+    int32_t maximaOfRow;
+    int32_t rowsOfBlock; //!< kMAIN_ROWS, or kSMALL_ROWS in the first look and half of them in the second
+    int32_t maximaSplits;
+    int32_t tilesOfMaximaSplit;
+    int32_t listSplits;
+    int32_t tilesOfListSplit;
+    int32_t capacityOfSplit; //!< entries in a split's share of a list
+};
+
+LookPlan lookPlan(TiledWorkspace const& workspace, int64_t positions, int32_t multiprocessors);
+
+//! A launch of the two looks, and of them a chunk of rows.
+struct LookCall
+{
+    AttentionProblem problem;
+    TiledWorkspace workspace;
+    LookPlan plan;
+    AttentionPointers pointers;
+    cudaStream_t stream;
+    int64_t firstSlot;
+    int64_t slots;
+};
+
+//! The steps of the pipeline, for one element type.
+struct LookLaunchers
+{
+    cudaError_t (*prepareTensors)(LookCall const& call);
+    cudaError_t (*findMaxima)(LookCall const& call);
+    cudaError_t (*collectLists)(LookCall const& call, bool isAgain);
+    cudaError_t (*finishLists)(LookCall const& call);
+    cudaError_t (*findDenseThresholds)(LookCall const& call);
+    cudaError_t (*sumDense)(LookCall const& call);
+};
+
+LookLaunchers lookLaunchersHalf();
+LookLaunchers lookLaunchersBFloat16();
+
+//! Bounds from maxima: the same for all types.
+cudaError_t launchLowerBounds(LookCall const& call);
+
+cudaError_t launchTiledFloat(
+    AttentionProblem const& problem, int32_t capacity, AttentionPointers const& pointers, cudaStream_t stream);
 
 //! launchSparsemaxAttention() with lists of another capacity, as the tests want it. 0 is the usual one.
 cudaError_t launchWithCapacity(AttentionProblem const& problem, int32_t config, int32_t capacity,
@@ -106,5 +156,8 @@ cudaError_t launchWithCapacity(AttentionProblem const& problem, int32_t config, 
 
 //! Compute capability of the current device, such as 86; 0 if there is none.
 int32_t deviceComputeCapability();
+
+//! Multiprocessors of the current device; 1 if there is none.
+int32_t deviceMultiprocessors();
 
 } // namespace hspan

@@ -13,4 +13,9 @@ int32_t deviceComputeCapability()
     return simt::computeCapability();
 }
 
+int32_t deviceMultiprocessors()
+{
+    return simt::multiprocessors();
+}
+
 } // namespace hspan

@@ -12,7 +12,7 @@
 //! product goes to the lesser part (Rump, Ogita, Oishi 2008, section 3: extraction). Four operations a product.
 //!
 //! Whether a row is refined, its grid and its greatest FP32 score are functions of the row's scores and operands alone.
-//! So are refined scores, bit by bit: lists, streams and tile shapes cannot show in them.
+//! So are refined scores, bit by bit: lists, streams and tiles cannot show in them.
 #pragma once
 
 #include <cstdint>

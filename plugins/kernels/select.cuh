@@ -17,6 +17,7 @@
 #include <simt.h>
 
 #include "candidate_list.cuh"
+#include "dense_threshold.cuh"
 #include "exact_threshold.cuh"
 #include "refined_list.cuh"
 #include "tiled_arguments.cuh"
@@ -27,9 +28,6 @@ namespace hspan
 //! Entries at which a list is first tightened, and the growth after which it is again.
 constexpr int32_t kFIRST_TIGHTENING{128};
 constexpr int32_t kGROWTH{4};
-
-//! A lane's rows, g and g + 8 of its warp; the four lanes of a group hold the same two.
-constexpr int32_t kROWS_OF_LANE{2};
 
 //! How far a row's list is.
 struct ListState
@@ -187,98 +185,6 @@ HSPAN_DEVICE bool appendTile(
         own.count += passing;
     }
     return overflown;
-}
-
-//! A row on the dense route.
-struct DenseState
-{
-    bool active;
-    float maximum; //!< of the scores seen
-    float anchor;  //!< NaN while there is no bound
-    float limit;
-    int64_t threshold; //!< at or below the row's
-};
-
-//! The result of a pass over the scores of a row.
-struct DenseSums
-{
-    int64_t sum;
-    int32_t count;
-    float least;
-    float maximum;
-};
-
-//! Adds a tile of scores to the sums of row g + 8 * half.
-template <int32_t kGROUPS>
-HSPAN_DEVICE void addTile(DenseSums& sums, float const (&scores)[kGROUPS][4], DenseState const& state, int32_t half)
-{
-    TileSum tile = {0, 0, 0, sums.least};
-    HSPAN_UNROLL
-    for (int32_t i = 0; i < kGROUPS; ++i)
-    {
-        HSPAN_UNROLL
-        for (int32_t j = 0; j < 2; ++j)
-        {
-            float const score = scores[i][2 * half + j];
-            sums.maximum = simt::maximumOrNan(sums.maximum, score);
-            addScore(tile, simt::subtract(score, state.anchor), state.limit);
-        }
-    }
-    sums.sum += quantaOf(tile);
-    sums.count += tile.count;
-    sums.least = tile.least;
-}
-
-//! Sums over the four lanes that hold a row.
-HSPAN_DEVICE void reduce(DenseSums& sums)
-{
-    HSPAN_UNROLL
-    for (int32_t mask = 1; mask <= 2; mask *= 2)
-    {
-        sums.sum += shuffleXor64(sums.sum, mask);
-        sums.count += simt::shuffleXor(sums.count, mask);
-        float const least = simt::shuffleXor(sums.least, mask);
-        sums.least = least < sums.least ? least : sums.least;
-        sums.maximum = simt::maximumOrNan(sums.maximum, simt::shuffleXor(sums.maximum, mask));
-    }
-}
-
-//! Michelot's step after a pass; clears `active` when the threshold has been reached.
-HSPAN_DEVICE void takeDenseStep(DenseState& state, DenseSums const& sums)
-{
-    state.maximum = sums.maximum;
-    float const anchor = anchorOf(sums.maximum);
-    if (!(sums.maximum - sums.maximum == 0.0F))
-    {
-        state.anchor = NAN;
-        state.active = false;
-        return;
-    }
-    int64_t next = leastThreshold(sums.maximum, anchor);
-    if (anchor == state.anchor)
-    {
-        int64_t const step = nextThreshold(sums.sum, sums.count);
-        next = step > next ? step : next;
-        // Where no score leaves the support the step was the last: it would find the same sums again.
-        state.active = next != state.threshold && !(next == step && sums.least > limitOf(next));
-    }
-    state.anchor = anchor;
-    state.threshold = next;
-    state.limit = limitOf(next);
-}
-
-//! The start of a refined row, once a pass has found its greatest FP32 score. The greatest refined score is off from 0
-//! by less than `slack`, so that the threshold cannot lie below -1 - slack.
-HSPAN_DEVICE void startRefined(DenseState& state, Refinement& refinement, float maximum, float slack)
-{
-    bool const isDefined = maximum - maximum == 0.0F;
-    bool const isNear = slack < 1.0F; // else there is no bound
-    state.active = isDefined;
-    state.maximum = maximum;
-    state.anchor = isDefined && isNear ? 0.0F : NAN;
-    state.threshold = isNear ? quantaOf(-1.0F - slack) : 0;
-    state.limit = limitOf(state.threshold);
-    refinement.shift = isDefined ? maximum : 0.0F;
 }
 
 //! Writes the results of a tile's rows and, where they fit, the lists of their supports.

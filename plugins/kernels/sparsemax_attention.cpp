@@ -10,32 +10,14 @@ namespace hspan
 namespace
 {
 
-//! A configuration: the plain kernels, or the tiled ones with a tile shape.
-struct Config
-{
-    char const* name;
-    bool isTiled;
-    TileShape shape;
-};
-
-constexpr Config kCONFIGS[] = {
-    {"automatic", false, {}},
-    {"plain-32x128", false, {}},
-    {"tiled-64x64", true, TileShape::k64x64},
-    {"tiled-128x64", true, TileShape::k128x64},
-    {"tiled-32x64", true, TileShape::k32x64},
-};
-constexpr int32_t kCONFIG_COUNT{sizeof kCONFIGS / sizeof kCONFIGS[0]};
+constexpr char const* kCONFIG_NAMES[] = {"automatic", "plain-32x128", "tiled-two-looks"};
+constexpr int32_t kCONFIG_COUNT{sizeof kCONFIG_NAMES / sizeof kCONFIG_NAMES[0]};
 constexpr int32_t kPLAIN_CONFIG{1};
-constexpr int32_t kFIRST_TILED_CONFIG{2};
-constexpr int32_t kSMALL_TILE_CONFIG{4};
+constexpr int32_t kTILED_CONFIG{2};
 
 //! Tensor cores with BF16, and asynchronous copies.
 constexpr int32_t kLEAST_TILED_CAPABILITY{80};
 constexpr int32_t kLEAST_CAPABILITY{75};
-
-//! Rows below which small tiles spread over more of the GPU.
-constexpr int64_t kFEW_ROWS{4096};
 
 constexpr int64_t roundedUp(int64_t number, int64_t multiple)
 {
@@ -70,22 +52,10 @@ bool isInRange(AttentionShape const& shape)
     return perBatch == 0 || shape.batch <= INT64_MAX / 16 / perBatch;
 }
 
-bool tilesServe(
-    TileShape shape, ElementType type, int64_t scoreChannels, int64_t valueChannels, int32_t computeCapability)
+bool tilesServe(int64_t scoreChannels, int64_t valueChannels, int32_t computeCapability)
 {
-    return (type != ElementType::kFLOAT || shape != TileShape::k128x64) && scoreChannels > 0
-        && scoreChannels <= kMAX_TILED_SCORE_CHANNELS && valueChannels <= kMAX_TILED_VALUE_CHANNELS
+    return scoreChannels > 0 && scoreChannels <= kMAX_TILED_SCORE_CHANNELS && valueChannels <= kMAX_TILED_VALUE_CHANNELS
         && computeCapability >= kLEAST_TILED_CAPABILITY;
-}
-
-//! The configuration that kAUTOMATIC_CONFIG chooses.
-int32_t chosenConfig(AttentionProblem const& problem, int32_t computeCapability)
-{
-    AttentionShape const& shape = problem.shape;
-    int32_t const tiled = shape.batch * shape.positions <= kFEW_ROWS ? kSMALL_TILE_CONFIG : kFIRST_TILED_CONFIG;
-    bool const served = shape.positions <= kMAX_TILED_POSITIONS
-        && tilesServe(kCONFIGS[tiled].shape, problem.type, shape.scoreChannels, shape.valueChannels, computeCapability);
-    return served ? tiled : kPLAIN_CONFIG;
 }
 
 size_t plainWorkspaceBytes(AttentionProblem const& problem)
@@ -94,6 +64,35 @@ size_t plainWorkspaceBytes(AttentionProblem const& problem)
     return static_cast<size_t>(kTHRESHOLD_BYTES) * static_cast<size_t>(shape.batch)
         * static_cast<size_t>(shape.positions)
         + static_cast<size_t>(keyBoundBytes(problem));
+}
+
+//! Splits of `groups` groups of tiles, about as many as are wanted and at most kMOST_SPLITS: the groups of each.
+int64_t groupsOfSplit(int64_t groups, int64_t wanted)
+{
+    return std::max({int64_t{1}, groups / wanted, roundedUp(groups, kMOST_SPLITS) / kMOST_SPLITS});
+}
+
+//! The two looks at all rows, chunk by chunk; a chunk's lists take the place of the last one's.
+cudaError_t launchTwoLooks(LookCall call, LookLaunchers const& launchers)
+{
+    int64_t const slots = call.workspace.slotsPerImage * call.problem.shape.batch;
+    LookPlan const& plan = call.plan;
+    bool const mayOverflowShare = plan.listSplits > 1 && plan.tilesOfListSplit * kKEYS_OF_TILE > plan.capacityOfSplit;
+    bool const mayOverflowList = call.problem.shape.positions > call.workspace.capacity;
+    cudaError_t status = launchers.prepareTensors(call);
+    auto const then = [&status](auto const& step) { status = status == cudaSuccess ? step() : status; };
+    for (; status == cudaSuccess && call.firstSlot < slots; call.firstSlot += call.slots)
+    {
+        call.slots = std::min(slots - call.firstSlot, call.workspace.chunkSlots);
+        then([&] { return launchers.findMaxima(call); });
+        then([&] { return launchLowerBounds(call); });
+        then([&] { return launchers.collectLists(call, false); });
+        then([&] { return mayOverflowShare ? launchers.collectLists(call, true) : cudaSuccess; });
+        then([&] { return launchers.finishLists(call); });
+        then([&] { return mayOverflowList ? launchers.findDenseThresholds(call) : cudaSuccess; });
+        then([&] { return mayOverflowList ? launchers.sumDense(call) : cudaSuccess; });
+    }
+    return status;
 }
 
 } // namespace
@@ -128,12 +127,50 @@ TiledWorkspace tiledWorkspace(AttentionProblem const& problem, int32_t capacity)
     workspace.key = workspace.query + roundedUp(bytes * preparedPitch(shape.scoreChannels), kALIGNMENT);
     workspace.value = workspace.key + roundedUp(bytes * preparedPitch(shape.scoreChannels), kALIGNMENT);
     workspace.results = workspace.value + roundedUp(bytes * preparedPitch(shape.valueChannels), kALIGNMENT);
-    workspace.listScores = workspace.results + roundedUp(workspace.chunkSlots * kRESULT_BYTES, kALIGNMENT);
-    int64_t const lists = roundedUp(workspace.chunkSlots * workspace.capacity * 4, kALIGNMENT);
-    workspace.listKeys = workspace.listScores + lists;
-    workspace.keyBounds = workspace.listKeys + lists;
+    int64_t const tiles = roundedUp(shape.positions, kKEYS_OF_TILE) / kKEYS_OF_TILE;
+    int64_t const rows = workspace.chunkSlots;
+    workspace.bounds = workspace.results + roundedUp(rows * kRESULT_BYTES, kALIGNMENT);
+    workspace.maxima = workspace.bounds + roundedUp(rows * kROW_BOUND_BYTES, kALIGNMENT);
+    workspace.counts = workspace.maxima + roundedUp(rows * std::min(8 * tiles, kMOST_MAXIMA) * 4, kALIGNMENT);
+    workspace.lists = workspace.counts + roundedUp(rows * std::min(tiles, kMOST_SPLITS) * 4, kALIGNMENT);
+    workspace.keyBounds = workspace.lists + roundedUp(rows * workspace.capacity * kLIST_ENTRY_BYTES, kALIGNMENT);
     workspace.bytes = workspace.keyBounds + roundedUp(keyBoundBytes(problem), kALIGNMENT);
     return workspace;
+}
+
+// Lanes take maxima of 8 scores up to 72 tiles, of 16 up to 144, and of several tiles from there on: up to 576 in a
+// row. Where main tiles are not enough for half of the multiprocessors, blocks of single warps come first, and then
+// splits of the keys, as these have a price in the lists. Of the first look's warps, which are light, a multiprocessor
+// wants two.
+LookPlan lookPlan(TiledWorkspace const& workspace, int64_t positions, int32_t multiprocessors)
+{
+    constexpr int64_t kWARPS_WANTED{2};
+    int64_t const rows = workspace.chunkSlots;
+    int64_t const tiles = roundedUp(positions, kKEYS_OF_TILE) / kKEYS_OF_TILE;
+    int64_t const maximaOfLane = 8 * tiles <= kMOST_MAXIMA ? 2 : 1;
+    int64_t const tilesOfGroup = roundedUp(4 * maximaOfLane * tiles, kMOST_MAXIMA) / kMOST_MAXIMA;
+    int64_t const groups = roundedUp(tiles, tilesOfGroup) / tilesOfGroup;
+    bool const isSmall = maximaOfLane == 2 && 2 * rows < kMAIN_ROWS * multiprocessors;
+    int64_t const rowsOfBlock = isSmall ? kSMALL_ROWS : kMAIN_ROWS;
+    auto const tilesOfSplit = [&](int64_t blocks, int64_t wantedBlocks)
+    { return groupsOfSplit(groups, roundedUp(wantedBlocks, blocks) / blocks) * tilesOfGroup; };
+    int64_t const tilesOfMaximaSplit
+        = tilesOfSplit(rows / rowsOfBlock, isSmall ? kWARPS_WANTED * multiprocessors : multiprocessors);
+    int64_t const tilesOfListSplit
+        = tilesOfSplit(isSmall ? 2 * rows / kSMALL_ROWS : rows / kMAIN_ROWS, multiprocessors);
+    LookPlan plan{};
+    plan.multiprocessors = multiprocessors;
+    plan.tiles = static_cast<int32_t>(tiles);
+    plan.tilesOfGroup = static_cast<int32_t>(tilesOfGroup);
+    plan.maximaOfLane = static_cast<int32_t>(maximaOfLane);
+    plan.maximaOfRow = static_cast<int32_t>(groups * 4 * maximaOfLane);
+    plan.rowsOfBlock = static_cast<int32_t>(rowsOfBlock);
+    plan.maximaSplits = static_cast<int32_t>(roundedUp(tiles, tilesOfMaximaSplit) / tilesOfMaximaSplit);
+    plan.tilesOfMaximaSplit = static_cast<int32_t>(tilesOfMaximaSplit);
+    plan.listSplits = static_cast<int32_t>(roundedUp(tiles, tilesOfListSplit) / tilesOfListSplit);
+    plan.tilesOfListSplit = static_cast<int32_t>(tilesOfListSplit);
+    plan.capacityOfSplit = static_cast<int32_t>(workspace.capacity / plan.listSplits);
+    return plan;
 }
 
 int32_t attentionConfigCount() noexcept
@@ -143,7 +180,7 @@ int32_t attentionConfigCount() noexcept
 
 char const* attentionConfigName(int32_t config) noexcept
 {
-    return config >= 0 && config < kCONFIG_COUNT ? kCONFIGS[config].name : nullptr;
+    return config >= 0 && config < kCONFIG_COUNT ? kCONFIG_NAMES[config] : nullptr;
 }
 
 bool isAttentionConfigSupported(
@@ -154,8 +191,7 @@ bool isAttentionConfigSupported(
     {
         return false;
     }
-    return !kCONFIGS[config].isTiled
-        || tilesServe(kCONFIGS[config].shape, type, scoreChannels, valueChannels, computeCapability);
+    return config != kTILED_CONFIG || tilesServe(scoreChannels, valueChannels, computeCapability);
 }
 
 int32_t currentComputeCapability() noexcept
@@ -170,16 +206,14 @@ size_t attentionWorkspaceBytes(AttentionProblem const& problem, int32_t config) 
     {
         return 0;
     }
-    bool const mayBeTiled = config == kAUTOMATIC_CONFIG || kCONFIGS[config].isTiled;
-    bool const mayBePlain = !kCONFIGS[config].isTiled;
-    size_t const plain = mayBePlain ? plainWorkspaceBytes(problem) : 0;
+    size_t const plain = config == kTILED_CONFIG ? 0 : plainWorkspaceBytes(problem);
     // Beyond the limits of tiles the plain kernels take over; a workspace that shrank there would be too small for a
     // smaller problem of the same engine.
     AttentionProblem tiled = problem;
     tiled.shape.scoreChannels = std::min(shape.scoreChannels, kMAX_TILED_SCORE_CHANNELS);
     tiled.shape.valueChannels = std::min(shape.valueChannels, kMAX_TILED_VALUE_CHANNELS);
     tiled.shape.positions = std::min(shape.positions, kMAX_TILED_POSITIONS);
-    return mayBeTiled ? std::max(plain, static_cast<size_t>(tiledWorkspace(tiled, 0).bytes)) : plain;
+    return config == kPLAIN_CONFIG ? plain : std::max(plain, static_cast<size_t>(tiledWorkspace(tiled, 0).bytes));
 }
 
 cudaError_t launchWithCapacity(AttentionProblem const& problem, int32_t config, int32_t capacity,
@@ -198,9 +232,13 @@ cudaError_t launchWithCapacity(AttentionProblem const& problem, int32_t config, 
     {
         return cudaSuccess;
     }
-    int32_t const computeCapability = deviceComputeCapability();
-    int32_t const chosen = config == kAUTOMATIC_CONFIG ? chosenConfig(problem, computeCapability) : config;
-    if (!kCONFIGS[chosen].isTiled)
+    bool const tilesDo = shape.positions <= kMAX_TILED_POSITIONS
+        && tilesServe(shape.scoreChannels, shape.valueChannels, deviceComputeCapability());
+    if (config == kTILED_CONFIG && !tilesDo)
+    {
+        return cudaErrorInvalidValue;
+    }
+    if (config == kPLAIN_CONFIG || !tilesDo)
     {
         switch (problem.type)
         {
@@ -210,20 +248,14 @@ cudaError_t launchWithCapacity(AttentionProblem const& problem, int32_t config, 
         }
         return cudaErrorInvalidValue;
     }
-    if (shape.positions > kMAX_TILED_POSITIONS
-        || !tilesServe(
-            kCONFIGS[chosen].shape, problem.type, shape.scoreChannels, shape.valueChannels, computeCapability))
+    if (problem.type == ElementType::kFLOAT)
     {
-        return cudaErrorInvalidValue;
+        return launchTiledFloat(problem, capacity, pointers, stream);
     }
-    TileShape const tile = kCONFIGS[chosen].shape;
-    switch (problem.type)
-    {
-    case ElementType::kFLOAT: return launchTiledFloat(problem, tile, capacity, pointers, stream);
-    case ElementType::kHALF: return launchTiledHalf(problem, tile, capacity, pointers, stream);
-    case ElementType::kBFLOAT16: return launchTiledBFloat16(problem, tile, capacity, pointers, stream);
-    }
-    return cudaErrorInvalidValue;
+    TiledWorkspace const workspace = tiledWorkspace(problem, capacity);
+    LookPlan const plan = lookPlan(workspace, shape.positions, deviceMultiprocessors());
+    return launchTwoLooks({problem, workspace, plan, pointers, stream, 0, 0},
+        problem.type == ElementType::kHALF ? lookLaunchersHalf() : lookLaunchersBFloat16());
 }
 
 cudaError_t launchSparsemaxAttention(AttentionProblem const& problem, int32_t config, void const* query,

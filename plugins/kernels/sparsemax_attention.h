@@ -47,7 +47,7 @@ struct AttentionProblem
 int64_t channelPitch(ElementType type, int64_t channels) noexcept;
 
 //! \name Configurations
-//! Ways to compute the same result: kernels and tile shapes. They are numbered from 0; a number keeps its meaning.
+//! Ways to compute the same result. They are numbered from 0; a number keeps its meaning within a plugin ABI version.
 //! @{
 
 //! Chooses by type, sizes and the GPU at hand. Always supported.
@@ -83,10 +83,10 @@ size_t attentionWorkspaceBytes(AttentionProblem const& problem, int32_t config) 
 //! FP32 tensors, rows with |q| max |k| of 1 or more (below 2^60) are computed from refined scores instead, distances
 //! from the row's greatest score that are off by u and C^2 2^-46 |q| max |k| (refined_score.cuh). In all passes of a
 //! configuration a score is the same bit pattern. Given the scores, each output differs from the exact one
-//! by at most 96 u max |v_j| over the j of positive weight; for FP16 and BF16 in tiles on the dense route by (2^-17 +
-//! (130 + L / 512) u) max |v_j| (plugins/README.md derives both). Equal scores get equal weights. In tiled
-//! configurations the threshold and the weights are the same bits for every tile shape and route. No result depends on
-//! scheduling: two runs agree bit by bit.
+//! by at most 96 u max |v_j| over the j of positive weight; for FP16 and BF16 in rows on the dense route by (2^-17 +
+//! (130 + L / 512) u) max |v_j| (plugins/README.md derives both). Equal scores get equal weights. With two
+//! looks the threshold and the weights are the same bits on every route and GPU. No result depends on scheduling: two
+//! runs agree bit by bit.
 //!
 //! Degenerate rows. A row with a NaN or +inf score, or with no score above -inf, is NaN in all its channels; other
 //! rows are untouched. A score of -inf has weight 0. Positions of weight 0 contribute nothing, even where their

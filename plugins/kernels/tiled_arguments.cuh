@@ -16,7 +16,9 @@ namespace hspan
 
 constexpr int32_t kSLOT_ALIGNMENT{128};
 
-//! Query rows that a warp owns.
+constexpr int32_t kMAX_VALUE_CHANNELS{256};
+
+//! Query rows of a matrix product; a warp owns one or two times as many.
 constexpr int32_t kROWS_OF_WARP{16};
 
 template <typename T>

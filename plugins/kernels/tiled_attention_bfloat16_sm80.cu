@@ -1,12 +1,11 @@
-#include "tiled_attention.cuh"
+#include "two_looks.cuh"
 
 namespace hspan
 {
 
-cudaError_t launchTiledBFloat16(AttentionProblem const& problem, TileShape shape, int32_t capacity,
-    AttentionPointers const& pointers, cudaStream_t stream)
+LookLaunchers lookLaunchersBFloat16()
 {
-    return launchTiled<simt::BFloat16>(problem, shape, capacity, pointers, stream);
+    return lookLaunchers<simt::BFloat16>();
 }
 
 } // namespace hspan

@@ -1,12 +1,11 @@
-#include "tiled_attention.cuh"
+#include "two_looks.cuh"
 
 namespace hspan
 {
 
-cudaError_t launchTiledHalf(AttentionProblem const& problem, TileShape shape, int32_t capacity,
-    AttentionPointers const& pointers, cudaStream_t stream)
+LookLaunchers lookLaunchersHalf()
 {
-    return launchTiled<simt::Half>(problem, shape, capacity, pointers, stream);
+    return lookLaunchers<simt::Half>();
 }
 
 } // namespace hspan

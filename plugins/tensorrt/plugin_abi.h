@@ -16,7 +16,7 @@ constexpr char const* kPLUGIN_NAMESPACE{""};
 
 //! Changes whenever an engine built with the library before could not run with the library after: other fields, a
 //! tactic that means something else, more workspace. It is written into every engine and reported by hspanPluginInfo().
-constexpr int32_t kABI_VERSION{3};
+constexpr int32_t kABI_VERSION{4};
 
 //! The serialized fields.
 constexpr char const* kABI_VERSION_FIELD{"abi_version"};

@@ -30,7 +30,7 @@ int32_t configFromTactic(int32_t tactic) noexcept;
 
 //! The tactics worth timing for the problem on GPUs of this compute capability, at most `capacity` of them: first the
 //! one that chooses when it runs, which is right on every GPU (a builder that cannot time keeps the first one). The
-//! tile shapes follow only where all sizes are fixed: a builder times at one size and stores what won there, and for
+//! tiled kernels follow only where all sizes are fixed: a builder times at one size and stores what won there, and for
 //! the other sizes of a profile that choice is a guess. The plain kernels are never offered: where tiles serve they are
 //! slower, and elsewhere the first tactic takes them.
 //! \param tactics where they go; null only counts.

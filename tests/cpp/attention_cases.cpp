@@ -155,6 +155,7 @@ std::vector<float> attention(ElementType type, Problem const& problem, uint64_t 
     { return stored(type, laidOut(type, tensor, channels, problem.positions)); };
     std::vector<float> output = laidOut(type, problem.value, problem.valueChannels, problem.positions);
     std::vector<unsigned char> bytes = stored(type, output);
+    hspanEmulatedMultiprocessors(gVariant.multiprocessors);
     int32_t const status
         = hspanEmulatedAttention(static_cast<int32_t>(type), static_cast<int32_t>(gVariant.layout), gVariant.config,
             gVariant.capacity, 86, problem.batch, problem.scoreChannels, problem.valueChannels, problem.positions,

@@ -24,6 +24,7 @@ struct Variant
     int32_t config{kAUTOMATIC_CONFIG};
     int32_t capacity{0}; //!< of the candidate lists; 0 is the usual
     TensorLayout layout{TensorLayout::kLINEAR};
+    int32_t multiprocessors{4};
 };
 
 //! Of the tests that run at the moment.

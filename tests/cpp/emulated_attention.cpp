@@ -12,7 +12,8 @@ int32_t hspanEmulatedAttention(int32_t elementType, int32_t layout, int32_t conf
     int32_t computeCapability, int64_t batch, int64_t scoreChannels, int64_t valueChannels, int64_t positions,
     void const* query, void const* key, void const* value, void* output, int32_t laneOrder, uint64_t seed)
 {
-    simt::emulation::options() = {static_cast<simt::emulation::LaneOrder>(laneOrder), seed, computeCapability};
+    simt::emulation::options() = {static_cast<simt::emulation::LaneOrder>(laneOrder), seed, computeCapability,
+        simt::emulation::options().multiprocessors};
     hspan::AttentionProblem const problem{static_cast<hspan::ElementType>(elementType),
         static_cast<hspan::TensorLayout>(layout), {batch, scoreChannels, valueChannels, positions}};
     size_t const elementBytes = elementType == 0 ? 4 : 2;
@@ -34,6 +35,11 @@ int32_t hspanEmulatedAttention(int32_t elementType, int32_t layout, int32_t conf
         {guardedQuery.data(), guardedKey.data(), guardedValue.data(), guardedOutput.data(), workspace.data()}, nullptr);
     std::memcpy(output, guardedOutput.data(), bytesOf(valueChannels));
     return status;
+}
+
+void hspanEmulatedMultiprocessors(int32_t count)
+{
+    simt::emulation::options().multiprocessors = count;
 }
 
 char const* hspanEmulatedError()

@@ -16,6 +16,9 @@ extern "C"
         int32_t computeCapability, int64_t batch, int64_t scoreChannels, int64_t valueChannels, int64_t positions,
         void const* query, void const* key, void const* value, void* output, int32_t laneOrder, uint64_t seed);
 
+    //! Multiprocessors of the emulated GPU, for later calls by this thread: they decide how the work is split.
+    void hspanEmulatedMultiprocessors(int32_t count);
+
     //! What the emulation has to say about the last failure of this thread, such as threads that diverge at a barrier.
     char const* hspanEmulatedError();
 

@@ -21,6 +21,7 @@ void addSizes(bool all)
     // Every length meets every regime; channels, batch and type go round so that all neighboring pairs occur.
     // The configurations that serve a type do too, as do layouts and capacities, those that overflow among them.
     constexpr int32_t kCAPACITIES[] = {0, 16, 0, 64, 100};
+    constexpr int32_t kMULTIPROCESSORS[] = {1, 4, 16, 132};
     size_t turn = 0;
     for (int64_t const positions : kLENGTHS)
     {
@@ -38,6 +39,7 @@ void addSizes(bool all)
             variant.config = static_cast<int32_t>(turn / 2) % attentionConfigCount();
             variant.capacity = kCAPACITIES[turn % std::size(kCAPACITIES)];
             variant.layout = static_cast<TensorLayout>(turn / 5 % 2);
+            variant.multiprocessors = kMULTIPROCESSORS[turn % std::size(kMULTIPROCESSORS)];
             if (!isAttentionConfigSupported(variant.config, type, channels, values, 86))
             {
                 variant.config = kAUTOMATIC_CONFIG;
@@ -173,7 +175,7 @@ int main(int argc, char** argv)
     addDegenerateRows(ElementType::kFLOAT, {2, 16, TensorLayout::kCHANNELS_LAST});
     addDegenerateRows(ElementType::kHALF, {});
     addDegenerateRows(ElementType::kHALF, {2, 16, TensorLayout::kCHANNELS_LAST});
-    addDegenerateRows(ElementType::kBFLOAT16, {3, 40, TensorLayout::kLINEAR});
+    addDegenerateRows(ElementType::kBFLOAT16, {2, 40, TensorLayout::kLINEAR, 40});
     addProperties();
     addRoutes();
     return runAll();

@@ -9,7 +9,7 @@
 #include "check.h"
 #include "guarded_buffer.h"
 #include "reference.h"
-#include "tiled_attention.cuh"
+#include "two_looks.cuh"
 
 using namespace hspan;
 using namespace hspan::test;
@@ -17,10 +17,9 @@ using namespace hspan::test;
 namespace
 {
 
-using Tile = TensorTile<simt::Half, 2, 64>;
-constexpr int32_t kROWS{Tile::kWARPS * kROWS_OF_WARP};
+constexpr int64_t kROWS{kMAIN_ROWS};
 
-//! One tile of rows of a long image with one channel, query 1 in every row: the scores are the keys.
+//! The first rows of a long image with one channel, query 1 in every row: the scores are the keys.
 struct LongImage
 {
     explicit LongImage(std::vector<float> const& scores, int32_t capacity, float value)
@@ -29,38 +28,29 @@ struct LongImage
         , ones(rows)
         , values(static_cast<size_t>(positions) * 8, simt::fromFloat<simt::Half>(value))
         , output(static_cast<size_t>(positions) * 8, simt::Half{0x7e00})
-        , results(kDENSE_ROWS)
-        , listScores(static_cast<size_t>(kDENSE_ROWS) * static_cast<size_t>(capacity))
-        , listKeys(listScores.size())
     {
         for (size_t j = 0; j < scores.size(); ++j)
         {
             rows[8 * j] = simt::fromFloat<simt::Half>(scores[j]);
             ones[8 * j] = simt::fromFloat<simt::Half>(1.0F);
         }
-        arguments.query = ones.data();
-        arguments.key = rows.data();
-        arguments.value = values.data();
-        arguments.output = output.data();
-        arguments.scorePitch = 8;
-        arguments.valuePitch = 8;
-        arguments.outputChannel = 1;
-        arguments.outputPosition = 8;
-        arguments.scoreChannels = 1;
-        arguments.valueChannels = 1;
-        arguments.positions = static_cast<int32_t>(positions);
-        arguments.capacity = capacity;
-        arguments.slotsPerImage = positions;
-        arguments.slots = positions;
-        arguments.results = results.data();
-        arguments.listScores = listScores.data();
-        arguments.listKeys = listKeys.data();
-        launch(&selectKernel<simt::Half, Tile>, Tile::kWARPS);
+        call.problem = {ElementType::kHALF, TensorLayout::kCHANNELS_LAST, {1, 8, 1, positions}};
+        call.workspace = tiledWorkspace(call.problem, capacity);
+        call.plan = lookPlan(call.workspace, positions, 1);
+        memory.resize(static_cast<size_t>(call.workspace.bytes) / sizeof(uint64_t));
+        call.pointers = {ones.data(), rows.data(), values.data(), output.data(), memory.data()};
+        call.slots = kROWS;
+        arguments = lookArguments<simt::Half>(call);
+        succeeds(findMaxima(call, arguments));
+        succeeds(launchLowerBounds(call));
+        succeeds(collectLists(call, arguments, false));
+        succeeds(finishLists(call, arguments));
+        succeeds(findDenseThresholds(call, arguments));
+        results.assign(arguments.tensors.results, arguments.tensors.results + kROWS);
     }
 
-    void launch(void (*kernel)(TiledArguments<simt::Half>), int32_t warps)
+    static void succeeds(cudaError_t status)
     {
-        cudaError_t const status = simt::launch(kernel, simt::Grid{}, warps * simt::kWARP_SIZE, nullptr, arguments);
         check(status == cudaSuccess, simt::emulation::lastError());
     }
 
@@ -69,10 +59,10 @@ struct LongImage
     std::vector<simt::Half> ones;
     std::vector<simt::Half> values;
     std::vector<simt::Half> output;
+    std::vector<uint64_t> memory;
     std::vector<RowResult> results;
-    std::vector<float> listScores;
-    std::vector<int32_t> listKeys;
-    TiledArguments<simt::Half> arguments{};
+    LookCall call{};
+    LookArguments<simt::Half> arguments{};
 };
 
 bool isSame(RowResult const& a, RowResult const& b)
@@ -192,28 +182,56 @@ int main()
             std::vector<float> scores = uniform(200, -0.1F, 0.1F, 6);
             for (size_t j = 130; j < 160; ++j)
             {
-                scores[j] += 30.0F; // another anchor than what the list has seen when it overflows
+                scores[j] += 30.0F; // another anchor
             }
             thresholdByBothRoutes(scores);
         });
-    addTest("entries of a finished list are the support in ascending key order",
+    addTest("a list contains the support and few others, in ascending key order",
         []
         {
-            std::vector<float> scores = uniform(300, -1.0F, 1.0F, 8);
+            std::vector<float> const scores = uniform(300, -1.0F, 1.0F, 8);
             LongImage const image{scores, 300, 1.0F};
             double const threshold = thresholdReference({scores.begin(), scores.end()});
             int32_t entry = 0;
+            int32_t others = 0;
             for (size_t j = 0; j < scores.size(); ++j)
             {
-                if (scores[j] > threshold)
+                ListEntry const& next = image.arguments.lists[entry];
+                bool const isListed = entry < image.results[0].count && next.key == static_cast<int32_t>(j);
+                check(isListed ? next.score == scores[j] : !(scores[j] > threshold), "key ", j);
+                entry += isListed ? 1 : 0;
+                others += isListed && !(scores[j] > threshold) ? 1 : 0;
+            }
+            check(entry == image.results[0].count && others < 60, entry, " entries, ", others, " too many");
+        });
+    addTest("quotients by floats are rounded down",
+        []
+        {
+            std::mt19937_64 generator{9};
+            for (int32_t i = 0; i < 200000; ++i)
+            {
+                auto const divisor = static_cast<int32_t>(generator() % kLIST_CAPACITY) + 1;
+                int64_t dividend = static_cast<int64_t>(generator() % (6 * kONE) - 3 * kONE) * divisor;
+                dividend += static_cast<int64_t>(generator() % 3) - 1;
+                int64_t const quotient = floorQuotientByFloats(dividend, divisor);
+                check(quotient == floorQuotient(dividend, divisor), dividend, " / ", divisor, ": got ", quotient);
+            }
+        });
+    addTest("bounds are below the threshold and near it",
+        []
+        {
+            uint32_t seed = 40;
+            for (size_t const count : {1U, 3U, 64U, 65U, 600U, 4700U})
+            {
+                for (float const spread : {0.0F, 1e-3F, 0.1F, 2.0F, 300.0F})
                 {
-                    auto const at = static_cast<size_t>(entry);
-                    check(
-                        image.listKeys[at] == static_cast<int32_t>(j) && image.listScores[at] == scores[j], "key ", j);
-                    entry += 1;
+                    std::vector<float> const scores = uniform(count, -spread, spread, ++seed);
+                    LongImage const image{scores, 0, 1.0F};
+                    double const threshold = thresholdReference({scores.begin(), scores.end()});
+                    double const below = threshold - static_cast<double>(image.arguments.bounds[0].bound);
+                    check(below > 0.0 && below <= 1.0, count, " scores within ", spread, ": ", below, " below");
                 }
             }
-            check(entry == image.results[0].count, "expected ", entry, " entries");
         });
     addTest("a quarter of a million equal scores get the weight 2^-18 each, and their mean is exact to FP16",
         []
@@ -223,23 +241,21 @@ int main()
             check(image.results[0].count == kDENSE, "it fits a list");
             float const weight = weightOf(image.results[0], simt::toFloat(simt::fromFloat<simt::Half>(1.7F)));
             check(std::fabs(weight * 0x1p18 - 1.0) <= 4.0 * kUNIT, "weight ", weight);
-            std::copy_n(image.results.begin(), kROWS, image.results.begin() + kROWS); // the dense tile is twice as high
-            image.launch(&denseKernel<simt::Half>, kDENSE_WARPS);
+            LongImage::succeeds(sumDense(image.call, image.arguments));
             simt::Half const expected = simt::fromFloat<simt::Half>(0.7F);
-            for (size_t row = 0; row < kDENSE_ROWS; ++row)
+            for (size_t row = 0; row < kROWS; ++row)
             {
                 check(image.output[8 * row].bits == expected.bits, "row ", row, ": got ",
                     simt::toFloat(image.output[8 * row]));
             }
         });
-    addTest("a dense row takes two passes after its list has overflown",
+    addTest("a dense row whose bound is the threshold of all its scores takes one pass",
         []
         {
             LongImage const image{std::vector<float>(64, 0.25F), 16, 1.0F};
-            // One key tile. The query tile takes one barrier; the first stream three, each further one three; a vote
-            // before each pass and after the last. The first pass finds the maximum, the second that nothing is
-            // dropped.
-            check(simt::emulation::barrierCount() == 1 + 3 + 2 * 3 + 3, "got ", simt::emulation::barrierCount());
+            // One key tile. A vote; one barrier for the query tile; a vote and three barriers for the pass; a vote. The
+            // other block has no rows and votes once.
+            check(simt::emulation::barrierCount() == 1 + 1 + 1 + 3 + 1 + 1, "got ", simt::emulation::barrierCount());
         });
     return runAll();
 }

@@ -12,15 +12,7 @@
 #include "fma_tile.cuh"
 #include "reference.h"
 #include "tiled_attention.cuh"
-
-namespace hspan
-{
-
-//! Defined with the kernels of FP32.
-template <>
-cudaError_t launchDense(TiledArguments<float> const& arguments, int64_t slots, cudaStream_t stream);
-
-} // namespace hspan
+#include "two_looks.cuh"
 
 using namespace hspan;
 using namespace hspan::test;
@@ -82,59 +74,72 @@ std::vector<float> fill(T* rows, uint32_t seed, float scale)
     return values;
 }
 
-//! \brief Launches selection, gathering and the dense route on such tensors.
+void succeeds(cudaError_t status)
+{
+    check(status == cudaSuccess, simt::emulation::lastError());
+}
+
+//! Launches the two looks of FP16.
+void launchKernels(LookCall const& call, TiledArguments<simt::Half> const& tensors)
+{
+    LookArguments<simt::Half> arguments = lookArguments<simt::Half>(call);
+    arguments.tensors = tensors;
+    succeeds(findMaxima(call, arguments));
+    succeeds(launchLowerBounds(call));
+    succeeds(collectLists(call, arguments, false));
+    succeeds(finishLists(call, arguments));
+    succeeds(findDenseThresholds(call, arguments));
+    succeeds(sumDense(call, arguments));
+}
+
+//! Launches selection, gathering and the dense route of FP32.
+void launchKernels(LookCall const& call, TiledArguments<float> tensors)
+{
+    using Tile = FmaTile<2, 64>;
+    auto* const memory = static_cast<unsigned char*>(call.pointers.workspace);
+    auto* const keyBounds = reinterpret_cast<float*>(memory + call.workspace.keyBounds);
+    tensors.keyBounds = keyBounds;
+    tensors.listScores = reinterpret_cast<float*>(memory + call.workspace.lists);
+    tensors.listKeys = reinterpret_cast<int32_t*>(tensors.listScores + kSLOT_ALIGNMENT * call.workspace.capacity);
+    succeeds(launchKeyBounds<float>(
+        {tensors.key, keyBounds, 0, 1, kPITCH, 1, kCHANNELS, static_cast<int32_t>(kPOSITIONS)}, nullptr));
+    constexpr int32_t kROWS{Tile::kWARPS * kROWS_OF_WARP};
+    succeeds(simt::launch(&selectKernel<float, Tile>, {kSLOT_ALIGNMENT / kROWS, 1, 1}, Tile::kWARPS * simt::kWARP_SIZE,
+        nullptr, tensors));
+    succeeds(simt::launch(&gatherKernel<float>, {kSLOT_ALIGNMENT / kGATHER_ROWS, 1, 1},
+        kGATHER_WARPS * simt::kWARP_SIZE, nullptr, tensors));
+    succeeds(launchDense(tensors, kSLOT_ALIGNMENT, nullptr));
+}
+
+//! \brief Launches the kernels on such tensors.
 //!
 //! Lists of `capacity` entries decide the route. Of the output the channels lie far apart if it is not channels-last.
-template <typename T, typename Tile>
+template <typename T>
 void checkKernels(int32_t capacity, bool isChannelsLast)
 {
-    simt::emulation::options() = {simt::emulation::LaneOrder::kSHUFFLED, 1, 86};
+    simt::emulation::options() = {simt::emulation::LaneOrder::kSHUFFLED, 1, 86, 1};
     size_t const bytes = static_cast<size_t>(kPITCH * std::max<int64_t>(kPOSITIONS, kCHANNELS)) * sizeof(T);
     SparseMemory const query{bytes};
     SparseMemory const key{bytes};
     SparseMemory const value{bytes};
     SparseMemory const output{bytes};
-    Problem const problem{1, kCHANNELS, kCHANNELS, kPOSITIONS, fill(query.as<T>(), 1, 0.5F), fill(key.as<T>(), 2, 0.5F),
+    Problem const problem{1, kCHANNELS, kCHANNELS, kPOSITIONS, fill(query.as<T>(), 1, 0.1F), fill(key.as<T>(), 2, 0.1F),
         fill(value.as<T>(), 3, 1.0F)};
-    std::vector<RowResult> results(kSLOT_ALIGNMENT);
-    std::vector<float> listScores(static_cast<size_t>(kSLOT_ALIGNMENT * capacity));
-    std::vector<int32_t> listKeys(listScores.size());
-    TiledArguments<T> arguments{};
-    arguments.query = query.as<T>();
-    arguments.key = key.as<T>();
-    arguments.value = value.as<T>();
-    arguments.output = output.as<T>();
+    AttentionProblem const attention{sizeof(T) == 2 ? ElementType::kHALF : ElementType::kFLOAT,
+        TensorLayout::kCHANNELS_LAST, {1, kCHANNELS, kCHANNELS, kPOSITIONS}};
+    TiledWorkspace const workspace = tiledWorkspace(attention, capacity);
+    std::vector<uint64_t> memory(static_cast<size_t>(workspace.bytes) / sizeof(uint64_t));
+    LookCall const call{attention, workspace, lookPlan(workspace, kPOSITIONS, 1),
+        {query.as<T>(), key.as<T>(), value.as<T>(), output.as<T>(), memory.data()}, nullptr, 0, kSLOT_ALIGNMENT};
+    TiledArguments<T> arguments = tiledArguments<T>(attention, workspace, call.pointers);
     arguments.scorePitch = kPITCH;
     arguments.valuePitch = kPITCH;
     arguments.outputChannel = isChannelsLast ? 1 : kPITCH;
     arguments.outputPosition = isChannelsLast ? kCHANNELS : 1; // written up to the pitch, padding included
-    arguments.scoreChannels = kCHANNELS;
-    arguments.valueChannels = kCHANNELS;
-    arguments.positions = kPOSITIONS;
-    arguments.capacity = capacity;
-    arguments.slotsPerImage = kSLOT_ALIGNMENT;
-    arguments.slots = kSLOT_ALIGNMENT;
-    arguments.results = results.data();
-    arguments.listScores = listScores.data();
-    arguments.listKeys = listKeys.data();
-    constexpr int32_t kROWS{Tile::kWARPS * kROWS_OF_WARP};
-    auto const succeeded = [](cudaError_t status) { check(status == cudaSuccess, simt::emulation::lastError()); };
-    std::vector<float> keyBounds(static_cast<size_t>(boundsPerImage(kPOSITIONS)));
-    if constexpr (kIS_REFINED_TYPE<T>)
-    {
-        succeeded(launchKeyBounds<T>(
-            {arguments.key, keyBounds.data(), 0, 1, kPITCH, 1, kCHANNELS, static_cast<int32_t>(kPOSITIONS)}, nullptr));
-        arguments.keyBounds = keyBounds.data();
-    }
-    succeeded(simt::launch(
-        &selectKernel<T, Tile>, {kSLOT_ALIGNMENT / kROWS, 1, 1}, Tile::kWARPS * simt::kWARP_SIZE, nullptr, arguments));
-    succeeded(simt::launch(&gatherKernel<T>, {kSLOT_ALIGNMENT / kGATHER_ROWS, 1, 1}, kGATHER_WARPS * simt::kWARP_SIZE,
-        nullptr, arguments));
-    succeeded(launchDense<T>(arguments, kSLOT_ALIGNMENT, nullptr));
+    launchKernels(call, arguments);
     for (int64_t row = 0; row < kPOSITIONS; ++row)
     {
-        check((results[static_cast<size_t>(row)].count == kDENSE) == (capacity < kPOSITIONS), "row ", row,
-            " took another route");
+        check((arguments.results[row].count == kDENSE) == (capacity < kPOSITIONS), "row ", row, " took another route");
         RowReference const expected = rowReference(problem, 0, row, Scores::kEXACT);
         for (int64_t d = 0; d < kCHANNELS; ++d)
         {
@@ -155,14 +160,14 @@ int main()
     for (int32_t const capacity : {static_cast<int32_t>(kPOSITIONS), 1})
     {
         std::string const suffix = capacity == 1 ? ", on the dense route" : ", on lists";
-        addTest("rows that lie 2^26 elements apart, FP16" + suffix,
-            [=] { checkKernels<simt::Half, TensorTile<simt::Half, 4, 64>>(capacity, true); });
-        addTest("rows that lie 2^26 elements apart, FP32" + suffix,
-            [=] { checkKernels<float, FmaTile<4, 64>>(capacity, true); });
-        addTest("output channels that lie 2^26 elements apart, FP16" + suffix,
-            [=] { checkKernels<simt::Half, TensorTile<simt::Half, 2, 64>>(capacity, false); });
-        addTest("output channels that lie 2^26 elements apart, FP32" + suffix,
-            [=] { checkKernels<float, FmaTile<2, 64>>(capacity, false); });
+        for (bool const isChannelsLast : {true, false})
+        {
+            std::string const what = isChannelsLast ? "rows" : "output channels";
+            addTest(what + " that lie 2^26 elements apart, FP16" + suffix,
+                [=] { checkKernels<simt::Half>(capacity, isChannelsLast); });
+            addTest(what + " that lie 2^26 elements apart, FP32" + suffix,
+                [=] { checkKernels<float>(capacity, isChannelsLast); });
+        }
     }
     return runAll();
 }

@@ -107,7 +107,7 @@ def test_the_plugin_is_recorded_with_its_hash(network: Path, plugin_library: Pat
     record = build(network, attention="plugin", plugin=plugin_library).plugin
     assert record is not None
     assert (record.file, record.sha256) == (plugin_library.name, sha256_from_file(plugin_library))
-    assert record.abi_version == 3
+    assert record.abi_version == 4
     assert "sm_86" in record.architectures
 
 
@@ -352,8 +352,8 @@ def test_a_missing_plugin_is_reported_with_how_to_get_it(network: Path) -> None:
     ("changes", "message"),
     [
         (
-            {b'"abi_version": 3': b'"abi_version": 4'},
-            "has plugin ABI version 4, this package needs 3; rebuild",
+            {b'"abi_version": 4': b'"abi_version": 5'},
+            "has plugin ABI version 5, this package needs 4; rebuild",
         ),
         (
             {b'"ptx_architectures": [75]': b'"ptx_architectures": []  ', b"100, 120]": b"100]     "},

@@ -33,8 +33,10 @@ def test_memory_is_the_sum_of_what_the_tile_needs() -> None:
     memory = memory_for_tile(COST, NANO, ImageSize(100, 200))
     assert memory.weights == 64_000_000
     assert memory.activations == 3000 * 20_000
-    # Query, key and value token by token in FP16; for 16,384 rows lists of 1,024 scores and keys, and a result.
-    assert memory.workspace == 2 * 20_000 * (96 + 96 + 192) + 16_384 * (1024 * 8 + 32)
+    # Query, key and value token by token in FP16; for 16,384 rows lists of 1,728 scores and keys, 576 maxima, 32
+    # lengths, a bound and a result.
+    rows = 16_384 * (1728 * 8 + 576 * 4 + 32 * 4 + 8 + 32)
+    assert memory.workspace == 2 * 20_000 * (96 + 96 + 192) + rows
     assert memory.tensors == 3 * 4 * 20_000 * (1 + 4)
     assert memory.total == sum(dataclasses.astuple(memory))
 

@@ -168,7 +168,7 @@ def test_an_incomplete_description_is_reported(tmp_path: Path, field: str) -> No
 
 def test_another_abi_version_is_reported(tmp_path: Path) -> None:
     path = stub_library(tmp_path, json.dumps(DESCRIPTION | {"abi_version": 7}))
-    expected = "has plugin ABI version 7, this package needs 3; rebuild it with trt-hspan plugin build"
+    expected = "has plugin ABI version 7, this package needs 4; rebuild it with trt-hspan plugin build"
     assert expected in error_of(path)
 
 

@@ -341,7 +341,7 @@ def test_an_unknown_tactic_is_refused(plugins: Plugins, tactic: int) -> None:
 def test_an_engine_of_another_abi_is_refused(plugins: Plugins) -> None:
     plugin = plugins.make()
     assert plugins.restored(plugin, version=1) is None
-    assert "built with plugin ABI 1, this library has 3; rebuild the engine" in plugins.messages()
+    assert "built with plugin ABI 1, this library has 4; rebuild the engine" in plugins.messages()
 
 
 def test_fields_that_the_plugin_never_stored_are_refused(plugins: Plugins) -> None:

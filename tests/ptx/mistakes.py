@@ -10,7 +10,7 @@ from pathlib import Path
 from tools.kernel_report.interpreter import ROOT, build_program
 
 _SECONDS = 300
-_TILED, _PLAIN = 4, 1  # configurations
+_PLAIN, _TILED = 1, 2  # configurations
 _HALF, _FLOAT, _PLAIN_FLOAT = (
     "tiled_attention_half_sm80.cu",
     "tiled_attention_float_sm80.cu",
@@ -46,10 +46,11 @@ class Mistake:
 
 _SIMT = "device/cuda/simt.h"
 _TILE = "kernels/tensor_tile.cuh"
-_WAIT = "simt::waitForCopies();\n        if (simt::anyInBlock(stop))"
-_EARLY = (
-    "startRows<kKEYS, kTHREADS>(stage.rows + (kKEYS - tile % 2 * kKEYS), key, int64_t{tile + 1} * kKEYS);"
-)
+_PASS = "kernels/score_pass.cuh"
+_MAXIMA = "kernels/block_maxima.cuh"
+_COLLECT = "kernels/collect.cuh"
+_VALUES = "kernels/weighted_values.cuh"
+_WAIT = "simt::waitForCopies();\n        simt::syncBlock(); // the buffer"
 _REDUNDANT = "between the lanes' last accesses and these lies a barrier of the block in any case"
 
 MISTAKES = (
@@ -61,41 +62,60 @@ MISTAKES = (
         -1,
     ),
     Mistake(
-        "a tile of keys is used before its copies have arrived",
-        _TILE,
-        "simt::waitForCopies();",
-        "",
-        1,
+        "first look: keys are used before their copies have arrived",
+        _MAXIMA,
+        _WAIT,
+        "simt::syncBlock(); // the buffer",
+    ),
+    Mistake(
+        "first look: no barrier before keys are used",
+        _MAXIMA,
+        "simt::syncBlock(); // the buffer",
+        "// the buffer",
+    ),
+    Mistake(
+        "second look: keys are used before their copies have arrived",
+        _COLLECT,
+        _WAIT,
+        "simt::syncBlock(); // the buffer",
         quick=True,
     ),
     Mistake(
-        "no barrier before a tile of keys is used",
+        "second look: no barrier before keys are used",
+        _COLLECT,
+        "simt::syncBlock(); // the buffer",
+        "// the buffer",
+    ),
+    Mistake(
+        "no barrier after the queries",
+        _PASS,
+        "simt::waitForCopies();\n    simt::syncBlock();",
+        "simt::waitForCopies();",
+    ),
+    Mistake(
+        "keys take the queries' place too early", _PASS, "simt::syncBlock(); // the buffers", "// the buffers"
+    ),
+    Mistake(
+        "dense pass: keys are used before their copies have arrived", _TILE, "simt::waitForCopies();", "", 1
+    ),
+    Mistake(
+        "dense pass: no barrier before keys are used",
         _TILE,
         "if (simt::anyInBlock(stop)) // also",
         "if (false) // also",
     ),
     Mistake(
-        "no barrier before the first tile is loaded",
+        "dense pass: no barrier before the first tile is loaded",
         _TILE,
         "simt::syncBlock(); // the buffers",
         "// the buffers",
     ),
-    Mistake(
-        "the next tile is loaded while the last is in use",
-        _TILE,
-        _WAIT,
-        _WAIT.replace("if", f"if (tile + 1 < tiles) {{ {_EARLY} }}\n        if"),
-    ),
-    Mistake(
-        "no barrier after the query tile",
-        _TILE,
-        "simt::waitForCopies();\n    simt::syncBlock();",
-        "simt::waitForCopies();",
-    ),
-    Mistake("values are not transposed", _SIMT, ".x4.trans.", ".x4."),
+    Mistake("values of the dense route are not transposed", _SIMT, ".x4.trans.", ".x4."),
+    Mistake("values of lists are not transposed", _SIMT, ".x4.trans.", ".x4.", 1),
     Mistake("b0 and b1 change places", _SIMT, '"r"(b0), "r"(b1)', '"r"(b1), "r"(b0)'),
     Mistake("a1 and a2 change places", _SIMT, '"r"(a[1]), "r"(a[2])', '"r"(a[2]), "r"(a[1])'),
-    Mistake("copies read past the end", _SIMT, '"r"(inside ? 16 : 0)', '"r"(16)', quick=True),
+    Mistake("copies of the dense route read past the end", _SIMT, '"r"(inside ? 16 : 0)', '"r"(16)'),
+    Mistake("copies read past the end", _SIMT, '"r"(bytes)', '"r"(16)'),
     Mistake("a maximum forgets NaN", _SIMT, "max.NaN.f32", "max.f32"),
     Mistake("fragments of B come from other rows", _TILE, "lane % 8 + lane / 16 * 8", "lane % 16"),
     Mistake(
@@ -109,6 +129,7 @@ MISTAKES = (
         "kernels/candidate_list.cuh",
         "simt::syncWarp(); // other",
         "// other",
+        source=_FLOAT,
         harmless=_REDUNDANT,
     ),
     Mistake(
@@ -116,6 +137,7 @@ MISTAKES = (
         "kernels/candidate_list.cuh",
         "simt::syncWarp(); // all lanes have read",
         "// all lanes have read",
+        source=_FLOAT,
         quick=True,
     ),
     Mistake(
@@ -126,12 +148,60 @@ MISTAKES = (
         source=_FLOAT,
     ),
     Mistake(
-        "lists: one entry more than there is place for",
+        "FP32 lists: one entry more than there is place for",
         "kernels/select.cuh",
         "own.count + passing > lists.capacity",
         "own.count + passing > lists.capacity + 1",
+        source=_FLOAT,
+    ),
+    Mistake(
+        "lists: one entry more than a share has place for",
+        _COLLECT,
+        "end > lists.share ?",
+        "end > lists.share + 1 ?",
         quick=True,
     ),
+    Mistake(
+        "lists: the queue is read without syncWarp",
+        _COLLECT,
+        "simt::syncWarp(); // the blocks",
+        "// the blocks",
+    ),
+    Mistake(
+        "lists: counts are written too early", _COLLECT, "simt::syncWarp(); // all lanes", "// all lanes"
+    ),
+    Mistake(
+        "lists: the queue is filled too early", _COLLECT, "simt::syncWarp(); // the queue", "// the queue"
+    ),
+    Mistake(
+        "lists: candidates of other rows count",
+        _COLLECT,
+        "uint32_t const before = alike & ",
+        "uint32_t const before = ",
+    ),
+    Mistake("sums: values are used before their copies have arrived", _VALUES, "simt::waitForCopies();", ""),
+    Mistake(
+        "sums: values are used without syncWarp", _VALUES, "simt::syncWarp(); // the values", "// the values"
+    ),
+    Mistake(
+        "sums: entries are used without syncWarp",
+        _VALUES,
+        "simt::syncWarp(); // the entries",
+        "// the entries",
+    ),
+    Mistake(
+        "sums: the next row's entries come too early",
+        _VALUES,
+        "simt::syncWarp(); // the readers",
+        "// the readers",
+    ),
+    Mistake(
+        "sums: nothing fills up the last product",
+        _VALUES,
+        "if (mWaiting + lane <",
+        "if (mWaiting + lane < 0 *",
+    ),
+    Mistake("sums: a special value is not noticed", _VALUES, "simt::ballot(zero != 0.0F) != 0", "false"),
     Mistake(
         "dense: no barrier before a tile is used",
         "kernels/dense.cuh",
@@ -145,7 +215,17 @@ MISTAKES = (
         "// the operands",
     ),
     Mistake(
-        "gather: no barrier before the outputs are read", "kernels/gather.cuh", "    simt::syncBlock();\n", ""
+        "FP32 gather: no barrier before the outputs are read",
+        "kernels/gather.cuh",
+        "    simt::syncBlock();\n",
+        "",
+        source=_FLOAT,
+    ),
+    Mistake(
+        "finish: no barrier before the outputs are read",
+        "kernels/finish.cuh",
+        "    simt::syncBlock();\n",
+        "",
     ),
     Mistake(
         "FP32 dense: weights are overwritten without syncWarp",
@@ -181,7 +261,7 @@ MISTAKES = (
     ),
     Mistake(
         "a barrier of the block for half a warp",
-        "kernels/gather.cuh",
+        "kernels/finish.cuh",
         "    simt::syncBlock();\n",
         "    if (simt::laneIndex() < 16) { simt::syncBlock(); }\n",
     ),
@@ -190,6 +270,7 @@ MISTAKES = (
         "kernels/candidate_list.cuh",
         "simt::ballot(stays);",
         "lane < 16 ? simt::ballot(stays) : simt::ballot(!stays);",
+        source=_FLOAT,
     ),
     Mistake(
         "thresholds rounded otherwise",
@@ -197,6 +278,13 @@ MISTAKES = (
         "floorQuotient(sum - kONE, count)",
         "floorQuotient(sum - kONE / 2, count)",
     ),
+    Mistake(
+        "lists: thresholds rounded otherwise",
+        "kernels/list_threshold.cuh",
+        "floorQuotientByFloats(sum - kONE, set.above)",
+        "floorQuotientByFloats(sum - kONE / 2, set.above)",
+    ),
+    Mistake("a look does not mask keys past the end", _PASS, "2 * i + j % 2 < own", "true"),
     Mistake("keys past the end are not masked", _TILE, "own + 8 * i + j % 2 >= key.positions", "false"),
 )
 

@@ -30,7 +30,7 @@ def test_every_regime_type_layout_and_configuration_keeps_its_bounds_under_three
 
 @needs_interpreter
 def test_code_for_hopper_does_too() -> None:
-    assert failures(90, "quick", "--config", "4") == ""
+    assert failures(90, "quick", "--config", "2") == ""
 
 
 @needs_interpreter

@@ -45,7 +45,7 @@ _KINDS: Final = {
     "tensor": ("mma",),
     "fragments": ("ldmatrix",),
     "copies": ("cp.async",),
-    "between lanes": ("shfl", "vote"),
+    "between lanes": ("shfl", "vote", "match", "redux"),
     "barriers": ("bar",),
     "global": ("ld.global", "st.global"),
     "shared": ("ld.shared", "st.shared"),

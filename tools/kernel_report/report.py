@@ -246,9 +246,7 @@ def show(kernels: list[KernelCode], bounds: list[dict[str, Any]], arguments: arg
         console.print(
             "HMMA: share of tensor core products in each loop that has some, without loops inside it, in the"
         )
-        console.print(
-            "order of the code; selectKernel: the list pass, which every row takes first, the dense pass;"
-        )
+        console.print("order of the code; in the pass of collectKernel inner loops append to lists;")
         console.print("FFMA: share of FP32 multiply-adds in the innermost loop with the most products.\n")
     title = f"Floor in ms: {BOUND} ({arguments.precision}, C {arguments.score_channels}, D {arguments.value_channels})"
     table = Table(title=title, title_justify="left")

@@ -16,8 +16,14 @@ _MAX_POSITIONS: Final = 1 << 20
 #: Candidate lists and results exist for this many rows at a time.
 _CHUNK_ROWS: Final = 16384
 _ROW_ALIGNMENT: Final = 128
-_LIST_ENTRIES: Final = 1024
+_TILE_KEYS: Final = 64
+#: Of a row: what its list and its threshold take, its bound, and at most so many entries, maxima and lengths of shares.
+_ENTRY_BYTES: Final = 8
 _RESULT_BYTES: Final = 32
+_BOUND_BYTES: Final = 8
+_LIST_ENTRIES: Final = 1728
+_MAXIMA: Final = 576
+_SPLITS: Final = 32
 #: In FP32 there is one bound for this many keys.
 _BOUND_KEYS: Final = 32
 _PLAIN_ROW_BYTES: Final = 16
@@ -35,7 +41,9 @@ def plugin_workspace_bytes(
     scores, values = min(score_channels, _MAX_SCORE_CHANNELS), min(value_channels, _MAX_VALUE_CHANNELS)
     rows = min(_up(tiled, _ROW_ALIGNMENT), _CHUNK_ROWS)
     parts = [element_bytes * tiled * _up(channels, 8) for channels in (scores, scores, values)]
-    parts += [rows * _RESULT_BYTES, *[rows * min(tiled, _LIST_ENTRIES) * 4] * 2, bounds(tiled)]
+    tiles = -(tiled // -_TILE_KEYS)
+    parts += [rows * _RESULT_BYTES, rows * _BOUND_BYTES, 4 * rows * min(8 * tiles, _MAXIMA)]
+    parts += [4 * rows * min(tiles, _SPLITS), _ENTRY_BYTES * rows * min(tiled, _LIST_ENTRIES), bounds(tiled)]
     plain = _PLAIN_ROW_BYTES * positions + bounds(positions)
     return max(plain, sum(_up(part, _ALIGNMENT) for part in parts))
 

@@ -23,7 +23,7 @@ LIBRARY_NAME: Final = "libhspan_plugin.so"
 LIBRARY_VARIABLE: Final = "TRT_HSPAN_PLUGIN"
 
 #: Must equal kABI_VERSION in plugins/tensorrt/plugin_abi.h.
-PLUGIN_ABI_VERSION: Final = 3
+PLUGIN_ABI_VERSION: Final = 4
 
 #: `trt-hspan plugin build` writes to `PLACES.own_path()`.
 PLACES: Final = LibraryPlaces(

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -87,6 +88,14 @@ HSPAN_DEVICE void syncWarp()
     __syncwarp(kALL_LANES);
 }
 
+//! The lanes before this one, one bit each.
+HSPAN_DEVICE uint32_t lanesBefore()
+{
+    uint32_t lanes;
+    asm("mov.u32 %0, %%lanemask_lt;" : "=r"(lanes));
+    return lanes;
+}
+
 //! One bit per lane of the warp: its predicate.
 HSPAN_DEVICE uint32_t ballot(bool predicate)
 {
@@ -118,6 +127,39 @@ HSPAN_DEVICE int32_t bitCount(uint32_t word)
     return __popc(word);
 }
 
+//! The lanes that hold the same value, one bit each.
+HSPAN_DEVICE uint32_t lanesWithSame(int32_t value)
+{
+    return __match_any_sync(kALL_LANES, value);
+}
+
+//! The sum over the lanes of the warp. From compute capability 8.0 on.
+HSPAN_DEVICE int32_t sumOfWarp(int32_t value)
+{
+    int32_t sum;
+    asm volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(sum) : "r"(value));
+    return sum;
+}
+
+//! The same number, which the compiler keeps in a register instead of computing it again.
+template <typename T>
+HSPAN_DEVICE T kept(T value)
+{
+    if constexpr (std::is_same_v<T, float>)
+    {
+        asm volatile("" : "+f"(value));
+    }
+    else if constexpr (sizeof(T) == 8)
+    {
+        asm volatile("" : "+l"(value));
+    }
+    else
+    {
+        asm volatile("" : "+r"(value));
+    }
+    return value;
+}
+
 //! a * b + c, rounded once.
 HSPAN_DEVICE float multiplyAdd(float a, float b, float c)
 {
@@ -139,6 +181,36 @@ HSPAN_DEVICE float divide(float a, float b)
 {
     return __fdiv_rn(a, b);
 }
+
+//! 1 / a, off by at most a unit in the last place.
+HSPAN_DEVICE float reciprocal(float a)
+{
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
+    return result;
+}
+
+//! \name One comparison, and what it guards without a branch
+//! @{
+HSPAN_DEVICE void countIfGreater(int32_t& count, float value, float bound)
+{
+    asm("{.reg .pred p; setp.gt.f32 p, %1, %2; @p add.s32 %0, %0, 1;}" : "+r"(count) : "f"(value), "f"(bound));
+}
+
+HSPAN_DEVICE void addIfGreater(float& sum, int32_t& count, float value, float bound)
+{
+    asm("{.reg .pred p; setp.gt.f32 p, %2, %3; @p add.f32 %0, %0, %2; @p add.s32 %1, %1, 1;}"
+        : "+f"(sum), "+r"(count)
+        : "f"(value), "f"(bound));
+}
+
+HSPAN_DEVICE void addIfGreater(int32_t& sum, int32_t number, float value, float bound)
+{
+    asm("{.reg .pred p; setp.gt.f32 p, %2, %3; @p add.s32 %0, %0, %1;}"
+        : "+r"(sum)
+        : "r"(number), "f"(value), "f"(bound));
+}
+//! @}
 
 //! a + b, rounded towards minus infinity.
 HSPAN_DEVICE float addDown(float a, float b)
@@ -169,10 +241,21 @@ HSPAN_DEVICE int64_t integerFromFloat(float value)
     return __float2ll_rn(value);
 }
 
+//! For |value| < 2^31; 0 for NaN.
+HSPAN_DEVICE int32_t smallIntegerFromFloat(float value)
+{
+    return __float2int_rn(value);
+}
+
 //! Rounds to nearest, ties to even.
 HSPAN_DEVICE float floatFromInteger(int64_t value)
 {
     return __ll2float_rn(value);
+}
+
+HSPAN_DEVICE float floatFromInteger(int32_t value)
+{
+    return __int2float_rn(value);
 }
 
 HSPAN_DEVICE int32_t bitsFromFloat(float value)
@@ -213,6 +296,26 @@ template <typename T>
 HSPAN_DEVICE Pair<T> loadPair(T const* address)
 {
     return *reinterpret_cast<Pair<T> const*>(address);
+}
+
+//! Reads the four bytes at an address that is a multiple of four, whatever they are.
+HSPAN_DEVICE uint32_t loadWord(void const* address)
+{
+    return *static_cast<uint32_t const*>(address);
+}
+
+//! Copies 16 bytes to an address that is a multiple of 16, from one that is a multiple of 4.
+HSPAN_DEVICE void copyPiece(void* target, void const* source)
+{
+    auto const* const words = static_cast<uint32_t const*>(source);
+    *static_cast<uint4*>(target) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+//! The counterpart of loadPair().
+template <typename T>
+HSPAN_DEVICE void storePair(T* address, Pair<T> pair)
+{
+    *reinterpret_cast<Pair<T>*>(address) = pair;
 }
 
 //! Rounds to nearest, ties to even.
@@ -316,6 +419,80 @@ HSPAN_DEVICE void copyAsync(void* shared, void const* global, bool inside)
         : "memory");
 }
 
+//! Places in memory as the functions below take them; bytes may be added.
+using SharedAddress = uint32_t;
+using GlobalAddress = uint64_t;
+
+HSPAN_DEVICE SharedAddress sharedAddress(void const* object)
+{
+    return static_cast<uint32_t>(__cvta_generic_to_shared(object));
+}
+
+HSPAN_DEVICE GlobalAddress globalAddress(void const* object)
+{
+    return __cvta_generic_to_global(object);
+}
+
+//! loadMatrices() of the row that lies kOFFSET bytes further.
+template <int32_t kOFFSET>
+HSPAN_DEVICE void loadMatricesAt(uint32_t (&r)[4], SharedAddress row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4+%5];"
+        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+        : "r"(row), "n"(kOFFSET)
+        : "memory");
+}
+
+template <int32_t kOFFSET>
+HSPAN_DEVICE void loadMatricesTransposedAt(uint32_t (&r)[4], SharedAddress row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4+%5];"
+        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+        : "r"(row), "n"(kOFFSET)
+        : "memory");
+}
+
+//! multiplyMatrices() for a d of zeros, whatever it holds.
+template <typename T>
+HSPAN_DEVICE void multiplyMatricesFirst(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1);
+
+template <>
+HSPAN_DEVICE void multiplyMatricesFirst<Half>(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%10, %10, %10, %10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0F));
+}
+
+template <>
+HSPAN_DEVICE void multiplyMatricesFirst<BFloat16>(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%10, %10, %10, %10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0F));
+}
+
+//! copyAsync() of `bytes` bytes, 0 or 16, the rest zeros, between places that lie so many bytes further.
+template <int32_t kSHARED_OFFSET, int32_t kGLOBAL_OFFSET>
+HSPAN_DEVICE void copyAsyncAt(SharedAddress shared, GlobalAddress global, int32_t bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0+%3], [%1+%4], 16, %2;"
+        :
+        : "r"(shared), "l"(global), "r"(bytes), "n"(kSHARED_OFFSET), "n"(kGLOBAL_OFFSET)
+        : "memory");
+}
+
+//! Appends (score, key), 8 bytes, to a list where the score exceeds a bound.
+HSPAN_DEVICE void appendIfGreater(GlobalAddress& end, float score, int32_t key, float bound)
+{
+    asm volatile("{.reg .pred p; setp.gt.f32 p, %1, %3; @p st.global.v2.b32 [%0], {%1, %2}; @p add.s64 %0, %0, 8;}"
+        : "+l"(end)
+        : "f"(score), "r"(key), "f"(bound)
+        : "memory");
+}
+
 //! Waits for all copies that this thread has started.
 HSPAN_DEVICE void waitForCopies()
 {
@@ -342,6 +519,16 @@ inline int32_t computeCapability()
         && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess
         && cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess;
     return known ? 10 * major + minor : 0;
+}
+
+//! Multiprocessors of the current device; 1 if there is none. Asks the driver's tables only.
+inline int32_t multiprocessors()
+{
+    int device = 0;
+    int count = 0;
+    bool const known = cudaGetDevice(&device) == cudaSuccess
+        && cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+    return known ? count : 1;
 }
 
 //! Launches a kernel and returns what the driver says of the launch itself. Neither allocates nor synchronizes.

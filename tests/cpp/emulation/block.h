@@ -36,6 +36,7 @@ struct Options
     LaneOrder order{LaneOrder::kFORWARD};
     uint64_t seed{1};
     int32_t computeCapability{86};
+    int32_t multiprocessors{4};
 };
 
 //! Options of this operating system thread; may be changed between launches.

@@ -105,6 +105,11 @@ inline void syncWarp(int32_t line = __builtin_LINE())
     emulation::Block::current().exchange(0, 0, line);
 }
 
+inline uint32_t lanesBefore()
+{
+    return (1U << static_cast<uint32_t>(laneIndex())) - 1U;
+}
+
 inline uint32_t ballot(bool predicate, int32_t line = __builtin_LINE())
 {
     return emulation::Block::current().ballot(predicate, line);
@@ -135,6 +140,56 @@ inline int32_t lowestBit(uint32_t word)
 inline int32_t bitCount(uint32_t word)
 {
     return __builtin_popcount(word);
+}
+
+inline uint32_t lanesWithSame(int32_t value, int32_t line = __builtin_LINE())
+{
+    uint32_t lanes = 0;
+    for (int32_t bit = 0; bit < 32; ++bit)
+    {
+        uint32_t const set = ballot((static_cast<uint32_t>(value) >> bit & 1U) != 0, line);
+        uint32_t const alike = (static_cast<uint32_t>(value) >> bit & 1U) != 0 ? set : ~set;
+        lanes = bit == 0 ? alike : lanes & alike;
+    }
+    return lanes;
+}
+
+inline int32_t sumOfWarp(int32_t value, int32_t line = __builtin_LINE())
+{
+    auto sum = static_cast<uint32_t>(value);
+    for (int32_t mask = kWARP_SIZE / 2; mask > 0; mask /= 2)
+    {
+        sum += shuffleXor(sum, mask, line);
+    }
+    return static_cast<int32_t>(sum);
+}
+
+template <typename T>
+inline T kept(T value)
+{
+    return value;
+}
+
+//! A unit in the last place too great: nothing may rest on its rounding.
+inline float reciprocal(float a)
+{
+    return std::nextafter(1.0F / a, INFINITY);
+}
+
+inline void countIfGreater(int32_t& count, float value, float bound)
+{
+    count += value > bound ? 1 : 0;
+}
+
+inline void addIfGreater(float& sum, int32_t& count, float value, float bound)
+{
+    sum = value > bound ? sum + value : sum;
+    count += value > bound ? 1 : 0;
+}
+
+inline void addIfGreater(int32_t& sum, int32_t number, float value, float bound)
+{
+    sum += value > bound ? number : 0;
 }
 
 inline float multiplyAdd(float a, float b, float c)
@@ -181,7 +236,18 @@ inline int64_t integerFromFloat(float value)
     return std::llrint(value);
 }
 
+inline int32_t smallIntegerFromFloat(float value)
+{
+    float const rounded = std::nearbyint(value);
+    return rounded >= -0x1p31F && rounded < 0x1p31F ? static_cast<int32_t>(rounded) : 0;
+}
+
 inline float floatFromInteger(int64_t value)
+{
+    return static_cast<float>(value);
+}
+
+inline float floatFromInteger(int32_t value)
 {
     return static_cast<float>(value);
 }
@@ -240,6 +306,39 @@ Pair<T> loadPair(T const* address)
         return {};
     }
     return *reinterpret_cast<Pair<T> const*>(address);
+}
+
+inline uint32_t loadWord(void const* address)
+{
+    uint32_t word = 0;
+    if (reinterpret_cast<uintptr_t>(address) % sizeof word != 0)
+    {
+        emulation::Block::current().report("a misaligned address");
+        return word;
+    }
+    std::memcpy(&word, address, sizeof word);
+    return word;
+}
+
+inline void copyPiece(void* target, void const* source)
+{
+    if (reinterpret_cast<uintptr_t>(target) % 16 != 0 || reinterpret_cast<uintptr_t>(source) % 4 != 0)
+    {
+        emulation::Block::current().report("a misaligned address");
+        return;
+    }
+    std::memcpy(target, source, 16);
+}
+
+template <typename T>
+void storePair(T* address, Pair<T> pair)
+{
+    if (reinterpret_cast<uintptr_t>(address) % sizeof(Pair<T>) != 0)
+    {
+        emulation::Block::current().report("a misaligned address");
+        return;
+    }
+    std::memcpy(address, &pair, sizeof pair);
 }
 
 template <typename T>
@@ -440,6 +539,58 @@ inline void copyAsync(void* shared, void const* global, bool inside)
     emulation::Block::current().startCopy(shared, global, inside);
 }
 
+using SharedAddress = unsigned char*;
+using GlobalAddress = unsigned char*;
+
+inline SharedAddress sharedAddress(void const* object)
+{
+    return static_cast<unsigned char*>(const_cast<void*>(object));
+}
+
+inline GlobalAddress globalAddress(void const* object)
+{
+    return static_cast<unsigned char*>(const_cast<void*>(object));
+}
+
+template <int32_t kOFFSET>
+void loadMatricesAt(uint32_t (&r)[4], SharedAddress row, int32_t line = __builtin_LINE())
+{
+    loadMatrices(r, row + kOFFSET, line);
+}
+
+template <int32_t kOFFSET>
+void loadMatricesTransposedAt(uint32_t (&r)[4], SharedAddress row, int32_t line = __builtin_LINE())
+{
+    loadMatricesTransposed(r, row + kOFFSET, line);
+}
+
+template <typename T>
+void multiplyMatricesFirst(
+    float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, int32_t line = __builtin_LINE())
+{
+    for (float& number : d)
+    {
+        number = 0.0F;
+    }
+    multiplyMatrices<T>(d, a, b0, b1, line);
+}
+
+template <int32_t kSHARED_OFFSET, int32_t kGLOBAL_OFFSET>
+void copyAsyncAt(SharedAddress shared, GlobalAddress global, int32_t bytes)
+{
+    copyAsync(shared + kSHARED_OFFSET, global + kGLOBAL_OFFSET, bytes != 0);
+}
+
+inline void appendIfGreater(GlobalAddress& end, float score, int32_t key, float bound)
+{
+    if (score > bound)
+    {
+        std::memcpy(end, &score, sizeof score);
+        std::memcpy(end + sizeof score, &key, sizeof key);
+        end += sizeof score + sizeof key;
+    }
+}
+
 inline void waitForCopies()
 {
     emulation::Block::current().finishCopies();
@@ -456,6 +607,12 @@ struct Grid
 inline int32_t computeCapability()
 {
     return emulation::options().computeCapability;
+}
+
+//! How many of them it has; tests change it, and with it how the work is split.
+inline int32_t multiprocessors()
+{
+    return emulation::options().multiprocessors;
 }
 
 //! Runs the grid to its end, block after block.

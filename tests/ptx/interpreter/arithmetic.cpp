@@ -175,6 +175,9 @@ void addFloatArithmetic(Forms& forms)
     forms["mul.f32"] = forms["mul.rn.f32"] = binary<float>([](float a, float b) { return a * b; });
     forms["div.rn.f32"] = binary<float>([](float a, float b) { return a / b; });
     forms["rcp.rn.f32"] = unary<float>([](float a) { return 1.0F / a; });
+    // Off by a unit in the last place at most: the interpreter may round either way.
+    forms["rcp.approx.ftz.f32"] = unary<float>(
+        [](float a) { return machine.options.isReciprocalGreater ? std::nextafter(1.0F / a, INFINITY) : 1.0F / a; });
     forms["add.rm.f32"] = binary<float>([](float a, float b) { return sumRoundedDown(a, b); });
     forms["fma.rn.f32"]
         = form<float(float, float, float)>([](float a, float b, float c) { return __builtin_fmaf(a, b, c); });

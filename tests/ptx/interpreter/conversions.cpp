@@ -103,6 +103,7 @@ void addConversions(Forms& forms)
     forms["cvta.to.global.u64"] = unary<uint64_t>(same);
 
     forms["cvt.s64.s32"] = form<int64_t(int32_t)>(same);
+    forms["cvt.s64.s32 of 64 bits"] = unary<int64_t>([](int64_t a) { return static_cast<int32_t>(a); });
     forms["cvt.u64.u32"] = forms["cvt.s64.u32"] = form<uint64_t(uint32_t)>(same);
     forms["cvt.u32.u64"] = forms["cvt.u32.s64"] = form<uint32_t(uint64_t)>(same);
     forms["cvt.u16.u32"] = unary<uint32_t>([](uint32_t a) { return a & 0xffffU; });

@@ -294,7 +294,7 @@ Slot* Decoder::specialRegister(std::string const& name)
             return slots + (name.back() - 'x');
         }
     }
-    return name == "%laneid" ? &special.lane : nullptr;
+    return name == "%laneid" ? &special.lane : name == "%lanemask_lt" ? &special.lanesBefore : nullptr;
 }
 
 //! The slot of a number, an address, a special register or a register. `width` is that of a number.

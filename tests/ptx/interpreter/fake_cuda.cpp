@@ -15,6 +15,7 @@ namespace ptx
 
 int32_t computeCapability{80};
 int32_t launchError{};
+int32_t multiprocessors{108};
 
 } // namespace ptx
 
@@ -164,6 +165,11 @@ extern "C"
 
     cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/)
     {
+        if (attribute == cudaDevAttrMultiProcessorCount)
+        {
+            *value = ptx::multiprocessors;
+            return cudaSuccess;
+        }
         bool const isMajor = attribute == cudaDevAttrComputeCapabilityMajor;
         *value = isMajor ? ptx::computeCapability / 10 : ptx::computeCapability % 10;
         return isMajor || attribute == cudaDevAttrComputeCapabilityMinor ? cudaSuccess : cudaErrorInvalidValue;

@@ -13,4 +13,7 @@ extern int32_t computeCapability;
 //! The cudaError_t that every launch returns instead of running; 0: it runs.
 extern int32_t launchError;
 
+//! How many it has: those of an A100, unless a case asks for others.
+extern int32_t multiprocessors;
+
 } // namespace ptx

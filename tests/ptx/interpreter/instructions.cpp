@@ -93,6 +93,14 @@ void Decoder::decode(Instruction& instruction, Statement const& statement)
         instruction.operands[0] = operand(statement.operands.at(1), Width::kPREDICATE);
         instruction.members = operand(statement.operands.at(2), Width::k32);
     }
+    else if (statement.opcode == "match.any.sync.b32" || statement.opcode == "redux.sync.add.s32")
+    {
+        instruction.flow = Flow::kWARP_SYNC;
+        instruction.operation = name == "match" ? matchAny : addLanes;
+        instruction.result = operand(statement.operands.at(0), Width::k32);
+        instruction.operands[0] = operand(statement.operands.at(1), Width::k32);
+        instruction.members = operand(statement.operands.at(2), Width::k32);
+    }
     else if (name == "ldmatrix")
     {
         decodeMatrices(instruction, statement);
@@ -277,10 +285,23 @@ void Decoder::decodePacking(Instruction& instruction, Statement const& statement
 
 void Decoder::decodeForm(Instruction& instruction, Statement const& statement)
 {
-    Form const* const form = formOf(statement.opcode);
+    // An operand may be wider than its type, of which it then has the lower half.
+    std::string const& last = statement.operands.back();
+    bool const isNarrowed = statement.opcode == "cvt.s64.s32" && last[0] == '%' && specialRegister(last) == nullptr
+        && registerNamed(last).width == Width::k64;
+    Form const* const form = formOf(isNarrowed ? "cvt.s64.s32 of 64 bits" : statement.opcode);
     if (form == nullptr || statement.operands.size() != form->operands.size() + 1)
     {
         fail("unknown instruction: " + instruction.text);
+    }
+    for (size_t i = 0; i < form->operands.size(); ++i)
+    {
+        std::string const& name = statement.operands[i + 1];
+        bool const isRegister = name[0] == '%' && specialRegister(name) == nullptr;
+        if (isRegister && registerNamed(name).width != form->operands[i])
+        {
+            fail("a register of another width: " + instruction.text);
+        }
     }
     instruction.operation = form->operation;
     instruction.result = operand(statement.operands[0], form->result);

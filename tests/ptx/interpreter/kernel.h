@@ -86,6 +86,7 @@ struct SpecialRegisters
     Slot blockSize[3]{};
     Slot gridSize[3]{};
     Slot lane{};
+    Slot lanesBefore{};
 };
 
 struct Kernel

@@ -32,7 +32,7 @@ enum class MatrixSums
     kTRUNCATED, //!< groups of eight, aligned to the greatest and cut off
 };
 
-//! The choices of a run. No result may depend on the first five; with others a result keeps its bounds.
+//! The choices of a run. No result may depend on the first six; with others a result keeps its bounds.
 struct Options
 {
     Order blocks{Order::kASCENDING};
@@ -40,6 +40,7 @@ struct Options
     Order lanes{Order::kASCENDING}; //!< of a diverged warp: least program counter first, greatest, or random
     int32_t turn{};                 //!< instructions, about, until another warp may take over; 0: only at barriers
     bool copiesLandAtOnce{};        //!< asynchronous copies; else when they are waited for
+    bool isReciprocalGreater{};     //!< of rcp.approx, by a unit in the last place
     MatrixSums matrixSums{MatrixSums::kDOUBLE};
     bool isFused{}; //!< products into sums where ptxas may
     bool checkRaces{true};

@@ -28,6 +28,8 @@ void pack32(Warp& warp, Instruction const& instruction, uint32_t lanes);
 void unpack32(Warp& warp, Instruction const& instruction, uint32_t lanes);
 void shuffle(Warp& warp, Instruction const& instruction, uint32_t lanes);
 void ballot(Warp& warp, Instruction const& instruction, uint32_t lanes);
+void matchAny(Warp& warp, Instruction const& instruction, uint32_t lanes);
+void addLanes(Warp& warp, Instruction const& instruction, uint32_t lanes);
 //! An unrounded sum or difference of which one operand is an unrounded product: ptxas may make it one operation.
 void addMaybeFused(Warp& warp, Instruction const& instruction, uint32_t lanes);
 //! @}

@@ -104,6 +104,32 @@ void ballot(Warp& warp, Instruction const& instruction, uint32_t lanes)
     put(warp, instruction.result, lanes, results);
 }
 
+void matchAny(Warp& warp, Instruction const& instruction, uint32_t lanes)
+{
+    uint32_t const* const numbers = warp.lanes<uint32_t>(instruction.operands[0]);
+    uint32_t results[kLANES] = {};
+    forLanes(lanes,
+        [&](int32_t lane)
+        {
+            forLanes(
+                lanes, [&](int32_t other) { results[lane] |= numbers[other] == numbers[lane] ? 1U << other : 0U; });
+        });
+    put(warp, instruction.result, lanes, results);
+}
+
+void addLanes(Warp& warp, Instruction const& instruction, uint32_t lanes)
+{
+    uint32_t const* const numbers = warp.lanes<uint32_t>(instruction.operands[0]);
+    uint32_t sum = 0;
+    forLanes(lanes, [&](int32_t lane) { sum += numbers[lane]; });
+    uint32_t results[kLANES];
+    for (uint32_t& result : results)
+    {
+        result = sum;
+    }
+    put(warp, instruction.result, lanes, results);
+}
+
 void addMaybeFused(Warp& warp, Instruction const& instruction, uint32_t lanes)
 {
     float const* const a = warp.lanes<float>(instruction.operands[0]);

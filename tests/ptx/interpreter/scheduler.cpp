@@ -369,8 +369,8 @@ std::unique_ptr<Block> makeBlock(Kernel& kernel, uint32_t threads)
         }
         for (uint32_t lane = 0; lane < kLANES; ++lane)
         {
-            for (auto const& [slot, number] :
-                {std::pair{kernel.special.threadIndex[0], i * kLANES + lane}, std::pair{kernel.special.lane, lane}})
+            for (auto const& [slot, number] : {std::pair{kernel.special.threadIndex[0], i * kLANES + lane},
+                     std::pair{kernel.special.lane, lane}, std::pair{kernel.special.lanesBefore, (1U << lane) - 1U}})
             {
                 if (slot != 0)
                 {
