@@ -174,12 +174,12 @@ def ways_of_pictures(
     ways: dict[str, Way] = {"bare": bare}
     for name, client in _clients(stack, servers):
         ways[name] = lambda client=client: client.upscale_picture(file)
-    connection = http.client.HTTPConnection(servers[0].http.removeprefix("http://"))
-    stack.callback(connection.close)
 
     def post() -> bytes:
-        connection.request("POST", "/upscale", body=file)
-        return connection.getresponse().read()
+        connection = http.client.HTTPConnection(servers[0].http.removeprefix("http://"))
+        with contextlib.closing(connection):
+            connection.request("POST", "/upscale", body=file)
+            return connection.getresponse().read()
 
     ways[f"{servers[0].name}, POST /upscale"] = post
     return ways
