@@ -133,9 +133,12 @@ class StartedRepository:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+        self.process.terminate()  # it gives its shared memory back
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            self.process.wait()
         self._log.close()
 
     @property
