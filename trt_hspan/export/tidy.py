@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import onnx
-import onnx_graphsurgeon as gs
 
 from trt_hspan.names import OP_TYPE
 
@@ -35,12 +34,53 @@ def _name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every constant is an initializer, computed ones included."""
-    graph = gs.import_onnx(model)
-    graph.fold_constants().cleanup().toposort()
-    folded = gs.export_onnx(graph, do_type_check=False)
-    folded.ir_version = model.ir_version
-    return _without_constants(folded)
+    """A copy in which every constant is an initializer, computed ones included.
+
+    By onnxscript's folder, the one of torch.onnx: it evaluates nodes with ONNX's own reference implementation.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    graph = ir.from_proto(model)
+    optimizer.fold_constants(graph, onnx_shape_inference=False)
+    ir.passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.ClearMetadataAndDocStringPass(),
+    )(graph)
+    folded = ir.to_proto(graph)
+    # A weight's type stands in the weight alone: what is written beside it too would have to be changed with it.
+    weights = {tensor.name for tensor in folded.graph.initializer}
+    values = [value for value in folded.graph.value_info if value.name not in weights]
+    _sort_by_depth(folded.graph)
+    used = [name for node in folded.graph.node for name in (*node.input, *node.output)]
+    order = {name: position for position, name in reversed(list(enumerate(used)))}
+    tensors = sorted(folded.graph.initializer, key=lambda tensor: order.get(tensor.name, len(used)))
+    values.sort(key=lambda value: order.get(value.name, len(used)))
+    del folded.graph.value_info[:], folded.graph.initializer[:]
+    folded.graph.value_info.extend(values)
+    folded.graph.initializer.extend(tensors)
+    return folded
+
+
+def _sort_by_depth(graph: onnx.GraphProto) -> None:
+    """Branches of one depth stand together, such as the convolutions to query, key and value."""
+    depths: dict[str, int] = {}
+    ordered: list[tuple[int, onnx.NodeProto]] = []
+    for node in graph.node:
+        depth = 1 + max((depths.get(name, 0) for name in _read_by(node)), default=0)
+        depths |= dict.fromkeys(node.output, depth)
+        ordered.append((depth, node))
+    nodes = [node for _, node in sorted(ordered, key=lambda each: each[0])]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _read_by(node: onnx.NodeProto) -> list[str]:
+    """The tensors that a node reads, those that bodies of loops and branches take from around them included."""
+    inner = [each for attribute in node.attribute for each in attribute.g.node]
+    return [*node.input, *(name for each in inner for name in _read_by(each))]
 
 
 def _module_path(node: onnx.NodeProto) -> str:
@@ -60,19 +100,3 @@ def _free_name(path: str, op_type: str, taken: set[str]) -> str:
         number += 1
     taken.add(name)
     return name
-
-
-def _without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Constant nodes become initializers, so that every number is in one place."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    constants = [node for node in model.graph.node if node.op_type == "Constant"]
-    kept = [node for node in model.graph.node if node.op_type != "Constant"]
-    del result.graph.node[:]
-    result.graph.node.extend(kept)
-    for node in constants:
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(next(attribute.t for attribute in node.attribute if attribute.name == "value"))
-        tensor.name = node.output[0]
-        result.graph.initializer.append(tensor)
-    return result

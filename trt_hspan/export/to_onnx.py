@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.export.agreement import require_agreement
 from trt_hspan.export.tidy import tidy
 from trt_hspan.graph import (
     INPUT_NAME,
@@ -23,7 +24,9 @@ from trt_hspan.graph import (
     OnnxMetadata,
     Precision,
     Variants,
+    attention_nodes,
     attention_schema,
+    base_precision_from_model,
     model_in_form,
     save_onnx,
     variants_from_model,
@@ -36,6 +39,8 @@ from trt_hspan.sizes import ImageSize
 
 # torch.onnx translates to this version; others are reached by ONNX's own version converter.
 _TRANSLATED_OPSET: Final = 18
+# Of a run against the module: the function body keeps (H * W)^2 scores.
+_MOST_PIXELS_RUN: Final = 64 * 64
 
 
 def export_onnx(
@@ -120,10 +125,18 @@ def onnx_from_model(
         ['HighSimilarityPassAttention']
     """
     opset_to_write(precision, opset)
-    graph = tidy(_translate(model, channels, static))
+    model = unwrapped(model)
+    require_float32(model)
+    graph = _agreeing_graph(model, channels, static)
     variants = variants_from_model(
         graph, type(model).__name__, metadata=metadata or OnnxMetadata(), keep_fp32=keep_fp32
     )
+    if variants.stored not in ("fp32", precision):
+        raise HspanError(
+            type(model).__name__,
+            f"computes in {variants.stored} by itself, as in torch.autocast",
+            f'name precision="{variants.stored}", or leave the autocast out',
+        )
     return variants.model(precision, opset=opset)
 
 
@@ -141,7 +154,49 @@ def variants_from_checkpoint(
         res_scale=model.config.res_scale,
         source_sha256=source_sha256(checkpoint),
     )
-    return variants_from_model(tidy(_translate(model, 3, static)), os.fspath(checkpoint), metadata=metadata)
+    return variants_from_model(_agreeing_graph(model, 3, static), os.fspath(checkpoint), metadata=metadata)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile, DataParallel or a holder of averaged weights."""
+    holders = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "ema_model", None)
+        if inner is None and isinstance(model, holders):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def require_float32(model: nn.Module) -> None:
+    """Raises: HspanError for weights of another type."""
+    others = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if others:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+        raise HspanError(
+            type(model).__name__,
+            f"its weights are {names}, expected float32",
+            'call .float() first; precision="fp16" or "bf16" writes those types',
+        )
+
+
+def _agreeing_graph(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
+    """The translated graph, run once against the module; static sizes beyond 64x64 are too large for that."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        graph = tidy(_translate(model, channels, static))
+        size = static or (12, 16)
+        if attention_nodes(graph) and size[0] * size[1] <= _MOST_PIXELS_RUN:
+            low = base_precision_from_model(graph) != "fp32"
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            example = torch.rand((1, channels, *size), generator=torch.Generator().manual_seed(0)).to(device)
+            require_agreement(graph, model, example, type(model).__name__, low=low)
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+    return graph
 
 
 def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
@@ -168,7 +223,11 @@ def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) 
             )
         except torch.onnx.OnnxExporterError as error:
             cause = " ".join(str(error.__cause__ or error).split())[:300]
-            raise HspanError(type(model).__name__, f"cannot be exported: {cause}", "see --debug") from error
+            raise HspanError(
+                type(model).__name__,
+                f"cannot be exported: {cause}",
+                "export a fixed size, static=(height, width), or change that line",
+            ) from error
     assert program is not None
     translated: onnx.ModelProto = program.model_proto
     return translated
@@ -191,13 +250,12 @@ def _attention_translation() -> Iterator[dict[Any, Any]]:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keeps notes about packages that are not needed (torchvision) off the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keeps what torch and onnxscript log off the user's screen; what matters of it is in the error."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)

@@ -1,0 +1,122 @@
+"""Parts of real networks around the attention block: what torch.onnx exports correctly stays correct."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import trt_hspan
+from trt_hspan import HspanError, onnx_from_model
+from trt_hspan.export.agreement import require_agreement
+from trt_hspan.graph import model_with_plugin_nodes
+
+PARTS: dict[str, Callable[[], nn.Module] | Callable[[Tensor], Tensor]] = {
+    "bicubic by scale": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+    "bilinear by size": lambda x: F.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2), mode="bilinear"),
+    "antialiased half": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True),
+    "nearest": lambda x: F.interpolate(x, scale_factor=2),
+    "reflected border": lambda x: F.pad(x, (1, 2, 2, 1), mode="reflect"),
+    "channel attention": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "einsum": lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(8).roll(1, 0)),
+}
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "group norm": lambda: nn.GroupNorm(2, 8),
+    "batch norm": lambda: nn.BatchNorm2d(8),
+    "instance norm": lambda: nn.InstanceNorm2d(8, affine=True),
+    "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
+    "dilated": lambda: nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+    "transposed": lambda: nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1),
+    "shuffle": lambda: nn.Sequential(nn.PixelShuffle(2), nn.Conv2d(2, 8, 1)),
+}
+
+
+class Around(nn.Module):
+    """A convolution, the part, the block, a convolution."""
+
+    def __init__(self, part: nn.Module | Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.head, self.part = nn.Conv2d(3, 8, 3, padding=1), part
+        self.attention, self.tail = trt_hspan.HighSimilarityPassAttention(8), nn.Conv2d(8, 3, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        result: Tensor = self.tail(self.attention(self.part(self.head(image))))
+        return result
+
+
+def require_same(module: nn.Module, model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+    image = torch.rand(shape)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            session.run(None, {"input": image.numpy()})[0], module(image).numpy(), atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("name", [*PARTS, *MODULES])
+def test_part_of_a_real_network_is_exported_as_it_computes(name: str) -> None:
+    torch.manual_seed(0)
+    network = Around(MODULES[name]() if name in MODULES else PARTS[name]).eval()
+    require_same(network, onnx_from_model(network), (2, 3, 18, 14))
+
+
+def test_fixed_size_by_size_is_exported_as_it_computes() -> None:
+    network = Around(lambda x: F.interpolate(x, size=(x.shape[2] * 3, x.shape[3] * 3), mode="bicubic")).eval()
+    require_same(network, onnx_from_model(network, static=(9, 11)), (1, 3, 9, 11))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [torch.compile, nn.DataParallel, torch.optim.swa_utils.AveragedModel],
+    ids=["compiled", "parallel", "averaged"],
+)
+def test_wrapped_network_is_exported_without_the_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    network = Around(nn.Identity()).eval()
+    model = onnx_from_model(wrap(network))
+    assert "attention/Attention" in [node.name for node in model.graph.node]
+    require_same(network, model, (1, 3, 8, 9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_of_another_type_are_refused_with_the_call_that_works(dtype: torch.dtype) -> None:
+    with pytest.raises(HspanError, match=r"call \.float\(\) first"):
+        onnx_from_model(copy.deepcopy(Around(nn.Identity())).to(dtype))
+
+
+def test_network_in_autocast_is_exported_in_its_type_and_no_other(capfd: pytest.CaptureFixture[str]) -> None:
+    class Autocast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Around(nn.Identity())
+
+        def forward(self, image: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                result: Tensor = self.inner(image).float()
+            return result
+
+    with pytest.raises(HspanError, match='name precision="bf16"'):
+        onnx_from_model(Autocast())
+    assert onnx_from_model(Autocast(), precision="bf16").functions
+    assert capfd.readouterr() == ("", "")
+
+
+def test_training_mode_is_left_as_it_was() -> None:
+    network = Around(nn.BatchNorm2d(8)).train()
+    onnx_from_model(network)
+    assert all(module.training for module in network.modules())
+
+
+def test_graph_that_computes_something_else_is_an_error_that_names_the_node() -> None:
+    network = Around(nn.Identity()).eval()
+    graph = model_with_plugin_nodes(onnx_from_model(network))
+    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "head.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
+    with pytest.raises(HspanError, match="node head/Conv differs from the module"):
+        require_agreement(graph, network, torch.rand(1, 3, 8, 9), "net", low=False)

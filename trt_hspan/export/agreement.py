@@ -1,0 +1,86 @@
+"""Runs an exported graph once beside its module: a difference is an error that names the node."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from trt_hspan.errors import HspanError
+from trt_hspan.graph import model_for_cpu, model_with_attention_function
+
+# Of the largest value. Float32 in another order of summation differs by about 1e-5 in the deepest networks here; an
+# attribute that was lost, such as bicubic's coefficient, by 1e-2. Graphs in FP16 or BF16 round at every node.
+_TOLERANCE, _LOW_TOLERANCE = 1e-3, 5e-2
+
+
+def require_agreement(
+    graph: onnx.ModelProto, module: nn.Module, example: Tensor, where: str, *, low: bool
+) -> None:
+    """Raises: HspanError naming the node when ONNX Runtime does not run the graph, or comes to another result.
+
+    Args:
+        graph: nodes named `<module path>/<operator>`, without function body.
+        module: what it was exported from, in eval mode.
+        example: (N, C, H, W) float32.
+        low: whether the graph computes in FP16 or BF16.
+    """
+    last_node = {node.name.rpartition("/")[0]: node for node in graph.graph.node if "/" in node.name}
+    expected: dict[str, Tensor] = {}
+
+    def remember(path: str, result: object) -> None:
+        if isinstance(result, Tensor):
+            expected[path] = result.clone()
+
+    hooks = [
+        each.register_forward_hook(lambda _module, _inputs, result, path=path: remember(path, result))
+        for path, each in module.named_modules()
+        if path in last_node
+    ]
+    try:
+        with torch.no_grad():
+            final = module(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    paths = [path for path in last_node if path in expected]
+    output = next(node for node in graph.graph.node if graph.graph.output[0].name in node.output)
+    nodes = [*(last_node[path] for path in paths), output]
+    tolerance = _LOW_TOLERANCE if low else _TOLERANCE
+    for node, want, got in zip(
+        nodes, [*(expected[path] for path in paths), final], _run(graph, nodes, example, where), strict=True
+    ):
+        wanted = want.float().cpu().numpy()
+        difference = float(np.abs(wanted - got).max()) if wanted.shape == got.shape else np.inf
+        if not difference <= tolerance * max(1.0, float(np.abs(wanted).max())):
+            raise HspanError(
+                where,
+                f"exported wrongly: node {node.name} differs from the module by {difference:.2g}",
+                "write that part of forward() with other operations",
+            )
+
+
+def _run(
+    graph: onnx.ModelProto, nodes: list[onnx.NodeProto], example: Tensor, where: str
+) -> list[np.ndarray]:
+    import onnxruntime
+
+    model = model_for_cpu(model_with_attention_function(graph))
+    output = model.graph.output[0].name
+    names = [node.output[0] for node in nodes]
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name != output
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return list(session.run(names, {model.graph.input[0].name: example.cpu().numpy()}))
+    except Exception as error:  # ONNX Runtime's errors have no common class; their text names the node
+        reason = " ".join(str(error).split())[:300]
+        raise HspanError(
+            where, f"exported wrongly: {reason}", "write that part of forward() with other operations"
+        ) from error
