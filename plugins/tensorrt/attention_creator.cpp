@@ -6,6 +6,7 @@
 #include "attention_plugin.h"
 #include "plugin_abi.h"
 #include "report.h"
+#include "tactics.h"
 
 namespace hspan
 {
@@ -38,9 +39,9 @@ bool readInt32(PluginField const& field, int32_t& value) noexcept
     return true;
 }
 
-nvinfer1::IPluginV3* newPlugin(FormatChoice choice, int32_t tactic) noexcept
+nvinfer1::IPluginV3* newPlugin(FormatChoice choice, int32_t config, int32_t tactic) noexcept
 {
-    auto* const plugin = new (std::nothrow) AttentionPlugin{choice, tactic};
+    auto* const plugin = new (std::nothrow) AttentionPlugin{choice, config, tactic};
     if (plugin == nullptr)
     {
         reportError("HighSimilarityPassAttention: out of host memory");
@@ -52,24 +53,38 @@ nvinfer1::IPluginV3* newPlugin(FormatChoice choice, int32_t tactic) noexcept
 nvinfer1::IPluginV3* pluginFromAttributes(char const* layer, PluginFieldCollection const& fields) noexcept
 {
     FormatChoice choice{FormatChoice::kANY};
+    int32_t config = kANY_CONFIG;
     for (int32_t i = 0; i < fields.nbFields; ++i)
     {
         PluginField const& field = fields.fields[i];
-        if (!isNamed(field, kIO_FORMAT_FIELD))
+        auto const* const text = static_cast<char const*>(field.data);
+        auto const length = static_cast<size_t>(field.length > 0 ? field.length : 0);
+        bool const isText = field.type == PluginFieldType::kCHAR && text != nullptr;
+        if (isNamed(field, kIO_FORMAT_FIELD))
+        {
+            if (!isText || !formatChoiceFromText(text, length, choice))
+            {
+                reportError(
+                    "HighSimilarityPassAttention: layer %s: %s must be %s", layer, kIO_FORMAT_FIELD, kFORMAT_CHOICES);
+                return nullptr;
+            }
+        }
+        else if (isNamed(field, kCONFIGURATION_FIELD))
+        {
+            if (!isText || !configChoiceFromText(text, length, config))
+            {
+                reportError("HighSimilarityPassAttention: layer %s: %s must be any or the name of a configuration",
+                    layer, kCONFIGURATION_FIELD);
+                return nullptr;
+            }
+        }
+        else
         {
             reportError("HighSimilarityPassAttention: layer %s: unknown attribute %s", layer, textOf(field.name));
             return nullptr;
         }
-        auto const* const text = static_cast<char const*>(field.data);
-        auto const length = static_cast<size_t>(field.length > 0 ? field.length : 0);
-        if (field.type != PluginFieldType::kCHAR || text == nullptr || !formatChoiceFromText(text, length, choice))
-        {
-            reportError(
-                "HighSimilarityPassAttention: layer %s: %s must be %s", layer, kIO_FORMAT_FIELD, kFORMAT_CHOICES);
-            return nullptr;
-        }
     }
-    return newPlugin(choice, kDEFAULT_TACTIC);
+    return newPlugin(choice, config, kDEFAULT_TACTIC);
 }
 
 //! From what getFieldsToSerialize() wrote into an engine.
@@ -116,7 +131,7 @@ nvinfer1::IPluginV3* pluginFromEngine(char const* layer, PluginFieldCollection c
             hasTactic ? tactic : -1);
         return nullptr;
     }
-    return newPlugin(FormatChoice::kANY, tactic);
+    return newPlugin(FormatChoice::kANY, kANY_CONFIG, tactic);
 }
 
 } // namespace
@@ -131,8 +146,9 @@ nvinfer1::IPluginV3* AttentionPluginCreator::createPlugin(
 
 PluginFieldCollection const* AttentionPluginCreator::getFieldNames() noexcept
 {
-    static PluginField const gAttribute{kIO_FORMAT_FIELD, nullptr, PluginFieldType::kCHAR, 0};
-    static PluginFieldCollection const gAttributes{1, &gAttribute};
+    static PluginField const gFields[]{{kIO_FORMAT_FIELD, nullptr, PluginFieldType::kCHAR, 0},
+        {kCONFIGURATION_FIELD, nullptr, PluginFieldType::kCHAR, 0}};
+    static PluginFieldCollection const gAttributes{2, gFields};
     return &gAttributes;
 }
 

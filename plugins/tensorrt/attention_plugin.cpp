@@ -133,6 +133,23 @@ int32_t checkTactic(AttentionProblem const& problem, int32_t tactic) noexcept
     return kFAILED;
 }
 
+//! Reports a configuration that the node asks for and that does not serve it.
+int32_t checkConfiguration(TacticProblem const& problem) noexcept
+{
+    int32_t const gpu = judgedArchitecture(currentComputeCapability());
+    if (problem.config == kANY_CONFIG || problem.scoreChannels < 0 || problem.valueChannels < 0
+        || isAttentionConfigSupported(problem.config, problem.type, problem.scoreChannels, problem.valueChannels, gpu))
+    {
+        return kOK;
+    }
+    reportError(
+        "HighSimilarityPassAttention: configuration %s does not run on sm_%d with %lld score channels and %lld value "
+        "channels in this type",
+        attentionConfigName(problem.config), gpu, static_cast<long long>(problem.scoreChannels),
+        static_cast<long long>(problem.valueChannels));
+    return kFAILED;
+}
+
 } // namespace
 
 char const* shapeError(Dims const& query, Dims const& key, Dims const& value) noexcept
@@ -161,15 +178,16 @@ char const* shapeError(Dims const& query, Dims const& key, Dims const& value) no
     return nullptr;
 }
 
-AttentionPlugin::AttentionPlugin(FormatChoice choice, int32_t tactic) noexcept
+AttentionPlugin::AttentionPlugin(FormatChoice choice, int32_t config, int32_t tactic) noexcept
     : mChoice{choice}
+    , mConfig{config}
     , mTactic{tactic}
     , mFields{{kABI_VERSION_FIELD, &gAbiVersion, nvinfer1::PluginFieldType::kINT32, 1},
           {kTACTIC_FIELD, &mTactic, nvinfer1::PluginFieldType::kINT32, 1}}
     , mFieldCollection{2, mFields}
 {
-    std::snprintf(mTimingCacheId, sizeof mTimingCacheId, "%s-%s-abi%d-%s", kPLUGIN_NAME, kPLUGIN_VERSION, kABI_VERSION,
-        textFromFormatChoice(choice));
+    std::snprintf(mTimingCacheId, sizeof mTimingCacheId, "%s-%s-abi%d-%s-%s", kPLUGIN_NAME, kPLUGIN_VERSION,
+        kABI_VERSION, textFromFormatChoice(choice), textFromConfigChoice(config));
 }
 
 nvinfer1::IPluginCapability* AttentionPlugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept
@@ -185,7 +203,7 @@ nvinfer1::IPluginCapability* AttentionPlugin::getCapabilityInterface(nvinfer1::P
 
 nvinfer1::IPluginV3* AttentionPlugin::clone() noexcept
 {
-    auto* const copy = new (std::nothrow) AttentionPlugin{mChoice, mTactic};
+    auto* const copy = new (std::nothrow) AttentionPlugin{mChoice, mConfig, mTactic};
     if (copy == nullptr)
     {
         reportError("HighSimilarityPassAttention: out of host memory");
@@ -232,7 +250,8 @@ int32_t AttentionPlugin::configurePlugin(DynamicPluginTensorDesc const* inputs, 
         return kFAILED;
     }
     mConfigured.positions = fixedPositions(inputs[kQUERY]);
-    return kOK;
+    mConfigured.config = mConfig;
+    return checkConfiguration(mConfigured);
 }
 
 int32_t AttentionPlugin::getOutputDataTypes(

@@ -23,7 +23,8 @@ class AttentionPlugin final : public nvinfer1::IPluginV3,
 public:
     //! \param choice formats to offer; only the build asks.
     //! \param tactic one for which isTactic() holds.
-    AttentionPlugin(FormatChoice choice, int32_t tactic) noexcept;
+    //! \param config that the node asks for, or kANY_CONFIG.
+    AttentionPlugin(FormatChoice choice, int32_t config, int32_t tactic) noexcept;
     AttentionPlugin(AttentionPlugin const&) = delete;
     AttentionPlugin& operator=(AttentionPlugin const&) = delete;
     ~AttentionPlugin() override = default;
@@ -65,9 +66,10 @@ public:
 
 private:
     FormatChoice mChoice;
+    int32_t mConfig;
     int32_t mTactic;
     TacticProblem mConfigured; //!< of the last configurePlugin()
-    char mTimingCacheId[64];   //!< what the layer's times depend on, apart from shapes, types and formats
+    char mTimingCacheId[96];   //!< what the layer's times depend on, apart from shapes, types and formats
     nvinfer1::PluginField mFields[2];
     nvinfer1::PluginFieldCollection mFieldCollection;
 };

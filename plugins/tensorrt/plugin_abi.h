@@ -22,7 +22,8 @@ constexpr int32_t kABI_VERSION{4};
 constexpr char const* kABI_VERSION_FIELD{"abi_version"};
 constexpr char const* kTACTIC_FIELD{"tactic"};
 
-//! The one attribute that a node may have.
+//! The attributes that a node may have.
 constexpr char const* kIO_FORMAT_FIELD{"io_format"};
+constexpr char const* kCONFIGURATION_FIELD{"configuration"};
 
 } // namespace hspan

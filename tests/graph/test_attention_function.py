@@ -73,7 +73,7 @@ def test_the_provider_finds_the_node_where_it_declares_plugins(exported: ExportC
             assert len(stated[name].tensor_type.shape.dim) == 4, name
     for node in nodes:
         assert stated[node.output[0]] == stated[node.input[2]]
-        assert [attribute.name for attribute in node.attribute] == ["io_format"]
+        assert [attribute.name for attribute in node.attribute] == ["io_format", "configuration"]
     onnx.checker.check_model(model)
 
 

@@ -40,15 +40,16 @@ class Log(trt.ILogger):  # type: ignore[misc]
             self.errors.append(message)
 
 
-def attention(io_format: str | None) -> Any:
-    attributes = {} if io_format is None else {"io_format": io_format}
+def attention(io_format: str | None, configuration: str | None = None) -> Any:
+    given = {"io_format": io_format, "configuration": configuration}
+    attributes = {name: text for name, text in given.items() if text is not None}
     return helper.make_node(OP_TYPE, ["q", "k", "v"], ["a"], domain=DOMAIN, name="attention", **attributes)
 
 
-def one_node(precision: str, io_format: str | None, channels: int) -> Any:
+def one_node(precision: str, io_format: str | None, channels: int, configuration: str | None = None) -> Any:
     return model(
         precision,
-        [attention(io_format)],
+        [attention(io_format, configuration)],
         {"q": channels, "k": channels, "v": 2 * channels},
         ("a", 2 * channels),
     )
@@ -142,6 +143,8 @@ def main() -> None:
         report[f"padded {precision}"] = build(log, one_node(precision, "hwc8", 13), trt.TensorFormat.HWC8)
         report[f"any forced {precision}"] = build(log, one_node(precision, None, 16), trt.TensorFormat.HWC8)
     report["hwc forced fp32"] = build(log, one_node("fp32", "hwc", 13), trt.TensorFormat.HWC)
+    for name in ("plain-32x128", "tiled-two-looks"):
+        report[name] = build(log, one_node("fp16", None, 16, name))
     report["nonsense"] = build(log, one_node("fp16", "nhwc", 16))
     sys.stdout.write(json.dumps(report))
 

@@ -79,9 +79,10 @@ class Plugins:
         *,
         least: tuple[int, int, int] = (1, 8, 8),
         most: tuple[int, int, int] = (1, 8, 8),
+        plugin: Any = None,
     ) -> Any:
         """A layer as the builder prepares it for a profile from `least` to `most` (batch, height, width)."""
-        plugin = self.make()
+        plugin = plugin or self.make()
         low, high = (tensor_sizes(batch, channels, values, *size) for batch, *size in (least, most))
         assert self.library.configure(plugin, ints([kind] * 4), ints([LINEAR] * 4), low, high) == 0
         return plugin
@@ -244,7 +245,7 @@ def test_times_are_cached_by_version_abi_and_format(plugins: Plugins) -> None:
     abi = re.search(r"kABI_VERSION\{(\d+)\}", header)
     assert abi is not None
     start = f"HighSimilarityPassAttention-1-abi{abi[1]}-"
-    assert ids == {None: f"{start}any", "linear": f"{start}linear", "hwc8": f"{start}hwc8"}
+    assert ids == {None: f"{start}any-any", "linear": f"{start}linear-any", "hwc8": f"{start}hwc8-any"}
     assert plugins.library.timingCacheId(plugins.clone(plugins.make("hwc8"))).decode() == ids["hwc8"]
 
 
@@ -252,6 +253,15 @@ def test_times_are_cached_by_version_abi_and_format(plugins: Plugins) -> None:
 def test_a_format_that_is_none_is_reported(plugins: Plugins, text: str) -> None:
     assert plugins.make(text) is None
     expected = "HighSimilarityPassAttention: layer layer: io_format must be any, linear, hwc or hwc8"
+    assert plugins.messages() == expected
+
+
+@pytest.mark.parametrize("text", ["", "plain", "plain-32x1280", "2"])
+def test_a_configuration_that_is_none_is_reported(plugins: Plugins, text: str) -> None:
+    assert plugins.make(text, attribute="configuration") is None
+    expected = (
+        "HighSimilarityPassAttention: layer layer: configuration must be any or the name of a configuration"
+    )
     assert plugins.messages() == expected
 
 
@@ -276,6 +286,29 @@ def test_tactics_are_the_configurations_that_run_on_this_gpu(
     assert plugins.tactics(plugins.configured(kind, 96, 192)) == expected
     assert expected[0] == 1  # the one that chooses when it runs comes first
     assert (len(expected) > 1) == (capability >= 80)
+
+
+@pytest.mark.parametrize(("name", "tactic"), [("automatic", 1), ("plain-32x128", 2), ("tiled-two-looks", 3)])
+@pytest.mark.parametrize("most", [(1, 8, 8), (2, 64, 64)])
+def test_the_configuration_that_a_node_asks_for_is_the_only_tactic(
+    plugins: Plugins, gpu: Any, name: str, tactic: int, most: tuple[int, int, int]
+) -> None:
+    gpu(80)
+    plugin = plugins.make(name, attribute="configuration")
+    configured = plugins.configured(HALF, 96, 192, most=most, plugin=plugin)
+    assert plugins.tactics(configured) == [tactic]
+    assert plugins.tactics(plugins.clone(configured)) == [tactic]
+    assert plugins.library.timingCacheId(plugin).decode().endswith(f"-any-{name}")
+
+
+def test_a_configuration_that_does_not_serve_the_layer_is_an_error_and_not_replaced(
+    plugins: Plugins, gpu: Any
+) -> None:
+    gpu(80)
+    plugin = plugins.make("tiled-two-looks", attribute="configuration")
+    with pytest.raises(AssertionError):
+        plugins.configured(HALF, 129, 192, plugin=plugin)
+    assert "configuration tiled-two-looks does not run on sm_80 with 129 score channels" in plugins.messages()
 
 
 @pytest.mark.parametrize("least", [(1, 8, 4), (1, 4, 8)])

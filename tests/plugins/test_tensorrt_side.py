@@ -130,6 +130,16 @@ def test_a_format_that_is_not_offered_is_not_replaced(formats: dict[str, Any], p
     )
 
 
+def test_the_configuration_that_a_node_names_is_taken_or_is_an_error(formats: dict[str, Any]) -> None:
+    """Without a GPU the builder keeps to what runs on each GPU of the library, and tiles want 8.0."""
+    assert formats["plain-32x128"]["built"]
+    assert not formats["tiled-two-looks"]["built"]
+    expected = (
+        "configuration tiled-two-looks does not run on sm_75 with 16 score channels and 32 value channels"
+    )
+    assert any(expected in each for each in formats["tiled-two-looks"]["errors"])
+
+
 def test_a_format_that_is_none_is_reported_through_tensorrts_logger(formats: dict[str, Any]) -> None:
     assert not formats["nonsense"]["parsed"]
     expected = "HighSimilarityPassAttention: layer attention: io_format must be any, linear, hwc or hwc8"

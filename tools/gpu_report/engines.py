@@ -1,11 +1,11 @@
 """Step f: TensorRT's engines on this GPU, by the commands and the runner that users have.
 
-Engines in every precision, of two profiles and of static shape, with the plugin in every format; each against PyTorch
-by `trt-hspan validate`. Then one engine through interleaved shapes of both profiles, with CUDA graphs and without, bit
+Engines in every precision, of two profiles and of static shape, with the plugin in every format and with every
+tactic; each against PyTorch by `trt-hspan validate`. Then one engine through interleaved shapes of both profiles, with CUDA graphs and without, bit
 for bit, and 1,000 runs in which memory may not grow.
 
-Tactics are not forced: TensorRT chooses them (kernels and tile shapes are forced in step c); the page lists what the
-inspector says of the attention's layer.
+Formats and tactics are forced by the plugin's attributes of a node; without them TensorRT chooses, and the page lists
+what the inspector says of the attention's layer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from trt_hspan.names import OP_TYPE
 
 NETWORK: Final = "hspan-tiny-x4"
 PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8", "fp8")
-FORMATS: Final = ("linear", "hwc", "hwc8")
+# Rows of channels without padding are FP32's alone, rows of eights the 16-bit types'.
+FORMATS: Final = (("fp32", "linear"), ("fp16", "linear"), ("fp32", "hwc"), ("fp16", "hwc8"))
+CONFIGURATIONS: Final = ("automatic", "plain-32x128", "tiled-two-looks")  # tactics are these
 _PROFILES: Final = ("--min", "16x16", "--max", "64x64", "--profile", "min=32x32,opt=96x96,max=2x128x96")
 _STATIC: Final = ("--min", "96x96", "--opt", "96x96", "--max", "96x96")
 # In both profiles, in one alone, of other batches; none twice in a row.
@@ -67,12 +69,15 @@ def run(folder: Path, *, budget_seconds: float) -> dict[str, Any]:
         for precision in PRECISIONS
     ]
     builds.append(("fp16-static", ("--checkpoint", NETWORK, "--precision", "fp16", *_STATIC)))
-    for form in FORMATS:
+    for precision, form in FORMATS:
+        onnx = folder / f"{precision}-{form}.onnx"
+        builds.append((onnx.stem, ("--onnx", str(onnx), *_PROFILES)))
+        write_model_with_attribute(checks, onnx, precision, "io_format", form)
+    for configuration in CONFIGURATIONS:
         for precision in ("fp32", "fp16"):
-            if (form, precision) != ("hwc8", "fp32"):  # there are no eights of FP32
-                onnx = folder / f"{precision}-{form}.onnx"
-                builds.append((onnx.stem, ("--onnx", str(onnx), *_PROFILES)))
-                write_model_with_format(checks, onnx, precision, form)
+            onnx = folder / f"{precision}-{configuration}.onnx"
+            builds.append((onnx.stem, ("--onnx", str(onnx), *_STATIC)))
+            write_model_with_attribute(checks, onnx, precision, "configuration", configuration)
     for name, words in builds:
         if time.monotonic() > deadline:
             checks.skipped(f"engine {name}", "no time was left")
@@ -114,8 +119,8 @@ def check_engine(checks: Checks, plan: Path, words: tuple[str, ...], *, device: 
     (checks.passed if report["passed"] else checks.failed)(name, f"{report['candidate']}: {result}")
 
 
-def write_model_with_format(checks: Checks, target: Path, precision: str, form: str) -> None:
-    """The network's ONNX file with the plugin's attribute io_format on every attention."""
+def write_model_with_attribute(checks: Checks, target: Path, precision: str, name: str, text: str) -> None:
+    """The network's ONNX file with an attribute of the plugin on every attention."""
     import onnx
 
     exported = command_line("export", NETWORK, "--precision", precision, "-o", target)
@@ -126,7 +131,7 @@ def write_model_with_format(checks: Checks, target: Path, precision: str, form: 
     for node in model.graph.node:
         if node.op_type == OP_TYPE:
             del node.attribute[:]
-            node.attribute.append(onnx.helper.make_attribute("io_format", form))
+            node.attribute.append(onnx.helper.make_attribute(name, text))
     onnx.save(model, target)
 
 

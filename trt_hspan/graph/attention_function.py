@@ -17,6 +17,9 @@ from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION, ORT_TENSORRT_DOMAIN, OR
 # The lowest opset that the body is written for: reductions take their axes as an input since 18.
 LOWEST_OPSET: Final = 18
 
+#: The attributes that the plugin reads of a node; without effect elsewhere.
+PLUGIN_ATTRIBUTES: Final = ("io_format", "configuration")
+
 #: How a file holds the attention: nodes with a function body, for any ONNX runtime; nodes alone, which TensorRT
 #: takes as the plugin or not at all; nodes where ONNX Runtime's TensorRT provider looks plugins up.
 AttentionForm = Literal["function", "node", "ort-tensorrt"]
@@ -118,11 +121,12 @@ def model_with_plugin_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     del result.functions[:]
     result.functions.extend(kept)
     for node in result.graph.node:
-        # The plugin's one attribute at its default: the parser warns of every attribute that a node leaves out.
-        if (node.domain, node.op_type) == (DOMAIN, OP_TYPE) and not any(
-            a.name == "io_format" for a in node.attribute
-        ):
-            node.attribute.append(onnx.helper.make_attribute("io_format", "any"))
+        # The plugin's attributes at their default: the parser warns of every attribute that a node leaves out.
+        if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
+            present = {attribute.name for attribute in node.attribute}
+            node.attribute.extend(
+                onnx.helper.make_attribute(name, "any") for name in PLUGIN_ATTRIBUTES if name not in present
+            )
     return result
 
 
@@ -192,8 +196,9 @@ def attention_schema() -> Iterator[None]:
         type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "any float type")],
         attributes=[
             onnx.defs.OpSchema.Attribute(
-                "io_format", onnx.defs.OpSchema.AttrType.STRING, "formats of the plugin", required=False
+                name, onnx.defs.OpSchema.AttrType.STRING, "of the plugin alone", required=False
             )
+            for name in PLUGIN_ATTRIBUTES
         ],
     )
     onnx.defs.register_schema(schema)

@@ -12,27 +12,39 @@ import pytest
 from PIL import Image
 
 from tools.gpu_report import engines, programs
-from tools.gpu_report.engines import Checks, check_engine, write_model_with_format
+from tools.gpu_report.engines import Checks, check_engine, write_model_with_attribute
 from trt_hspan.names import OP_TYPE
 
 
 @pytest.fixture(scope="module")
-def hwc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checks, target = Checks(), tmp_path_factory.mktemp("formats") / "fp16-hwc.onnx"
-    write_model_with_format(checks, target, "fp16", "hwc")
+def hwc8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checks, target = Checks(), tmp_path_factory.mktemp("formats") / "fp16-hwc8.onnx"
+    write_model_with_attribute(checks, target, "fp16", "io_format", "hwc8")
     assert checks.failures == []
     return target
 
 
-def test_a_format_is_written_to_every_attention_and_builds(hwc: Path, tmp_path: Path) -> None:
-    nodes = [node for node in onnx.load(hwc).graph.node if node.op_type == OP_TYPE]
+def test_a_format_is_written_to_every_attention_and_builds(hwc8: Path, tmp_path: Path) -> None:
+    nodes = [node for node in onnx.load(hwc8).graph.node if node.op_type == OP_TYPE]
     assert len(nodes) == 2
-    assert all(node.attribute[0].s == b"hwc" for node in nodes)
+    assert all(node.attribute[0].s == b"hwc8" for node in nodes)
     checks = Checks()
-    words = ("--onnx", str(hwc), "--flavor", "tensorrt-rtx", "--attention", "plugin", "--target", "sm_86")
-    check_engine(checks, tmp_path / "engines" / "fp16-hwc.plan", (*words, *engines._STATIC), device="cpu")
+    words = ("--onnx", str(hwc8), "--flavor", "tensorrt-rtx", "--attention", "plugin", "--target", "sm_86")
+    check_engine(checks, tmp_path / "engines" / "fp16-hwc8.plan", (*words, *engines._STATIC), device="cpu")
     assert checks.failures == []
-    assert checks.results["engine fp16-hwc"].endswith("dB against PyTorch, 50 are the bar")
+    assert checks.results["engine fp16-hwc8"].endswith("dB against PyTorch, 50 are the bar")
+
+
+@pytest.mark.parametrize(("configuration", "builds"), [("plain-32x128", True), ("tiled-two-looks", False)])
+def test_a_tactic_is_forced_on_every_attention_or_the_build_fails(
+    tmp_path: Path, configuration: str, builds: bool
+) -> None:
+    """Without a GPU, tiles are not among what runs on each GPU of the library."""
+    checks, target = Checks(), tmp_path / "forced.onnx"
+    write_model_with_attribute(checks, target, "fp16", "configuration", configuration)
+    words = ("--onnx", str(target), "--flavor", "tensorrt-rtx", "--attention", "plugin", "--target", "sm_86")
+    check_engine(checks, tmp_path / "engines" / "forced.plan", (*words, *engines._STATIC), device="cpu")
+    assert (checks.failures == []) == builds
 
 
 def test_an_engine_that_does_not_build_is_a_failure_with_the_commands_line(tmp_path: Path) -> None:
