@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trt_hspan.errors import HspanError
+from trt_hspan.export.tidy import read_by
 from trt_hspan.graph import model_for_cpu, model_with_attention_function
 
 # Of the largest value. Float32 in another order of summation differs by about 1e-5 in the deepest networks here; an
@@ -26,7 +27,7 @@ def require_agreement(
         example: (N, C, H, W) float32.
         low: whether the graph computes in FP16 or BF16.
     """
-    last_node = {node.name.rpartition("/")[0]: node for node in graph.graph.node if "/" in node.name}
+    results = _result_nodes(graph.graph)
     expected: dict[str, Tensor] = {}
 
     def remember(path: str, result: object) -> None:
@@ -36,7 +37,7 @@ def require_agreement(
     hooks = [
         each.register_forward_hook(lambda _module, _inputs, result, path=path: remember(path, result))
         for path, each in module.named_modules()
-        if path in last_node
+        if path in results
     ]
     try:
         with torch.no_grad():
@@ -44,9 +45,9 @@ def require_agreement(
     finally:
         for hook in hooks:
             hook.remove()
-    paths = [path for path in last_node if path in expected]
+    paths = [path for path in results if path in expected]
     output = next(node for node in graph.graph.node if graph.graph.output[0].name in node.output)
-    nodes = [*(last_node[path] for path in paths), output]
+    nodes = [*(results[path] for path in paths), output]
     tolerance = _LOW_TOLERANCE if low else _TOLERANCE
     for node, want, got in zip(
         nodes, [*(expected[path] for path in paths), final], _run(graph, nodes, example, where), strict=True
@@ -59,6 +60,35 @@ def require_agreement(
                 f"exported wrongly: node {node.name} differs from the module by {difference:.2g}",
                 "write that part of forward() with other operations",
             )
+
+
+def _result_nodes(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Paths of modules, with the one node in each whose floating-point result is read outside of the module.
+
+    Modules without such a node, or with several, are left out: nodes of a path also compute sizes for others.
+    """
+    values = {
+        value.name
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type
+        in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    }
+    producers = {name: node for node in graph.node for name in node.output if name in values}
+    read_outside: dict[str, dict[str, onnx.NodeProto]] = {}
+    readers = [(_paths_above(node), read_by(node)) for node in graph.node]
+    for inside, names in [*readers, ([], [output.name for output in graph.output])]:
+        for name in names:
+            for path in _paths_above(producers[name]) if name in producers else ():
+                if path not in inside:
+                    read_outside.setdefault(path, {})[name] = producers[name]
+    results = {path: next(iter(nodes.items())) for path, nodes in read_outside.items() if len(nodes) == 1}
+    return {path: node for path, (name, node) in results.items() if name == node.output[0]}
+
+
+def _paths_above(node: onnx.NodeProto) -> list[str]:
+    """The module of a node and those that contain it, except the network: "a.b" and "a" of "a.b/Conv"."""
+    parts = node.name.rpartition("/")[0].split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts)) if parts[0]]
 
 
 def _run(

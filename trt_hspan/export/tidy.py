@@ -69,7 +69,7 @@ def _sort_by_depth(graph: onnx.GraphProto) -> None:
     depths: dict[str, int] = {}
     ordered: list[tuple[int, onnx.NodeProto]] = []
     for node in graph.node:
-        depth = 1 + max((depths.get(name, 0) for name in _read_by(node)), default=0)
+        depth = 1 + max((depths.get(name, 0) for name in read_by(node)), default=0)
         depths |= dict.fromkeys(node.output, depth)
         ordered.append((depth, node))
     nodes = [node for _, node in sorted(ordered, key=lambda each: each[0])]
@@ -77,10 +77,10 @@ def _sort_by_depth(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _read_by(node: onnx.NodeProto) -> list[str]:
+def read_by(node: onnx.NodeProto) -> list[str]:
     """The tensors that a node reads, those that bodies of loops and branches take from around them included."""
     inner = [each for attribute in node.attribute for each in attribute.g.node]
-    return [*node.input, *(name for each in inner for name in _read_by(each))]
+    return [*node.input, *(name for each in inner for name in read_by(each))]
 
 
 def _module_path(node: onnx.NodeProto) -> str:
