@@ -18,12 +18,81 @@ from trt_hspan import HspanError, onnx_from_model
 from trt_hspan.export.agreement import require_agreement
 from trt_hspan.graph import model_with_plugin_nodes
 
+
+def windows(features: Tensor) -> Tensor:
+    """(N, C, H, W) to (windows of 2x2, 4, C)."""
+    n, c, h, w = features.shape
+    return features.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, c)
+
+
+def from_windows(tokens: Tensor, like: Tensor) -> Tensor:
+    n, c, h, w = like.shape
+    return tokens.reshape(n, h // 2, w // 2, 2, 2, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
+
+
+def attention_of_rank_3(features: Tensor) -> Tensor:
+    tokens = windows(features)
+    mask = torch.eye(4, dtype=torch.bool).roll(1, 0) | torch.eye(4, dtype=torch.bool)
+    return from_windows(F.scaled_dot_product_attention(tokens, tokens, tokens, mask, scale=0.3), features)
+
+
+def attention_of_rank_4(features: Tensor) -> Tensor:
+    heads = windows(features).unflatten(2, (2, 4)).transpose(1, 2)
+    result = F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+    return from_windows(result.transpose(1, 2).flatten(2), features)
+
+
+def attention_of_rank_5(features: Tensor) -> Tensor:
+    n, _, h, w = features.shape
+    heads = windows(features).unflatten(2, (2, 4)).transpose(1, 2).reshape(n, h * w // 4, 2, 4, 4)
+    result = F.scaled_dot_product_attention(heads, heads, heads, torch.eye(4) * 3)
+    return from_windows(result.flatten(0, 1).transpose(1, 2).flatten(2), features)
+
+
+class WindowAttention(nn.Module):
+    """Windows, a normalization, torch's attention module, the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens = self.norm(windows(features))
+        return features + from_windows(self.attention(tokens, tokens, tokens)[0], features)
+
+
+class ChannelsLastNorm(nn.Module):
+    def __init__(self, affine: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8, elementwise_affine=affine)
+
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return result
+
+
+class BlockThatEndsInAnotherModule(nn.Module):
+    """What its own operations compute is not what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(8, 8, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = self.convolution(2 * features + 1)
+        return result
+
+
 PARTS: dict[str, Callable[[], nn.Module] | Callable[[Tensor], Tensor]] = {
     "bicubic by scale": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
     "bilinear by size": lambda x: F.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2), mode="bilinear"),
     "antialiased half": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True),
     "nearest": lambda x: F.interpolate(x, scale_factor=2),
     "reflected border": lambda x: F.pad(x, (1, 2, 2, 1), mode="reflect"),
+    "replicated border": lambda x: F.pad(x, (1, 2, 2, 1), mode="replicate"),
+    "attention of rank 3": attention_of_rank_3,
+    "attention of rank 4": attention_of_rank_4,
+    "attention of rank 5": attention_of_rank_5,
     "channel attention": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
     "einsum": lambda x: torch.einsum("nchw,cd->ndhw", x, torch.eye(8).roll(1, 0)),
 }
@@ -31,10 +100,21 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "group norm": lambda: nn.GroupNorm(2, 8),
     "batch norm": lambda: nn.BatchNorm2d(8),
     "instance norm": lambda: nn.InstanceNorm2d(8, affine=True),
+    "group norm without affine": lambda: nn.GroupNorm(2, 8, affine=False),
+    "batch norm without affine": lambda: nn.BatchNorm2d(8, affine=False),
+    "instance norm without affine": lambda: nn.InstanceNorm2d(8),
+    "layer norm": lambda: ChannelsLastNorm(affine=True),
+    "layer norm without affine": lambda: ChannelsLastNorm(affine=False),
+    "window attention": WindowAttention,
+    "another module last": BlockThatEndsInAnotherModule,
+    "circular": lambda: nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
+    "strided": lambda: nn.Conv2d(8, 8, 3, stride=2, padding=1),
+    "grouped": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=4),
     "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
     "dilated": lambda: nn.Conv2d(8, 8, 3, padding=2, dilation=2),
     "transposed": lambda: nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1),
     "shuffle": lambda: nn.Sequential(nn.PixelShuffle(2), nn.Conv2d(2, 8, 1)),
+    "unshuffle": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(32, 8, 1)),
 }
 
 
@@ -82,6 +162,48 @@ def test_wrapped_network_is_exported_without_the_wrapper(wrap: Callable[[nn.Modu
     model = onnx_from_model(wrap(network))
     assert "attention/Attention" in [node.name for node in model.graph.node]
     require_same(network, model, (1, 3, 8, 9))
+
+
+class Returning(nn.Module):
+    """A network whose forward() returns something around the picture."""
+
+    def __init__(self, around: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.inner, self.around = Around(nn.Identity()), around
+
+    def forward(self, image: Tensor) -> object:
+        return self.around(self.inner(image))
+
+
+@pytest.mark.parametrize("static", [None, (8, 9)])
+@pytest.mark.parametrize(
+    ("around", "name"),
+    [
+        (lambda picture: (picture, 2 * picture), "tuple"),
+        (lambda picture: {"picture": picture}, "dict"),
+        (lambda picture: picture.shape[2], "int"),
+    ],
+    ids=["several", "dict", "number"],
+)
+def test_output_that_is_not_one_tensor_is_refused_with_the_next_step(
+    around: Callable[[Tensor], object], name: str, static: tuple[int, int] | None
+) -> None:
+    with pytest.raises(HspanError, match=f"returns a {name}, expected one tensor.*; wrap it in a module"):
+        onnx_from_model(Returning(around), static=static)
+
+
+def test_several_outputs_at_a_size_too_large_to_run_are_refused_too() -> None:
+    with pytest.raises(HspanError, match="returns a tuple"):
+        onnx_from_model(Returning(lambda picture: (picture, picture)), static=(72, 80))
+
+
+def test_network_of_whole_windows_alone_is_refused_with_the_size_and_exported_at_one_that_fits() -> None:
+    network = Around(
+        lambda x: x.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).flatten(4, 5).flatten(2, 3)
+    ).eval()
+    with pytest.raises(HspanError, match=r"does not run on a picture of 3 channels and 22x26.*static="):
+        onnx_from_model(network)
+    require_same(network, onnx_from_model(network, static=(16, 8)), (1, 3, 16, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

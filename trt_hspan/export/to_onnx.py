@@ -17,6 +17,7 @@ from torch import nn
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.export.agreement import require_agreement
 from trt_hspan.export.tidy import tidy
+from trt_hspan.export.translations import scaled_dot_product_attention
 from trt_hspan.graph import (
     INPUT_NAME,
     OUTPUT_NAME,
@@ -41,6 +42,8 @@ from trt_hspan.sizes import ImageSize
 _TRANSLATED_OPSET: Final = 18
 # Of a run against the module: the function body keeps (H * W)^2 scores.
 _MOST_PIXELS_RUN: Final = 64 * 64
+# Free sizes are traced at this one: sides that differ from each other, from 1, and from usual channel counts.
+_FREE_SIZE: Final = (22, 26)
 
 
 def export_onnx(
@@ -114,7 +117,7 @@ def onnx_from_model(
         A checked model: one `hspan::HighSimilarityPassAttention` node for each block, with a function body.
 
     Raises:
-        HspanError: the network cannot be exported, or contains no such attention.
+        HspanError: the network cannot be exported, returns anything but one tensor, or contains no such attention.
         UsageError: unknown precision or opset, or a size below 1.
 
     Example:
@@ -186,6 +189,7 @@ def _agreeing_graph(model: nn.Module, channels: int, static: tuple[int, int] | N
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
+        _require_one_tensor(model, channels, static)
         graph = tidy(_translate(model, channels, static))
         size = static or (12, 16)
         if attention_nodes(graph) and size[0] * size[1] <= _MOST_PIXELS_RUN:
@@ -199,12 +203,40 @@ def _agreeing_graph(model: nn.Module, channels: int, static: tuple[int, int] | N
     return graph
 
 
+def _require_one_tensor(model: nn.Module, channels: int, static: tuple[int, int] | None) -> None:
+    """Raises: HspanError when the module does not take a picture of the size to export, or returns no tensor."""
+    where = type(model).__name__
+    size = ImageSize(*static) if static else ImageSize(*_FREE_SIZE)
+    if size.height * size.width > _MOST_PIXELS_RUN:
+        return
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            result = model(torch.zeros((1, channels, *size), device=device))
+    except Exception as error:  # whatever forward() raises
+        reason = " ".join(str(error).split())[:300]
+        raise HspanError(
+            where,
+            f"does not run on a picture of {channels} channels and {size}: {reason}",
+            "name what it takes, channels= and static=(height, width), or pad in forward() to the sizes that it takes",
+        ) from error
+    _require_tensor(result, where)
+
+
+def _require_tensor(result: object, where: str) -> None:
+    if not isinstance(result, torch.Tensor):
+        raise HspanError(
+            where,
+            f"returns a {type(result).__name__}, expected one tensor, the picture",
+            "wrap it in a module whose forward() returns the picture alone, and export that",
+        )
+
+
 def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
     """torch.export, then torch.onnx with the attention kept as one node."""
     size = None if static is None else ImageSize(*static)
     parameter = next(iter(model.parameters()), torch.zeros(0))
-    # Sizes that differ from each other, from 1, and from usual channel counts.
-    shape = (1, channels, *size) if size else (2, channels, 22, 26)
+    shape = (1, channels, *size) if size else (2, channels, *_FREE_SIZE)
     example = torch.zeros(shape, dtype=torch.float32, device=parameter.device)
     dynamic = None if size else ({0: "batch", 2: "height", 3: "width"},)
     with _attention_translation() as table, _quiet_exporter():
@@ -229,13 +261,19 @@ def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) 
                 "export a fixed size, static=(height, width), or change that line",
             ) from error
     assert program is not None
+    exported = program.exported_program
+    assert exported is not None
+    values = torch.utils._pytree.tree_map(
+        lambda node: getattr(node, "meta", {}).get("val", node), exported.graph.output_node().args[0]
+    )
+    _require_tensor(exported.call_spec.out_spec.unflatten(values), type(model).__name__)
     translated: onnx.ModelProto = program.model_proto
     return translated
 
 
 @contextlib.contextmanager
 def _attention_translation() -> Iterator[dict[Any, Any]]:
-    """The translation of the attention operator, whose schema ONNX knows meanwhile."""
+    """Translations of the attention operators; ONNX knows the schema of this project's meanwhile."""
     import onnxscript
 
     operator = torch.ops.hspan.high_similarity_pass_attention.default
@@ -245,7 +283,10 @@ def _attention_translation() -> Iterator[dict[Any, Any]]:
         def translate(query: Any, key: Any, value: Any) -> Any:
             return getattr(domain, OP_TYPE)(query, key, value)
 
-        yield {operator: translate}
+        yield {
+            operator: translate,
+            torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
+        }
 
 
 @contextlib.contextmanager
