@@ -197,6 +197,11 @@ def test_several_outputs_at_a_size_too_large_to_run_are_refused_too() -> None:
         onnx_from_model(Returning(lambda picture: (picture, picture)), static=(72, 80))
 
 
+def test_operation_that_onnx_lacks_is_named_with_the_next_step() -> None:
+    with pytest.raises(HspanError, match=r"does not translate aten\._to_sparse\S* as .*; write that part"):
+        onnx_from_model(Around(lambda x: x.to_sparse().to_dense()), static=(8, 9))
+
+
 def test_network_of_whole_windows_alone_is_refused_with_the_size_and_exported_at_one_that_fits() -> None:
     network = Around(
         lambda x: x.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).flatten(4, 5).flatten(2, 3)

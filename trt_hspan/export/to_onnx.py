@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -255,6 +256,13 @@ def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) 
             )
         except torch.onnx.OnnxExporterError as error:
             cause = " ".join(str(error.__cause__ or error).split())[:300]
+            operation = re.match(r"Error when translating node .*?target=torch\.ops\.([\w.]+)", cause)
+            if operation:
+                raise HspanError(
+                    type(model).__name__,
+                    f"cannot be exported: torch.onnx does not translate {operation[1]} as it is used here",
+                    "write that part of forward() with other operations",
+                ) from error
             raise HspanError(
                 type(model).__name__,
                 f"cannot be exported: {cause}",
