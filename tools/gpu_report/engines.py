@@ -1,8 +1,8 @@
 """Step f: TensorRT's engines on this GPU, by the commands and the runner that users have.
 
 Engines in every precision, of two profiles and of static shape, with the plugin in every format and with every
-tactic; each against PyTorch by `trt-hspan validate`. Then one engine through interleaved shapes of both profiles, with CUDA graphs and without, bit
-for bit, and 1,000 runs in which memory may not grow.
+tactic; each against PyTorch by `trt-hspan validate`. Then one engine through interleaved shapes of both profiles, with
+CUDA graphs and without, bit for bit, and 1,000 runs in which memory may not grow.
 
 Formats and tactics are forced by the plugin's attributes of a node; without them TensorRT chooses, and the page lists
 what the inspector says of the attention's layer.
