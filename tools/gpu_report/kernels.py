@@ -3,14 +3,14 @@
 Every configuration, element type and layout gets every regime (`inputs.py`), so that each route is taken: lists,
 lists that overflow, dense and flat rows, NaN and infinities, refined scores. Every call runs twice and must give the
 same bits. L goes from 1 to 65,536; from 4,097 positions on, 512 rows of each image are compared with float64, and all
-of them bit for bit between the two runs.
+of them bit for bit between the two runs, and the plain kernels come last.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,17 +30,24 @@ TYPES: Final[dict[ElementType, torch.dtype]] = {
 _TYPE_NAMES: Final = {dtype: name for name, dtype in TYPES.items()}
 MOST_ROWS: Final = 512
 _REGIMES_OF_LARGE: Final = ("photograph", "long", "dense", "nan", "sparse", "flat", "huge", "mixed")
-# The plain kernels compute every score of every pass on FP32 units: longer rows take minutes.
-_LONGEST_PLAIN: Final = 4096
+# Above that the plain kernels come last: they compute every score of every pass on FP32 units, and take seconds a call.
+_LONG_ROW: Final = 4096
 _ALIGNMENT: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Inputs that all configurations, types and layouts get; regime "photograph" has the sizes of its side."""
+    """Inputs that all types, layouts and configurations get, the plain ones or the others for long rows.
+
+    Regime "photograph" has the sizes of its side.
+    """
 
     regime: str
     sizes: Sizes
+    is_plain: bool = False  # of long rows
+
+    def takes(self, configuration: str) -> bool:
+        return self.sizes.positions <= _LONG_ROW or configuration.startswith("plain") == self.is_plain
 
     def inputs(self, dtype: torch.dtype, device: str) -> Inputs:
         if self.regime == "photograph":
@@ -82,7 +89,8 @@ def all_cases() -> list[Case]:
         for channels in ((16, 32), (96, 192))
         for regime in _REGIMES_OF_LARGE[: 8 if positions < 10000 else 4]
     ]
-    return small + odd + overflow + large
+    long_plain = [replace(case, is_plain=True) for case in large if case.sizes.positions > _LONG_ROW]
+    return small + odd + overflow + large + sorted(long_plain, key=lambda case: case.sizes.positions)
 
 
 class Attention:
@@ -192,7 +200,8 @@ def run_cases(attention: Attention, cases: list[Case], *, budget_seconds: float)
     for case in cases:
         for name, dtype in TYPES.items():
             if time.monotonic() > deadline:
-                outcome.not_run.append(f"{case.regime} {case.sizes} {name}")
+                kernels = " plain kernels" if case.is_plain else ""
+                outcome.not_run.append(f"{case.regime} {case.sizes} {name}{kernels}")
                 continue
             _run_case(attention, case, name, dtype, outcome)
     return outcome
@@ -203,7 +212,7 @@ def _run_case(attention: Attention, case: Case, name: str, dtype: torch.dtype, o
     reference = reference_of(inputs, most_rows=4096 if inputs.sizes.positions <= 4096 else MOST_ROWS)
     for channels_last in (False, True):
         for configuration in attention.library.configurations:
-            if configuration.startswith("plain") and inputs.sizes.positions > _LONGEST_PLAIN:
+            if not case.takes(configuration):
                 continue
             problem = attention.problem(inputs, configuration, channels_last=channels_last)
             memory = attention.memory_of(inputs, problem)

@@ -80,6 +80,17 @@ def test_the_cases_go_from_one_position_to_65536_and_have_every_regime() -> None
     assert {case.regime for case in kernels.quick_cases()} == set(REGIMES)
 
 
+def test_every_size_is_for_every_configuration_and_plain_kernels_of_long_rows_come_last() -> None:
+    cases = kernels.all_cases()
+    for positions in {case.sizes.positions for case in cases}:
+        taking = [case for case in cases if case.sizes.positions == positions]
+        for configuration in ("automatic", "plain-32x128", "tiled-two-looks"):
+            assert any(case.takes(configuration) for case in taking), (positions, configuration)
+    is_plain = [case.is_plain for case in cases]
+    assert is_plain == sorted(is_plain)
+    assert not any(case.takes("automatic") for case in cases if case.is_plain)
+
+
 @needs_interpreter
 def test_the_timing_step_measures_every_form_and_checks_what_it_measured(
     library: InterpretedLibrary, monkeypatch: pytest.MonkeyPatch
