@@ -141,7 +141,10 @@ def test_an_exported_checkpoint_becomes_an_engine(
 def test_the_plugin_needs_a_fraction_of_the_function_bodys_memory(
     network: Path, plugin_library: Path
 ) -> None:
-    """At L = 96 * 96 one float32 score matrix alone is 4 * L * L = 340 MB, and the function body needs two."""
+    """At L = 96 * 96 one float32 score matrix alone is 4 * L * L = 340 MB, and the function body needs two.
+
+    The plugin's workspace is less than half of one.
+    """
     large = ProfileRequest(max=ImageSize(height=96, width=96))
     function = build(network, attention="function", profiles=(large,))
     plugin = build(network, attention="plugin", plugin=plugin_library, profiles=(large,))
@@ -149,7 +152,7 @@ def test_the_plugin_needs_a_fraction_of_the_function_bodys_memory(
     assert function.activation_memory_bytes is not None
     assert plugin.activation_memory_bytes is not None
     assert function.activation_memory_bytes >= 4 * (96 * 96) ** 2
-    assert plugin.activation_memory_bytes <= function.activation_memory_bytes / 5
+    assert plugin.activation_memory_bytes <= function.activation_memory_bytes / 4
 
 
 def test_an_engine_of_tensorrt_rtx_is_never_opened(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,9 +294,7 @@ class ProgramContract:
         line = only_line(program.run(*words, HSPAN_DOUBLE_TENSORRT="10.9.1"), 1)
         assert "10.3.0.30, here is 10.9.1" in line
         program.engine(tmp_path, traits=["version-compatible"])
-        assert "10.3.0.30, here is 10.2.9" in only_line(
-            program.run(*words, HSPAN_DOUBLE_TENSORRT="10.2.9"), 1
-        )
+        assert "10.2.9" in only_line(program.run(*words, HSPAN_DOUBLE_TENSORRT="10.2.9"), 1)
         program.engine(tmp_path, traits=["ampere+"], targets=["sm_86"])
         assert "built for sm_86, this GPU is sm_87" in only_line(program.run(*words), 1)
         program.engine(tmp_path, targets=["sm_110", "sm_121"])
@@ -316,7 +314,10 @@ class ProgramContract:
     ) -> None:
         plan = program.engine(tmp_path, traits=["version-compatible"], content=_CODE)
         words = ("-e", plan, picture, "-o", tmp_path / "out.png")
-        for version in ("10.3.0", "10.9.1", "11.0.0"):
+        is_for_a_board = "qemu" in str(
+            program.command[0]
+        )  # and takes TensorRT of the board's generation alone
+        for version in ("10.3.0", "10.9.1", *(() if is_for_a_board else ("11.0.0",))):
             assert program.run(*words, HSPAN_DOUBLE_TENSORRT=version).returncode == 0
         program.engine(tmp_path, traits=["ampere+"], targets=["sm_86"])
         for capability, code in ((86, 0), (90, 0), (120, 0), (75, 1), (87, 1)):

@@ -196,7 +196,15 @@ def test_the_page_shows_times_what_was_left_out_and_failures() -> None:
 
 def test_make_gpu_needs_no_setup() -> None:
     planned = subprocess.run(
-        ["make", "-n", "gpu", "GPU_OPTIONS=--steps a", "BIN=/nowhere", "PYTHON=python3"],
+        [
+            "make",
+            "-n",
+            "--no-print-directory",
+            "gpu",
+            "GPU_OPTIONS=--steps a",
+            "BIN=/nowhere",
+            "PYTHON=python3",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
