@@ -276,9 +276,9 @@ def test_a_job_that_is_stopped_leaves_whole_files_and_goes_on_later(
     tmp_path: Path, network: Path, kind: signal.Signals
 ) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
-    count = 200  # far more than are done between two looks at the folder
+    count = 60  # far more than are done between two looks at the folder
     for index in range(count):
-        write_picture(source / f"{index:03}.png", pixels(100 + index, 90))
+        write_picture(source / f"{index:02}.png", pixels(100 + index, 90))
     process = subprocess.Popen(
         command(source, "-o", out, "--onnx", network, "--json"),
         stdout=subprocess.PIPE,

@@ -46,15 +46,19 @@ def vips(where: object = "16-bit color") -> Any:
     """The pyvips module. Raises: HspanError when it is not installed or cannot load libvips.
 
     libvips logs a warning for each row of a damaged file; the error that is raised says it once. Only debugging shows
-    the warnings.
+    the warnings: pyvips's callback for what libvips logs would also take an interrupt that comes meanwhile, and lose
+    it.
     """
+    is_debugging = logging.getLogger().isEnabledFor(logging.DEBUG)
+    if not is_debugging:
+        os.environ.setdefault("VIPS_WARNING", "1")  # silences them; libvips reads it when it is loaded
     try:
         import pyvips
     except (ImportError, OSError) as error:
         install = f"install it with {install_command('media')}"
         raise HspanError(where, f"needs pyvips, which cannot be loaded ({error})", install) from error
-    if not logging.getLogger().isEnabledFor(logging.DEBUG):
-        logging.getLogger("pyvips").setLevel(logging.ERROR)
+    if not is_debugging:
+        pyvips._remove_log_handler()
     return pyvips
 
 
