@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.classic_machine import machine_with_tensorrt
 from support.command_line import CommandLine
 from support.golden import GOLDEN
-from support.tensorrt_double import Release, releases
+from support.tensorrt_double import Release
 
-from trt_hspan.engine import build as build_module
-from trt_hspan.engine import builder, passport, refit, tensorrt_api
 from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.graph import load_onnx, metadata_from_model
 from trt_hspan.graph.precision import float32_nodes
-from trt_hspan.machine.gpu import GpuDriver
 
-DRIVER = GpuDriver(state="ready", cuda_version=(13, 0), architectures=("sm_86",))
 CHECKPOINT = GOLDEN / "small_x2.pt"
 
 
 @pytest.fixture(autouse=True)
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Release:
     """A machine with TensorRT 10.3 and one GPU."""
-    release = next(iter(releases()))
-    monkeypatch.setitem(sys.modules, "tensorrt", release.module)
-    for module in (build_module, builder, tensorrt_api):
-        monkeypatch.setattr(module, "gpu_architectures", lambda: ("sm_86",))
-    here = passport.Machine(
-        architecture="sm_86",
-        driver=DRIVER,
-        flavors=("tensorrt",),
-        version_of=lambda _: release.module.__version__,
-    )
-    monkeypatch.setattr(refit, "this_machine", lambda: here)
-    return release
+    return machine_with_tensorrt(monkeypatch)
 
 
 @pytest.fixture

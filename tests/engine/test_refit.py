@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 from onnx import numpy_helper
+from support.classic_machine import DRIVER, machine_with_tensorrt
 from support.small_networks import attention_network, write_attention_network
-from support.tensorrt_double import Release, releases
+from support.tensorrt_double import Release
 
-from trt_hspan.engine import build as build_module
-from trt_hspan.engine import builder, passport, refit, tensorrt_api
+from trt_hspan.engine import passport, refit, tensorrt_api
 from trt_hspan.engine.build import build_engine
 from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.engine.refit import refit_engine
 from trt_hspan.engine.spec import EngineSpec
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.graph import load_onnx
-from trt_hspan.machine.gpu import GpuDriver
 
-DRIVER = GpuDriver(state="ready", cuda_version=(13, 0), architectures=("sm_86",))
 TRAITS = frozenset({"refittable"})
 
 
 @pytest.fixture
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Release:
     """A machine with TensorRT 10.3 and one GPU."""
-    release = next(iter(releases()))
-    monkeypatch.setitem(sys.modules, "tensorrt", release.module)
-    monkeypatch.setattr(tensorrt_api, "_PLUGINS_LOADED", {})
-    for module in (build_module, builder, tensorrt_api):
-        monkeypatch.setattr(module, "gpu_architectures", lambda: ("sm_86",))
-    here = passport.Machine(
-        architecture="sm_86",
-        driver=DRIVER,
-        flavors=("tensorrt",),
-        version_of=lambda _: release.module.__version__,
-    )
-    monkeypatch.setattr(refit, "this_machine", lambda: here)
-    return release
+    return machine_with_tensorrt(monkeypatch)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -25,17 +25,9 @@ from trt_hspan.serving.backend.tensors import (
     tensor_from_array,
 )
 from trt_hspan.serving.backend.tile_runner import BusyError, RawModel, TileRunner
+from trt_hspan.serving.decoders import SUFFIXES
 from trt_hspan.serving.limits import limits_from_parameters
 from trt_hspan.upscaling.upscaler import upscale_array
-
-SUFFIXES: Final = {
-    "png": ".png",
-    "jpeg": ".jpg",
-    "jpg": ".jpg",
-    "webp": ".webp",
-    "bmp": ".bmp",
-    "tiff": ".tif",
-}
 
 
 class _CancelledError(Exception):
