@@ -326,12 +326,15 @@ def test_grpc_call_that_is_cancelled_gives_its_work_back(server: ServeProcess) -
     message.raw_input_contents.append(batch.tobytes())
     with grpc.insecure_channel(server.grpc_address) as channel:
         call = channel.unary_unary(f"{SERVICE}ModelInfer")
+        started = time.monotonic()
+        call(message.SerializeToString())
+        seconds = time.monotonic() - started
         future = call.future(message.SerializeToString())
         until(lambda: scraped(server), lambda text: "trt_hspan_in_flight 0.0" not in text, 20)
         future.cancel()
         until(lambda: scraped(server), lambda text: "trt_hspan_in_flight 0.0" in text, 10)
         with pytest.raises(grpc.RpcError) as late:
-            call(message.SerializeToString(), timeout=0.3)
+            call(message.SerializeToString(), timeout=seconds / 4)
         assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     require_alive(server)
 
