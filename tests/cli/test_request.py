@@ -10,22 +10,22 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from trt_hspan.cli.request import given_options, refuse_options, takes_request
+from trt_hspan.cli.request import argument, flag, given_options, option, refuse_options, takes_request
 from trt_hspan.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paint:
-    color: Annotated[str, typer.Option(help="Of the wall.")] = "white"
-    two_coats: Annotated[bool, typer.Option("--two-coats")] = False
+    color: str = option("Of the wall.", default="white")
+    two_coats: bool = flag("Paint it twice.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wall:
-    name: Annotated[str, typer.Argument()]
+    name: str = argument("Of the wall.")
     paint: Annotated[Paint, "Paint"]
-    nails: Annotated[tuple[int, ...], typer.Option()] = ()
-    photo: Annotated[Path | None, typer.Option()] = None
+    nails: tuple[int, ...] = option("In the wall, repeatable.", default=())
+    photo: Path | None = option("Of the wall.")
 
 
 def request_from(*words: str) -> Wall:

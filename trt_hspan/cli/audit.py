@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_json, print_rows, print_table
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, flag, option, takes_request
 
 if TYPE_CHECKING:
     from trt_hspan.engine.range_record import NodeRange, RangeAudit
@@ -20,27 +18,14 @@ _NEAREST = 8
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRequest:
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A checkpoint or preset, an .onnx file, or a .plan with its model."
-        ),
-    ]
-    pictures: Annotated[
-        str, typer.Option(metavar="DIR", help="A folder of pictures, or a benchmark set.")
-    ] = "builtin"
-    precision: Annotated[
-        str | None, typer.Option(help="fp16 or bf16.", show_default="what the file contains, else fp16")
-    ] = None
-    tile: Annotated[
-        int, typer.Option(metavar="N", help="Cut pictures into parts of at most NxN input pixels.")
-    ] = 64
-    limit: options.Limit = None
-    res_scale: options.ResScale = None
-    show_all: Annotated[
-        bool, typer.Option("--all", help="Show every node, not only those at risk and nearest the limit.")
-    ] = False
-    json: options.Json = False
+    model: str = argument("A checkpoint or preset, an .onnx file, or a .plan with its model.", "MODEL")
+    pictures: str = option("A folder of pictures, or a benchmark set.", "DIR", default="builtin")
+    precision: str | None = option("fp16 or bf16.", shown="what the file contains, else fp16")
+    tile: int = option("Cut pictures into parts of at most NxN input pixels.", "N", default=64)
+    limit: int | None = options.limit()
+    res_scale: float | None = options.res_scale()
+    show_all: bool = flag("Show every node, not only those at risk and nearest the limit.", names=("--all",))
+    json: bool = options.json()
 
 
 @takes_request

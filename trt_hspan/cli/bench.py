@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_json, print_rows, print_table
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, option, takes_request
 from trt_hspan.sizes import image_size_from_text
 
 if TYPE_CHECKING:
@@ -20,45 +18,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRequest:
-    sources: Annotated[
-        tuple[str, ...],
-        typer.Argument(metavar="FILE...", help="Engines, ONNX files, checkpoints or presets."),
-    ]
-    size: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            metavar="HxW", help="Size of the input, repeatable.", show_default="48x48 96x96, or the fixed one"
-        ),
-    ] = ()
-    batch: Annotated[
-        tuple[int, ...],
-        typer.Option(
-            metavar="N", help="Pictures in one run, repeatable.", show_default="1, or an engine's fewest"
-        ),
-    ] = ()
+    sources: tuple[str, ...] = argument("Engines, ONNX files, checkpoints or presets.", "FILE...")
+    size: tuple[str, ...] = option(
+        "Size of the input, repeatable.", "HxW", default=(), shown="48x48 96x96, or the fixed one"
+    )
+    batch: tuple[int, ...] = option(
+        "Pictures in one run, repeatable.", "N", default=(), shown="1, or an engine's fewest"
+    )
     engine: options.EngineOptions
-    cuda_graph: Annotated[
-        str | None,
-        typer.Option(metavar="on|off|both", help="For engines on a GPU.", show_default="both"),
-    ] = None
-    seconds: options.Seconds = 3.0
-    peer: Annotated[
-        str | None, typer.Option(metavar="torch", help="Measure eager PyTorch in the same run.")
-    ] = None
-    checkpoint: Annotated[
-        str | None, typer.Option(help="The network of --peer.", show_default="FILE, if it is one")
-    ] = None
-    res_scale: options.ResScale = None
-    threads: options.Threads = None
-    precision: Annotated[
-        tuple[str, ...],
-        typer.Option(metavar="fp32|fp16|bf16", help="Of checkpoints, repeatable.", show_default="fp32"),
-    ] = ()
-    integer_kernels: options.IntegerKernels = False
-    plot: Annotated[
-        Path | None, typer.Option(metavar="OUT.png", help="Draw latency against size and precision.")
-    ] = None
-    json: options.Json = False
+    cuda_graph: str | None = option("For engines on a GPU.", "on|off|both", shown="both")
+    seconds: float = options.seconds()
+    peer: str | None = option("Measure eager PyTorch in the same run.", "torch")
+    checkpoint: str | None = option("The network of --peer.", shown="FILE, if it is one")
+    res_scale: float | None = options.res_scale()
+    threads: int | None = options.threads()
+    precision: tuple[str, ...] = option(
+        "Of checkpoints, repeatable.", "fp32|fp16|bf16", default=(), shown="fp32"
+    )
+    integer_kernels: bool = options.integer_kernels()
+    plot: Path | None = option("Draw latency against size and precision.", "OUT.png")
+    json: bool = options.json()
 
     def spec(self) -> BenchSpec:
         """Raises: UsageError as `BenchSpec`, or for a malformed size."""

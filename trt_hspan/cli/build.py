@@ -14,7 +14,7 @@ from trt_hspan.cli import options
 from trt_hspan.cli.audit import print_audit
 from trt_hspan.cli.output import print_json, print_table
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import given_options, refuse_options, takes_request
+from trt_hspan.cli.request import flag, given_options, option, refuse_options, takes_request
 from trt_hspan.errors import UsageError
 from trt_hspan.sizes import image_size_from_text
 
@@ -35,26 +35,17 @@ _RTX_PLUGIN_NOTE = (
 class ProfileOptions:
     """The shapes that an engine takes."""
 
-    min: Annotated[str | None, typer.Option(metavar="HxW", help="Smallest input.", show_default="16x16")] = (
-        None
+    min: str | None = option("Smallest input.", "HxW", shown="16x16")
+    opt: str | None = option("Input to tune for.", "HxW", shown="128x128, or --max")
+    max: str | None = option("Largest input.", "HxW", shown="256x256 plugin, 128x128 function")
+    min_batch: int | None = option("Smallest batch.", shown="1")
+    opt_batch: int | None = option("Batch to tune for.", shown="1")
+    max_batch: int | None = option("Largest batch.", shown="1")
+    profile: tuple[str, ...] = option(
+        "One more optimization profile, repeatable; the first one if no option above is given.",
+        "min=HxW,opt=HxW,max=NxHxW",
+        default=(),
     )
-    opt: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Input to tune for.", show_default="128x128, or --max")
-    ] = None
-    max: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Largest input.", show_default="256x256 plugin, 128x128 function"),
-    ] = None
-    min_batch: Annotated[int | None, typer.Option(help="Smallest batch.", show_default="1")] = None
-    opt_batch: Annotated[int | None, typer.Option(help="Batch to tune for.", show_default="1")] = None
-    max_batch: Annotated[int | None, typer.Option(help="Largest batch.", show_default="1")] = None
-    profile: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            metavar="min=HxW,opt=HxW,max=NxHxW",
-            help="One more optimization profile, repeatable; the first one if no option above is given.",
-        ),
-    ] = ()
 
     def requests(self) -> tuple[ProfileRequest, ...]:
         """Profile 0 is that of --min, --opt and --max, unless none of them was given and --profile was."""
@@ -76,24 +67,14 @@ class ProfileOptions:
 class TraitOptions:
     """What the engine can do beyond running where it was built."""
 
-    embed_plugin: Annotated[
-        bool,
-        typer.Option(help="Put the plugin library into the plan, which then runs without a second file."),
-    ] = False
-    version_compatible: Annotated[
-        bool, typer.Option(help="Run with later TensorRT releases too; tensorrt only.")
-    ] = False
-    hardware_compatible: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ampere+|same-cc",
-            help="Run on all GPUs from compute capability 8.0 on, or on all of the same one; tensorrt only.",
-            show_default="the kind of GPU at hand",
-        ),
-    ] = None
-    refittable: Annotated[
-        bool, typer.Option(help="Take other weights of the same architecture later: trt-hspan refit.")
-    ] = False
+    embed_plugin: bool = flag("Put the plugin library into the plan, which then runs without a second file.")
+    version_compatible: bool = flag("Run with later TensorRT releases too; tensorrt only.")
+    hardware_compatible: str | None = option(
+        "Run on all GPUs from compute capability 8.0 on, or on all of the same one; tensorrt only.",
+        "ampere+|same-cc",
+        shown="the kind of GPU at hand",
+    )
+    refittable: bool = flag("Take other weights of the same architecture later: trt-hspan refit.")
 
     def traits(self) -> frozenset[Trait]:
         """As `EngineSpec` takes them. Raises: UsageError for another kind of compatibility."""
@@ -111,68 +92,43 @@ class TraitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="A .pt, .pth or .safetensors file, or a preset's name; exported first."
-        ),
-    ] = None
-    onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="An ONNX file of trt-hspan export.")] = (
-        None
+    checkpoint: str | None = option(
+        "A .pt, .pth or .safetensors file, or a preset's name; exported first.", "FILE"
     )
-    output: Annotated[
-        Path | None,
-        options.output(
-            "NAME.plan",
-            "The engine; NAME.onnx and NAME.json are written beside it.",
-            show_default="engines/<stem>_<precision>.plan",
-        ),
-    ] = None
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="fp32, fp16, bf16, int8 or fp8.", show_default="fp32, or what the ONNX file contains"
-        ),
-    ] = None
+    onnx: Path | None = option("An ONNX file of trt-hspan export.", "FILE")
+    output: Path | None = options.output(
+        "NAME.plan",
+        "The engine; NAME.onnx and NAME.json are written beside it.",
+        default=None,
+        shown="engines/<stem>_<precision>.plan",
+    )
+    precision: str | None = option(
+        "fp32, fp16, bf16, int8 or fp8.", shown="fp32, or what the ONNX file contains"
+    )
     profiles: Annotated[ProfileOptions, "Shapes"]
-    flavor: Annotated[
-        str | None,
-        typer.Option(
-            help="tensorrt (on the GPU at hand) or tensorrt-rtx (ahead of time, no GPU needed).",
-            show_default="what is installed, a GPU's first",
-        ),
-    ] = None
-    attention: Annotated[
-        str | None,
-        typer.Option(
-            help="plugin or function: what the attention becomes.",
-            show_default="plugin, for tensorrt-rtx function",
-        ),
-    ] = None
-    plugin: options.Plugin = None
-    target: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            metavar="sm_86",
-            help="A compute capability to build for, repeatable; tensorrt-rtx only.",
-            show_default="TensorRT-RTX's set",
-        ),
-    ] = ()
-    workspace_mib: Annotated[
-        int | None, typer.Option(help="Limit of TensorRT's scratch memory.", show_default="TensorRT's")
-    ] = None
-    opt_level: options.OptLevel = None
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Times that earlier builds measured, read if it is there and written anew; tensorrt only.",
-        ),
-    ] = None
+    flavor: str | None = option(
+        "tensorrt (on the GPU at hand) or tensorrt-rtx (ahead of time, no GPU needed).",
+        shown="what is installed, a GPU's first",
+    )
+    attention: str | None = option(
+        "plugin or function: what the attention becomes.", shown="plugin, for tensorrt-rtx function"
+    )
+    plugin: Path | None = options.plugin()
+    target: tuple[str, ...] = option(
+        "A compute capability to build for, repeatable; tensorrt-rtx only.",
+        "sm_86",
+        default=(),
+        shown="TensorRT-RTX's set",
+    )
+    workspace_mib: int | None = option("Limit of TensorRT's scratch memory.", shown="TensorRT's")
+    opt_level: int | None = options.opt_level()
+    timing_cache: Path | None = option(
+        "Times that earlier builds measured, read if it is there and written anew; tensorrt only.", "FILE"
+    )
     travel: Annotated[TraitOptions, "Where the engine runs"]
     export: Annotated[options.ExportOptions, "Export and audit"]
     quantization: Annotated[options.QuantizationOptions, "Quantization"]
-    json: options.Json = False
+    json: bool = options.json()
 
     def job(self) -> EngineJob:
         """Raises: UsageError for options that contradict each other; HspanError for a recipe that cannot be read."""

@@ -6,14 +6,14 @@ import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_json, print_rows
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, flag, option, takes_request
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import check_writable, error_from_os_error, require_free, write_bytes
 
@@ -26,30 +26,21 @@ _FORMATS = {suffix: name for name, suffix in _SUFFIXES.items()} | {".jpeg": "jpe
 
 @dataclass(frozen=True, kw_only=True)
 class ClientRequest:
-    pictures: Annotated[tuple[Path, ...], typer.Argument(metavar="IMAGE...", help="Picture files.")]
-    url: Annotated[str, typer.Option(help="http://HOST:PORT or grpc://HOST:PORT of the server.")] = (
-        "http://127.0.0.1:8000"
+    pictures: tuple[Path, ...] = argument("Picture files.", "IMAGE...")
+    url: str = option("http://HOST:PORT or grpc://HOST:PORT of the server.", default="http://127.0.0.1:8000")
+    output: Path | None = options.output(
+        "PATH",
+        "A picture's name for one picture, a folder for several.",
+        default=None,
+        shown="NAME_upscaled beside each",
     )
-    output: Annotated[
-        Path | None,
-        options.output(
-            "PATH",
-            "A picture's name for one picture, a folder for several.",
-            show_default="NAME_upscaled beside each",
-        ),
-    ] = None
-    format: Annotated[
-        str | None,
-        typer.Option(help="png, jpeg, webp, bmp or tiff.", show_default="png, or --output's"),
-    ] = None
-    overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False
-    model: Annotated[
-        str | None, typer.Option(help="The picture model.", show_default="the server's only one")
-    ] = None
-    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1, max=256)] = 4
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="For one attempt.", min=0.1)] = 300.0
-    attempts: Annotated[int, typer.Option(help="At a server that is busy.", min=1)] = 6
-    json: options.Json = False
+    format: str | None = option("png, jpeg, webp, bmp or tiff.", shown="png, or --output's")
+    overwrite: bool = flag("Replace files that exist.")
+    model: str | None = option("The picture model.", shown="the server's only one")
+    concurrency: int = option("Requests at a time.", default=4, min=1, max=256)
+    timeout: float = option("For one attempt.", "SECONDS", default=300.0, min=0.1)
+    attempts: int = option("At a server that is busy.", default=6, min=1)
+    json: bool = options.json()
 
     def connection(self) -> dict[str, Any]:
         """What the clients take beside the URL."""

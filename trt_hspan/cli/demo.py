@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict, dataclass
 from json import loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRequest:
-    output: Annotated[Path, options.output("FOLDER", "For everything that is written.")] = Path("demo-output")
-    json: options.Json = False
+    output: Path = options.output("FOLDER", "For everything that is written.", default=Path("demo-output"))
+    json: bool = options.json()
 
 
 @takes_request

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_json, print_table
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, takes_request
 from trt_hspan.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorRequest:
-    engine: Annotated[
-        Path | None, typer.Argument(metavar="ENGINE", help="A .plan: can it run here?", show_default="none")
-    ] = None
-    plugin: options.Plugin = None
-    json: options.Json = False
+    engine: Path | None = argument("A .plan: can it run here?", "ENGINE", default=None, shown="none")
+    plugin: Path | None = options.plugin()
+    json: bool = options.json()
 
 
 @takes_request

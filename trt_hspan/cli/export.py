@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,7 +12,7 @@ from trt_hspan.cli import options
 from trt_hspan.cli.audit import audit_as_dict, print_audit
 from trt_hspan.cli.output import print_json, print_report
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, flag, option, takes_request
 from trt_hspan.errors import UsageError
 from trt_hspan.model.config import DEFAULT_RES_SCALE
 from trt_hspan.model.presets import preset_names
@@ -24,34 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    checkpoint: Annotated[
-        str,
-        typer.Argument(metavar="CHECKPOINT", help="A .pt, .pth or .safetensors file, or a preset's name."),
-    ]
-    output: Annotated[Path, options.output("NAME.onnx", "The ONNX file to write.")]
-    precision: Annotated[
-        str, typer.Option(help="fp32, fp16 or bf16: written into the graph. Input and output stay float32.")
-    ] = "fp32"
-    static: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HxW", help="Fix the input to one picture of this size.", show_default="free sizes"
-        ),
-    ] = None
-    consumer: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            metavar="ort-tensorrt",
-            help="Write the attention where ONNX Runtime's TensorRT provider looks plugins up.",
-        ),
-    ] = None
-    no_function_body: Annotated[
-        bool,
-        typer.Option(help="Leave the body out, which trtexec of TensorRT before 10.7 prefers to the plugin."),
-    ] = False
+    checkpoint: str = argument("A .pt, .pth or .safetensors file, or a preset's name.", "CHECKPOINT")
+    output: Path = options.output("NAME.onnx", "The ONNX file to write.")
+    precision: str = option(
+        "fp32, fp16 or bf16: written into the graph. Input and output stay float32.", default="fp32"
+    )
+    static: str | None = option("Fix the input to one picture of this size.", "HxW", shown="free sizes")
+    consumer: str | None = option(
+        "Write the attention where ONNX Runtime's TensorRT provider looks plugins up.",
+        "ort-tensorrt",
+        names=("--for",),
+    )
+    no_function_body: bool = flag(
+        "Leave the body out, which trtexec of TensorRT before 10.7 prefers to the plugin."
+    )
     export: options.ExportOptions
-    json: options.Json = False
+    json: bool = options.json()
 
     def form(self) -> AttentionForm:
         """Raises: UsageError for an unknown consumer."""

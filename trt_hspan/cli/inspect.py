@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_json, print_rows, print_table
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, flag, takes_request
 
 if TYPE_CHECKING:
     from trt_hspan.inspection.files import Layer
@@ -18,14 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectRequest:
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE", help="A .plan, .onnx, .pt, .pth, .safetensors or .so file, or a preset's name."
-        ),
-    ]
-    layers: Annotated[bool, typer.Option(help="List every layer in the table too, as --json does.")] = False
-    json: options.Json = False
+    file: str = argument("A .plan, .onnx, .pt, .pth, .safetensors or .so file, or a preset's name.", "FILE")
+    layers: bool = flag("List every layer in the table too, as --json does.")
+    json: bool = options.json()
 
 
 @takes_request

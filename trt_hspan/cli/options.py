@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import typer
-
-from trt_hspan.cli.request import given_options
+from trt_hspan.cli.request import argument, flag, given_options, option
 from trt_hspan.errors import UsageError
 from trt_hspan.model.config import DEFAULT_RES_SCALE
 
@@ -19,79 +18,50 @@ if TYPE_CHECKING:
     from trt_hspan.precision.quantize.request import QuantizationJob, QuantizationRequest
 
 
-def output(metavar: str, help: str, *, show_default: str | bool = True) -> Any:
+def output(metavar: str, help: str, *, default: Any = ..., shown: str | bool = True) -> Any:
     """The option --output of one command."""
-    return typer.Option("--output", "-o", metavar=metavar, help=help, show_default=show_default)
+    return option(help, metavar, default=default, shown=shown, names=("--output", "-o"))
 
 
-def res_scale(*, show_default: str = str(DEFAULT_RES_SCALE)) -> Any:
+def res_scale(*, shown: str = str(DEFAULT_RES_SCALE)) -> Any:
     """The option --res-scale."""
-    return typer.Option(
-        min=0, help="Residual scale of a checkpoint, which does not store it.", show_default=show_default
-    )
+    return option("Residual scale of a checkpoint, which does not store it.", min=0, shown=shown)
 
 
 def keep_fp32(more: str = "") -> Any:
     """The option --keep-fp32, and what else it takes beside names and patterns."""
-    return typer.Option(
-        metavar="NODE", help=f"A node to keep in float32, a name or pattern{more}; repeatable."
-    )
+    return option(f"A node to keep in float32, a name or pattern{more}; repeatable.", "NODE", default=())
 
 
-ResScale = Annotated[float | None, res_scale()]
-
-Json = Annotated[bool, typer.Option(help="Print the result as JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, gpu, or gpu:1 for the second GPU.")]
-Threads = Annotated[
-    int | None, typer.Option(metavar="N", help="CPU threads.", show_default="the backend's choice")
-]
-Plugin = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="LIBRARY",
-        help="The plugin library of an engine.",
-        show_default="that of trt-hspan plugin build",
-    ),
-]
-IntegerKernels = Annotated[
-    bool,
-    typer.Option(
-        help="For INT8 ONNX files: convolutions in ONNX Runtime's integer kernels (VNNI where the processor has it). "
-        "Faster on large networks; single values differ by one quantization step.",
-    ),
-]
-Network = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="An ONNX file, a .pt, .pth or .safetensors file, or a preset's name."
-    ),
-]
-Tile = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|none|HxW",
-        help="auto: the whole picture where the network, memory and time allow it, else the largest tiles "
-        "that do. Attention sees one tile at a time, so tiles change the result.",
-    ),
-]
-Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Take the first N pictures only.")]
-MinPsnr = Annotated[
-    float | None,
-    typer.Option(
-        metavar="DB",
-        help="The bar for the worst picture, in dB against PyTorch.",
-        show_default="50, and 40 for INT8 and FP8",
-    ),
-]
-Seconds = Annotated[float, typer.Option(help="Time of sampling for each figure.")]
-Opset = Annotated[
-    int | None,
-    typer.Option(help="Version of the ONNX operators to export with.", show_default="18, for bf16 22"),
-]
-OptLevel = Annotated[
-    int | None,
-    typer.Option(help="0 (fast build) to 5 (fast engine); tensorrt only.", show_default="TensorRT's"),
-]
+json = partial(flag, "Print the result as JSON.")
+device = partial(option, "auto, cpu, gpu, or gpu:1 for the second GPU.", default="auto")
+threads = partial(option, "CPU threads.", "N", shown="the backend's choice")
+plugin = partial(
+    option, "The plugin library of an engine.", "LIBRARY", shown="that of trt-hspan plugin build"
+)
+integer_kernels = partial(
+    flag,
+    "For INT8 ONNX files: convolutions in ONNX Runtime's integer kernels (VNNI where the processor has it). "
+    "Faster on large networks; single values differ by one quantization step.",
+)
+network = partial(argument, "An ONNX file, a .pt, .pth or .safetensors file, or a preset's name.", "MODEL")
+tile = partial(
+    option,
+    "auto: the whole picture where the network, memory and time allow it, else the largest tiles that do. Attention "
+    "sees one tile at a time, so tiles change the result.",
+    "auto|none|HxW",
+    default="auto",
+)
+limit = partial(option, "Take the first N pictures only.", "N", min=1)
+min_psnr = partial(
+    option,
+    "The bar for the worst picture, in dB against PyTorch.",
+    "DB",
+    shown="50, and 40 for INT8 and FP8",
+)
+seconds = partial(option, "Time of sampling for each figure.", default=3.0)
+opset = partial(option, "Version of the ONNX operators to export with.", shown="18, for bf16 22")
+opt_level = partial(option, "0 (fast build) to 5 (fast engine); tensorrt only.", shown="TensorRT's")
 
 
 def residual_scale(res_scale: float | None) -> float:
@@ -103,8 +73,8 @@ def residual_scale(res_scale: float | None) -> float:
 class EngineOptions:
     """Where an engine runs."""
 
-    device: Device = "auto"
-    plugin: Plugin = None
+    device: str = device()
+    plugin: Path | None = plugin()
 
     def require_plugin_for(self, sources: Iterable[object]) -> None:
         """Checks a library that was named, also where the engine will only be emulated and needs none."""
@@ -121,15 +91,12 @@ class EngineOptions:
 class ExportOptions:
     """How a checkpoint becomes an ONNX file."""
 
-    res_scale: ResScale = None
-    opset: Opset = None
-    audit: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Audit ranges on these pictures first; builtin: the shipped photographs."
-        ),
-    ] = None
-    keep_fp32: Annotated[tuple[str, ...], keep_fp32(", or with --audit at-risk or budget:DB")] = ()
+    res_scale: float | None = res_scale()
+    opset: int | None = opset()
+    audit: str | None = option(
+        "Audit ranges on these pictures first; builtin: the shipped photographs.", "DIR"
+    )
+    keep_fp32: tuple[str, ...] = keep_fp32(", or with --audit at-risk or budget:DB")
 
     def ranges(self, precision: str | None) -> RangeRequest:
         """What is audited and kept in float32; `precision` is that of the export, None for a network that exists."""
@@ -145,58 +112,29 @@ class ExportOptions:
 class CalibrationOptions:
     """How the ranges of a network are measured."""
 
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Pictures to measure ranges on; builtin: the shipped photographs.",
-            show_default=False,
-        ),
-    ] = None
-    method: Annotated[
-        str | None,
-        typer.Option(help="minmax, percentile, entropy or mse: how ranges are chosen.", show_default="mse"),
-    ] = None
-    rounding: Annotated[
-        str | None,
-        typer.Option(help="adaptive or nearest: how INT8 weights are rounded.", show_default="adaptive"),
-    ] = None
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="fp16, fp32 or bf16: type of what is not quantized.",
-            show_default="fp16, or what the ONNX file contains",
-        ),
-    ] = None
-    held_out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Pictures to measure the loss on.",
-            show_default="every fourth of --calibration",
-        ),
-    ] = None
-    table: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Take ranges from this calibration table instead of measuring."),
-    ] = None
-    include: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            metavar="NODE", help="Quantize this convolution, sum or attention node too; repeatable."
-        ),
-    ] = ()
-    exclude: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            metavar="NODE", help="Leave this layer in the base type, a name or pattern; repeatable."
-        ),
-    ] = ()
-    tiles: Annotated[int, typer.Option(help="Tiles to cut; at least one from each picture.")] = 32
-    tile: Annotated[
-        int, typer.Option(help="Side of a tile in input pixels; held-out ones are twice as wide and high.")
-    ] = 48
-    no_cache: Annotated[bool, typer.Option(help="Measure ranges anew, and keep no table.")] = False
+    calibration: str | None = option(
+        "Pictures to measure ranges on; builtin: the shipped photographs.", "DIR", shown=False
+    )
+    method: str | None = option("minmax, percentile, entropy or mse: how ranges are chosen.", shown="mse")
+    rounding: str | None = option("adaptive or nearest: how INT8 weights are rounded.", shown="adaptive")
+    base: str | None = option(
+        "fp16, fp32 or bf16: type of what is not quantized.", shown="fp16, or what the ONNX file contains"
+    )
+    held_out: str | None = option(
+        "Pictures to measure the loss on.", "DIR", shown="every fourth of --calibration"
+    )
+    table: Path | None = option("Take ranges from this calibration table instead of measuring.", "FILE")
+    include: tuple[str, ...] = option(
+        "Quantize this convolution, sum or attention node too; repeatable.", "NODE", default=()
+    )
+    exclude: tuple[str, ...] = option(
+        "Leave this layer in the base type, a name or pattern; repeatable.", "NODE", default=()
+    )
+    tiles: int = option("Tiles to cut; at least one from each picture.", default=32)
+    tile: int = option(
+        "Side of a tile in input pixels; held-out ones are twice as wide and high.", default=48
+    )
+    no_cache: bool = flag("Measure ranges anew, and keep no table.")
 
     def request(self, precision: str, *, budget_db: float | None = None) -> QuantizationRequest:
         """Raises: UsageError as `QuantizationRequest`."""
@@ -235,18 +173,10 @@ class CalibrationOptions:
 class QuantizationOptions(CalibrationOptions):
     """How a network is quantized: as was measured, within a budget, or as a recipe says."""
 
-    budget_db: Annotated[
-        float | None,
-        typer.Option(
-            metavar="DB",
-            help="Largest loss of PSNR-Y; sensitive layers stay in the base type.",
-            show_default=False,
-        ),
-    ] = None
-    recipe: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Quantize as this recipe says, bit for bit, without pictures."),
-    ] = None
+    budget_db: float | None = option(
+        "Largest loss of PSNR-Y; sensitive layers stay in the base type.", "DB", shown=False
+    )
+    recipe: Path | None = option("Quantize as this recipe says, bit for bit, without pictures.", "FILE")
 
     def job(
         self, model: str | Path, precision: str | None, *, res_scale: float | None, keep_fp32: tuple[str, ...]

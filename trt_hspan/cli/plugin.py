@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_report
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import refuse_options, takes_request
+from trt_hspan.cli.request import argument, flag, option, refuse_options, takes_request
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,46 +33,34 @@ app = typer.Typer(
 
 @dataclass(frozen=True, kw_only=True)
 class PluginBuildRequest:
-    output: Annotated[
-        Path | None,
-        options.output(
-            "PATH",
-            "The library to write.",
-            show_default="TRT_HSPAN_PLUGIN, or build/plugin/ of a checkout, or the cache folder",
+    output: Path | None = options.output(
+        "PATH",
+        "The library to write.",
+        default=None,
+        shown="TRT_HSPAN_PLUGIN, or build/plugin/ of a checkout, or the cache folder",
+    )
+    arch: tuple[str, ...] = option(
+        "A compute capability to compile for, repeatable; newer GPUs are served through PTX.",
+        "86",
+        default=(),
+        shown="75 80 86 89 90 100 120 and the GPU at hand",
+    )
+    nvcc: Path | None = option("The CUDA compiler.", "PROGRAM", shown="searched for")
+    tensorrt_root: Path | None = option(
+        "TensorRT, for its headers.", "DIR", shown="searched for, else fetched"
+    )
+    jobs: int | None = option(
+        "Compilations at a time.",
+        names=(
+            "--jobs",
+            "-j",
         ),
-    ] = None
-    arch: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            metavar="86",
-            help="A compute capability to compile for, repeatable; newer GPUs are served through PTX.",
-            show_default="75 80 86 89 90 100 120 and the GPU at hand",
-        ),
-    ] = ()
-    nvcc: Annotated[
-        Path | None,
-        typer.Option(metavar="PROGRAM", help="The CUDA compiler.", show_default="searched for"),
-    ] = None
-    tensorrt_root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="TensorRT, for its headers.", show_default="searched for, else fetched"
-        ),
-    ] = None
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", "-j", help="Compilations at a time.", show_default="all processors"),
-    ] = None
-    force: Annotated[bool, typer.Option(help="Compile everything again.")] = False
-    cpu: Annotated[
-        bool,
-        typer.Option(help="Compile the CPU attention library instead: needs a C++ compiler, no CUDA."),
-    ] = False
-    cuda: Annotated[
-        bool,
-        typer.Option(help="Compile the GPU attention library of PyTorch instead: needs nvcc, no TensorRT."),
-    ] = False
-    json: options.Json = False
+        shown="all processors",
+    )
+    force: bool = flag("Compile everything again.")
+    cpu: bool = flag("Compile the CPU attention library instead: needs a C++ compiler, no CUDA.")
+    cuda: bool = flag("Compile the GPU attention library of PyTorch instead: needs nvcc, no TensorRT.")
+    json: bool = options.json()
 
 
 @app.command("build")
@@ -164,11 +152,8 @@ def _build_cuda_library(request: PluginBuildRequest) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PluginInfoRequest:
-    path: Annotated[
-        Path | None,
-        typer.Argument(metavar="PATH", help="The library.", show_default="that of trt-hspan plugin build"),
-    ] = None
-    json: options.Json = False
+    path: Path | None = argument("The library.", "PATH", default=None, shown="that of trt-hspan plugin build")
+    json: bool = options.json()
 
 
 @app.command("info")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_report, rounded
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import option, takes_request
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,18 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeRequest:
-    model: options.Network
-    output: Annotated[
-        Path,
-        options.output(
-            "NAME.onnx", "The model; NAME.recipe.yaml and NAME.calibration.json are written beside it."
-        ),
-    ]
-    precision: Annotated[str | None, typer.Option(help="int8 or fp8.", show_default="int8")] = None
+    model: str = options.network()
+    output: Path = options.output(
+        "NAME.onnx", "The model; NAME.recipe.yaml and NAME.calibration.json are written beside it."
+    )
+    precision: str | None = option("int8 or fp8.", shown="int8")
     quantization: options.QuantizationOptions
-    keep_fp32: Annotated[tuple[str, ...], options.keep_fp32()] = ()
-    res_scale: options.ResScale = None
-    json: options.Json = False
+    keep_fp32: tuple[str, ...] = options.keep_fp32()
+    res_scale: float | None = options.res_scale()
+    json: bool = options.json()
 
 
 @takes_request

@@ -5,33 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_report
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, option, takes_request
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefitRequest:
-    engine: Annotated[
-        Path, typer.Argument(metavar="ENGINE", help="A .plan that was built with --refittable.")
-    ]
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            metavar="FILE",
-            help="The weights: a .pt, .pth or .safetensors file, a preset's name, or an ONNX file of the engine's "
-            "precision.",
-        ),
-    ]
-    output: Annotated[
-        Path | None, options.output("NAME.plan", "The new engine.", show_default="ENGINE, replaced")
-    ] = None
-    plugin: options.Plugin = None
-    json: options.Json = False
+    engine: Path = argument("A .plan that was built with --refittable.", "ENGINE")
+    checkpoint: str = option(
+        "The weights: a .pt, .pth or .safetensors file, a preset's name, or an ONNX file of the engine's "
+        "precision.",
+        "FILE",
+        default=...,
+    )
+    output: Path | None = options.output(
+        "NAME.plan", "The new engine.", default=None, shown="ENGINE, replaced"
+    )
+    plugin: Path | None = options.plugin()
+    json: bool = options.json()
 
 
 @takes_request

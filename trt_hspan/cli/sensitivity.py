@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_report, rounded
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import option, takes_request
 from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,14 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityRequest:
-    model: options.Network
-    output: Annotated[
-        Path, options.output("NAME.json", "The figures; NAME.png, a bar chart, is drawn beside them.")
-    ]
-    precision: Annotated[str, typer.Option(help="int8 or fp8.")] = "int8"
+    model: str = options.network()
+    output: Path = options.output("NAME.json", "The figures; NAME.png, a bar chart, is drawn beside them.")
+    precision: str = option("int8 or fp8.", default="int8")
     calibration: options.CalibrationOptions
-    res_scale: options.ResScale = None
-    json: options.Json = False
+    res_scale: float | None = options.res_scale()
+    json: bool = options.json()
 
     def job(self) -> QuantizationJob:
         """Raises: UsageError for options that contradict each other, or leave no pictures to measure on."""

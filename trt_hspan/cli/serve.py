@@ -8,14 +8,14 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_report
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, flag, option, takes_request
 from trt_hspan.sizes import tile_size_from_text
 
 if TYPE_CHECKING:
@@ -47,19 +47,11 @@ app = typer.Typer(
 class RepositoryLimitOptions:
     """What the models of a repository accept."""
 
-    max_bytes: Annotated[int | None, typer.Option(help="Largest request.", show_default="64 MiB")] = None
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Largest picture, in pixels before upscaling.", show_default="8388608")
-    ] = None
-    queue_length: Annotated[
-        int | None, typer.Option(help="Requests of a model that may wait.", show_default="64")
-    ] = None
-    queue_time_ms: Annotated[
-        int | None, typer.Option(help="How long one may wait.", show_default="30000")
-    ] = None
-    work_time_ms: Annotated[
-        int | None, typer.Option(help="How long one picture may take.", show_default="300000")
-    ] = None
+    max_bytes: int | None = option("Largest request.", shown="64 MiB")
+    max_pixels: int | None = option("Largest picture, in pixels before upscaling.", shown="8388608")
+    queue_length: int | None = option("Requests of a model that may wait.", shown="64")
+    queue_time_ms: int | None = option("How long one may wait.", shown="30000")
+    work_time_ms: int | None = option("How long one picture may take.", shown="300000")
 
     def limits(self) -> ServingLimits:
         """Raises: UsageError as `ServingLimits`."""
@@ -72,20 +64,10 @@ class RepositoryLimitOptions:
 class ServerLimitOptions(RepositoryLimitOptions):
     """What a server accepts."""
 
-    body_time_ms: Annotated[
-        int | None,
-        typer.Option(help="How long a client may take to send its request.", show_default="30000"),
-    ] = None
-    held_bytes: Annotated[
-        int | None, typer.Option(help="Of all requests that are held at a time.", show_default="512 MiB")
-    ] = None
-    work_bytes: Annotated[
-        int | None,
-        typer.Option(help="Of all pictures and results that are worked on.", show_default="2 GiB"),
-    ] = None
-    connections: Annotated[
-        int | None, typer.Option(help="That may be open, of each protocol.", show_default="256")
-    ] = None
+    body_time_ms: int | None = option("How long a client may take to send its request.", shown="30000")
+    held_bytes: int | None = option("Of all requests that are held at a time.", shown="512 MiB")
+    work_bytes: int | None = option("Of all pictures and results that are worked on.", shown="2 GiB")
+    connections: int | None = option("That may be open, of each protocol.", shown="256")
 
     def server_limits(self) -> ServerLimits:
         """Raises: UsageError as `ServerLimits`."""
@@ -96,42 +78,28 @@ class ServerLimitOptions(RepositoryLimitOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ServeRequest:
-    network: Annotated[
-        str, typer.Argument(metavar="[NETWORK]", help="A checkpoint, an ONNX file, an engine, or a preset.")
-    ] = "hspan-tiny-x4"
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000
-    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001
-    allow_host: Annotated[
-        tuple[str, ...],
-        typer.Option(metavar="NAME", help="A name of this server beside localhost; repeatable."),
-    ] = ()
-    page: Annotated[bool, typer.Option(help="Serve a page to try it in a browser, at /.")] = False
-    watch: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS", help="Look for a new network this often; SIGHUP does so at once.", min=0.1
-        ),
-    ] = None
-    name: Annotated[str | None, typer.Option(help="Of the model.", show_default="that of the network")] = None
-    instances: Annotated[
-        int | None,
-        typer.Option(help="Copies of the network on a CPU.", show_default="one per CPU, at most 4", min=1),
-    ] = None
-    tile: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HxW", help="Largest tile.", show_default="the engine's largest; 64x64 on a CPU"
-        ),
-    ] = None
-    res_scale: options.ResScale = None
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, gpu, gpu:1 for the second GPU, or gpu:0,1 for both.")
-    ] = "auto"
-    plugin: options.Plugin = None
-    threads: Annotated[int, typer.Option(help="CPU threads of each instance.", min=1)] = 1
+    network: str = argument(
+        "A checkpoint, an ONNX file, an engine, or a preset.", "[NETWORK]", default="hspan-tiny-x4"
+    )
+    host: str = option("Address to listen on; 0.0.0.0 is every one.", default="127.0.0.1")
+    port: int = option("HTTP port; 0 takes a free one.", default=8000)
+    grpc_port: int = option("gRPC port; 0 takes a free one.", default=8001)
+    allow_host: tuple[str, ...] = option(
+        "A name of this server beside localhost; repeatable.", "NAME", default=()
+    )
+    page: bool = flag("Serve a page to try it in a browser, at /.")
+    watch: float | None = option(
+        "Look for a new network this often; SIGHUP does so at once.", "SECONDS", min=0.1
+    )
+    name: str | None = option("Of the model.", shown="that of the network")
+    instances: int | None = option("Copies of the network on a CPU.", min=1, shown="one per CPU, at most 4")
+    tile: str | None = option("Largest tile.", "HxW", shown="the engine's largest; 64x64 on a CPU")
+    res_scale: float | None = options.res_scale()
+    device: str = option("auto, cpu, gpu, gpu:1 for the second GPU, or gpu:0,1 for both.", default="auto")
+    plugin: Path | None = options.plugin()
+    threads: int = option("CPU threads of each instance.", default=1, min=1)
     limits: ServerLimitOptions
-    json: Annotated[bool, typer.Option(help="Log JSON, one object a line, on stdout.")] = False
+    json: bool = flag("Log JSON, one object a line, on stdout.")
 
     def spec(self) -> ServeSpec:
         """Raises: as `ServeSpec`, `devices_from_text` and `ServerLimitOptions.server_limits`."""
@@ -184,28 +152,20 @@ def run(request: ServeRequest) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeExportRequest:
-    engines: Annotated[
-        tuple[Path, ...], typer.Argument(metavar="ENGINE...", help="Engines with their manifests.")
-    ]
-    output: Annotated[Path, options.output("FOLDER", "The repository to write.")]
-    backend: Annotated[
-        str,
-        typer.Option(help="tensorrt, python, or auto: Triton's own for TensorRT, ours for TensorRT-RTX."),
-    ] = "auto"
-    name: Annotated[
-        str | None, typer.Option(help="Of the network.", show_default="the engine's file name")
-    ] = None
-    plugin: options.Plugin = None
-    image: Annotated[
-        str | None,
-        typer.Option(
-            help="Triton image for the Dockerfile, with the engines' TensorRT.", show_default="NVIDIA's 25.12"
-        ),
-    ] = None
-    instances: Annotated[int, typer.Option(help="Copies of each network on a GPU.", min=1)] = 1
-    add_version: Annotated[bool, typer.Option(help="Add the next version to an existing repository.")] = False
+    engines: tuple[Path, ...] = argument("Engines with their manifests.", "ENGINE...")
+    output: Path = options.output("FOLDER", "The repository to write.")
+    backend: str = option(
+        "tensorrt, python, or auto: Triton's own for TensorRT, ours for TensorRT-RTX.", default="auto"
+    )
+    name: str | None = option("Of the network.", shown="the engine's file name")
+    plugin: Path | None = options.plugin()
+    image: str | None = option(
+        "Triton image for the Dockerfile, with the engines' TensorRT.", shown="NVIDIA's 25.12"
+    )
+    instances: int = option("Copies of each network on a GPU.", default=1, min=1)
+    add_version: bool = flag("Add the next version to an existing repository.")
     limits: RepositoryLimitOptions
-    json: options.Json = False
+    json: bool = options.json()
 
 
 @app.command("export")

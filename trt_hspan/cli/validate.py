@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_json, print_rows, print_table, rounded
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, option, takes_request
 from trt_hspan.errors import HspanError
 from trt_hspan.sizes import tile_from_text
 
@@ -22,54 +22,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateRequest:
-    checkpoint: Annotated[
-        str, typer.Option(help="The .pt, .pth or .safetensors file, or preset, that they were made from.")
-    ]
-    files: Annotated[
-        tuple[Path, ...],
-        typer.Argument(
-            metavar="ENGINE_OR_ONNX...",
-            help="A .plan with its manifest beside it, or an .onnx file; several are compared in one go.",
-        ),
-    ] = ()
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="fp32|fp16|bf16",
-            help="Also compare --checkpoint itself as PyTorch runs it in this precision on --device: fp16 on a GPU, "
-            "bf16 where processor or GPU has it.",
-            show_default="none, and fp32 for --device gpu alone",
-        ),
-    ] = None
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder of pictures, or a benchmark set: HR/NAME.png and LR_bicubic/X4/NAMEx4.png.",
-            show_default="the shipped photograph",
-        ),
-    ] = None
-    limit: options.Limit = None
-    min_psnr: options.MinPsnr = None
-    budget_db: Annotated[
-        float | None,
-        typer.Option(
-            metavar="DB",
-            help="The most PSNR-Y that may be lost against ground truth, as a mean over the pictures.",
-            show_default="no budget",
-        ),
-    ] = None
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Write DIR/index.html, one self-contained page, and DIR/report.json."
-        ),
-    ] = None
-    res_scale: Annotated[
-        float | None, options.res_scale(show_default="what the ONNX file says, else 0.1")
-    ] = None
-    tile: options.Tile = "auto"
+    checkpoint: str = option(
+        "The .pt, .pth or .safetensors file, or preset, that they were made from.", default=...
+    )
+    files: tuple[Path, ...] = argument(
+        "A .plan with its manifest beside it, or an .onnx file; several are compared in one go.",
+        "ENGINE_OR_ONNX...",
+        default=(),
+    )
+    precision: str | None = option(
+        "Also compare --checkpoint itself as PyTorch runs it in this precision on --device: fp16 on a GPU, "
+        "bf16 where processor or GPU has it.",
+        "fp32|fp16|bf16",
+        shown="none, and fp32 for --device gpu alone",
+    )
+    images: Path | None = option(
+        "A folder of pictures, or a benchmark set: HR/NAME.png and LR_bicubic/X4/NAMEx4.png.",
+        shown="the shipped photograph",
+    )
+    limit: int | None = options.limit()
+    min_psnr: float | None = options.min_psnr()
+    budget_db: float | None = option(
+        "The most PSNR-Y that may be lost against ground truth, as a mean over the pictures.",
+        "DB",
+        shown="no budget",
+    )
+    report: Path | None = option("Write DIR/index.html, one self-contained page, and DIR/report.json.", "DIR")
+    res_scale: float | None = options.res_scale(shown="what the ONNX file says, else 0.1")
+    tile: str = options.tile()
     engine: options.EngineOptions
-    json: options.Json = False
+    json: bool = options.json()
 
     def validation(self) -> ValidationRequest:
         """Raises: UsageError as `ValidationRequest`, or for a malformed tile."""

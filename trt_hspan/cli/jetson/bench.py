@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trt_hspan.cli import options
-from trt_hspan.cli.jetson.options import Board, BoardEngineOptions, Engine, board_report, printed_advice
+from trt_hspan.cli.jetson import options as board_options
+from trt_hspan.cli.jetson.options import BoardEngineOptions, board_report, printed_advice
 from trt_hspan.cli.output import print_json, print_rows, print_table
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import option, takes_request
 from trt_hspan.sizes import ImageSize, image_size_from_text
 
 if TYPE_CHECKING:
@@ -22,17 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardBenchRequest:
-    engine: Engine
-    board: Board = "auto"
-    size: Annotated[
-        tuple[str, ...],
-        typer.Option(
-            metavar="HxW", help="Of the input, repeatable.", show_default="what the engine is tuned for"
-        ),
-    ] = ()
+    engine: Path = board_options.engine()
+    board: str = board_options.board()
+    size: tuple[str, ...] = option(
+        "Of the input, repeatable.", "HxW", default=(), shown="what the engine is tuned for"
+    )
     execution: BoardEngineOptions
-    seconds: options.Seconds = 3.0
-    json: options.Json = False
+    seconds: float = options.seconds()
+    json: bool = options.json()
 
     def sizes(self) -> tuple[ImageSize, ...]:
         """Raises: UsageError for what is no size."""

@@ -6,15 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from trt_hspan.cli import options
-from trt_hspan.cli.jetson.options import Board, Plugin, board_report, printed_advice
+from trt_hspan.cli.jetson import options as board_options
+from trt_hspan.cli.jetson.options import board_report, printed_advice
 from trt_hspan.cli.output import print_report
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, option, takes_request
 from trt_hspan.sizes import image_size_from_text
 
 if TYPE_CHECKING:
@@ -26,22 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardBuildRequest:
-    onnx: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="An ONNX file of trt-hspan export.")]
-    output: Annotated[
-        Path, options.output("NAME.plan", "The engine; NAME.onnx and NAME.json are written beside it.")
-    ]
-    board: Board = "auto"
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HxW",
-            help="Of the pictures or frames that are to go in; what does not fit is cut into tiles.",
-            show_default="256x256, or the model's own",
-        ),
-    ] = None
-    plugin: Plugin = None
-    opt_level: options.OptLevel = None
-    json: options.Json = False
+    onnx: Path = argument("An ONNX file of trt-hspan export.", "MODEL.onnx")
+    output: Path = options.output("NAME.plan", "The engine; NAME.onnx and NAME.json are written beside it.")
+    board: str = board_options.board()
+    size: str | None = option(
+        "Of the pictures or frames that are to go in; what does not fit is cut into tiles.",
+        "HxW",
+        shown="256x256, or the model's own",
+    )
+    plugin: Path | None = board_options.plugin()
+    opt_level: int | None = options.opt_level()
+    json: bool = options.json()
 
 
 @takes_request

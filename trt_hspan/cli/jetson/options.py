@@ -4,38 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from trt_hspan.cli import options
+from trt_hspan.cli.request import argument, option
 
 if TYPE_CHECKING:
     from trt_hspan.jetson.advice import Advice
     from trt_hspan.jetson.boards import Detection
     from trt_hspan.machine.jetson import DeviceFacts
 
-Board = Annotated[
-    str, typer.Option(help="auto is the board that this runs on; `trt-hspan jetson boards` lists all names.")
-]
-Engine = Annotated[Path, typer.Argument(metavar="ENGINE", help="A .plan with its manifest beside it.")]
-Plugin = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="LIBRARY",
-        help="The plugin library.",
-        show_default="TRT_HSPAN_PLUGIN, or that of the .deb under /opt/hspan",
-    ),
-]
+board = partial(
+    option,
+    "auto is the board that this runs on; `trt-hspan jetson boards` lists all names.",
+    default="auto",
+)
+engine = partial(argument, "A .plan with its manifest beside it.", "ENGINE")
+plugin = partial(
+    option, "The plugin library.", "LIBRARY", shown="TRT_HSPAN_PLUGIN, or that of the .deb under /opt/hspan"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoardEngineOptions:
     """Where an engine runs on a board."""
 
-    device: options.Device = "auto"
-    plugin: Plugin = None
+    device: str = options.device()
+    plugin: Path | None = plugin()
 
     @property
     def library(self) -> Path:

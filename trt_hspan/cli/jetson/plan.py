@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from trt_hspan.cli import options
-from trt_hspan.cli.jetson.options import Board
+from trt_hspan.cli.jetson import options as board_options
 from trt_hspan.cli.output import print_json, print_rows, print_table
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import refuse_options, takes_request
+from trt_hspan.cli.request import option, refuse_options, takes_request
 from trt_hspan.errors import UsageError
 from trt_hspan.sizes import image_size_from_text
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardsRequest:
-    json: options.Json = False
+    json: bool = options.json()
 
 
 @takes_request
@@ -52,23 +52,14 @@ def boards(request: BoardsRequest) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    board: Board
-    size: Annotated[str, typer.Option(metavar="HxW", help="Of the picture or frame that goes in.")]
-    scale: Annotated[
-        int | None, typer.Option(help="2, 3 or 4: the published network of that scale, in FP16.")
-    ] = None
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Another network: a checkpoint file or a preset, in --precision.")
-    ] = None
-    onnx: Annotated[Path | None, typer.Option(help="Another network: an ONNX file.")] = None
-    engine: Annotated[
-        Path | None, typer.Option(help="A built .plan: its manifest's memory figures are used.")
-    ] = None
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Of --scale and --checkpoint: fp32, fp16 or bf16.", show_default="fp16"),
-    ] = None
-    json: options.Json = False
+    board: str = board_options.board(default=...)
+    size: str = option("Of the picture or frame that goes in.", "HxW", default=...)
+    scale: int | None = option("2, 3 or 4: the published network of that scale, in FP16.")
+    checkpoint: str | None = option("Another network: a checkpoint file or a preset, in --precision.")
+    onnx: Path | None = option("Another network: an ONNX file.")
+    engine: Path | None = option("A built .plan: its manifest's memory figures are used.")
+    precision: str | None = option("Of --scale and --checkpoint: fp32, fp16 or bf16.", shown="fp16")
+    json: bool = options.json()
 
     def cost(self) -> NetworkCost:
         """Of the one network that was named. Raises: UsageError for none or several; HspanError as `cost_from_path`."""

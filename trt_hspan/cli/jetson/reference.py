@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from trt_hspan.cli import options
 from trt_hspan.cli.jetson.options import BoardEngineOptions
 from trt_hspan.cli.output import print_json, print_report, print_rows, print_table
 from trt_hspan.cli.progress import progress
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.request import argument, option, takes_request
 from trt_hspan.errors import HspanError, UsageError
 
 if TYPE_CHECKING:
@@ -21,18 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceRequest:
-    checkpoint: Annotated[
-        str, typer.Argument(help="A .pt, .pth or .safetensors file, or a preset: runs in PyTorch.")
-    ]
-    output: Annotated[Path, options.output("REF.npz", "For `jetson validate --reference`.")]
-    picture: Annotated[
-        tuple[Path, ...],
-        typer.Option(
-            metavar="FILE", help="A picture to compute, repeatable.", show_default="the two shipped ones"
-        ),
-    ] = ()
-    res_scale: options.ResScale = None
-    json: options.Json = False
+    checkpoint: str = argument("A .pt, .pth or .safetensors file, or a preset: runs in PyTorch.")
+    output: Path = options.output("REF.npz", "For `jetson validate --reference`.")
+    picture: tuple[Path, ...] = option(
+        "A picture to compute, repeatable.", "FILE", default=(), shown="the two shipped ones"
+    )
+    res_scale: float | None = options.res_scale()
+    json: bool = options.json()
 
 
 @takes_request
@@ -68,20 +61,13 @@ def reference(request: ReferenceRequest) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardValidateRequest:
-    engine: Annotated[
-        Path, typer.Argument(metavar="ENGINE", help="A .plan with its manifest beside it, or an .onnx file.")
-    ]
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="REF.npz",
-            help="Of `trt-hspan jetson reference`.",
-            show_default="what is shipped for hspan-tiny-x2 and -x4",
-        ),
-    ] = None
-    min_psnr: options.MinPsnr = None
+    engine: Path = argument("A .plan with its manifest beside it, or an .onnx file.", "ENGINE")
+    reference: Path | None = option(
+        "Of `trt-hspan jetson reference`.", "REF.npz", shown="what is shipped for hspan-tiny-x2 and -x4"
+    )
+    min_psnr: float | None = options.min_psnr()
     execution: BoardEngineOptions
-    json: options.Json = False
+    json: bool = options.json()
 
 
 @takes_request

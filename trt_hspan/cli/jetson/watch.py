@@ -6,28 +6,25 @@ import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from trt_hspan.cli.jetson.options import BoardEngineOptions, Engine
-from trt_hspan.cli.request import takes_request
+from trt_hspan.cli.jetson import options as board_options
+from trt_hspan.cli.jetson.options import BoardEngineOptions
+from trt_hspan.cli.request import flag, option, takes_request
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchRequest:
-    engine: Engine
-    incoming: Annotated[
-        Path,
-        typer.Option(
-            "--from", metavar="DIR", help="Pictures to upscale; then they move to its done/ or failed/."
-        ),
-    ]
-    outgoing: Annotated[Path, typer.Option("--to", metavar="DIR", help="Results, under the same names.")]
-    delete: Annotated[bool, typer.Option(help="Delete upscaled pictures instead of moving them.")] = False
-    seconds: Annotated[float, typer.Option(help="Between two looks at the folder.")] = 1.0
+    engine: Path = board_options.engine()
+    incoming: Path = option(
+        "Pictures to upscale; then they move to its done/ or failed/.", "DIR", names=("--from",), default=...
+    )
+    outgoing: Path = option("Results, under the same names.", "DIR", names=("--to",), default=...)
+    delete: bool = flag("Delete upscaled pictures instead of moving them.")
+    seconds: float = option("Between two looks at the folder.", default=1.0)
     execution: BoardEngineOptions
-    once: Annotated[bool, typer.Option(help="End when no pictures are left.")] = False
+    once: bool = flag("End when no pictures are left.")
 
 
 @takes_request

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_hspan.cli import options
-from trt_hspan.cli.request import refuse_options, takes_request
+from trt_hspan.cli.request import argument, flag, option, refuse_options, takes_request
 from trt_hspan.errors import UsageError
 from trt_hspan.sizes import tile_from_text
 
@@ -24,33 +24,20 @@ _DEFAULT_NETWORK = "hspan-tiny-x4"
 class TileOptions:
     """How a picture goes through the network."""
 
-    tile: options.Tile = "auto"
-    overlap: Annotated[
-        int | None, typer.Option(help="Pixels that neighboring tiles share.", show_default="32 or less")
-    ] = None
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="tiled, or official: quarters with hard seams as the official code's --chop cuts them, for "
-            "comparing with published figures.",
-        ),
-    ] = "tiled"
-    official_min_size: Annotated[
-        int | None,
-        typer.Option(
-            help="--protocol official: pixels from which a quarter is quartered again.",
-            show_default="120000",
-        ),
-    ] = None
-    self_ensemble: Annotated[
-        bool, typer.Option(help="Mean over the 8 flips and turns: 8 times the work.")
-    ] = False
-    tile_effect: Annotated[
-        bool,
-        typer.Option(
-            help="Also run the picture as a whole, where it fits, and report what the tiles change.",
-        ),
-    ] = False
+    tile: str = options.tile()
+    overlap: int | None = option("Pixels that neighboring tiles share.", shown="32 or less")
+    protocol: str = option(
+        "tiled, or official: quarters with hard seams as the official code's --chop cuts them, for "
+        "comparing with published figures.",
+        default="tiled",
+    )
+    official_min_size: int | None = option(
+        "--protocol official: pixels from which a quarter is quartered again.", shown="120000"
+    )
+    self_ensemble: bool = flag("Mean over the 8 flips and turns: 8 times the work.")
+    tile_effect: bool = flag(
+        "Also run the picture as a whole, where it fits, and report what the tiles change."
+    )
 
     def upscaling(self) -> UpscaleOptions:
         """Raises: UsageError as `UpscaleOptions`."""
@@ -72,28 +59,14 @@ class TileOptions:
 class PictureOptions:
     """How pictures are written."""
 
-    overwrite: Annotated[
-        bool,
-        typer.Option(help="Replace files that exist; in folders do finished ones again too."),
-    ] = False
-    format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="png|jpg|webp|tif|bmp",
-            help="Of the results in a folder or on standard output.",
-            show_default="as the input",
-        ),
-    ] = None
-    quality: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=100, help="Of JPEG, and of WebP, which is lossless without it.", show_default="95"
-        ),
-    ] = None
-    compare: Annotated[
-        bool,
-        typer.Option(help="Also write NAME_compare.png: bicubic on the left, network on the right."),
-    ] = False
+    overwrite: bool = flag("Replace files that exist; in folders do finished ones again too.")
+    format: str | None = option(
+        "Of the results in a folder or on standard output.", "png|jpg|webp|tif|bmp", shown="as the input"
+    )
+    quality: int | None = option(
+        "Of JPEG, and of WebP, which is lossless without it.", min=1, max=100, shown="95"
+    )
+    compare: bool = flag("Also write NAME_compare.png: bicubic on the left, network on the right.")
 
     def suffix(self) -> str | None:
         """Of the results. Raises: UsageError when --format is none that can be written."""
@@ -112,79 +85,53 @@ class PictureOptions:
 class EncodingOptions:
     """How videos are written."""
 
-    codec: Annotated[
-        str | None, typer.Option(help="FFmpeg's encoder.", show_default="libx264, .webm: libvpx-vp9")
-    ] = None
-    crf: Annotated[
-        int | None,
-        typer.Option(help="Constant rate factor, less is better.", show_default="18 for libx264"),
-    ] = None
+    codec: str | None = option("FFmpeg's encoder.", shown="libx264, .webm: libvpx-vp9")
+    crf: int | None = option("Constant rate factor, less is better.", shown="18 for libx264")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
     """Where pictures are upscaled, if not in this process."""
 
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            metavar="local|auto|ray://HOST:PORT",
-            help="Pictures on many workers through Ray; inputs and OUT may be URIs such as s3://bucket/folder. "
-            "--threads is for each worker.",
-        ),
-    ] = None
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="At one time.", show_default="one for each GPU or processor"),
-    ] = None
+    cluster: str | None = option(
+        "Pictures on many workers through Ray; inputs and OUT may be URIs such as s3://bucket/folder. "
+        "--threads is for each worker.",
+        "local|auto|ray://HOST:PORT",
+    )
+    workers: int | None = option("At one time.", min=1, shown="one for each GPU or processor")
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaleRequest:
-    inputs: Annotated[
-        tuple[str, ...],
-        typer.Argument(
-            metavar="IN...",
-            help="Pictures (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, AVIF), videos, folders, quoted patterns such as "
-            "'in/**/*.png', or - for standard input.",
-        ),
-    ]
-    output: Annotated[
-        str,
-        options.output("OUT", "The file to write; a folder for several inputs; - for standard output."),
-    ]
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="A .pt, .pth or .safetensors file, or a preset: runs in PyTorch. With no network given: "
-            f"the shipped {_DEFAULT_NETWORK}."
-        ),
-    ] = None
-    onnx: Annotated[Path | None, typer.Option(help="An .onnx file: runs under ONNX Runtime on the CPU.")] = (
-        None
+    inputs: tuple[str, ...] = argument(
+        "Pictures (PNG, JPEG, WebP, TIFF, BMP, GIF, PPM, AVIF), videos, folders, quoted patterns such as "
+        "'in/**/*.png', or - for standard input.",
+        "IN...",
     )
-    engine: Annotated[
-        Path | None,
-        typer.Option(help="A .plan: runs on the GPU, or where there is none its ONNX file on the CPU."),
-    ] = None
-    res_scale: options.ResScale = None
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="fp32|fp16|bf16",
-            help="Of --checkpoint: fp16 on a GPU, bf16 where processor or GPU has it; ONNX files and engines have "
-            "theirs.",
-            show_default="fp32",
-        ),
-    ] = None
-    integer_kernels: options.IntegerKernels = False
+    output: str = options.output(
+        "OUT", "The file to write; a folder for several inputs; - for standard output."
+    )
+    checkpoint: str | None = option(
+        "A .pt, .pth or .safetensors file, or a preset: runs in PyTorch. With no network given: "
+        f"the shipped {_DEFAULT_NETWORK}."
+    )
+    onnx: Path | None = option("An .onnx file: runs under ONNX Runtime on the CPU.")
+    engine: Path | None = option("A .plan: runs on the GPU, or where there is none its ONNX file on the CPU.")
+    res_scale: float | None = options.res_scale()
+    precision: str | None = option(
+        "Of --checkpoint: fp16 on a GPU, bf16 where processor or GPU has it; ONNX files and engines have "
+        "theirs.",
+        "fp32|fp16|bf16",
+        shown="fp32",
+    )
+    integer_kernels: bool = options.integer_kernels()
     execution: options.EngineOptions
-    threads: options.Threads = None
+    threads: int | None = options.threads()
     tiles: Annotated[TileOptions, "Tiles"]
     pictures: Annotated[PictureOptions, "Pictures"]
     video: Annotated[EncodingOptions, "Video"]
     on_cluster: Annotated[ClusterOptions, "Cluster"]
-    json: options.Json = False
+    json: bool = options.json()
 
     def job(self) -> UpscaleJob:
         """Raises: UsageError for options that contradict each other, or make no sense."""
