@@ -1,8 +1,8 @@
 """Videos, frame by frame, by PyAV.
 
 Every frame keeps its time stamp, also where frames come at uneven intervals. Audio and subtitles are copied without
-being decoded (`video_streams`). The matrix between RGB and YUV is the source's in both directions and is written into
-the result. Whatever cannot be kept is reported, one line each.
+being decoded (`video_streams`). Colors are the source's in both directions and its tags are written into the result
+(`video_colors`). Whatever cannot be kept is reported, one line each.
 """
 
 from __future__ import annotations
@@ -16,15 +16,27 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import atomic_path, error_from_os_error, require_regular_file
 from trt_hspan.machine.install_advice import install_command
 from trt_hspan.media.formats import VIDEO_SUFFIXES
-from trt_hspan.media.pixels import PixelFormat
+from trt_hspan.media.pixels import require_finite
+from trt_hspan.runtime.runner import Float32Array
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.upscaler import Upscaler
+from trt_hspan.upscaling.video_colors import (
+    FULL_RANGE,
+    LIMITED_RANGE,
+    RGB,
+    FrameWriter,
+    bits_of_frame,
+    chroma_location,
+    has_linear_matrix,
+    is_gray,
+    matrix_of_frame,
+    rgb_from_frame,
+)
 from trt_hspan.upscaling.video_streams import StreamPlan, planned_streams
 
 #: Called after each frame with the frames that are done and frames in all (None where the file does not say).
@@ -42,16 +54,12 @@ _LARGEST_CRF: Final = {
     "libsvtav1": 63,
     "libaom-av1": 63,
 }
-# Pixel formats, best first; halved colors only where both sides are even.
+# Pixel formats of 8 and of 10 bits, from the least to the most chroma.
 _FORMATS_8: Final = ("yuv420p", "yuv422p", "yuv444p", "gbrp", "bgr0", "rgb24")
 _FORMATS_10: Final = ("yuv420p10le", "yuv422p10le", "yuv444p10le", "gbrp10le")
-# FFmpeg's numbers of the matrices: AVCOL_SPC_BT709, UNSPECIFIED, SMPTE170M.
-_RGB, _BT709, _UNSPECIFIED, _BT601 = 0, 1, 2, 6
-_FULL_RANGE: Final = 2  # AVCOL_RANGE_JPEG
-# SWS_BILINEAR | SWS_ACCURATE_RND: without the second, full-range gray comes out greenish by half a step.
-_ROUNDED: Final = 2 | 0x40000
+# Encoders of formats that leave no choice where the samples of halved chroma lie.
+_CHROMA_LOCATIONS: Final = {"mpeg1video": "center", "mpeg2video": "left", "mpeg4": "left"}
 _HDR_DATA: Final = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA")
-_HD_HEIGHT: Final = 720
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +154,9 @@ def upscale_video(
 ) -> UpscaledVideo:
     """Upscales a video; audio, subtitles, timing and metadata stay. The file appears whole or not at all.
 
-    Videos of more than 8 bits a sample are decoded to 16 and encoded to 10 where the encoder can. Rotated or
-    mirrored videos (as telephones write them) become upright. Pixels that are not square stay as they are.
+    Videos of more than 8 bits a sample are encoded to 10 where the encoder can. Chroma keeps its resolution where the
+    encoder and the size allow it. Rotated or mirrored videos (as telephones write them) become upright. Pixels that are
+    not square stay as they are.
 
     Args:
         upscaler: with an active runner.
@@ -200,20 +209,11 @@ class _Transcoding:
         named = options.codec or _DEFAULT_CODECS.get(target.suffix.lower(), _DEFAULT_CODEC)
         self._codec = _encoder(self._av, named).name
         _require_crf(options, self._codec)
-        context = self._video.codec_context
-        self._bits = context.format.components[0].bits if context.format else 8
-        self._deep = self._bits > 8
-        matrix = int(context.colorspace)
-        if matrix in (_UNSPECIFIED, _RGB):
-            matrix = _BT709 if context.height >= _HD_HEIGHT else _BT601
-        self._matrix = matrix
-        self._range = int(context.color_range)
         # AVI stores no time stamps: a frame is as long as every other.
         self._even_rate = self._video.average_rate or 25 if target.suffix.lower() == ".avi" else None
         self._time: int | None = None  # of the last frame, in ticks of the encoder
         self._end, self._seen = Fraction(0), 0  # of all that was read, in seconds; packets of the video
-        self._encoder: Any = None
-        self._encoded_matrix, self._encoded_range = self._matrix, self._range
+        self._writer: FrameWriter | None = None
         self._input_size = self._output_size = ImageSize(1, 1)
         self._notes: dict[str, None] = {}  # in their order, each once
 
@@ -234,7 +234,7 @@ class _Transcoding:
                                 packet.pts = packet.dts = 0
                             packet.stream = plan.copies[packet.stream]
                             waiting.append(packet)
-                        if self._encoder is None:
+                        if self._writer is None:
                             continue  # the header, written with the first packet, contains the frames' size
                         while waiting:
                             output.mux(waiting.pop(0))
@@ -307,25 +307,36 @@ class _Transcoding:
         except ValueError as error:
             raise HspanError(self._target, str(error), "choose another --codec or container") from error
 
-    def _configure(self, stream: Any, frame: Any, size: ImageSize, turned: bool) -> None:
+    def _configured(self, stream: Any, frame: Any, size: ImageSize, turned: bool) -> FrameWriter:
         suffix = self._target.suffix.lower()
         self._input_size, self._output_size = size, size.scaled(self._upscaler.scale)
         stream.height, stream.width = self._output_size
-        stream.pix_fmt = self._pixel_format(stream.codec_context.codec)
+        stream.pix_fmt = self._pixel_format(stream.codec_context.codec, frame)
         tick = 1 / Fraction(self._even_rate) if self._even_rate else self._video.time_base
         stream.time_base = tick
         stream.codec_context.time_base = tick or Fraction(1, 90_000)
-        context = self._video.codec_context
+        matrix, color_range = matrix_of_frame(frame), int(frame.color_range)
+        if not has_linear_matrix(matrix):
+            self._note(f"its color matrix (number {matrix} of ITU-T H.273) is processed as that of BT.2020")
+        if frame.format.is_rgb:
+            color_range = LIMITED_RANGE  # of YUV, unless its encoder takes RGB
         if self._av.VideoFormat(stream.pix_fmt).is_rgb:
-            self._encoded_matrix, self._encoded_range = _RGB, _FULL_RANGE
-        stream.codec_context.colorspace = self._encoded_matrix
-        stream.codec_context.color_range = self._encoded_range
-        stream.codec_context.color_primaries = context.color_primaries
-        stream.codec_context.color_trc = context.color_trc
+            matrix, color_range = RGB, FULL_RANGE
+        tags = {
+            "colorspace": matrix,
+            "color_range": color_range,
+            "color_primaries": int(frame.color_primaries),
+            "color_trc": int(frame.color_trc),
+        }
+        for name, tag in tags.items():
+            setattr(stream.codec_context, name, tag)
+        location = _CHROMA_LOCATIONS.get(self._codec) or chroma_location(frame)
         if aspect := self._video.sample_aspect_ratio:
             stream.codec_context.sample_aspect_ratio = 1 / aspect if turned else aspect
         crf = self._options.crf if self._options.crf is not None else _DEFAULT_CRF.get(self._codec)
         settings = {} if crf is None else {"crf": str(crf)}
+        if self._codec not in _CHROMA_LOCATIONS:
+            settings["chroma_sample_location"] = location
         if self._codec.startswith("libvpx"):
             settings["b"] = "0"  # without it libvpx treats the CRF as a limit only
         if self._codec == "libx265":
@@ -340,20 +351,44 @@ class _Transcoding:
                 # With times in the stream, or FFmpeg's readers show each frame one late.
                 settings["x264-params"] = "nal-hrd=vbr:vbv-maxrate=1000000:vbv-bufsize=1000000"
         stream.options = settings
-        self._encoder = stream
         self._note_losses(frame)
+        return FrameWriter(
+            self._av,
+            stream.pix_fmt,
+            self._output_size,
+            tags=tags,
+            location=location,
+            gray=is_gray(frame),
+        )
 
-    def _pixel_format(self, codec: Any) -> str:
-        """The best one that an encoder takes: 10 bits for more than 8, colors halved where sizes are even."""
+    def _pixel_format(self, codec: Any, frame: Any) -> str:
+        """The best one that an encoder takes: 10 bits for more than 8, then the chroma of the source or the next finer.
+
+        Chroma is halved only where both sides are even.
+        """
         offered = {kind.name for kind in codec.video_formats or ()}
-        even = all(side % 2 == 0 for side in self._output_size)
-        formats = [*(_FORMATS_10 if self._deep else ()), *_FORMATS_8, *(() if self._deep else _FORMATS_10)]
-        if not even:
-            formats.sort(key=lambda name: "420" in name or "422" in name)
+        bits, least = bits_of_frame(frame), self._least_chroma(frame)
+        deep = bits > 8
+        formats = [
+            name
+            for names in ((_FORMATS_10, _FORMATS_8) if deep else (_FORMATS_8, _FORMATS_10))
+            for name in (*names[least:], *reversed(names[:least]))
+        ]
         kind = next((name for name in formats if name in offered), formats[0])
-        if self._deep and kind in _FORMATS_8:
-            self._note(f"{self._bits} bits a sample became 8: {self._codec} takes no more")
-        return str(kind)
+        if deep and kind in _FORMATS_8:
+            self._note(f"{bits} bits a sample became 8: {self._codec} takes no more")
+        return kind
+
+    def _least_chroma(self, frame: Any) -> int:
+        """The place in `_FORMATS_8` and `_FORMATS_10` of the chroma that a frame has."""
+        if any(side % 2 for side in self._output_size):
+            return 2
+        kind = frame.format
+        if kind.is_rgb:
+            return 3
+        if is_gray(frame) or kind.chroma_height(4) < 4:
+            return 0
+        return 1 if kind.chroma_width(4) < 4 else 2
 
     def _note_losses(self, frame: Any) -> None:
         if any(part.is_alpha for part in frame.format.components) or "1" in (
@@ -388,28 +423,19 @@ class _Transcoding:
         )
 
     def _encoded(self, stream: Any, frame: Any) -> Any:
-        pixels, turned = self._upright(frame)
-        size = ImageSize(*pixels.shape[:2])
-        if self._encoder is None:
-            self._configure(stream, frame, size, turned)
+        rgb, turned = self._upright(frame)
+        size = ImageSize(*rgb.shape[1:])
+        if self._writer is None:
+            self._writer = self._configured(stream, frame, size, turned)
         elif size != self._input_size:
             raise HspanError(
                 self._source,
                 f"its frames change from {self._input_size} to {size} pixels",
                 "cut the video there first",
             )
-        kind = PixelFormat.of(pixels, where=self._source)
-        result = self._upscaler.whole(pixels, kind, what=self._source)
-        if kind.channels == 1:
-            result = result.repeat(3, axis=2)
-        encodable = self._av.VideoFrame.from_ndarray(result, format="rgb48le" if self._deep else "rgb24")
-        encodable = encodable.reformat(
-            format=stream.pix_fmt,
-            src_color_range=_FULL_RANGE,
-            dst_colorspace=self._matrix,
-            dst_color_range=self._encoded_range or 1,
-            interpolation=_ROUNDED,
-        )
+        result = self._upscaler.batch(rgb[None], what=self._source)
+        require_finite(result, self._source)
+        encodable = self._writer.frame(result[0])
         encodable.pts, encodable.time_base, encodable.duration = self._timed(frame)
         return stream.encode(encodable)
 
@@ -430,26 +456,18 @@ class _Transcoding:
         self._time = time
         return time, tick, duration
 
-    def _upright(self, frame: Any) -> tuple[npt.NDArray[Any], bool]:
-        """(H, W, 3) as shown by players, or (H, W, 1) of a gray video, and whether height and width changed places."""
-        converted = frame.reformat(
-            format="rgb48le" if self._deep else "rgb24",
-            src_colorspace=self._matrix,
-            src_color_range=self._range or 1,
-            dst_color_range=_FULL_RANGE,
-        )
-        pixels: npt.NDArray[Any] = converted.to_ndarray()
-        if frame.format.name.startswith("gray"):
-            pixels = pixels[..., :1]
+    def _upright(self, frame: Any) -> tuple[Float32Array, bool]:
+        """(3, H, W) as shown by players, and whether height and width changed places."""
+        rgb = rgb_from_frame(frame)
         matrix = frame.side_data.get(self._av.sidedata.sidedata.Type.DISPLAYMATRIX)
         if matrix is None:
-            return np.ascontiguousarray(pixels), False
+            return rgb, False
         # x' = a x + c y, y' = b x + d y, apart from the shift: ISO/IEC 14496-12, "matrix".
         a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
         turned = abs(b) > abs(a)
         if turned:
-            pixels, a, d = pixels.transpose(1, 0, 2), c, b
-        return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]), turned
+            rgb, a, d = rgb.transpose(0, 2, 1), c, b
+        return rgb[:, :: -1 if d < 0 else 1, :: -1 if a < 0 else 1], turned
 
 
 def _frame_count(container: Any, video: Any) -> int | None:
