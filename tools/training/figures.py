@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tools.training.attention_kinds import attention_blocks, with_softmax_attention, without_attention
 from tools.training.data import Pair, Pixels, tensor_from_pixels, upscaled_pixels
 from trt_hspan.evaluation.metrics import psnr_y, ssim_y
 from trt_hspan.evaluation.resize import bicubic_pixels
@@ -32,39 +31,6 @@ class Quality:
     softmax_psnr_db: float
     bicubic_ssim: float
     network_ssim: float
-
-
-def without_attention(model: HSPAN) -> HSPAN:
-    """A copy whose attention blocks add nothing to their input."""
-    changed = copy.deepcopy(model)
-    for group in range(changed.config.n_groups):
-        body = changed.get_submodule(f"body.{group}.body")
-        assert isinstance(body, nn.Sequential)
-        body[changed.config.n_blocks] = nn.Identity()
-    return changed
-
-
-class _SoftmaxAttention(HighSimilarityPassAttention):
-    """The attention block with softmax in place of sparsemax; same parameters."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        parts = (self.conv_match1, self.conv_match2, self.conv_assembly)
-        query, key, value = (part(features).flatten(2).transpose(1, 2)[:, None] for part in parts)
-        # Zero channels change no score, and sizes that agree let PyTorch keep the L x L weights in tiles.
-        missing = (0, value.shape[-1] - query.shape[-1])
-        attended = F.scaled_dot_product_attention(
-            F.pad(query, missing), F.pad(key, missing), value, scale=1.0
-        )
-        return attended[:, 0].transpose(1, 2).reshape(features.shape) * self.res_scale + features
-
-
-def with_softmax_attention(model: HSPAN) -> HSPAN:
-    """A copy whose attention blocks weigh by softmax instead of sparsemax, with the same parameters."""
-    changed = copy.deepcopy(model)
-    for module in changed.modules():
-        if isinstance(module, HighSimilarityPassAttention):
-            module.__class__ = _SoftmaxAttention
-    return changed
 
 
 def qualities(model: HSPAN, pairs: list[Pair]) -> Iterator[Quality]:
@@ -123,8 +89,7 @@ def attention_samples(model: HSPAN, name: str, low: Pixels, *, rows: int, seed: 
 
         return look
 
-    attention = [m for m in model.modules() if isinstance(m, HighSimilarityPassAttention)]
-    for block, module in enumerate(attention):
+    for block, module in enumerate(attention_blocks(model)):
         handles.append(module.register_forward_pre_hook(watch(block)))
     try:
         with torch.no_grad():

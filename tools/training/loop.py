@@ -33,7 +33,7 @@ from trt_hspan.model.rescaling import rescaled_network
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One run. `steps` may change when a run is resumed: the schedule then follows the new total."""
+    """One run. `steps` may change when a run is resumed, the schedule then follows the new total; so may the decay."""
 
     scale: int
     n_feats: int = 32
@@ -71,11 +71,19 @@ class Report:
 
 
 class Training:
-    """The state of a run: network, averaged network, optimizer, sampler, counters."""
+    """The state of a run: network, averaged network, optimizer, sampler, counters.
 
-    def __init__(self, config: TrainingConfig, pairs: list[Pair]) -> None:
+    `changed` gives what is trained in place of the network that it gets, such as one with other attention.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        pairs: list[Pair],
+        changed: Callable[[HSPAN], HSPAN] = lambda network: network,
+    ) -> None:
         self.config = config
-        self.model = initial_network(config.network, seed=config.seed).train()
+        self.model = changed(initial_network(config.network, seed=config.seed)).train()
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         average = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
         self.averaged = AveragedModel(self.model, multi_avg_fn=average)
@@ -127,7 +135,7 @@ class Training:
         """Continues from `save`. Raises: HspanError when the checkpoint is of another network."""
         state = load_checkpoint(path)
         saved = TrainingConfig(**state["config"])
-        if replace(saved, steps=self.config.steps) != self.config:
+        if replace(saved, steps=self.config.steps, average_decay=self.config.average_decay) != self.config:
             raise HspanError(path, f"is of another run: {saved}", "use another folder or the same settings")
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
@@ -203,7 +211,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
     saved_at, losses = time.monotonic(), []
-    with _stop_requested() as stopped, log.open("a") as stream:
+    with stop_requested() as stopped, log.open("a") as stream:
         while training.step_count < training.config.steps and not stopped():
             rate = training.learning_rate
             losses.append(training.step())
@@ -241,7 +249,7 @@ def sole_training_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
+def stop_requested() -> Iterator[Callable[[], bool]]:
     """Turns SIGINT and SIGTERM into a question that the loop asks."""
     signals: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)

@@ -111,7 +111,7 @@ TRAINING: Final = (
         "ColorfulCups",
         "DarkestHour",
         "FallenLeaf",
-        "Gray",
+        "Grey",
         "OneStandsOut",
         "Path",
         "summer_1am",

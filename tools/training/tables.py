@@ -11,8 +11,10 @@ from tools.training.figures import AttentionSample, Quality
 from trt_hspan.files import atomic_path
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> str:
+    """A table in Markdown; the first `names` columns are text, the others numbers."""
+    rule = ["---"] * names + ["---:"] * (len(head) - names)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
 def quality_table(results: Sequence[Quality]) -> str:
@@ -27,7 +29,7 @@ def quality_table(results: Sequence[Quality]) -> str:
         "SSIM bicubic",
         "SSIM network",
     ]
-    lines = [_row(head), _row(["---", *["---:"] * 7])]
+    rows = []
     mean = Quality(
         name="**mean**",
         bicubic_psnr_db=float(np.mean([r.bicubic_psnr_db for r in results])),
@@ -42,23 +44,23 @@ def quality_table(results: Sequence[Quality]) -> str:
         decibels = [f"{r.bicubic_psnr_db:.2f}", f"{r.network_psnr_db:.2f}", f"{gain:+.2f}"]
         ssim = [f"{r.bicubic_ssim:.4f}", f"{r.network_ssim:.4f}"]
         others = [f"{r.without_attention_psnr_db:.2f}", f"{r.softmax_psnr_db:.2f}"]
-        lines.append(_row([r.name, *decibels, *others, *ssim]))
-    return "\n".join(lines)
+        rows.append([r.name, *decibels, *others, *ssim])
+    return markdown_table(head, rows)
 
 
 def attention_table(samples: Sequence[AttentionSample]) -> str:
     """One line per picture and block: quantiles of the support size, of the score range and maximum."""
     head = ["picture", "block", "L", "support min", "median", "95 %", "max", "share of L, median"]
     head += ["rows above 128", "score range median", "max", "largest score"]
-    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    rows = []
     for s in samples:
         median, p95 = np.percentile(s.support, [50, 95])
         sizes = [f"{s.support.min()}", f"{median:.0f}", f"{p95:.0f}", f"{s.support.max()}"]
         shares = [f"{median / s.positions:.2%}", f"{np.mean(s.support > 128):.1%}"]
         scores = [np.median(s.score_range), s.score_range.max(), s.score_maximum.max()]
         numbers = [*sizes, *shares, *(f"{score:.2f}" for score in scores)]
-        lines.append(_row([s.picture, str(s.block), str(s.positions), *numbers]))
-    return "\n".join(lines)
+        rows.append([s.picture, str(s.block), str(s.positions), *numbers])
+    return markdown_table(head, rows)
 
 
 def write_attention_picture(samples: Sequence[AttentionSample], target: Path) -> None:

@@ -4,14 +4,9 @@ import numpy as np
 import torch
 from support.synthetic_pictures import pairs, picture
 
+from tools.training.attention_kinds import with_softmax_attention, without_attention
 from tools.training.data import upscaled_pixels
-from tools.training.figures import (
-    attention_samples,
-    bicubic_pixels,
-    qualities,
-    with_softmax_attention,
-    without_attention,
-)
+from tools.training.figures import attention_samples, bicubic_pixels, qualities
 from trt_hspan import HSPAN, HighSimilarityPassAttention, HspanConfig
 from trt_hspan.evaluation.metrics import psnr_y
 
