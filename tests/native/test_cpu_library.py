@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import subprocess
@@ -106,10 +107,12 @@ def test_library_of_other_sources_is_not_used(
     copy = tmp_path / "copy.so"
     shutil.copyfile(library.path, copy)
     monkeypatch.delenv(native.LIBRARY_VARIABLE, raising=False)
-    monkeypatch.setattr(native, "default_library_path", lambda: copy)
+    places = dataclasses.replace(native.PLACES, folder=str(tmp_path), file_name=copy.name)
+    monkeypatch.setattr(native, "PLACES", places)
     assert native_library() is not None
     native._loaded.cache_clear()
-    monkeypatch.setattr(native, "cpu_sources_sha256", lambda folder: "0" * 64)
+    places = dataclasses.replace(places, sources_sha256=lambda folder: "0" * 64)
+    monkeypatch.setattr(native, "PLACES", places)
     assert native_library() is None
     assert "was compiled from other sources" in caplog.text
     # Who names a library takes the responsibility.

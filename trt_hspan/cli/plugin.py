@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,6 @@ from trt_hspan.errors import UsageError
 
 if TYPE_CHECKING:
     from trt_hspan.native.compatibility import CompiledCode
-    from trt_hspan.native.cuda_attention import CudaLibrary
-    from trt_hspan.native.plugin import PluginInfo
 
 _RUNS = {
     "machine code": "runs, machine code",
@@ -51,10 +51,7 @@ class PluginBuildRequest:
     )
     jobs: int | None = option(
         "Compilations at a time.",
-        names=(
-            "--jobs",
-            "-j",
-        ),
+        names=("--jobs", "-j"),
         shown="all processors",
     )
     force: bool = flag("Compile everything again.")
@@ -69,85 +66,62 @@ def build(request: PluginBuildRequest) -> None:
     """Compile the plugin library, unless it is up to date."""
     if request.cpu and request.cuda:
         raise UsageError("--cuda", "is one library and --cpu another", "compile one after the other")
+    of_gpus: dict[str, object] = {"--arch": request.arch, "--nvcc": request.nvcc}
+    of_plugin: dict[str, object] = {"--tensorrt-root": request.tensorrt_root}
+    from trt_hspan.native import build as native
+
+    compiled: Callable[..., native.LibraryBuild]
     if request.cpu:
-        _build_cpu_library(request)
-        return
-    if request.cuda:
-        _build_cuda_library(request)
-        return
-    from trt_hspan.native.build import build_plugin
+        refuse_options(of_gpus | of_plugin, "is for the plugin, and --cpu compiles the CPU attention library")
+        compiled = native.build_cpu_library
+        what, described = "the CPU attention library", _described_cpu_library
+    else:
+        compiled = partial(native.build_plugin, tensorrt_root=request.tensorrt_root)
+        what, described = "the plugin", _described_plugin
+        if request.cuda:
+            refuse_options(of_plugin, "is for the plugin, and --cuda needs no TensorRT")
+            compiled = native.build_cuda_library
+            what, described = "the GPU attention library", _described_cuda_library
+        compiled = partial(compiled, architectures=request.arch or None, nvcc=request.nvcc)
+    with progress(f"compiling {what}") as bar:
+        result = compiled(
+            request.output,
+            jobs=request.jobs,
+            force=request.force,
+            on_progress=bar.phases(f"compiling {what}"),
+        )
+    report, code = described(result.path)
+    report["compiled"] = result.compiled
+    if code is not None and (here := _verdicts_here(code)):
+        report["this_machine"] = here
+    _print(report, as_json=request.json)
+
+
+def _described_plugin(path: Path) -> tuple[dict[str, Any], CompiledCode | None]:
+    from trt_hspan.files import sha256_from_file
     from trt_hspan.native.plugin import plugin_info_from_library
 
-    with progress("compiling the plugin") as bar:
-        result = build_plugin(
-            request.output,
-            architectures=request.arch or None,
-            nvcc=request.nvcc,
-            tensorrt_root=request.tensorrt_root,
-            jobs=request.jobs,
-            force=request.force,
-            on_progress=bar.phases("compiling the plugin"),
-        )
-    plugin = plugin_info_from_library(result.path)
-    here = _verdicts_here(plugin)
-    _print(plugin, as_json=request.json, compiled=result.compiled, **({"this_machine": here} if here else {}))
+    plugin = plugin_info_from_library(path)
+    return asdict(plugin) | {"path": str(path), "sha256": sha256_from_file(path)}, plugin
 
 
-def _build_cpu_library(request: PluginBuildRequest) -> None:
-    refuse_options(
-        {"--arch": request.arch, "--nvcc": request.nvcc, "--tensorrt-root": request.tensorrt_root},
-        "is for the plugin, and --cpu compiles the CPU attention library",
-    )
-    from trt_hspan.native.build import build_cpu_library
+def _described_cpu_library(path: Path) -> tuple[dict[str, Any], CompiledCode | None]:
     from trt_hspan.native.cpu_attention import NativeLibrary
 
-    with progress("compiling the CPU attention library") as bar:
-        result = build_cpu_library(
-            request.output,
-            jobs=request.jobs,
-            force=request.force,
-            on_progress=bar.phases("compiling the CPU attention library"),
-        )
-    library = NativeLibrary(result.path)
-    report = {
-        "path": str(library.path),
-        "source_sha256": library.source_sha256,
-        "instruction_sets": list(library.instruction_sets),
-        "compiled": result.compiled,
-    }
-    sets = {"instruction_sets": ", ".join(library.instruction_sets)}
-    print_report("", report, report | sets | _readable(result.compiled), as_json=request.json)
+    library = NativeLibrary(path)
+    return _fields(library, "source_sha256", "instruction_sets"), None
 
 
-def _build_cuda_library(request: PluginBuildRequest) -> None:
-    refuse_options(
-        {"--tensorrt-root": request.tensorrt_root}, "is for the plugin, and --cuda needs no TensorRT"
-    )
-    from trt_hspan.native.build import build_cuda_library
+def _described_cuda_library(path: Path) -> tuple[dict[str, Any], CompiledCode | None]:
     from trt_hspan.native.cuda_attention import CudaLibrary
 
-    with progress("compiling the GPU attention library") as bar:
-        result = build_cuda_library(
-            request.output,
-            architectures=request.arch or None,
-            nvcc=request.nvcc,
-            jobs=request.jobs,
-            force=request.force,
-            on_progress=bar.phases("compiling the GPU attention library"),
-        )
-    library = CudaLibrary(result.path)
-    report = {
-        "path": str(library.path),
-        "source_sha256": library.source_sha256,
-        "cubin_architectures": list(library.cubin_architectures),
-        "ptx_architectures": list(library.ptx_architectures),
-        "configurations": list(library.configurations),
-        "compiled": result.compiled,
-    }
-    here = _verdicts_here(library.code) if library.code is not None else []
-    report |= {"this_machine": here} if here else {}
-    words = _architectures(library) | {"configurations": ", ".join(library.configurations)}
-    print_report("", report, report | words | _readable(result.compiled, here), as_json=request.json)
+    library = CudaLibrary(path)
+    names = ("source_sha256", "cubin_architectures", "ptx_architectures", "configurations")
+    return _fields(library, *names), library.code
+
+
+def _fields(library: Any, *names: str) -> dict[str, Any]:
+    return {"path": str(library.path)} | {name: getattr(library, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +134,10 @@ class PluginInfoRequest:
 @takes_request
 def info(request: PluginInfoRequest) -> None:
     """Print what a plugin library is and which GPUs it serves. None of its code runs."""
-    from trt_hspan.native.plugin import default_plugin_path, plugin_info_from_library
+    from trt_hspan.native.plugin import default_plugin_path
 
-    path = default_plugin_path() if request.path is None else request.path
-    _print(plugin_info_from_library(path), as_json=request.json)
+    report, _ = _described_plugin(default_plugin_path() if request.path is None else request.path)
+    _print(report, as_json=request.json)
 
 
 def _verdicts_here(plugin: CompiledCode) -> list[str]:
@@ -182,20 +156,15 @@ def _verdicts_here(plugin: CompiledCode) -> list[str]:
     return lines
 
 
-def _print(plugin: PluginInfo, *, as_json: bool, **more: Any) -> None:
-    from trt_hspan.files import sha256_from_file
-
-    report = asdict(plugin) | {"path": str(plugin.path), "sha256": sha256_from_file(plugin.path)} | more
-    print_report("", report, report | _architectures(plugin) | _readable(**more), as_json=as_json)
+def _print(report: dict[str, Any], *, as_json: bool) -> None:
+    rows = {name: _words(name, value) for name, value in report.items()}
+    print_report("", report, rows, as_json=as_json)
 
 
-def _architectures(library: PluginInfo | CudaLibrary) -> dict[str, str]:
-    return {
-        "cubin_architectures": ", ".join(f"sm_{number}" for number in library.cubin_architectures),
-        "ptx_architectures": ", ".join(f"compute_{number}" for number in library.ptx_architectures),
-    }
-
-
-def _readable(compiled: bool | None = None, this_machine: list[str] | None = None) -> dict[str, str]:
-    words = {} if compiled is None else {"compiled": "now" if compiled else "not needed, it was up to date"}
-    return words | ({"this_machine": "\n".join(this_machine)} if this_machine else {})
+def _words(name: str, value: Any) -> Any:
+    if name == "compiled":
+        return "now" if value else "not needed, it was up to date"
+    if not isinstance(value, (list, tuple)):
+        return value
+    prefix = {"cubin_architectures": "sm_", "ptx_architectures": "compute_"}.get(name, "")
+    return ("\n" if name == "this_machine" else ", ").join(f"{prefix}{item}" for item in value)

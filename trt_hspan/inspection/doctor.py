@@ -296,9 +296,9 @@ def _plugin() -> str:
 
 
 def _cpu_kernel() -> str:
-    from trt_hspan.native.cpu_attention import default_library_path, native_library
+    from trt_hspan.native.cpu_attention import PLACES, native_library
 
-    path, build = default_library_path(), "trt-hspan plugin build --cpu"
+    path, build = PLACES.path(), "trt-hspan plugin build --cpu"
     library = native_library()
     if library is not None:
         return f"{path}, {', '.join(library.instruction_sets)}"

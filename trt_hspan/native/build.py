@@ -22,13 +22,7 @@ from trt_hspan.native.plugin import (
     plugin_info_from_library,
 )
 from trt_hspan.native.progress import BuildProgress
-from trt_hspan.native.sources import (
-    LibraryPlaces,
-    cpu_sources_sha256,
-    cuda_sources_sha256,
-    plugin_sources_sha256,
-    sources_folder,
-)
+from trt_hspan.native.sources import LibraryPlaces, sources_folder
 from trt_hspan.native.toolchain import (
     Toolchain,
     find_cmake,
@@ -83,22 +77,14 @@ def build_plugin(
         HspanError: something needed is missing, the compiler has not an architecture, it reports an error (the log is
             kept and named), or the output cannot be written.
     """
-    product = _Product(
-        name="plugin",
-        places=_places_of(PLACES, output),
-        digest=plugin_sources_sha256(sources_folder()),
-        built=f"plugins/{LIBRARY_NAME}",
-        check=plugin_info_from_library,
-        choice=("-DHSPAN_BUILD_PLUGIN=ON", "-DHSPAN_BUILD_CUDA=OFF"),
-        state=_state_of_plugin,
-    )
-    return _build_for_gpus(
-        product,
-        architectures,
+    return _build(
+        _PLUGIN,
+        output,
+        lambda: find_toolchain(nvcc=nvcc, tensorrt_root=tensorrt_root),
+        architectures=architectures,
+        is_named=nvcc is not None or tensorrt_root is not None,
         jobs=jobs,
         force=force,
-        is_named=nvcc is not None or tensorrt_root is not None,
-        find=lambda: find_toolchain(nvcc=nvcc, tensorrt_root=tensorrt_root),
         on_progress=on_progress,
     )
 
@@ -116,22 +102,14 @@ def build_cuda_library(
 
     Arguments and errors as `build_plugin`, which compiles the same kernels.
     """
-    product = _Product(
-        name="CUDA library",
-        places=_places_of(cuda_attention.PLACES, output),
-        digest=cuda_sources_sha256(sources_folder()),
-        built=f"plugins/{cuda_attention.LIBRARY_NAME}",
-        check=cuda_attention.CudaLibrary,
-        choice=("-DHSPAN_BUILD_PLUGIN=OFF", "-DHSPAN_BUILD_CUDA=ON"),
-        state=cuda_attention.state_of_library,
-    )
-    return _build_for_gpus(
-        product,
-        architectures,
+    return _build(
+        _CUDA,
+        output,
+        lambda: find_toolchain(nvcc=nvcc, for_tensorrt=False),
+        architectures=architectures,
+        is_named=nvcc is not None,
         jobs=jobs,
         force=force,
-        is_named=nvcc is not None,
-        find=lambda: find_toolchain(nvcc=nvcc, for_tensorrt=False),
         on_progress=on_progress,
     )
 
@@ -147,170 +125,29 @@ def build_cpu_library(
 
     Arguments and errors as `build_plugin`.
     """
-    parallel = _checked_jobs(jobs)
-    present, target = _places_of(cpu_attention.PLACES, output)
-    sources = sources_folder()
-    digest = cpu_sources_sha256(sources)
-    if not force and cpu_attention.source_sha256_from_library(present) == digest:
-        return LibraryBuild(present, compiled=False)
-    check_writable(target)
-    recipe = _Recipe(
-        name="CPU library",
-        cmake=find_cmake(),
-        sources=sources / "plugins" / "cpu",
-        options=(f"-DCMAKE_CXX_COMPILER={find_host_compiler()}",),
-        digest=digest,
-        built=cpu_attention.LIBRARY_NAME,
-        check=cpu_attention.NativeLibrary,  # which refuses what does not load or has another ABI
-    )
-    _compile(recipe, target, jobs=parallel, force=force, on_progress=on_progress)
-    return LibraryBuild(target, compiled=True)
+    return _build(_CPU, output, None, jobs=jobs, force=force, on_progress=on_progress)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Product:
-    """A library with code for GPUs: where it is and goes, what it is made of, and what CMake is to build.
+    """A library: where it is and goes, and what CMake makes it of.
 
-    `state` reads the hash of the sources and the machine code's architectures from a file; None: it is no such library.
+    Attributes:
+        folder: of its CMakeLists.txt, below the sources.
+        built: its path in CMake's build folder.
+        choice: CMake's options that leave the kernels as they are: libraries of the same kernels share a build folder.
+        state: reads the hash of the sources and the machine code's architectures from a file; None: it is no such
+            library.
+        check: raises for a wrong one.
     """
 
     name: str
-    places: tuple[Path, Path]
-    digest: str
+    places: LibraryPlaces
+    folder: str = ""
     built: str
-    check: Callable[[Path], object]
-    choice: tuple[str, ...]
-    state: Callable[[Path], tuple[str, tuple[int, ...]] | None]
-
-
-def _build_for_gpus(
-    product: _Product,
-    architectures: Iterable[str | int] | None,
-    *,
-    jobs: int | None,
-    force: bool,
-    is_named: bool,
-    find: Callable[[], Toolchain],
-    on_progress: OnProgress,
-) -> LibraryBuild:
-    parallel = _checked_jobs(jobs)
-    requested = (
-        None if architectures is None else sorted({architecture_from_target(each) for each in architectures})
-    )
-    if requested == []:
-        raise UsageError("--arch", "no architecture given", "name at least one, such as --arch 86")
-    present, target = product.places
-    if not force and not is_named and _is_up_to_date(product, requested):
-        return LibraryBuild(present, compiled=False)
-    check_writable(target)
-    toolchain = find()
-    numbers = _compilable(toolchain, requested)
-    environment = dict(os.environ)
-    if toolchain.library_path is not None:
-        paths = [str(toolchain.library_path), environment.get("LIBRARY_PATH", "")]
-        environment["LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
-    headers = () if toolchain.headers is None else (f"-DHSPAN_TENSORRT_INCLUDE={toolchain.headers}",)
-    recipe = _Recipe(
-        name=product.name,
-        cmake=toolchain.cmake,
-        sources=sources_folder(),
-        options=(
-            f"-DCMAKE_CUDA_COMPILER={toolchain.nvcc}",
-            f"-DCMAKE_CUDA_HOST_COMPILER={toolchain.host_compiler}",
-            f"-DCMAKE_CXX_COMPILER={toolchain.host_compiler}",
-            "-DHSPAN_ARCHITECTURES=" + ";".join(map(str, numbers)),
-        ),
-        choice=(*product.choice, *headers),
-        cuda_version=toolchain.cuda_version,
-        digest=product.digest,
-        built=product.built,
-        check=product.check,
-    )
-    _compile(recipe, target, jobs=parallel, force=force, on_progress=on_progress, environment=environment)
-    return LibraryBuild(target, compiled=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Recipe:
-    """How a library is compiled: `built` is its path in the build folder, `check` raises for a wrong one.
-
-    `choice` are CMake's options that leave the kernels as they are: libraries of the same kernels share a build folder.
-    """
-
-    name: str
-    cmake: Path
-    sources: Path
-    options: tuple[str, ...]
     choice: tuple[str, ...] = ()
-    cuda_version: str = ""
-    digest: str
-    built: str
+    state: Callable[[Path], tuple[str, tuple[int, ...]] | None]
     check: Callable[[Path], object]
-
-
-def _compile(
-    recipe: _Recipe,
-    target: Path,
-    *,
-    jobs: int,
-    force: bool,
-    on_progress: OnProgress,
-    environment: dict[str, str] | None = None,
-) -> None:
-    """Compiles in a folder of the cache that belongs to this recipe, so that only what changed is compiled again."""
-    key = "\n".join(map(str, [recipe.cmake, recipe.sources, recipe.cuda_version, *recipe.options]))
-    folder = cache_folder() / "build" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    build = folder / "cmake"
-    configure: list[str | Path] = [
-        recipe.cmake,
-        "-S",
-        recipe.sources,
-        "-B",
-        build,
-        *generator_options(),
-        *recipe.options,
-        *recipe.choice,
-    ]
-    configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DHSPAN_SOURCE_SHA256={recipe.digest}"]
-    with locked_folder(folder):
-        if force:
-            shutil.rmtree(build, ignore_errors=True)
-        on_progress(BuildProgress(fraction=0.0, phase="configuring"))
-        run_cmake(
-            [configure, [recipe.cmake, "--build", build, "--parallel", str(jobs)]],
-            folder / "build.log",
-            where=recipe.name,
-            environment=environment,
-            on_progress=on_progress,
-        )
-        recipe.check(build / recipe.built)
-        with atomic_path(target) as temporary:
-            shutil.copyfile(build / recipe.built, temporary)
-
-
-def _checked_jobs(jobs: int | None) -> int:
-    if jobs is not None and jobs < 1:
-        raise UsageError("--jobs", f"got {jobs}, expected at least 1")
-    return jobs or os.cpu_count() or 1
-
-
-def _places_of(places: LibraryPlaces, output: str | os.PathLike[str] | None) -> tuple[Path, Path]:
-    """The library that would be used as it is, and where one goes that is compiled."""
-    return (Path(output),) * 2 if output is not None else (places.path(), places.own_path())
-
-
-def _is_up_to_date(product: _Product, requested: list[int] | None) -> bool:
-    state = product.state(product.places[0])
-    if state is None or state[0] != product.digest:
-        return False
-    compiled = set(state[1])
-    if requested is not None:
-        return compiled == set(requested)
-    try:
-        supported = supported_architectures(find_nvcc())
-    except HspanError:  # without a compiler, the library at hand has to do for all
-        supported = None
-    return set(_default_architectures(supported)) <= compiled
 
 
 def _state_of_plugin(path: Path) -> tuple[str, tuple[int, ...]] | None:
@@ -319,6 +156,120 @@ def _state_of_plugin(path: Path) -> tuple[str, tuple[int, ...]] | None:
     except HspanError:
         return None
     return info.source_sha256, info.cubin_architectures
+
+
+def _state_of_cpu_library(path: Path) -> tuple[str, tuple[int, ...]] | None:
+    digest = cpu_attention.source_sha256_from_library(path)
+    return None if digest is None else (digest, ())
+
+
+_PLUGIN: Final = _Product(
+    name="plugin",
+    places=PLACES,
+    built=f"plugins/{LIBRARY_NAME}",
+    choice=("-DHSPAN_BUILD_PLUGIN=ON", "-DHSPAN_BUILD_CUDA=OFF"),
+    state=_state_of_plugin,
+    check=plugin_info_from_library,
+)
+_CUDA: Final = _Product(
+    name="CUDA library",
+    places=cuda_attention.PLACES,
+    built=f"plugins/{cuda_attention.LIBRARY_NAME}",
+    choice=("-DHSPAN_BUILD_PLUGIN=OFF", "-DHSPAN_BUILD_CUDA=ON"),
+    state=cuda_attention.state_of_library,
+    check=cuda_attention.CudaLibrary,
+)
+_CPU: Final = _Product(
+    name="CPU library",
+    places=cpu_attention.PLACES,
+    folder="plugins/cpu",
+    built=cpu_attention.LIBRARY_NAME,
+    state=_state_of_cpu_library,
+    check=cpu_attention.NativeLibrary,  # which refuses what does not load or has another ABI
+)
+
+
+def _build(
+    product: _Product,
+    output: str | os.PathLike[str] | None,
+    find: Callable[[], Toolchain] | None,
+    *,
+    architectures: Iterable[str | int] | None = None,
+    is_named: bool = False,
+    jobs: int | None,
+    force: bool,
+    on_progress: OnProgress,
+) -> LibraryBuild:
+    """`find` finds what compiles for GPUs; None where a C++ compiler does."""
+    if jobs is not None and jobs < 1:
+        raise UsageError("--jobs", f"got {jobs}, expected at least 1")
+    requested: list[int] | None = [] if find is None else None
+    if architectures is not None:
+        requested = sorted({architecture_from_target(each) for each in architectures})
+        if not requested:
+            raise UsageError("--arch", "no architecture given", "name at least one, such as --arch 86")
+    present = target = Path(output or "")
+    if output is None:
+        present, target = product.places.path(), product.places.own_path()
+    digest = product.places.sources_sha256(sources_folder())
+    if not force and not is_named and _is_up_to_date(product, present, digest, requested):
+        return LibraryBuild(present, compiled=False)
+    check_writable(target)
+    environment, choice = dict(os.environ), [*product.choice, f"-DHSPAN_SOURCE_SHA256={digest}"]
+    if find is None:
+        cmake, version = find_cmake(), ""
+        options = [f"-DCMAKE_CXX_COMPILER={find_host_compiler()}"]
+    else:
+        toolchain = find()
+        cmake, version = toolchain.cmake, toolchain.cuda_version
+        options = [
+            f"-DCMAKE_CUDA_COMPILER={toolchain.nvcc}",
+            f"-DCMAKE_CUDA_HOST_COMPILER={toolchain.host_compiler}",
+            f"-DCMAKE_CXX_COMPILER={toolchain.host_compiler}",
+            "-DHSPAN_ARCHITECTURES=" + ";".join(map(str, _compilable(toolchain, requested))),
+        ]
+        if toolchain.headers is not None:
+            choice.append(f"-DHSPAN_TENSORRT_INCLUDE={toolchain.headers}")
+        if toolchain.library_path is not None:
+            paths = [str(toolchain.library_path), environment.get("LIBRARY_PATH", "")]
+            environment["LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
+    sources = sources_folder() / product.folder
+    # One folder of the cache for each way of compiling the kernels, so that only what changed is compiled again.
+    key = "\n".join(map(str, [cmake, sources, version, *options]))
+    folder = cache_folder() / "build" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    build = folder / "cmake"
+    configure: list[str | Path] = [cmake, "-S", sources, "-B", build, *generator_options(), *options, *choice]
+    with locked_folder(folder):
+        if force:
+            shutil.rmtree(build, ignore_errors=True)
+        on_progress(BuildProgress(fraction=0.0, phase="configuring"))
+        run_cmake(
+            [
+                [*configure, "-DCMAKE_BUILD_TYPE=Release"],
+                [cmake, "--build", build, "--parallel", str(jobs or os.cpu_count() or 1)],
+            ],
+            folder / "build.log",
+            where=product.name,
+            environment=environment,
+            on_progress=on_progress,
+        )
+        product.check(build / product.built)
+        with atomic_path(target) as temporary:
+            shutil.copyfile(build / product.built, temporary)
+    return LibraryBuild(target, compiled=True)
+
+
+def _is_up_to_date(product: _Product, present: Path, digest: str, requested: list[int] | None) -> bool:
+    state = product.state(present)
+    if state is None or state[0] != digest:
+        return False
+    if requested is not None:
+        return set(state[1]) == set(requested)
+    try:
+        supported = supported_architectures(find_nvcc())
+    except HspanError:  # without a compiler, the library at hand has to do for all
+        supported = None
+    return set(_default_architectures(supported)) <= set(state[1])
 
 
 def _default_architectures(supported: tuple[int, ...] | None) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.native.loading import TYPE_NUMBERS, ElementType, checked_library, open_library
-from trt_hspan.native.sources import LibraryPlaces, cpu_sources_sha256, sources_folder
+from trt_hspan.native.sources import LibraryPlaces, cpu_sources_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -201,15 +201,10 @@ class NativeLibrary:
 def native_library() -> NativeLibrary | None:
     """The library, loaded at the first call; None where there is none that fits, which is logged once as a warning.
 
-    Looked for: what TRT_HSPAN_CPU_LIBRARY names; else `default_library_path()`. A library that was compiled from
+    Looked for: what TRT_HSPAN_CPU_LIBRARY names; else `LibraryPlaces.path`. A library that was compiled from
     other sources than those at hand is not used, except one that the variable names.
     """
     return _loaded(os.environ.get(LIBRARY_VARIABLE))
-
-
-def default_library_path() -> Path:
-    """Where the library is looked for; see `LibraryPlaces.path`."""
-    return PLACES.path()
 
 
 def source_sha256_from_library(path: Path) -> str | None:
@@ -226,10 +221,8 @@ def source_sha256_from_library(path: Path) -> str | None:
 
 @functools.cache
 def _loaded(named: str | None) -> NativeLibrary | None:
-    path = default_library_path() if named is None else Path(named)
     try:
-        digest = cpu_sources_sha256(sources_folder()) if named is None else None
-        return checked_library(NativeLibrary, path, digest, _COMMAND)
+        return checked_library(NativeLibrary, PLACES, _COMMAND)
     except HspanError as error:
         logger.warning("attention runs without its native CPU library, many times slower: %s", error)
         return None

@@ -19,7 +19,7 @@ from trt_hspan.machine.gpu import cuda_error, gpu_driver
 from trt_hspan.native.compatibility import CompiledCode, Version, require_runs
 from trt_hspan.native.loading import TYPE_NUMBERS, ElementType, checked_library, open_library
 from trt_hspan.native.plugin import embedded_fields
-from trt_hspan.native.sources import LibraryPlaces, cuda_sources_sha256, sources_folder
+from trt_hspan.native.sources import LibraryPlaces, cuda_sources_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -273,10 +273,8 @@ def _code_from_fields(path: Path, fields: dict[str, Any]) -> CompiledCode | None
 
 @functools.cache
 def _loaded(named: str | None, architecture: int) -> CudaLibrary | None:
-    path = PLACES.path() if named is None else Path(named)
     try:
-        digest = cuda_sources_sha256(sources_folder()) if named is None else None
-        library = checked_library(CudaLibrary, path, digest, _COMMAND)
+        library = checked_library(CudaLibrary, PLACES, _COMMAND)
         library.check_runs(architecture, gpu_driver().cuda_version)
     except HspanError as error:
         give_up(architecture, error)

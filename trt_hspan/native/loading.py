@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Literal, Protocol, TypeVar
 
 from trt_hspan.errors import HspanError
+from trt_hspan.native.sources import LibraryPlaces, sources_folder
 
 ElementType = Literal["float32", "float16", "bfloat16"]
 
@@ -49,22 +50,21 @@ def open_library(path: Path, *, version_function: str, version: int, command: st
     return library
 
 
-def checked_library(
-    load: Callable[[Path], LoadedT], path: Path, source_sha256: str | None, command: str
-) -> LoadedT:
-    """A library that was compiled from the sources at hand, loaded.
+def checked_library(load: Callable[[Path], LoadedT], places: LibraryPlaces, command: str) -> LoadedT:
+    """The library of these places, loaded; it must be of the sources at hand, unless the environment names it.
 
     Args:
         load: loads the file.
-        source_sha256: hash of these sources; None takes a library of any.
         command: compiles it.
 
     Raises:
         HspanError: there is no file, it was compiled from other sources, or as `load`.
     """
+    path = places.path()
     if not path.is_file():
         raise HspanError(path, "there is no such library", f"compile it with {command}")
     library = load(path)
-    if source_sha256 not in (None, library.source_sha256):
+    named = os.environ.get(places.variable)
+    if not named and library.source_sha256 != places.sources_sha256(sources_folder()):
         raise HspanError(path, "was compiled from other sources", f"compile it again with {command}")
     return library

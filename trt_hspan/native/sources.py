@@ -63,7 +63,7 @@ class LibraryPlaces:
         One that was compiled here was asked for, for another GPU than the wheel's, and goes first.
         """
         own, shipped = self.own_path(), _SHIPPED / self.file_name
-        named = self.variable in os.environ
+        named = os.environ.get(self.variable)
         return own if named or own.is_file() or not shipped.is_file() else shipped
 
     def own_path(self) -> Path:
