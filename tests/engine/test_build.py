@@ -257,8 +257,8 @@ def test_tf32_is_off(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[Any] = []
     made = builder._config
 
-    def config(trt: Any, *arguments: Any) -> Any:
-        configs.append(made(trt, *arguments))
+    def config(trt: Any, *arguments: Any, **options: Any) -> Any:
+        configs.append(made(trt, *arguments, **options))
         assert not configs[-1].get_flag(trt.BuilderFlag.TF32)
         return configs[-1]
 

@@ -188,7 +188,7 @@ def test_parts_of_a_profile_may_be_missing() -> None:
 
 def test_a_profile_is_written_as_it_is_read() -> None:
     profile = profile_request_from_text("min=1x64x64,opt=1x128x96,max=2x256x256").profile_for("plugin")
-    assert profile.text == "min=1x64x64,opt=1x128x96,max=2x256x256"
+    assert str(profile) == "min=1x64x64,opt=1x128x96,max=2x256x256"
 
 
 @pytest.mark.parametrize(

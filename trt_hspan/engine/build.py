@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import onnx
 
-from trt_hspan.engine.builder import BuildRequest, BuiltPlan, build_plan
+from trt_hspan.engine.builder import BuiltPlan, Profiles, build_plan
 from trt_hspan.engine.manifest import (
     FORMAT_VERSION,
     EngineManifest,
@@ -37,7 +37,6 @@ from trt_hspan.engine.tensorrt_api import check_targets, load_plugin_library, lo
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import (
     check_writable,
-    error_from_os_error,
     sha256_from_file,
     staged_files,
     write_bytes,
@@ -59,10 +58,7 @@ from trt_hspan.native.progress import BuildProgress
 from trt_hspan.sizes import ImageSize
 from trt_hspan.version import __version__
 
-_MIB = 1 << 20
-
 DEFAULT_ATTENTION: dict[Flavor, Attention] = {"tensorrt": "plugin", "tensorrt-rtx": "function"}
-# What TensorRT-RTX builds for without --target, by NVIDIA's documentation ("and later").
 # NVIDIA's documented limit on the elements of one tensor. Measured on TensorRT-RTX 1.7.1: near it, the reported
 # activation memory wraps around (15.60 GB at 210x210 but 0.07 GB at 214x214).
 MAX_TENSOR_ELEMENTS = 2**31 - 1
@@ -88,7 +84,7 @@ class _Network:
     model: onnx.ModelProto
     precision: Precision
     profiles: tuple[ImageProfile, ...]
-    shapes: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
+    shapes: Profiles
     is_static: bool
 
 
@@ -149,11 +145,12 @@ def build_engine(
     with staged_files([*outputs, *companions]) as (plan_file, onnx_file, manifest_file, *companion_files):
         for file, text in zip(companion_files, prepared.companions.values(), strict=True):
             file.write_text(text, encoding="utf-8")
-        built = build_plan(tools.trt, _request(spec, tools, network), on_progress=on_progress)
-        if (
-            spec.timing_cache is not None and built.timing_cache is not None
-        ):  # of use even if what follows fails
-            write_bytes(spec.timing_cache, built.timing_cache)
+        for_parser = model_with_inlined_functions if tools.plugin is None else model_with_plugin_nodes
+        model = for_parser(network.model).SerializeToString()
+        profiles = () if network.is_static else network.shapes
+        built = build_plan(tools.trt, spec, model, profiles, on_progress=on_progress)
+        if spec.timing_cache is not None and built.timing_cache is not None:
+            write_bytes(spec.timing_cache, built.timing_cache)  # of use even if what follows fails
         plan_file.write_bytes(built.data)
         onnx_file.write_bytes(network.model.SerializeToString(deterministic=True))
         manifest = _manifest(
@@ -325,12 +322,8 @@ def _targets(spec: EngineSpec, flavor: Flavor) -> tuple[str, ...]:
     return gpus[:1]
 
 
-def _plugin_path(spec: EngineSpec) -> Path:
-    return spec.plugin or plugin_library.default_plugin_path()
-
-
 def _loaded_plugin(trt: Any, spec: EngineSpec, targets: tuple[str, ...]) -> PluginRecord:
-    path = _plugin_path(spec)
+    path = spec.plugin or plugin_library.default_plugin_path()
     info = plugin_library.plugin_info_from_library(path)
     plugin_library.check_plugin_serves(info, targets or RTX_DEFAULT_TARGETS)
     load_plugin_library(trt, path)
@@ -343,31 +336,6 @@ def _loaded_plugin(trt: Any, spec: EngineSpec, targets: tuple[str, ...]) -> Plug
             *(f"compute_{number}" for number in info.ptx_architectures),
         ),
     )
-
-
-def _request(spec: EngineSpec, tools: _Tools, network: _Network) -> BuildRequest:
-    prepare = model_with_inlined_functions if tools.plugin is None else model_with_plugin_nodes
-    return BuildRequest(
-        where=spec.output,
-        model=prepare(network.model).SerializeToString(),
-        profiles=() if network.is_static else network.shapes,
-        targets=spec.targets,
-        workspace_bytes=None if spec.workspace_mib is None else spec.workspace_mib * _MIB,
-        tactic_dram_bytes=None if spec.tactic_dram_mib is None else spec.tactic_dram_mib * _MIB,
-        optimization_level=spec.optimization_level,
-        traits=spec.traits,
-        plugin=_plugin_path(spec) if "embedded-plugin" in spec.traits else None,
-        timing_cache=None if spec.timing_cache is None else _timing_cache(spec.timing_cache),
-    )
-
-
-def _timing_cache(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise error_from_os_error(path, error, action="read") from error
 
 
 def _manifest(

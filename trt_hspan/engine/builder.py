@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from trt_hspan.engine.builder_log import figures_from_log
 from trt_hspan.engine.manifest import IoTensor
-from trt_hspan.engine.spec import OPTION_OF_TRAIT, Trait
+from trt_hspan.engine.spec import OPTION_OF_TRAIT, EngineSpec, Trait
 from trt_hspan.engine.tensorrt_api import (
     MODULE_OF,
     CollectedLog,
@@ -26,45 +26,20 @@ from trt_hspan.engine.tensorrt_api import (
     tensorrt_logger,
 )
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.files import error_from_os_error
 from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.native.plugin import default_plugin_path
 from trt_hspan.native.progress import BuildProgress, PhaseTracker
 
 _T = TypeVar("_T")
 Shape = tuple[int, ...]
+Profiles = tuple[tuple[Shape, Shape, Shape], ...]
 
 _FLAGS: dict[Trait, str] = {"version-compatible": "VERSION_COMPATIBLE", "refittable": "REFIT"}
 _LEVELS: dict[Trait, str] = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
 _DTYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 _POLL_SECONDS = 0.05
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildRequest:
-    """What the builder needs to know. None leaves TensorRT's default.
-
-    Args:
-        model: a serialized ONNX model with all weights inside.
-        profiles: min, opt and max shape of the one input, for each profile; empty for a network without dynamic
-            dimensions.
-        targets: compute capabilities for TensorRT-RTX; empty leaves TensorRT's default.
-        workspace_bytes: limit of scratch memory within a layer.
-        tactic_dram_bytes: limit of the memory that trial runs take while it builds.
-        traits: as in `EngineSpec`.
-        plugin: the library that goes into the plan; None for none.
-        timing_cache: what `ITimingCache` serialized before, b"" for a new one; None builds without.
-    """
-
-    where: object
-    model: bytes
-    profiles: tuple[tuple[Shape, Shape, Shape], ...]
-    targets: tuple[str, ...] = ()
-    workspace_bytes: int | None = None
-    tactic_dram_bytes: int | None = None
-    optimization_level: int | None = None
-    traits: frozenset[Trait] = frozenset()
-    plugin: Path | None = None
-    timing_cache: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +59,19 @@ class BuiltPlan:
 
 
 def build_plan(
-    trt: Any, request: BuildRequest, *, on_progress: Callable[[BuildProgress], None] | None = None
+    trt: Any,
+    spec: EngineSpec,
+    model: bytes,
+    profiles: Profiles,
+    *,
+    on_progress: Callable[[BuildProgress], None] | None = None,
 ) -> BuiltPlan:
     """Builds in a thread of its own, so that Ctrl-C reaches Python and stops the build at its next step.
+
+    Args:
+        model: a serialized ONNX model with all weights inside.
+        profiles: min, opt and max shape of the one input, for each profile; empty for a network without dynamic
+            dimensions.
 
     Raises:
         HspanError: the parser or the builder failed; the line is TensorRT's.
@@ -101,7 +86,9 @@ def build_plan(
     def built() -> BuiltPlan:
         with collected_log(trt) as log:
             return _call_in_thread(
-                lambda: _build(trt, request, tracker, log), poll=poll, cancel=tracker.cancel
+                lambda: _build(trt, spec, model, profiles, tracker=tracker, log=log),
+                poll=poll,
+                cancel=tracker.cancel,
             )
 
     if trt.__name__ in _FAILED:
@@ -117,15 +104,17 @@ def build_plan(
 _FAILED: set[str] = set()
 
 
-def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: CollectedLog) -> BuiltPlan:
+def _build(
+    trt: Any, spec: EngineSpec, model: bytes, profiles: Profiles, *, tracker: PhaseTracker, log: CollectedLog
+) -> BuiltPlan:
     logger = tensorrt_logger(trt)
     builder = trt.Builder(logger)
     network = strongly_typed_network(trt, builder)
     monitor = progress_monitor(trt, tracker)
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(request.model):
-        raise HspanError(request.where, f"TensorRT cannot read this model: {_parser_error(parser, log)}")
-    config = _config(trt, builder, network, request, log)
+    if not parser.parse(model):
+        raise HspanError(spec.output, f"TensorRT cannot read this model: {_parser_error(parser, log)}")
+    config = _config(trt, builder, network, spec, profiles=profiles, log=log)
     config.progress_monitor = monitor
     started = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
@@ -133,13 +122,13 @@ def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: Collecte
     if plan is None:
         _FAILED.add(trt.__name__)
         raise HspanError(
-            request.where,
+            spec.output,
             f"TensorRT built no engine: {log.first_error or 'it did not say why'}",
-            _advice(trt, request),
+            _advice(trt, spec),
         )
     figures = figures_from_log(log.figures)
-    count = max(1, len(request.profiles))
-    from_engine = _activation_memory_from_engine(trt, plan, count, request.traits)
+    count = max(1, len(profiles))
+    from_engine = _activation_memory_from_engine(trt, plan, count, spec.traits)
     from_log = figures.activation_memory_bytes
     source: Literal["engine", "builder log"] | None = "engine" if from_engine is not None else "builder log"
     memory = from_engine
@@ -147,7 +136,7 @@ def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: Collecte
         memory = from_log
     return BuiltPlan(
         data=plan,
-        timing_cache=None if request.timing_cache is None else bytes(config.get_timing_cache().serialize()),
+        timing_cache=None if spec.timing_cache is None else bytes(config.get_timing_cache().serialize()),
         io_tensors=_io_tensors(network),
         network_layer_counts=_layer_counts(network),
         engine_layer_counts=figures.engine_layer_counts,
@@ -159,34 +148,37 @@ def _build(trt: Any, request: BuildRequest, tracker: PhaseTracker, log: Collecte
     )
 
 
-def _config(trt: Any, builder: Any, network: Any, request: BuildRequest, log: CollectedLog) -> Any:
+def _config(
+    trt: Any, builder: Any, network: Any, spec: EngineSpec, *, profiles: Profiles, log: CollectedLog
+) -> Any:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
-    if request.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
-    if request.tactic_dram_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_DRAM, request.tactic_dram_bytes)
-    if request.optimization_level is not None:
-        config.builder_optimization_level = request.optimization_level
-    _set_traits(trt, config, request)
-    if request.targets:
+    for pool, mib in (("WORKSPACE", spec.workspace_mib), ("TACTIC_DRAM", spec.tactic_dram_mib)):
+        if mib is not None:
+            config.set_memory_pool_limit(getattr(trt.MemoryPoolType, pool), mib << 20)
+    if spec.optimization_level is not None:
+        config.builder_optimization_level = spec.optimization_level
+    _set_traits(trt, config, spec)
+    if spec.timing_cache is not None:
+        _set_timing_cache(config, spec.timing_cache)
+    if spec.targets:
         capabilities = known_targets(trt)
-        config.num_compute_capabilities = len(request.targets)
-        for index, target in enumerate(request.targets):
+        config.num_compute_capabilities = len(spec.targets)
+        for index, target in enumerate(spec.targets):
             if not config.set_compute_capability(capabilities[target], index):
                 raise HspanError("--target", f"TensorRT refuses {target}: {log.first_error}")
-    for shapes in request.profiles:
+    for shapes in profiles:
         profile = builder.create_optimization_profile()
         profile.set_shape(network.get_input(0).name, *shapes)
         if config.add_optimization_profile(profile) < 0:
-            raise HspanError(request.where, f"TensorRT refuses these shapes: {log.first_error}")
+            raise HspanError(spec.output, f"TensorRT refuses these shapes: {log.first_error}")
     return config
 
 
-def _set_traits(trt: Any, config: Any, request: BuildRequest) -> None:
-    for trait in request.traits & _FLAGS.keys():
+def _set_traits(trt: Any, config: Any, spec: EngineSpec) -> None:
+    for trait in spec.traits & _FLAGS.keys():
         config.set_flag(getattr(trt.BuilderFlag, _FLAGS[trait]))
-    for trait in request.traits & _LEVELS.keys():
+    for trait in spec.traits & _LEVELS.keys():
         level = getattr(trt.HardwareCompatibilityLevel, _LEVELS[trait], None)
         if level is None:
             raise UsageError(
@@ -195,16 +187,19 @@ def _set_traits(trt: Any, config: Any, request: BuildRequest) -> None:
                 "leave it out, or take a newer one",
             )
         config.hardware_compatibility_level = level
-    if request.plugin is not None:
-        config.plugins_to_serialize = [str(request.plugin.resolve())]
-    if request.timing_cache is not None:
-        _set_timing_cache(config, request)
+    if "embedded-plugin" in spec.traits:
+        config.plugins_to_serialize = [str((spec.plugin or default_plugin_path()).resolve())]
 
 
-def _set_timing_cache(config: Any, request: BuildRequest) -> None:
+def _set_timing_cache(config: Any, path: Path) -> None:
     """Times of another GPU or release are of no use: TensorRT refuses them, and measures anew."""
-    assert request.timing_cache is not None
-    cache = config.create_timing_cache(request.timing_cache)
+    try:
+        times = path.read_bytes()
+    except FileNotFoundError:
+        times = b""
+    except OSError as error:
+        raise error_from_os_error(path, error, action="read") from error
+    cache = config.create_timing_cache(times)
     if cache is None or not config.set_timing_cache(cache, False):
         _LOG.warning("the timing cache is of another GPU or TensorRT, or damaged; a new one is measured")
         config.set_timing_cache(config.create_timing_cache(b""), False)
@@ -219,13 +214,13 @@ def _parser_error(parser: Any, log: CollectedLog) -> str:
     return f"{node}{error.desc()}{more}"
 
 
-def _advice(trt: Any, request: BuildRequest) -> str:
-    if trt.__name__ == MODULE_OF["tensorrt-rtx"] and "refittable" in request.traits:
+def _advice(trt: Any, spec: EngineSpec) -> str:
+    if trt.__name__ == MODULE_OF["tensorrt-rtx"] and "refittable" in spec.traits:
         return (
             "build it where there is a GPU, which TensorRT-RTX 1.7 wants for this, or leave out --refittable"
         )
     return "see its messages with --verbose" + (
-        "" if request.workspace_bytes is None else ", or raise --workspace-mib"
+        "" if spec.workspace_mib is None else ", or raise --workspace-mib"
     )
 
 

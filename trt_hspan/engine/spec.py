@@ -62,48 +62,6 @@ def target_from_text(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageProfile:
-    """A TensorRT optimization profile for an input (N, C, H, W): what it accepts and what it is tuned for.
-
-    Raises:
-        UsageError: min > opt or opt > max in height, width or batch; the line names both options.
-    """
-
-    min: ImageSize
-    opt: ImageSize
-    max: ImageSize
-    min_batch: int = 1
-    opt_batch: int = 1
-    max_batch: int = 1
-
-    def __post_init__(self) -> None:
-        _Names(None).require_rising(self)
-
-    @property
-    def sizes(self) -> tuple[ImageSize, ImageSize, ImageSize]:
-        """min, opt, max."""
-        return self.min, self.opt, self.max
-
-    @property
-    def batches(self) -> tuple[int, int, int]:
-        """Of min, opt and max."""
-        return self.min_batch, self.opt_batch, self.max_batch
-
-    def shapes(self, channels: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """The (N, C, H, W) shapes min, opt, max, as TensorRT's `set_shape` takes them."""
-        low, best, high = (
-            (batch, channels, *size) for batch, size in zip(self.batches, self.sizes, strict=True)
-        )
-        return low, best, high
-
-    @property
-    def text(self) -> str:
-        """As --profile takes it."""
-        parts = zip(_PARTS, self.batches, self.sizes, strict=True)
-        return ",".join(f"{name}={batch}x{size}" for name, batch, size in parts)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProfileRequest:
     """The requested parts of a profile; None leaves a part to the defaults.
 
@@ -173,6 +131,31 @@ class ProfileRequest:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageProfile(ProfileRequest):
+    """A TensorRT optimization profile for an input (N, C, H, W): what it accepts and what it is tuned for."""
+
+    min: ImageSize
+    opt: ImageSize
+    max: ImageSize
+    min_batch: int = 1
+    opt_batch: int = 1
+    max_batch: int = 1
+
+    def shapes(self, channels: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The (N, C, H, W) shapes min, opt, max, as TensorRT's `set_shape` takes them."""
+        return (
+            (self.min_batch, channels, *self.min),
+            (self.opt_batch, channels, *self.opt),
+            (self.max_batch, channels, *self.max),
+        )
+
+    def __str__(self) -> str:
+        """As --profile takes it."""
+        parts = zip(_PARTS, self.batches, self.sizes, strict=True)
+        return ",".join(f"{name}={batch}x{size}" for name, batch, size in parts)
+
+
 def profile_request_from_text(text: str) -> ProfileRequest:
     """Reads one --profile: "min=64x64,opt=128x128,max=2x256x256".
 
@@ -227,7 +210,7 @@ def profiles_for(
         if profile == later:
             raise UsageError(
                 "--profile",
-                f"profiles {first} and {second} both take {profile.text}",
+                f"profiles {first} and {second} both take {profile}",
                 "give each other shapes, or leave one out",
             )
     return profiles

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -31,16 +31,10 @@ JOURNAL_NAME: Final = ".trt-hspan-journal.jsonl"
 _OTHER_VIDEOS: Final = ".mkv"
 Outcome = Literal["done", "skipped", "failed"]
 
-
-TargetState = Literal["absent", "finished", "other settings", "other source", "unknown"]
-#: Why a target in a state is left as it is. Empty: it is finished; None: it is to be written.
-REASONS: Final[dict[TargetState, str | None]] = {
-    "absent": None,
-    "finished": "",
-    "unknown": "exists and was not written by this command",
-    "other settings": "was written with another network or other options",
-    "other source": "was written from an earlier state of its source",
-}
+#: Why a target is left as it is, beside "": it is finished.
+NOT_OURS: Final = "exists and was not written by this command"
+OTHER_SETTINGS: Final = "was written with another network or other options"
+_OTHER_SOURCE: Final = "was written from an earlier state of its source"
 
 
 def refusal_line(target: object, reason: str) -> str:
@@ -69,16 +63,6 @@ class TaskReport:
     result: Any = None  # what the function for the task returned
     error: str | None = None  # one line, of a failed task
     seconds: float = 0.0
-
-
-@dataclass(kw_only=True)
-class JobReport:
-    """The outcomes of all tasks, in their order."""
-
-    tasks: list[TaskReport] = field(default_factory=list)
-
-    def of(self, outcome: Outcome) -> list[TaskReport]:
-        return [report for report in self.tasks if report.outcome == outcome]
 
 
 class FoundTasks(NamedTuple):
@@ -307,22 +291,16 @@ class Journal:
         self._settings = settings_digest(settings)
         self._entries = self._read()
 
-    def state(self, task: Task) -> TargetState:
-        """Whether a task's target exists, and how it came about."""
-        if not task.target.exists():
-            return "absent"
-        entry = self._entries.get(self._name(task))
-        if entry is None:
-            return "unknown"
-        if entry["event"] == "begin" and task.target.stat().st_mtime_ns < entry["time_ns"]:
-            return "unknown"  # older than the run that noted it
-        if entry["source"] != _stamp(task.source):
-            return "other source"
-        return "finished" if entry["settings"] == self._settings else "other settings"
-
     def why_not(self, task: Task) -> str | None:
         """Why a task is not to be done. Empty: it is finished; None: it is to be done."""
-        return REASONS[self.state(task)]
+        if not task.target.exists():
+            return None
+        entry = self._entries.get(self._name(task))
+        if entry is None or _is_older(task.target, entry):
+            return NOT_OURS
+        if entry["source"] != _stamp(task.source):
+            return _OTHER_SOURCE
+        return "" if entry["settings"] == self._settings else OTHER_SETTINGS
 
     def targets(self) -> Iterable[str]:
         """Names, below the folder, of what was begun or finished."""
@@ -336,9 +314,8 @@ class Journal:
         if not os.path.exists(path):  # noqa: PTH110  # a name that is too long is no error here
             return None
         entry = self._entries.get(self._name(task))
-        if entry is None or entry["settings"] != self._settings:
-            return path
-        return path if entry["event"] == "begin" and path.stat().st_mtime_ns < entry["time_ns"] else None
+        ours = entry is not None and entry["settings"] == self._settings and not _is_older(path, entry)
+        return None if ours else path
 
     def begin(self, task: Task) -> None:
         """Notes that work on a target begins."""
@@ -389,6 +366,11 @@ class Journal:
         return entries
 
 
+def _is_older(path: Path, entry: dict[str, Any]) -> bool:
+    """Whether a file is older than the run that noted that it began to write it."""
+    return bool(entry["event"] == "begin" and path.stat().st_mtime_ns < entry["time_ns"])
+
+
 def settings_digest(settings: object) -> str:
     """Sixteen hexadecimal digits that differ where settings do."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -411,7 +393,7 @@ def run_tasks(
     overwrite: bool = False,
     on_begin: Callable[[Task], None] | None = None,
     on_end: Callable[[TaskReport], None] | None = None,
-) -> JobReport:
+) -> list[TaskReport]:
     """Does tasks one after the other; one that fails does not stop the rest.
 
     Args:
@@ -422,16 +404,16 @@ def run_tasks(
         on_begin, on_end: called before and after each task; for skipped ones only after.
 
     Returns:
-        A report with every task. An interruption (KeyboardInterrupt) is not caught: finished files stay.
+        A report of each task, in their order. An interruption (KeyboardInterrupt) is not caught: finished files stay.
     """
-    report = JobReport()
+    reports = []
     for task in tasks:
         started = time.perf_counter()
         target, reason = task.target, None
         if journal is not None and not overwrite:
             reason = journal.why_not(task)
             if reason is None and (companion := journal.companion_of_others(task)) is not None:
-                target, reason = companion, REASONS["unknown"]
+                target, reason = companion, NOT_OURS
         if reason == "":
             entry = TaskReport(task=task, outcome="skipped")
         elif reason is not None:
@@ -440,10 +422,10 @@ def run_tasks(
             if on_begin is not None:
                 on_begin(task)
             entry = _attempt(task, do, journal, started)
-        report.tasks.append(entry)
+        reports.append(entry)
         if on_end is not None:
             on_end(entry)
-    return report
+    return reports
 
 
 def _attempt(task: Task, do: Callable[[Task], Any], journal: Journal | None, started: float) -> TaskReport:

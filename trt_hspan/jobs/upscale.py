@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,6 @@ from trt_hspan.errors import UsageError
 from trt_hspan.files import check_writable, require_free, sha256_from_file
 from trt_hspan.jobs.folders import (
     FoundTasks,
-    JobReport,
     Journal,
     Task,
     TaskReport,
@@ -92,7 +92,7 @@ class Work:
     runner: Runner
     upscaler: Upscaler
     progress: JobProgress
-    activate: Callable[[], None]
+    activate: Callable[[], object]
 
     def do(self, task: Task) -> Upscaled | UpscaledVideo:
         """One picture or video. Raises: HspanError as `upscale_picture_file` and `upscale_video`."""
@@ -117,13 +117,13 @@ class JobOutcome:
     Attributes:
         work: the network that did it.
         result: of a single file; None for a job on a folder.
-        report: of a job on a folder; None for a single file.
+        reports: of a job on a folder; None for a single file.
         left_out: files of the folders that are neither pictures nor videos.
     """
 
     work: Work
     result: Upscaled | UpscaledVideo | None = None
-    report: JobReport | None = None
+    reports: list[TaskReport] | None = None
     left_out: tuple[Path, ...] = ()
 
 
@@ -177,18 +177,18 @@ def _upscale_folder(
     companion = comparison_path if job.writing.compare else None
     journal = Journal(Path(job.output), _settings(job, runner), companion=companion)
     with progress(found.tasks) as bar, at_work(job, runner, bar) as work:
-        report = run_tasks(
+        reports = run_tasks(
             found.tasks, work.do, journal=journal, overwrite=job.overwrite, on_begin=bar.begin, on_end=bar.end
         )
-        return JobOutcome(work=work, report=report, left_out=tuple(found.left_out))
+        return JobOutcome(work=work, reports=reports, left_out=tuple(found.left_out))
 
 
 @contextmanager
 def at_work(job: UpscaleJob, runner: Runner, progress: JobProgress) -> Iterator[Work]:
     """The network is loaded when the first task is done, and given back at the end."""
     upscaler = Upscaler(runner, job.options, on_shrink=progress.note)
-    with _activated_when_needed(runner) as activate:
-        yield Work(job, runner, upscaler, progress, activate)
+    with ExitStack() as stack:
+        yield Work(job, runner, upscaler, progress, cache(lambda: stack.enter_context(runner)))
 
 
 def _require_free_comparisons(tasks: list[Task]) -> None:
@@ -226,21 +226,3 @@ def _network_digest(network: str | Path) -> str | None:
     if path.suffix.lower() == ".plan":
         return read_manifest(path).onnx_sha256
     return sha256_from_file(path) if path.suffix.lower() == ".onnx" else None
-
-
-@contextmanager
-def _activated_when_needed(runner: Runner) -> Iterator[Callable[[], None]]:
-    """Gives a function that loads the network at its first call: a job that is finished needs none."""
-    active = False
-
-    def activate() -> None:
-        nonlocal active
-        if not active:
-            runner.__enter__()
-            active = True
-
-    try:
-        yield activate
-    finally:
-        if active:
-            runner.__exit__(None, None, None)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn
     from rich.progress import Task as Bar
 
-    from trt_hspan.jobs.folders import JobReport, Task, TaskReport
+    from trt_hspan.jobs.folders import Task, TaskReport
     from trt_hspan.jobs.upscale import JobOutcome
     from trt_hspan.runtime.runner import Runner
 
@@ -35,8 +35,8 @@ def run_upscale(job: UpscaleJob, *, as_json: bool) -> int:
     """Does all of it and prints the result. Returns the exit code."""
     with terminated_as_interrupt():
         outcome = upscale_files(job, WorkProgress, on_wait=lambda: _say_waiting(job.output))
-    if outcome.report is not None:
-        return _print_all(job, outcome, outcome.report, as_json=as_json)
+    if outcome.reports is not None:
+        return _print_all(job, outcome, outcome.reports, as_json=as_json)
     print_one(job, outcome.work, Path(job.inputs[0]).name, outcome.result, as_json=as_json)
     return 0
 
@@ -58,9 +58,11 @@ def _say_waiting(folder: str) -> None:
     )
 
 
-def _print_all(job: UpscaleJob, outcome: JobOutcome, report: JobReport, *, as_json: bool) -> int:
+def _print_all(job: UpscaleJob, outcome: JobOutcome, reports: list[TaskReport], *, as_json: bool) -> int:
     work = outcome.work
-    done, skipped, failed = (report.of(name) for name in ("done", "skipped", "failed"))
+    done, skipped, failed = (
+        [entry for entry in reports if entry.outcome == name] for name in ("done", "skipped", "failed")
+    )
     totals = {
         "done": len(done),
         "skipped": len(skipped),
@@ -70,7 +72,7 @@ def _print_all(job: UpscaleJob, outcome: JobOutcome, report: JobReport, *, as_js
         **_runner_rows(work.runner),
         "out_of_memory": work.upscaler.shrinks or None,
     }
-    files = [_file_entry(entry) for entry in report.tasks]
+    files = [_file_entry(entry) for entry in reports]
     title = f"Upscaled to {job.output}"
     shown = totals | {"left_out": left_out_text([*map(str, outcome.left_out)])}
     print_report(title, {**totals, "files": files}, for_people(shown), as_json=as_json)

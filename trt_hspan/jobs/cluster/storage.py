@@ -6,6 +6,8 @@ A plain path is a file of this machine, or of a file system that all machines sh
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -34,11 +36,8 @@ def suffix_of(place: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
-    system, path = _system(uri)
-    try:
+    with _store(uri, "read") as (system, path):
         return bytes(system.cat_file(path))
-    except Exception as error:
-        raise _failure(uri, error, "read") from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -47,37 +46,30 @@ def write_bytes(uri: str, data: bytes) -> None:
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
         write_file_bytes(Path(uri), data)
         return
-    system, path = _system(uri)
-    try:
+    with _store(uri, "written") as (system, path):
         if _WITH_FOLDERS.intersection(_protocols(system)):
             system.makedirs(system._parent(path), exist_ok=True)
         system.pipe_file(path, data)  # object stores show an object when all of it has arrived
-    except Exception as error:
-        raise _failure(uri, error, "written") from error
 
 
 def objects_in(uri: str) -> list[str]:
     """Names of all objects below a place, relative to it, sorted; empty when there are none."""
-    system, path = _system(uri)
-    root = path.rstrip("/") + "/"
-    try:
+    with _store(uri, "listed") as (system, path):
+        root = path.rstrip("/") + "/"
         names = system.find(path) if system.exists(path) else []
-    except Exception as error:
-        raise _failure(uri, error, "listed") from error
     return sorted(name[len(root) :] for name in names if name.startswith(root))
 
 
 def exists(place: str) -> bool:
     if not is_uri(place):
         return Path(place).exists()
-    system, path = _system(place)
-    try:
+    with _store(place, "looked for") as (system, path):
         return bool(system.exists(path))
-    except Exception as error:
-        raise _failure(place, error, "looked for") from error
 
 
-def _system(uri: str) -> tuple[Any, str]:
+@contextmanager
+def _store(uri: str, action: str) -> Iterator[tuple[Any, str]]:
+    """The file system behind a URI and the path in it; what fails there within the block is one line."""
     try:
         import fsspec
     except ImportError:
@@ -88,17 +80,14 @@ def _system(uri: str) -> tuple[Any, str]:
         raise HspanError(
             uri, f"no access to this kind of store ({error})", "install its fsspec package"
         ) from None
-    return system, path
+    try:
+        yield system, path
+    except FileNotFoundError as error:
+        raise HspanError(uri, "no such object", "check the URI") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise HspanError(uri, f"cannot be {action}: {reason}", "check the URI and the credentials") from error
 
 
 def _protocols(system: Any) -> tuple[str, ...]:
     return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
-
-
-def _failure(uri: str, error: BaseException, action: str) -> HspanError:
-    if isinstance(error, HspanError):
-        return error
-    if isinstance(error, FileNotFoundError):
-        return HspanError(uri, "no such object", "check the URI")
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return HspanError(uri, f"cannot be {action}: {reason}", "check the URI and the credentials")

@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,7 +22,8 @@ from trt_hspan.jobs.cluster.storage import (
     write_bytes,
 )
 from trt_hspan.jobs.folders import (
-    REASONS,
+    NOT_OURS,
+    OTHER_SETTINGS,
     Journal,
     Task,
     require_distinct,
@@ -40,6 +42,11 @@ class ClusterTask:
 
     source: str
     target: str
+
+    @property
+    def local(self) -> Task:
+        """The same where both are paths."""
+        return Task(source=Path(self.source), target=Path(self.target))
 
 
 class FoundClusterTasks(NamedTuple):
@@ -62,25 +69,16 @@ def cluster_tasks(inputs: Sequence[str], output: str, *, suffix: str | None = No
     if local:
         found = tasks_from_inputs(local, Path("/" if is_uri(output) else output), suffix=suffix)
         left_out += map(str, found.left_out)
-    if local and not is_uri(output):
-        tasks += map(_from_local, found.tasks)
-    elif local:
-        tasks += [
-            ClusterTask(
-                source=str(task.source.absolute()), target=joined(output, str(task.target).lstrip("/"))
-            )
-            for task in found.tasks
-        ]
+        for task in found.tasks:
+            target = str(task.target.absolute())
+            target = joined(output, target.lstrip("/")) if is_uri(output) else target
+            tasks.append(ClusterTask(source=str(task.source.absolute()), target=target))
     for uri in (text for text in inputs if is_uri(text)):
         in_store = _in_store(uri, output, suffix)
         tasks += in_store.tasks
         left_out += in_store.left_out
     require_distinct((task.source, task.target) for task in tasks)
     return FoundClusterTasks(tasks, left_out)
-
-
-def _from_local(task: Task) -> ClusterTask:
-    return ClusterTask(source=str(task.source.absolute()), target=str(task.target.absolute()))
 
 
 def _in_store(uri: str, output: str, suffix: str | None) -> FoundClusterTasks:
@@ -112,36 +110,32 @@ class ClusterJournal:
     """Which targets are finished: the local `Journal`, or for stores, which cannot append, a folder of parts."""
 
     def __init__(self, output: str, settings: object) -> None:
-        self._output = output
         self._local = None if is_uri(output) else Journal(Path(output), settings)
         self._settings = settings_digest(settings)
-        self._entries: dict[str, str] = {}
+        self._folder = joined(output, _JOURNAL_FOLDER)
         self._part: list[str] = []
         self._part_name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.jsonl"
         self._flushed = time.monotonic()
-        if self._local is None:
-            self._read_parts()
+        self._entries = {} if self._local is not None else self._read_parts()
 
     def why_not(self, task: ClusterTask) -> str | None:
         """As `Journal.why_not`."""
         if self._local is not None:
-            return self._local.why_not(Task(source=Path(task.source), target=Path(task.target)))
+            return self._local.why_not(task.local)
         if not exists(task.target):
             return None
         settings = self._entries.get(task.target)
-        if settings is None:
-            return REASONS["unknown"]
-        return REASONS["finished" if settings == self._settings else "other settings"]
+        return NOT_OURS if settings is None else "" if settings == self._settings else OTHER_SETTINGS
 
     def begin(self, task: ClusterTask) -> None:
         """Notes that work on a target begins; a store's result counts when it is finished."""
         if self._local is not None:
-            self._local.begin(Task(source=Path(task.source), target=Path(task.target)))
+            self._local.begin(task.local)
 
     def finish(self, task: ClusterTask) -> None:
         """Notes that a target is in place."""
         if self._local is not None:
-            self._local.finish(Task(source=Path(task.source), target=Path(task.target)))
+            self._local.finish(task.local)
             return
         self._part.append(json.dumps({"target": task.target, "settings": self._settings}))
         if time.monotonic() - self._flushed > _FLUSH_S:
@@ -150,16 +144,14 @@ class ClusterJournal:
     def flush(self) -> None:
         """Writes what a store does not have yet."""
         if self._part:
-            place = joined(joined(self._output, _JOURNAL_FOLDER), self._part_name)
-            write_bytes(place, ("\n".join(self._part) + "\n").encode())
+            write_bytes(joined(self._folder, self._part_name), ("\n".join(self._part) + "\n").encode())
         self._flushed = time.monotonic()
 
-    def _read_parts(self) -> None:
-        folder = joined(self._output, _JOURNAL_FOLDER)
-        for name in objects_in(folder):
-            for line in read_bytes(joined(folder, name)).decode(errors="replace").splitlines():
-                try:
+    def _read_parts(self) -> dict[str, str]:
+        entries: dict[str, str] = {}
+        for name in objects_in(self._folder):
+            for line in read_bytes(joined(self._folder, name)).decode(errors="replace").splitlines():
+                with suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
-                    self._entries[entry["target"]] = entry["settings"]
-                except (ValueError, KeyError, TypeError):
-                    continue
+                    entries[entry["target"]] = entry["settings"]
+        return entries
