@@ -30,6 +30,7 @@ NOT_RUN: Final = {
     "docs/serving.md": "servers run until they are stopped: tests/serving",
     "docs/interoperability.md": "exports again: tests/cli/test_export.py types these options",
     "README.md: .[export,gpu,plugin]": "needs a GPU",
+    "README.md: trt-hspan evaluate HSPAN_x4.pt": "needs the published checkpoint and sets: tests/cli/test_evaluate.py",
     "README.md: trt-hspan serve": "a server runs until it is stopped: tests/serving",
     "README.md: sudo apt install": "is for the board",
     "docs/runtime.md: trt-hspan bench": "measures for a minute: tests/evaluation/speed",

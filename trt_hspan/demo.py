@@ -15,9 +15,10 @@ from trt_hspan.data import DEMO_PHOTOGRAPH
 from trt_hspan.engine.build import build_engine
 from trt_hspan.engine.manifest import EngineManifest
 from trt_hspan.engine.spec import Attention, EngineSpec, ProfileRequest
-from trt_hspan.evaluation.compare import Quality, ValidationReport, validate
+from trt_hspan.evaluation.compare import ValidationReport, validate
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.evaluation.figures import Crop, Panel, save_comparison
+from trt_hspan.evaluation.metrics import Quality
 from trt_hspan.evaluation.resize import bicubic_pixels
 from trt_hspan.export import export_onnx
 from trt_hspan.media.pictures import read_image

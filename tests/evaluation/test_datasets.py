@@ -9,7 +9,7 @@ import pytest
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation import datasets
-from trt_hspan.evaluation.datasets import SHIPPED_SIDE, samples_from_folder, shipped_samples
+from trt_hspan.evaluation.datasets import SHIPPED_SIDE, benchmark_sets, samples_from_folder, shipped_samples
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.media.writing import write_picture
 
@@ -91,10 +91,20 @@ def test_missing_half_of_a_pair_is_named(tmp_path: Path, lost: str, message: str
         samples_from_folder(tmp_path, 4)
 
 
-def test_low_resolution_picture_without_the_scale_in_its_name_is_no_half_of_a_pair(tmp_path: Path) -> None:
+def test_input_may_have_the_scale_in_its_name_or_not_but_is_one(tmp_path: Path) -> None:
     write_pair(tmp_path, "a")
-    write_picture(tmp_path / "LR_bicubic" / "X4" / "a.png", picture(10, 13))
-    with pytest.raises(HspanError, match=r"HR/a\.png: is missing"):
+    low = tmp_path / "LR_bicubic" / "X4"
+    (low / "ax4.png").rename(low / "a.png")
+    assert samples_from_folder(tmp_path, 4)[0].low_resolution == low / "a.png"
+    write_picture(low / "ax4.png", picture(10, 13))
+    with pytest.raises(HspanError, match=r"X4/a\.png: is a second input of one picture"):
+        samples_from_folder(tmp_path, 4)
+
+
+def test_two_pictures_of_one_name_are_an_error(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a")
+    write_picture(tmp_path / "HR" / "a.bmp", picture(41, 54))
+    with pytest.raises(HspanError, match=r"a\.png: has the name of a\.bmp; rename one of them"):
         samples_from_folder(tmp_path, 4)
 
 
@@ -106,7 +116,7 @@ def test_several_missing_halves_are_counted(tmp_path: Path) -> None:
         samples_from_folder(tmp_path, 4)
 
 
-@pytest.mark.parametrize("size", [(9, 13), (10, 14), (41, 54)])
+@pytest.mark.parametrize("size", [(6, 8), (10, 14), (11, 13), (41, 54)])
 def test_sizes_that_do_not_belong_together_are_reported_from_the_headers(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
@@ -119,6 +129,85 @@ def test_sizes_that_do_not_belong_together_are_reported_from_the_headers(
         ) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(10, 13), (9, 13), (7, 12)])
+def test_ground_truth_is_cropped_to_its_input_as_the_official_code_does(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    high = write_pair(tmp_path, "a")
+    write_picture(tmp_path / "LR_bicubic" / "X4" / "ax4.png", picture(*size))
+    (sample,) = samples_from_folder(tmp_path, 4)
+    low, truth = sample.load()
+    assert sample.size() == low.shape[:2] == size
+    assert truth is not None
+    np.testing.assert_array_equal(truth, high[: 4 * size[0], : 4 * size[1]])
+
+
+def test_ground_truth_alone_is_made_smaller_from_its_first_pixel(tmp_path: Path) -> None:
+    write_picture(tmp_path / "HR" / "a.png", picture(43, 55))
+    (sample,) = samples_from_folder(tmp_path, 4)
+    low, truth = sample.load()
+    assert truth is not None
+    np.testing.assert_array_equal(truth, picture(43, 55)[:40, :52])
+    np.testing.assert_array_equal(low, downscale(picture(43, 55), 4))
+    write_picture(tmp_path / "HR" / "a.png", picture(3, 55))
+    with pytest.raises(HspanError, match=r"a\.png: has 3x55 pixels, too few for scale 4"):
+        samples_from_folder(tmp_path, 4)[0].size()
+
+
+def names_of(sets: dict[str, list[datasets.Sample]]) -> dict[str, list[str]]:
+    return {name: [sample.name for sample in samples] for name, samples in sets.items()}
+
+
+@pytest.mark.parametrize("shelf", [".", "benchmark", "SrBenchmark"])
+def test_sets_come_in_the_order_of_the_published_tables_and_by_any_case(tmp_path: Path, shelf: str) -> None:
+    for name in ("Urban100", "BSD100", "set5", "Another"):
+        write_pair(tmp_path / shelf / name, name.lower())
+    write_picture(tmp_path / "results" / "a.png", picture(41, 54))  # no set unless it is named
+    found = benchmark_sets(tmp_path, 4)
+    assert list(found) == ["set5", "BSD100", "Urban100", "Another"]
+    assert names_of(benchmark_sets(tmp_path, 4, ["B100", "SET5"])) == {"BSD100": ["bsd100"], "set5": ["set5"]}
+    assert benchmark_sets(tmp_path, 4, ["results"])["results"][0].low_resolution is None
+    with pytest.raises(
+        HspanError, match="contains no set Set14; there is Another, BSD100, Urban100, results, set5"
+    ):
+        benchmark_sets(tmp_path, 4, ["Set5", "Set14"])
+
+
+def test_a_folder_of_data_may_be_the_set(tmp_path: Path) -> None:
+    write_pair(tmp_path / "Set5", "baby")
+    assert names_of(benchmark_sets(tmp_path / "Set5", 4)) == {"Set5": ["baby"]}
+    write_picture(tmp_path / "own" / "a.png", picture(41, 54))
+    ((sample,),) = benchmark_sets(tmp_path / "own", 4).values()
+    assert (sample.low_resolution, sample.size()) == (None, (10, 13))
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "name"),
+    [
+        ("Set5/GTmod12/baby", "Set5/LRbicx4/baby", "Set5"),
+        ("Set5/HR/baby", "Set5/LR_bicubic/x4/babyx4", "Set5"),
+        ("DIV2K_valid_HR/0801", "DIV2K_valid_LR_bicubic/X4/0801x4", "DIV2K_valid"),
+        ("DIV2K/DIV2K_valid_HR/0801", "DIV2K/DIV2K_valid_LR_bicubic/X4/0801x4", "DIV2K_valid"),
+    ],
+)
+def test_layouts_that_people_have(tmp_path: Path, high: str, low: str, name: str) -> None:
+    write_picture(tmp_path / f"{high}.png", picture(41, 54))
+    write_picture(tmp_path / f"{low}.png", picture(10, 13))
+    ((sample,),) = benchmark_sets(tmp_path, 4, [name]).values()
+    assert (sample.low_resolution, sample.ground_truth) == (tmp_path / f"{low}.png", tmp_path / f"{high}.png")
+    with pytest.raises(HspanError, match="no such folder, and the network's scale is 2"):
+        benchmark_sets(tmp_path, 2)
+
+
+def test_a_folder_without_sets_is_an_error_that_says_how_one_looks(tmp_path: Path) -> None:
+    with pytest.raises(
+        HspanError, match=r"contains no benchmark set; a set is a folder with HR/NAME\.png and LR"
+    ):
+        benchmark_sets(tmp_path, 4)
+    with pytest.raises(HspanError, match="no such folder"):
+        benchmark_sets(tmp_path / "none", 4)
 
 
 def test_empty_and_missing_folders_are_reported(tmp_path: Path) -> None:

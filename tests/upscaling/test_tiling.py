@@ -140,7 +140,7 @@ def test_the_official_code_always_cuts_into_quarters() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (23, 40), (24, 23), (24, 28)])
 def test_pictures_that_the_official_code_fails_on_are_reported(height: int, width: int) -> None:
-    with pytest.raises(HspanError, match=r"a\.png: .*too small to be quartered.*use --protocol tiled"):
+    with pytest.raises(HspanError, match=r"a\.png: .*too small to be quartered.*take another --protocol"):
         official_plan(ImageSize(height, width), what="a.png")
 
 

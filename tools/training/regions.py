@@ -142,6 +142,7 @@ def main() -> int:
         "--minutes", type=float, default=30.0, help="as many steps as the slowest does in [30]"
     )
     parser.add_argument("--scale", type=int, choices=(2, 4), default=4)
+    parser.add_argument("--batch", type=int, default=8, help="patches in a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=Path("training-output/data"))
@@ -155,7 +156,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    config = TrainingConfig(scale=arguments.scale, seed=arguments.seed)
+    config = TrainingConfig(scale=arguments.scale, batch=arguments.batch, seed=arguments.seed)
     pairs = load_pairs(arguments.data / "train", config.scale)
     held_out = load_pairs(arguments.data / "heldout", config.scale)
     with sole_training_in(arguments.output):
@@ -171,7 +172,8 @@ def _run(arguments: argparse.Namespace) -> None:
         with Progress(console=Console(stderr=True)) as bar:
             task = bar.add_task("training", total=steps, completed=comparison.step_count)
             comparison.train(on_step=lambda step: bar.update(task, completed=step))
-        print(f"{comparison.step_count} of {steps} steps, seed {config.seed}, scale {config.scale}\n")
+        done = f"{comparison.step_count} of {steps} steps of {config.batch} patches"
+        print(f"{done}, seed {config.seed}, scale {config.scale}\n")
         if comparison.step_count < steps:
             raise HspanError(arguments.output, "is stopped before its last step", "run it again to go on")
         psnrs = comparison.psnrs_db(held_out)

@@ -19,6 +19,7 @@ from trt_hspan.cli import (
     client,
     demo,
     doctor,
+    evaluate,
     export,
     inspect,
     plugin,
@@ -49,6 +50,7 @@ app.command("build")(build.build)
 app.command("refit")(refit.refit)
 app.command("audit")(audit.audit)
 app.command("validate")(validate.validate)
+app.command("evaluate", cls=evaluate.SeveralSets)(evaluate.evaluate)
 app.command("upscale")(upscale.upscale)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)

@@ -16,7 +16,8 @@ from trt_hspan.errors import HspanError
 from trt_hspan.sizes import tile_from_text
 
 if TYPE_CHECKING:
-    from trt_hspan.evaluation.compare import Quality, ValidationReport
+    from trt_hspan.evaluation.compare import ValidationReport
+    from trt_hspan.evaluation.metrics import Quality
     from trt_hspan.evaluation.validation import Validation, ValidationRequest
 
 

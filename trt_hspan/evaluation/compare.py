@@ -20,15 +20,15 @@ from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.evaluation.metrics import (
     Agreement,
+    Quality,
     agreement,
     default_bar_db,
-    mean_psnr_y,
-    psnr_y,
+    mean_quality,
+    quality_of,
     require_measurable,
-    ssim_y,
 )
 from trt_hspan.evaluation.polygraphy_adapter import run_and_compare
-from trt_hspan.evaluation.resize import bicubic_pixels, downscale
+from trt_hspan.evaluation.resize import bicubic_pixels
 from trt_hspan.evaluation.shared_tiles import SharedTiles, shared_tiles
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.runtime.runner import Float32Array, Runner
@@ -36,18 +36,8 @@ from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.options import DEFAULT_OPTIONS, UpscaleOptions
 from trt_hspan.upscaling.upscaler import upscale_batch
 
-# Two pictures are some 10 dB apart; blur, noise and another way of making smaller leave one picture above this.
-_ONE_PICTURE_DB: Final = 17.0
 #: A trained network is above bicubic interpolation; one that is so far below has other weights than it should.
 FAR_BELOW_BICUBIC_DB: Final = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """How close an output is to ground truth, by the official protocol (see `metrics`); NaN for one with NaN."""
-
-    psnr_y_db: float
-    ssim_y: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,8 +341,10 @@ def _compared(sample: Sample, candidates: Sequence[Runner], reference: Runner, t
 
     runs = run_and_compare([reference, *candidates], tensor_from_image(low), matches, infer=infer)
     bicubic = bicubic_pixels(low, sample.scale)
-    outputs = [None if truth is None else _pixels(run.output) for run in runs]
-    bicubic_quality, *qualities = [_quality(image, truth, sample.scale) for image in (bicubic, *outputs)]
+    bicubic_quality, *qualities = [
+        None if truth is None else quality_of(image, truth, sample.scale)
+        for image in (bicubic, *(_pixels(run.output) for run in runs))
+    ]
     tile = tiles.options.tile if isinstance(tiles.options.tile, ImageSize) else None
     cut = None if tile is None or size.within(tile) == size else tile
     reports = tuple(
@@ -385,15 +377,8 @@ def _remarks(outputs: Outputs) -> list[str]:
     """What is odd about a picture and its ground truth."""
     if outputs.truth is None:
         return []
-    remarks, name = [], outputs.sample.name
-    smaller = downscale(outputs.truth, outputs.sample.scale)
-    height, width = (min(sizes) for sizes in zip(smaller.shape[:2], outputs.low.shape[:2], strict=True))
-    low, small = outputs.low[:height, :width] / 255.0, smaller[:height, :width] / 255.0
-    apart_db = agreement(low, small).psnr_db
-    if apart_db < _ONE_PICTURE_DB:
-        remarks.append(
-            f"{name}: its ground truth, made smaller, is {apart_db:.1f} dB from it: are they of one picture?"
-        )
+    remark, name = outputs.sample.remark(outputs.low, outputs.truth), outputs.sample.name
+    remarks = [] if remark is None else [remark]
     quality = outputs.reports[0].reference_quality
     if quality is not None and quality.psnr_y_db == math.inf:
         remarks.append(f"{name}: PyTorch restores it exactly, so it is not in the mean PSNR-Y")
@@ -405,24 +390,14 @@ def _pixels(output: Float32Array) -> npt.NDArray[np.uint8] | None:
     return image_from_tensor(output) if np.isfinite(output).all() else None
 
 
-def _quality(
-    image: npt.NDArray[np.uint8] | None, truth: npt.NDArray[np.uint8] | None, scale: int
-) -> Quality | None:
-    if truth is None:
-        return None
-    if image is None:
-        return Quality(psnr_y_db=math.nan, ssim_y=math.nan)
-    return Quality(psnr_y_db=psnr_y(image, truth, scale), ssim_y=ssim_y(image, truth, scale))
-
-
 def _summary(pictures: Sequence[PictureReport]) -> Summary:
     measured = [picture.agreement for picture in pictures]
     pixels = np.array([picture.height * picture.width for picture in pictures], dtype=np.float64)
     psnrs = np.array([m.psnr_db for m in measured])
     errors = np.array([m.mean_abs_error for m in measured])
     references = [picture.reference_quality for picture in pictures]
-    reference = _mean_quality(references, references)
-    candidate = _mean_quality([picture.candidate_quality for picture in pictures], references)
+    reference = _mean(references, references)
+    candidate = _mean([picture.candidate_quality for picture in pictures], references)
     return Summary(
         worst_psnr_db=float(psnrs.min()),  # NaN wins over every number
         mean_psnr_db=float(psnrs[psnrs < math.inf].mean())
@@ -433,7 +408,7 @@ def _summary(pictures: Sequence[PictureReport]) -> Summary:
         nan_count=sum(m.nan_count for m in measured),
         reference_quality=reference,
         candidate_quality=candidate,
-        bicubic_quality=_mean_quality([picture.bicubic_quality for picture in pictures], references),
+        bicubic_quality=_mean([picture.bicubic_quality for picture in pictures], references),
         psnr_y_loss_db=None if not (reference and candidate) else reference.psnr_y_db - candidate.psnr_y_db,
         ssim_loss=None if not (reference and candidate) else reference.ssim_y - candidate.ssim_y,
         reference_seconds=sum(picture.reference_seconds for picture in pictures),
@@ -441,14 +416,7 @@ def _summary(pictures: Sequence[PictureReport]) -> Summary:
     )
 
 
-def _mean_quality(
-    qualities: Sequence[Quality | None], references: Sequence[Quality | None]
-) -> Quality | None:
-    measured = [quality for quality in qualities if quality is not None]
-    if not measured:
-        return None
-    reached = [quality.psnr_y_db for quality in references if quality is not None]
-    return Quality(
-        psnr_y_db=mean_psnr_y([quality.psnr_y_db for quality in measured], reached),
-        ssim_y=float(np.mean([quality.ssim_y for quality in measured])),
-    )
+def _mean(qualities: Sequence[Quality | None], references: Sequence[Quality | None]) -> Quality | None:
+    """Over the pictures that have ground truth; None without any."""
+    measured = [q for q in qualities if q is not None]
+    return mean_quality(measured, [r for r in references if r is not None]) if measured else None

@@ -216,6 +216,30 @@ def ssim_y(image: Uint8Array, truth: Uint8Array, scale: int) -> float:
     return float(np.mean(numerator / denominator))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How close a picture is to ground truth; NaN for a network's output with NaN."""
+
+    psnr_y_db: float
+    ssim_y: float
+
+
+def quality_of(image: Uint8Array | None, truth: Uint8Array, scale: int) -> Quality:
+    """`psnr_y` and `ssim_y` of a picture; no image stands for an output with NaN."""
+    if image is None:
+        return Quality(psnr_y_db=math.nan, ssim_y=math.nan)
+    return Quality(psnr_y_db=psnr_y(image, truth, scale), ssim_y=ssim_y(image, truth, scale))
+
+
+def mean_quality(qualities: Sequence[Quality], references: Sequence[Quality]) -> Quality:
+    """The means over pictures, of PSNR-Y as `mean_psnr_y` forms it with the references."""
+    reached = [quality.psnr_y_db for quality in references]
+    return Quality(
+        psnr_y_db=mean_psnr_y([quality.psnr_y_db for quality in qualities], reached),
+        ssim_y=float(np.mean([quality.ssim_y for quality in qualities])),
+    )
+
+
 def _gaussian_window() -> Float64Array:
     x = np.arange(_SSIM_WINDOW) - (_SSIM_WINDOW - 1) / 2
     window = np.exp(-(x * x) / (2.0 * _SSIM_SIGMA**2))

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.evaluation.datasets import Sample, plain_pictures, samples_from_folder
+from trt_hspan.evaluation.datasets import Sample, is_benchmark_set, plain_pictures, samples_from_folder
 from trt_hspan.files import error_from_os_error, sha256_from_file
 from trt_hspan.media.pixels import Uint8Array
 from trt_hspan.sizes import ImageSize
@@ -190,7 +190,7 @@ def check_place(place: str) -> None:
         _shipped()
         return
     try:
-        if not (folder.is_file() or (folder / "HR").is_dir() or (folder / "LR_bicubic").is_dir()):
+        if not (folder.is_file() or is_benchmark_set(folder)):
             plain_pictures(folder)
     except OSError as error:
         raise error_from_os_error(folder, error, action="read") from error

@@ -226,7 +226,7 @@ def _halved(pieces: list[_Piece], shave: int, step: int, picture: ImageSize, wha
             what,
             f"{picture} pixels are too small to be quartered with margin {shave} (the official code "
             "fails on it too)",
-            "use --protocol tiled",
+            "take another --protocol",
         )
     halves = []
     for piece in pieces:

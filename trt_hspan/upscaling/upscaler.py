@@ -92,9 +92,13 @@ class Upscaler:
                 network.
         """
         if self.options.protocol == "official":
-            quarters = official_plan(picture, min_size=self.options.official_min_size, what=what)
-            require_size(self.runner, quarters.tile, f"{what}, a tile of --protocol official")
-            return quarters
+            sizes = (picture, picture.turned) if self.options.self_ensemble else (picture,)
+            plans = [
+                official_plan(size, min_size=self.options.official_min_size, what=what) for size in sizes
+            ]
+            for quarters in plans:
+                require_size(self.runner, quarters.tile, f"{what}, a tile of --protocol official")
+            return plans[0]
         limit = self.limit
         if highest is not None:
             rows = ImageSize(highest, picture.width)

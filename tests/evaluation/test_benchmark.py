@@ -1,0 +1,301 @@
+"""Benchmark sets against the official code's evaluation, and results that are gone on with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.export_cache import ExportCache
+from support.golden import GoldenNetwork
+from support.official_evaluation import official_psnrs
+from support.runner_doubles import NearestRunner
+from support.synthetic_pictures import picture
+
+from trt_hspan import load_model
+from trt_hspan.errors import HspanError
+from trt_hspan.evaluation import benchmark
+from trt_hspan.evaluation.benchmark import BenchmarkPicture, BenchmarkReport, BenchmarkRequest, evaluate
+from trt_hspan.evaluation.metrics import EXACT_DB, psnr_y, ssim_y
+from trt_hspan.evaluation.resize import bicubic_pixels, downscale
+from trt_hspan.sizes import ImageSize
+
+
+def write_pair(folder: Path, name: str, high: np.ndarray, *, extra: tuple[int, int] = (0, 0)) -> None:
+    """A pair in the benchmark layout, with rows and columns of the ground truth that the input does not have."""
+    height, width = (side - more for side, more in zip(high.shape[:2], extra, strict=True))
+    low = downscale(high[:height, :width], 4)
+    for place, pixels in ((f"HR/{name}.png", high), (f"LR_bicubic/X4/{name}x4.png", low)):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / place)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Toy sets: even and odd sizes, a gray picture, ground truth that is much larger than its input."""
+    gray = picture(128, 172, seed=4)
+    write_pair(tmp_path / "data/Set5", "baby", picture(136, 160, seed=0))
+    write_pair(tmp_path / "data/Set5", "bird", picture(131, 147, seed=1), extra=(0, 1))
+    write_pair(tmp_path / "data/Set14", "comic", picture(150, 171, seed=2), extra=(21, 13))
+    gray[:] = gray[..., :1]
+    write_pair(tmp_path / "data/Set14", "barbara", gray)
+    Image.fromarray(gray[..., 0]).save(tmp_path / "data/Set14/HR/barbara.png")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "self_ensemble", "sets"),
+    [("official", False, ["Set5", "Set14"]), ("whole", False, ["Set5"]), ("official", True, ["Set14"])],
+)
+def test_figures_are_those_of_the_official_code(
+    small_x4: GoldenNetwork, data: Path, protocol: benchmark.Protocol, self_ensemble: bool, sets: list[str]
+) -> None:
+    if self_ensemble:  # eight times the work
+        (data / "Set14/HR/barbara.png").unlink()
+        (data / "Set14/LR_bicubic/X4/barbarax4.png").unlink()
+    request = BenchmarkRequest(
+        network=str(small_x4.checkpoint),
+        data=data,
+        sets=tuple(sets),
+        protocol=protocol,
+        self_ensemble=self_ensemble,
+        res_scale=small_x4.res_scale,
+    )
+    report = evaluate(request)
+    network = load_model(small_x4.checkpoint, res_scale=small_x4.res_scale)
+    assert [measured.name for measured in report.sets] == sets
+    for measured in report.sets:
+        expected = official_psnrs(
+            network, data / measured.name, 4, chop=protocol == "official", self_ensemble=self_ensemble
+        )
+        ours = {p.name: p.quality.psnr_y_db for p in report.pictures if p.set == measured.name}
+        # Float32 sums in another order move a value across a rounding to 8 bits once in thousands of pixels.
+        assert ours == pytest.approx(expected, abs=1e-3)
+        assert measured.quality.psnr_y_db == pytest.approx(np.mean(list(expected.values())), abs=1e-3)
+        assert measured.pictures == len(expected)
+
+
+def test_an_onnx_file_has_the_figures_of_its_checkpoint(
+    small_x4: GoldenNetwork, exported: ExportCache, data: Path
+) -> None:
+    request = BenchmarkRequest(
+        network=str(small_x4.checkpoint),
+        data=data,
+        sets=("Set5",),
+        protocol="whole",
+        res_scale=small_x4.res_scale,
+    )
+    ours, onnx = evaluate(request), evaluate(replace(request, network=str(exported("small_x4"))))
+    assert onnx.backend.startswith("ONNX Runtime")
+    for first, second in zip(ours.pictures, onnx.pictures, strict=True):
+        assert second.quality.psnr_y_db == pytest.approx(first.quality.psnr_y_db, abs=1e-3)
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> NearestRunner:
+    """Stands for every network that is opened."""
+    double = NearestRunner(source_sha256="a")
+    monkeypatch.setattr(benchmark, "open_runner", lambda *_, **__: double)
+    return double
+
+
+def without_seconds(report: BenchmarkReport) -> list[BenchmarkPicture]:
+    return [replace(picture, seconds=0.0) for picture in report.pictures]
+
+
+def test_bicubic_and_ssim_stand_beside_and_time_is_taken(runner: NearestRunner, data: Path) -> None:
+    report = evaluate(BenchmarkRequest(network="n", data=data, protocol="whole"))
+    baby = report.pictures[0]
+    high = np.asarray(Image.open(data / "Set5/HR/baby.png"))
+    low = np.asarray(Image.open(data / "Set5/LR_bicubic/X4/babyx4.png"))
+    assert baby.bicubic.psnr_y_db == psnr_y(bicubic_pixels(low, 4), high, 4)
+    assert baby.quality.ssim_y == ssim_y(low.repeat(4, 0).repeat(4, 1), high, 4)
+    assert (baby.height, baby.width) == (34, 40)
+    assert all(picture.seconds > 0 for picture in report.pictures)
+    first = report.sets[0]
+    assert first.seconds == sum(picture.seconds for picture in report.pictures[:2])
+    assert first.bicubic.ssim_y == np.mean([picture.bicubic.ssim_y for picture in report.pictures[:2]])
+
+
+def test_inputs_that_a_set_does_not_have_are_made_as_benchmark_sets_make_theirs(
+    runner: NearestRunner, data: Path, tmp_path: Path
+) -> None:
+    with_inputs = evaluate(BenchmarkRequest(network="n", data=data, sets=("Set5",)))
+    (tmp_path / "alone" / "Set5").mkdir(parents=True)
+    (data / "Set5" / "HR").rename(tmp_path / "alone" / "Set5" / "HR")
+    alone = evaluate(BenchmarkRequest(network="n", data=tmp_path / "alone"))
+    assert [p.quality for p in alone.pictures] == [p.quality for p in with_inputs.pictures]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "tile", "shapes"),
+    [
+        ("official", "auto", {(28, 32)}),
+        ("whole", "auto", {(34, 40), (32, 36)}),
+        ("tiles", ImageSize(24, 24), {(24, 24)}),
+    ],
+)
+def test_each_protocol_cuts_as_it_says(
+    runner: NearestRunner,
+    data: Path,
+    protocol: benchmark.Protocol,
+    tile: ImageSize,
+    shapes: set[tuple[int, int]],
+) -> None:
+    request = BenchmarkRequest(network="n", data=data, sets=("Set5",), protocol=protocol, tile=tile)
+    evaluate(request)
+    assert {shape[2:] for shape in runner.calls} == shapes
+
+
+# Results in a file ---------------------------------------------------------------------------------------------
+
+
+class Stopping:
+    """Progress that raises as Ctrl-C would."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+    def __call__(self, what: str, done: float, total: float) -> None:
+        if done >= self.at:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_as_an_uninterrupted_one(
+    runner: NearestRunner, data: Path, tmp_path: Path
+) -> None:
+    whole = evaluate(BenchmarkRequest(network="n", data=data))
+    calls_of_all = len(runner.calls)
+    request = BenchmarkRequest(network="n", data=data, results=tmp_path / "r.json")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(request, on_progress=Stopping(at=3.1))
+    stopped = json.loads((tmp_path / "r.json").read_text())
+    assert stopped["complete"] is False
+    assert [p["name"] for p in stopped["pictures"]] == ["baby", "bird", "barbara"]
+    assert [s["pictures"] for s in stopped["sets"]] == [2, 1]
+    runner.calls.clear()
+    resumed = evaluate(request)
+    assert len(runner.calls) == calls_of_all // 4  # four quarters of the one picture that was missing
+    assert without_seconds(resumed) == without_seconds(whole)
+    assert json.loads((tmp_path / "r.json").read_text())["complete"] is True
+    runner.calls.clear()
+    assert evaluate(request) == resumed
+    assert runner.calls == []
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_picture_that_changed_is_run_again(runner: NearestRunner, data: Path, tmp_path: Path) -> None:
+    request = BenchmarkRequest(network="n", data=data, results=tmp_path / "r.json", protocol="whole")
+    before = evaluate(request)
+    write_pair(data / "Set5", "bird", picture(131, 147, seed=9), extra=(0, 1))
+    runner.calls.clear()
+    after = evaluate(request)
+    assert len(runner.calls) == 1
+    assert [a == b for a, b in zip(before.pictures, after.pictures, strict=True)] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": "whole"}, "with protocol official, not whole; name another file, or remove this one"),
+        ({"self_ensemble": True}, "with self ensemble False, not True"),
+        ({}, "with sha256 a, not b"),
+    ],
+)
+def test_results_of_another_run_are_neither_mixed_nor_replaced(
+    runner: NearestRunner, data: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    request = BenchmarkRequest(network="n", data=data, sets=("Set5",), results=tmp_path / "r.json")
+    evaluate(request)
+    before = (tmp_path / "r.json").read_bytes()
+    runner.source_sha256 = "a" if change else "b"
+    with pytest.raises(HspanError, match=message):
+        evaluate(replace(request, **change))  # type: ignore[arg-type]
+    assert (tmp_path / "r.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "words", "[]", "{}", '{"pictures": []}'])
+def test_a_file_of_something_else_is_not_replaced(
+    runner: NearestRunner, data: Path, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(HspanError, match=r"r\.json: exists and is no file of results; name another file"):
+        evaluate(BenchmarkRequest(network="n", data=data, results=tmp_path / "r.json"))
+    assert (tmp_path / "r.json").read_text() == content
+
+
+def test_a_picture_that_is_restored_exactly_is_remarked_on_and_not_in_the_mean(
+    runner: NearestRunner, data: Path, tmp_path: Path
+) -> None:
+    write_pair(data / "Set5", "flat", np.full((136, 160, 3), 99, np.uint8))
+    request = BenchmarkRequest(network="n", data=data, sets=("Set5",), results=tmp_path / "r.json")
+    report = evaluate(request)
+    flat = report.pictures[-1]
+    assert flat.quality.psnr_y_db == math.inf
+    assert flat.remark == "flat: restored exactly, so it is not in the mean PSNR-Y"
+    others = [picture.quality.psnr_y_db for picture in report.pictures[:2]]
+    assert report.sets[0].quality.psnr_y_db == pytest.approx(np.mean(others))
+    assert json.loads((tmp_path / "r.json").read_text())["not_finite"] == {
+        "pictures[2].quality.psnr_y_db": "inf",
+        "pictures[2].bicubic.psnr_y_db": "inf",
+    }
+    assert without_seconds(evaluate(request)) == without_seconds(report)
+    for name in ("baby", "bird"):
+        (data / "Set5/HR" / f"{name}.png").unlink()
+        (data / "Set5/LR_bicubic/X4" / f"{name}x4.png").unlink()
+    assert evaluate(replace(request, results=None)).sets[0].quality.psnr_y_db == EXACT_DB
+
+
+def shrink_one(data: Path) -> None:
+    write_pair(data / "Set5", "baby", picture(64, 80, seed=0))
+
+
+def spoil_last(data: Path) -> None:
+    (data / "Set14/HR/comic.png").write_text("words")
+
+
+def narrow_last(data: Path) -> None:
+    """Large enough as it is, and too narrow where a self-ensemble turns it."""
+    write_pair(data / "Set14", "comic", picture(126, 160, seed=0))
+
+
+def swap_inputs(data: Path) -> None:
+    write_pair(data / "Set5", "baby", 255 - picture(136, 160, seed=0))
+    Image.fromarray(downscale(picture(136, 160, seed=0), 4)).save(data / "Set5/LR_bicubic/X4/babyx4.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (shrink_one, r"Set5/baby: 16x20 pixels are too small to be quartered .*; take another --protocol"),
+        (spoil_last, r"comic\.png: not a picture"),
+        (narrow_last, r"Set14/comic: 40x31 pixels are too small to be quartered"),
+    ],
+)
+def test_pictures_that_cannot_be_evaluated_are_refused_before_the_first_run(
+    runner: NearestRunner, data: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(data)
+    with pytest.raises(HspanError, match=message):
+        evaluate(BenchmarkRequest(network="n", data=data, self_ensemble=True, results=tmp_path / "r.json"))
+    assert not (tmp_path / "r.json").exists()
+    assert runner.calls == []
+
+
+def test_a_pair_of_two_pictures_is_remarked_on(runner: NearestRunner, data: Path) -> None:
+    swap_inputs(data)
+    report = evaluate(BenchmarkRequest(network="n", data=data, sets=("Set5",)))
+    assert report.pictures[0].remark is not None
+    assert report.pictures[0].remark.endswith("are they of one picture?")
+    assert report.pictures[1].remark is None
+
+
+def test_nan_in_a_result_is_an_error_that_names_the_picture(runner: NearestRunner, data: Path) -> None:
+    runner.spoil = math.nan
+    with pytest.raises(HspanError, match=r"nearest on Set5/baby: 1 of .* values are NaN"):
+        evaluate(BenchmarkRequest(network="n", data=data, protocol="whole"))

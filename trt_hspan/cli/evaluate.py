@@ -1,0 +1,150 @@
+"""`trt-hspan evaluate`: the published tables, for any network: PSNR-Y and SSIM on benchmark sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
+
+from trt_hspan.cli import options
+from trt_hspan.cli.output import print_rows, print_table
+from trt_hspan.cli.progress import progress
+from trt_hspan.cli.request import argument, flag, option, refuse_options, takes_request
+from trt_hspan.errors import UsageError
+from trt_hspan.sizes import tile_from_text
+
+if TYPE_CHECKING:
+    from trt_hspan.evaluation.benchmark import (
+        BenchmarkPicture,
+        BenchmarkReport,
+        BenchmarkRequest,
+        BenchmarkSet,
+    )
+
+_COLUMNS = ("PSNR-Y", "SSIM", "bicubic", "its SSIM", "seconds")
+
+
+class SeveralSets(TyperCommand):
+    """Reads `--sets Set5 Set14` as `--sets Set5 --sets Set14`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_repeated("--sets", args)))
+
+
+def _repeated(name: str, words: list[str]) -> Iterator[str]:
+    """Puts the option's name before each of its values but the first; words that begin with - end them."""
+    values = None
+    for word in words:
+        values = 0 if word == name else None if word.startswith("-") or values is None else values + 1
+        if values is not None and values > 1:
+            yield name
+        yield word
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    network: str = argument(
+        "A .pt, .pth or .safetensors file, a preset, an ONNX file, or an engine.", "NETWORK"
+    )
+    data: Path = option(
+        "The folder of the sets: DATA/Set5/HR/NAME.png and DATA/Set5/LR_bicubic/X4/NAMEx4.png, in it or in its "
+        "benchmark folder. Of a set with HR alone, the input is made by bicubic interpolation as MATLAB's.",
+        "DATA",
+        default=...,
+    )
+    sets: tuple[str, ...] = option("These sets.", "NAME...", default=(), shown="all there are")
+    protocol: str = option(
+        "official: quarters with hard seams, as the official code's --chop cuts them for its published figures. "
+        "whole: no cuts. tiles: as trt-hspan upscale.",
+        "official|whole|tiles",
+        default="official",
+    )
+    tile: str = option("For --protocol tiles: their size.", "auto|HxW", default="auto")
+    self_ensemble: bool = flag("Mean over the 8 flips and turns: 8 times the work.")
+    res_scale: float | None = options.res_scale()
+    engine: options.EngineOptions
+    json: Path | None = option(
+        "Write the figures there after each picture; run again, it goes on where it stopped.", "FILE"
+    )
+    markdown: Path | None = option("Write the tables there.", "FILE")
+
+    def evaluation(self) -> BenchmarkRequest:
+        """Raises: UsageError as `BenchmarkRequest`, or for options that make no sense."""
+        from trt_hspan.evaluation.benchmark import BenchmarkRequest
+
+        if Path(self.network).suffix.lower() in (".onnx", ".plan"):
+            refuse_options(
+                {"--res-scale": self.res_scale}, "is for checkpoints; ONNX files and engines have theirs"
+            )
+        if self.json is not None and self.json == self.markdown:
+            raise UsageError("--markdown", f"{self.markdown} is the file of --json", "name another")
+        self.engine.require_plugin_for([self.network])
+        return BenchmarkRequest(
+            network=self.network,
+            data=self.data,
+            sets=tuple(dict.fromkeys(self.sets)),
+            protocol=self.protocol,  # type: ignore[arg-type]  # checked by the request
+            tile=tile_from_text(self.tile),
+            self_ensemble=self.self_ensemble,
+            device=self.engine.device,
+            res_scale=options.residual_scale(self.res_scale),
+            plugin=self.engine.plugin,
+            results=self.json,
+        )
+
+
+@takes_request
+def evaluate(request: EvaluateRequest) -> None:
+    """Measure a network on benchmark sets as the published tables do: PSNR-Y and SSIM beside bicubic, and time."""
+    from trt_hspan.evaluation.benchmark import evaluate as evaluated
+    from trt_hspan.files import check_writable, write_text
+
+    evaluation = request.evaluation()
+    if request.markdown is not None:
+        check_writable(request.markdown)
+    with progress("opening the network") as bar:
+        report = evaluated(evaluation, on_progress=bar.show)
+    if request.markdown is not None:
+        write_text(request.markdown, _markdown(report))
+    pictures = [[f"{p.set}/{p.name}", f"{p.height}x{p.width}", *_figures(p)] for p in report.pictures]
+    print_rows(_title(report), ["picture", "input", *_COLUMNS], pictures)
+    sets = [[s.name, str(s.pictures), *_figures(s)] for s in report.sets]
+    print_rows("Means", ["set", "pictures", *_COLUMNS], sets)
+    remarks = _remarks(report)
+    if remarks:
+        print_table("", {f"remark {number}": remark for number, remark in enumerate(remarks, 1)})
+
+
+def _title(report: BenchmarkReport) -> str:
+    ensemble = ", self-ensemble" if report.self_ensemble else ""
+    tile = f" of {report.tile}" if report.protocol == "tiles" else ""
+    return f"{report.network} at scale {report.scale}, {report.backend}, protocol {report.protocol}{tile}{ensemble}"
+
+
+def _figures(measured: BenchmarkPicture | BenchmarkSet) -> list[str]:
+    qualities = (measured.quality, measured.bicubic)
+    cells = [text for q in qualities for text in (f"{q.psnr_y_db:.3f}", f"{q.ssim_y:.4f}")]
+    return [*cells, f"{measured.seconds:.2f}"]
+
+
+def _remarks(report: BenchmarkReport) -> list[str]:
+    return [f"{picture.set}/{picture.remark}" for picture in report.pictures if picture.remark is not None]
+
+
+def _markdown(report: BenchmarkReport) -> str:
+    def table(head: list[str], rows: list[list[str]]) -> str:
+        rule = ["---", *["---:"] * (len(head) - 1)]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+    parts = [
+        f"{_title(report)}.",
+        table(["set", "pictures", *_COLUMNS], [[s.name, str(s.pictures), *_figures(s)] for s in report.sets]),
+    ]
+    for measured in report.sets:
+        own = [p for p in report.pictures if p.set == measured.name]
+        rows = [[p.name, f"{p.height}x{p.width}", *_figures(p)] for p in own]
+        parts.append(table([measured.name, "input", *_COLUMNS], rows))
+    return "\n\n".join([*parts, *(f"- {remark}" for remark in _remarks(report))]) + "\n"
