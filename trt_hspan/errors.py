@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+#: Characters that steer a terminal or break a line: control characters, separators of lines and paragraphs, what turns
+#: the direction of writing; and halves of characters, which no encoding has.
+STEERING: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_NAME: Final = 400
+
+
+def printable(text: str) -> str:
+    """The text with every character that steers a terminal as its escape.
+
+    Example:
+        >>> from trt_hspan.errors import printable
+        >>> print(printable("red\\x1b[31m.png"))
+        red\\x1b[31m.png
+    """
+    return STEERING.sub(lambda match: ascii(match[0])[1:-1], text)
+
 
 class HspanError(Exception):
     """A failure that a user can act on, in one line: where, what, next step.
@@ -20,9 +39,11 @@ class HspanError(Exception):
     exit_code = 1
 
     def __init__(self, where: object, what: str, next_step: str | None = None) -> None:
-        self.where = str(where)
-        self.what = " ".join(what.split())
-        self.next_step = None if next_step is None else " ".join(next_step.split())
+        name = printable(str(where))
+        half = _LONGEST_NAME // 2
+        self.where = name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
+        self.what = printable(" ".join(what.split()))
+        self.next_step = None if next_step is None else printable(" ".join(next_step.split()))
         super().__init__(self.where, self.what, self.next_step)
 
     def __str__(self) -> str:

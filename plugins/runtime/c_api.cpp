@@ -8,6 +8,8 @@
 #include "tensorrt_engine.h"
 #endif
 
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <new>
 #include <string>
@@ -81,6 +83,15 @@ void require(bool condition, char const* function, char const* what)
     {
         throw Error(function, what, "", Code::kUSAGE);
     }
+}
+
+// Refuses rows that no memory can hold: their addresses must not wrap around.
+void requireRows(void const* first, std::int64_t rows, std::size_t rowBytes, std::size_t stride, char const* name)
+{
+    require(stride >= rowBytes, "hspan_upscale", (std::string(name) + "_stride is shorter than a row").c_str());
+    auto const room = std::min<std::uintptr_t>(UINTPTR_MAX - reinterpret_cast<std::uintptr_t>(first), PTRDIFF_MAX);
+    require(rowBytes <= room && static_cast<std::uintptr_t>(rows - 1) <= (room - rowBytes) / stride, "hspan_upscale",
+        (std::string(name) + "_stride is too long for memory").c_str());
 }
 
 hspan::TileChoice tileChoice(hspan_tiling const& tiling)
@@ -171,10 +182,13 @@ hspan_status hspan_upscale(hspan_upscaler* upscaler, void const* input, int32_t 
             require(upscaler != nullptr && input != nullptr && output != nullptr, "hspan_upscale", "a pointer is NULL");
             require(channels >= 1 && channels <= 4, "hspan_upscale", "channels must be 1 to 4");
             require(bits == 8 || bits == 16, "hspan_upscale", "bits must be 8 or 16");
+            hspan::requireSize("hspan_upscale", height, width);
+            auto const scale = static_cast<std::int64_t>(upscaler->upscaler.scale());
+            hspan::requireSize("hspan_upscale, upscaled", height * scale, width * scale);
+            auto const rowBytes = static_cast<std::size_t>(width) * static_cast<std::size_t>(channels * (bits / 8));
+            requireRows(input, height, rowBytes, input_stride, "input");
+            requireRows(output, height * scale, rowBytes * static_cast<std::size_t>(scale), output_stride, "output");
             Image image = hspan::imageWithSize("hspan_upscale", height, width, channels, bits);
-            auto const scale = static_cast<std::size_t>(upscaler->upscaler.scale());
-            require(input_stride >= image.rowBytes(), "hspan_upscale", "input_stride is shorter than a row");
-            require(output_stride >= image.rowBytes() * scale, "hspan_upscale", "output_stride is shorter than a row");
             for (std::size_t y = 0; y < static_cast<std::size_t>(height); ++y)
             {
                 std::memcpy(&image.samples[y * image.rowBytes()], static_cast<char const*>(input) + y * input_stride,
@@ -212,6 +226,7 @@ hspan_status hspan_plan(hspan_upscaler const* upscaler, int32_t height, int32_t 
         [&]
         {
             require(upscaler != nullptr && rows != nullptr && columns != nullptr, "hspan_plan", "a pointer is NULL");
+            hspan::requireSize("hspan_plan", height, width);
             hspan::TilePlan const plan = upscaler->upscaler.plan({height, width});
             *rows = static_cast<int32_t>(plan.rows.size());
             *columns = static_cast<int32_t>(plan.columns.size());

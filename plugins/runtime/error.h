@@ -36,6 +36,13 @@ private:
     Code mCode;
 };
 
+// Whether a UTF-8 text contains what steers a terminal or breaks a line: control characters, separators of lines and
+// paragraphs, what turns the direction of writing. trt_hspan/errors.py has the same list.
+bool steers(std::string const& text);
+
+// The text with a question mark for each of them.
+std::string printable(std::string text);
+
 // An Error for a failed system call: errno's text, and what can be done about it.
 Error errorFromErrno(std::string const& where, std::string const& action, int number);
 

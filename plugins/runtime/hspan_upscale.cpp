@@ -41,6 +41,7 @@ struct Arguments
     bool noCudaGraph = false;
     bool info = false;
     bool json = false;
+    bool overwrite = false;
     int repeat = 1;
 };
 
@@ -51,13 +52,13 @@ double seconds(Clock::time_point since)
 
 void say(std::string const& text)
 {
-    std::cerr << "hspan-upscale: " << text << '\n';
+    std::cerr << "hspan-upscale: " << printable(text) << '\n';
 }
 
-// One line; bytes of a file's name that are no UTF-8 become question marks.
+// One line; bytes of a file's name that are no UTF-8 are replaced, and what is not ASCII is escaped.
 std::string textFromJson(nlohmann::ordered_json const& json)
 {
-    return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+    return json.dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 // Whether a text is `format` from end to end, with two numbers from 1.
@@ -100,6 +101,12 @@ TileChoice tileChoice(Arguments const& arguments)
         choice.overlap = arguments.overlap;
     }
     return choice;
+}
+
+bool exists(std::string const& path)
+{
+    struct stat status{};
+    return ::lstat(path.c_str(), &status) == 0;
 }
 
 bool isFolder(std::string const& path)
@@ -205,7 +212,7 @@ void printInfo(Arguments const& arguments)
     for (auto const& [key, value] : report.items())
     {
         text += (text.empty() ? "" : "\n") + key + ": "
-            + (value.is_string() ? value.get<std::string>() : textFromJson(value));
+            + (value.is_string() ? printable(value.get<std::string>()) : textFromJson(value));
     }
     printLine(text);
 }
@@ -239,6 +246,10 @@ void checkArguments(Arguments const& arguments)
         std::string const target = targetFor(input, arguments);
         requireWritableSuffix(target);
         requireWritableFolder(target);
+        if (exists(target) && !arguments.overwrite)
+        {
+            throw Error(target, "exists", "give --overwrite or another name");
+        }
         if (!targets.insert(target).second)
         {
             throw Error(
@@ -324,6 +335,7 @@ int main(int argc, char** argv)
     app.add_option("--repeat", arguments.repeat, "run each picture this many times and print the median time")
         ->capture_default_str()
         ->check(CLI::Range(1, 100000));
+    app.add_flag("--overwrite", arguments.overwrite, "replace pictures that exist");
     app.add_flag("--no-cuda-graph", arguments.noCudaGraph, "launch the kernels one by one");
     app.add_flag("--info", arguments.info, "print what the engine is; needs no GPU");
     app.add_flag("--json", arguments.json, "results as JSON lines on standard output");

@@ -1,11 +1,12 @@
 #include "manifest.h"
 
 #include "error.h"
+#include "manifest_schema.h"
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <initializer_list>
+#include <set>
 
 namespace hspan
 {
@@ -14,262 +15,301 @@ namespace
 
 using Json = nlohmann::json;
 
-constexpr int kFORMAT_VERSION = 4;
-constexpr std::size_t kMAX_PROFILES = 64;
-constexpr std::int64_t kMAX_SIDE = 1 << 20;
-constexpr int kMAX_SCALE = 16;
 constexpr int kMAX_DEPTH = 32;
-constexpr std::size_t kMAX_TEXT = 256;
-constexpr std::size_t kMAX_TARGETS = 64;
+constexpr std::size_t kMAX_SHOWN = 40;
 char const* const kBUILD_AGAIN = "build the engine again with trt-hspan build";
 
-// Reads typed values out of one JSON object; every failure names the key.
-class Reader
+Json const& schema()
+{
+    static Json const document = Json::parse(kMANIFEST_SCHEMA);
+    return document;
+}
+
+// Checks one value after the other against the schema: JSON Schema, of the keywords that it uses. Every failure names
+// the key. trt_hspan/records.py does the same in Python; tests/engine/manifests.json holds the cases of both.
+class Checker
 {
 public:
-    Reader(Json const& object, std::string where, std::string prefix = "")
-        : mObject(object)
-        , mWhere(std::move(where))
-        , mPrefix(std::move(prefix))
+    explicit Checker(std::string where)
+        : mWhere(std::move(where))
     {
-        if (!mObject.is_object())
+    }
+
+    Error error(std::string const& what) const
+    {
+        return Error(mWhere, what, kBUILD_AGAIN);
+    }
+
+    void check(Json const& value, Json const& schema, std::string const& key) const
+    {
+        Json const& kinds = schema["type"];
+        std::string const& kind = (kinds.is_array() ? kinds[0] : kinds).get_ref<std::string const&>();
+        if (value.is_null() && kinds.is_array())
         {
-            throw Error(mWhere,
-                (mPrefix.empty() ? "is not a manifest" : mPrefix.substr(0, mPrefix.size() - 1))
-                    + ": expected a JSON object",
-                kBUILD_AGAIN);
+            return;
         }
-    }
-
-    Error mistyped(std::string const& key, std::string const& expected) const
-    {
-        return Error(mWhere, name(key) + ": expected " + expected, kBUILD_AGAIN);
-    }
-
-    Json const& at(std::string const& key) const
-    {
-        auto const member = mObject.find(key);
-        if (member == mObject.end())
+        if (!fits(value, kind, schema))
         {
-            throw Error(mWhere, name(key) + " is missing", kBUILD_AGAIN);
+            throw error(key + ": expected " + expected(kind, schema));
         }
-        return *member;
-    }
-
-    bool isNull(std::string const& key) const
-    {
-        return at(key).is_null();
-    }
-
-    std::string text(std::string const& key) const
-    {
-        return plainText(at(key), key, "a text");
-    }
-
-    std::int64_t integer(std::string const& key, std::int64_t least, std::int64_t most) const
-    {
-        return checked(at(key), key, least, most);
-    }
-
-    std::string oneOf(std::string const& key, std::initializer_list<char const*> choices) const
-    {
-        std::string const value = text(key);
-        std::string expected;
-        for (char const* choice : choices)
+        if (kind == "array")
         {
-            if (value == choice)
+            for (std::size_t i = 0; i < value.size(); ++i)
             {
-                return value;
+                check(value[i], schema["items"], key + "[" + std::to_string(i) + "]");
             }
-            expected += (expected.empty() ? "" : ", ") + std::string(choice);
         }
-        throw mistyped(key, expected);
-    }
-
-    std::string sha256(std::string const& key) const
-    {
-        std::string const value = text(key);
-        if (value.size() != 64 || value.find_first_not_of("0123456789abcdef") != std::string::npos)
+        if (kind == "object")
         {
-            throw mistyped(key, "64 hexadecimal digits");
+            checkMembers(value, schema, key.empty() ? "" : key + ".");
         }
-        return value;
-    }
-
-    std::string fileName(std::string const& key) const
-    {
-        std::string const value = text(key);
-        if (value.empty() || value == "." || value == ".."
-            || value.find_first_of(std::string("/\0", 2)) != std::string::npos)
-        {
-            throw mistyped(key, "a file name without a folder");
-        }
-        return value;
-    }
-
-    Shape shape(std::string const& key, std::int64_t least) const
-    {
-        Json const& value = at(key);
-        if (!value.is_array() || value.size() != 4)
-        {
-            throw mistyped(key, "four sizes");
-        }
-        Shape result{};
-        for (std::size_t i = 0; i < 4; ++i)
-        {
-            result[i] = checked(value[i], key, least, kMAX_SIDE);
-        }
-        return result;
-    }
-
-    std::vector<std::string> texts(std::string const& key) const
-    {
-        std::vector<std::string> result;
-        Json const& value = at(key);
-        if (!value.is_array() || value.size() > kMAX_TARGETS)
-        {
-            throw mistyped(key, "a list of at most " + std::to_string(kMAX_TARGETS));
-        }
-        for (Json const& item : value)
-        {
-            result.push_back(plainText(item, key, "a list of texts"));
-        }
-        return result;
-    }
-
-    Reader inner(std::string const& key) const
-    {
-        return Reader(at(key), mWhere, name(key) + ".");
     }
 
 private:
-    // Texts are shown to people: short, and without what steers a terminal.
-    std::string plainText(Json const& value, std::string const& key, std::string const& expected) const
+    void checkMembers(Json const& object, Json const& schema, std::string const& prefix) const
     {
-        std::string const text = value.is_string() ? value.get<std::string>() : "";
-        bool const steers
-            = std::any_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
-        if (!value.is_string() || steers || text.size() > kMAX_TEXT)
+        static Json const none = Json::object();
+        auto const required = schema.find("required");
+        for (Json const& name : required == schema.end() ? none : *required)
         {
-            throw mistyped(key, expected + " of at most " + std::to_string(kMAX_TEXT) + " bytes, all printable");
-        }
-        return text;
-    }
-
-    std::string name(std::string const& key) const
-    {
-        return mPrefix + key;
-    }
-
-    std::int64_t checked(Json const& value, std::string const& key, std::int64_t least, std::int64_t most) const
-    {
-        bool const fits = value.is_number_unsigned() ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(most)
-                                                     : value.is_number_integer();
-        if (!fits || value.get<std::int64_t>() < least || value.get<std::int64_t>() > most)
-        {
-            throw mistyped(key, "an integer from " + std::to_string(least) + " to " + std::to_string(most));
-        }
-        return value.get<std::int64_t>();
-    }
-
-    Json const& mObject;
-    std::string mWhere;
-    std::string mPrefix;
-};
-
-// A parser that recurses would let a hostile file exhaust the stack.
-void requireShallow(std::string const& text, std::string const& where)
-{
-    int depth = 0;
-    bool quoted = false;
-    for (std::size_t i = 0; i < text.size(); ++i)
-    {
-        char const c = text[i];
-        if (quoted)
-        {
-            i += c == '\\' ? 1 : 0;
-            quoted = c != '"';
-        }
-        else if (c == '"')
-        {
-            quoted = true;
-        }
-        else if (c == '[' || c == '{')
-        {
-            if (++depth > kMAX_DEPTH)
+            if (object.find(name.get_ref<std::string const&>()) == object.end())
             {
-                throw Error(where, "is not a manifest: nested too deeply", kBUILD_AGAIN);
+                throw error("the key " + prefix + name.get<std::string>() + " is missing");
             }
         }
-        else if (c == ']' || c == '}')
+        Json const& properties = schema.contains("properties") ? schema["properties"] : none;
+        for (auto const& [name, item] : object.items())
         {
-            --depth;
+            std::string const shown = prefix + name.substr(0, kMAX_SHOWN);
+            auto const property = properties.find(name);
+            Json const& inner = property == properties.end() ? schema["additionalProperties"] : *property;
+            if (inner.is_boolean() || steers(name))
+            {
+                throw error("the key " + shown + " is unknown");
+            }
+            check(item, inner, shown);
         }
     }
+
+    static bool fits(Json const& value, std::string const& kind, Json const& schema)
+    {
+        if (kind == "string")
+        {
+            return value.is_string() && fitsText(value.get_ref<std::string const&>(), schema);
+        }
+        if (kind == "integer")
+        {
+            return value.is_number_integer() && isWithin(value, schema);
+        }
+        if (kind == "number")
+        {
+            return value.is_number() && isWithin(value, schema);
+        }
+        if (kind == "array")
+        {
+            return value.is_array() && value.size() >= schema["minItems"] && value.size() <= schema["maxItems"];
+        }
+        if (kind == "object")
+        {
+            return value.is_object() && (!schema.contains("maxProperties") || value.size() <= schema["maxProperties"]);
+        }
+        return value.is_boolean();
+    }
+
+    static bool isWithin(Json const& value, Json const& schema)
+    {
+        return !schema.contains("minimum") || (value >= schema["minimum"] && value <= schema["maximum"]);
+    }
+
+    static bool fitsText(std::string const& text, Json const& schema)
+    {
+        auto const characters = std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; });
+        if (steers(text) || (schema.contains("maxLength") && characters > schema["maxLength"]))
+        {
+            return false;
+        }
+        if (schema.contains("format") && !hasFormat(text, schema["format"].get_ref<std::string const&>()))
+        {
+            return false;
+        }
+        auto const choices = schema.find("enum");
+        return choices == schema.end() || std::find(choices->begin(), choices->end(), text) != choices->end();
+    }
+
+    static bool hasFormat(std::string const& text, std::string const& format)
+    {
+        if (format == "sha256")
+        {
+            return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+        }
+        if (format == "file-name")
+        {
+            return !text.empty() && text != "." && text != ".." && text.find_first_of("/\\") == std::string::npos;
+        }
+        if (format == "target")
+        {
+            return text.compare(0, 3, "sm_") == 0 && (text.size() == 5 || text.size() == 6)
+                && digits(text, 3) == text.size() - 3;
+        }
+        std::size_t at = 0; // "version"
+        int numbers = 0;
+        for (;;)
+        {
+            std::size_t const count = digits(text, at);
+            if (count == 0)
+            {
+                break;
+            }
+            ++numbers;
+            at += count;
+            if (count > 6 || at == text.size() || text[at] != '.')
+            {
+                return count <= 6 && numbers >= 2 && numbers <= 4;
+            }
+            ++at;
+        }
+        return numbers >= 2 && numbers <= 4 && at < text.size() && text[at] != '.';
+    }
+
+    static std::size_t digits(std::string const& text, std::size_t from)
+    {
+        std::size_t const end = text.find_first_not_of("0123456789", from);
+        return (end == std::string::npos ? text.size() : end) - std::min(from, text.size());
+    }
+
+    static std::string expected(std::string const& kind, Json const& schema)
+    {
+        if (schema.contains("enum"))
+        {
+            std::string list;
+            for (Json const& choice : schema["enum"])
+            {
+                list += choice.is_null() ? "" : (list.empty() ? "one of " : ", ") + choice.get<std::string>();
+            }
+            return list;
+        }
+        if (schema.contains("format"))
+        {
+            std::string const format = schema["format"];
+            return format == "sha256"   ? "64 hexadecimal digits"
+                : format == "file-name" ? "a file name without a folder"
+                : format == "target"    ? "a compute capability such as sm_86"
+                                        : "a version such as 10.3.0";
+        }
+        if (kind == "integer" || kind == "number")
+        {
+            std::string const name = kind == "integer" ? "an integer" : "a number";
+            return !schema.contains("minimum")
+                ? name
+                : name + " from " + schema["minimum"].dump() + " to " + schema["maximum"].dump();
+        }
+        if (kind == "array")
+        {
+            return "a list of " + schema["minItems"].dump() + " to " + schema["maxItems"].dump();
+        }
+        if (kind == "string")
+        {
+            return "a text of at most " + schema["maxLength"].dump() + " printable characters";
+        }
+        return kind == "boolean" ? "true or false" : "an object";
+    }
+
+    std::string mWhere;
+};
+
+// Throws Error: not JSON, a key twice in one object, or nested deeper than any manifest.
+Json parsed(std::string const& text, std::string const& where)
+{
+    std::vector<std::set<std::string>> keys;
+    auto const watch = [&](int depth, Json::parse_event_t event, Json& value)
+    {
+        if (depth > kMAX_DEPTH)
+        {
+            throw Error(where, "is not a manifest: nested too deeply", kBUILD_AGAIN);
+        }
+        if (event == Json::parse_event_t::object_start)
+        {
+            keys.emplace_back();
+        }
+        else if (event == Json::parse_event_t::object_end)
+        {
+            keys.pop_back();
+        }
+        else if (event == Json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
+        {
+            throw Error(where, "is not a manifest: malformed JSON (one name comes twice in an object)", kBUILD_AGAIN);
+        }
+        return true;
+    };
+    // The parser takes a null byte for the end, and skips a mark of the byte order; JSON has neither.
+    bool const odd = text.find('\0') != std::string::npos || text.compare(0, 3, "\xef\xbb\xbf") == 0;
+    Json document = odd ? Json(Json::value_t::discarded) : Json::parse(text, watch, false);
+    if (document.is_discarded())
+    {
+        throw Error(where, "is not a manifest: malformed JSON", kBUILD_AGAIN);
+    }
+    return document;
 }
 
-void readTensors(Reader const& reader, std::string const& where, Manifest& manifest)
+Shape shapeFrom(Json const& sizes)
 {
-    Json const& tensors = reader.at("io_tensors");
-    if (!tensors.is_array() || tensors.size() != 2)
-    {
-        throw reader.mistyped("io_tensors", "one input and one output");
-    }
-    for (Json const& tensor : tensors)
-    {
-        Reader const entry(tensor, where, "io_tensors.");
-        std::string& name
-            = entry.oneOf("mode", {"input", "output"}) == "input" ? manifest.inputName : manifest.outputName;
-        if (!name.empty())
-        {
-            throw reader.mistyped("io_tensors", "one input and one output");
-        }
-        name = entry.text("name");
-        if (name.empty() || entry.text("dtype") != "float32")
-        {
-            throw reader.mistyped("io_tensors", "named float32 tensors");
-        }
-        Json const& sizes = entry.at("shape");
-        if (!sizes.is_array() || sizes.size() != 4 || sizes[1] != 3)
-        {
-            throw reader.mistyped("io_tensors", "tensors (N, 3, H, W)");
-        }
-    }
+    return {sizes[0], sizes[1], sizes[2], sizes[3]};
 }
 
-ProfileRecord readProfile(Reader const& reader, std::string const& where, std::string const& name)
+std::optional<std::int64_t> numberFrom(Json const& value)
 {
-    ProfileRecord profile{reader.shape("min", 1), reader.shape("opt", 1), reader.shape("max", 1), {}};
-    for (std::size_t i = 0; i < profile.min.size(); ++i)
-    {
-        if (profile.min[i] > profile.opt[i] || profile.opt[i] > profile.max[i])
-        {
-            throw Error(where, name + ": expected min <= opt <= max in every dimension", kBUILD_AGAIN);
-        }
-    }
-    if (profile.min[1] != 3 || profile.max[1] != 3)
-    {
-        throw Error(where, name + ": expected 3 channels", kBUILD_AGAIN);
-    }
-    if (!reader.isNull("activation_memory_bytes"))
-    {
-        profile.activationMemoryBytes = reader.integer("activation_memory_bytes", 0, std::int64_t{1} << 50);
-    }
-    return profile;
+    return value.is_null() ? std::nullopt : std::optional<std::int64_t>(value.get<std::int64_t>());
 }
 
-void readProfiles(Reader const& reader, std::string const& where, Manifest& manifest)
+std::vector<ProfileRecord> profilesFrom(Json const& list, Checker const& checker)
 {
-    Json const& profiles = reader.at("profiles");
-    if (!profiles.is_array() || profiles.empty() || profiles.size() > kMAX_PROFILES)
+    std::vector<ProfileRecord> profiles;
+    for (Json const& item : list)
     {
-        throw reader.mistyped("profiles", "a list of 1 to " + std::to_string(kMAX_PROFILES) + " profiles");
+        ProfileRecord const profile{shapeFrom(item["min"]), shapeFrom(item["opt"]), shapeFrom(item["max"]),
+            numberFrom(item["activation_memory_bytes"])};
+        for (std::size_t i = 0; i < profile.min.size(); ++i)
+        {
+            if (profile.min[i] > profile.opt[i] || profile.opt[i] > profile.max[i])
+            {
+                throw checker.error(
+                    "profiles[" + std::to_string(profiles.size()) + "]: expected min, opt, max in rising order");
+            }
+        }
+        profiles.push_back(profile);
     }
-    for (std::size_t i = 0; i < profiles.size(); ++i)
+    return profiles;
+}
+
+// What this program needs beyond a valid manifest: one picture in, one picture out.
+void requireUpscales(Json const& document, Manifest& manifest, Checker const& checker)
+{
+    if (document["scale"].is_null())
     {
-        std::string const name = "profiles[" + std::to_string(i) + "]";
-        Reader const profile(profiles[i], where, name + ".");
-        manifest.profiles.push_back(readProfile(profile, where, name));
+        throw checker.error("contains no scale: not a super-resolution engine");
+    }
+    manifest.scale = document["scale"];
+    for (ProfileRecord const& profile : manifest.profiles)
+    {
+        if (profile.min[1] != 3 || profile.max[1] != 3)
+        {
+            throw checker.error("profiles: expected 3 channels");
+        }
+    }
+    for (Json const& tensor : document["io_tensors"])
+    {
+        std::string& name = tensor["mode"] == "input" ? manifest.inputName : manifest.outputName;
+        bool const isFirst = name.empty();
+        name = tensor["name"];
+        if (!isFirst || name.empty() || tensor["dtype"] != "float32" || tensor["shape"].size() != 4
+            || tensor["shape"][1] != 3)
+        {
+            throw checker.error("io_tensors: expected one input and one output, float32 (N, 3, H, W) with names");
+        }
+    }
+    if (manifest.inputName.empty() || manifest.outputName.empty())
+    {
+        throw checker.error("io_tensors: expected one input and one output");
     }
 }
 
@@ -287,46 +327,38 @@ double elements(Shape const& shape)
 
 Manifest manifestFromJson(std::string const& text, std::string const& where)
 {
-    // The parser takes a null byte for the end, and skips a mark of the byte order; JSON has neither.
-    bool const odd = text.find('\0') != std::string::npos || text.compare(0, 3, "\xef\xbb\xbf") == 0;
-    if (odd)
+    Checker const checker(where);
+    Json const document = parsed(text, where);
+    if (!document.is_object())
     {
-        throw Error(where, "is not a manifest: malformed JSON", kBUILD_AGAIN);
+        throw checker.error("is not a manifest: expected a JSON object");
     }
-    requireShallow(text, where);
-    Json const document = Json::parse(text, nullptr, false);
-    if (document.is_discarded())
+    Json const& version = schema()["properties"]["format_version"]["maximum"];
+    auto const own = document.find("format_version");
+    if (own == document.end() || !own->is_number_integer() || *own != version)
     {
-        throw Error(where, "is not a manifest: malformed JSON", kBUILD_AGAIN);
+        throw Error(
+            where, "format_version is another than " + version.dump(), std::string(kBUILD_AGAIN) + " of this version");
     }
-    Reader const reader(document, where);
-    Json const& version = reader.at("format_version");
-    if (!version.is_number_integer() || version != kFORMAT_VERSION)
-    {
-        throw Error(where, "format_version is another than " + std::to_string(kFORMAT_VERSION),
-            std::string(kBUILD_AGAIN) + " of this version");
-    }
+    checker.check(document, schema(), "");
     Manifest manifest{};
-    manifest.planSha256 = reader.sha256("plan_sha256");
-    manifest.planSizeBytes = reader.integer("plan_size_bytes", 1, std::int64_t{1} << 40);
-    if (!reader.isNull("plugin"))
+    manifest.planSha256 = document["plan_sha256"];
+    manifest.planSizeBytes = document["plan_size_bytes"];
+    if (Json const& plugin = document["plugin"]; !plugin.is_null())
     {
-        Reader const plugin = reader.inner("plugin");
-        manifest.plugin
-            = PluginRecord{plugin.fileName("file"), plugin.sha256("sha256"), plugin.integer("abi_version", 1, 1 << 20)};
+        manifest.plugin = PluginRecord{plugin["file"], plugin["sha256"], plugin["abi_version"]};
     }
-    manifest.flavor = reader.oneOf("flavor", {"tensorrt", "tensorrt-rtx"});
-    manifest.tensorrtVersion = reader.text("tensorrt_version");
-    manifest.traits = reader.texts("traits");
-    manifest.targets = reader.texts("targets");
-    manifest.precision = reader.text("precision");
-    if (reader.isNull("scale"))
+    manifest.flavor = document["flavor"];
+    manifest.tensorrtVersion = document["tensorrt_version"];
+    manifest.traits = document["traits"].get<std::vector<std::string>>();
+    manifest.targets = document["targets"].get<std::vector<std::string>>();
+    manifest.precision = document["precision"];
+    manifest.profiles = profilesFrom(document["profiles"], checker);
+    if (has(manifest, "embedded-plugin") && !manifest.plugin)
     {
-        throw Error(where, "contains no scale: not a super-resolution engine", kBUILD_AGAIN);
+        throw checker.error("traits says that the plugin is embedded, and plugin is null");
     }
-    manifest.scale = static_cast<int>(reader.integer("scale", 1, kMAX_SCALE));
-    readProfiles(reader, where, manifest);
-    readTensors(reader, where, manifest);
+    requireUpscales(document, manifest, checker);
     return manifest;
 }
 

@@ -1,4 +1,5 @@
-// The manifest beside a plan (engines/README.md): what the engine is and the hashes of its files.
+// The manifest beside a plan (engines/README.md): what the engine is and the hashes of its files. What one contains is
+// trt_hspan/engine/manifest.schema.json, for the Python reader too.
 #pragma once
 
 #include <array>
@@ -56,8 +57,8 @@ std::size_t profileFor(std::vector<ProfileRecord> const& profiles, Shape const& 
 // The profile that takes the most pixels in one run.
 ProfileRecord const& largestProfile(Manifest const& manifest);
 
-// Throws Error: not JSON, another format version, a key missing or mistyped, shapes that make no sense, or an engine
-// whose input and output are not those of a super-resolution network (one float32 tensor each, 3 channels).
+// Throws Error: not JSON, another format version, a key missing, unknown or mistyped, shapes that make no sense, or an
+// engine whose input and output are not those of a super-resolution network (one float32 tensor each, 3 channels).
 Manifest manifestFromJson(std::string const& text, std::string const& where);
 
 // NAME.json for NAME.plan. Throws Error.

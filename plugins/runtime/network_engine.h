@@ -4,7 +4,10 @@
 #include "engine.h"
 #include "error.h"
 #include "hspan/runtime.h"
+#include "pixels.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <vector>
 
 namespace hspan
@@ -20,11 +23,17 @@ public:
     {
         bool const ordered = limits.least_height >= 1 && limits.least_width >= 1
             && limits.largest_height >= limits.least_height && limits.largest_width >= limits.least_width;
-        if (network == nullptr || limits.scale < 1 || limits.scale > 16 || !ordered)
+        if (network == nullptr || limits.scale < 1 || limits.scale > kMAX_SCALE || !ordered)
         {
             throw Error(
                 "network", "its limits make no sense", "give a scale of 1 to 16, and least <= largest", Code::kUSAGE);
         }
+        requireSize("network, least result", std::int64_t{limits.least_height} * limits.scale,
+            std::int64_t{limits.least_width} * limits.scale);
+        // No tile is larger than the largest result: a caller may say INT32_MAX for "any".
+        auto const largest = static_cast<std::int32_t>(kMAX_PIXELS / limits.scale);
+        mLimits.largest_height = std::min(limits.largest_height, largest);
+        mLimits.largest_width = std::min(limits.largest_width, largest);
     }
 
     int scale() const override
@@ -43,6 +52,7 @@ public:
 
     float* input(Shape const& shape) override
     {
+        requireSize("tile, upscaled", shape[2] * mLimits.scale, shape[3] * mLimits.scale);
         mShape = shape;
         auto const pixels = static_cast<std::size_t>(3 * shape[2] * shape[3]);
         mInput.resize(pixels);
@@ -65,6 +75,8 @@ public:
     }
 
 private:
+    static constexpr std::int32_t kMAX_SCALE = 16;
+
     hspan_network mNetwork;
     void* mUserData;
     hspan_network_limits mLimits;

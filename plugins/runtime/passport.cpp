@@ -21,7 +21,7 @@ namespace hspan
 namespace
 {
 
-constexpr std::uint64_t kMAX_MANIFEST_BYTES = 1 << 20;
+constexpr std::uint64_t kMAX_MANIFEST_BYTES = 1 << 22;
 constexpr std::uint64_t kMAX_PLUGIN_BYTES = std::uint64_t{1} << 30;
 constexpr std::uint64_t kMAX_PLAN_BYTES = std::uint64_t{16} << 30;
 char const* const kBUILD_AGAIN = "build the engine again on this machine with trt-hspan build";

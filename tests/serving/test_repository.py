@@ -413,7 +413,7 @@ def test_programs_of_a_version_are_in_its_folder_and_import_without_an_installat
     with zipfile.ZipFile(folder / "trt-hspan.zip") as archive:
         names = archive.namelist()
     assert "trt_hspan/serving/backend/image_model.py" in names
-    assert not [name for name in names if not name.endswith(".py")]
+    assert [name for name in names if not name.endswith(".py")] == ["trt_hspan/engine/manifest.schema.json"]
     code = "import model, trt_hspan; print(trt_hspan.__file__, model.TritonPythonModel.__module__)"
     completed = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env={}, capture_output=True, text=True, check=True

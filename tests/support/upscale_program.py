@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from support.hostile_pictures import HOSTILE
+from support.manifest_corpus import BASE
 from support.tile_networks import BoundedRunner
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.upscaler import upscale_array
@@ -83,8 +84,7 @@ class UpscaleProgram:
             "max": [1, 3, height, width],
             "activation_memory_bytes": height * width * _BYTES_PER_PIXEL,
         }
-        manifest = {
-            "format_version": 4,
+        manifest = BASE | {
             "plan_sha256": sha256(plan.read_bytes()).hexdigest(),
             "plan_size_bytes": plan.stat().st_size,
             "plugin": None,
@@ -159,7 +159,8 @@ class ProgramContract:
         for channels in (3, 4):
             image = _picture((50, 41, channels), channels)
             Image.fromarray(image).save(tmp_path / "in.png")
-            program.counts(tmp_path, "-e", engine, tmp_path / "in.png", "-o", tmp_path / "out.png")
+            words = ("-e", engine, tmp_path / "in.png", "-o", tmp_path / "out.png", "--overwrite")
+            program.counts(tmp_path, *words)
             assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), expected_pixels(image))
 
     def test_graphs_and_shared_memory_change_no_pixel_and_leak_nothing(
@@ -239,11 +240,13 @@ class ProgramContract:
         for name, (content, part) in HOSTILE.items():
             bad.write_bytes(content)
             # A GPU that is not there: had the engine been opened, the line would be another.
-            line = only_line(program.run("-e", engine, bad, "-o", output, HSPAN_DOUBLE_GPUS=0), 1)
+            words = ("-e", engine, bad, "-o", output, "--overwrite")
+            line = only_line(program.run(*words, HSPAN_DOUBLE_GPUS=0), 1)
             assert part in line, name
             assert str(bad) in line
         for missing, part in ((tmp_path / "none.png", "no such file"), (tmp_path, "is a folder")):
-            line = only_line(program.run("-e", engine, missing, "-o", output, HSPAN_DOUBLE_GPUS=0), 1)
+            words = ("-e", engine, missing, "-o", output, "--overwrite")
+            line = only_line(program.run(*words, HSPAN_DOUBLE_GPUS=0), 1)
             assert part in line
         assert output.read_bytes() == b"the user's"
         assert len(list(tmp_path.iterdir())) == 4
@@ -304,7 +307,8 @@ class ProgramContract:
         assert f"is a {other} engine" in only_line(program.run(*words), 1)
         # In the manifest, and still no plan of TensorRT's; reported once, not for each picture.
         program.engine(tmp_path, content=b"nonsense")
-        line = only_line(program.run("-e", engine, picture, picture.parent / "more.png", "-o", tmp_path), 1)
+        several = (picture, picture.parent / "more.png", "-o", tmp_path, "--overwrite")
+        line = only_line(program.run("-e", engine, *several), 1)
         assert "TensorRT refuses the engine" in line
         assert "magicTag" in line
         assert not output.exists()
@@ -313,7 +317,7 @@ class ProgramContract:
         self, program: UpscaleProgram, picture: Path, tmp_path: Path
     ) -> None:
         plan = program.engine(tmp_path, traits=["version-compatible"], content=_CODE)
-        words = ("-e", plan, picture, "-o", tmp_path / "out.png")
+        words = ("-e", plan, picture, "-o", tmp_path / "out.png", "--overwrite")
         is_for_a_board = "qemu" in str(
             program.command[0]
         )  # and takes TensorRT of the board's generation alone
@@ -334,7 +338,7 @@ class ProgramContract:
         inside |= {"ptx_isa_version": "8.5"}
         content = _CODE + b"hspan-plugin-info:" + json.dumps(inside).encode() + b"\0"
         plan = program.engine(tmp_path, traits=["embedded-plugin"], plugin=plugin, content=content)
-        words = ("-e", plan, picture, "-o", tmp_path / "out.png")
+        words = ("-e", plan, picture, "-o", tmp_path / "out.png", "--overwrite")
         for folder in (tmp_path, tmp_path / "none"):
             completed = program.run(*words, TMPDIR=folder)
             assert completed.returncode == 0, completed.stderr
@@ -343,10 +347,26 @@ class ProgramContract:
         program.engine(tmp_path, content=_CODE)
         assert "not allowed" in only_line(program.run(*words), 1)
 
+    def test_a_picture_that_exists_is_replaced_only_on_request(
+        self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "to").mkdir()
+        (tmp_path / "to" / "in.png").symlink_to("nowhere")
+        (tmp_path / "out.png").write_bytes(b"the user's")
+        for output, taken in (
+            (tmp_path / "out.png", tmp_path / "out.png"),
+            (tmp_path / "to", tmp_path / "to/in.png"),
+        ):
+            line = only_line(program.run("-e", engine, picture, "-o", output, HSPAN_DOUBLE_GPUS=0), 1)
+            assert line.endswith(f"{taken}: exists; give --overwrite or another name")
+        assert (tmp_path / "out.png").read_bytes() == b"the user's"
+        completed = program.run("-e", engine, picture, "-o", tmp_path / "out.png", "--overwrite")
+        assert (completed.returncode, Image.open(tmp_path / "out.png").size) == (0, (123, 150))
+
     def test_the_device_chooses_the_gpu(
         self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path
     ) -> None:
-        words = ("-e", engine, picture, "-o", tmp_path / "out.png")
+        words = ("-e", engine, picture, "-o", tmp_path / "out.png", "--overwrite")
         assert program.counts(tmp_path, *words, HSPAN_DOUBLE_GPUS=3)["device"] == 0
         assert program.counts(tmp_path, *words, "--device", 2, HSPAN_DOUBLE_GPUS=3)["device"] == 2
 

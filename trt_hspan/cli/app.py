@@ -30,6 +30,7 @@ from trt_hspan.cli import (
     validate,
 )
 from trt_hspan.cli.jetson import command as jetson
+from trt_hspan.cli.output import say
 from trt_hspan.cli.upscale import command as upscale
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.install_advice import install_command
@@ -90,7 +91,7 @@ class _OneLineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         own = record.name.startswith("trt_hspan.")
         message = " ".join(record.getMessage().split())
-        typer.echo(f"trt-hspan: note: {message if own else f'{record.name}: {message}'}", err=True)
+        say(f"note: {message if own else f'{record.name}: {message}'}")
 
 
 def _configure_logging(*, verbose: bool) -> None:
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except HspanError as error:
         if debug:
             raise
-        typer.echo(f"trt-hspan: error: {error}", err=True)
+        say(f"error: {error}")
         sys.exit(error.exit_code)
     except typer.Abort:
         sys.exit(_interrupted())
@@ -160,10 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if debug:
             raise
         if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("trt_hspan"):
-            typer.echo(f"trt-hspan: error: {_not_installed(str(error.name))}", err=True)
+            say(f"error: {_not_installed(str(error.name))}")
             sys.exit(1)
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        typer.echo(f"trt-hspan: error: unexpected {message}; run again with --debug and report it", err=True)
+        say(f"error: unexpected {message}; run again with --debug and report it")
         sys.exit(1)
     if code == 130:  # click answers Ctrl-C with this code and says nothing
         _interrupted()
@@ -181,10 +182,10 @@ def _usage_error(error: Any) -> int:
     where = "trt-hspan" if error.ctx is None else error.ctx.command_path
     what = " ".join(str(error.format_message()).split()).rstrip(".")
     if what:
-        typer.echo(f"trt-hspan: error: {where}: {what}; see {where} --help", err=True)
+        say(f"error: {where}: {what}; see {where} --help")
     return int(error.exit_code)
 
 
 def _interrupted() -> int:
-    typer.echo("trt-hspan: interrupted; nothing half-written was left", err=True)
+    say("interrupted; nothing half-written was left")
     return 130

@@ -12,7 +12,7 @@ import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.audit import print_audit
-from trt_hspan.cli.output import print_json, print_table
+from trt_hspan.cli.output import print_json, print_table, say
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import flag, given_options, option, refuse_options, takes_request
 from trt_hspan.errors import UsageError
@@ -215,11 +215,9 @@ def _size(option: str, text: str | None) -> ImageSize | None:
 
 def _print(spec: EngineSpec, manifest: EngineManifest, *, as_json: bool) -> None:
     if manifest.flavor == "tensorrt-rtx" and manifest.attention == "plugin":
-        typer.echo(f"trt-hspan: note: {_RTX_PLUGIN_NOTE}", err=True)
+        say(f"note: {_RTX_PLUGIN_NOTE}")
     if spec.precision not in (None, manifest.precision):
-        typer.echo(
-            f"trt-hspan: note: every node stays in float32: this is no {spec.precision} engine", err=True
-        )
+        say(f"note: every node stays in float32: this is no {spec.precision} engine")
     if as_json:
         print_json({"plan": str(spec.output), **json.loads(manifest.as_json())})
     else:

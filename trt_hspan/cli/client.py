@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from trt_hspan.cli import options
-from trt_hspan.cli.output import print_json, print_rows
+from trt_hspan.cli.output import print_json, print_rows, say
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import argument, flag, option, takes_request
 from trt_hspan.errors import HspanError, UsageError
@@ -81,7 +81,7 @@ def _print(request: ClientRequest, results: list[dict[str, Any]]) -> None:
         raise failed[0]["raised"]
     if failed:
         for result in failed[:-1]:
-            typer.echo(f"trt-hspan: error: {result['error']}", err=True)
+            say(f"error: {result['error']}")
         raise HspanError(
             f"{len(failed)} of {len(results)} pictures", f"failed, the last: {failed[-1]['error']}"
         )

@@ -10,7 +10,7 @@ import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.audit import audit_as_dict, print_audit
-from trt_hspan.cli.output import print_json, print_report
+from trt_hspan.cli.output import print_json, print_report, say
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import argument, flag, option, takes_request
 from trt_hspan.errors import UsageError
@@ -74,10 +74,9 @@ def export(request: ExportRequest) -> None:
             on_progress=bar.show,
         )
     if request.export.res_scale is None and request.checkpoint not in preset_names():
-        typer.echo(
-            f"trt-hspan: note: {request.checkpoint}: checkpoints do not store the residual scale; took the default "
-            f"{DEFAULT_RES_SCALE}, which --res-scale changes",
-            err=True,
+        say(
+            f"note: {request.checkpoint}: checkpoints do not store the residual scale; took the default "
+            f"{DEFAULT_RES_SCALE}, which --res-scale changes"
         )
     report = _report(request.output)
     if request.json:

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from trt_hspan.errors import printable
 from trt_hspan.records import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+
+def say(line: str) -> None:
+    """Prints one line on stderr."""
+    typer.echo(f"trt-hspan: {printable(line)}", err=True)
 
 
 def print_json(report: Mapping[str, Any]) -> None:
@@ -44,11 +51,12 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left", show_header=False)
+    table = Table(title=_shown(title) if title else None, title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():  # as `Text`: a path may contain what rich takes for markup
-        table.add_row(Text(name), Text(_text(value)))
+        lines = map(_shown, _text(value).split("\n"))
+        table.add_row(_shown(name), Text("\n").join(lines))
     _print_unbroken(table)
 
 
@@ -60,7 +68,6 @@ def print_rows(
     Numbers are never broken: what is wider than the screen becomes several tables, each with the first column.
     """
     from rich.table import Table
-    from rich.text import Text
 
     footers = totals or [""] * len(columns)
     texts = [index == 0 or any(row[index][:1].isalpha() for row in rows) for index in range(len(columns))]
@@ -70,7 +77,7 @@ def print_rows(
         widths.append((min(widest, _TEXT_WIDTH) if texts[index] else widest) + _BORDER)
     for number, group in enumerate(_groups(widths, _console().width)):
         table = Table(
-            title=Text(title) if number == 0 else None, title_justify="left", show_footer=totals is not None
+            title=_shown(title) if number == 0 else None, title_justify="left", show_footer=totals is not None
         )
         for index in group:
             table.add_column(
@@ -81,7 +88,7 @@ def print_rows(
                 min_width=None if texts[index] else widths[index] - _BORDER,
             )
         for row in rows:
-            table.add_row(*(Text(row[index]) for index in group))
+            table.add_row(*(_shown(row[index]) for index in group))
         _print_unbroken(table)
 
 
@@ -118,6 +125,13 @@ def _print_unbroken(table: Table) -> None:
         wide = console.options.update(max_width=10_000)
         console.width = max(console.width, Measurement.get(console, wide, table).minimum)
     console.print(table)
+
+
+def _shown(text: str) -> Text:
+    """Nothing in it is markup, steers the terminal or breaks the line."""
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def _text(value: object) -> str:

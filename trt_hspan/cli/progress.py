@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from trt_hspan.errors import printable
+
 if TYPE_CHECKING:
     import rich.progress
 
@@ -21,7 +23,9 @@ class Bar:
 
     def show(self, description: str, completed: float | None = None, total: float | None = None) -> None:
         """What is being done, and where it is known, how much of it is complete; a total of 0 is not known yet."""
-        self._bar.update(self._task, description=description, completed=completed, total=total or None)
+        self._bar.update(
+            self._task, description=printable(description), completed=completed, total=total or None
+        )
 
     def phases(self, description: str) -> Callable[[BuildProgress], None]:
         """What a build reports to; each of its phases is named after the description."""

@@ -12,7 +12,7 @@ from trt_hspan.cli import options
 from trt_hspan.cli.output import print_json, print_rows, print_table, rounded
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import argument, option, takes_request
-from trt_hspan.errors import HspanError
+from trt_hspan.errors import HspanError, printable
 from trt_hspan.sizes import tile_from_text
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def validate(request: ValidateRequest) -> None:
         for name, report in zip(result.names, result.reports, strict=True):
             _print_report(report, name if len(result.reports) > 1 else "")
         if result.page is not None:
-            typer.echo(f"report: {result.page}")
+            typer.echo(f"report: {printable(str(result.page))}")
     for name, report in zip(result.names, result.reports, strict=True):
         if not report.passed:
             raise HspanError(name, _failure(report), _next_step(report))

@@ -19,6 +19,7 @@ from trt_hspan.engine.manifest import (
     PluginRecord,
     ProfileRecord,
     QuantizationRecord,
+    write_manifest,
 )
 from trt_hspan.engine.passport import FIRST_AMPERE
 from trt_hspan.engine.range_record import RangeAudit
@@ -162,7 +163,7 @@ def build_engine(
             plan_file=plan_file,
             onnx_file=onnx_file,
         )
-        manifest_file.write_text(manifest.as_json(), encoding="utf-8")
+        write_manifest(manifest, manifest_file)
     return manifest
 
 

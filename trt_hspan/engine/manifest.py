@@ -6,22 +6,26 @@ A plan is code: nothing loads one whose manifest is missing or does not match it
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.engine.spec import Attention, BasePrecision, Flavor, Precision, Trait
 from trt_hspan.errors import HspanError
-from trt_hspan.files import error_from_os_error, sha256_from_file
-from trt_hspan.records import MistypedError, dataclass_from_json
+from trt_hspan.files import error_from_os_error, require_regular_file, sha256_from_file
+from trt_hspan.records import MistypedError, dataclass_from_json, parsed_json, require_schema
 from trt_hspan.sizes import ImageSize
 
-FORMAT_VERSION = 4
+FORMAT_VERSION: Final = 4
+_MOST_BYTES: Final = 1 << 22
 _Shape = tuple[int, int, int, int]
 _BUILD_AGAIN = "build the engine again with trt-hspan build"
 
@@ -182,33 +186,50 @@ def manifest_path(plan_path: str | os.PathLike[str]) -> Path:
     return Path(plan_path).with_suffix(".json")
 
 
+@functools.cache
+def manifest_schema() -> Any:
+    """What a manifest contains, as JSON Schema. plugins/runtime/manifest.cpp reads the same file."""
+    return json.loads(
+        resources.files(__package__).joinpath("manifest.schema.json").read_text(encoding="utf-8")
+    )
+
+
+def write_manifest(manifest: EngineManifest, path: Path) -> None:
+    """Writes what `read_manifest` accepts. Raises: HspanError: a value is beyond what a manifest may contain."""
+    content = manifest.as_json().encode()
+    manifest_from_json(content, where=path)
+    path.write_bytes(content)
+
+
 def read_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
     """Reads the manifest beside a plan, without looking at the plan.
 
     Raises:
-        HspanError: it is missing, not JSON, of
+        HspanError: it is missing, too long, not JSON, of
             another format version, or has a key missing, unknown or mistyped.
     """
     path = manifest_path(plan_path)
     try:
-        text = path.read_text(encoding="utf-8")
+        require_regular_file(path)
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         raise HspanError(
             plan_path,
             f"its manifest {path.name} is missing",
             _BUILD_AGAIN,
         ) from None
-    except UnicodeDecodeError:
-        raise HspanError(path, "is not a manifest: not UTF-8 text", _BUILD_AGAIN) from None
     except OSError as error:
         raise error_from_os_error(path, error, action="read") from error
-    return manifest_from_json(text, where=path)
+    return manifest_from_json(content, where=path)
 
 
-def manifest_from_json(text: str, *, where: str | os.PathLike[str]) -> EngineManifest:
-    """Reads a manifest's text. Raises: HspanError as `read_manifest`; it names the file `where`."""
+def manifest_from_json(content: bytes, *, where: str | os.PathLike[str]) -> EngineManifest:
+    """Reads a manifest's UTF-8 text. Raises: HspanError as `read_manifest`; it names the file `where`."""
+    if len(content) > _MOST_BYTES:
+        raise HspanError(where, f"is not a manifest: longer than {_MOST_BYTES} bytes", _BUILD_AGAIN)
     try:
-        document = json.loads(text)
+        document = parsed_json(content.decode())
     except (ValueError, RecursionError) as error:
         raise HspanError(where, f"is not a manifest: malformed JSON ({error})", _BUILD_AGAIN) from None
     if not isinstance(document, dict):
@@ -217,10 +238,11 @@ def manifest_from_json(text: str, *, where: str | os.PathLike[str]) -> EngineMan
     if type(version) is not int or version != FORMAT_VERSION:
         raise HspanError(
             where,
-            f"format_version is {version!r}, expected {FORMAT_VERSION}",
+            f"format_version is {reprlib.repr(version)}, expected {FORMAT_VERSION}",
             f"{_BUILD_AGAIN} of this version",
         )
     try:
+        require_schema(document, manifest_schema())
         manifest = dataclass_from_json(document, EngineManifest)
     except MistypedError as error:
         raise HspanError(where, str(error), _BUILD_AGAIN) from None
@@ -230,20 +252,14 @@ def manifest_from_json(text: str, *, where: str | os.PathLike[str]) -> EngineMan
 
 
 def _impossible(manifest: EngineManifest) -> str | None:
-    """What no build would have written though its type is right; None when there is nothing."""
-    if not manifest.profiles:
-        return "profiles is empty, expected one at least"
+    """What no build would have written though each value is right; None when there is nothing."""
     for index, profile in enumerate(manifest.profiles):
         sides = (profile.min, profile.opt, profile.max)
-        if any(len(side) != 4 for side in sides) or not all(
-            1 <= low <= best <= high for low, best, high in zip(*sides, strict=True)
-        ):
-            shapes = ", ".join("x".join(map(str, side)) or "nothing" for side in sides)
-            return f"profiles[{index}] is {shapes}, expected min, opt, max of 4 sizes each, in rising order"
+        if not all(low <= best <= high for low, best, high in zip(*sides, strict=True)):
+            shapes = ", ".join("x".join(map(str, side)) for side in sides)
+            return f"profiles[{index}] is {shapes}, expected min, opt, max in rising order"
     if "embedded-plugin" in manifest.traits and manifest.plugin is None:
         return "traits says that the plugin is embedded, and plugin is null"
-    if manifest.scale is not None and manifest.scale < 1:
-        return f"scale is {manifest.scale}, expected 1 at least"
     return None
 
 
@@ -263,10 +279,7 @@ def verify_manifest(plan_path: str | os.PathLike[str]) -> EngineManifest:
     manifest = read_manifest(plan)
     where = manifest_path(plan)
     _check_hash(plan, manifest.plan_sha256, where.name)
-    name = manifest.onnx_file
-    if name in ("", "..") or "\0" in name or Path(name).name != name:
-        raise HspanError(where, f"onnx_file is {name!r}, expected a file name", _BUILD_AGAIN)
-    model = plan.parent / name
+    model = plan.parent / manifest.onnx_file
     if not model.is_file():
         what = "is not a file" if model.exists() else "no such file"
         raise HspanError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from trt_hspan.engine.manifest import EngineManifest, verify_manifest
+from trt_hspan.engine.manifest import EngineManifest, verify_manifest, write_manifest
 from trt_hspan.engine.passport import build_command, engine_mismatches, this_machine
 from trt_hspan.engine.tensorrt_api import (
     CollectedLog,
@@ -87,7 +87,7 @@ def refit_engine(
             tool_version=__version__,
             created_utc=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
-        manifest_file.write_text(written.as_json(), encoding="utf-8")
+        write_manifest(written, manifest_file)
     return written
 
 

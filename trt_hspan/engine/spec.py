@@ -32,6 +32,7 @@ HardwareCompatibility = Literal["ampere+", "same-cc"]
 MIN_SIZE, OPT_SIZE = 16, 128
 MAX_SIZE: dict[str, int] = {"plugin": 256, "function": 128}
 OPTIMIZATION_LEVELS = range(6)
+MOST_PROFILES = 64  # in a manifest, as engine/manifest.schema.json says
 # What TensorRT-RTX builds for when no target is named: these, and everything from the last one on.
 RTX_DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
 
@@ -272,6 +273,8 @@ class EngineSpec:
         object.__setattr__(self, "targets", tuple(dict.fromkeys(map(target_from_text, self.targets))))
         if not self.profiles:
             raise UsageError("--profile", "an engine needs one profile at least", "leave the option out")
+        if len(self.profiles) > MOST_PROFILES:
+            raise UsageError("--profile", f"got {len(self.profiles)}, an engine has at most {MOST_PROFILES}")
         if self.output.suffix != ".plan":
             raise UsageError("--output", f"got {str(self.output)!r}", "name a file that ends in .plan")
         if self.workspace_mib is not None and self.workspace_mib < 1:

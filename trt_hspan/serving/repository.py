@@ -165,7 +165,7 @@ def _write_python(folder: Path, model: str) -> None:
     (folder / "model.py").write_text(model)
     package = Path(__file__).parents[1]
     with zipfile.ZipFile(folder / CODE, "w") as archive:
-        for path in sorted(package.rglob("*.py")):
+        for path in sorted([*package.rglob("*.py"), *package.rglob("*.schema.json")]):
             if "_sources" not in path.parts:
                 entry = zipfile.ZipInfo(path.relative_to(package.parent).as_posix(), (1980, 1, 1, 0, 0, 0))
                 archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)

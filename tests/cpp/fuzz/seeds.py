@@ -12,32 +12,7 @@ from PIL import Image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
 
-MANIFEST = {
-    "format_version": 4,
-    "traits": ["embedded-plugin"],
-    "plan_sha256": "0" * 64,
-    "plan_size_bytes": 5,
-    "plugin": {"file": "libhspan_plugin.so", "sha256": "0" * 64, "abi_version": 1},
-    "flavor": "tensorrt",
-    "tensorrt_version": "10.3.0.26",
-    "targets": ["sm_87"],
-    "precision": "fp16",
-    "scale": 2,
-    "profiles": [
-        {
-            "min": [1, 3, 8, 8],
-            "opt": [1, 3, 64, 64],
-            "max": [1, 3, 128, 128],
-            "activation_memory_bytes": 1000,
-        },
-        {"min": [1, 3, 8, 8], "opt": [2, 3, 8, 8], "max": [4, 3, 16, 16], "activation_memory_bytes": None},
-    ],
-    "io_tensors": [
-        {"name": "input", "dtype": "float32", "shape": [-1, 3, -1, -1], "mode": "input"},
-        {"name": "output", "dtype": "float32", "shape": [-1, 3, -1, -1], "mode": "output"},
-    ],
-    "activation_memory_bytes": 1000,
-}
+MANIFEST = json.loads((Path(__file__).parents[2] / "engine" / "manifests.json").read_text())["base"]
 
 
 def _encoded(kind: str, mode: str, **options: object) -> bytes:
@@ -54,7 +29,10 @@ def _exif(order: bytes) -> bytes:
 
 def main() -> None:
     seeds = {
-        "manifest": [json.dumps(MANIFEST).encode(), json.dumps({**MANIFEST, "plugin": None}).encode()],
+        "manifest": [
+            json.dumps(MANIFEST).encode(),
+            json.dumps({**MANIFEST, "plugin": None, "traits": []}).encode(),
+        ],
         "picture": [
             *(_encoded("PNG", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
             *(

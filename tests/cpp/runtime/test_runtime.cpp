@@ -285,15 +285,6 @@ void addFileTests()
             check(sha256FromBytes("abc", 3) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
                 "another hash");
         });
-    addTest("manifests that make no sense are refused by name",
-        []
-        {
-            check(contains(messageOf([] { manifestFromJson("{}", "m"); }), "format_version is missing"), "empty");
-            check(contains(messageOf([] { manifestFromJson(std::string(5000, '['), "m"); }), "too deeply"), "deep");
-            check(contains(messageOf([] { manifestFromJson("{\"format_version\": 4}", "m"); }), "is missing"), "short");
-            check(
-                contains(messageOf([] { manifestFromJson("{\"format_version\": 2}", "m"); }), "another than 4"), "old");
-        });
     addTest("an engine that travels runs where its traits say",
         []
         {

@@ -14,6 +14,7 @@ import pytest
 from support.small_engine import SmallEngine
 from support.upscale_program import only_line
 
+from trt_hspan.errors import STEERING
 from trt_hspan.machine.gpu import gpu_architectures
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="shows what happens without a GPU")
@@ -67,75 +68,28 @@ def test_without_a_driver_a_good_engine_fails_in_one_line(
     assert not (tmp_path / "out.png").exists()
 
 
-def _profile(**changes: Any) -> dict[str, Any]:
-    profile = {"min": [1, 3, 1, 1], "opt": [1, 3, 8, 8], "max": [1, 3, 8, 8], "activation_memory_bytes": None}
-    return {"profiles": [profile | changes]}
-
-
-BAD_MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
-    "another hash": ({"plan_sha256": "0" * 64}, "SHA-256"),
-    "no hash": ({"plan_sha256": "abc"}, "64 hexadecimal digits"),
-    "another length": ({"plan_size_bytes": 5}, "bytes long"),
-    "another format": ({"format_version": 99}, "format_version"),
-    "no scale": ({"scale": None}, "no scale"),
-    "an absurd scale": ({"scale": 10**30}, "integer from 1 to 16"),
-    "a negative scale": ({"scale": -2}, "integer from 1 to 16"),
-    "a profile upside down": (
-        _profile(min=[1, 3, 64, 64], opt=[1, 3, 8, 8], max=[1, 3, 64, 64]),
-        "min <= opt <= max",
-    ),
-    "a profile of text": ({"profiles": ["large"]}, "profiles[0]: expected a JSON object"),
-    "no profiles": ({"profiles": []}, "profiles: expected a list of 1 to 64 profiles"),
-    "a flood of profiles": ({"profiles": [{}] * 65}, "profiles: expected a list of 1 to 64 profiles"),
-    "no list of profiles": ({"profiles": {}}, "profiles: expected a list of 1 to 64 profiles"),
-    "memory of text": (_profile(activation_memory_bytes="7"), "profiles[0].activation_memory_bytes"),
-    "huge sizes": (
-        _profile(max=[1, 3, 2**62, 8]),
-        "profiles[0].max",
-    ),
-    "no tensors": ({"io_tensors": []}, "io_tensors"),
-    "a text that steers a terminal": ({"precision": "fp16\x1b[31m"}, "precision: expected a text"),
-    "a long text": ({"tensorrt_version": "1" * 300}, "at most 256 bytes"),
-    "a flood of targets": ({"targets": ["sm_87"] * 65}, "targets: expected a list of at most 64"),
-    "a plugin in another folder": (
-        {"plugin": {"file": "../evil.so", "sha256": "0" * 64, "abi_version": 1, "architectures": []}},
-        "file name without a folder",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_MANIFESTS)
-def test_a_bad_manifest_is_one_line(program: Path, engine_copy: Path, name: str) -> None:
-    change, part = BAD_MANIFESTS[name]
-    _edit(engine_copy, change)
-    assert part in only_line(_run(program, "-e", engine_copy, "--info"), 1)
-
-
 @pytest.mark.parametrize(
     ("content", "part"),
     [
         (b"", "is empty"),
         (b"{", "malformed JSON"),
-        (b"[]", "expected a JSON object"),
         (b"\xff\xfe\x00", "malformed JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"format_version": 2}', "format_version is another than 4"),
-        (b'{"format_version": 4}', "is missing"),
-        (b'{"format_version": 4}\0', "malformed JSON"),
-        (b'\xef\xbb\xbf{"format_version": 4}', "malformed JSON"),
-        ('{"format_version": 4}'.encode("utf-16"), "malformed JSON"),
-        (b'{"format_version": NaN}', "malformed JSON"),
-        (b'{"format_version": 4, "plan_size_bytes": %s}' % (b"9" * 100_000), "malformed JSON"),
-        (b" " * (1 << 21), "accepted"),
+        (b" " * (1 << 23), "accepted"),
     ],
 )
 def test_a_hostile_manifest_is_one_line(program: Path, engine_copy: Path, content: bytes, part: str) -> None:
+    """What is a manifest and what is none: tests/engine/manifests.json."""
     engine_copy.with_suffix(".json").write_bytes(content)
     assert part in only_line(_run(program, "-e", engine_copy, "--info"), 1)
 
 
 def test_a_truncated_or_changed_plan_is_not_opened(program: Path, engine_copy: Path) -> None:
     content = engine_copy.read_bytes()
+    _edit(engine_copy, {"plan_size_bytes": len(content) + 1})
+    assert "bytes long" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
+    _edit(engine_copy, {"plan_size_bytes": len(content)})
     engine_copy.write_bytes(content[:-1])
     assert " says " in only_line(_run(program, "-e", engine_copy, "--info"), 1)
     engine_copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -206,6 +160,19 @@ def test_the_plugin_is_checked_before_anything_of_it_runs(program: Path, engine_
     assert "not a shared library" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
     plugin.unlink()
     assert "no such file" in only_line(_run(program, "-e", engine_copy, "--info"), 1)
+
+
+def test_names_that_steer_a_terminal_are_printed_harmless(
+    program: Path, engine_copy: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "a\x1b[31m\n\u202eb\x7f.plan"
+    assert "a?[31m??b?.plan: no such file" in only_line(_run(program, "-e", odd, "--info"), 1)
+    engine_copy.rename(odd)
+    engine_copy.with_suffix(".json").rename(odd.with_suffix(".json"))
+    for words in ((), ("--json",)):
+        printed = _run(program, "-e", odd, "--info", *words).stdout.decode()
+        assert STEERING.search(printed.replace("\n", "")) is None
+        assert len(printed.splitlines()) == (1 if words else 11)
 
 
 def test_another_plugin_can_be_named(program: Path, engine_copy: Path, tmp_path: Path) -> None:

@@ -190,3 +190,10 @@ def test_the_native_tests_pass(runtime_folder: Path) -> None:
         timeout=120,
     )
     assert completed.returncode == 0, completed.stdout + completed.stderr
+
+
+def test_the_c_api_refuses_what_no_call_can_mean_before_it_computes_with_it(runtime_folder: Path) -> None:
+    """Under the address and undefined behavior sanitizers, which end the program at their first report."""
+    program = runtime_folder.parents[1] / "tests" / "cpp" / "runtime" / "c_api_limits"
+    completed = subprocess.run([program], capture_output=True, text=True, check=False, timeout=120)
+    assert completed.returncode == 0, completed.stdout + completed.stderr

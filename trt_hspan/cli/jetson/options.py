@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from trt_hspan.cli import options
+from trt_hspan.cli.output import say
 from trt_hspan.cli.request import argument, option
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def printed_advice(detection: Detection, facts: DeviceFacts) -> list[Advice]:
 
     advice = advice_for_board(detection.board, facts)
     for note in advice:
-        typer.echo(f"trt-hspan: note: {note.what}", err=True)
+        say(f"note: {note.what}")
         for command in note.commands:
             typer.echo(f"    {command}", err=True)
     return advice

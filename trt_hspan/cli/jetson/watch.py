@@ -12,6 +12,7 @@ import typer
 from trt_hspan.cli.jetson import options as board_options
 from trt_hspan.cli.jetson.options import BoardEngineOptions
 from trt_hspan.cli.request import flag, option, takes_request
+from trt_hspan.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,9 @@ def watch(request: WatchRequest) -> None:
             runner,
             stop,
             on_begin=lambda: typer.echo(f"watching {request.incoming}: {runner.picked}", err=True),
-            on_picture=lambda picture: typer.echo(f"{picture.source.name}: {picture.line or picture.target}"),
+            on_picture=lambda picture: typer.echo(
+                printable(f"{picture.source.name}: {picture.line or picture.target}")
+            ),
         )
     finally:
         for number, handler in previous.items():

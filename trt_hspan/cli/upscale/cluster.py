@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from trt_hspan.cli.output import print_report
+from trt_hspan.cli.output import print_report, say
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.upscale.job import for_people, left_out_text, lines_with_counts
 
@@ -57,4 +55,4 @@ def _print(
     shown = for_people(totals | {"left_out": left_out_text(left_out)})
     print_report(f"Upscaled to {job.output}", {**totals, "files": files}, shown, as_json=as_json)
     for line in lines_with_counts([(r.task.source, r.task.target, r.error) for r in reports if r.error]):
-        typer.echo(f"trt-hspan: error: {line}", err=True)
+        say(f"error: {line}")

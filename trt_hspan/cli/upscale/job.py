@@ -13,10 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from trt_hspan.cli.output import print_report
-from trt_hspan.errors import HspanError
+from trt_hspan.cli.output import print_report, say
+from trt_hspan.errors import HspanError, printable
 from trt_hspan.jobs.upscale import UpscaleJob, Work, upscale_files
 
 if TYPE_CHECKING:
@@ -53,9 +51,7 @@ def print_one(job: UpscaleJob, work: Work, name: str, result: Any, *, as_json: b
 
 
 def _say_waiting(folder: str) -> None:
-    typer.echo(
-        f"trt-hspan: {folder}: another run is writing here; this one goes on when it has ended", err=True
-    )
+    say(f"{folder}: another run is writing here; this one goes on when it has ended")
 
 
 def _print_all(job: UpscaleJob, outcome: JobOutcome, reports: list[TaskReport], *, as_json: bool) -> int:
@@ -82,9 +78,9 @@ def _print_all(job: UpscaleJob, outcome: JobOutcome, reports: list[TaskReport], 
         for line in (*getattr(entry.result, "dropped_streams", ()), *getattr(entry.result, "notes", ()))
     ]
     for line in lines_with_counts(notes):
-        typer.echo(f"trt-hspan: {line}", err=True)
+        say(line)
     for line in lines_with_counts([(*_names(entry), entry.error or "") for entry in failed]):
-        typer.echo(f"trt-hspan: error: {line}", err=True)
+        say(f"error: {line}")
     return 1 if failed else 0
 
 
@@ -231,7 +227,7 @@ class WorkProgress:
         self._begun = self._begun or time.monotonic()
         self._current = self._sizes.get(task.source, 0.0)
         place = f"{self._index} of {self._count}: " if self._count > 1 else ""
-        self._bar.update(self._id, description=f"{place}{task.source.name}")
+        self._bar.update(self._id, description=place + printable(task.source.name))
 
     def end(self, report: TaskReport) -> None:
         size = self._sizes.get(report.task.source, 0.0)
@@ -261,9 +257,9 @@ class WorkProgress:
 
     def note(self, line: str) -> None:
         if self._shown:
-            self._bar.console.print(f"trt-hspan: {line}", markup=False, highlight=False)
+            self._bar.console.print(f"trt-hspan: {printable(line)}", markup=False, highlight=False)
         else:
-            typer.echo(f"trt-hspan: {line}", err=True)
+            say(line)
 
 
 def _pixels(task: Task) -> float:

@@ -22,7 +22,7 @@ import onnx
 from trt_hspan.errors import HspanError
 from trt_hspan.files import cache_folder, error_from_os_error, write_text
 from trt_hspan.graph import QuantizedType
-from trt_hspan.records import MistypedError, dataclass_from_json
+from trt_hspan.records import MistypedError, dataclass_from_json, parsed_json
 
 Method = Literal["minmax", "percentile", "entropy", "mse", "none"]
 
@@ -94,7 +94,7 @@ def read_table(path: str | os.PathLike[str]) -> CalibrationTable:
     """
     source = Path(path)
     try:
-        document = json.loads(source.read_text(encoding="utf-8"))
+        document = parsed_json(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise error_from_os_error(source, error, action="read") from error
     except (ValueError, RecursionError) as error:

@@ -80,11 +80,12 @@ extern "C"
 
     /* Upscales a picture in memory. Samples are interleaved, channels 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB,
      * alpha), bits 8 or 16 (native byte order). A stride is the distance of two rows in bytes. output holds scale *
-     * height rows of scale * width pixels and is left as it is on failure. */
+     * height rows of scale * width pixels, at most 134 million of them, and is left as it is on failure. */
     HSPAN_API hspan_status hspan_upscale(hspan_upscaler* upscaler, void const* input, int32_t height, int32_t width,
         int32_t channels, int32_t bits, size_t input_stride, void* output, size_t output_stride);
 
-    /* From file to file: PNG, JPEG, PPM, PGM. The output is there whole or not at all. */
+    /* From file to file: PNG, JPEG, PPM, PGM. The output is there whole or not at all; a file that exists is replaced.
+     */
     HSPAN_API hspan_status hspan_upscale_file(hspan_upscaler* upscaler, char const* input, char const* output);
 
     /* The tiles for a picture, six numbers each for every row span, then for every column span:
