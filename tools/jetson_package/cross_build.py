@@ -14,9 +14,15 @@ from trt_hspan.errors import HspanError
 from trt_hspan.files import cache_folder, locked_folder
 from trt_hspan.native.cmake import run_cmake
 from trt_hspan.native.cpu_attention import LIBRARY_NAME as CPU_LIBRARY_NAME
+from trt_hspan.native.cuda_attention import LIBRARY_NAME as CUDA_LIBRARY_NAME
 from trt_hspan.native.plugin import LIBRARY_NAME
 from trt_hspan.native.progress import BuildProgress
-from trt_hspan.native.sources import cpu_sources_sha256, plugin_sources_sha256, sources_folder
+from trt_hspan.native.sources import (
+    cpu_sources_sha256,
+    cuda_sources_sha256,
+    plugin_sources_sha256,
+    sources_folder,
+)
 from trt_hspan.native.toolchain import find_cmake, find_tensorrt_headers, generator_options
 
 RUNTIME_LIBRARY_NAME: Final = "libhspan_runtime.so"
@@ -109,20 +115,31 @@ def build_for_target(
     )
 
 
-def build_plugin(
+def build_gpu_libraries(
     preset: str,
     toolkit: str,
     *,
     jobs: int = 2,
     on_progress: Callable[[BuildProgress], None] = lambda _: None,
-) -> Path:
-    """The plugin alone, stripped, by the CMake preset of this name and the CUDA toolkit that it names.
+) -> list[Path]:
+    """The plugin and the CUDA library, stripped, by the CMake preset of this name and the CUDA toolkit that it names.
 
     Raises:
         HspanError: as `build_for_target`.
     """
     prepare_cross_folders(toolkit, on_progress=on_progress)
-    return _built_preset(preset, jobs, on_progress) / "lib" / LIBRARY_NAME
+    _built_preset(preset, jobs, on_progress, HSPAN_BUILD_CUDA="OFF")
+    staging = (
+        _built_preset(  # the same kernels, linked once more: each library carries the hash of its own sources
+            preset,
+            jobs,
+            on_progress,
+            HSPAN_BUILD_PLUGIN="OFF",
+            HSPAN_BUILD_CUDA="ON",
+            HSPAN_SOURCE_SHA256=cuda_sources_sha256(sources_folder()),
+        )
+    )
+    return [staging / "lib" / name for name in (LIBRARY_NAME, CUDA_LIBRARY_NAME)]
 
 
 def build_cpu_library(
@@ -152,7 +169,7 @@ def _built_preset(
         raise HspanError(
             root, "contains no CMakePresets.json", "build packages in a checkout of this project"
         )
-    variables["HSPAN_SOURCE_SHA256"] = plugin_sources_sha256(root)
+    variables = {"HSPAN_BUILD_PLUGIN": "ON", "HSPAN_SOURCE_SHA256": plugin_sources_sha256(root)} | variables
     options: list[str | Path] = ["--preset", preset, "-S", root]
     options += [f"-D{name}={value}" for name, value in variables.items()]
     return _built(options, root / "build" / "cmake" / preset, jobs, on_progress)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.native.build import build_cpu_library, build_plugin
+from trt_hspan.native.build import build_cpu_library, build_cuda_library, build_plugin
 from trt_hspan.native.progress import BuildProgress
 from trt_hspan.native.sources import sources_folder
 
@@ -70,8 +70,8 @@ def platform_tag(machine: str) -> str:
 def libraries_for(machine: str, *, jobs: int = 2, on_progress: OnProgress = lambda _: None) -> list[Path]:
     """The compiled libraries for a machine, compiled now where they are not up to date. Raises: as above."""
     if machine == platform.machine():
-        plugin = build_plugin(jobs=jobs, on_progress=on_progress)
-        return [plugin.path, build_cpu_library(jobs=jobs, on_progress=on_progress).path]
+        builds = (build_plugin, build_cuda_library, build_cpu_library)
+        return [build(jobs=jobs, on_progress=on_progress).path for build in builds]
     if machine != "aarch64":
         raise UsageError(
             "--machine", f"got {machine}, here wheels are built for {platform.machine()}, aarch64"
@@ -79,8 +79,8 @@ def libraries_for(machine: str, *, jobs: int = 2, on_progress: OnProgress = lamb
     from tools.jetson_package import cross_build
 
     name = "linux-aarch64"
-    plugin_path = cross_build.build_plugin(name, "cuda-13", jobs=jobs, on_progress=on_progress)
-    return [plugin_path, cross_build.build_cpu_library(name, jobs=jobs, on_progress=on_progress)]
+    for_gpus = cross_build.build_gpu_libraries(name, "cuda-13", jobs=jobs, on_progress=on_progress)
+    return [*for_gpus, cross_build.build_cpu_library(name, jobs=jobs, on_progress=on_progress)]
 
 
 def build_wheel(folder: Path, libraries: Sequence[Path] = (), platform_name: str | None = None) -> Path:
