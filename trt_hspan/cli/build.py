@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
-import typer
-
 from trt_hspan.cli import options
 from trt_hspan.cli.audit import print_audit
 from trt_hspan.cli.output import print_json, print_table, say

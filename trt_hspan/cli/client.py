@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
-
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_json, print_rows, say
 from trt_hspan.cli.progress import progress

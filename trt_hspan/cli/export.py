@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from trt_hspan.cli import options
 from trt_hspan.cli.audit import audit_as_dict, print_audit
 from trt_hspan.cli.output import print_json, print_report, say
