@@ -26,7 +26,7 @@ demo: setup plugin
 
 # Two processes with one thread each: on two cores, threads that wait for each other cost more than they do.
 test: lint plugin
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 ptx: setup
 	PYTHONPATH=.:tests $(BIN)/python -m ptx.run_all

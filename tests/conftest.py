@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,33 @@ from trt_hspan.native.cpu_attention import NativeLibrary
 if TYPE_CHECKING:
     import torch
     from support.small_engine import SmallEngine
+
+
+#: Few tests that take long, each a minute or so on a fresh checkout: they begin first, so that none of two processes
+#: waits for the last of them.
+LONG_FILES = (
+    "plugins/test_emulated_kernels_aarch64.py",
+    "tools/jetson_package/test_board_program.py",
+    "native/test_plugin_build.py",
+    "native/test_cuda_library.py",
+    "jobs/cluster/test_s3.py",
+    "jobs/cluster/test_ray_address.py",
+    "jobs/cluster/test_job.py",
+    "ptx/test_compiled_kernels.py",
+    "runtime/test_tensorrt_on_standin.py",
+    "tools/wheel/test_wheel.py",
+    "test_console_blocks.py",
+    "test_demo.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, then those with the most tests; `make test` has pytest-xdist keep this order."""
+    tests = Path(__file__).parent
+    counts = Counter(item.path for item in items)
+    items.sort(
+        key=lambda item: (item.path.relative_to(tests).as_posix() not in LONG_FILES, -counts[item.path])
+    )
 
 
 @pytest.fixture(params=NETWORK_CASES)

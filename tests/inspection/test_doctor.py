@@ -23,7 +23,7 @@ from trt_hspan.native import plugin as plugin_library
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="this is about machines without a GPU")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def findings() -> dict[str, Finding]:
     return {finding.name: finding for finding in examine_machine()}
 

@@ -20,6 +20,7 @@ from PIL import Image
 from support.ray_head import ray_head
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.jobs.cluster import address as address_module
 from trt_hspan.jobs.cluster import job
 from trt_hspan.jobs.cluster.address import ray_host_and_port, require_ray
 
@@ -102,6 +103,7 @@ def test_nobody_there_is_reported_at_once() -> None:
 
 def test_what_is_not_ray_is_reported_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(address_module, "PATIENCE_SECONDS", 2.0)
     with listening() as port:
         assert "not Ray's client server" in refusal(f"ray://127.0.0.1:{port}")
     with other_grpc_server(grpc.StatusCode.UNIMPLEMENTED) as port:
