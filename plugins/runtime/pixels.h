@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 namespace hspan
@@ -31,6 +32,40 @@ struct Image
     bool hasAlpha() const
     {
         return channels == 2 || channels == 4;
+    }
+    std::uint32_t white() const
+    {
+        return bits == 8 ? 255 : 65535;
+    }
+    std::uint32_t sample(int y, int x, int channel) const
+    {
+        std::size_t const at = offset(y, x, channel);
+        if (bits == 8)
+        {
+            return samples[at];
+        }
+        std::uint16_t wide = 0;
+        std::memcpy(&wide, &samples[at], sizeof(wide));
+        return wide;
+    }
+    void setSample(int y, int x, int channel, std::uint32_t level)
+    {
+        std::size_t const at = offset(y, x, channel);
+        if (bits == 8)
+        {
+            samples[at] = static_cast<std::uint8_t>(level);
+            return;
+        }
+        auto const wide = static_cast<std::uint16_t>(level);
+        std::memcpy(&samples[at], &wide, sizeof(wide));
+    }
+
+private:
+    std::size_t offset(int y, int x, int channel) const
+    {
+        std::size_t const index
+            = static_cast<std::size_t>(x) * static_cast<std::size_t>(channels) + static_cast<std::size_t>(channel);
+        return static_cast<std::size_t>(y) * rowBytes() + index * static_cast<std::size_t>(bits / 8);
     }
 };
 

@@ -3,6 +3,7 @@
 
 #include "upscaler.h"
 
+#include "alpha.h"
 #include "error.h"
 #include "memory.h"
 
@@ -72,7 +73,7 @@ public:
     void writeRow(int y, Planes& planes, std::size_t row, bool alpha)
     {
         int const colors = mImage.colors();
-        float const white = mImage.bits == 8 ? 255.0F : 65535.0F;
+        auto const white = static_cast<float>(mImage.white());
         for (std::size_t x = 0; x < planes.columns; ++x)
         {
             float const red = planes.row(0, row)[x];
@@ -102,34 +103,30 @@ private:
     void store(int y, std::size_t x, int channel, float value, float white)
     {
         float const level = std::nearbyintf(std::min(std::max(value * white, 0.0F), white));
-        std::size_t const sample = x * z(mImage.channels) + z(channel);
-        std::uint8_t* row = &mImage.samples[z(y) * mImage.rowBytes()];
-        if (mImage.bits == 8)
-        {
-            row[sample] = static_cast<std::uint8_t>(level);
-        }
-        else
-        {
-            auto const wide = static_cast<std::uint16_t>(level);
-            std::memcpy(row + 2 * sample, &wide, sizeof(wide));
-        }
+        mImage.setSample(y, static_cast<int>(x), channel, static_cast<std::uint32_t>(level));
     }
 
     Image& mImage;
     std::string mWhere;
 };
 
-float sampleValue(Image const& image, int y, int x, int channel)
+// The pixels of a tile, reflected where it leaves the picture.
+Image tileOf(Image const& image, Span const& row, Span const& column)
 {
-    std::size_t const sample = z(x) * z(image.channels) + z(channel);
-    std::uint8_t const* row = &image.samples[z(y) * image.rowBytes()];
-    if (image.bits == 8)
+    Image tile = imageWithSize("tile", row.length, column.length, image.channels, image.bits);
+    for (int y = 0; y < row.length; ++y)
     {
-        return static_cast<float>(row[sample]) / 255.0F;
+        int const sourceRow = reflectedIndex(row.start + y, image.height);
+        for (int x = 0; x < column.length; ++x)
+        {
+            int const sourceColumn = reflectedIndex(column.start + x, image.width);
+            for (int channel = 0; channel < image.channels; ++channel)
+            {
+                tile.setSample(y, x, channel, image.sample(sourceRow, sourceColumn, channel));
+            }
+        }
     }
-    std::uint16_t wide = 0;
-    std::memcpy(&wide, row + 2 * sample, sizeof(wide));
-    return static_cast<float>(wide) / 65535.0F;
+    return tile;
 }
 
 Size sides(Shape const& shape)
@@ -219,27 +216,22 @@ Image Upscaler::upscale(Image const& image, std::string const& where)
     }
 }
 
-void Upscaler::fillInput(Image const& image, Span const& row, Span const& column, bool alpha)
+void Upscaler::fillInput(Image const& tile, bool alpha)
 {
-    std::int64_t const batch = leastBatch(*mEngine, {row.length, column.length});
-    float* target = mEngine->input({batch, 3, row.length, column.length});
-    std::size_t const plane = z(row.length) * z(column.length);
-    int const first = alpha ? image.channels - 1 : 0;
-    int const step = !alpha && image.colors() == 3 ? 1 : 0;
-    std::vector<int> sources(z(column.length));
-    for (int x = 0; x < column.length; ++x)
-    {
-        sources[z(x)] = reflectedIndex(column.start + x, image.width);
-    }
+    std::int64_t const batch = leastBatch(*mEngine, {tile.height, tile.width});
+    float* target = mEngine->input({batch, 3, tile.height, tile.width});
+    std::size_t const plane = z(tile.height) * z(tile.width);
+    int const first = alpha ? tile.channels - 1 : 0;
+    int const step = !alpha && tile.colors() == 3 ? 1 : 0;
+    auto const white = static_cast<float>(tile.white());
+    float* out = target;
     for (int channel = 0; channel < 3; ++channel)
     {
-        for (int y = 0; y < row.length; ++y)
+        for (int y = 0; y < tile.height; ++y)
         {
-            int const sourceRow = reflectedIndex(row.start + y, image.height);
-            float* out = target + z(channel) * plane + z(y) * z(column.length);
-            for (std::size_t x = 0; x < sources.size(); ++x)
+            for (int x = 0; x < tile.width; ++x)
             {
-                out[x] = sampleValue(image, sourceRow, sources[x], first + channel * step);
+                *out++ = static_cast<float>(tile.sample(y, x, first + channel * step)) / white;
             }
         }
     }
@@ -249,23 +241,37 @@ void Upscaler::fillInput(Image const& image, Span const& row, Span const& column
     }
 }
 
-float const* Upscaler::runTile(
-    Image const& image, Span const& row, Span const& column, bool alpha, std::vector<float>& constant)
+float const* Upscaler::runTile(Image tile, bool alpha, std::vector<float>& settled, std::vector<bool>& before)
 {
-    fillInput(image, row, column, alpha);
-    if (alpha)
-    { // mostly opaque: where it is constant there is nothing to infer
-        std::size_t const inner = z(row.length) * z(column.length);
-        float const* input
-            = mEngine->input({leastBatch(*mEngine, {row.length, column.length}), 3, row.length, column.length});
-        float const first = input[0];
-        if (std::all_of(input, input + inner, [first](float value) { return value == first; }))
-        {
-            constant.assign(kPLANES * inner * z(scale()) * z(scale()), first);
-            return constant.data();
-        }
+    if (!tile.hasAlpha())
+    {
+        fillInput(tile, false);
+        return mEngine->run();
     }
-    return mEngine->run();
+    TileAlpha const transparency(tile);
+    fillInput(tile, alpha);
+    std::size_t const inner = z(tile.height) * z(tile.width);
+    std::size_t const size = kPLANES * inner * z(scale()) * z(scale());
+    float const* input = mEngine->input({leastBatch(*mEngine, {tile.height, tile.width}), 3, tile.height, tile.width});
+    float const first = input[0];
+    if (alpha && std::all_of(input, input + inner, [first](float value) { return value == first; }))
+    { // mostly opaque: where it is constant there is nothing to infer
+        settled.assign(size, first);
+    }
+    else
+    {
+        float const* output = mEngine->run();
+        settled.assign(output, output + size);
+    }
+    if (alpha)
+    {
+        before = transparency.settleAlpha(settled.data(), scale());
+    }
+    else
+    {
+        transparency.settleColors(settled.data(), scale(), before);
+    }
+    return settled.data();
 }
 
 Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string const& where)
@@ -277,10 +283,13 @@ Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string co
     int const passes = image.hasAlpha() ? 2 : 1;
     int const total = passes * static_cast<int>(plan.rows.size() * plan.columns.size());
     int finished = 0;
-    std::vector<float> constant;
+    std::vector<float> settled;
+    // What alpha says of colors, tile by tile: its pass comes first.
+    std::vector<std::vector<bool>> before(plan.rows.size() * plan.columns.size());
     for (int pass = 0; pass < passes; ++pass)
     {
-        bool const alpha = pass == 1;
+        bool const alpha = pass == 0 && passes == 2;
+        auto tileBefore = before.begin();
         Planes strip;   // of one row of tiles, blended along the row
         Planes carried; // the previous row's falling ramp, weighted
         std::vector<float> ramp;
@@ -292,7 +301,7 @@ Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string co
             for (Span const& column : plan.columns)
             {
                 Edges const horizontal(column, factor);
-                float const* output = runTile(image, row, column, alpha, constant);
+                float const* output = runTile(tileOf(image, row, column), alpha, settled, *tileBefore++);
                 std::size_t const width = z(column.length * factor);
                 std::size_t const height = z(row.length * factor);
                 std::size_t const left = z(column.riseStart * factor);

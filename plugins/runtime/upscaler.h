@@ -30,7 +30,8 @@ public:
     std::function<void(std::string const&)> onShrink;
 
     // A picture of the same kind, scale() times as large. A gray picture travels as three equal channels and comes back
-    // as their luma; alpha travels as a gray picture. Values are clamped and rounded half to even.
+    // as their luma; alpha travels as a gray picture, and under what it makes clear networks see the colors around
+    // (alpha.h). Values are clamped and rounded half to even.
     // Throws Error: the picture does not fit the engine, the result has too many pixels, a value is NaN or infinite,
     // memory ran out with the smallest tiles too.
     Image upscale(Image const& image, std::string const& where);
@@ -43,10 +44,9 @@ public:
 
 private:
     Image attempt(Image const& image, TilePlan const& plan, std::string const& where);
-    // One plane set (color or alpha) of one tile: 3 planes, reflected where the tile leaves the picture.
-    void fillInput(Image const& image, Span const& row, Span const& column, bool alpha);
-    float const* runTile(
-        Image const& image, Span const& row, Span const& column, bool alpha, std::vector<float>& constant);
+    // One plane set (color or alpha) of one tile: 3 planes. `before` goes from the tile's alpha to its colors.
+    void fillInput(Image const& tile, bool alpha);
+    float const* runTile(Image tile, bool alpha, std::vector<float>& settled, std::vector<bool>& before);
 
     std::unique_ptr<Engine> mEngine;
     TileChoice mChoice;

@@ -14,11 +14,12 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from trt_hspan.errors import HspanError
+from trt_hspan.media.colors import PNG_COLOR_LENGTHS, PngColors, profile_of_tiff
 from trt_hspan.media.formats import DAMAGE, damaged
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ _INTEROPERABILITY_FILE: Final = 0xA005  # within EXIF's
 _DESCRIPTIVE_TAGS: Final = frozenset(
     (
         *(270, 271, 272, 305, 306, 315, 316, 0x8298),  # description ... artist, copyright
+        *(318, 319),  # white point, primary chromaticities
         *range(0x9C9B, 0x9CA0),  # title ... subject, of Windows
         *(_EXIF_FILE, _GPS_FILE),
     )
@@ -73,6 +75,8 @@ class Metadata:
         xmp: an XMP packet.
         text: PNG's keywords and their texts.
         dpi: pixels per inch, horizontal and vertical.
+        png_colors: what a PNG says of its colors beside a profile.
+        lost: what is said of the colors and not heeded, one line each.
     """
 
     icc_profile: bytes | None = None
@@ -80,6 +84,8 @@ class Metadata:
     xmp: bytes | None = None
     text: tuple[tuple[str, str], ...] = ()
     dpi: tuple[float, float] | None = None
+    png_colors: PngColors = ()
+    lost: tuple[str, ...] = ()
 
 
 class PpmHeader(NamedTuple):
@@ -146,16 +152,13 @@ def fits_profile(profile: bytes, *, gray: bool) -> bool:
 
 
 def metadata_of_image(image: Image.Image) -> Metadata:
-    """What Pillow has read of a picture that is not turned yet."""
-    name = image.format or "PNG"
+    """What Pillow has read of a picture that is not turned yet, and no TIFF."""
     dpi = image.info.get("dpi")
-    if name == "TIFF" and X_RESOLUTION_TAG not in getattr(image, "tag_v2", {}):
-        dpi = None  # Pillow says 1
     orientation_of_image(image)  # so that a block that is not EXIF fails here
     return Metadata(
         icc_profile=image.info.get("icc_profile") or None,
-        exif=upright_exif(image.getexif(), of_tiff=name == "TIFF"),
-        xmp=_upright_xmp(image),
+        exif=upright_exif(image.getexif(), of_tiff=False),
+        xmp=_upright_packet(image.info.get("xmp") or image.info.get(XMP_KEY)),
         text=tuple((k, str(v)) for k, v in getattr(image, "text", {}).items() if k != XMP_KEY),
         dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
     )
@@ -185,12 +188,11 @@ def _png_header(stream: BinaryIO, _where: object) -> Header:
     from PIL.PngImagePlugin import PngImageFile
 
     start = stream.read(26)
-    small, has_gray_palette = _small_png(stream)
+    small, has_gray_palette, colors = _small_png(stream)
     with PngImageFile(io.BytesIO(small)) as image:
         image.load()
-        metadata = metadata_of_image(image)
         return Header(
-            metadata=metadata,
+            metadata=replace(metadata_of_image(image), png_colors=colors),
             orientation=orientation_of_image(image),
             has_gray_palette=has_gray_palette,
             is_deep_color=start[24:25] == b"\x10" and start[25:26] != b"\0",
@@ -216,9 +218,11 @@ def _tiff_header(stream: BinaryIO, where: object) -> Header:
     directory.load(stream)
     bits, extra = directory.get(_BITS_TAG, (1,)), directory.get(_EXTRA_TAG, ())
     colors, compression = directory.get(_COLORS_TAG), directory.get(_COMPRESSION_TAG)
+    described, lost = profile_of_tiff(dict(directory), bits=max(bits), colors=colors)
     return Header(
         metadata=Metadata(
-            icc_profile=tags.get(PROFILE_TAG) or None,
+            icc_profile=tags.get(PROFILE_TAG) or described,
+            lost=lost,
             exif=upright_exif(tags, of_tiff=True),
             xmp=_upright_packet(tags.get(XMP_TAG)),
             dpi=_tiff_dpi(tags),
@@ -273,21 +277,29 @@ def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
         at += 12 + length
 
 
-def _small_png(stream: BinaryIO) -> tuple[bytes, bool]:
-    """One gray pixel and all that says something which is kept; and whether the palette is one of grays."""
+def _small_png(stream: BinaryIO) -> tuple[bytes, bool, PngColors]:
+    """One gray pixel and all that says something which is kept; whether the palette is one of grays; and the colors."""
     header = b"\0\0\0\1\0\0\0\1\x08\0\0\0\0"  # one pixel, 8-bit gray
     small = [PNG_SIGNATURE, png_chunk(b"IHDR", header)]
     is_palette = has_gray_palette = False
+    said: dict[bytes, bytes] = {}
+    is_before_pixels = True
     for kind, length in png_chunks(stream):
         if kind in _PNG_KINDS:
             small.append(png_chunk(kind, stream.read(length)))
+        elif PNG_COLOR_LENGTHS.get(kind) == length and is_before_pixels:
+            said.setdefault(kind, stream.read(length))
+        elif kind == b"IDAT":
+            is_before_pixels = False
         elif kind == b"IHDR":
             is_palette = stream.read(length)[9:10] == bytes([_PNG_PALETTE])
         elif kind == b"PLTE" and is_palette:
             colors = stream.read(length)
             has_gray_palette = colors[::3] == colors[1::3] == colors[2::3]
     small += [png_chunk(b"IDAT", zlib.compress(b"\0\0")), png_chunk(b"IEND", b"")]
-    return b"".join(small), has_gray_palette
+    if said.get(b"gAMA") == bytes(4):
+        del said[b"gAMA"]
+    return b"".join(small), has_gray_palette, tuple(said.items())
 
 
 def jpeg_segments(file: bytes) -> Iterator[tuple[int, slice]]:
@@ -316,14 +328,6 @@ def metadata_of_blocks(icc_profile: bytes | None, exif: bytes | None, xmp: bytes
         exif=upright_exif(block, of_tiff=False),
         xmp=_upright_packet(xmp),
     )
-
-
-def _upright_xmp(image: Image.Image) -> bytes | None:
-    """The XMP packet; a TIFF may have it as a tag alone."""
-    packet = image.info.get("xmp") or image.info.get(XMP_KEY)
-    if not packet and image.format == "TIFF":
-        packet = image.getexif().get(XMP_TAG)
-    return _upright_packet(packet)
 
 
 def _upright_packet(packet: str | bytes | None) -> bytes | None:

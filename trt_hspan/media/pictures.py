@@ -137,7 +137,7 @@ def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None
         return VipsPicture(source, kind, header, where)
     if header is not None and header.is_deep_color:
         vips(where)  # which cannot be loaded
-    return _PillowPicture(source if isinstance(source, bytes) else _bytes_of_file(source), where)
+    return _PillowPicture(source if isinstance(source, bytes) else _bytes_of_file(source), header, where)
 
 
 def read_picture(path: str | os.PathLike[str]) -> Picture:
@@ -203,8 +203,8 @@ class _PillowPicture:
 
     streams: Final = False
 
-    def __init__(self, data: bytes, where: object) -> None:
-        self._data, self.where = data, where
+    def __init__(self, data: bytes, header: Header | None, where: object) -> None:
+        self._data, self._header, self.where = data, header, where
         with _open_with_pillow(data, where) as image:
             self.format = image.format or "PNG"
             is_turned = orientation_of_image(image) >= 5  # by a quarter
@@ -236,7 +236,7 @@ class _PillowPicture:
                 image.load()
                 bits = getattr(image, "tag_v2", {}).get(_BITS_TAG)
                 self._scale_color_key(image)
-                metadata = metadata_of_image(image)
+                metadata = metadata_of_image(image) if self._header is None else self._header.metadata
                 straight, keeps_profile = _plain_mode(ImageOps.exif_transpose(image), self.where)
                 pixels = np.array(straight)
             except (OSError, *DAMAGE) as error:

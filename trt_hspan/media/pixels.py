@@ -25,8 +25,7 @@ class PixelFormat:
     """Pixels (H, W, C) of a picture: gray and alpha travel as RGB pictures of their own.
 
     A gray picture goes through the network as three equal channels; its result is the luma of the three that come
-    out. Alpha goes through the network as a gray picture does, so that its edges stay where those of the colors
-    are; where it is constant within a tile it is filled in without a run. Colors are not multiplied by alpha.
+    out. Alpha goes through the network as a gray picture does, so that its edges stay where those of the colors are.
 
     Attributes:
         channels: 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
@@ -37,7 +36,6 @@ class PixelFormat:
     channels: int
     dtype: type[np.uint8] | type[np.uint16]
     where: object = "network output"
-    fills_constant: ClassVar[bool] = True
 
     @classmethod
     def of(cls, image: npt.NDArray[Any], *, where: object = "network output") -> PixelFormat:
@@ -80,9 +78,9 @@ class PixelFormat:
     def pixels_from_tensor(self, tensor: npt.NDArray[np.floating]) -> npt.NDArray[Any]:
         """(N, 3, H, W) -> (H, W, C): clamped, rounded half to even as the official code does; raises for NaN."""
         require_finite(tensor, self.where)
-        planes = [tensor[0]] if self.channels >= 3 else [_luma(tensor[0])]
+        planes = [tensor[0]] if self.channels >= 3 else [luma(tensor[0])]
         if self.has_alpha:
-            planes.append(_luma(tensor[1]))
+            planes.append(luma(tensor[1]))
         values = np.concatenate(planes)
         values *= values.dtype.type(self.white)
         np.rint(np.clip(values, 0, self.white, out=values), out=values)
@@ -93,7 +91,7 @@ class PixelFormat:
 class TensorFormat:
     """Tensors as they are: "pixels" are (H, W, N, 3) float32 views of (N, 3, H, W)."""
 
-    fills_constant: ClassVar[bool] = False
+    has_alpha: ClassVar[bool] = False
 
     def tensor_from_pixels(self, image: npt.NDArray[Any]) -> Float32Array:
         """(H, W, N, 3) -> (N, 3, H, W), contiguous."""
@@ -166,8 +164,8 @@ def require_finite(tensor: npt.NDArray[np.floating], where: object) -> None:
         )
 
 
-def _luma(rgb: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+def luma(rgb: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     """(3, H, W) -> (1, H, W). Three equal channels stay what they are within one rounding."""
     red, green, blue = (np.float32(weight) for weight in _LUMA)
-    luma: npt.NDArray[np.floating] = (red * rgb[0] + green * rgb[1] + blue * rgb[2])[None]
-    return luma
+    weighted: npt.NDArray[np.floating] = (red * rgb[0] + green * rgb[1] + blue * rgb[2])[None]
+    return weighted

@@ -13,7 +13,8 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import atomic_path, write_bytes
+from trt_hspan.media.colors import profile_of_png
 from trt_hspan.media.formats import DAMAGE, WRITE_FORMATS, require_writable_suffix
 from trt_hspan.media.metadata import (
     JPEG_DESCRIPTIONS,
@@ -55,6 +57,7 @@ _CLASSIC_BYTES: Final = (4 << 30) - (64 << 20)
 # Some 4 % larger than zlib's own level, 6, with the filter chosen row by row, in half of its time.
 _PNG_OPTIONS: Final = {"compression": 4, "filter": "paeth"}
 _NO_METADATA: Final = Metadata()
+_PNG_HEADER_END: Final = len(PNG_SIGNATURE) + 25
 _PNG_COLORS: Final = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> color type
 
 
@@ -185,6 +188,33 @@ def write_strips(
             raise failures[0]
 
 
+def color_losses(metadata: Metadata, path: str | os.PathLike[str], *, gray: bool) -> list[str]:
+    """What a file says of its colors and what a file of this name, with or without colors, will not; one line each."""
+    name, lost = WRITE_FORMATS[Path(path).suffix.lower()][0], list(metadata.lost)
+    if name == "PNG":
+        return lost
+    kinds = dict(metadata.png_colors)
+    profile = _profile(metadata, gray=gray and name != "WEBP")
+    if name == "BMP" and profile is not None:
+        lost.append("its color profile is lost: BMP has none")
+    if b"cICP" in kinds and profile is None and kinds[b"cICP"] != b"\1\x0d\0\1":
+        lost.append(
+            f"its colors' numbers (cICP {'-'.join(map(str, kinds[b'cICP']))}) are lost: no profile says them"
+        )
+    if kinds.keys() & {b"mDCV", b"cLLI"}:
+        lost.append(f"its HDR metadata (mastering display, light level) is lost: {name} has none")
+    return lost
+
+
+def _profile(metadata: Metadata, *, gray: bool) -> bytes | None:
+    """The profile of files that are no PNG; PNG's cICP has more right than a profile, and that than other chunks."""
+    profile = metadata.icc_profile
+    if metadata.png_colors and (profile is None or b"cICP" in dict(metadata.png_colors)):
+        with suppress(ValueError):
+            profile = profile_of_png(metadata.png_colors, gray=gray)
+    return profile if profile and fits_profile(profile, gray=gray) else None
+
+
 def _encode_from_pipe(
     file: BinaryIO, read_end: int, encoding: _Encoding, failures: list[BaseException]
 ) -> None:
@@ -309,8 +339,7 @@ def _head(file: bytes, name: str) -> bytes:
 def _with_head(block: bytes, head: bytes, name: str) -> bytes:
     if name == "JPEG":
         return head + block[len(_head(block, name)) :]
-    header_end = len(PNG_SIGNATURE) + 25
-    return block[:header_end] + head + block[block.index(b"IDAT", header_end) - 4 :]
+    return block[:_PNG_HEADER_END] + head + block[block.index(b"IDAT", _PNG_HEADER_END) - 4 :]
 
 
 def _for_format(pixels: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
@@ -326,31 +355,13 @@ def _for_format(pixels: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
 
 def _encode_with_pillow(file: BinaryIO, pixels: npt.NDArray[np.uint8], encoding: _Encoding) -> None:
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
-    name, metadata, where = encoding.name, encoding.metadata, encoding.where
+    name, where = encoding.name, encoding.where
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    options = dict(next(options for format_name, options in WRITE_FORMATS.values() if format_name == name))
-    if encoding.quality is not None and name in ("JPEG", "WEBP"):
-        options |= {"quality": encoding.quality, "lossless": False}
-    if name not in ("BMP", "TIFF"):
-        if metadata.icc_profile and fits_profile(metadata.icc_profile, gray=pixels.shape[2] <= 2):
-            options["icc_profile"] = metadata.icc_profile
-        if metadata.exif:
-            options["exif"] = metadata.exif
-        if metadata.xmp and name != "PNG":
-            options["xmp"] = metadata.xmp
-    if metadata.dpi and name in ("PNG", "JPEG", "BMP"):
-        options["dpi"] = metadata.dpi
-    if name == "PNG":
-        info = PngInfo()
-        if metadata.xmp:
-            info.add_itxt(XMP_KEY, metadata.xmp.decode("utf-8", "replace"))
-        for key, value in metadata.text:
-            info.add_text(key, value)
-        options["pnginfo"] = info
+    gray = pixels.shape[2] <= 2 and name != "WEBP"
+    saved = io.BytesIO()
     try:
-        image.save(file, format=name, **options)
+        image.save(saved, format=name, **_pillow_options(encoding, gray=gray))
     except (OSError, *DAMAGE) as error:
         height, width = pixels.shape[:2]
         if (height, width) == (1, 1):
@@ -362,8 +373,40 @@ def _encode_with_pillow(file: BinaryIO, pixels: npt.NDArray[np.uint8], encoding:
         raise HspanError(
             where, f"{name} cannot hold {height}x{width} pixels ({error})", "write .png instead"
         ) from error
+    data = saved.getvalue()
+    if name == "PNG":
+        kept = dict(encoding.metadata.png_colors)
+        if b"iCCP" in _head(data, name):
+            kept.pop(b"sRGB", None)  # of which a file may have one only
+        chunks = b"".join(png_chunk(kind, content) for kind, content in kept.items())
+        data = data[:_PNG_HEADER_END] + chunks + data[_PNG_HEADER_END:]
+    file.write(data)
     if name == "TIFF":
-        _describe_tiff(file, metadata, gray=pixels.shape[2] <= 2)
+        _describe_tiff(file, encoding.metadata, gray=gray)
+
+
+def _pillow_options(encoding: _Encoding, *, gray: bool) -> dict[str, Any]:
+    from PIL.PngImagePlugin import PngInfo
+
+    name, metadata = encoding.name, encoding.metadata
+    options = dict(next(options for format_name, options in WRITE_FORMATS.values() if format_name == name))
+    if encoding.quality is not None and name in ("JPEG", "WEBP"):
+        options |= {"quality": encoding.quality, "lossless": False}
+    if name not in ("BMP", "TIFF"):
+        described = replace(metadata, png_colors=()) if name == "PNG" else metadata
+        said = {"icc_profile": _profile(described, gray=gray), "exif": metadata.exif}
+        said["xmp"] = metadata.xmp if name != "PNG" else None
+        options |= {key: block for key, block in said.items() if block}
+    if metadata.dpi and name in ("PNG", "JPEG", "BMP"):
+        options["dpi"] = metadata.dpi
+    if name == "PNG":
+        info = PngInfo()
+        if metadata.xmp:
+            info.add_itxt(XMP_KEY, metadata.xmp.decode("utf-8", "replace"))
+        for key, value in metadata.text:
+            info.add_text(key, value)
+        options["pnginfo"] = info
+    return options
 
 
 def _describe_tiff(file: BinaryIO, metadata: Metadata, *, gray: bool) -> None:
@@ -382,8 +425,8 @@ def _describe_tiff(file: BinaryIO, metadata: Metadata, *, gray: bool) -> None:
         added[tag] = value
     if metadata.xmp:
         added[XMP_TAG] = metadata.xmp
-    if metadata.icc_profile and fits_profile(metadata.icc_profile, gray=gray):
-        added[PROFILE_TAG] = metadata.icc_profile
+    if profile := _profile(metadata, gray=gray):
+        added[PROFILE_TAG] = profile
     if metadata.dpi:
         added[X_RESOLUTION_TAG], added[Y_RESOLUTION_TAG] = metadata.dpi
         added[RESOLUTION_UNIT_TAG] = 2  # an inch

@@ -19,10 +19,11 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.files import require_name_fits
 from trt_hspan.media.formats import require_sides, require_writable_suffix
+from trt_hspan.media.metadata import Metadata
 from trt_hspan.media.pictures import OpenedPicture, Picture, open_picture, whole_picture
 from trt_hspan.media.pixels import PixelFormat, rgb_on_white
 from trt_hspan.media.vips import has_vips, one_thread_of_vips
-from trt_hspan.media.writing import STREAMED_SUFFIXES, write_picture, write_strips
+from trt_hspan.media.writing import STREAMED_SUFFIXES, color_losses, write_picture, write_strips
 from trt_hspan.runtime.runner import Float32Array, Runner
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.options import DEFAULT_OPTIONS, UpscaleOptions
@@ -141,6 +142,7 @@ def upscale_picture_file(
             plan = upscale_stream(upscaler, opened, target, quality=writing.quality, on_tile=on_tile)
             return _report(upscaler, plan, time.perf_counter() - started, streamed=True)
     picture = whole_picture(opened)
+    _note_losses(upscaler, source, picture.metadata, target, channels=picture.pixels.shape[2])
     started = time.perf_counter()
     result = upscale_picture(upscaler, picture, on_tile=on_tile, what=source)
     seconds = time.perf_counter() - started
@@ -226,6 +228,7 @@ def upscale_stream(
         )
     with one_thread_of_vips(where):
         pixels = opened.pixel_format
+        _note_losses(upscaler, where, opened.metadata, target, channels=pixels.channels)
         row_bytes = size.width * pixels.channels * np.dtype(pixels.dtype).itemsize * scale**2
         highest = max(_LEAST_ROWS, _STRIP_BYTES // row_bytes)
         tile = upscaler.options.tile
@@ -244,6 +247,13 @@ def upscale_stream(
                 upscaler.shrink(size, error, highest=highest)
             else:
                 return upscaler.plan(size, highest=highest)
+
+
+def _note_losses(
+    upscaler: Upscaler, where: object, metadata: Metadata, target: Path, *, channels: int
+) -> None:
+    for line in color_losses(metadata, target, gray=channels <= 2):
+        upscaler.note(f"{where}: {line}")
 
 
 def side_by_side(before: Picture, after: Picture) -> npt.NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.media.pixels import PixelFormat, RowsSource, TensorFormat
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling.alpha import TileAlpha
 from trt_hspan.upscaling.blending import blended_strips
 from trt_hspan.upscaling.options import DEFAULT_OPTIONS, UpscaleOptions
 from trt_hspan.upscaling.self_ensemble import TURNS, ensemble_mean
@@ -142,14 +143,19 @@ class Upscaler:
         """
         plan = self.plan(picture, what=what, highest=highest)
         scale, finished = self.scale, 0
+        alphas: deque[TileAlpha] = deque()  # of tiles whose output is still to come
 
         def inputs() -> Iterator[Float32Array]:
             for row in plan.rows:
                 held = _rows_of_span(rows, row, picture.height)
                 for column in plan.columns:
-                    yield pixels.tensor_from_pixels(_columns_of_span(held, column, picture.width))
+                    tile = _columns_of_span(held, column, picture.width)
+                    if pixels.has_alpha:
+                        alphas.append(TileAlpha(tile))
+                        tile = alphas[-1].filled
+                    yield pixels.tensor_from_pixels(tile)
 
-        outputs = self._outputs(inputs(), pixels.fills_constant)
+        outputs = self._outputs(inputs(), pixels.has_alpha)
 
         def output_of(_row: int, _column: int) -> Float32Array:
             nonlocal finished
@@ -157,7 +163,7 @@ class Upscaler:
             finished += 1
             if on_tile is not None:
                 on_tile(finished, plan.count)
-            return output
+            return alphas.popleft().finished(output) if pixels.has_alpha else output
 
         official = self.options.protocol == "official"
         step = "use --protocol tiled" if official else "give smaller tiles with --tile"
@@ -222,17 +228,17 @@ class Upscaler:
         result = self.whole(tensor.pixels_from_tensor(batch), tensor, on_tile=on_tile, what=what)
         return tensor.tensor_from_pixels(cast(Float32Array, result))
 
-    def _outputs(self, tiles: Iterator[Float32Array], fills_constant: bool) -> Iterator[Float32Array]:
+    def _outputs(self, tiles: Iterator[Float32Array], has_alpha: bool) -> Iterator[Float32Array]:
         """Tiles of all items of a batch, (N, 3, h, w) -> (N, 3, s * h, s * w), in their order.
 
-        A constant second item, which is alpha, is filled in without a run where `fills_constant`.
+        Where the second item is alpha and constant, it is filled in without a run.
         """
         whole: deque[Float32Array] = deque()
 
         def needed() -> Iterator[Float32Array]:
             for tile in tiles:
                 whole.append(tile)
-                yield tile[:1] if fills_constant and len(tile) > 1 and np.ptp(tile[1]) == 0 else tile
+                yield tile[:1] if has_alpha and np.ptp(tile[1]) == 0 else tile
 
         for output in self._turned_outputs(needed()):
             tile = whole.popleft()
@@ -294,7 +300,11 @@ class Upscaler:
             strips = self.strips(rows, picture, plain, on_tile=on_tile_of_turn, what=what)
             return plain.tensor_from_pixels(np.concatenate(list(strips)))
 
-        return pixels.pixels_from_tensor(ensemble_mean(pixels.tensor_from_pixels(image), chopped))
+        if not pixels.has_alpha:
+            return pixels.pixels_from_tensor(ensemble_mean(pixels.tensor_from_pixels(image), chopped))
+        alpha = TileAlpha(image)
+        mean = ensemble_mean(pixels.tensor_from_pixels(alpha.filled), chopped)
+        return pixels.pixels_from_tensor(alpha.finished(mean))
 
 
 def upscale_array(

@@ -77,6 +77,9 @@ def test_tiles_are_blended_to_the_same_pixels(
     )
     if kind == 4:
         image[:20, :, 3] = np.iinfo(dtype).max  # an opaque part, which is filled in without a run
+    if kind in (2, 4):
+        image[25:40, 3:60] = 0  # clear; of one color here, of many where single pixels are
+        image[draw.random((53, 71)) < 0.3, -1] = 0
     runner = BoundedRunner((8, 8), (24, 32), scale=3)
     options = UpscaleOptions(tile=(24, 32), overlap=9)
     with runner:

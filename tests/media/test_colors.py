@@ -1,0 +1,263 @@
+"""What files say of their colors: each row of the table in docs/tiling.md has a case here."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from support.runner_doubles import NearestRunner
+
+from trt_hspan.media.colors import icc_profile, profile_of_png
+from trt_hspan.media.metadata import png_chunk, png_chunks
+from trt_hspan.media.pictures import read_picture
+from trt_hspan.upscaling import pictures
+from trt_hspan.upscaling.pictures import upscale_picture_file
+from trt_hspan.upscaling.upscaler import Upscaler
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "tiling.md"
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+BT709 = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+P3 = (0.3127, 0.3290, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+LINEAR = struct.pack(">L", 100_000)
+# One picture of all levels.
+LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def png(*chunks: tuple[bytes, bytes], **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(LEVELS).convert("RGB").save(stream, "PNG", **options)
+    data = stream.getvalue()
+    return data[:33] + b"".join(png_chunk(*chunk) for chunk in chunks) + data[33:]
+
+
+def saved(name: str, mode: str = "RGB", **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(LEVELS).convert(mode).save(stream, name, **options)
+    return stream.getvalue()
+
+
+def with_exif(name: str, tag: int, value: object) -> bytes:
+    block = Image.Exif()
+    if tag > 0x9000:
+        block.get_ifd(0x8769)[tag] = value
+        block[0x8769] = 0
+    else:
+        block[tag] = value
+    return saved(name, exif=block)
+
+
+def chunks_of(path: Path) -> dict[bytes, bytes]:
+    with path.open("rb") as stream:
+        return {kind: stream.read(length) for kind, length in png_chunks(stream)}
+
+
+def exif_of(path: Path, tag: int) -> object:
+    with Image.open(path) as image:
+        return (image.getexif().get_ifd(0x8769) if tag > 0x9000 else image.getexif()).get(tag)
+
+
+def upscaled(data: bytes, folder: Path, suffix: str) -> tuple[Path, list[str]]:
+    """The result in a format, and what was said."""
+    (folder / "source").write_bytes(data)
+    notes: list[str] = []
+    with NearestRunner(scale=1) as runner:
+        upscaler = Upscaler(runner, on_shrink=notes.append)
+        upscale_picture_file(upscaler, folder / "source", folder / f"result{suffix}")
+    return folder / f"result{suffix}", notes
+
+
+def light_of(path: Path) -> np.ndarray:
+    """(H, W, 3) sRGB as a program shows it that heeds profiles."""
+    with Image.open(path) as image:
+        profile = image.info.get("icc_profile")
+        assert profile, "has no profile"
+        shown = ImageCms.profileToProfile(
+            image.convert("RGB"),
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        )
+        return np.asarray(shown).astype(int)
+
+
+def srgb_of_linear(levels: np.ndarray) -> np.ndarray:
+    light = levels / 255
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+CHRM = struct.pack(">8L", *(round(100_000 * value) for value in P3))
+MDCV, CLLI, CICP = bytes(range(24)), bytes(range(8)), bytes([12, 13, 0, 1])
+INKS = saved("JPEG", "CMYK")
+TABLE = tuple(range(0, 65536, 257))
+RATIONALS = tuple(Fraction(value).limit_denominator(10_000) for value in P3)
+# Format, what it says -> a file that says so; what results of the same and of another format say; what the screen says.
+CASES: dict[tuple[str, str], tuple[bytes, Callable[[Path], object], Callable[[Path], object], str]] = {
+    ("PNG", "cICP"): (
+        png((b"cICP", CICP)),
+        lambda path: chunks_of(path)[b"cICP"] == CICP,
+        lambda path: CICP in read_picture(path).metadata.icc_profile,
+        "",
+    ),
+    ("PNG", "iCCP"): (
+        png(icc_profile=SRGB),
+        *[lambda path: read_picture(path).metadata.icc_profile == SRGB] * 2,
+        "",
+    ),
+    ("PNG", "sRGB"): (
+        png((b"sRGB", b"\1")),
+        lambda path: chunks_of(path)[b"sRGB"] == b"\1",
+        lambda path: read_picture(path).metadata.icc_profile is None,
+        "",
+    ),
+    ("PNG", "gAMA"): (
+        png((b"gAMA", LINEAR)),
+        lambda path: chunks_of(path)[b"gAMA"] == LINEAR,
+        lambda path: np.abs(light_of(path)[..., 0] - srgb_of_linear(LEVELS)).max() < 1,
+        "",
+    ),
+    ("PNG", "cHRM"): (
+        png((b"cHRM", CHRM)),
+        lambda path: chunks_of(path)[b"cHRM"] == CHRM,
+        lambda path: np.abs(light_of(path)[..., 0] - LEVELS).max() <= 1,
+        "",
+    ),
+    ("PNG", "mDCV"): (
+        png((b"mDCV", MDCV)),
+        lambda path: chunks_of(path)[b"mDCV"] == MDCV,
+        lambda path: read_picture(path).metadata.icc_profile is None,
+        "its HDR metadata (mastering display, light level) is lost",
+    ),
+    ("PNG", "cLLI"): (
+        png((b"cLLI", CLLI)),
+        lambda path: chunks_of(path)[b"cLLI"] == CLLI,
+        lambda path: read_picture(path).metadata.icc_profile is None,
+        "its HDR metadata (mastering display, light level) is lost",
+    ),
+    ("PNG", "sBIT"): (
+        png((b"sBIT", b"\5\6\5")),
+        lambda path: b"sBIT" not in chunks_of(path),
+        lambda path: b"sBIT" not in path.read_bytes(),
+        "",
+    ),
+    ("JPEG", "Adobe marker"): (
+        INKS,
+        *[lambda path: np.abs(read_picture(path).pixels[..., 0].astype(int) - LEVELS).max() <= 3] * 2,
+        "",
+    ),
+    ("TIFF", "WhitePoint"): (
+        saved("TIFF", tiffinfo={318: (Fraction(31, 100), Fraction(316, 1000)), 301: TABLE}),
+        *[lambda path: np.abs(light_of(path)[..., 0] - srgb_of_linear(LEVELS)).max() < 1] * 2,
+        "",
+    ),
+    ("TIFF", "PrimaryChromaticities"): (
+        saved("TIFF", tiffinfo={319: RATIONALS[2:]}),
+        *[lambda path: np.abs(light_of(path)[..., 0] - LEVELS).max() <= 1] * 2,
+        "",
+    ),
+    ("TIFF", "TransferFunction"): (
+        saved("TIFF", tiffinfo={301: TABLE * 3}),
+        *[lambda path: np.abs(light_of(path)[..., 0] - srgb_of_linear(LEVELS)).max() < 1] * 2,
+        "",
+    ),
+    ("TIFF", "YCbCrCoefficients"): (
+        saved("TIFF", "YCbCr", tiffinfo={529: (Fraction(2, 10), Fraction(7, 10), Fraction(1, 10))}),
+        *[lambda path: read_picture(path).metadata.icc_profile is None] * 2,
+        "its tag YCbCrCoefficients is not heeded",
+    ),
+    ("TIFF", "ReferenceBlackWhite"): (
+        saved("TIFF", tiffinfo={532: tuple(Fraction(value) for value in (16, 235) * 3)}),
+        *[lambda path: read_picture(path).metadata.icc_profile is None] * 2,
+        "its tag ReferenceBlackWhite is not heeded",
+    ),
+}
+for format_name, tags in (
+    (
+        "JPEG",
+        {
+            "EXIF ColorSpace": (0xA001, 0xFFFF),
+            "EXIF Gamma": (0xA500, 2.2),
+            "EXIF WhitePoint": (318, (0.31, 0.33)),
+        },
+    ),
+    ("WebP", {"EXIF": (0xA001, 0xFFFF)}),
+):
+    for name, (tag, value) in tags.items():
+        kept = lambda path, tag=tag, value=value: exif_of(path, tag) == pytest.approx(value)  # noqa: E731
+        CASES[format_name, name] = (with_exif(format_name.upper(), tag, value), kept, kept, "")
+for format_name, name in (("JPEG", "ICC profile"), ("TIFF", "ICC profile"), ("WebP", "ICCP")):
+    kept = lambda path: read_picture(path).metadata.icc_profile == SRGB  # noqa: E731
+    CASES[format_name, name] = (saved(format_name.upper(), icc_profile=SRGB), kept, kept, "")
+SUFFIXES = {
+    "PNG": (".png", ".tif"),
+    "JPEG": (".jpg", ".png"),
+    "TIFF": (".tif", ".png"),
+    "WebP": (".webp", ".tif"),
+}
+
+
+def test_the_table_of_the_document_has_these_cases() -> None:
+    rows = re.findall(
+        r"^\| (PNG|JPEG|TIFF|WebP) \| ([^|]+) \| [^|]+ \| [^|]+ \|$", DOCUMENT.read_text("utf-8"), re.M
+    )
+    assert {(kind, says.strip()) for kind, says in rows} == set(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case).replace(" ", "-"))
+def test_colors_stay_or_are_said_to_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[str, str]
+) -> None:
+    data, of_same, of_other, said = CASES[case]
+    for suffix, holds in zip(SUFFIXES[case[0]], (of_same, of_other), strict=True):
+        for most in (1 << 20, 1):  # in memory, and streamed where the format can
+            if most == 1 and (case[0] == "WebP" or suffix == ".webp" or "YCbCr" in case[1]):
+                continue
+            monkeypatch.setattr(pictures, "STREAM_PIXELS", most)
+            result, notes = upscaled(data, tmp_path, suffix)
+            assert holds(result), (suffix, most)
+            is_kept = case[0] == "PNG" and suffix == ".png"
+            assert len(notes) == (1 if said and not is_kept else 0)
+            assert all(f"source: {said}" in note for note in notes)
+
+
+def test_a_bmp_has_no_profile_and_that_is_said(tmp_path: Path) -> None:
+    assert upscaled(png((b"gAMA", LINEAR)), tmp_path, ".bmp")[1] == [
+        f"{tmp_path / 'source'}: its color profile is lost: BMP has none"
+    ]
+    (line,) = upscaled(png((b"cICP", bytes([9, 99, 0, 1]))), tmp_path, ".jpg")[1]
+    assert line.endswith("its colors' numbers (cICP 9-99-0-1) are lost: no profile says them")
+
+
+def test_profiles_say_what_lcms_knows_of_the_same_colors() -> None:
+    random = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    curve = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile(BT709, [curve], gray=False)))
+    shown = ImageCms.profileToProfile(
+        Image.fromarray(random),
+        profile,
+        ImageCms.createProfile("sRGB"),
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+    )
+    np.testing.assert_array_equal(np.asarray(shown), random)
+    for transfer in (16, 18):  # PQ and HLG: the curve of BT.2100 at half and at full level
+        wide = profile_of_png(((b"cICP", bytes([9, transfer, 0, 1])),), gray=False)
+        assert wide is not None
+        at = wide.index(b"curv\0\0\0\0") + 12
+        table = np.frombuffer(wide[at : at + 8192], ">u2") / 65535
+        # 92.2 of 10,000 candelas at half of PQ's range; a twelfth of HLG's.
+        assert table[2047] == pytest.approx({16: 0.00922, 18: 1 / 12}[transfer], rel=0.01)
+        assert table[-1] == 1
+
+
+@pytest.mark.parametrize(
+    "chunk", [(b"gAMA", bytes(4)), (b"gAMA", b"\1"), (b"cHRM", bytes(32)), (b"sRGB", b"")]
+)
+def test_numbers_without_a_meaning_are_left_out(tmp_path: Path, chunk: tuple[bytes, bytes]) -> None:
+    result, _ = upscaled(png(chunk), tmp_path, ".tif")
+    assert read_picture(result).metadata.icc_profile is None
