@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms
 from support.runner_doubles import NearestRunner
 
-from trt_hspan.media.colors import icc_profile, profile_of_png
+from trt_hspan.media.colors import icc_profile, profile_of_png, profile_of_tiff
 from trt_hspan.media.metadata import png_chunk, png_chunks
 from trt_hspan.media.pictures import read_picture
 from trt_hspan.upscaling import pictures
@@ -261,3 +261,8 @@ def test_profiles_say_what_lcms_knows_of_the_same_colors() -> None:
 def test_numbers_without_a_meaning_are_left_out(tmp_path: Path, chunk: tuple[bytes, bytes]) -> None:
     result, _ = upscaled(png(chunk), tmp_path, ".tif")
     assert read_picture(result).metadata.icc_profile is None
+
+
+@pytest.mark.parametrize("tags", [{318: (1.0,)}, {319: "red"}, {529: 3, 532: "x"}, {301: (1, 2)}])
+def test_tags_of_another_length_or_type_are_left_out(tags: dict[int, object]) -> None:
+    assert profile_of_tiff(tags, bits=8, colors=2)[0] is None

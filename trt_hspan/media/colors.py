@@ -96,23 +96,22 @@ def profile_of_tiff(
     tags: Mapping[int, Any], *, bits: int, colors: int | None
 ) -> tuple[bytes | None, tuple[str, ...]]:
     """The profile that says what a TIFF's tags say of its colors, None where that is sRGB; and what is not heeded."""
-    lost = []
+    lost, top = [], (1 << bits) - 1
     if colors not in (_TIFF_GRAY, _TIFF_RGB, _TIFF_YCBCR):
         return None, ()
     for tag, name, near, usual in (
         (529, "YCbCrCoefficients", 0.001, (0.299, 0.587, 0.114)),
-        (532, "ReferenceBlackWhite", 1, (0.0, 255.0) + (0.0 if colors == _TIFF_RGB else 128.0, 255.0) * 2),
+        (532, "ReferenceBlackWhite", 1, (0, top) + (0 if colors == _TIFF_RGB else (top + 1) / 2, top) * 2),
     ):
         values = _numbers(tags, tag)
         if values and (len(values) != len(usual) or not np.allclose(values, usual, atol=near)):
             lost.append(f"its tag {name} is not heeded: colors are those of the usual values")
     functions, white, primaries = (_numbers(tags, tag) for tag in (301, 318, 319))
     points = (*(white or _BT709[:2]), *(primaries or _BT709[2:]))
-    length = 1 << bits
     curves: list[Curve] = [_SRGB_CURVE]
-    if len(functions) in (length, 3 * length):
-        curves = [np.array(part) / 65535 for part in np.split(np.array(functions), len(functions) // length)]
-    elif np.allclose(points, _BT709, atol=0.001):
+    if len(functions) in (top + 1, 3 * (top + 1)):
+        curves = list(np.reshape(functions, (-1, top + 1)) / 65535)
+    elif len(points) == len(_BT709) and np.allclose(points, _BT709, atol=0.001):
         return None, tuple(lost)
     try:
         return icc_profile(points, curves, gray=colors == _TIFF_GRAY), tuple(lost)
