@@ -24,9 +24,11 @@ class MeanShift(nn.Conv2d):
     def __init__(self, sign: int) -> None:
         super().__init__(3, 3, kernel_size=1)
         with torch.no_grad():
-            self.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+            # By Python: arithmetic on the device "meta" imports PyTorch's compiler, 87 MB in a second or more.
+            identity = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+            self.weight.copy_(identity.view(3, 3, 1, 1))
             assert self.bias is not None
-            self.bias.copy_(sign * torch.tensor(DIV2K_MEAN))
+            self.bias.copy_(torch.tensor([sign * mean for mean in DIV2K_MEAN]))
         self.requires_grad_(False)
 
 
