@@ -103,8 +103,8 @@ def server(plan: Path) -> Iterator[Server]:
 def triton(plan: Path, folder: Path) -> Iterator[Server]:
     """tritonserver on the exported repository, started by its start.sh."""
     from tools.load_test.tritonserver import StartedRepository
-    from trt_hspan.serving.engine_networks import networks_from_engines
-    from trt_hspan.serving.repository import CODE, SUMS, write_repository
+    from trt_hspan.model_repository.networks import networks_from_engines
+    from trt_hspan.model_repository.repository import CODE, SUMS, write_repository
 
     write_repository(folder, networks_from_engines([plan]))
     # The package that is installed here runs in both servers, with its compiled attention.

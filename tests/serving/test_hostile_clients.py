@@ -232,8 +232,8 @@ def test_more_connections_than_are_allowed_do_not_keep_others_out(server: ServeP
     with contextlib.ExitStack() as stack:
         for _ in range(130):  # of 100; none of them says anything
             stack.enter_context(connected(server))
-        time.sleep(0.6)
-        assert infer_over_http(server, RAW, SMALL, "input", "FP32")[0] == 200
+        # Those that have been idle for half a second give way, one for each that comes.
+        until(lambda: infer_over_http(server, RAW, SMALL, "input", "FP32")[0], lambda status: status == 200)
     require_alive(server)
 
 

@@ -29,10 +29,10 @@ from support.small_engine import SmallEngine
 from tritonclient.utils import InferenceServerException
 
 from trt_hspan.errors import HspanError
-from trt_hspan.runtime.opening import open_runner
+from trt_hspan.runtime.opening import devices_from_text, open_runner
 from trt_hspan.runtime.runner import Float32Array
 from trt_hspan.serving.limits import ServerLimits
-from trt_hspan.serving.serve import ServeSpec, Serving, devices_from_text, serve
+from trt_hspan.serving.serve import ServeSpec, Serving, serve
 
 BATCH = np.full((1, 3, 8, 8), 0.5, np.float32)
 

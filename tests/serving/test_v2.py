@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from trt_hspan.serving.limits import RefusedError
+from trt_hspan.serving.admission import RefusedError
 from trt_hspan.serving.v2 import (
     MOST_JSON_ELEMENTS,
     PICTURES,

@@ -18,9 +18,10 @@ RequestT = TypeVar("RequestT")
 def takes_request(command: Callable[[RequestT], None]) -> Callable[..., None]:
     """Turns a function of one request into one that typer reads a command line for.
 
-    The request is a frozen dataclass whose fields are each an `option`, a `flag` or an `argument`, or such dataclasses
-    themselves: groups, whose options stand in their place, in a panel of the help if the group is `Annotated` with its
-    title. A field of the type `tuple[X, ...]` is a repeatable option.
+    The request is a frozen dataclass whose fields are each an `option`, a `flag` or an `argument`, or have the metadata
+    "help" and "shown" of an option, or are such dataclasses themselves: groups, whose options stand in their place, in
+    a panel of the help if the group is `Annotated` with its title. A field of the type `tuple[X, ...]` is a repeatable
+    option.
     """
     hints = get_type_hints(command)
     (kind,) = (hint for name, hint in hints.items() if name != "return")
@@ -98,15 +99,21 @@ def refuse_options(values: Mapping[str, object], what: str, next_step: str = "le
             raise UsageError(option, what, next_step)
 
 
+def _info(field: dataclasses.Field[Any]) -> Any:
+    """What typer reads of a field: its own, or of a dataclass that does not know typer."""
+    words = field.metadata
+    return words.get(_INFO) or typer.Option(help=words["help"], show_default=words["shown"])
+
+
 def _parameters(kind: Any, panel: str | None = None) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         value_type = hints[field.name]
-        if _INFO not in field.metadata:
+        if not field.metadata:
             group, title = get_args(value_type) if get_origin(value_type) is Annotated else (value_type, None)
             yield from _parameters(group, title)
             continue
-        info, default = copy.copy(field.metadata[_INFO]), field.default
+        info, default = copy.copy(_info(field)), field.default
         if get_origin(value_type) is tuple:  # typer repeats options that are lists
             value_type = list[get_args(value_type)[0]]  # type: ignore[misc]  # known at run time
             default = default or None
@@ -125,7 +132,7 @@ def _request(kind: Any, values: Mapping[str, Any]) -> Any:
     hints = get_type_hints(kind)
     fields = {}
     for field in dataclasses.fields(kind):
-        if _INFO not in field.metadata:
+        if not field.metadata:
             fields[field.name] = _request(hints[field.name], values)
         elif get_origin(hints[field.name]) is tuple:
             fields[field.name] = tuple(values[field.name] or ())

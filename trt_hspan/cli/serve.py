@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,14 @@ from typer.core import TyperGroup
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_report
 from trt_hspan.cli.request import argument, flag, option, takes_request
+from trt_hspan.serving.limits import ServerLimits, ServingLimits
 from trt_hspan.sizes import tile_size_from_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trt_hspan.serving.engine_networks import Network
-    from trt_hspan.serving.limits import ServerLimits, ServingLimits
-    from trt_hspan.serving.repository import WrittenRepository
+    from trt_hspan.model_repository.networks import Network
+    from trt_hspan.model_repository.repository import WrittenRepository
     from trt_hspan.serving.serve import ServeSpec
 
 
@@ -41,39 +42,6 @@ app = typer.Typer(
     help="Serve a network: serve [NETWORK] is serve run [NETWORK]; see serve run --help.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RepositoryLimitOptions:
-    """What the models of a repository accept."""
-
-    max_bytes: int | None = option("Largest request.", shown="64 MiB")
-    max_pixels: int | None = option("Largest picture, in pixels before upscaling.", shown="8388608")
-    queue_length: int | None = option("Requests of a model that may wait.", shown="64")
-    queue_time_ms: int | None = option("How long one may wait.", shown="30000")
-    work_time_ms: int | None = option("How long one picture may take.", shown="300000")
-
-    def limits(self) -> ServingLimits:
-        """Raises: UsageError as `ServingLimits`."""
-        from trt_hspan.serving.limits import ServingLimits
-
-        return ServingLimits(**{name: value for name, value in asdict(self).items() if value is not None})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerLimitOptions(RepositoryLimitOptions):
-    """What a server accepts."""
-
-    body_time_ms: int | None = option("How long a client may take to send its request.", shown="30000")
-    held_bytes: int | None = option("Of all requests that are held at a time.", shown="512 MiB")
-    work_bytes: int | None = option("Of all pictures and results that are worked on.", shown="2 GiB")
-    connections: int | None = option("That may be open, of each protocol.", shown="256")
-
-    def server_limits(self) -> ServerLimits:
-        """Raises: UsageError as `ServerLimits`."""
-        from trt_hspan.serving.limits import ServerLimits
-
-        return ServerLimits(**{name: value for name, value in asdict(self).items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +66,15 @@ class ServeRequest:
     device: str = option("auto, cpu, gpu, gpu:1 for the second GPU, or gpu:0,1 for both.", default="auto")
     plugin: Path | None = options.plugin()
     threads: int = option("CPU threads of each instance.", default=1, min=1)
-    limits: ServerLimitOptions
+    limits: ServerLimits
     json: bool = flag("Log JSON, one object a line, on stdout.")
 
     def spec(self) -> ServeSpec:
-        """Raises: as `ServeSpec`, `devices_from_text` and `ServerLimitOptions.server_limits`."""
-        limits = self.limits.server_limits()
+        """Raises: as `ServeSpec` and `devices_from_text`."""
         tile = None if self.tile is None else tile_size_from_text(self.tile)
-        from trt_hspan.runtime.opening import RunnerOptions
+        from trt_hspan.runtime.opening import RunnerOptions, devices_from_text
         from trt_hspan.serving.client_protocol import TOKEN_VARIABLE
-        from trt_hspan.serving.serve import ServeSpec, devices_from_text
+        from trt_hspan.serving.serve import ServeSpec
 
         return ServeSpec(
             source=self.network,
@@ -123,7 +90,7 @@ class ServeRequest:
             grpc_port=self.grpc_port,
             allowed_hosts=self.allow_host,
             token=os.environ.get(TOKEN_VARIABLE),
-            limits=limits,
+            limits=self.limits,
             page=self.page,
             watch_seconds=self.watch,
         )
@@ -134,7 +101,8 @@ class ServeRequest:
 def run(request: ServeRequest) -> None:
     """Serve a network here, on GPUs where it runs on them, else on the CPU. Ctrl-C stops it."""
     spec = request.spec()
-    from trt_hspan.serving.events import LOGGER, log_to
+    from trt_hspan.cli.serve_log import log_to
+    from trt_hspan.serving.events import LOGGER
     from trt_hspan.serving.serve import serve
 
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what clients do wrong is in the log already
@@ -145,7 +113,8 @@ def run(request: ServeRequest) -> None:
         verbose=logging.getLogger().level <= logging.DEBUG,
     )
     try:
-        asyncio.run(serve(spec))
+        # What was imported stays: neither collections nor the end of the process look through it any more.
+        asyncio.run(serve(spec, on_ready=lambda _: gc.freeze()))
     finally:
         LOGGER.removeHandler(handler)
 
@@ -164,7 +133,7 @@ class ServeExportRequest:
     )
     instances: int = option("Copies of each network on a GPU.", default=1, min=1)
     add_version: bool = flag("Add the next version to an existing repository.")
-    limits: RepositoryLimitOptions
+    limits: ServingLimits
     json: bool = options.json()
 
 
@@ -173,12 +142,11 @@ class ServeExportRequest:
 def export(request: ServeExportRequest) -> None:
     """Write a Triton model repository with all that deploys it."""
     from trt_hspan.engine.spec import check_choice
-    from trt_hspan.serving.engine_networks import BackendChoice
+    from trt_hspan.model_repository.networks import BackendChoice
 
     check_choice("--backend", request.backend, BackendChoice)
-    limits = request.limits.limits()
-    from trt_hspan.serving.engine_networks import networks_from_engines
-    from trt_hspan.serving.repository import write_repository
+    from trt_hspan.model_repository.networks import networks_from_engines
+    from trt_hspan.model_repository.repository import write_repository
 
     networks = networks_from_engines(
         request.engines,
@@ -188,7 +156,7 @@ def export(request: ServeExportRequest) -> None:
         instances=request.instances,
     )
     written = write_repository(
-        request.output, networks, limits=limits, image=request.image, add_version=request.add_version
+        request.output, networks, limits=request.limits, image=request.image, add_version=request.add_version
     )
     _print_export(written, networks, as_json=request.json)
 

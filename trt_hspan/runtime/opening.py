@@ -75,6 +75,17 @@ def device_from_text(text: str) -> Device:
     return Device(kind=match[1] or "gpu", index=int(match[2] or 0))
 
 
+def devices_from_text(text: str) -> tuple[str, ...]:
+    """Reads "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1", which is two. Raises: UsageError as `device_from_text`."""
+    first, *others = text.split(",")
+    devices = (first, *(f"gpu:{other}" for other in others)) if first.startswith("gpu:") else (text,)
+    for device in devices:
+        device_from_text(device)
+    if len(set(devices)) < len(devices):
+        raise UsageError("--device", f"got {text!r}, which names a GPU twice", "name each once")
+    return devices
+
+
 def open_runner(
     source: str | os.PathLike[str],
     *,

@@ -1,1 +1,1 @@
-"""Serving with Triton: the repository, the server with its front door, and clients."""
+"""The server in one process, and clients of it and of Triton."""

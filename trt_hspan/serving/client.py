@@ -1,26 +1,48 @@
-"""The client for servers of this project and for Triton, on tritonclient: pictures and tensors, HTTP and gRPC."""
+"""The client for programs without asyncio: `async_client`, whose loop runs in a thread that all clients share."""
 
 from __future__ import annotations
 
-import time
+import asyncio
+import functools
+import threading
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from trt_hspan.serving.client_protocol import ClientCore, Steps, client_failures
+from trt_hspan.serving.async_client import AsyncUpscaleClient
+from trt_hspan.serving.client_protocol import RetryPolicy
 
 _T = TypeVar("_T")
 
 
-class UpscaleClient(ClientCore):
-    """Talks to one server. A context manager. Not for several threads at a time: make one for each.
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="clients", daemon=True).start()
+    return loop
 
-    Arguments and errors as `ClientCore`.
+
+class UpscaleClient:
+    """Talks to one server; several threads may share it. A context manager.
+
+    Arguments and errors as `AsyncUpscaleClient`.
     """
 
-    _asynchronous = False
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        model: str | None = None,
+        timeout_seconds: float = 300.0,
+        retry: RetryPolicy | None = None,
+        token: str | None = None,
+    ) -> None:
+        self._client = AsyncUpscaleClient(
+            url, model=model, timeout_seconds=timeout_seconds, retry=retry, token=token
+        )
 
     def __enter__(self) -> UpscaleClient:
         return self
@@ -32,61 +54,28 @@ class UpscaleClient(ClientCore):
 
     def close(self) -> None:
         """Closes the connections."""
-        self._opened().close()
+        _result(self._client.close())
 
     def is_ready(self) -> bool:
         """Whether the server answers and all its models are ready."""
-        return self._taken(self._ready())
+        return _result(self._client.is_ready())
 
     def model_names(self) -> list[str]:
-        """The models that are ready. Raises HspanError: the server cannot be reached."""
-        return self._taken(self._names())
+        """As `AsyncUpscaleClient.model_names`."""
+        return _result(self._client.model_names())
 
     def upscale_picture(self, picture: bytes, *, format: str = "png") -> bytes:
-        """Upscales a picture file.
-
-        Args:
-            picture: a PNG, JPEG, WebP, BMP, TIFF, GIF or PPM file.
-            format: of the result: png, jpeg, webp, bmp or tiff.
-
-        Returns:
-            The file of the result.
-
-        Raises:
-            HspanError: the server refuses the picture, stays busy for all attempts (`ServerBusyError`) or cannot
-                be reached (`ServerUnreachableError`).
-            UsageError: an unknown format.
-        """
-        return self._taken(self._picture(picture, format))
+        """Upscales a picture file. Arguments, result and errors as `AsyncUpscaleClient.upscale_picture`."""
+        return _result(self._client.upscale_picture(picture, format=format))
 
     def upscale_tensor(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Runs the network on a batch.
+        """Runs the network on a batch. Arguments, result and errors as `AsyncUpscaleClient.upscale_tensor`."""
+        return _result(self._client.upscale_tensor(batch))
 
-        Args:
-            batch: (N, 3, H, W) float32 RGB, nominally in [0, 1].
 
-        Returns:
-            (N, 3, scale * H, scale * W) float32.
-
-        Raises:
-            HspanError: as `upscale_picture`; or the batch has another shape or type than the server takes.
-        """
-        return self._taken(self._tensor(batch))
-
-    def _taken(self, steps: Steps[_T]) -> _T:
-        """Takes the steps one after the other; the result."""
-        client = self._opened()
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    if isinstance(step, float):
-                        time.sleep(step)
-                    answer = None if isinstance(step, float) else step(client)
-                except client_failures() as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(answer)
-        except StopIteration as done:
-            result: _T = done.value
-            return result
+def _result(work: Coroutine[Any, Any, _T]) -> _T:
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()  # when the wait was interrupted

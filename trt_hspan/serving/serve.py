@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import importlib
 import ipaddress
@@ -21,16 +22,17 @@ import uvicorn
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.machine.memory import keep_freed_memory
+from trt_hspan.media.decoders import DecoderPool
 from trt_hspan.runtime.opening import RunnerOptions, device_from_text
 from trt_hspan.runtime.runner import Runner
+from trt_hspan.serving.admission import refusal_from_error, stopping
 from trt_hspan.serving.client_protocol import TOKEN_VARIABLE
-from trt_hspan.serving.decoders import DecoderPool
-from trt_hspan.serving.engine_networks import model_name_from_text
 from trt_hspan.serving.events import log_event
 from trt_hspan.serving.limits import ServerLimits
-from trt_hspan.serving.scheduler import DeviceError, Model, gpu_failed
-from trt_hspan.serving.service import Service, in_thread, stopping
+from trt_hspan.serving.service import Service, in_thread
+from trt_hspan.serving.v2 import model_name_from_text
 from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling.scheduler import DeviceError, Model
 
 #: Seconds that requests under way are given when the server stops.
 GRACE_SECONDS: Final = 30.0
@@ -87,16 +89,14 @@ class ServeSpec:
         for device in self.devices:
             device_from_text(device)
         if self.token is not None and not re.fullmatch(r"[\x21-\x7e]+", self.token):
-            raise UsageError(
-                TOKEN_VARIABLE, "is empty or contains spaces", "give it printable ASCII, or unset it"
-            )
+            what = "is empty or contains spaces"
+            raise UsageError(TOKEN_VARIABLE, what, "give it printable ASCII, or unset it")
 
     @property
     def model_name(self) -> str:
         """A name that URLs take: letters, digits, dash and underscore."""
-        return model_name_from_text(
-            self.name or (Path(self.source).stem if Path(self.source).suffix else self.source)
-        )
+        path = Path(self.source)
+        return model_name_from_text(self.name or (path.stem if path.suffix else self.source))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,21 +109,10 @@ class Serving:
     network: str
 
 
-def devices_from_text(text: str) -> tuple[str, ...]:
-    """Reads "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1", which is two. Raises: UsageError as `device_from_text`."""
-    first, *others = text.split(",")
-    devices = (first, *(f"gpu:{other}" for other in others)) if first.startswith("gpu:") else (text,)
-    for device in devices:
-        device_from_text(device)
-    if len(set(devices)) < len(devices):
-        raise UsageError("--device", f"got {text!r}, which names a GPU twice", "name each once")
-    return devices
-
-
 async def serve(
     spec: ServeSpec,
     *,
-    on_ready: Callable[[Serving], None] | None = None,
+    on_ready: Callable[[Serving], None] = lambda _: None,
     stop: asyncio.Event | None = None,
     open_runner: Callable[[str], Runner] | None = None,
 ) -> None:
@@ -141,23 +130,20 @@ async def serve(
     Raises:
         HspanError: a port is taken, the network cannot be loaded, or a GPU failed.
     """
-    await _Server(spec, stop or asyncio.Event(), open_runner or functools.partial(_open_runner, spec)).run(
-        on_ready or (lambda _: None)
-    )
 
+    def opened(device: str) -> Runner:
+        return replace(spec.runner, device=device).open(spec.source)
 
-def _open_runner(spec: ServeSpec, device: str) -> Runner:
-    return replace(spec.runner, device=device).open(spec.source)
+    await _Server(spec, stop or asyncio.Event(), open_runner or opened).run(on_ready)
 
 
 class _Server:
     def __init__(self, spec: ServeSpec, stop: asyncio.Event, open_runner: Callable[[str], Runner]) -> None:
         self._spec, self._stop, self._open_runner = spec, stop, open_runner
         self._name = spec.model_name
-        self._reload_wanted = asyncio.Event()
+        self._reload_asked, self._hurry = asyncio.Event(), asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._failed: asyncio.Future[DeviceError] = self._loop.create_future()
-        self._hurry = asyncio.Event()
+        self._failure: DeviceError | None = None
 
     async def run(self, on_ready: Callable[[Serving], None]) -> None:
         spec = self._spec
@@ -166,7 +152,8 @@ class _Server:
             stack.enter_context(self._signals())
             http_socket = stack.enter_context(_bound(spec.host, spec.http_port, "--port"))
             _bound(spec.host, spec.grpc_port, "--grpc-port").close()
-            pool = DecoderPool(_DECODERS)  # whose first process starts while the network is loaded
+            on_death = functools.partial(log_event, "decoder-died", level=logging.WARNING)
+            pool = DecoderPool(_DECODERS, on_death=lambda pid: on_death(pid=pid))  # starts beside the network
             stack.callback(pool.close)
             model = await self._loaded(version=1)
             if model is None:
@@ -185,12 +172,12 @@ class _Server:
                 page=f"{serving.http_url}/" if spec.page else None,
             )
             on_ready(serving)
-            tidying = asyncio.ensure_future(service.keep_tidy())
-            stack.callback(tidying.cancel)
-            await self._until_stopped(service)
+            for work in (service.keep_tidy(), self._keep_loaded(service)):
+                stack.callback(asyncio.ensure_future(work).cancel)
+            await self._stop.wait()
             await self._drain(service)
-        if self._failed.done():
-            where, _, what = str(self._failed.result()).partition(": ")
+        if self._failure is not None:
+            where, _, what = str(self._failure).partition(": ")
             raise HspanError(where, what, "start the server again, as a service manager does")
         log_event("stopped")
 
@@ -202,11 +189,12 @@ class _Server:
             name=self._name,
             tile=self._spec.tile,
             version=version,
-            on_failure=self._fail_from_thread,
+            on_failure=lambda error: self._loop.call_soon_threadsafe(self._fail, error),
         )
         opening = asyncio.ensure_future(in_thread(model.open))
         await asyncio.sleep(0)
-        _import_protocols()  # meanwhile
+        for name in ("connections", "v2_grpc"):  # for `_listen`, while the network is loaded
+            importlib.import_module(f"trt_hspan.serving.{name}")
         stopped = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -216,19 +204,16 @@ class _Server:
         opening.result()
         return model
 
-    def _fail_from_thread(self, error: DeviceError) -> None:
-        self._loop.call_soon_threadsafe(self._fail, error)
-
     def _fail(self, error: DeviceError) -> None:
-        if not self._failed.done():
-            self._failed.set_result(error)
+        self._failure = self._failure or error
+        self._stop.set()
 
     async def _listen(
         self, stack: contextlib.AsyncExitStack, service: Service, http_socket: socket.socket
     ) -> Serving:
         """Takes requests from now on."""
-        from trt_hspan.serving.app import Access, application
-        from trt_hspan.serving.connections import limited_protocol
+        from trt_hspan.serving.app import Access, Application
+        from trt_hspan.serving.connections import LimitedProtocol
         from trt_hspan.serving.v2_grpc import GrpcServer
 
         spec, limits = self._spec, self._spec.limits
@@ -236,17 +221,17 @@ class _Server:
         access = Access((*spec.allowed_hosts, *own), spec.token)
         grpc_server = GrpcServer(service, access)
         host = f"[{spec.host}]" if ":" in spec.host else spec.host
-        _bound(
-            spec.host, spec.grpc_port, "--grpc-port"
-        ).close()  # gRPC does not say why it cannot have a port
+        # gRPC does not say why it cannot have a port.
+        _bound(spec.host, spec.grpc_port, "--grpc-port").close()
         try:
             grpc_port = grpc_server.bind(f"{host}:{spec.grpc_port}")
         except RuntimeError as error:
             raise _port_taken(spec.host, spec.grpc_port, "--grpc-port") from error
+        seconds = limits.body_time_ms / 1000
         http_server = _HttpServer(
             uvicorn.Config(
-                application(service, access, page=spec.page),
-                http=limited_protocol(connections=limits.connections, seconds=limits.body_time_ms / 1000),
+                Application(service, access, page=spec.page),
+                http=type("_Protocol", (LimitedProtocol,), {"most": limits.connections, "seconds": seconds}),
                 ws="none",
                 loop="asyncio",
                 lifespan="off",
@@ -281,79 +266,60 @@ class _Server:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        handlers: dict[int, Callable[[], None]] = {
-            signal.SIGINT: self._stopped_by_signal,
-            signal.SIGTERM: self._stopped_by_signal,
-            signal.SIGHUP: self._reload_wanted.set,
-        }
-        installed = []
-        for number, handler in handlers.items():
-            with contextlib.suppress(ValueError, RuntimeError):  # not the main thread
+        def stop() -> None:
+            (self._hurry if self._stop.is_set() else self._stop).set()
+
+        handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: self._reload_asked.set}
+        with contextlib.suppress(ValueError, RuntimeError):  # not the main thread
+            for number, handler in handlers.items():
                 self._loop.add_signal_handler(number, handler)
-                installed.append(number)
         try:
             yield
         finally:
-            for number in installed:
-                self._loop.remove_signal_handler(number)
-
-    def _stopped_by_signal(self) -> None:
-        if self._stop.is_set():
-            self._hurry.set()
-        self._stop.set()
-
-    async def _until_stopped(self, service: Service) -> None:
-        reloading = asyncio.ensure_future(self._keep_loaded(service))
-        stopped = asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait((reloading, stopped, self._failed), return_when=asyncio.FIRST_COMPLETED)
-            if reloading.done():
-                reloading.result()
-        finally:
-            reloading.cancel()
-            stopped.cancel()
+            for number in handlers:
+                with contextlib.suppress(ValueError, RuntimeError):
+                    self._loop.remove_signal_handler(number)
 
     async def _drain(self, service: Service) -> None:
         """What is under way is finished; what is new is refused, and so is what takes too long."""
         service.draining = True
         log_event("stopping", under_way=service.under_way)
-        hurry = asyncio.ensure_future(self._hurry.wait())
-        deadline = self._loop.time() + (0 if self._failed.done() else GRACE_SECONDS)
-        while service.under_way and self._loop.time() < deadline and not hurry.done():
-            await asyncio.sleep(0.02)
-        hurry.cancel()
-        service.cancel_all(gpu_failed() if self._failed.done() else stopping())
-        deadline = self._loop.time() + 1
-        while service.under_way and self._loop.time() < deadline:
-            await asyncio.sleep(0.02)
+
+        async def wait_for_the_end(seconds: float) -> None:
+            deadline = self._loop.time() + seconds
+            while service.under_way and self._loop.time() < deadline and not self._hurry.is_set():
+                await asyncio.sleep(0.02)
+
+        await wait_for_the_end(0 if self._failure else GRACE_SECONDS)
+        service.cancel_all(refusal_from_error(self._failure) if self._failure else stopping())
+        self._hurry.clear()
+        await wait_for_the_end(1)
 
     async def _keep_loaded(self, service: Service) -> None:
         """Loads the source anew: on SIGHUP, or when its files have changed and rest."""
         loaded = seen = _signature(self._spec.source)
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._reload_wanted.wait(), self._spec.watch_seconds)
-            asked = self._reload_wanted.is_set()
-            self._reload_wanted.clear()
+                await asyncio.wait_for(self._reload_asked.wait(), self._spec.watch_seconds)
+            asked = self._reload_asked.is_set()
+            self._reload_asked.clear()
             before, seen = seen, _signature(self._spec.source)
             if asked or (seen == before and seen != loaded):
                 loaded = seen
-                await self._reload(service)
+                try:
+                    await self._reload(service)
+                except Exception as error:  # noqa: BLE001  # the boundary: the old network goes on
+                    log_event("reload-failed", level=logging.ERROR, why=str(error))
 
     async def _reload(self, service: Service) -> None:
         started = time.monotonic()
-        try:
-            model = await self._loaded(version=service.model.version + 1)
-        except HspanError as error:
-            log_event("reload-failed", level=logging.ERROR, why=str(error))
-            return
+        model = await self._loaded(version=service.model.version + 1)
         if model is None:
             return
         if model.scale != service.model.scale:
-            why = f"{self._spec.source}: enlarges by {model.scale}, the network that is served by {service.model.scale}"
-            log_event("reload-failed", level=logging.ERROR, why=why)
             model.close()
-            return
+            what = f"enlarges by {model.scale}, the network that is served by {service.model.scale}"
+            raise HspanError(self._spec.source, what)
         log_event("reload", version=model.version, seconds=time.monotonic() - started)
         await service.replace(model)
 
@@ -366,19 +332,12 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _import_protocols() -> None:
-    """What `_listen` imports, which takes a while."""
-    importlib.import_module("trt_hspan.serving.connections")
-    importlib.import_module("trt_hspan.serving.v2_grpc")
-
-
 def _signature(source: str) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of the files behind a network; empty for a preset."""
     path = Path(source)
+    suffixes = (".plan", ".json", ".onnx") if path.suffix == ".plan" else (path.suffix,)
     facts = []
-    for file in (
-        [path, path.with_suffix(".json"), path.with_suffix(".onnx")] if path.suffix == ".plan" else [path]
-    ):
+    for file in (path.with_suffix(suffix) for suffix in suffixes):
         with contextlib.suppress(OSError):
             state = file.stat()
             facts.append((file.name, state.st_size, state.st_mtime_ns))
@@ -408,14 +367,12 @@ def _bound(host: str, port: int, option: str) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    except PermissionError:
-        sock.close()
-        raise HspanError(
-            f"port {port}", "needs permission to be listened on", f"give {option} above 1023"
-        ) from None
     except OSError as error:
         sock.close()
-        if error.errno == 99:  # EADDRNOTAVAIL
+        if isinstance(error, PermissionError):
+            what = "needs permission to be listened on"
+            raise HspanError(f"port {port}", what, f"give {option} above 1023") from None
+        if error.errno == errno.EADDRNOTAVAIL:
             raise HspanError("--host", f"{host} is no address of this machine", "give one that is") from None
         raise _port_taken(host, port, option) from error
     return sock

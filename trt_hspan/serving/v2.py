@@ -1,4 +1,4 @@
-"""The KServe v2 inference protocol: one reading of a request, over HTTP as JSON with binary tensors, or as a message.
+"""The KServe v2 inference protocol: one reading of a request, which came as JSON with binary tensors or as a message.
 
 Sizes are exact integers, compared with the data that came before anything is allocated. Sources: KServe's "Open
 Inference Protocol", and Triton's "Binary Tensor Data Extension" and "Parameters Extension" of it.
@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from trt_hspan.errors import UsageError
 from trt_hspan.runtime.runner import CHANNELS
-from trt_hspan.serving.limits import RefusedError
+from trt_hspan.serving.admission import RefusedError
 from trt_hspan.version import __version__
 
 #: Length of the JSON before binary tensors.
@@ -34,34 +34,24 @@ _BRACKETS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """What one of the two models takes and gives: name, datatype and shape of its tensors, -1 where free."""
+    """What one of the two models takes and gives: names, datatype and shape of its tensors, -1 where free."""
 
     input: str
     output: str
     datatype: str
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    shape: tuple[int, ...]
 
     def metadata(self, name: str, version: int) -> dict[str, Any]:
         """The answer to GET /v2/models/NAME."""
-        sides = {"inputs": (self.input, self.input_shape), "outputs": (self.output, self.output_shape)}
         tensors = {
-            side: [{"name": tensor, "datatype": self.datatype, "shape": list(shape)}]
-            for side, (tensor, shape) in sides.items()
+            side: [{"name": tensor, "datatype": self.datatype, "shape": list(self.shape)}]
+            for side, tensor in (("inputs", self.input), ("outputs", self.output))
         }
         return {"name": name, "versions": [str(version)], "platform": "trt_hspan", **tensors}
 
 
-TENSORS: Final = Interface(
-    input="input",
-    output="output",
-    datatype="FP32",
-    input_shape=(-1, CHANNELS, -1, -1),
-    output_shape=(-1, CHANNELS, -1, -1),
-)
-PICTURES: Final = Interface(
-    input="image", output="upscaled", datatype="UINT8", input_shape=(1, -1), output_shape=(1, -1)
-)
+TENSORS: Final = Interface(input="input", output="output", datatype="FP32", shape=(-1, CHANNELS, -1, -1))
+PICTURES: Final = Interface(input="image", output="upscaled", datatype="UINT8", shape=(1, -1))
 SERVER_METADATA: Final = {
     "name": "trt-hspan",
     "version": __version__,
@@ -75,8 +65,8 @@ class InferCall:
 
     Attributes:
         values: the input: float32 (N, 3, H, W) of `TENSORS`, uint8 (1, bytes) of `PICTURES`; None once it was taken.
-        format: of the picture that is wanted.
-        is_binary: whether the output is wanted as bytes behind the JSON.
+        format: of the resulting picture.
+        is_binary: whether the output goes as bytes behind the JSON.
         seconds: that the client waits; None is the server's limit.
     """
 
@@ -93,6 +83,14 @@ class InferCall:
         return values
 
 
+def model_name_from_text(text: str) -> str:
+    """A name that Triton, Kubernetes labels and URLs take: letters, digits, dash and underscore."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-")
+    if not name:
+        raise UsageError("--name", f"got {text!r}, expected letters, digits, dashes or underscores")
+    return name[:100]
+
+
 def call_from_body(body: bytes | bytearray, json_length: str | None, interface: Interface) -> InferCall:
     """Reads the body of POST /v2/models/NAME/infer.
 
@@ -106,7 +104,7 @@ def call_from_body(body: bytes | bytearray, json_length: str | None, interface: 
     """
     length = len(body)
     if json_length is not None:
-        if not (json_length.isascii() and json_length.isdigit() and len(json_length) < 16):
+        if re.fullmatch("[0-9]{1,15}", json_length) is None:
             raise _wrong(f"{JSON_LENGTH_HEADER} is {json_length[:40]!r}, expected a length")
         length = int(json_length)
     if length > len(body):
@@ -116,58 +114,33 @@ def call_from_body(body: bytes | bytearray, json_length: str | None, interface: 
         if interface is not PICTURES:
             raise _wrong("without JSON only a picture can be sent")
         return InferCall(identifier="", values=np.frombuffer(data, np.uint8)[None], is_binary=True)
-    request = object_from_json(bytes(data[:length]))
-    tensor = _only(request.get("inputs"), "inputs")
-    parameters = _mapping(request.get("parameters"), "parameters")
-    shape = _checked_shape(tensor.get("name"), tensor.get("datatype"), tensor.get("shape"), interface)
-    own = _parameters_of_tensor(tensor)
-    rest = data[length:]
-    if "binary_data_size" in own:
-        size = own["binary_data_size"]
-        if type(size) is not int or size != len(rest):
-            raise _wrong(f"binary_data_size is {str(size)[:40]}, and {len(rest)} bytes follow the JSON")
-        if "data" in tensor:
-            raise _wrong("the input has both data and binary_data_size")
-        values = _values(rest, shape, interface)
-    elif len(rest):
-        raise _wrong(f"{len(rest)} bytes follow the JSON, and no input says that they are its own")
-    else:
-        values = _values_from_json(tensor.get("data"), shape, interface)
-    outputs = request.get("outputs")
-    wants_binary = parameters.get("binary_data_output") is True
-    if outputs is not None:
-        output = _only(outputs, "outputs")
-        _check_output(output.get("name"), interface)
-        wants_binary = _parameters_of_tensor(output).get("binary_data", wants_binary) is True
-    return _call(request.get("id", ""), values, parameters, is_binary=wants_binary)
+    return _call(object_from_json(bytes(data[:length])), data[length:], interface)
 
 
 def call_from_message(message: Any, interface: Interface) -> InferCall:
     """Reads a ModelInferRequest. Raises: RefusedError as `call_from_body`."""
-    if len(message.inputs) != 1:
-        raise _wrong(f"got {len(message.inputs)} inputs, expected one: {interface.input}")
-    tensor = message.inputs[0]
-    _refuse_shared_memory(tensor.parameters)
-    shape = _checked_shape(tensor.name, tensor.datatype, list(tensor.shape), interface)
-    if len(message.raw_input_contents) == 1 and not tensor.HasField("contents"):
-        values = _values(memoryview(message.raw_input_contents[0]), shape, interface)
-    elif not message.raw_input_contents:
-        numbers = tensor.contents.fp32_contents if interface is TENSORS else tensor.contents.uint_contents
-        if len(numbers) > MOST_JSON_ELEMENTS:
-            raise _wrong("too many elements in contents; send raw_input_contents")
-        values = _values_from_json(list(numbers), shape, interface)
-    else:
+    raw = list(message.raw_input_contents)
+    if len(raw) > 1 or (raw and any(tensor.HasField("contents") for tensor in message.inputs)):
         raise _wrong("expected one of raw_input_contents, or contents")
-    if len(message.outputs) > 1:
-        raise _wrong(f"got {len(message.outputs)} outputs, expected at most one: {interface.output}")
-    for output in message.outputs:
-        _refuse_shared_memory(output.parameters)
-        _check_output(output.name, interface)
-    parameters = {
-        name: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
-        for name, value in message.parameters.items()
-    }
-    return _call(message.id, values, parameters, is_binary=True)
+    inputs = []
+    for tensor in message.inputs:
+        parameters = _plain(tensor.parameters)
+        entry = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        if raw:
+            parameters["binary_data_size"] = len(raw[0])
+        else:
+            contents = tensor.contents
+            numbers = contents.fp32_contents if interface is TENSORS else contents.uint_contents
+            if len(numbers) > MOST_JSON_ELEMENTS:
+                raise _wrong("too many elements in contents; send raw_input_contents")
+            entry["data"] = list(numbers)
+        inputs.append({**entry, "parameters": parameters})
+    outputs = [{"name": each.name, "parameters": _plain(each.parameters)} for each in message.outputs]
+    request: dict[str, Any] = {"id": message.id, "parameters": _plain(message.parameters)}
+    request["inputs"] = inputs
+    if outputs:
+        request["outputs"] = outputs
+    return _call(request, memoryview(raw[0] if raw else b""), interface)
 
 
 def body_from_output(
@@ -188,9 +161,7 @@ def body_from_output(
     else:
         tensor["data"] = output.reshape(-1).tolist()
     answer: dict[str, Any] = {"model_name": name, "model_version": str(version), "outputs": [tensor]}
-    if call.identifier:
-        answer["id"] = call.identifier
-    return json.dumps(answer).encode(), data
+    return json.dumps(answer | ({"id": call.identifier} if call.identifier else {})).encode(), data
 
 
 def object_from_json(data: bytes) -> dict[str, Any]:
@@ -211,13 +182,9 @@ def object_from_json(data: bytes) -> dict[str, Any]:
             raise _wrong(f"JSON of more than {_MOST_JSON_DEPTH} levels")
     try:
         value = json.loads(data, object_pairs_hook=_object_of_pairs)
-    except RefusedError:
-        raise
     except (ValueError, RecursionError) as error:
         raise _wrong(f"cannot read the JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise _wrong("expected a JSON object")
-    return value
+    return _object(value, "the request")
 
 
 def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -227,9 +194,36 @@ def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _call(
-    identifier: object, values: npt.NDArray[Any], parameters: Mapping[str, Any], *, is_binary: bool
-) -> InferCall:
+def _plain(parameters: Any) -> dict[str, Any]:
+    """A message's parameters as JSON has them."""
+    return {
+        name: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
+        for name, value in parameters.items()
+    }
+
+
+def _call(request: dict[str, Any], rest: memoryview, interface: Interface) -> InferCall:
+    """Checks a request and the bytes that came with it, whichever protocol brought them."""
+    tensor = _only(request.get("inputs"), "inputs", interface.input)
+    shape = _checked_shape(tensor, interface)
+    own = _parameters(tensor)
+    if "binary_data_size" in own:
+        size = own["binary_data_size"]
+        if type(size) is not int or size != len(rest):
+            raise _wrong(f"binary_data_size is {str(size)[:40]}, and {len(rest)} bytes follow the JSON")
+        if "data" in tensor:
+            raise _wrong("the input has both data and binary_data_size")
+        values = _values(rest, shape, interface)
+    elif len(rest):
+        raise _wrong(f"{len(rest)} bytes follow the JSON, and no input says that they are its own")
+    else:
+        values = _values_from_json(tensor.get("data"), shape, interface)
+    parameters = _parameters(request)
+    is_binary = parameters.get("binary_data_output") is True
+    if request.get("outputs") is not None:
+        output = _only(request["outputs"], "outputs", interface.output)
+        is_binary = _parameters(output).get("binary_data", is_binary) is True
+    identifier = request.get("id", "")
     if not isinstance(identifier, str) or len(identifier) > _LONGEST_ID:
         raise _wrong(f"id: expected a text of at most {_LONGEST_ID} characters")
     kind, timeout = parameters.get("format", "png"), parameters.get("timeout")
@@ -237,24 +231,17 @@ def _call(
         raise _wrong(f"format: expected a text, got {str(kind)[:40]}")
     if timeout is not None and (type(timeout) is not int or timeout < 0):
         raise _wrong(f"timeout: expected microseconds, got {str(timeout)[:40]}")
-    _refuse_shared_memory(parameters)
+    seconds = min(timeout, 1 << 50) / 1e6 if timeout else None
     return InferCall(
-        identifier=identifier,
-        values=values,
-        format=kind.lower(),
-        is_binary=is_binary,
-        seconds=min(timeout, 1 << 50) / 1e6 if timeout else None,
+        identifier=identifier, values=values, format=kind.lower(), is_binary=is_binary, seconds=seconds
     )
 
 
-def _checked_shape(name: object, datatype: object, shape: object, interface: Interface) -> tuple[int, ...]:
-    if name != interface.input:
-        raise _wrong(f"unexpected input {str(name)[:100]!r}, expected {interface.input!r}")
-    if datatype != interface.datatype:
-        raise _wrong(
-            f"unexpected data-type {str(datatype)[:20]!r} of input {interface.input!r}, expected {interface.datatype}"
-        )
-    expected = interface.input_shape
+def _checked_shape(tensor: dict[str, Any], interface: Interface) -> tuple[int, ...]:
+    shape, kind, expected = tensor.get("shape"), tensor.get("datatype"), interface.shape
+    what = f"of input {interface.input!r}, expected"
+    if kind != interface.datatype:
+        raise _wrong(f"unexpected data-type {str(kind)[:20]!r} {what} {interface.datatype}")
     if (
         not isinstance(shape, list)
         or len(shape) != len(expected)
@@ -262,19 +249,16 @@ def _checked_shape(name: object, datatype: object, shape: object, interface: Int
         or any(free not in (-1, side) for side, free in zip(shape, expected, strict=True))
     ):
         raise _wrong(
-            f"unexpected shape {str(shape)[:80]} of input {interface.input!r}, expected {list(expected)}, "
-            "each of what is free at least 1"
+            f"unexpected shape {str(shape)[:80]} {what} {list(expected)}, each of what is free at least 1"
         )
     return tuple(shape)
 
 
 def _values(data: memoryview, shape: tuple[int, ...], interface: Interface) -> npt.NDArray[Any]:
     dtype = _DTYPES[interface.datatype]
-    if math.prod(shape) * dtype.itemsize != data.nbytes:
-        raise _wrong(
-            f"input {interface.input!r} of shape {list(shape)} has {math.prod(shape) * dtype.itemsize} bytes, "
-            f"got {data.nbytes}"
-        )
+    size = math.prod(shape) * dtype.itemsize
+    if size != data.nbytes:
+        raise _wrong(f"input {interface.input!r} of shape {list(shape)} has {size} bytes, got {data.nbytes}")
     return np.frombuffer(data, dtype).reshape(shape)
 
 
@@ -298,41 +282,35 @@ def _values_from_json(data: object, shape: tuple[int, ...], interface: Interface
         raise _wrong("a number that is too large") from None
 
 
-def _flat(data: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:
-    level: list[Any] = list(data)
+def _flat(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
     for side in shape[1:]:
-        if any(not isinstance(item, list) or len(item) != side for item in level):
+        if any(not isinstance(item, list) or len(item) != side for item in data):
             raise _wrong("data that is not nested as the shape says")
-        level = [number for item in level for number in item]
-    return level
+        data = [number for item in data for number in item]
+    return data
 
 
-def _only(items: object, name: str) -> dict[str, Any]:
-    if not isinstance(items, list) or len(items) != 1 or not isinstance(items[0], dict):
-        raise _wrong(f"{name}: expected a list of one tensor")
-    return items[0]
+def _only(items: object, what: str, name: str) -> dict[str, Any]:
+    if not isinstance(items, list) or len(items) != 1:
+        raise _wrong(f"{what}: expected a list of one tensor, {name}")
+    tensor = _object(items[0], what)
+    if tensor.get("name") != name:
+        raise _wrong(f"unexpected {what[:-1]} {str(tensor.get('name'))[:100]!r}, expected {name!r}")
+    return tensor
 
 
-def _mapping(value: object, name: str) -> dict[str, Any]:
-    if value is not None and not isinstance(value, dict):
-        raise _wrong(f"{name}: expected an object")
-    return value or {}
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(f"{what}: expected an object")
+    return value
 
 
-def _parameters_of_tensor(tensor: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = _mapping(tensor.get("parameters"), "parameters")
-    _refuse_shared_memory(parameters)
-    return parameters
-
-
-def _refuse_shared_memory(parameters: Any) -> None:
+def _parameters(owner: dict[str, Any]) -> dict[str, Any]:
+    given = owner.get("parameters")
+    parameters = {} if given is None else _object(given, "parameters")
     if any(name.startswith("shared_memory") for name in parameters):
         raise _wrong("this server has no shared memory; send the tensor itself")
-
-
-def _check_output(name: object, interface: Interface) -> None:
-    if name != interface.output:
-        raise _wrong(f"unexpected output {str(name)[:100]!r}, there is {interface.output!r}")
+    return parameters
 
 
 def _wrong(message: str) -> RefusedError:

@@ -1,14 +1,13 @@
 """The server's gRPC side: KServe's GRPCInferenceService, as tritonclient's protobufs describe it.
 
 gRPC says how long a message is only as it arrives, and reads it whole. So a call whose message is on its way holds the
-memory of the largest one, and few may: `_Turns`. Everybody else's bytes wait in the network.
+memory of the largest one, and few may. Everybody else's bytes wait in the network.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
@@ -17,18 +16,25 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
+from trt_hspan.serving.admission import RefusedError, Reservation, refusal_from_error, too_slow
 from trt_hspan.serving.app import Access
-from trt_hspan.serving.events import log_event
-from trt_hspan.serving.limits import RefusedError, Reservation, too_slow
-from trt_hspan.serving.service import GoneError, Service
-from trt_hspan.serving.v2 import SERVER_METADATA, Interface, call_from_message
+from trt_hspan.serving.service import Service
+from trt_hspan.serving.v2 import call_from_message
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
-_QUIET: Final = ("ServerLive", "ServerReady", "ModelReady")
+_OPEN: Final = ("ServerLive", "ServerReady", "ModelReady")
+_ANSWERED: Final = (
+    *_OPEN,
+    "ServerMetadata",
+    "ModelMetadata",
+    "ModelStatistics",
+    "RepositoryIndex",
+    "ModelInfer",
+)
 # A message is a little larger than its tensors.
 _FRAMING_BYTES: Final = 1 << 16
-# A message that is on its way for longer gives way to another that waits.
-_TURN_SECONDS: Final = 0.5
+# A message that is on its way for longer gives way to another that waits, which looks this often.
+_TURN_SECONDS, _LOOK_SECONDS = 0.5, 0.05
 # Of an output, until it is sent.
 _COPIES: Final = 3
 # Calls at a time, for each that may wait: most of them have only begun.
@@ -40,27 +46,34 @@ _CODES: Final = {
     404: grpc.StatusCode.NOT_FOUND,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
     500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
 }
 
 
-class GrpcServer:
+class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
     """The service on a port of its own."""
 
     def __init__(self, service: Service, access: Access) -> None:
-        self._service, self._access = service, access
-        limits = service.limits
+        self._service, self._access, limits = service, access, service.limits
         self._most = limits.max_bytes + _FRAMING_BYTES
-        self._turns = _Turns(service, self._most)
+        self._seconds = limits.body_time_ms / 1000
+        # gRPC takes at most half of the budget for messages that may never come; HTTP counts what did.
+        self._places = max(1, service.bodies.total // 2 // self._most)
+        # What settles when the message gives way: of those that wait, and of those on their way, since when.
+        self._waiting: list[asyncio.Future[None]] = []
+        self._arriving: dict[asyncio.Future[None], float] = {}
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._most),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", 16 << 10),
+                # Connections that say nothing, or nothing more, soon make room for others.
                 ("grpc.max_allowed_incoming_connections", limits.connections),
+                ("grpc.server_handshake_timeout_ms", min(limits.body_time_ms, 5000)),
+                ("grpc.max_connection_idle_ms", 10_000),
                 ("grpc.max_concurrent_streams", 100),
-                ("grpc.max_connection_idle_ms", 15_000),
                 # A client that never reads its answer is let go at last.
                 ("grpc.max_connection_age_ms", 600_000),
                 ("grpc.max_connection_age_grace_ms", limits.work_time_ms + 60_000),
@@ -77,236 +90,133 @@ class GrpcServer:
             ],
             maximum_concurrent_rpcs=_CALLS * limits.queue_length,
         )
-        self._server.add_generic_rpc_handlers((_Handlers(self._handler),))
+        self._server.add_generic_rpc_handlers((self,))
+        self.start, self.stop = self._server.start, self._server.stop
 
     def bind(self, address: str) -> int:
         """The port. Raises: RuntimeError when it cannot be had."""
         return int(self._server.add_insecure_port(address))
 
-    async def start(self) -> None:
-        """Takes calls from now on."""
-        await self._server.start()
-
-    async def stop(self, grace: float) -> None:
-        """Takes no more; those under way have `grace` seconds."""
-        await self._server.stop(grace)
-
-    def _handler(self, path: str) -> Any:
+    def service(self, handler_call_details: Any) -> Any:
         """What answers a method; None where there is none."""
-        answers: dict[str, tuple[Any, Callable[[Any], Any]]] = {
-            "ServerLive": (service_pb2.ServerLiveRequest, self._live),
-            "ServerReady": (service_pb2.ServerReadyRequest, self._ready),
-            "ModelReady": (service_pb2.ModelReadyRequest, self._model_ready),
-            "ServerMetadata": (service_pb2.ServerMetadataRequest, self._server_metadata),
-            "ModelMetadata": (service_pb2.ModelMetadataRequest, self._model_metadata),
-            "ModelStatistics": (service_pb2.ModelStatisticsRequest, self._statistics),
-            "RepositoryIndex": (service_pb2.RepositoryIndexRequest, self._index),
-            "ModelInfer": (service_pb2.ModelInferRequest, self._live),
-        }
+        path = handler_call_details.method
         name = path.removeprefix(_SERVICE)
-        if not path.startswith(_SERVICE) or name not in answers:
+        if not path.startswith(_SERVICE) or name not in _ANSWERED:
             return None
         # On the wire this is a unary call; as a stream, its message is not read before there is room for it.
-        return grpc.stream_unary_rpc_method_handler(self._answering(name, *answers[name]))
+        return grpc.stream_unary_rpc_method_handler(self._answering(name))
 
-    def _answering(
-        self, name: str, kind: Any, answer: Callable[[Any], Any]
-    ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[bytes]]:
+    def _answering(self, name: str) -> Callable[[AsyncIterator[bytes], Any], Awaitable[bytes]]:
         async def answered(_: AsyncIterator[bytes], context: Any) -> bytes:
-            started = time.perf_counter()
-            code, data, why = grpc.StatusCode.OK, b"", None
-            self._service.under_way += 1
-            reservation: Reservation | None = None
-            try:
-                self._check(name, context)
-                message, reservation = await self._turns.message(context)
-                request = [_parsed(kind, message)]
-                del message
-                if name == "ModelInfer":
-                    data = await self._infer(request, reservation, context)
-                else:
-                    data = answer(request[0]).SerializeToString()
-            except RefusedError as error:
-                code, why = _CODES[error.status], error.message
-                await context.abort(code, error.message)
-            except (asyncio.CancelledError, GoneError):
-                code, why = grpc.StatusCode.CANCELLED, "the client has left, or its deadline is over"
-                raise
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:  # noqa: BLE001  # the boundary: the server goes on
-                code, why = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
-                await context.abort(code, f"unexpected {type(error).__name__}")
-            finally:
-                if reservation is not None:
-                    reservation.release()
-                self._service.under_way -= 1
-                self._service.metrics.requests.labels("grpc", code.name).inc()
-                log_event(
-                    "request",
-                    level=logging.DEBUG if name in _QUIET and why is None else logging.INFO,
-                    via="grpc",
-                    method=name,
-                    status=code.name,
-                    bytes_out=len(data),
-                    ms=1000 * (time.perf_counter() - started),
-                    peer=context.peer(),
-                    why=why,
-                )
-            return data
+            with (
+                self._service.request("grpc", name, context.peer(), method=name) as outcome,
+                contextlib.ExitStack() as held,
+            ):
+                try:
+                    if name not in _OPEN:
+                        metadata = dict(context.invocation_metadata() or ())
+                        self._access.check_token(metadata.get("authorization"))
+                    if name == "ModelInfer":
+                        self._service.admit()
+                    message, reservation = await self._message(context)
+                    held.enter_context(reservation)
+                    request = [_parsed(name, message)]
+                    del message
+                    if name == "ModelInfer":
+                        answer = await self._infer(request, reservation, context)
+                    else:
+                        words = [getattr(request[0], field, "") for field in ("name", "version")]
+                        answer = getattr(service_pb2, f"{name}Response")(**self._service.answer(name, *words))
+                    data = bytes(answer.SerializeToString())
+                except asyncio.CancelledError:
+                    outcome.status, outcome.why = "CANCELLED", "the client has left, or its deadline is over"
+                    raise
+                except Exception as error:  # the boundary: the server goes on
+                    refused = refusal_from_error(error)
+                    code = _CODES[refused.status]
+                    outcome.status, outcome.why = code.name, refused.message
+                    await context.abort(code, refused.message)
+                    raise
+                outcome.status, outcome.bytes_out = "OK", len(data)
+                return data
 
         return answered
 
-    def _check(self, name: str, context: Any) -> None:
-        if name not in _QUIET:
-            self._access.check_token(dict(context.invocation_metadata() or ()).get("authorization"))
-        if name == "ModelInfer":
-            self._service.admit()
-
-    async def _infer(self, requests: list[Any], held: Reservation, context: Any) -> bytes:
-        """Takes the request out of its list: nobody else keeps its memory."""
-        request = requests.pop()
-        name, interface = request.model_name, self._model(request.model_name, request.model_version)
+    async def _infer(self, requests: list[Any], held: Reservation, context: Any) -> Any:
+        """The answer; the request is taken out of its list, so that nobody else keeps its memory."""
+        request, service = requests.pop(), self._service
+        name = request.model_name
+        interface = service.interface(name, request.model_version)
         call = call_from_message(request, interface)
         del request
-        version = self._service.model.version
-        output = await self._service.inferred(call, held)
-        sending = self._service.work.reserve(_COPIES * output.nbytes)
+        version = service.model.version
+        output = await service.inferred(call, held)
+        sending = service.work.reserve(_COPIES * output.nbytes)
         context.add_done_callback(lambda _: sending.release())
         answer = service_pb2.ModelInferResponse(
             model_name=name, model_version=str(version), id=call.identifier
         )
         answer.outputs.add(name=interface.output, datatype=interface.datatype, shape=output.shape)
         answer.raw_output_contents.append(output.tobytes())
-        del output
-        return bytes(answer.SerializeToString())
+        return answer
 
-    def _model(self, name: str, version: str) -> Interface:
-        interface = self._service.interfaces.get(name)
-        if interface is None or version not in ("", str(self._service.model.version)):
-            raise RefusedError(404, f"no such model: {name[:100]!r} {version[:20]}".rstrip())
-        return interface
-
-    def _live(self, _: Any) -> Any:
-        return service_pb2.ServerLiveResponse(live=True)
-
-    def _ready(self, _: Any) -> Any:
-        return service_pb2.ServerReadyResponse(ready=self._service.is_ready())
-
-    def _model_ready(self, request: Any) -> Any:
-        self._model(request.name, request.version)
-        return service_pb2.ModelReadyResponse(ready=self._service.is_ready())
-
-    def _server_metadata(self, _: Any) -> Any:
-        return service_pb2.ServerMetadataResponse(**SERVER_METADATA)
-
-    def _model_metadata(self, request: Any) -> Any:
-        interface = self._model(request.name, request.version)
-        return service_pb2.ModelMetadataResponse(
-            **interface.metadata(request.name, self._service.model.version)
-        )
-
-    def _statistics(self, request: Any) -> Any:
-        if request.name:
-            self._model(request.name, request.version)
-        return service_pb2.ModelStatisticsResponse(model_stats=self._service.statistics(request.name or None))
-
-    def _index(self, _: Any) -> Any:
-        return service_pb2.RepositoryIndexResponse(models=self._service.index())
-
-
-def _parsed(kind: Any, message: bytes) -> Any:
-    try:
-        return kind.FromString(message)
-    except DecodeError:
-        raise RefusedError(400, f"no {kind.__name__} that can be read") from None
-
-
-class _Turn:
-    """A call whose message is on its way, or may come next: when its turn came, and whether it gave way."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.since = 0.0
-        self.given: asyncio.Future[None] = loop.create_future()
-        self.over: asyncio.Future[None] = loop.create_future()
-
-    def give_way(self) -> None:
-        if not self.over.done():
-            self.over.set_result(None)
-
-
-class _Turns:
-    """Which calls' messages are on their way. The newest that waits is next: old ones are more likely to be silent."""
-
-    def __init__(self, service: Service, most: int) -> None:
-        self._budget, self._most = service.bodies, min(most, service.bodies.total)
-        self._seconds = service.limits.body_time_ms / 1000
-        # gRPC takes at most half of the budget for messages that may never come; HTTP counts what did.
-        self._count = max(1, self._budget.total // 2 // most)
-        self._under_way: set[_Turn] = set()
-        self._waiting: list[_Turn] = []
-
-    async def message(self, context: Any) -> tuple[bytes, Reservation]:
+    async def _message(self, context: Any) -> tuple[bytes, Reservation]:
         """A call's only message, and the memory that it holds, to be released.
+
+        The newest that waits is next: old ones are more likely to be silent.
 
         Raises:
             RefusedError: it does not come, or not in time; there is no room for it.
         """
-        turn = _Turn()
-        self._waiting.append(turn)
-        self._pass_on()
-        reservation = None
+        loop = asyncio.get_running_loop()
+        deadline, over = loop.time() + self._seconds, loop.create_future()
+        self._waiting.append(over)
         try:
-            await asyncio.wait((turn.given,), timeout=self._seconds)
-            if not turn.given.done():
-                raise RefusedError(503, "too many messages are on their way; try again later")
-            reservation = self._budget.reserve(self._most, on_drop=turn.give_way)
+            while self._waiting[-1] is not over or not self._has_place(loop.time()):
+                if loop.time() > deadline:
+                    raise RefusedError(503, "too many messages are on their way; try again later")
+                await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            self._waiting.remove(over)
+        self._arriving[over] = loop.time()
+        bodies = self._service.bodies
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._arriving.pop, over, None)
+            reservation = bodies.reserve(min(self._most, bodies.total), on_drop=lambda: _settle(over))
+            undo.callback(reservation.release)
             # Never cancelled: gRPC would lose a message that has come meanwhile, and its memory, for good.
             reading: asyncio.Future[Any] = asyncio.ensure_future(context.read())
             reading.add_done_callback(lambda done: done.cancelled() or done.exception())
-            await asyncio.wait(
-                (reading, turn.over), timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait((reading, over), timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
                 late = f"the message took too long to arrive: more than {self._seconds:g} s"
-                raise too_slow() if turn.over.done() else RefusedError(408, late)
+                raise too_slow() if over.done() else RefusedError(408, late)
             message = reading.result()
             if message is grpc.aio.EOF:
                 raise RefusedError(400, "the call ended without a message")
             reservation.settle(len(message))
-            return message, reservation
-        except BaseException:
-            if reservation is not None:
-                reservation.release()
-            raise
-        finally:
-            self._under_way.discard(turn)
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            self._pass_on()
+            undo.pop_all()
+        self._arriving.pop(over, None)
+        return message, reservation
 
-    def _pass_on(self) -> None:
-        """Gives turns while there is room; a message that has been on its way for long makes some."""
-        loop, now = asyncio.get_running_loop(), time.monotonic()
-        while self._waiting:
-            if len(self._under_way) >= self._count:
-                oldest = min(self._under_way, key=lambda turn: turn.since)
-                if now - oldest.since < _TURN_SECONDS:
-                    loop.call_later(oldest.since + _TURN_SECONDS - now + 0.001, self._pass_on)
-                    return
-                self._under_way.discard(oldest)
-                oldest.give_way()
-            turn = self._waiting.pop()
-            if not turn.given.done():
-                turn.since = now
-                self._under_way.add(turn)
-                turn.given.set_result(None)
+    def _has_place(self, now: float) -> bool:
+        """Whether another message may be on its way; one that has been for long makes room."""
+        if len(self._arriving) >= self._places:
+            oldest, since = next(iter(self._arriving.items()))
+            if now - since < _TURN_SECONDS:
+                return False
+            del self._arriving[oldest]
+            _settle(oldest)
+        return True
 
 
-class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
-    def __init__(self, find: Callable[[str], Any]) -> None:
-        self._find = find
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
-    def service(self, handler_call_details: Any) -> Any:
-        return self._find(handler_call_details.method)
+
+def _parsed(name: str, message: bytes) -> Any:
+    try:
+        return getattr(service_pb2, f"{name}Request").FromString(message)
+    except DecodeError:
+        raise RefusedError(400, f"no {name}Request that can be read") from None

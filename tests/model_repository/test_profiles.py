@@ -18,10 +18,10 @@ from support.started_repository import started_repository
 
 from trt_hspan.engine.spec import ProfileRequest
 from trt_hspan.errors import HspanError
+from trt_hspan.model_repository.networks import config_from_text
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.serving.async_client import AsyncUpscaleClient
 from trt_hspan.serving.client import UpscaleClient
-from trt_hspan.serving.model_config import config_from_text
 from trt_hspan.sizes import ImageSize
 
 # Other programs add in another order, and the network is FP16: its results near 1 may differ in the last of 11 bits.

@@ -12,8 +12,8 @@ from typing import Final
 
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.install_advice import install_command
+from trt_hspan.model_repository.networks import Network
 from trt_hspan.native.plugin import LIBRARY_NAME
-from trt_hspan.serving.engine_networks import Network
 from trt_hspan.serving.limits import ServingLimits
 from trt_hspan.version import __version__
 
@@ -36,12 +36,6 @@ _TEMPLATES: Final = (
 # After the signal to stop: until no more requests arrive; for the work on those that have waited longest; and for the
 # end of its processes.
 _DRAIN_SECONDS, _WORK_SECONDS, _SPARE_SECONDS = 5, 30, 10
-_COMPOSE_GPU: Final = """\
-    deploy:
-      resources:
-        reservations:
-          devices: [{driver: nvidia, count: 1, capabilities: [gpu]}]
-"""
 
 # PyCUDA comes as sources, and Triton's image has no CUDA toolkit: an image that has one, of the same Ubuntu, builds its
 # wheel. The toolkit's version is free, since PyCUDA without CURAND calls the driver alone.
@@ -62,11 +56,11 @@ def deployment_files(networks: Sequence[Network], *, image: str, limits: Serving
     """
     queue_seconds = math.ceil(limits.queue_time_ms / 1000)
     exit_seconds = queue_seconds + _WORK_SECONDS
-    on_gpu = any(network.flavor is not None for network in networks)
+    families = [network.family for network in networks]
     version = version_in_image(networks)
     requirements = _requirements(networks)
-    travels = any(network.version_compatible for network in networks)
-    later = travels and all(n.version_compatible for n in networks if n.tensorrt_version == version)
+    travels = any(family.version_compatible for family in families)
+    later = travels and all(f.version_compatible for f in families if f.tensorrt_version == version)
     values = {
         "slug": kubernetes_name(networks[0].name),
         "tag": __version__,
@@ -80,14 +74,12 @@ def deployment_files(networks: Sequence[Network], *, image: str, limits: Serving
         "or_later": str(later),
         "backend_options": "  --backend-config=tensorrt,version-compatible=true \\\n" if travels else "",
         "nvinfer": f"libnvinfer.so.{(version or '10').split('.')[0]}",
-        "compose_gpu": _COMPOSE_GPU.rstrip("\n") if on_gpu else "    # no GPU: every model runs on a CPU",
         "queue_seconds": str(queue_seconds),
         "exit_seconds": str(exit_seconds),
         "drain_seconds": str(_DRAIN_SECONDS),
         "grace_seconds": str(_DRAIN_SECONDS + exit_seconds + _SPARE_SECONDS),
-        "kubernetes_gpu": ", nvidia.com/gpu: 1" if on_gpu else "",
     }
-    folder = resources.files("trt_hspan.serving") / "templates"
+    folder = resources.files("trt_hspan.model_repository") / "templates"
     files = {
         name: Template((folder / name).read_text(encoding="utf-8")).substitute(values) for name in _TEMPLATES
     }
@@ -104,18 +96,18 @@ def version_in_image(networks: Sequence[Network]) -> str | None:
     Raises:
         HspanError: several versions, of which an image contains one.
     """
-    versions = {
-        network.tensorrt_version
-        for network in networks
-        if network.tensorrt_version and any(raw.backend == "tensorrt" for raw in network.raw_models)
-    }
+    versions = sorted(
+        {
+            network.family.tensorrt_version
+            for network in networks
+            if any(raw.backend == "tensorrt" for raw in network.raw_models)
+        }
+    )
     if len(versions) > 1:
-        raise HspanError(
-            "serve export",
-            f"the engines are of TensorRT {' and '.join(sorted(versions))}, and an image contains one",
-            "build them with one version, or export a repository for each",
-        )
-    return next(iter(versions), None)
+        what = f"the engines are of TensorRT {' and '.join(versions)}, and an image contains one"
+        next_step = "build them with one version, or export a repository for each"
+        raise HspanError("serve export", what, next_step)
+    return versions[0] if versions else None
 
 
 def _requirements(networks: Sequence[Network]) -> dict[str, str]:
@@ -124,12 +116,12 @@ def _requirements(networks: Sequence[Network]) -> dict[str, str]:
         lines = importlib.metadata.requires("trt-hspan") or []
     except importlib.metadata.PackageNotFoundError as error:
         raise HspanError("trt-hspan", "is not installed, only on the path", install_command()) from error
-    python = [n for n in networks if any(raw.backend == "python" for raw in n.raw_models)]
+    python = [n.family for n in networks if any(raw.backend == "python" for raw in n.raw_models)]
     extra = re.compile(r"\s*;\s*extra == ['\"]cpu['\"]")
     requirements = [line for line in lines if "extra ==" not in line]
     if python:
         requirements += [extra.sub("", line) for line in lines if extra.search(line)]
-    for flavor, version in sorted({(n.flavor, n.tensorrt_version) for n in python if n.flavor}):
+    for flavor, version in sorted({(family.flavor, family.tensorrt_version) for family in python}):
         requirements += [f"{flavor}=={version}", "pycuda>=2024.1"]
     return {re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]: line for line in requirements}
 

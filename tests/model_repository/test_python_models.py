@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from support.runner_doubles import NearestRunner
 
-from trt_hspan.serving.backend import runner_model
-from trt_hspan.serving.backend.runner_model import RunnerModel
+from trt_hspan.model_repository import python_models
+from trt_hspan.model_repository.python_models import RunnerModel
 from trt_hspan.serving.limits import ServingLimits
+from trt_hspan.upscaling.scheduler import Model
 
 
 @pytest.mark.parametrize(("kind", "device"), [("GPU", "gpu:1"), ("CPU", "cpu")])
@@ -32,8 +33,8 @@ def test_an_instance_runs_on_the_gpu_that_triton_gave_it(
         "triton_python_backend_utils",
         SimpleNamespace(Logger=SimpleNamespace(log_info=lambda _: None)),
     )
-    monkeypatch.setattr(runner_model, "open_runner", opening)
-    monkeypatch.setattr(runner_model, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(python_models, "open_runner", opening)
+    monkeypatch.setattr(python_models, "keep_freed_memory", lambda: None)
     values = {"source": {"string_value": "x"}}
     model = RunnerModel()
     model.initialize(
@@ -55,11 +56,12 @@ def request_of(batch: np.ndarray) -> Any:
 
 
 def test_fewer_items_than_the_engine_takes_are_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_model, "tensor_from_array", lambda _pb, _name, array: array)
+    monkeypatch.setattr(RunnerModel, "_tensor", lambda _self, _name, array: array)
     runner = NearestRunner(scale=2)
     runner.profiles = (((3, 3, 4, 4), (4, 3, 8, 8)),)
     model = RunnerModel()
-    model._runner, model._limits = runner, ServingLimits()
+    model._name, model._limits = "net", ServingLimits()
+    model._model = Model([lambda: runner], name="net")
     model._pb = SimpleNamespace(
         get_input_tensor_by_name=lambda request, _name: request.batch,
         InferenceResponse=lambda tensors=(), error=None: error or tensors[0],
@@ -72,9 +74,10 @@ def test_fewer_items_than_the_engine_takes_are_filled_up(monkeypatch: pytest.Mon
     one, two, small = (
         np.random.default_rng(n).random((n, 3, side, 6), np.float32) for n, side in ((1, 5), (2, 7), (1, 2))
     )
-    with runner:
-        *actual, refused = model.execute([request_of(batch) for batch in (one, two, small)])
+    model._model.open()
+    *actual, refused = model.execute([request_of(batch) for batch in (one, two, small)])
+    model.finalize()
     for batch, result in zip((one, two), actual, strict=True):
         np.testing.assert_array_equal(result, batch.repeat(2, 2).repeat(2, 3))
-    assert [shape[0] for shape in runner.calls] == [3, 3]
-    assert "is 1x3x2x6, but nearest takes 3x3x4x4 to 4x3x8x8" in refused.text
+    assert [shape[0] for shape in runner.calls] == [3, 3, 3]  # the first when it was opened
+    assert "is 1x3x2x6, but net takes 3x3x4x4 to 4x3x8x8" in refused.text

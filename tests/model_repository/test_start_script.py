@@ -17,10 +17,10 @@ from support.started_repository import StartedRepository, started_repository
 from tritonclient.utils import InferenceServerException
 
 from trt_hspan.errors import HspanError
+from trt_hspan.model_repository.networks import networks_from_engines
+from trt_hspan.model_repository.repository import write_repository
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.serving.client import UpscaleClient
-from trt_hspan.serving.engine_networks import networks_from_engines
-from trt_hspan.serving.repository import write_repository
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from support.small_engine import SmallEngine
 
-from trt_hspan.serving.engine_networks import networks_from_engines
+from trt_hspan.model_repository.networks import networks_from_engines
+from trt_hspan.model_repository.repository import write_repository
 from trt_hspan.serving.limits import ServingLimits
-from trt_hspan.serving.repository import write_repository
 
 # Kubernetes' own schemas cover its own kinds; these are the required parts of the operators' definitions:
 # monitoring.coreos.com/v1 ServiceMonitor and serving.kserve.io/v1beta1 InferenceService.

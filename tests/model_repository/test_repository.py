@@ -20,9 +20,9 @@ from support.small_engine import SmallEngine
 
 from trt_hspan.engine.manifest import PluginRecord, read_manifest
 from trt_hspan.files import sha256_from_file
+from trt_hspan.model_repository.deployment import DEFAULT_IMAGE
+from trt_hspan.model_repository.networks import config_from_text
 from trt_hspan.native.plugin import default_plugin_path
-from trt_hspan.serving.deployment import DEFAULT_IMAGE
-from trt_hspan.serving.model_config import config_from_text
 
 
 def engine_as(small: SmallEngine, folder: Path, name: str, **changes: Any) -> Path:
@@ -412,7 +412,7 @@ def test_programs_of_a_version_are_in_its_folder_and_import_without_an_installat
     folder = repository / "net_image" / "1"
     with zipfile.ZipFile(folder / "trt-hspan.zip") as archive:
         names = archive.namelist()
-    assert "trt_hspan/serving/backend/image_model.py" in names
+    assert "trt_hspan/model_repository/python_models.py" in names
     assert [name for name in names if not name.endswith(".py")] == ["trt_hspan/engine/manifest.schema.json"]
     code = "import model, trt_hspan; print(trt_hspan.__file__, model.TritonPythonModel.__module__)"
     completed = subprocess.run(
@@ -420,7 +420,7 @@ def test_programs_of_a_version_are_in_its_folder_and_import_without_an_installat
     )
     place, module = completed.stdout.split()
     assert place.startswith(str(folder / "trt-hspan.zip"))
-    assert module == "trt_hspan.serving.backend.image_model"
+    assert module == "trt_hspan.model_repository.python_models"
 
 
 def test_export_needs_none_of_the_packages_that_serve(
@@ -508,7 +508,7 @@ def test_failure_half_way_leaves_nothing(
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trt_hspan.serving.repository.deployment_files", full_disk)
+    monkeypatch.setattr("trt_hspan.model_repository.repository.deployment_files", full_disk)
     result = run("serve", "export", classic, "-o", tmp_path / "m")
     assert "the disk is full" in result.error_line
     assert [path.name for path in tmp_path.iterdir()] == ["engines"]

@@ -7,49 +7,75 @@ A `Model` is one loaded network: a thread for each device, and on a CPU for each
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, Shape
-from trt_hspan.serving.events import log_event
-from trt_hspan.serving.limits import RefusedError
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tile_size import batch_limits
 
 #: Largest side of a tile on a CPU, where nothing else sets a limit.
 CPU_TILE: Final = 64
-#: Items of one run on a CPU; of one request only one, which then gets what it would get alone, to the bit.
+#: Items of one run on a CPU, of no more pixels in all than a tile has: *measured*, four tiles at a time take 151 MB and
+#: one 33 MB, in the same time for each. Of one request only one, which then gets what it would get alone, to the bit.
 CPU_BATCH: Final = 4
 SMALLEST_SIDE: Final = 8
 #: Pixels of a run on a CPU that nothing interrupts. *Measured*: 160x160 take as long as some 12 tiles of 64x64.
 WHOLE_PIXELS: Final = 160 * 160
+Ranges = tuple[tuple[Shape, Shape], ...]
+#: What becomes of batches, in their order; it may take a few before it gives the first.
+Results = Callable[[Iterable[Float32Array]], Iterator[Float32Array]]
 
 
 class DeviceError(Exception):
     """A GPU that failed: nothing more can be expected of this process."""
 
 
-def gpu_failed() -> RefusedError:
-    """What the requests are told that were under way."""
-    return RefusedError(503, "the GPU failed; the server ends")
+class RunError(Exception):
+    """A run that failed; others may succeed."""
+
+
+class TileRunner(Runner):
+    """Tiles go to whatever `results` is; `ranges` are the smallest and largest (N, 3, H, W) that it takes."""
+
+    name, precision, emulated = "server", "fp32", False
+
+    def __init__(self, where: str, scale: int, ranges: Ranges, results: Results) -> None:
+        self.where, self.scale, self.profiles, self._results = where, scale, ranges, results
+
+    def activate(self) -> None:
+        pass
+
+    def deactivate(self) -> None:
+        pass
+
+    def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
+        """The result; the network's own memory is counted where it runs."""
+        n, _, height, width = shape
+        return 4 * n * CHANNELS * height * width * (self.scale or 1) ** 2
+
+    def infer(self, batch: Float32Array) -> Float32Array:
+        return next(self._results([batch]))
+
+    def run_many(self, batches: Iterable[Float32Array]) -> Iterator[Float32Array]:
+        return self._results(map(self._checked_input, batches))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Unit:
+class Unit:
     """What runs in one piece: (N, 3, H, W), the job it is of, and where the result goes."""
 
     job: Job
     batch: Float32Array
-    result: Future[Float32Array]
+    result: Future[Float32Array] = field(default_factory=Future)
 
 
 class TileQueue:
@@ -57,13 +83,14 @@ class TileQueue:
 
     def __init__(self) -> None:
         self._lock = threading.Condition()
-        self._waiting: dict[Job, deque[_Unit]] = {}  # in the order of their turns
+        self._waiting: dict[Job, deque[Unit]] = {}  # in the order of their turns
         self._closed = False
 
-    def put(self, unit: _Unit) -> None:
+    def put(self, units: Iterable[Unit]) -> None:
         with self._lock:
-            self._waiting.setdefault(unit.job, deque()).append(unit)
-            self._lock.notify()
+            for unit in units:
+                self._waiting.setdefault(unit.job, deque()).append(unit)
+            self._lock.notify_all()
 
     def drop(self, job: Job) -> None:
         """A job's units wait no more."""
@@ -72,7 +99,7 @@ class TileQueue:
         for unit in units:
             unit.result.cancel()
 
-    def take(self, most: Callable[[tuple[int, ...]], int], *, several: bool) -> list[_Unit]:
+    def take(self, most: Callable[[tuple[int, ...]], int], *, several: bool) -> list[Unit]:
         """The next units, all of one height and width; none when the queue is closed.
 
         Args:
@@ -80,17 +107,15 @@ class TileQueue:
             several: whether a job gives more than one.
         """
         with self._lock:
-            while not self._waiting:
-                if self._closed:
-                    return []
-                self._lock.wait()
+            self._lock.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                return []
             shape = next(iter(self._waiting.values()))[0].batch.shape
             left, taken = most(shape), []
-            while True:
-                given = self._round(shape[2:], left)
+            while given := self._round(shape[2:], left):
                 taken += given
                 left -= sum(len(unit.batch) for unit in given)
-                if not given or not several or left <= 0:
+                if not several or left <= 0:
                     break
         for unit in taken:
             unit.result.set_running_or_notify_cancel()
@@ -106,9 +131,9 @@ class TileQueue:
         with self._lock:
             return sum(map(len, self._waiting.values()))
 
-    def _round(self, side: tuple[int, ...], left: int) -> list[_Unit]:
+    def _round(self, side: tuple[int, ...], left: int) -> list[Unit]:
         """At most one unit of each job, of this height and width; who gave goes to the end of the line."""
-        given: list[_Unit] = []
+        given: list[Unit] = []
         for job, units in list(self._waiting.items()):
             count = len(units[0].batch)
             if units[0].batch.shape[2:] == side and (count <= left or not given):
@@ -124,19 +149,26 @@ class TileQueue:
 
 
 class Job:
-    """One request's units. Made and used by one thread; `cancel` may come from any.
+    """One request's units. Used by one thread; `cancel` may come from any.
 
     Attributes:
+        state: receiving, decoding, working, encoding, done or failed.
         done, total: tiles, for those who wait; total is 0 until it is known.
         has_begun: whether a device has had one of its units.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.state = "receiving"
         self.done = self.total = 0
         self.has_begun = False
         self._why: BaseException | None = None
         self._lock = threading.Lock()
+
+    @property
+    def runner(self) -> TileRunner:
+        """The model as this job sees it: a runner whose tiles wait for their turn."""
+        return TileRunner(self.model.name, self.model.scale, self.model.tile_ranges, self.results)
 
     def cancel(self, why: BaseException) -> None:
         """Gives the units back at once; what waits for one raises `why`."""
@@ -149,13 +181,18 @@ class Job:
         if self._why is not None:
             raise self._why
 
+    def on_tile(self, done: int, total: int) -> None:
+        """Notes the progress. Raises: as `check`."""
+        self.done, self.total = done, total
+        self.check()
+
     def submit(self, batch: Float32Array) -> Future[Float32Array]:
-        """(N, 3, H, W) to be run. Raises: as `check`."""
-        result: Future[Float32Array] = Future()
+        """(N, 3, H, W), to be run. Raises: as `check`."""
+        unit = Unit(job=self, batch=batch)
         with self._lock:
             self.check()
-            self.model.put(_Unit(job=self, batch=batch, result=result))
-        return result
+            self.model.put([unit])
+        return unit.result
 
     def results(self, batches: Iterable[Float32Array]) -> Iterator[Float32Array]:
         """What becomes of batches, in their order, a few in the queue at a time. Raises: as `result`."""
@@ -168,44 +205,11 @@ class Job:
             yield self.result(pending.popleft())
 
     def result(self, pending: Future[Float32Array]) -> Float32Array:
-        """What became of a batch. Raises: as `check`; HspanError, MemoryError, DeviceError of the run."""
+        """What became of a batch. Raises: as `check`; RunError, DeviceError, MemoryError of the run."""
         try:
-            output = pending.result()
-        except BaseException:
+            return pending.result()
+        finally:
             self.check()
-            raise
-        self.check()
-        return output
-
-
-class TileRunner(Runner):
-    """The model as one job sees it: a runner that takes tiles, which wait for their turn."""
-
-    emulated = False
-
-    def __init__(self, job: Job) -> None:
-        facts = job.model.runner
-        self._job = job
-        self.where, self.name, self.precision = facts.where, facts.name, facts.precision
-        self.scale = facts.scale
-        self.profiles = job.model.tile_ranges
-
-    def activate(self) -> None:
-        pass
-
-    def deactivate(self) -> None:
-        pass
-
-    def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """The result; the network's own memory is counted where it runs."""
-        n, _, height, width = shape
-        return 4 * n * CHANNELS * height * width * (self.scale or 1) ** 2
-
-    def infer(self, batch: Float32Array) -> Float32Array:
-        return self._job.result(self._job.submit(batch))
-
-    def run_many(self, batches: Iterable[Float32Array]) -> Iterator[Float32Array]:
-        return self._job.results(map(self._checked_input, batches))
 
 
 class Model:
@@ -214,7 +218,7 @@ class Model:
     Args:
         openers: of the runners, one for each device.
         cpu_instances: threads with a runner of their own, where the first runner is on a CPU.
-        name: of the network, as clients know it.
+        name: of the network, as clients see it.
         tile: largest tile; None is the network's own largest, and on a CPU `CPU_TILE`.
         version: a number that goes up with each reload.
         on_failure: called with the DeviceError when a GPU fails.
@@ -235,16 +239,16 @@ class Model:
         cpu_instances: int = 1,
         tile: ImageSize | None = None,
         version: int = 1,
-        on_failure: Callable[[DeviceError], None] | None = None,
+        on_failure: Callable[[DeviceError], object] = lambda _: None,
     ) -> None:
         self.name, self.version = name, version
         self.queue = TileQueue()
         self.runs = self.items = 0
-        self.tile_ranges: tuple[tuple[Shape, Shape], ...] = ()
+        self.tile_ranges: Ranges = ()
         self._tile, self._on_failure = tile, on_failure
-        self._lock = threading.Lock()
         self._openers, self._cpu_instances = list(openers), cpu_instances
         self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
         self._pending = 0
         self._asked = 0.0
         self._waiting_since: float | None = None  # the first of those that no success has followed
@@ -280,28 +284,32 @@ class Model:
     @property
     def window(self) -> int:
         """Units that one job may have in the queue: enough to keep every device busy."""
-        batch = self.most((1, CHANNELS, *self.largest)) if self.runner.on_gpu else 1
-        return 2 * len(self._threads) * batch
-
-    @property
-    def largest(self) -> ImageSize:
-        """The largest tile."""
-        return max((ImageSize(*high[2:]) for _, high in self.tile_ranges), key=lambda size: size.pixels)
+        largest = max((high for _, high in self.tile_ranges), key=lambda shape: shape[2] * shape[3])
+        return 2 * len(self._threads) * (self.most(largest) if self.runner.on_gpu else 1)
 
     def most(self, shape: tuple[int, ...]) -> int:
         """How many items of a shape run together."""
-        size = ImageSize(*map(int, shape[2:]))
+        size = ImageSize(*shape[2:])
         most = batch_limits(self.runner, size, requested=CPU_BATCH)[1]
-        return most if self.runner.on_gpu else max(1, min(most, WHOLE_PIXELS // size.pixels))
+        return most if self.runner.on_gpu else max(1, min(most, CPU_TILE**2 // size.pixels))
 
-    def put(self, unit: _Unit) -> None:
-        """Puts a unit into the queue."""
+    def least(self, shape: tuple[int, ...]) -> int:
+        """How many items of a shape the network takes at least; fewer are filled up with the last one repeated."""
+        return batch_limits(self.runner, ImageSize(*shape[2:]), requested=1)[0]
+
+    def require_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises: HspanError unless the network takes an input of this shape, filled up if need be."""
+        self.runner.require_shape((max(shape[0], self.least(shape)), *shape[1:]), "input")
+
+    def put(self, units: Sequence[Unit]) -> None:
+        """Puts units into the queue; a device sees all of them at once."""
         with self._lock:
-            self._pending += 1
+            self._pending += len(units)
             self._asked = time.monotonic()
             self._waiting_since = self._waiting_since or self._asked
-        unit.result.add_done_callback(self._answered)
-        self.queue.put(unit)
+        for unit in units:
+            unit.result.add_done_callback(self._answered)
+        self.queue.put(units)
 
     def is_healthy(self, seconds: float = 60.0) -> bool:
         """Whether a run succeeded within so many seconds, or none was asked for."""
@@ -320,8 +328,7 @@ class Model:
 
     def _start(self, opener: Callable[[], Runner]) -> None:
         opened: Future[Runner] = Future()
-        name = f"runner {len(self._threads)}"
-        thread = threading.Thread(target=self._serve, args=(opener, opened), name=name, daemon=True)
+        thread = threading.Thread(target=self._serve, args=(opener, opened), daemon=True)
         thread.start()
         self._threads.append(thread)
         self.runner = opened.result()
@@ -331,16 +338,17 @@ class Model:
         try:
             with opener() as runner:
                 self._warm_up(runner)
+                where, runner.where = runner.where, self.name  # clients see its errors, and no file names
                 opened.set_result(runner)
                 while units := self.queue.take(self.most, several=runner.on_gpu):
                     self._run(runner, units)
                     del units
-        except BaseException as error:  # noqa: BLE001  # told to `open`, or to whoever runs the server
+        except BaseException as error:  # noqa: BLE001  # goes to `open`, or to whoever runs the server
             if not opened.done():
                 opened.set_exception(error)
-            elif self._on_failure is not None:
-                failure = error if isinstance(error, DeviceError) else DeviceError(f"unexpected {error!r}")
-                self._on_failure(failure)
+            else:
+                what = str(error) if isinstance(error, DeviceError) else f"unexpected {error!r}"
+                self._on_failure(DeviceError(f"{where}: {what}"))
 
     def _warm_up(self, runner: Runner) -> None:
         if runner.scale is None:
@@ -351,13 +359,13 @@ class Model:
         least = batch_limits(runner, ImageSize(*low[2:]), requested=1)[0]
         runner.run(np.zeros((least, *low[1:]), np.float32))
 
-    def _run(self, runner: Runner, units: list[_Unit]) -> None:
+    def _run(self, runner: Runner, units: list[Unit]) -> None:
         batch = units[0].batch if len(units) == 1 else np.concatenate([unit.batch for unit in units])
         count = len(batch)
         if not batch.flags.writeable:  # a view of a message, which PyTorch warns of
             batch = batch.copy()
-        missing = batch_limits(runner, ImageSize(*batch.shape[2:]), requested=count)[0] - count
-        if missing > 0:  # an engine for larger batches gets the last item repeated
+        missing = max(0, self.least(batch.shape) - count)
+        if missing:
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
         try:
             output = runner.run(batch)
@@ -366,28 +374,27 @@ class Model:
             return
         with self._lock:
             self.runs, self.items = self.runs + 1, self.items + count
-        ends = list(itertools.accumulate(len(unit.batch) for unit in units))
-        for unit, start, end in zip(units, [0, *ends], ends, strict=False):
-            unit.result.set_result(
-                output if len(units) == 1 and not missing > 0 else output[start:end].copy()
-            )
+        if len(units) == 1 and not missing:
+            units[0].result.set_result(output)
+            return
+        ends = itertools.accumulate(len(unit.batch) for unit in units)
+        for unit, end in zip(units, ends, strict=True):
+            unit.result.set_result(output[end - len(unit.batch) : end].copy())
 
-    def _failed(self, runner: Runner, units: list[_Unit], error: Exception) -> None:
+    def _failed(self, runner: Runner, units: list[Unit], error: Exception) -> None:
         memory = isinstance(error, (MemoryError, OutOfMemoryError))
         if runner.on_gpu and not memory:
-            failure = DeviceError(f"{runner.where}: the GPU failed: {error}")
             for unit in units:
-                unit.result.set_exception(gpu_failed())
-            raise failure from error
+                unit.result.set_exception(DeviceError("the GPU failed"))
+            raise DeviceError(f"the GPU failed: {error}") from error
         if len(units) > 1:  # it may be one of them only
             for unit in units:
                 self._run(runner, [unit])
             return
-        log_event("run-failed", level=logging.ERROR, why=f"{type(error).__name__}: {error}")
-        units[0].result.set_exception(error if memory else RefusedError(500, f"the network failed: {error}"))
+        units[0].result.set_exception(error if memory else RunError(f"{type(error).__name__}: {error}"))
 
 
-def _tile_ranges(runner: Runner, tile: ImageSize | None) -> tuple[tuple[Shape, Shape], ...]:
+def _tile_ranges(runner: Runner, tile: ImageSize | None) -> Ranges:
     """Smallest and largest (N, 3, H, W) of a tile, of each range of the network that takes one of at most `tile`."""
     ranges = []
     for low, high in runner.shape_ranges:
@@ -398,9 +405,14 @@ def _tile_ranges(runner: Runner, tile: ImageSize | None) -> tuple[tuple[Shape, S
             for limit, size, smallest in zip(high[2:], given, least, strict=True)
         ]
         ranges.append(((1, CHANNELS, least[0], least[1]), (high[0] or CPU_BATCH, CHANNELS, most[0], most[1])))
-    if tile is not None and not any(
-        all(limit is None or side <= limit for side, limit in zip(tile, high[2:], strict=True))
-        for _, high in runner.shape_ranges
-    ):
+    if tile is not None and not takes_size(runner, tile):
         raise UsageError("--tile", f"{tile} is more than the network takes", "give a smaller one")
     return tuple(dict.fromkeys(ranges))
+
+
+def takes_size(runner: Runner, size: ImageSize) -> bool:
+    """Whether no side of a size is more than the network takes at a time."""
+    return any(
+        all(limit is None or side <= limit for side, limit in zip(size, high[2:], strict=True))
+        for _, high in runner.shape_ranges
+    )

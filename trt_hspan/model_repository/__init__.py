@@ -1,0 +1,1 @@
+"""Triton, for production: model repositories, and the models of ours that run in it."""
