@@ -223,10 +223,11 @@ class _Routes:
         held = self._service.work.reserve(size, on_drop=stop, after=_SENDING_SECONDS)
         request.scope["held"].enter_context(held)
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncIterator[memoryview]:
             for part in parts:
+                view = memoryview(part)
                 for start in range(0, len(part), _PIECE_BYTES):
-                    yield bytes(memoryview(part)[start : start + _PIECE_BYTES])
+                    yield view[start : start + _PIECE_BYTES]
 
         return StreamingResponse(pieces(), headers={**headers, "Content-Length": str(size)}, media_type=kind)
 

@@ -39,9 +39,15 @@ class UpscaleClient:
         timeout_seconds: float = 300.0,
         retry: RetryPolicy | None = None,
         token: str | None = None,
+        connections: int = 64,
     ) -> None:
         self._client = AsyncUpscaleClient(
-            url, model=model, timeout_seconds=timeout_seconds, retry=retry, token=token
+            url,
+            model=model,
+            timeout_seconds=timeout_seconds,
+            retry=retry,
+            token=token,
+            connections=connections,
         )
 
     def __enter__(self) -> UpscaleClient:
