@@ -89,8 +89,8 @@ def test_clients_that_leave_cost_nothing(server: ServeProcess, picture: bytes) -
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(head + picture)
     until(
-        lambda: [e for e in server.events[seen:] if e.get("path") == "/upscale"],
-        lambda ended: len(ended) == 10,
+        lambda: [e for e in server.events[seen:] if e.get("path") == "/upscale" and e["status"] == "499"],
+        lambda left: len(left) == 10,
         30,
     )
     until(lambda: scraped(server), lambda text: "trt_hspan_in_flight 0.0\n" in text, 30)
