@@ -1,7 +1,7 @@
 # make demo    the main job, on any Linux machine: export, plugin, engines, validation, a picture
 # make test    formatting, types, compiled libraries and all tests
 # make lint    formatting and types only;  make format  formats the code
-# make plugin  compiles the TensorRT plugin and the attention on CPUs, where they are not up to date
+# make plugin  compiles the TensorRT plugin and the attention on GPUs and CPUs, where they are not up to date
 # make ptx     the compiled kernels run on the CPU, all cases and mistakes, half an hour; needs nvcc
 # make gpu     what can be proved on the GPU at hand, and a page about it; needs a driver, nvcc, torch; docs/gpu.md
 # make soak    five minutes of mixed requests at a real server
@@ -51,6 +51,7 @@ format: setup
 
 plugin: setup
 	$(BIN)/trt-hspan plugin build
+	$(BIN)/trt-hspan plugin build --cuda
 	$(BIN)/trt-hspan plugin build --cpu
 
 wheel: setup

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -23,12 +24,13 @@ class ServeProcess:
         ports: tuple[int, int] = (0, 0),
         timeout: float = 120,
         environment: dict[str, str] | None = None,
+        command: Sequence[object] = (sys.executable, "-m", "trt_hspan"),
     ) -> None:
         options = ["--port", str(ports[0]), "--grpc-port", str(ports[1])]
         self.events: list[dict[str, Any]] = []
         self.stderr = ""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trt_hspan", "serve", "run", *map(str, words), *options, "--json"],
+            [*map(str, command), "serve", "run", *map(str, words), *options, "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

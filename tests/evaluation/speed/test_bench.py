@@ -99,7 +99,7 @@ def test_the_peer_is_measured_in_the_same_run_and_compared(small_x4: GoldenNetwo
     assert own.speedup_over_peer == pytest.approx(peer.latency.p50_ms / own.latency.p50_ms)
 
 
-def test_the_peer_computes_the_same_network_without_our_kernel(
+def test_the_peer_computes_the_same_network_without_our_kernel_and_never_in_tf32(
     small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trt_hspan.ops import attention
@@ -111,10 +111,19 @@ def test_the_peer_computes_the_same_network_without_our_kernel(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the peer called the native kernel")
 
+    seen: set[bool] = set()
+    reference = attention.reference_attention
+
+    def noting(*tensors: torch.Tensor) -> torch.Tensor:
+        seen.add(torch.backends.cudnn.allow_tf32)
+        return reference(*tensors)
+
     monkeypatch.setattr(attention, "native_attention", never)
+    monkeypatch.setattr(attention, "reference_attention", noting)
     with eager_reference(small_x4.checkpoint, res_scale=small_x4.res_scale, threads=1) as (_, run):
         # FP32 sums in another order, a dozen layers deep: 1e-4 is 0.025 of an 8-bit step.
         np.testing.assert_allclose(run(batch), expected, rtol=0, atol=1e-4)
+    assert seen == {False}
 
 
 def test_a_checkpoint_is_measured_in_each_precision(

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.serve_process import ServeProcess
 from support.synthetic_pictures import picture
 
 from tools.wheel import build
 from trt_hspan import HspanError, UsageError
 from trt_hspan.media.pictures import read_image
 from trt_hspan.native.cpu_attention import LIBRARY_NAME as CPU_LIBRARY
+from trt_hspan.native.cuda_attention import LIBRARY_NAME as CUDA_LIBRARY
 from trt_hspan.native.plugin import LIBRARY_NAME as PLUGIN
 from trt_hspan.native.sources import cpu_sources_sha256, plugin_sources_sha256, sources_folder
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -68,7 +70,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
     root = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", root], check=True)
     environment = Environment(root)
-    environment.install(f"{wheel}[cpu]")
+    environment.install(f"{wheel}[cpu,serve]")
     return environment
 
 
@@ -89,14 +91,14 @@ def test_the_wheel_upscales_with_its_own_library_and_network(environment: Enviro
 
 
 def test_the_environment_is_small_and_consistent(environment: Environment) -> None:
-    assert environment.megabytes() <= MOST_MEGABYTES
+    assert environment.megabytes() <= MOST_MEGABYTES  # [cpu] alone is less
     environment.run("pip", "check")
     assert not (environment.root / "bin" / "c++").exists()
     assert "torch" not in environment.run("pip", "list").stdout
 
 
 def test_what_the_wheel_ships_needs_no_compiling(environment: Environment) -> None:
-    for words, name in (((), PLUGIN), (("--cpu",), CPU_LIBRARY)):
+    for words, name in (((), PLUGIN), (("--cpu",), CPU_LIBRARY), (("--cuda",), CUDA_LIBRARY)):
         printed = environment.run("trt-hspan", "plugin", "build", *words).stdout
         assert "not needed, it was up to date" in printed
         assert f"_libraries/{name}" in printed
@@ -113,12 +115,30 @@ def test_a_missing_extra_is_installed_by_the_line_that_asks_for_it(
     assert error.stderr.strip().endswith(f"pip install '{wheel}[export]'")
 
 
-def test_the_wheel_contains_both_libraries_and_says_what_they_need(wheel: Path) -> None:
+def test_a_server_of_the_serve_extra_answers_with_the_same_pixels(
+    environment: Environment, cat: Path
+) -> None:
+    environment.run("trt-hspan", "upscale", cat, "-o", "direct.png", "--overwrite")
+    server = ServeProcess(
+        "hspan-tiny-x4",
+        *("--instances", 1),
+        command=[environment.root / "bin" / "trt-hspan"],
+        environment={"PATH": str(environment.root / "bin"), "PYTHONPATH": "", "HOME": str(environment.root)},
+    )
+    try:
+        environment.run("trt-hspan", "client", cat, "-o", "served.png", "--url", server.http)
+    finally:
+        assert server.stop() == 0, server.stderr
+    pictures = [read_image(environment.root / name) for name in ("direct.png", "served.png")]
+    np.testing.assert_array_equal(*pictures)
+
+
+def test_the_wheel_contains_the_libraries_and_says_what_they_need(wheel: Path) -> None:
     build.check_wheel(wheel)
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         tags = archive.read(f"{wheel.name.rsplit('-', 3)[0]}.dist-info/WHEEL").decode()
-    assert {f"trt_hspan/_libraries/{name}" for name in (PLUGIN, CPU_LIBRARY)} <= names
+    assert {f"trt_hspan/_libraries/{name}" for name in (PLUGIN, CPU_LIBRARY, CUDA_LIBRARY)} <= names
     weights = {f"trt_hspan/model/weights/hspan-tiny-x{scale}" for scale in (2, 4)}
     assert {f"{name}{suffix}" for name in weights for suffix in (".onnx", ".safetensors")} <= names
     assert "Root-Is-Purelib: false" in tags

@@ -21,7 +21,7 @@ def eager_reference(
     """Yields the peer's name and its run: (N, 3, H, W) -> (N, 3, sH, sW) float32.
 
     The attention is PyTorch's tensor operations (`trt_hspan.ops.attention.reference_attention`). On CUDA where PyTorch
-    has it, copies included, else on the CPU.
+    has it, copies included and FP32 never TF32, else on the CPU.
     """
     import torch
 
@@ -33,7 +33,7 @@ def eager_reference(
     name = f"PyTorch {torch.__version__.split('+')[0]} eager, FP32, {device}"
 
     def run(batch: Float32Array) -> Float32Array:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             output: torch.Tensor = model(torch.from_numpy(batch).to(device))
             result: Float32Array = output.cpu().numpy()
         return result
