@@ -1,0 +1,128 @@
+"""Planted mistakes: which there are, that each is in the source, and what their trial says."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tools.mutation import command
+from tools.mutation.mistakes import mistakes, sample, source_with
+from tools.mutation.trial import Copy, mirroring_tests
+
+SOURCE = '''
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    import sys
+def clamped(value: int | None, low: int = 2) -> int | None:
+    """At least low."""
+    if value is None or value < low and not value == 7:
+        raise ValueError("got " + str(value) + f"{value:>4}")
+    return max(value, low) - low
+def until_zero(count):
+    while count > 0:
+        count = count - 3
+    return True
+'''
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A package of one module, and its tests."""
+    root = tmp_path / "checkout"
+    for name, text in {
+        "trt_hspan/room/module.py": SOURCE,
+        "trt_hspan/room/__init__.py": "",
+        "trt_hspan/__init__.py": "",
+        "pyproject.toml": '[tool.pytest.ini_options]\nmarkers = ["slow", "soak"]\n',
+        "tests/room/test_module.py": (
+            "from trt_hspan.room.module import clamped, until_zero\n"
+            "def test_it(): assert clamped(5) == 3 and until_zero(6)\n"
+        ),
+        "tests/room/test_broken.py": "import trt_hspan.room.module\ndef test_it(): assert 0\n",
+        "tests/room/test_other.py": "def test_it(): assert 0\n",
+    }.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+MODULE = "trt_hspan/room/module.py"
+
+
+def test_the_mistakes_of_a_source_are_these(checkout: Path) -> None:
+    assert [mistake.change for mistake in mistakes(checkout, MODULE)] == [
+        "2 -> 3",
+        "value is None or (value < low and (not value == 7)) -> value is None and (value < low and (not value == 7))",
+        "value is None -> value is not None",
+        "value < low and (not value == 7) -> value < low or not value == 7",
+        "value < low -> value <= low",
+        "not value == 7 -> value == 7",
+        "value == 7 -> value != 7",
+        "7 -> 8",
+        "max(value, low) - low -> max(value, low) + low",
+        "max(value, low) -> min(value, low)",
+        "count > 0 -> count >= 0",
+        "0 -> 1",
+        "count - 3 -> count + 3",
+        "3 -> 4",
+        "True -> False",
+    ]
+
+
+def test_each_mistake_changes_its_place_alone(checkout: Path) -> None:
+    unchanged = ast.unparse(ast.parse(SOURCE))
+    sources = [source_with(checkout, mistake) for mistake in mistakes(checkout, MODULE)]
+    assert len({unchanged, *sources}) == len(sources) + 1
+    for source in sources:
+        differing = [a for a, b in zip(source.splitlines(), unchanged.splitlines(), strict=True) if a != b]
+        assert len(differing) == 1
+
+
+def test_a_sample_depends_on_its_seed_alone(checkout: Path) -> None:
+    assert sample(checkout, [MODULE], 5, 1) == sample(checkout, [MODULE], 5, 1)
+    assert sample(checkout, [MODULE], 5, 1) != sample(checkout, [MODULE], 5, 2)
+    assert len(sample(checkout, [MODULE], 99, 1)) == 15
+
+
+def test_the_mirroring_test_goes_first_and_others_that_name_the_module_follow(checkout: Path) -> None:
+    assert mirroring_tests(checkout, MODULE) == ["tests/room/test_module.py", "tests/room/test_broken.py"]
+    assert mirroring_tests(checkout, "trt_hspan/room/nowhere.py") == [
+        f"tests/room/test_{name}.py" for name in ("broken", "module", "other")
+    ]
+
+
+def test_a_mistake_is_noticed_survives_or_is_stopped_and_leaves_nothing(
+    checkout: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "copy").mkdir()
+    copy, passing = Copy(checkout, tmp_path / "copy"), dict[str, bool]()
+    planted = {mistake.change: mistake for mistake in mistakes(checkout, MODULE)}
+    assert copy.verdict(planted["max(value, low) -> min(value, low)"], 60, passing) == "noticed"
+    assert (
+        copy.verdict(planted["7 -> 8"], 60, passing) == "survived"
+    )  # a test that always fails notices nothing
+    assert passing == {"tests/room/test_module.py": True, "tests/room/test_broken.py": False}
+    endless = planted["count - 3 -> count + 3"]
+    assert copy.verdict(endless, 1.5, {"tests/room/test_module.py": True}) == "noticed"
+    assert (tmp_path / "copy" / MODULE).read_text() == SOURCE
+
+
+def test_the_command_prints_the_score_and_fails_below_93_percent(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "_ROOT", checkout)
+    monkeypatch.setattr(command, "ROOMS", ("room",))
+    monkeypatch.setattr(
+        Copy, "fails", lambda self, test, seconds: "min(" in (self.folder / MODULE).read_text()
+    )
+    assert command.main(["--count", "15", "--jobs", "1"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == "1 of 15 mistakes were noticed: 6.7 %"
+    assert printed.out.count("survived: trt_hspan/room/module.py:") == 14
+    assert "fewer than 93 % were noticed" in printed.err
+    assert command.main(["--only", "nothing"]) == 2
+    assert command.main(["--minutes", "0"]) == 1
+    assert "no time was left for 15 more" in capsys.readouterr().out
