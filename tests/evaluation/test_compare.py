@@ -249,6 +249,18 @@ def test_a_pair_of_two_pictures_is_remarked_on(samples: list[Sample], tmp_path: 
     assert remark == "dark: its ground truth, made smaller, is 10.2 dB from it: are they of one picture?"
 
 
+def test_pictures_without_ground_truth_do_not_count_against_a_budget(samples: list[Sample]) -> None:
+    mixed = [replace(samples[0], ground_truth=None), *samples[1:]]
+    worse = NearestRunner(offset=0.02)
+    loss = validate(worse, NearestRunner(), samples[1:], min_psnr_db=20).total.psnr_y_loss_db
+    assert loss is not None
+    for budget_db, passed in ((loss, True), (loss - 0.001, False)):
+        report = validate(worse, NearestRunner(), mixed, min_psnr_db=20, budget_db=budget_db)
+        assert report.total.psnr_y_loss_db == loss
+        assert report.passed == passed
+        assert report.pictures[0].reference_quality is None
+
+
 # A budget, several networks, tiles -----------------------------------------------------------------------------
 
 

@@ -51,6 +51,16 @@ def small_export() -> tuple[HSPAN, onnx.ModelProto]:
     return model, onnx_from_model(model)
 
 
+def test_like_operators_of_one_module_are_numbered_from_the_second_on() -> None:
+    class Three(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(torch.relu(torch.relu(x) - 0.5) - 0.25)
+
+    model = onnx_from_model(torch.nn.Sequential(Three(), EdsrLike()).eval(), channels=1)
+    names = [node.name for node in model.graph.node if node.name.startswith("0/Relu")]
+    assert names == ["0/Relu", "0/Relu_2", "0/Relu_3"]
+
+
 def test_export_agrees_with_the_official_network(
     exported: ExportCache, golden_network: GoldenNetwork
 ) -> None:

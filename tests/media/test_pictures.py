@@ -69,6 +69,14 @@ def test_transparency_is_laid_on_white_where_there_is_no_alpha() -> None:
     assert rgb_on_white(rgba[..., [0, 3]]).shape == (8, 8, 3)
 
 
+def test_colors_on_white_are_rounded_to_the_nearest_level() -> None:
+    """Every color at every alpha; c a + 255 (255 - a) is an integer and 255 is odd, so that nothing lies halfway."""
+    color, alpha = np.mgrid[:256, :256]
+    exact = (color * alpha + 255 * (255 - alpha)) / 255
+    shown = rgb_on_white(np.dstack([color, alpha]).astype(np.uint8))
+    np.testing.assert_array_equal(shown, np.repeat(np.rint(exact)[..., None], 3, axis=2))
+
+
 def test_16_bits_become_8_by_rounding() -> None:
     levels = np.array([[[0], [128], [129], [32768], [65406], [65407], [65535]]], np.uint16)
     assert eight_bit(levels).ravel().tolist() == [0, 0, 1, 128, 254, 255, 255]

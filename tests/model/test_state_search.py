@@ -168,6 +168,7 @@ def test_tensors_that_cannot_be_converted_are_named(tmp_path: Path, state: dict[
             "meta": tensor.to("meta"),
             "quantized": torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
             "floating point": tensor.to(torch.complex64),
+            "not floating point": tensor.to(torch.int64),
         }
     for word, value in odd.items():
         torch.save({**state, KEY: value}, tmp_path / "odd.pt")

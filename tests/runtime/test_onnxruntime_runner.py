@@ -22,6 +22,7 @@ from support.small_networks import attention_network, write_attention_network
 from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import model_with_plugin_nodes, save_onnx
+from trt_hspan.model.checkpoint import load_model
 from trt_hspan.native import cpu_attention as native
 from trt_hspan.ops.attention import high_similarity_pass_attention
 from trt_hspan.runtime import onnxruntime_session
@@ -319,6 +320,14 @@ def test_memory_with_native_attention_grows_with_the_picture_only(tmp_path: Path
         # 16,384 positions: the score matrix alone would take a gigabyte.
         assert runner.memory_bytes((1, 3, 128, 128)) < 50e6
         assert runner.run(np.zeros((1, 3, 128, 128), np.float32)).shape == (1, 3, 128, 128)
+
+
+def test_memory_with_native_attention_is_three_tensors_of_the_upscaled_features(
+    exported: ExportCache, small_x4: GoldenNetwork
+) -> None:
+    features = load_model(small_x4.checkpoint).config.n_feats
+    runner = OnnxRuntimeRunner(exported("small_x4"))
+    assert runner.memory_bytes((2, 3, 10, 20)) == 3 * 4 * 2 * features * 40 * 80  # float32
 
 
 def test_a_run_too_small_to_share_takes_sessions_of_one_thread(

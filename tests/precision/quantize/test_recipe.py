@@ -39,6 +39,29 @@ def test_the_recipe_reads_well(int8: Quantized) -> None:
     assert all(isinstance(scale, float) for scale in layer["scale"].values())
 
 
+@pytest.mark.parametrize("scale", [1.5e-05, 1e-05, 2.5e-300, 1.0, 1e16, 1.7e308])
+def test_scales_of_any_size_read_back_as_they_were(int8: Quantized, tmp_path: Path, scale: float) -> None:
+    """YAML 1.1 takes 1e-05, without a point, for text."""
+    layer = dataclasses.replace(int8.recipe.layers[0], scale={"input": scale}, weight_scale=(scale, 0.5))
+    recipe = dataclasses.replace(int8.recipe, layers=(layer,), budget_db=scale)
+    (tmp_path / "r.yaml").write_text(recipe.as_yaml())
+    assert read_recipe(tmp_path / "r.yaml") == recipe
+
+
+@pytest.mark.parametrize("text", ["1.5e-05", "'1.5e-05'", "1e-05", "-1.0", "0.0", ".nan", ".inf"])
+def test_scales_that_are_edited_by_hand_are_numbers_above_zero(
+    int8: Quantized, tmp_path: Path, text: str
+) -> None:
+    layer = dataclasses.replace(int8.recipe.layers[0], scale={"input": 0.125}, weight_scale=())
+    recipe = dataclasses.replace(int8.recipe, layers=(layer,))
+    (tmp_path / "r.yaml").write_text(recipe.as_yaml().replace("0.125", text))
+    if text == "1.5e-05":
+        assert read_recipe(tmp_path / "r.yaml").layers[0].scale == {"input": 1.5e-05}
+    else:
+        with pytest.raises(HspanError, match="scale"):
+            read_recipe(tmp_path / "r.yaml")
+
+
 def test_an_edited_scale_changes_the_model_and_its_hash(int8: Quantized, source: Source) -> None:
     layers = list(int8.recipe.layers)
     name = next(iter(layers[0].scale))
