@@ -17,7 +17,19 @@ from trt_hspan.errors import HspanError, UsageError
 
 #: Of the package: what computes, decides or checks. The commands' own modules only pass on.
 ROOMS: Final = (
-    *("engine", "evaluation", "export", "graph", "inspection", "jobs", "machine", "media", "model", "native"),
+    *(
+        "engine",
+        "evaluation",
+        "export",
+        "graph",
+        "inspection",
+        "jobs",
+        "machine",
+        "media",
+        "model",
+        "model_repository",
+        "native",
+    ),
     *("ops", "precision", "runtime", "serving", "upscaling"),
 )
 LEAST_SCORE: Final = 0.93

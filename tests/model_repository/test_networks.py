@@ -1,17 +1,12 @@
-"""What Triton is told of a model: names, sizes and batches, read back by its own protobuf."""
+"""What Triton is told of a raw model."""
 
 from __future__ import annotations
 
 import pytest
 
+from trt_hspan.engine.manifest import ProfileRecord
+from trt_hspan.model_repository.networks import RawModel, raw_model_config
 from trt_hspan.serving.limits import ServingLimits
-from trt_hspan.serving.model_config import (
-    RawModelSpec,
-    ShapeRange,
-    config_from_text,
-    config_text,
-    raw_model_config,
-)
 
 Shape = tuple[int, int, int, int]
 
@@ -29,15 +24,16 @@ Shape = tuple[int, int, int, int]
 def test_sides_that_are_fixed_are_fixed_in_the_result_too(
     low: Shape, high: Shape, sides: list[int], grown: list[int], dynamic_batch: bool
 ) -> None:
-    spec = RawModelSpec(
+    raw = RawModel(
         name="net",
         backend="python",
-        ranges=(ShapeRange(min=low, opt=high, max=high),),
+        profiles=(ProfileRecord(min=low, opt=high, max=high, activation_memory_bytes=None),),
         dynamic_batch=dynamic_batch,
+        files={},
         plans={},
         parameters={},
     )
-    config = config_from_text(config_text(raw_model_config(spec, scale=3, limits=ServingLimits())))
+    config = raw_model_config(raw, scale=3, limits=ServingLimits())
     batch = [] if dynamic_batch else [1]
     assert list(config.input[0].dims) == [*batch, 3, *sides]
     assert list(config.output[0].dims) == [*batch, 3, *grown]
