@@ -12,26 +12,23 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from trt_hspan.cli import (
-    audit,
-    bench,
-    build,
-    client,
-    demo,
-    doctor,
-    evaluate,
-    export,
-    inspect,
-    plugin,
-    quantize,
-    refit,
-    sensitivity,
-    serve,
-    validate,
-)
+from trt_hspan.cli import plugin, serve
+from trt_hspan.cli.audit import audit
+from trt_hspan.cli.bench import bench
+from trt_hspan.cli.build import build
+from trt_hspan.cli.client import client
+from trt_hspan.cli.demo import demo
+from trt_hspan.cli.doctor import doctor
+from trt_hspan.cli.evaluate import SeveralSets, evaluate
+from trt_hspan.cli.export import export
+from trt_hspan.cli.inspect import inspect
 from trt_hspan.cli.jetson import command as jetson
 from trt_hspan.cli.output import say
-from trt_hspan.cli.upscale import command as upscale
+from trt_hspan.cli.quantize import quantize
+from trt_hspan.cli.refit import refit
+from trt_hspan.cli.sensitivity import sensitivity
+from trt_hspan.cli.upscale.command import upscale
+from trt_hspan.cli.validate import validate
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.install_advice import install_command
 from trt_hspan.version import __version__
@@ -44,23 +41,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("export")(export.export)
-app.command("quantize")(quantize.quantize)
-app.command("sensitivity")(sensitivity.sensitivity)
-app.command("build")(build.build)
-app.command("refit")(refit.refit)
-app.command("audit")(audit.audit)
-app.command("validate")(validate.validate)
-app.command("evaluate", cls=evaluate.SeveralSets)(evaluate.evaluate)
-app.command("upscale")(upscale.upscale)
-app.command("demo")(demo.demo)
-app.command("bench")(bench.bench)
-app.command("doctor")(doctor.doctor)
-app.command("inspect")(inspect.inspect)
+for _command in (export, quantize, sensitivity, build, refit, audit, validate):
+    app.command()(_command)
+app.command(cls=SeveralSets)(evaluate)
+for _command in (upscale, demo, bench, doctor, inspect):
+    app.command()(_command)
 app.add_typer(plugin.app, name="plugin")
 app.add_typer(jetson.app, name="jetson")
 app.add_typer(serve.app, name="serve")
-app.command("client")(client.client)
+app.command()(client)
 
 
 def _print_version(requested: bool) -> None:
@@ -122,12 +111,8 @@ _EXTRAS: Final = {
 
 def _not_installed(module: str) -> HspanError:
     package = module.partition(".")[0]
-    extra = _EXTRAS.get(package)
-    return HspanError(
-        package,
-        "is not installed, and this command needs it",
-        install_command(*filter(None, [extra])),
-    )
+    extras = [_EXTRAS[package]] if package in _EXTRAS else []
+    return HspanError(package, "is not installed, and this command needs it", install_command(*extras))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -148,9 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         say(f"error: {error}")
         sys.exit(error.exit_code)
-    except typer.Abort:
-        sys.exit(_interrupted())
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(_interrupted())
     except BrokenPipeError:
         sys.stderr.close()

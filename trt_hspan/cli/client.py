@@ -132,36 +132,31 @@ async def _results(
 
         async def send(target: _Target) -> dict[str, Any]:
             async with places:
-                report = _Report(target)
+                started = time.perf_counter()
+                fields: dict[str, Any] = {"input": str(target.picture)}
                 try:
-                    data = target.picture.read_bytes()
-                    report.finish(await remote.upscale_picture(data, format=target.format))
+                    picture = target.picture.read_bytes()
+                    result = await remote.upscale_picture(picture, format=target.format)
+                    milliseconds = 1000 * (time.perf_counter() - started)
+                    write_bytes(target.result, result)
+                    fields |= {
+                        "output": str(target.result),
+                        "milliseconds": milliseconds,
+                        "bytes": len(result),
+                    }
                 except (HspanError, OSError) as error:
-                    report.fail(error)
+                    raised = _error_about(target, error)
+                    fields |= {"error": str(raised), "raised": raised}
                 advance()
-                return report.fields
+                return fields
 
         return list(await asyncio.gather(*map(send, targets)))
 
 
-class _Report:
-    """What became of one picture."""
-
-    def __init__(self, target: _Target) -> None:
-        self._started = time.perf_counter()
-        self._target = target
-        self.fields: dict[str, Any] = {"input": str(target.picture), "output": str(target.result)}
-
-    def finish(self, data: bytes) -> None:
-        self.fields["milliseconds"] = 1000 * (time.perf_counter() - self._started)
-        self.fields["bytes"] = len(data)
-        write_bytes(self._target.result, data)
-
-    def fail(self, error: HspanError | OSError) -> None:
-        picture, result = self._target.picture, self._target.result
-        if isinstance(error, OSError):
-            error = error_from_os_error(picture, error, action="read")
-        if picture.name not in str(error) and not error.where.startswith(str(result)):
-            error = type(error)(error.where, f"{picture.name}: {error.what}", error.next_step)
-        del self.fields["output"]
-        self.fields |= {"error": str(error), "raised": error}
+def _error_about(target: _Target, error: HspanError | OSError) -> HspanError:
+    """The error, naming the picture."""
+    if isinstance(error, OSError):
+        error = error_from_os_error(target.picture, error, action="read")
+    if target.picture.name in str(error) or error.where.startswith(str(target.result)):
+        return error
+    return type(error)(error.where, f"{target.picture.name}: {error.what}", error.next_step)

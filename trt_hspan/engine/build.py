@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -242,10 +243,13 @@ def _check_combination(spec: EngineSpec, flavor: Flavor, attention: Attention) -
             "TensorRT builds for the GPU at hand only",
             "leave it out, or use --flavor tensorrt-rtx",
         )
-    if flavor == "tensorrt-rtx" and spec.optimization_level is not None:
-        raise UsageError("--opt-level", "TensorRT-RTX tunes nothing while it builds", "leave it out")
-    if flavor == "tensorrt-rtx" and spec.tactic_dram_mib is not None:
-        raise UsageError("tactic_dram_mib", "TensorRT-RTX tunes nothing while it builds", "leave it out")
+    for option, value in (
+        ("--opt-level", spec.optimization_level),
+        ("tactic_dram_mib", spec.tactic_dram_mib),
+        ("--timing-cache", spec.timing_cache),
+    ):
+        if flavor == "tensorrt-rtx" and value is not None:
+            raise UsageError(option, "TensorRT-RTX tunes nothing while it builds", "leave it out")
     if attention == "function" and (spec.plugin is not None or "embedded-plugin" in spec.traits):
         option = "--plugin" if spec.plugin is not None else OPTION_OF_TRAIT["embedded-plugin"]
         raise UsageError(option, f"has no use: {flavor} takes the function body", "add --attention plugin")
@@ -278,20 +282,17 @@ def _check_traits(spec: EngineSpec, flavor: Flavor, attention: Attention) -> Non
             "a TensorRT-RTX engine is for the GPUs of --target, whichever built it",
             "leave it out, and name each GPU by --target",
         )
-    if spec.timing_cache is not None:
-        raise UsageError("--timing-cache", "TensorRT-RTX tunes nothing while it builds", "leave it out")
 
 
 def _check_hardware(spec: EngineSpec, targets: tuple[str, ...]) -> None:
     """By NVIDIA's documentation hardware compatibility is for GPUs from Ampere on, and not for JetPack."""
-    for trait in sorted(spec.traits & {"ampere+", "same-cc"}):
-        for target in targets:
-            if plugin_library.is_tegra(target) or int(target.removeprefix("sm_")) < FIRST_AMPERE:
-                raise UsageError(
-                    OPTION_OF_TRAIT[trait],
-                    f"is for GPUs from compute capability 8.0 on that are no Jetson, this one is {target}",
-                    "leave it out",
-                )
+    for trait, target in product(sorted(spec.traits & {"ampere+", "same-cc"}), targets):
+        if plugin_library.is_tegra(target) or int(target.removeprefix("sm_")) < FIRST_AMPERE:
+            raise UsageError(
+                OPTION_OF_TRAIT[trait],
+                f"is for GPUs from compute capability 8.0 on that are no Jetson, this one is {target}",
+                "leave it out",
+            )
 
 
 def _check_scores(attention: Attention, largest: ImageSize | None, batch: int | None) -> None:

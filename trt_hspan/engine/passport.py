@@ -199,13 +199,11 @@ def _plugin(plan: Path, manifest: EngineManifest, machine: Machine, named: Path 
     path = named or default_plugin_path()
     rebuild = build_command(plan, manifest)
     try:
-        sha256 = sha256_from_file(path)
+        sha256, info = sha256_from_file(path), plugin_info_from_library(path)
         if sha256 == record.sha256:
             if machine.architecture is not None:
-                info = plugin_info_from_library(path)
                 check_plugin_serves(info, [machine.architecture], machine.driver.cuda_version)
             return None
-        info = plugin_info_from_library(path)
     except HspanError as error:
         return error
     if (info.name, info.version) != (OP_TYPE, PLUGIN_VERSION):

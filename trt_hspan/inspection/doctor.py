@@ -70,8 +70,8 @@ def examine_machine() -> tuple[Finding, ...]:
         _examined("CPU kernel", _cpu_kernel),
         _examined("GPU kernels of PyTorch", _gpu_kernels),
         _examined("CUDA compiler", _cuda_compiler),
-        _examined("C++ compiler", _host_compiler),
-        _examined("CMake", _cmake),
+        _examined("C++ compiler", lambda: _tool("find_host_compiler")),
+        _examined("CMake", lambda: _tool("find_cmake")),
     )
 
 
@@ -201,13 +201,10 @@ def _gpus() -> list[Finding]:
     if driver.error is not None:
         state: State = "absent" if driver.state == "no GPU" else "broken"
         return [Finding(name="GPU", state=state, detail=driver.error.what, next_step=driver.error.next_step)]
-    findings = []
-    for index, architecture in enumerate(architectures):
-        detail = architecture
-        if len(states) == len(architectures) == 1 and states[0].total_bytes:  # the orders may differ
-            detail = f"{states[0].name}, {architecture}, {states[0].total_bytes / 1e9:.1f} GB"
-        findings.append(Finding(name=f"GPU {index}", state="ok", detail=detail))
-    return findings
+    details = list(architectures)
+    if len(states) == len(details) == 1 and states[0].total_bytes:  # the orders of several may differ
+        details = [f"{states[0].name}, {details[0]}, {states[0].total_bytes / 1e9:.1f} GB"]
+    return [Finding(name=f"GPU {n}", state="ok", detail=detail) for n, detail in enumerate(details)]
 
 
 def _tensorrt(flavor: Flavor) -> str:
@@ -329,27 +326,18 @@ def _gpu_kernels() -> str:
 
 
 def _cuda_compiler() -> str:
-    from trt_hspan.native.toolchain import find_nvcc, supported_architectures
+    from trt_hspan.native.toolchain import supported_architectures
 
-    compiler = _tool(find_nvcc)
-    names = ", ".join(f"sm_{number}" for number in supported_architectures(compiler))
+    compiler = _tool("find_nvcc")
+    names = ", ".join(f"sm_{number}" for number in supported_architectures(Path(compiler)))
     return f"{compiler}, compiles for {names}"
 
 
-def _host_compiler() -> str:
-    from trt_hspan.native.toolchain import find_host_compiler
+def _tool(find: str) -> str:
+    """The path that a function of `native.toolchain` finds."""
+    from trt_hspan.native import toolchain
 
-    return str(_tool(find_host_compiler))
-
-
-def _cmake() -> str:
-    from trt_hspan.native.toolchain import find_cmake
-
-    return str(_tool(find_cmake))
-
-
-def _tool(find: Callable[[], Path]) -> Path:
     try:
-        return find()
+        return str(getattr(toolchain, find)())
     except HspanError as error:
         raise _AbsentError(error.where, error.what, error.next_step) from error

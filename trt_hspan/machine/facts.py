@@ -75,11 +75,7 @@ def clock_states() -> dict[str, Any]:
     """Clocks now: of the processors in MHz, and of each GPU."""
     from trt_hspan.machine.nvml import gpu_states
 
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    mhz = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    mhz = [float(value) for value in _cpuinfo("cpu MHz")]
     return {
         "cpu_mhz": round(statistics.fmean(mhz)) if mhz else None,
         "gpus": [
@@ -94,10 +90,14 @@ def clock_states() -> dict[str, Any]:
 
 
 def _processor() -> str:
+    names = _cpuinfo("model name")
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cpuinfo(name: str) -> list[str]:
+    """A value of every processor that Linux lists; empty where it lists none."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return []
+    return [line.split(":", 1)[1].strip() for line in lines if line.startswith(name)]

@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -184,14 +184,7 @@ class CudaLibrary:
             CudaError: any other error of CUDA's.
         """
         own = self._problem(problem)
-        tensors = _Tensors(
-            addresses.query,
-            addresses.key,
-            addresses.value,
-            addresses.output,
-            addresses.workspace,
-            addresses.workspace_bytes,
-        )
+        tensors = _Tensors(**asdict(addresses))
         status = self._library.hspanCudaAttention(
             ctypes.byref(own), ctypes.byref(tensors), ctypes.c_void_p(stream)
         )

@@ -129,19 +129,16 @@ def code_in_plan(plan: Path) -> CompiledCode:
         data = plan.read_bytes()
     except OSError as error:
         raise error_from_os_error(plan, error, action="read") from error
-    return _compiled_code(plan, embedded_fields(plan, data, _MARKER))
+    fields = embedded_fields(plan, data, _MARKER)
+    try:
+        return CompiledCode(path=plan, **_code_fields(fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_ours(plan, "its description is incomplete") from error
 
 
 def is_tegra(target: str | int) -> bool:
     """Whether a compute capability is that of a Jetson or another of NVIDIA's systems on a chip."""
     return architecture_from_target(target) in TEGRA
-
-
-def _compiled_code(path: Path, fields: dict[str, Any]) -> CompiledCode:
-    try:
-        return CompiledCode(path=path, **_code_fields(fields))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _not_ours(path, "its description is incomplete") from error
 
 
 def _code_fields(fields: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,5 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("build")(build)
-app.command("validate")(validate)
-app.command("bench")(bench)
-app.command("reference")(reference)
-app.command("watch")(watch)
-app.command("boards")(boards)
-app.command("plan")(plan)
+for _command in (build, validate, bench, reference, watch, boards, plan):
+    app.command()(_command)

@@ -18,9 +18,6 @@ from trt_hspan.errors import HspanError, printable
 from trt_hspan.jobs.upscale import UpscaleJob, Work, upscale_files
 
 if TYPE_CHECKING:
-    from rich.progress import ProgressColumn
-    from rich.progress import Task as Bar
-
     from trt_hspan.jobs.folders import Task, TaskReport
     from trt_hspan.jobs.upscale import JobOutcome
     from trt_hspan.runtime.runner import Runner
@@ -182,13 +179,7 @@ class WorkProgress:
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-        )
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True)
         self._shown = console.is_terminal
@@ -197,7 +188,7 @@ class WorkProgress:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
-            _throughput_column(),
+            TextColumn("{task.fields[speed]} MP/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TextColumn("{task.fields[left]}"),
@@ -211,7 +202,7 @@ class WorkProgress:
         self._current = 0.0
         self._total = sum(self._sizes.values())
         self._begun: float | None = None  # when the first file was
-        self._id = self._bar.add_task("upscaling", total=self._total or None, left="-:--:--")
+        self._id = self._bar.add_task("upscaling", total=self._total or None, left="-:--:--", speed="-")
 
     def __enter__(self) -> WorkProgress:
         self._bar.start()
@@ -244,12 +235,13 @@ class WorkProgress:
         self._update(self._before + self._current * done / count)
 
     def _update(self, completed: float) -> None:
-        """The time that is left by the mean speed so far, from the first tile on."""
-        left = "-:--:--"
+        """The mean speed so far, and the time that is left by it, from the first tile on."""
+        self._bar.update(self._id, completed=completed)
         if completed > 0 and self._begun is not None:
-            seconds = (time.monotonic() - self._begun) * max(0.0, self._total / completed - 1)
-            left = str(timedelta(seconds=round(seconds)))
-        self._bar.update(self._id, completed=completed, left=left)
+            elapsed = time.monotonic() - self._begun
+            seconds = round(elapsed * max(0.0, self._total / completed - 1))
+            speed = f"{completed / elapsed:.2f}" if elapsed else "-"
+            self._bar.update(self._id, left=str(timedelta(seconds=seconds)), speed=speed)
 
     def on_frame(self, done: int, count: int | None) -> None:
         if count:
@@ -274,15 +266,3 @@ def _pixels(task: Task) -> float:
         return size_from_image_file(task.source).pixels / 1e6
     except HspanError:
         return 0.0
-
-
-def _throughput_column() -> ProgressColumn:
-    from rich.progress import ProgressColumn
-    from rich.text import Text
-
-    class Throughput(ProgressColumn):
-        def render(self, task: Bar) -> Text:
-            speed = task.completed / task.elapsed if task.completed and task.elapsed else None
-            return Text("- MP/s" if speed is None else f"{speed:.2f} MP/s")
-
-    return Throughput()
