@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,49 +110,41 @@ def _inspect_engine(plan: Path) -> Inspection:
         verified = "plan and ONNX file are those of the manifest"
     except HspanError as error:
         verified = f"NO: {error}"
-    record = manifest.plugin
+    record = json.loads(manifest.as_json())
     facts = {
         "built_by": f"{manifest.flavor} {manifest.tensorrt_version}, trt-hspan {manifest.tool_version}",
         "built_at": manifest.created_utc,
         "build_time_seconds": round(manifest.build_time_seconds, 2),
         "vouched_for": verified,
-        "traits": list(manifest.traits) or "none: for this TensorRT release and these GPUs only",
+        "traits": record["traits"] or "none: for this TensorRT release and these GPUs only",
         "timing_cache_sha256": manifest.timing_cache_sha256,
         "precision": manifest.precision,
         "base_precision": manifest.base_precision,
-        "quantization": None if manifest.quantization is None else asdict(manifest.quantization),
-        "targets": list(manifest.targets) or "TensorRT-RTX's default set",
+        "quantization": record["quantization"],
+        "targets": record["targets"] or "TensorRT-RTX's default set",
         "attention": manifest.attention,
-        "plugin": None if record is None else asdict(record),
+        "plugin": record["plugin"],
         "scale": manifest.scale,
-        "profiles": [
-            {name: list(getattr(profile, name)) for name in ("min", "opt", "max")}
-            | {"activation_memory_bytes": profile.activation_memory_bytes}
-            for profile in manifest.profiles
-        ],
-        "tensors": [asdict(tensor) for tensor in manifest.io_tensors],
+        "profiles": record["profiles"],
+        "tensors": record["io_tensors"],
         "plan_bytes": manifest.plan_size_bytes,
         "activation_memory_bytes": manifest.activation_memory_bytes,
         "activation_memory_from": manifest.activation_memory_source,
         "weights_memory_bytes": manifest.weights_memory_bytes,
-        "layers_of_the_network": dict(manifest.network_layer_counts),
-        "layers_of_the_engine": None
-        if manifest.engine_layer_counts is None
-        else dict(manifest.engine_layer_counts),
+        "layers_of_the_network": record["network_layer_counts"],
+        "layers_of_the_engine": record["engine_layer_counts"],
         "onnx_file": manifest.onnx_file,
         "checkpoint_sha256": manifest.source_sha256,
         "plan_sha256": manifest.plan_sha256,
     }
-    opened = None if verified.startswith("NO") else _layers_by_tensorrt(plan, manifest)
-    if opened is not None:
-        return Inspection(
-            path=str(plan), kind="engine", facts=facts, layers=opened, layers_from="TensorRT's inspector"
-        )
-    try:
-        layers = _onnx_layers(load_onnx(plan.parent / manifest.onnx_file))
-    except (HspanError, ValueError):  # `vouched_for` says so already; the name itself may be invalid
-        layers = ()
-    where = f"{manifest.onnx_file}, because the engine cannot be opened here"
+    where = "TensorRT's inspector"
+    layers = None if verified.startswith("NO") else _layers_by_tensorrt(plan, manifest)
+    if layers is None:
+        where, layers = f"{manifest.onnx_file}, because the engine cannot be opened here", ()
+        with suppress(
+            HspanError, ValueError
+        ):  # `vouched_for` says so already; the name itself may be invalid
+            layers = _onnx_layers(load_onnx(plan.parent / manifest.onnx_file))
     return Inspection(path=str(plan), kind="engine", facts=facts, layers=layers, layers_from=where)
 
 

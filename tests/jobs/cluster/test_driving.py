@@ -13,7 +13,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.jobs.cluster.bundle import bundle_from_network
 from trt_hspan.jobs.cluster.driving import DataJob, _Driver, answers_through_client
 from trt_hspan.jobs.cluster.job import ClusterJob, ClusterSpec
-from trt_hspan.jobs.cluster.tasks import ClusterTask
+from trt_hspan.jobs.cluster.tasks import ClusterJournal, ClusterTask
 from trt_hspan.runtime.opening import RunnerOptions
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import WriteOptions
@@ -60,6 +60,7 @@ def cluster_job(tmp_path: Path) -> ClusterJob:
         options=UpscaleOptions(),
         writing=WriteOptions(),
         spec=ClusterSpec(address="ray://head"),
+        journal=ClusterJournal(str(tmp_path), {}),
     )
 
 

@@ -137,6 +137,7 @@ def test_a_cluster_too_small_for_a_worker_is_reported(pictures: Path, tmp_path: 
         options=UpscaleOptions(),
         writing=WriteOptions(),
         spec=ClusterSpec(cpus_per_worker=10_000),
+        journal=ClusterJournal(str(tmp_path / "out"), {}),
     )
     with pytest.raises(HspanError, match="too few processors for a worker"):
         job.run()

@@ -83,7 +83,7 @@ class ClusterJob:
         bundle: the network.
         options, writing: as for one process; the results are the same bytes.
         spec: where.
-        journal: of earlier runs; None does every task.
+        journal: of earlier runs.
         overwrite: repeat finished tasks, and replace files that are not in the journal.
         on_end: called with the report of each task when it ends.
         left_out: what the inputs contain beside pictures.
@@ -94,7 +94,7 @@ class ClusterJob:
     options: UpscaleOptions
     writing: WriteOptions
     spec: ClusterSpec
-    journal: ClusterJournal | None = None
+    journal: ClusterJournal
     overwrite: bool = False
     on_end: Callable[[ClusterReport], None] = lambda report: None
     left_out: tuple[str, ...] = ()
@@ -107,35 +107,25 @@ class ClusterJob:
             if waiting:
                 with _cluster(self.spec) as concurrency:
                     for index in waiting:
-                        if self.journal is not None:
-                            self.journal.begin(self.tasks[index])
+                        self.journal.begin(self.tasks[index])
                     self._schedule(waiting, concurrency, reports)
                     # Tasks lost with a worker that died for good are tried once more.
                     self._schedule([i for i in waiting if i not in reports], concurrency, reports)
         finally:
-            if self.journal is not None:
-                self.journal.flush()
-        for index in waiting:
-            if index not in reports:
-                line = str(HspanError(self.tasks[index].source, _DIED, "try it alone with trt-hspan upscale"))
-                reports[index] = self._reported(
-                    ClusterReport(task=self.tasks[index], outcome="failed", error=line)
-                )
+            self.journal.flush()
+        for index in (index for index in waiting if index not in reports):
+            task = self.tasks[index]
+            line = str(HspanError(task.source, _DIED, "try it alone with trt-hspan upscale"))
+            reports[index] = self._reported(ClusterReport(task=task, outcome="failed", error=line))
         return [reports[index] for index in range(len(self.tasks))]
 
     def _settled(self) -> Iterator[tuple[int, ClusterReport]]:
         """Tasks that need no worker: finished before, or refused."""
-        if self.overwrite or self.journal is None:
-            return
-        for index, task in enumerate(self.tasks):
+        for index, task in enumerate(() if self.overwrite else self.tasks):
             reason = self.journal.why_not(task)
-            if reason == "":
-                yield index, ClusterReport(task=task, outcome="skipped")
-            elif reason is not None:
-                yield (
-                    index,
-                    ClusterReport(task=task, outcome="failed", error=refusal_line(task.target, reason)),
-                )
+            if reason is not None:
+                error = refusal_line(task.target, reason) if reason else ""
+                yield index, ClusterReport(task=task, outcome="failed" if error else "skipped", error=error)
 
     def _schedule(self, indices: Sequence[int], concurrency: int, reports: dict[int, ClusterReport]) -> None:
         for row in self._rows(indices, concurrency):
@@ -149,7 +139,7 @@ class ClusterJob:
                     worker=int(row["pid"]),
                     attempts=int(row["attempts"]),
                 )
-                if self.journal is not None and report.outcome == "done":
+                if report.outcome == "done":
                     self.journal.finish(report.task)
                 reports[index] = self._reported(report)
 
