@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -373,41 +374,48 @@ def test_cmake_refuses_what_is_no_architecture(tmp_path: Path) -> None:
     assert '"ampere" is no architecture' in completed.stderr
 
 
+@pytest.fixture(scope="module")
+def configure(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs CMake with options, each time in the same folder, so that it examines the compilers once.
+
+    Its nvcc lists the architectures of CUDA 12.4.
+    """
+    folder = tmp_path_factory.mktemp("configured")
+    known = "\n".join(f"compute_{number}" for number in (75, 80, 86, 87, 89, 90))
+    older = program(
+        folder / "bin" / "nvcc",
+        f'[ "$1" = --list-gpu-arch ] && {{ echo "{known}"; exit; }}\nexec {find_nvcc()} "$@"',
+    )
+    environment = {name: value for name, value in os.environ.items() if "tensorrt" not in name.lower()}
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [find_cmake(), "-S", sources_folder(), "-B", folder / "build", *options]
+        command += [f"-DCMAKE_CUDA_COMPILER={older}"]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("architectures", "outcome"),
     [("", "Architectures: 75;80;86;89;90"), ("86;100", "cannot compile for 100; choose among 75, 80, 86,")],
 )
 def test_cmake_leaves_out_of_the_default_what_an_older_nvcc_does_not_know(
-    architectures: str, outcome: str, tmp_path: Path
+    architectures: str, outcome: str, configure: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """An nvcc that lists the architectures of CUDA 12.4."""
-    known = "\n".join(f"compute_{number}" for number in (75, 80, 86, 87, 89, 90))
-    older = program(
-        tmp_path / "bin" / "nvcc",
-        f'[ "$1" = --list-gpu-arch ] && {{ echo "{known}"; exit; }}\nexec {find_nvcc()} "$@"',
+    completed = configure(
+        f"-DHSPAN_ARCHITECTURES={architectures}", f"-DHSPAN_TENSORRT_INCLUDE={find_tensorrt_headers()}"
     )
-    command = [
-        find_cmake(),
-        "-S",
-        sources_folder(),
-        "-B",
-        tmp_path / "build",
-        f"-DCMAKE_CUDA_COMPILER={older}",
-    ]
-    command += [
-        f"-DHSPAN_ARCHITECTURES={architectures}",
-        f"-DHSPAN_TENSORRT_INCLUDE={find_tensorrt_headers()}",
-    ]
-    completed = subprocess.run(command, capture_output=True, text=True, check=False)
     printed = " ".join((completed.stdout + completed.stderr).split())
     assert (completed.returncode == 0) == (architectures == "")
     assert re.search(re.escape(outcome) + r"(?!;)", printed), printed
 
 
-def test_cmake_says_which_headers_are_missing(tmp_path: Path) -> None:
-    command = [find_cmake(), "-S", sources_folder(), "-B", tmp_path, "-DHSPAN_ARCHITECTURES=86"]
-    command += [f"-DCMAKE_CUDA_COMPILER={find_nvcc()}", "-DCMAKE_SYSTEM_IGNORE_PATH=/usr/include"]
-    environment = {name: value for name, value in os.environ.items() if "tensorrt" not in name.lower()}
-    completed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def test_cmake_says_which_headers_are_missing(
+    configure: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    completed = configure(
+        "-UHSPAN_TENSORRT_INCLUDE", "-DHSPAN_ARCHITECTURES=86", "-DCMAKE_SYSTEM_IGNORE_PATH=/usr/include"
+    )
     assert completed.returncode != 0
     assert "TensorRT headers not found (NvInferRuntime.h)" in completed.stderr

@@ -154,7 +154,6 @@ async def _results(
 
 
 def _error_about(target: _Target, error: HspanError | OSError) -> HspanError:
-    """The error, naming the picture."""
     if isinstance(error, OSError):
         error = error_from_os_error(target.picture, error, action="read")
     if target.picture.name in str(error) or error.where.startswith(str(target.result)):

@@ -201,7 +201,6 @@ def check_fp8_targets(precision: Precision | None, flavor: Flavor, targets: tupl
 
 
 def _network(spec: EngineSpec, model: onnx.ModelProto, attention: Attention) -> _Network:
-    """Fits precision and profiles to the model."""
     require_attention(model, spec.onnx)
     precision = precision_from_model(model)
     if "refittable" in spec.traits and not {"int8", "fp8"}.isdisjoint((precision, spec.precision)):

@@ -100,7 +100,6 @@ def require_refittable(plan: Path, manifest: EngineManifest) -> None:
 
 
 def _refitted(trt: Any, plan: Path, manifest: EngineManifest, model: onnx.ModelProto) -> bytes:
-    """The plan with the model's weights."""
     where = str(plan)
 
     def check(accepted: object, what: str, log: CollectedLog) -> None:

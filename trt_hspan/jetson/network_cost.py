@@ -6,10 +6,9 @@ their square.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-
-import numpy as np
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.sizes import ImageSize
@@ -66,6 +65,8 @@ class NetworkCost:
 
 def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkCost:
     """Reads the costs from a graph that this project wrote."""
+    from onnx import numpy_helper
+
     from trt_hspan.graph import attention_nodes, image_input, metadata_from_model, precision_from_model
     from trt_hspan.graph.quantized import convolution_macs, shapes_on_a_small_input
 
@@ -83,7 +84,7 @@ def network_cost(model: onnx.ModelProto, *, where: object = "model") -> NetworkC
         scale=scale,
         precision=precision,
         element_bytes=element_bytes,
-        weights_bytes=sum(len(_content(tensor)) for tensor in model.graph.initializer),
+        weights_bytes=sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer),
         activation_bytes_per_pixel=_peak_elements(model, shapes) * element_bytes / pixels,
         macs_per_pixel=sum(convolution_macs(model).values()) / pixels,
         attention=tuple(
@@ -114,12 +115,6 @@ def published_cost(scale: int, precision: str) -> NetworkCost:
     )
 
 
-def _content(tensor: onnx.TensorProto) -> bytes:
-    import onnx.numpy_helper
-
-    return bytes(onnx.numpy_helper.to_array(tensor).tobytes())
-
-
 def _peak_elements(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> int:
     """The largest number of elements alive while the nodes run in the file's order.
 
@@ -134,7 +129,7 @@ def _peak_elements(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -
     for tensor in model.graph.output:
         last_use[tensor.name] = len(model.graph.node)
     alive: dict[str, int] = {
-        tensor.name: _elements(shapes[tensor.name]) for tensor in model.graph.input if tensor.name in shapes
+        tensor.name: math.prod(shapes[tensor.name]) for tensor in model.graph.input if tensor.name in shapes
     }
     peak = sum(alive.values())
     for index, node in enumerate(model.graph.node):
@@ -145,12 +140,8 @@ def _peak_elements(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -
                 del alive[name]
         for name in node.output:
             if name in shapes and name in last_use:
-                alive[name] = _elements(shapes[name])
+                alive[name] = math.prod(shapes[name])
         peak = max(peak, sum(alive.values()))
         for name in dying:
             alive.pop(name, None)
     return peak
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))

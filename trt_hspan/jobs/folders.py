@@ -177,7 +177,6 @@ def _media_in(folder: Path, output: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _parted(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Pictures and videos, and other files."""
     media: list[Path] = []
     others: list[Path] = []
     for file in files:

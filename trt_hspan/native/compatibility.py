@@ -85,13 +85,13 @@ def error_from_verdict(code: CompiledCode, architecture: int, driver: Version | 
                 f", or CUDA {driver[0]} and {code.build_command} --nvcc /usr/local/cuda-{driver[0]}/bin/nvcc"
             )
         return HspanError(
-            code.path, f"was compiled with CUDA {_dotted(own)}, this driver runs CUDA up to {here}", next_step
+            code.path, f"was compiled with CUDA {dotted(own)}, this driver runs CUDA up to {here}", next_step
         )
     if reason == "new ptx":
         return HspanError(
             code.path,
             f"has no machine code for sm_{architecture}, and its PTX {code.ptx_isa_version} needs a driver of CUDA "
-            f"{_dotted(_cuda_for_ptx(code.ptx_isa_version))}; this driver runs CUDA up to {here}",
+            f"{dotted(_cuda_for_ptx(code.ptx_isa_version))}; this driver runs CUDA up to {here}",
             f"{_rebuild(code, [architecture])}, or install a newer NVIDIA driver",
         )
     if reason == "no code":
@@ -140,5 +140,6 @@ def _cuda_for_ptx(isa: str) -> Version:
     return major + 4, minor + skipped
 
 
-def _dotted(version: Version) -> str:
+def dotted(version: Version) -> str:
+    """As it is written: "13.0" of (13, 0)."""
     return f"{version[0]}.{version[1]}"

@@ -19,7 +19,7 @@ from trt_hspan.downloads import unpack_pinned_wheel
 from trt_hspan.errors import HspanError
 from trt_hspan.files import cache_folder, error_from_os_error
 from trt_hspan.machine.install_advice import install_command
-from trt_hspan.native.compatibility import OLDEST_CUDA
+from trt_hspan.native.compatibility import OLDEST_CUDA, dotted
 
 #: NVIDIA's Apache-2.0 headers of TensorRT 10.14, as one wheel on the Python package index carries them.
 HEADER_WHEEL: Final = "kernel-lens==2.0.1"
@@ -113,9 +113,7 @@ def find_cmake() -> Path:
         raise HspanError("cmake", "not found", "install it: pip install cmake, or apt install cmake")
     version = _version(_output([cmake, "--version"]))
     if version < OLDEST_CMAKE:
-        raise HspanError(
-            cmake, f"is version {_dotted(version)}, 3.22 or newer is needed", "pip install cmake"
-        )
+        raise HspanError(cmake, f"is version {dotted(version)}, 3.22 or newer is needed", "pip install cmake")
     return cmake
 
 
@@ -175,9 +173,9 @@ def _checked_cuda_version(nvcc: Path) -> str:
     version = (int(match[1]), int(match[2]))
     if version < OLDEST_CUDA:
         raise HspanError(
-            nvcc, f"is CUDA {_dotted(version)}, 12.4 or newer is needed", "install a newer CUDA toolkit"
+            nvcc, f"is CUDA {dotted(version)}, 12.4 or newer is needed", "install a newer CUDA toolkit"
         )
-    return _dotted(version)
+    return dotted(version)
 
 
 def _program(name: str) -> Path | None:
@@ -239,7 +237,3 @@ def _output(command: list[str | Path]) -> str:
 def _version(text: str) -> tuple[int, int]:
     match = re.search(r"(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"

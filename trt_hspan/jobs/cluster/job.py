@@ -148,7 +148,6 @@ class ClusterJob:
         return report
 
     def _rows(self, indices: Sequence[int], concurrency: int) -> Iterator[dict[str, Any]]:
-        """The workers' answers, in the order in which they come."""
         if not indices:
             return
         import ray
