@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,9 @@ class AttentionSample:
         support: (rows,) positions with a weight above 0.
         score_range: (rows,) largest minus smallest score of the row.
         score_maximum: (rows,) largest score of the row.
+        softmax_smallest: (rows,) the smallest weight that softmax would give, times L.
+        softmax_most: (rows,) positions that hold 99 % of softmax's weight.
+        softmax_outside: (rows,) softmax's weight outside the support.
     """
 
     picture: str
@@ -68,6 +71,9 @@ class AttentionSample:
     support: npt.NDArray[np.int64]
     score_range: Float32Array
     score_maximum: Float32Array
+    softmax_smallest: Float32Array
+    softmax_most: npt.NDArray[np.int64]
+    softmax_outside: Float32Array
 
 
 def attention_samples(model: HSPAN, name: str, low: Pixels, *, rows: int, seed: int) -> list[AttentionSample]:
@@ -79,48 +85,57 @@ def attention_samples(model: HSPAN, name: str, low: Pixels, *, rows: int, seed: 
         rows: query positions to look at, drawn without replacement.
         seed: of the drawing.
     """
-    samples: list[AttentionSample] = []
-    handles = []
+    samples = []
+    for block, (query, key) in enumerate(_queries_and_keys(model, low)):
+        length = len(key)
+        chosen = np.random.default_rng(seed).permutation(length)[:rows]
+        parts = np.array_split(chosen, max(1, len(chosen) * length // 4_000_000))
+        columns = zip(*(_row_figures(query[torch.from_numpy(part)] @ key.T) for part in parts), strict=True)
+        samples.append(AttentionSample(name, block, length, *(torch.cat(c).numpy() for c in columns)))
+    return samples
 
-    def watch(block: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(module, HighSimilarityPassAttention)
-            samples.append(_sample(module, inputs[0], name, block, rows=rows, seed=seed))
 
-        return look
+def attention_weights(
+    model: HSPAN, low: Pixels, *, block: int, position: tuple[int, int]
+) -> tuple[Float32Array, Float32Array]:
+    """(h, w) twice: what one position of a picture takes from each, by sparsemax and by softmax of the same scores."""
+    query, key = _queries_and_keys(model, low)[block]
+    height, width = low.shape[:2]
+    scores = query[position[0] * width + position[1]] @ key.T
+    scores -= scores.max()
+    sparse = (scores - sparsemax_threshold(scores[None])[0]).clamp_min(0)
+    weights = [part.reshape(height, width).numpy() for part in (sparse, torch.softmax(scores, -1))]
+    return weights[0], weights[1]
 
-    for block, module in enumerate(attention_blocks(model)):
-        handles.append(module.register_forward_pre_hook(watch(block)))
+
+def _queries_and_keys(model: HSPAN, low: Pixels) -> list[tuple[Tensor, Tensor]]:
+    """Of each attention block, (L, C) each."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, HighSimilarityPassAttention)
+        parts = (module.conv_match1, module.conv_match2)
+        query, key = (part(inputs[0])[0].flatten(1).T for part in parts)
+        pairs.append((query, key))
+
+    handles = [block.register_forward_pre_hook(look) for block in attention_blocks(model)]
     try:
         with torch.no_grad():
             model(tensor_from_pixels(low))
     finally:
         for handle in handles:
             handle.remove()
-    return samples
+    return pairs
 
 
-def _sample(
-    module: HighSimilarityPassAttention, features: Tensor, name: str, block: int, *, rows: int, seed: int
-) -> AttentionSample:
-    query, key = (
-        conv(features)[0].flatten(1).transpose(0, 1) for conv in (module.conv_match1, module.conv_match2)
-    )
-    length = key.shape[0]
-    chosen = np.random.default_rng(seed).permutation(length)[:rows]
-    support, spread, maximum = [], [], []
-    for part in np.array_split(chosen, max(1, len(chosen) * length // 4_000_000)):
-        scores = query[torch.from_numpy(part)] @ key.transpose(0, 1)
-        top = scores.amax(-1, keepdim=True)
-        spread.append((top - scores.amin(-1, keepdim=True))[:, 0])
-        maximum.append(top[:, 0])
-        scores -= top
-        support.append((scores > sparsemax_threshold(scores)).sum(-1))
-    return AttentionSample(
-        name,
-        block,
-        length,
-        torch.cat(support).numpy(),
-        torch.cat(spread).numpy(),
-        torch.cat(maximum).numpy(),
-    )
+def _row_figures(scores: Tensor) -> tuple[Tensor, ...]:
+    """Of (rows, L) scores, the figures of `AttentionSample` from `support` on."""
+    top = scores.amax(-1, keepdim=True)
+    spread = (top - scores.amin(-1, keepdim=True))[:, 0]
+    shifted = scores - top
+    is_kept = shifted > sparsemax_threshold(shifted)
+    weights = torch.softmax(shifted.double(), -1)
+    most = (weights.sort(-1, descending=True).values.cumsum(-1) < 0.99).sum(-1) + 1
+    outside = weights.masked_fill(is_kept, 0).sum(-1)
+    smallest = weights.amin(-1) * weights.shape[-1]
+    return is_kept.sum(-1), spread, top[:, 0], smallest.float(), most, outside.float()

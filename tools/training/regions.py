@@ -21,8 +21,9 @@ from rich.progress import Progress
 from tools.running import exit_code
 from tools.training.attention_kinds import with_random_regions, with_softmax_attention, without_attention
 from tools.training.data import Pair, load_pairs, upscaled_pixels
+from tools.training.figures import attention_samples
 from tools.training.loop import Training, TrainingConfig, sole_training_in, stop_requested
-from tools.training.tables import markdown_table
+from tools.training.tables import markdown_table, support_table
 from trt_hspan import HSPAN
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.metrics import psnr_y
@@ -38,6 +39,7 @@ KINDS: Final[Mapping[str, Callable[[HSPAN], HSPAN]]] = {
 }
 _SAVE_S: Final = 120.0
 _TIMED_STEPS: Final = 5
+_SAMPLED_ROWS: Final = 512
 # Of the steps: those that the averaged weights are an average of.
 _AVERAGED_SHARE: Final = 0.1
 
@@ -178,3 +180,9 @@ def _run(arguments: argparse.Namespace) -> None:
             raise HspanError(arguments.output, "is stopped before its last step", "run it again to go on")
         psnrs = comparison.psnrs_db(held_out)
         print(kinds_table(comparison, psnrs), psnr_table(psnrs, [p.name for p in held_out]), sep="\n\n")
+        for kind in ("softmax", "HSPA"):
+            network = comparison.trainings[kind].averaged_network
+            samples = attention_samples(
+                network, held_out[0].name, held_out[0].low, rows=_SAMPLED_ROWS, seed=0
+            )
+            print(f"\nScores of the network trained with {kind}:\n", support_table(samples), sep="\n")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.training.figures import AttentionSample, Quality
+from tools.training.data import Pixels
+from tools.training.figures import AttentionSample, Float32Array, Quality
 from trt_hspan.files import atomic_path
 
 
@@ -61,6 +62,49 @@ def attention_table(samples: Sequence[AttentionSample]) -> str:
         numbers = [*sizes, *shares, *(f"{score:.2f}" for score in scores)]
         rows.append([s.picture, str(s.block), str(s.positions), *numbers])
     return markdown_table(head, rows)
+
+
+def support_table(samples: Sequence[AttentionSample]) -> str:
+    """One line per picture and block: what sparsemax keeps, and what softmax of the same scores does with the rest."""
+    head = ["picture", "block", "L", "sparsemax keeps, median", "softmax keeps"]
+    head += [
+        "smallest weight, times L",
+        "positions of 99 % of its weight, median",
+        "its weight outside, median",
+    ]
+    rows = []
+    for s in samples:
+        kept = f"{np.median(s.support):.0f} ({np.median(s.support) / s.positions:.1%})"
+        most = f"{np.median(s.softmax_most):.0f} ({np.median(s.softmax_most) / s.positions:.1%})"
+        smallest = s.softmax_smallest.min()
+        full = f"{s.positions if smallest > 0 else 'fewer'}"
+        outside = f"{np.median(s.softmax_outside):.1%}"
+        rows.append([s.picture, str(s.block), str(s.positions), kept, full, f"{smallest:.2g}", most, outside])
+    return markdown_table(head, rows)
+
+
+def write_support_picture(
+    low: Pixels, position: tuple[int, int], weights: tuple[Float32Array, Float32Array], target: Path
+) -> None:
+    """A picture with one position marked, and what that position takes from all others: by sparsemax, by softmax."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    axes = figure.subplots(1, 3)
+    axes[0].imshow(low)
+    axes[0].set_title("picture, and the position that attends", fontsize=10)
+    norm = LogNorm(min(part[part > 0].min() for part in weights), max(part.max() for part in weights))
+    for axis, part, name in zip(axes[1:], weights, ("sparsemax (HSPA)", "softmax"), strict=True):
+        shown = axis.imshow(np.ma.masked_equal(part, 0), norm=norm, cmap="viridis")
+        axis.set_title(f"{name}: {np.count_nonzero(part)} of {part.size} weights above 0", fontsize=10)
+        axis.set_facecolor("white")
+    for axis in axes:
+        axis.plot(position[1], position[0], "o", mfc="none", mec="red", ms=9, mew=1.5)
+        axis.set(xticks=[], yticks=[])
+    figure.colorbar(shown, ax=axes[1:], label="weight (white: exactly 0)", shrink=0.9)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=80)
 
 
 def write_attention_picture(samples: Sequence[AttentionSample], target: Path) -> None:

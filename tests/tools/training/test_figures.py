@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from support.synthetic_pictures import pairs, picture
 
 from tools.training.attention_kinds import with_softmax_attention, without_attention
 from tools.training.data import upscaled_pixels
-from tools.training.figures import attention_samples, bicubic_pixels, qualities
+from tools.training.figures import attention_samples, attention_weights, bicubic_pixels, qualities
 from trt_hspan import HSPAN, HighSimilarityPassAttention, HspanConfig
 from trt_hspan.evaluation.metrics import psnr_y
 
@@ -101,3 +102,23 @@ def test_rows_are_drawn_without_replacement_and_by_seed() -> None:
     assert np.array_equal(first.score_maximum, again.score_maximum)
     assert not np.array_equal(first.score_maximum, other.score_maximum)
     assert len(whole.support) == 120
+
+
+def test_softmax_of_the_same_scores_keeps_every_position() -> None:
+    model, low = _model(), picture(12, 10, seed=0)
+    for block, sample in enumerate(attention_samples(model, "p", low, rows=1000, seed=0)):
+        order = np.random.default_rng(0).permutation(120)
+        for row in (0, 7, 119):
+            position = divmod(int(order[row]), 10)
+            sparse, softmax = attention_weights(model, low, block=block, position=position)
+            # 120 terms, each rounded to float32.
+            assert sparse.sum() == pytest.approx(1, abs=120 * 2**-24)
+            assert softmax.sum() == pytest.approx(1, abs=120 * 2**-24)
+            assert np.count_nonzero(softmax) == 120
+            assert np.count_nonzero(sparse) == sample.support[row]
+            assert softmax.argmax() == sparse.argmax()
+            assert sample.softmax_smallest[row] == pytest.approx(softmax.min() * 120, rel=1e-4)
+            assert sample.softmax_outside[row] == pytest.approx(softmax[sparse == 0].sum(), abs=1e-5)
+            most = np.sort(softmax.flatten())[::-1][: sample.softmax_most[row]]
+            assert most[:-1].sum() < 0.99 + 1e-5
+            assert most.sum() > 0.99 - 1e-5

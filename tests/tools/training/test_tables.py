@@ -6,13 +6,27 @@ import numpy as np
 from PIL import Image
 
 from tools.training.figures import AttentionSample, Quality
-from tools.training.tables import attention_table, quality_table, write_attention_picture
+from tools.training.tables import (
+    attention_table,
+    quality_table,
+    support_table,
+    write_attention_picture,
+    write_support_picture,
+)
 
 
 def _sample(block: int) -> AttentionSample:
     support = np.arange(1, 201)
     return AttentionSample(
-        "cat", block, 400, support, support.astype(np.float32) / 8, np.float32(support) / 10
+        "cat",
+        block,
+        400,
+        support,
+        np.float32(support) / 8,
+        np.float32(support) / 10,
+        np.float32(support) / 400,
+        support * 2,
+        np.float32(support) / 200,
     )
 
 
@@ -45,3 +59,19 @@ def test_the_attention_picture_is_written_whole(tmp_path: Path) -> None:
     write_attention_picture([_sample(0), _sample(1)], tmp_path / "statistics.png")
     with Image.open(tmp_path / "statistics.png") as image:
         assert image.size == (900, 675)
+
+
+def test_a_support_table_holds_softmax_against_sparsemax() -> None:
+    assert support_table([_sample(0)]).splitlines()[2] == (
+        "| cat | 0 | 400 | 100 (25.1%) | 400 | 0.0025 | 201 (50.2%) | 50.2% |"
+    )
+
+
+def test_the_picture_of_one_position_is_small_and_whole(tmp_path: Path) -> None:
+    low = np.zeros((20, 30, 3), np.uint8)
+    softmax = np.full((20, 30), 1 / 600, np.float32)
+    sparse = np.zeros((20, 30), np.float32)
+    sparse[3, 4:6] = 0.5
+    write_support_picture(low, (3, 4), (sparse, softmax), tmp_path / "support.png")
+    with Image.open(tmp_path / "support.png") as image:
+        assert image.size == (960, 256)
