@@ -11,15 +11,15 @@ from support.command_line import CommandLine
 from support.runner_doubles import NearestRunner
 from support.synthetic_pictures import picture
 
-from trt_hspan.evaluation import benchmark
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.media.writing import write_picture
+from trt_hspan.runtime import opening
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three toy sets; a double stands for every network that is opened."""
-    monkeypatch.setattr(benchmark, "open_runner", lambda *_, **__: NearestRunner(source_sha256="a"))
+    monkeypatch.setattr(opening, "open_runner", lambda *_, **__: NearestRunner(source_sha256="a"))
     for index, name in enumerate(("Set5", "Set14", "B100")):
         high = picture(136, 160, seed=index)
         write_picture(tmp_path / "data" / name / "HR" / "cat.png", high)
@@ -42,7 +42,7 @@ def test_several_sets_stand_in_one_table_and_in_the_files(
     cells += [f"{bicubic['psnr_y_db']:.3f}", f"{bicubic['ssim_y']:.4f}"]
     assert [cell for cell in table if cell != "│"][:6] == ["B100", "1", *cells]
     page = files[1].read_text()
-    assert page.startswith("net.pt at scale 4, numpy, FP32, protocol official.\n")
+    assert page.startswith("nearest at scale 4, numpy, FP32, protocol official.\n")
     assert f"| B100 | 1 | {' | '.join(cells)} |" in page
     assert f"| cat | 34x40 | {' | '.join(cells)} |" in page
     assert run("evaluate", "--sets", "Set14", "Set5", "--data", data, "net.pt").code == 0
@@ -62,7 +62,7 @@ def test_remarks_stand_below_the_tables(run: CommandLine, data: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--protocol", "chop"], "--protocol: got 'chop', expected one of official, whole, tiles"),
+        (["--protocol", "chop"], "--protocol: got 'chop', expected official, whole or tiles"),
         (["--tile", "24"], "--tile: is for --protocol tiles"),
         (["--protocol", "tiles", "--tile", "0"], "--tile: got '0x0'"),
         (["--json", "a", "--markdown", "a"], "--markdown: a is the file of --json"),

@@ -19,11 +19,13 @@ from support.synthetic_pictures import picture
 
 from trt_hspan import load_model
 from trt_hspan.errors import HspanError
-from trt_hspan.evaluation import benchmark
-from trt_hspan.evaluation.benchmark import BenchmarkPicture, BenchmarkReport, BenchmarkRequest, evaluate
+from trt_hspan.evaluation.benchmark import OFFICIAL, BenchmarkPicture, BenchmarkReport, evaluate
 from trt_hspan.evaluation.metrics import EXACT_DB, psnr_y, ssim_y
 from trt_hspan.evaluation.resize import bicubic_pixels, downscale
-from trt_hspan.sizes import ImageSize
+from trt_hspan.runtime.opening import open_runner
+from trt_hspan.upscaling.options import Protocol, UpscaleOptions
+
+WHOLE = UpscaleOptions(tile="none")
 
 
 def write_pair(folder: Path, name: str, high: np.ndarray, *, extra: tuple[int, int] = (0, 0)) -> None:
@@ -50,23 +52,19 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("protocol", "self_ensemble", "sets"),
-    [("official", False, ["Set5", "Set14"]), ("whole", False, ["Set5"]), ("official", True, ["Set14"])],
+    [("official", False, ["Set5", "Set14"]), ("tiled", False, ["Set5"]), ("official", True, ["Set14"])],
 )
 def test_figures_are_those_of_the_official_code(
-    small_x4: GoldenNetwork, data: Path, protocol: benchmark.Protocol, self_ensemble: bool, sets: list[str]
+    small_x4: GoldenNetwork, data: Path, protocol: Protocol, self_ensemble: bool, sets: list[str]
 ) -> None:
     if self_ensemble:  # eight times the work
         (data / "Set14/HR/barbara.png").unlink()
         (data / "Set14/LR_bicubic/X4/barbarax4.png").unlink()
-    request = BenchmarkRequest(
-        network=str(small_x4.checkpoint),
-        data=data,
-        sets=tuple(sets),
-        protocol=protocol,
-        self_ensemble=self_ensemble,
-        res_scale=small_x4.res_scale,
+    options = UpscaleOptions(
+        protocol=protocol, tile="auto" if protocol == "official" else "none", self_ensemble=self_ensemble
     )
-    report = evaluate(request)
+    runner = open_runner(small_x4.checkpoint, res_scale=small_x4.res_scale)
+    report = evaluate(runner, data, sets, options=options)
     network = load_model(small_x4.checkpoint, res_scale=small_x4.res_scale)
     assert [measured.name for measured in report.sets] == sets
     for measured in report.sets:
@@ -83,25 +81,19 @@ def test_figures_are_those_of_the_official_code(
 def test_an_onnx_file_has_the_figures_of_its_checkpoint(
     small_x4: GoldenNetwork, exported: ExportCache, data: Path
 ) -> None:
-    request = BenchmarkRequest(
-        network=str(small_x4.checkpoint),
-        data=data,
-        sets=("Set5",),
-        protocol="whole",
-        res_scale=small_x4.res_scale,
+    runners = (
+        open_runner(small_x4.checkpoint, res_scale=small_x4.res_scale),
+        open_runner(exported("small_x4")),
     )
-    ours, onnx = evaluate(request), evaluate(replace(request, network=str(exported("small_x4"))))
+    ours, onnx = (evaluate(runner, data, ["Set5"], options=WHOLE) for runner in runners)
     assert onnx.backend.startswith("ONNX Runtime")
     for first, second in zip(ours.pictures, onnx.pictures, strict=True):
         assert second.quality.psnr_y_db == pytest.approx(first.quality.psnr_y_db, abs=1e-3)
 
 
 @pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch) -> NearestRunner:
-    """Stands for every network that is opened."""
-    double = NearestRunner(source_sha256="a")
-    monkeypatch.setattr(benchmark, "open_runner", lambda *_, **__: double)
-    return double
+def runner() -> NearestRunner:
+    return NearestRunner(source_sha256="a")
 
 
 def without_seconds(report: BenchmarkReport) -> list[BenchmarkPicture]:
@@ -109,7 +101,7 @@ def without_seconds(report: BenchmarkReport) -> list[BenchmarkPicture]:
 
 
 def test_bicubic_and_ssim_stand_beside_and_time_is_taken(runner: NearestRunner, data: Path) -> None:
-    report = evaluate(BenchmarkRequest(network="n", data=data, protocol="whole"))
+    report = evaluate(runner, data, options=WHOLE)
     baby = report.pictures[0]
     high = np.asarray(Image.open(data / "Set5/HR/baby.png"))
     low = np.asarray(Image.open(data / "Set5/LR_bicubic/X4/babyx4.png"))
@@ -125,30 +117,25 @@ def test_bicubic_and_ssim_stand_beside_and_time_is_taken(runner: NearestRunner, 
 def test_inputs_that_a_set_does_not_have_are_made_as_benchmark_sets_make_theirs(
     runner: NearestRunner, data: Path, tmp_path: Path
 ) -> None:
-    with_inputs = evaluate(BenchmarkRequest(network="n", data=data, sets=("Set5",)))
+    with_inputs = evaluate(runner, data, ["Set5"])
     (tmp_path / "alone" / "Set5").mkdir(parents=True)
     (data / "Set5" / "HR").rename(tmp_path / "alone" / "Set5" / "HR")
-    alone = evaluate(BenchmarkRequest(network="n", data=tmp_path / "alone"))
+    alone = evaluate(runner, tmp_path / "alone")
     assert [p.quality for p in alone.pictures] == [p.quality for p in with_inputs.pictures]
 
 
 @pytest.mark.parametrize(
-    ("protocol", "tile", "shapes"),
+    ("options", "shapes"),
     [
-        ("official", "auto", {(28, 32)}),
-        ("whole", "auto", {(34, 40), (32, 36)}),
-        ("tiles", ImageSize(24, 24), {(24, 24)}),
+        (OFFICIAL, {(28, 32)}),
+        (WHOLE, {(34, 40), (32, 36)}),
+        (UpscaleOptions(tile=(24, 24)), {(24, 24)}),
     ],
 )
 def test_each_protocol_cuts_as_it_says(
-    runner: NearestRunner,
-    data: Path,
-    protocol: benchmark.Protocol,
-    tile: ImageSize,
-    shapes: set[tuple[int, int]],
+    runner: NearestRunner, data: Path, options: UpscaleOptions, shapes: set[tuple[int, int]]
 ) -> None:
-    request = BenchmarkRequest(network="n", data=data, sets=("Set5",), protocol=protocol, tile=tile)
-    evaluate(request)
+    evaluate(runner, data, ["Set5"], options=options)
     assert {shape[2:] for shape in runner.calls} == shapes
 
 
@@ -169,53 +156,52 @@ class Stopping:
 def test_a_run_that_was_stopped_goes_on_and_ends_as_an_uninterrupted_one(
     runner: NearestRunner, data: Path, tmp_path: Path
 ) -> None:
-    whole = evaluate(BenchmarkRequest(network="n", data=data))
+    whole = evaluate(runner, data)
     calls_of_all = len(runner.calls)
-    request = BenchmarkRequest(network="n", data=data, results=tmp_path / "r.json")
+    results = tmp_path / "r.json"
     with pytest.raises(KeyboardInterrupt):
-        evaluate(request, on_progress=Stopping(at=3.1))
+        evaluate(runner, data, results=results, on_progress=Stopping(at=3.1))
     stopped = json.loads((tmp_path / "r.json").read_text())
     assert stopped["complete"] is False
     assert [p["name"] for p in stopped["pictures"]] == ["baby", "bird", "barbara"]
     assert [s["pictures"] for s in stopped["sets"]] == [2, 1]
     runner.calls.clear()
-    resumed = evaluate(request)
+    resumed = evaluate(runner, data, results=results)
     assert len(runner.calls) == calls_of_all // 4  # four quarters of the one picture that was missing
     assert without_seconds(resumed) == without_seconds(whole)
     assert json.loads((tmp_path / "r.json").read_text())["complete"] is True
     runner.calls.clear()
-    assert evaluate(request) == resumed
+    assert evaluate(runner, data, results=results) == resumed
     assert runner.calls == []
     assert list(tmp_path.glob(".*")) == []
 
 
 def test_a_picture_that_changed_is_run_again(runner: NearestRunner, data: Path, tmp_path: Path) -> None:
-    request = BenchmarkRequest(network="n", data=data, results=tmp_path / "r.json", protocol="whole")
-    before = evaluate(request)
+    results = tmp_path / "r.json"
+    before = evaluate(runner, data, options=WHOLE, results=results)
     write_pair(data / "Set5", "bird", picture(131, 147, seed=9), extra=(0, 1))
     runner.calls.clear()
-    after = evaluate(request)
+    after = evaluate(runner, data, options=WHOLE, results=results)
     assert len(runner.calls) == 1
     assert [a == b for a, b in zip(before.pictures, after.pictures, strict=True)] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("options", "message"),
     [
-        ({"protocol": "whole"}, "with protocol official, not whole; name another file, or remove this one"),
-        ({"self_ensemble": True}, "with self ensemble False, not True"),
-        ({}, "with sha256 a, not b"),
+        (WHOLE, "with protocol official, not tiled; name another file, or remove this one"),
+        (replace(OFFICIAL, self_ensemble=True), "with self ensemble False, not True"),
+        (OFFICIAL, "with sha256 a, not b"),
     ],
 )
 def test_results_of_another_run_are_neither_mixed_nor_replaced(
-    runner: NearestRunner, data: Path, tmp_path: Path, change: dict[str, object], message: str
+    runner: NearestRunner, data: Path, tmp_path: Path, options: UpscaleOptions, message: str
 ) -> None:
-    request = BenchmarkRequest(network="n", data=data, sets=("Set5",), results=tmp_path / "r.json")
-    evaluate(request)
+    evaluate(runner, data, ["Set5"], results=tmp_path / "r.json")
     before = (tmp_path / "r.json").read_bytes()
-    runner.source_sha256 = "a" if change else "b"
+    runner.source_sha256 = "b" if options is OFFICIAL else "a"
     with pytest.raises(HspanError, match=message):
-        evaluate(replace(request, **change))  # type: ignore[arg-type]
+        evaluate(runner, data, ["Set5"], options=options, results=tmp_path / "r.json")
     assert (tmp_path / "r.json").read_bytes() == before
 
 
@@ -225,7 +211,7 @@ def test_a_file_of_something_else_is_not_replaced(
 ) -> None:
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(HspanError, match=r"r\.json: exists and is no file of results; name another file"):
-        evaluate(BenchmarkRequest(network="n", data=data, results=tmp_path / "r.json"))
+        evaluate(runner, data, results=tmp_path / "r.json")
     assert (tmp_path / "r.json").read_text() == content
 
 
@@ -233,8 +219,8 @@ def test_a_picture_that_is_restored_exactly_is_remarked_on_and_not_in_the_mean(
     runner: NearestRunner, data: Path, tmp_path: Path
 ) -> None:
     write_pair(data / "Set5", "flat", np.full((136, 160, 3), 99, np.uint8))
-    request = BenchmarkRequest(network="n", data=data, sets=("Set5",), results=tmp_path / "r.json")
-    report = evaluate(request)
+    results = tmp_path / "r.json"
+    report = evaluate(runner, data, ["Set5"], results=results)
     flat = report.pictures[-1]
     assert flat.quality.psnr_y_db == math.inf
     assert flat.remark == "flat: restored exactly, so it is not in the mean PSNR-Y"
@@ -244,11 +230,11 @@ def test_a_picture_that_is_restored_exactly_is_remarked_on_and_not_in_the_mean(
         "pictures[2].quality.psnr_y_db": "inf",
         "pictures[2].bicubic.psnr_y_db": "inf",
     }
-    assert without_seconds(evaluate(request)) == without_seconds(report)
+    assert without_seconds(evaluate(runner, data, ["Set5"], results=results)) == without_seconds(report)
     for name in ("baby", "bird"):
         (data / "Set5/HR" / f"{name}.png").unlink()
         (data / "Set5/LR_bicubic/X4" / f"{name}x4.png").unlink()
-    assert evaluate(replace(request, results=None)).sets[0].quality.psnr_y_db == EXACT_DB
+    assert evaluate(runner, data, ["Set5"]).sets[0].quality.psnr_y_db == EXACT_DB
 
 
 def shrink_one(data: Path) -> None:
@@ -282,14 +268,14 @@ def test_pictures_that_cannot_be_evaluated_are_refused_before_the_first_run(
 ) -> None:
     spoil(data)
     with pytest.raises(HspanError, match=message):
-        evaluate(BenchmarkRequest(network="n", data=data, self_ensemble=True, results=tmp_path / "r.json"))
+        evaluate(runner, data, options=replace(OFFICIAL, self_ensemble=True), results=tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
     assert runner.calls == []
 
 
 def test_a_pair_of_two_pictures_is_remarked_on(runner: NearestRunner, data: Path) -> None:
     swap_inputs(data)
-    report = evaluate(BenchmarkRequest(network="n", data=data, sets=("Set5",)))
+    report = evaluate(runner, data, ["Set5"])
     assert report.pictures[0].remark is not None
     assert report.pictures[0].remark.endswith("are they of one picture?")
     assert report.pictures[1].remark is None
@@ -298,4 +284,4 @@ def test_a_pair_of_two_pictures_is_remarked_on(runner: NearestRunner, data: Path
 def test_nan_in_a_result_is_an_error_that_names_the_picture(runner: NearestRunner, data: Path) -> None:
     runner.spoil = math.nan
     with pytest.raises(HspanError, match=r"nearest on Set5/baby: 1 of .* values are NaN"):
-        evaluate(BenchmarkRequest(network="n", data=data, protocol="whole"))
+        evaluate(runner, data, options=WHOLE)

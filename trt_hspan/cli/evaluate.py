@@ -17,12 +17,8 @@ from trt_hspan.errors import UsageError
 from trt_hspan.sizes import tile_from_text
 
 if TYPE_CHECKING:
-    from trt_hspan.evaluation.benchmark import (
-        BenchmarkPicture,
-        BenchmarkReport,
-        BenchmarkRequest,
-        BenchmarkSet,
-    )
+    from trt_hspan.evaluation.benchmark import BenchmarkPicture, BenchmarkReport, BenchmarkSet
+    from trt_hspan.upscaling.options import UpscaleOptions
 
 _COLUMNS = ("PSNR-Y", "SSIM", "bicubic", "its SSIM", "seconds")
 
@@ -71,9 +67,9 @@ class EvaluateRequest:
     )
     markdown: Path | None = option("Write the tables there.", "FILE")
 
-    def evaluation(self) -> BenchmarkRequest:
-        """Raises: UsageError as `BenchmarkRequest`, or for options that make no sense."""
-        from trt_hspan.evaluation.benchmark import BenchmarkRequest
+    def upscaling(self) -> UpscaleOptions:
+        """Raises: UsageError for options that make no sense."""
+        from trt_hspan.upscaling.options import UpscaleOptions
 
         if Path(self.network).suffix.lower() in (".onnx", ".plan"):
             refuse_options(
@@ -82,17 +78,15 @@ class EvaluateRequest:
         if self.json is not None and self.json == self.markdown:
             raise UsageError("--markdown", f"{self.markdown} is the file of --json", "name another")
         self.engine.require_plugin_for([self.network])
-        return BenchmarkRequest(
-            network=self.network,
-            data=self.data,
-            sets=tuple(dict.fromkeys(self.sets)),
-            protocol=self.protocol,  # type: ignore[arg-type]  # checked by the request
-            tile=tile_from_text(self.tile),
-            self_ensemble=self.self_ensemble,
-            device=self.engine.device,
-            res_scale=options.residual_scale(self.res_scale),
-            plugin=self.engine.plugin,
-            results=self.json,
+        tile = tile_from_text(self.tile)
+        if self.protocol != "tiles" and tile != "auto":
+            raise UsageError("--tile", "is for --protocol tiles", "leave out one of them")
+        if self.protocol == "official":
+            return UpscaleOptions(protocol="official", self_ensemble=self.self_ensemble)
+        if self.protocol not in ("whole", "tiles"):
+            raise UsageError("--protocol", f"got {self.protocol!r}, expected official, whole or tiles")
+        return UpscaleOptions(
+            tile="none" if self.protocol == "whole" else tile, self_ensemble=self.self_ensemble
         )
 
 
@@ -101,18 +95,28 @@ def evaluate(request: EvaluateRequest) -> None:
     """Measure a network on benchmark sets as the published tables do: PSNR-Y and SSIM beside bicubic, and time."""
     from trt_hspan.evaluation.benchmark import evaluate as evaluated
     from trt_hspan.files import check_writable, write_text
+    from trt_hspan.runtime.opening import open_runner
 
-    evaluation = request.evaluation()
+    upscaling, engine = request.upscaling(), request.engine
     if request.markdown is not None:
         check_writable(request.markdown)
     with progress("opening the network") as bar:
-        report = evaluated(evaluation, on_progress=bar.show)
+        runner = open_runner(
+            request.network,
+            device=engine.device,
+            plugin=engine.plugin,
+            res_scale=options.residual_scale(request.res_scale),
+        )
+        sets = tuple(dict.fromkeys(request.sets))
+        report = evaluated(
+            runner, request.data, sets, options=upscaling, results=request.json, on_progress=bar.show
+        )
     if request.markdown is not None:
         write_text(request.markdown, _markdown(report))
     pictures = [[f"{p.set}/{p.name}", f"{p.height}x{p.width}", *_figures(p)] for p in report.pictures]
     print_rows(_title(report), ["picture", "input", *_COLUMNS], pictures)
-    sets = [[s.name, str(s.pictures), *_figures(s)] for s in report.sets]
-    print_rows("Means", ["set", "pictures", *_COLUMNS], sets)
+    sets_rows = [[s.name, str(s.pictures), *_figures(s)] for s in report.sets]
+    print_rows("Means", ["set", "pictures", *_COLUMNS], sets_rows)
     remarks = _remarks(report)
     if remarks:
         print_table("", {f"remark {number}": remark for number, remark in enumerate(remarks, 1)})
@@ -120,8 +124,9 @@ def evaluate(request: EvaluateRequest) -> None:
 
 def _title(report: BenchmarkReport) -> str:
     ensemble = ", self-ensemble" if report.self_ensemble else ""
-    tile = f" of {report.tile}" if report.protocol == "tiles" else ""
-    return f"{report.network} at scale {report.scale}, {report.backend}, protocol {report.protocol}{tile}{ensemble}"
+    cut = {"none": "whole pictures", "auto": "tiles where needed"}.get(report.tile, f"tiles of {report.tile}")
+    cut = "protocol official" if report.protocol == "official" else cut
+    return f"{report.network} at scale {report.scale}, {report.backend}, {cut}{ensemble}"
 
 
 def _figures(measured: BenchmarkPicture | BenchmarkSet) -> list[str]:

@@ -5,75 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.datasets import Sample, benchmark_sets
 from trt_hspan.evaluation.metrics import Quality, mean_quality, quality_of, require_measurable
 from trt_hspan.evaluation.resize import bicubic_pixels
 from trt_hspan.files import check_writable, error_from_os_error, sha256_from_file, write_text
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.records import MistypedError, dataclass_from_json, json_text
-from trt_hspan.runtime.opening import open_runner
 from trt_hspan.runtime.runner import Runner
-from trt_hspan.sizes import ImageSize, TileChoice
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.upscaler import OnTile, Upscaler
 
-Protocol = Literal["official", "whole", "tiles"]
-PROTOCOLS: Final[tuple[Protocol, ...]] = ("official", "whole", "tiles")
+OFFICIAL: Final = UpscaleOptions(protocol="official")
 # What two runs must have in common to share a file of results; the network's file may have moved.
 _SAME_RUN: Final = ("sha256", "scale", "res_scale", "protocol", "tile", "self_ensemble")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkRequest:
-    """What is evaluated on what.
-
-    Args:
-        network: an engine, an ONNX file, a checkpoint or a preset, as `open_runner` takes it.
-        data, sets: as `benchmark_sets` takes them.
-        protocol: "official" cuts pictures as the official code's `--chop` does, which its published figures come from;
-            "whole" does not cut; "tiles" cuts them into tiles of the size `tile`.
-        tile: for "tiles": as `UpscaleOptions` takes it.
-        self_ensemble: the mean over eight flips and turns.
-        device, res_scale, plugin: as `open_runner` takes them.
-        results: a JSON file that is written whole after each picture. Pictures that it already contains are not run
-            again, where they, the network and the options are still the same.
-
-    Raises:
-        UsageError: an unknown protocol, a tile for another one than "tiles", or one that makes no sense.
-    """
-
-    network: str
-    data: Path
-    sets: tuple[str, ...] = ()
-    protocol: Protocol = "official"
-    tile: TileChoice = "auto"
-    self_ensemble: bool = False
-    device: str = "auto"
-    res_scale: float = 0.1
-    plugin: Path | None = None
-    results: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise UsageError("--protocol", f"got {self.protocol!r}, expected one of {', '.join(PROTOCOLS)}")
-        if self.protocol != "tiles" and self.tile != "auto":
-            raise UsageError("--tile", "is for --protocol tiles", "leave out one of them")
-        _ = self.options
-
-    @property
-    def options(self) -> UpscaleOptions:
-        """How pictures go through the network."""
-        if self.protocol == "official":
-            return UpscaleOptions(protocol="official", self_ensemble=self.self_ensemble)
-        tile: TileChoice = "none" if self.protocol == "whole" else self.tile
-        return UpscaleOptions(tile=tile, self_ensemble=self.self_ensemble)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +69,10 @@ class BenchmarkReport:
     """What `evaluate` measured.
 
     Attributes:
-        network, sha256: the request's, and the hash of its file.
+        network, sha256: where it comes from, and the hash of its file.
         backend: label of what ran it.
         scale, res_scale: of the network; a residual scale that its file does not say is None.
-        protocol, tile, self_ensemble: the request's.
+        protocol, tile, self_ensemble: how pictures went through it, as `UpscaleOptions` has them.
         complete: whether all pictures of the sets are here.
         sets: the means, of the pictures that are here.
         pictures: set by set.
@@ -139,36 +92,55 @@ class BenchmarkReport:
 
 
 def evaluate(
-    request: BenchmarkRequest, *, on_progress: Callable[[str, float, float], None] = lambda *_: None
+    runner: Runner,
+    data: str | os.PathLike[str],
+    sets: Sequence[str] = (),
+    *,
+    options: UpscaleOptions = OFFICIAL,
+    results: Path | None = None,
+    on_progress: Callable[[str, float, float], None] = lambda *_: None,
 ) -> BenchmarkReport:
     """Runs a network on benchmark sets and holds its results against ground truth, by the official code's protocol.
 
     Results are rounded to 8 bits; see `psnr_y` and `ssim_y` for the rest. The mean of a set is that of its pictures'
     PSNR-Y, as the official code prints it.
 
+    Example:
+        >>> from trt_hspan.data import DEMO_PHOTOGRAPH
+        >>> from trt_hspan.evaluation.benchmark import evaluate
+        >>>         >>> report = evaluate(open_runner("hspan-tiny-x4"), DEMO_PHOTOGRAPH.parent)
+        >>> report.sets[0].quality.psnr_y_db > report.sets[0].bicubic.psnr_y_db
+        True
+
     Args:
+        runner: of the network, not active yet.
+        data, sets: as `benchmark_sets` takes them.
+        options: how pictures go through the network. `OFFICIAL` cuts them as the official code's `--chop` does, from
+            which the published figures come.
+        results: a JSON file that is written whole after each picture. Pictures that it already contains are not run
+            again, where they, the network and the options are still the same.
         on_progress: called with the picture, pictures done, and pictures in all.
 
     Raises:
-        HspanError: as `open_runner` and `benchmark_sets`; a picture cannot be read, does not fit the network, or is
-            too small to be measured (all checked before the first run); a result is NaN; the file of results is of
-            another network or other options.
+        HspanError: as `benchmark_sets`; a picture cannot be read, does not fit the network, or is too small to be
+            measured (all checked before the first run); a result is NaN; the file of results is of another network or
+            other options.
     """
-    if request.results is not None:
-        check_writable(request.results)
-    runner = open_runner(
-        request.network, device=request.device, res_scale=request.res_scale, plugin=request.plugin
-    )
+    if results is not None:
+        check_writable(results)
     with runner:
-        upscaler = Upscaler(runner, request.options)
-        sets = benchmark_sets(request.data, upscaler.scale, request.sets)
-        samples = [(name, sample) for name, samples in sets.items() for sample in samples]
+        upscaler = Upscaler(runner, options)
+        samples = [
+            (name, sample)
+            for name, samples in benchmark_sets(data, upscaler.scale, sets).items()
+            for sample in samples
+        ]
         for name, sample in samples:
             size, what = sample.size(), f"{name}/{sample.name}"
             upscaler.plan(size, what=what)
             require_measurable(size.scaled(sample.scale), sample.scale, what)
-        report = _head(request, runner, upscaler.scale)
-        stored = _stored_pictures(request.results, report)
+        report = _head(upscaler)
+        stored = _stored_pictures(results, report)
         for done, (name, sample) in enumerate(samples):
             what = f"{name}/{sample.name}"
             on_progress(what, done, len(samples))
@@ -183,28 +155,29 @@ def evaluate(
             pictures = (*report.pictures, picture)
             complete = len(pictures) == len(samples)
             report = replace(report, pictures=pictures, sets=_means(pictures), complete=complete)
-            if request.results is not None:
-                write_text(request.results, json_text(asdict(report)) + "\n")
+            if results is not None:
+                write_text(results, json_text(asdict(report)) + "\n")
     return report
+
+
+def _head(upscaler: Upscaler) -> BenchmarkReport:
+    runner, options = upscaler.runner, upscaler.options
+    file = Path(runner.where)
+    return BenchmarkReport(
+        network=runner.where,
+        sha256=sha256_from_file(file) if file.is_file() else runner.source_sha256,
+        backend=runner.label,
+        scale=upscaler.scale,
+        res_scale=runner.res_scale,
+        protocol=options.protocol,
+        tile=str(options.tile if isinstance(options.tile, str) else ImageSize(*options.tile)),
+        self_ensemble=options.self_ensemble,
+    )
 
 
 def _hashes(sample: Sample) -> tuple[str, ...]:
     files = (sample.ground_truth, sample.low_resolution)
     return tuple(sha256_from_file(file) for file in files if file is not None)
-
-
-def _head(request: BenchmarkRequest, runner: Runner, scale: int) -> BenchmarkReport:
-    file = Path(request.network)
-    return BenchmarkReport(
-        network=request.network,
-        sha256=sha256_from_file(file) if file.is_file() else runner.source_sha256,
-        backend=runner.label,
-        scale=scale,
-        res_scale=runner.res_scale,
-        protocol=request.protocol,
-        tile=str(ImageSize(*request.tile)) if isinstance(request.tile, tuple) else request.tile,
-        self_ensemble=request.self_ensemble,
-    )
 
 
 def _stored_pictures(
