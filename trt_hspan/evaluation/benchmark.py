@@ -108,7 +108,8 @@ def evaluate(
     Example:
         >>> from trt_hspan.data import DEMO_PHOTOGRAPH
         >>> from trt_hspan.evaluation.benchmark import evaluate
-        >>>         >>> report = evaluate(open_runner("hspan-tiny-x4"), DEMO_PHOTOGRAPH.parent)
+        >>> from trt_hspan.runtime.opening import open_runner
+        >>> report = evaluate(open_runner("hspan-tiny-x4"), DEMO_PHOTOGRAPH.parent)
         >>> report.sets[0].quality.psnr_y_db > report.sets[0].bicubic.psnr_y_db
         True
 

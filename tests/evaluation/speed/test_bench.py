@@ -18,9 +18,9 @@ from support.small_networks import write_attention_network
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.speed import bench as module
-from trt_hspan.evaluation.speed import plot
+from trt_hspan.evaluation.speed import peer, plot
 from trt_hspan.evaluation.speed.bench import BenchSpec, batches_for, run_bench, sizes_for
-from trt_hspan.evaluation.speed.peer import eager_reference
+from trt_hspan.evaluation.speed.peer import EagerRunner
 from trt_hspan.machine.facts import PeakMemory
 from trt_hspan.runtime import torch_runner
 from trt_hspan.runtime.opening import open_runner
@@ -119,10 +119,10 @@ def test_the_peer_computes_the_same_network_without_our_kernel_and_never_in_tf32
         return reference(*tensors)
 
     monkeypatch.setattr(attention, "native_attention", never)
-    monkeypatch.setattr(attention, "reference_attention", noting)
-    with eager_reference(small_x4.checkpoint, res_scale=small_x4.res_scale, threads=1) as (_, run):
+    monkeypatch.setattr(peer, "reference_attention", noting)
+    with EagerRunner(small_x4.checkpoint, res_scale=small_x4.res_scale, threads=1) as eager:
         # FP32 sums in another order, a dozen layers deep: 1e-4 is 0.025 of an 8-bit step.
-        np.testing.assert_allclose(run(batch), expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(eager.run(batch), expected, rtol=0, atol=1e-4)
     assert seen == {False}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -122,7 +121,7 @@ class Measurement:
         latency: of one run, from host memory to host memory.
         images_per_second: throughput; of engines on a GPU with upload, compute and download overlapped.
         gpu_stages_ms: medians of upload, compute and download by CUDA events, of engines on a GPU; else None.
-        end_to_end_ms: medians of decode, infer and encode of a PNG picture of this size; None for batches and peers.
+        end_to_end_ms: medians of decode, infer and encode of a PNG picture of this size; None for batches.
         host_peak_bytes: how far resident memory rose while it ran; None where Linux does not report it.
         gpu_bytes: device memory for activations, inputs and outputs, of engines on a GPU; else None.
         speedup_over_peer: the peer's median latency over this one's; None without a peer.
@@ -382,32 +381,13 @@ def _end_to_end(runner: Runner, batch: Float32Array) -> dict[str, float]:
 def _peer_measurements(
     spec: BenchSpec, shapes: list[tuple[int, int, int]], on_step: Callable[[str], None]
 ) -> Iterator[Measurement]:
-    from trt_hspan.evaluation.speed.peer import eager_reference
+    from trt_hspan.evaluation.speed.peer import EagerRunner
 
-    checkpoint = spec.peer_checkpoint
-    assert checkpoint is not None
-    with ExitStack() as stack:
-        name, run = stack.enter_context(
-            eager_reference(checkpoint, res_scale=spec.res_scale, threads=spec.threads)
-        )
+    assert spec.peer_checkpoint is not None
+    with EagerRunner(spec.peer_checkpoint, res_scale=spec.res_scale, threads=spec.threads) as runner:
         for height, width, number in shapes:
-            on_step(f"{name}, {number}x{height}x{width}")
-            batch = _batch((number, CHANNELS, height, width))
-            with PeakMemory() as peak:
-                latency = sample_latency(lambda batch=batch: run(batch), seconds=spec.seconds)  # type: ignore[misc]
-            yield Measurement(
-                network=name,
-                source=checkpoint,
-                precision="fp32",
-                emulated=False,
-                height=height,
-                width=width,
-                batch=number,
-                cuda_graph=None,
-                latency=latency,
-                images_per_second=number * 1e3 / latency.mean_ms,
-                host_peak_bytes=peak.bytes,
-            )
+            on_step(f"{runner.label}, {number}x{height}x{width}")
+            yield _measure(runner, None, (number, CHANNELS, height, width), spec, {})
 
 
 def _batch(shape: tuple[int, int, int, int]) -> Float32Array:

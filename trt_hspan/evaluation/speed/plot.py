@@ -20,16 +20,14 @@ def require_plot(path: Path) -> None:
 
 
 def write_plot(report: BenchReport, path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     lines: dict[str, list[Measurement]] = {}
     for measurement in report.measurements:
         lines.setdefault(_label(report, measurement), []).append(measurement)
-    figure, axes = pyplot.subplots(figsize=(9, 6), dpi=120)
+    figure = Figure(figsize=(9, 6), dpi=120, layout="tight")
+    axes = figure.subplots()
     for label, points in lines.items():
         points.sort(key=lambda point: point.height * point.width)
         pixels = [point.height * point.width for point in points]
@@ -50,12 +48,8 @@ def write_plot(report: BenchReport, path: Path) -> None:
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.set_title(f"{report.machine['processor']}", fontsize=10)
     axes.legend(fontsize=8)
-    figure.tight_layout()
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary)
-    finally:
-        pyplot.close(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
 
 
 def _label(report: BenchReport, measurement: Measurement) -> str:
