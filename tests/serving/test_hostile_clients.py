@@ -237,6 +237,23 @@ def test_more_connections_than_are_allowed_do_not_keep_others_out(server: ServeP
     require_alive(server)
 
 
+def test_silent_connections_do_not_keep_grpc_clients_out(server: ServeProcess) -> None:
+    host, _, port = server.grpc_address.rpartition(":")
+
+    def code() -> str:
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            call = channel.unary_unary(f"{SERVICE}ServerLive").future(b"", timeout=5)
+            failure = call.exception()
+            return "OK" if failure is None else str(failure.code().name)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(130):  # of 100
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+        assert code() == "UNAVAILABLE"
+        until(code, lambda name: name == "OK", 20)  # those that do not begin with HTTP/2 are let go
+    require_alive(server)
+
+
 @pytest.mark.parametrize("size", [3_000_000, 400_000_000])
 def test_what_unpacks_to_too_much_is_refused(server: ServeProcess, size: int) -> None:
     body = gzip.compress(bytes(size), 9)
