@@ -39,6 +39,16 @@ def inks(path: Path) -> None:
     image.tiffsave(str(path))
 
 
+def undeclared(path: Path) -> None:
+    Image.frombytes("RGBX", (WIDTH, HEIGHT), noise(4).tobytes()).save(path)
+    data = bytearray(path.read_bytes())
+    entry = data.index(
+        bytes.fromhex("5201 0300 01000000")
+    )  # the tag ExtraSamples, which gets a number without a meaning
+    data[entry : entry + 2] = b"\0\xfd"
+    path.write_bytes(data)
+
+
 def palette(path: Path, **options: object) -> None:
     picture = Image.fromarray(noise(1)[..., 0] // 4).convert("P")
     picture.putpalette([level for index in range(64) for level in (index, 255 - index, 3 * index)])
@@ -64,6 +74,7 @@ FILES: dict[str, tuple[Callable[[Path], None], int, type]] = {
         3,
         np.uint8,
     ),
+    "fourth-channel-that-is-not-declared.tif": (undeclared, 4, np.uint8),
     "deep-gray.png": (
         lambda path: Image.fromarray(noise(1, np.uint16)[..., 0]).save(path),
         1,

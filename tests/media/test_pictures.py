@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -274,7 +275,7 @@ def test_truncated_files_are_one_line(
     data = encode_image(np.tile(pixels(3, dtype), (9, 9, 1)), suffix)
     with pytest.raises(HspanError, match=r"damaged or truncated|not a picture") as caught:
         decode_image(data[: int(len(data) * kept)], where="a.png")
-    assert "\n" not in str(caught.value)
+    assert not re.search(r"\n|vips|libpng|_source|\(\)", str(caught.value))
     assert caplog.messages == [], "libvips has a warning for every row"
 
 

@@ -166,8 +166,9 @@ def not_a_picture(where: object) -> HspanError:
 
 def damaged(where: object, error: BaseException) -> HspanError:
     """The one line that a decoder's complaint deserves."""
-    reason = str(error).strip().split("\n", maxsplit=1)[0][:120] or type(error).__name__
-    return HspanError(where, f"a damaged or truncated picture ({reason})", "copy or download it again")
+    reason = str(error).strip().split("\n", maxsplit=1)[0][:120]
+    why = f" ({reason})" if reason else ""
+    return HspanError(where, f"a damaged or truncated picture{why}", "copy or download it again")
 
 
 def require_writable_suffix(path: str | os.PathLike[str]) -> None:

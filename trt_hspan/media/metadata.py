@@ -322,12 +322,11 @@ def metadata_of_blocks(icc_profile: bytes | None, exif: bytes | None, xmp: bytes
     from PIL import Image
 
     block = Image.Exif()
-    block.load(exif or b"")
-    return Metadata(
-        icc_profile=icc_profile or None,
-        exif=upright_exif(block, of_tiff=False),
-        xmp=_upright_packet(xmp),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd tags
+        block.load(exif or b"")
+        kept = upright_exif(block, of_tiff=False)
+    return Metadata(icc_profile=icc_profile or None, exif=kept, xmp=_upright_packet(xmp))
 
 
 def _upright_packet(packet: str | bytes | None) -> bytes | None:

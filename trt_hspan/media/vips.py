@@ -302,8 +302,12 @@ class VipsRows:
 
 def _unreadable(where: object, error: Any) -> HspanError:
     """The one line that a pyvips.Error deserves: a file may be damaged, or of a kind that libvips does not read."""
-    reason = next((line for line in reversed(error.detail.splitlines()) if line.strip()), error.message)
-    if not re.search(r"not (supported|configured|implemented)|[Uu]nsupported", reason):
-        return damaged(where, ValueError(reason))
-    reason = reason.partition(": ")[2] or reason  # after the name of a loader
-    return HspanError(where, f"libvips cannot read it ({reason})", "save it again as PNG or a plain TIFF")
+    lines = [line.strip() for line in error.detail.splitlines() if line.strip()]
+    # Without the name of a decoder or loader before it, and a number behind it.
+    reason = re.sub(
+        r"^\w*(?:vips|heif|load)\w*: | *\(\d+\.\d+\)$", "", lines[-1] if lines else "", flags=re.I
+    )
+    if re.search(r"not (supported|configured|implemented)|unsupported", reason, re.I):
+        return HspanError(where, f"libvips cannot read it ({reason})", "save it again as PNG or a plain TIFF")
+    says_nothing = re.match(r"libpng read error|unable to", reason)
+    return damaged(where, ValueError("" if says_nothing else reason))
