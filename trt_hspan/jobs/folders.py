@@ -66,13 +66,7 @@ class TaskReport:
 
 
 class FoundTasks(NamedTuple):
-    """What a command line comes to.
-
-    Attributes:
-        tasks: by name.
-        is_folder: whether they are a job on a folder; False for a single file to a single file.
-        left_out: files of folders, and those that patterns match, that are neither pictures nor videos.
-    """
+    """Tasks by name, whether they are a job on a folder, and files that are neither pictures nor videos."""
 
     tasks: list[Task]
     is_folder: bool
@@ -89,23 +83,19 @@ def tasks_from_inputs(
     """The tasks of a command line.
 
     What a file is, its contents say: `media.formats.kind_of_file`. A folder is searched with its sub-folders, and its
-    layout is mirrored in the output folder; a name with *, ? or [ that is no file is a glob pattern (** for any
-    depth). A file among several goes into the output folder under its own name. A single file goes to `output` itself,
-    unless that is a folder or has no suffix of a picture or video. Hidden files are left out, and so are results:
-    files in an output folder that is inside the input folder, and where both are the same, files that the journal
-    lists.
+    layout is mirrored in the output folder; a name with *, ? or [ that is no file is a glob pattern. A file among
+    several goes into the output folder under its own name, a single one to `output` itself, unless that is a folder or
+    has no suffix of a picture or video. Hidden files are left out, and so are results: files in an output folder inside
+    the input folder, and, where both are the same, files that the journal lists.
 
     Args:
-        inputs: files, folders, patterns.
-        output: a file or a folder.
         suffix: of pictures; None keeps the source's where it can be written and takes .png elsewhere. A video's is kept
             where it can be written, else it is .mkv.
         companion: returns the name of a file that may be beside a result and belongs to it.
 
     Raises:
         HspanError: an input does not exist, a pattern matches nothing, or a folder contains no pictures or videos.
-        UsageError: several sources for one target; a target that is its own source; a folder for an output
-            that has a file's name.
+        UsageError: several sources for one target; a target that is its own source; a folder for a file's name.
     """
     require_name_fits(output)
     files: list[tuple[Path, Path]] = []  # source, and its name below the output folder
@@ -251,12 +241,8 @@ def require_distinct(tasks: Iterable[tuple[object, object]]) -> None:
 def turn_in_folder(folder: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
     """One run at a time writes to a folder. What killed runs left half-written in it, sub-folders included, is removed.
 
-    Args:
-        folder: the output folder; created when it is missing, and removed again when it stays empty.
-        on_wait: called before waiting for another run.
-
-    Yields:
-        Whether another run was waited for.
+    The folder is created when it is missing, and removed again when it stays empty. Yields whether another run was
+    waited for, before which `on_wait` is called.
 
     Raises:
         HspanError: the folder cannot be written.
@@ -270,14 +256,10 @@ def turn_in_folder(folder: Path, on_wait: Callable[[], None]) -> Iterator[bool]:
 class Journal:
     """Which files of an output folder are finished, from which source and with which settings.
 
-    One line of JSON for each beginning and end, in `.trt-hspan-journal.jsonl` in the output folder. Results are
-    renamed into place whole, so one that began and exists is finished even if the process died before it
-    could note that.
-
-    Args:
-        folder: the output folder; created when the first line is written.
-        settings: whatever the results depend on besides their sources; a hash of it is stored.
-        companion: returns the name of the file that is written along with a picture, before it; None without any.
+    One line of JSON for each beginning and end, in `.trt-hspan-journal.jsonl` in the output folder, with a hash of
+    whatever the results depend on besides their sources. Results are renamed into place whole, so one that began and
+    exists is finished even if the process died before it could note that. `companion` returns the name of a file that
+    is written along with a picture, before it.
     """
 
     def __init__(
@@ -393,17 +375,13 @@ def run_tasks(
     on_begin: Callable[[Task], None] | None = None,
     on_end: Callable[[TaskReport], None] | None = None,
 ) -> list[TaskReport]:
-    """Does tasks one after the other; one that fails does not stop the rest.
+    """Does tasks one after the other; one that fails does not stop the rest. Returns their reports, in their order.
 
     Args:
-        tasks: what to do.
         do: does a task and returns its result; raises HspanError when it fails. Targets must appear whole.
         journal: of earlier runs; None does every task and keeps no record.
         overwrite: repeat finished tasks, and replace files that are not in the journal.
         on_begin, on_end: called before and after each task; for skipped ones only after.
-
-    Returns:
-        A report of each task, in their order. An interruption (KeyboardInterrupt) is not caught: finished files stay.
     """
     reports = []
     for task in tasks:

@@ -30,13 +30,9 @@ from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, require_encod
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaleJob:
-    """Which files to upscale, and how.
+    """Which files to upscale, and how: as `tasks_from_inputs`, `open_runner` and the writers take it.
 
-    Args:
-        inputs, output, suffix: as `tasks_from_inputs` takes them.
-        network, execution: as `open_runner` takes them.
-        options, writing, video: how pictures and videos are upscaled and written.
-        overwrite: replace files that exist; in folders, do finished ones again too.
+    `overwrite` replaces files that exist, and does finished ones in folders again.
     """
 
     inputs: tuple[str, ...]
@@ -59,17 +55,16 @@ class UpscaleJob:
     def require_used(self, tasks: list[Task]) -> None:
         """Raises: UsageError when an option is for files that are not there, or no encoder has that name."""
         videos = sum(task.is_video for task in tasks)
-        for option, value in (("--codec", self.video.codec), ("--crf", self.video.crf)):
-            if value is not None and not videos:
-                raise UsageError(option, "is for videos, and there is none", "leave it out")
-        for option, given in (
-            ("--quality", self.writing.quality is not None),
-            ("--compare", self.writing.compare),
-            ("--tile-effect", self.writing.tile_effect),
-            ("--format", self.suffix is not None),
+        for option, value, kind, count in (
+            ("--codec", self.video.codec, "videos", videos),
+            ("--crf", self.video.crf, "videos", videos),
+            ("--quality", self.writing.quality, "pictures", len(tasks) - videos),
+            ("--compare", self.writing.compare or None, "pictures", len(tasks) - videos),
+            ("--tile-effect", self.writing.tile_effect or None, "pictures", len(tasks) - videos),
+            ("--format", self.suffix, "pictures", len(tasks) - videos),
         ):
-            if given and videos == len(tasks):
-                raise UsageError(option, "is for pictures, and there is none", "leave it out")
+            if value is not None and not count:
+                raise UsageError(option, f"is for {kind}, and there is none", "leave it out")
         if videos:
             require_encoder(self.video)
 
@@ -112,14 +107,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """What became of a job.
-
-    Attributes:
-        work: the network that did it.
-        result: of a single file; None for a job on a folder.
-        reports: of a job on a folder; None for a single file.
-        left_out: files of the folders that are neither pictures nor videos.
-    """
+    """What became of a job: `result` of a single file, or `reports` of a folder's and its files that were left out."""
 
     work: Work
     result: Upscaled | UpscaledVideo | None = None
@@ -135,10 +123,8 @@ def upscale_files(
 ) -> JobOutcome:
     """Upscales all files; in a folder, one that fails does not stop the rest.
 
-    Args:
-        job: which files, and how.
-        progress: makes what follows the tasks, once they are known.
-        on_wait: called when another run is writing to the folder, before waiting for its end.
+    `progress` makes what follows the tasks, once they are known; `on_wait` is called before waiting for another run
+    that writes to the folder.
 
     Raises:
         HspanError: nothing could be done at all, or the only file failed, or exists and may not be replaced.

@@ -34,14 +34,9 @@ _Stamp = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSpec:
-    """What to watch.
+    """What to watch: pictures in `incoming`, not in its sub-folders; results go to another folder.
 
-    Args:
-        incoming: folder of pictures; sub-folders, hidden files and other files are left alone.
-        outgoing: folder of the results, another one.
-        delete: delete a processed picture instead of moving it.
-        seconds: between looks.
-        once: end when no pictures are left.
+    `once` ends when no pictures are left; `delete` removes a processed picture instead of moving it.
 
     Raises:
         UsageError: one folder for both, one inside the other, or no time between looks.
@@ -77,10 +72,9 @@ class FolderWatch:
     """The state of the loop: files seen at the last look, and failures in a row.
 
     Args:
-        spec: what to watch.
         upscale: writes the second file from the first, whole or not at all; raises HspanError.
-        probe: runs the network on an input that it can process; raises HspanError when even that fails. Then the
-            loop ends, so that a new process can start with a new engine.
+        probe: runs the network on an input that it can process; raises HspanError when even that fails, which ends the
+            loop, so that a new process can start with a new engine.
     """
 
     def __init__(
@@ -167,14 +161,9 @@ def watch_folder(
     on_begin: Callable[[], object],
     on_picture: Callable[[Handled], object],
 ) -> None:
-    """Upscales what appears in a folder until `stop` is set, with the network kept open.
+    """Upscales what appears in a folder, with the network kept open, until `stop` is set and the picture at hand done.
 
-    Args:
-        spec: what to watch.
-        runner: the network, not active yet.
-        stop: ends the loop after the picture at hand.
-        on_begin: called when the network is loaded and the folders are there.
-        on_picture: called after each picture.
+    `on_begin` is called when the network is loaded and the folders are there, `on_picture` after each picture.
 
     Raises:
         HspanError: as `FolderWatch`, or the network itself fails.

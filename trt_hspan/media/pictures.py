@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -61,38 +61,6 @@ class Picture:
     format: str = "PNG"
 
 
-class OpenedPicture(Protocol):
-    """A picture whose header has been read.
-
-    Attributes:
-        size: in pixels, upright.
-        pixel_format: channels and depth that pixels and rows have.
-        metadata: what the file says beside its pixels.
-        format: of the file, as Pillow names it.
-        where: what an error is about.
-        streams: whether `rows` reads the file row by row; else it decodes the whole picture.
-    """
-
-    size: ImageSize
-    format: str
-    where: object
-
-    @property
-    def streams(self) -> bool: ...
-
-    @property
-    def pixel_format(self) -> PixelFormat: ...
-
-    @property
-    def metadata(self) -> Metadata: ...
-
-    def pixels(self) -> npt.NDArray[Any]:
-        """The whole picture, (H, W, C). Raises: HspanError when it is damaged or too large for memory."""
-
-    def rows(self) -> RowsSource:
-        """Its rows, from the first one on, as often as this is called. Raises: HspanError as `pixels`."""
-
-
 def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None) -> OpenedPicture:
     """Reads a picture's header and decides what its colors become; nothing else in the package does.
 
@@ -101,22 +69,18 @@ def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None
     several pages the first is taken.
 
     Args:
-        source: a PNG, JPEG, WebP, BMP, TIFF, GIF, PPM or PBM, or, where libvips has a loader that can, AVIF, HEIC or
-            JPEG XL, recognized by content: its name, or the bytes of the file.
+        source: a name, or the bytes of a file, recognized by content: PNG, JPEG, WebP, BMP, TIFF, GIF, PPM, PBM, or,
+            where libvips has a loader that can, AVIF, HEIC or JPEG XL.
         where: what an error is about; the name, or "picture".
 
     Raises:
-        HspanError: missing, a folder, empty, not a picture, damaged, in a mode without a fixed range (float, 32-bit
-            integer, LAB), 16-bit color where pyvips is not installed; of more than `formats.MAX_PIXELS` pixels where it
-            cannot be read row by row.
+        HspanError: missing, empty, not a picture, damaged, in a mode without a fixed range (float, 32-bit integer),
+            16-bit color where pyvips is not installed; more than `formats.MAX_PIXELS` pixels that cannot be streamed.
 
     Example:
         >>> from trt_hspan.data import DEMO_PHOTOGRAPH
-        >>> picture = open_picture(DEMO_PHOTOGRAPH)
-        >>> str(picture.size), picture.pixel_format.channels
-        ('300x444', 3)
-        >>> picture.pixels().shape
-        (300, 444, 3)
+        >>> str(open_picture(DEMO_PHOTOGRAPH).size)
+        '300x444'
     """
     if isinstance(source, bytes):
         where = "picture" if where is None else where
@@ -124,7 +88,7 @@ def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None
     else:
         source = Path(source)
         where = source if where is None else where
-        start = _start_of_file(source)
+        start = _bytes_of_file(source, PPM_HEADER_BYTES)
     if not start:
         raise HspanError(where, "is empty (0 bytes), expected a picture", "copy or download it again")
     kind = format_from_start(start)
@@ -157,14 +121,7 @@ def decode_image(data: bytes, *, where: object = "picture") -> Picture:
 
 
 def read_image(path: str | os.PathLike[str]) -> Uint8Array:
-    """A picture file in the 8-bit RGB that measurements are made on: `rgb_on_white` of `read_picture`.
-
-    Returns:
-        (H, W, 3) uint8 RGB, 0..255, writable.
-
-    Raises:
-        HspanError: as `read_picture`.
-    """
+    """A picture file in the 8-bit RGB that measurements are made on: `rgb_on_white` of `read_picture`, (H, W, 3)."""
     return rgb_on_white(open_picture(path).pixels())
 
 
@@ -180,20 +137,14 @@ def whole_picture(opened: OpenedPicture) -> Picture:
     return Picture(pixels=opened.pixels(), metadata=opened.metadata, format=opened.format)
 
 
-def _start_of_file(path: Path) -> bytes:
+def _bytes_of_file(path: Path, count: int = -1) -> bytes:
+    """The first bytes of a file, or all."""
     if path.is_dir():
         raise HspanError(path, "is a folder, expected a picture", "name a picture in it")
     require_regular_file(path)
     try:
         with path.open("rb") as stream:
-            return stream.read(PPM_HEADER_BYTES)
-    except OSError as error:
-        raise error_from_os_error(path, error, action="read") from error
-
-
-def _bytes_of_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+            return stream.read(count)
     except OSError as error:
         raise error_from_os_error(path, error, action="read") from error
 
@@ -255,6 +206,12 @@ class _PillowPicture:
         """Brings the transparent gray of a PNG of 2 or 4 bits to 8: Pillow does so with the pixels only."""
         if image.format == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
             image.info["transparency"] *= {2: 85, 4: 17}.get(self._data[24], 1)
+
+
+#: A picture whose header has been read; size and pixel format are upright, `where` is what errors are about. `rows`,
+#: from the first on as often as they are called, are read one by one where it `streams`; else the whole picture is
+#: decoded, as by `pixels`, (H, W, C). Both raise HspanError when it is damaged or too large for memory.
+OpenedPicture: TypeAlias = VipsPicture | _PillowPicture
 
 
 def _open_with_pillow(data: bytes, where: object) -> Image.Image:

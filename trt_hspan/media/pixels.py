@@ -108,19 +108,9 @@ def tensor_from_image(image: Uint8Array) -> Float32Array:
 
 
 def image_from_tensor(tensor: npt.NDArray[np.floating], *, where: object = "network output") -> Uint8Array:
-    """A network's output as a picture: times 255, clamped to 0..255, rounded half to even (as the official
-    code).
+    """A network's output, (1, 3, H, W) or (3, H, W), as (H, W, 3): times 255, clamped, rounded half to even.
 
-    Args:
-        tensor: (1, 3, H, W) or (3, H, W), nominally in [0, 1].
-        where: what an error is about.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        HspanError: another shape, or a value that is NaN or infinite: such a pixel is never painted black or
-            white.
+    Raises: HspanError: another shape, or a value that is NaN or infinite: such a pixel is never painted black or white.
     """
     planes = tensor[0] if tensor.ndim == 4 and tensor.shape[0] == 1 else tensor
     if planes.ndim != 3 or planes.shape[0] != 3:

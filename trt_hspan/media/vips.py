@@ -71,6 +71,11 @@ def has_vips() -> bool:
     return True
 
 
+def interpretation(channels: int, *, deep: bool) -> str:
+    """What libvips calls the colors of pixels, alpha or not."""
+    return (("b-w", "grey16") if channels <= 2 else ("srgb", "rgb16"))[deep]
+
+
 @contextmanager
 def one_thread_of_vips(where: object) -> Iterator[None]:
     """libvips holds rows in proportion to its threads, on 32 of them more than 1,000 rows in each buffer; decoders
@@ -185,8 +190,7 @@ class VipsPicture:
                 revalidate=True,
             )
         )
-        colors = {(1, False): "b-w", (1, True): "grey16", (3, False): "srgb", (3, True): "rgb16"}
-        image = image.copy(interpretation=colors[channels, is_deep])
+        image = image.copy(interpretation=interpretation(channels, deep=is_deep))
         image = image.byteswap() if is_deep else image
         most = 65535 if is_deep else 255
         return image if white == most else (image * (most / white)).rint().cast(stored)

@@ -44,7 +44,7 @@ from trt_hspan.media.metadata import (
 )
 from trt_hspan.media.pictures import Picture
 from trt_hspan.media.pixels import PixelFormat, eight_bit, on_white
-from trt_hspan.media.vips import has_vips, vips
+from trt_hspan.media.vips import has_vips, interpretation, vips
 from trt_hspan.sizes import ImageSize
 
 _Answer = TypeVar("_Answer")
@@ -74,15 +74,10 @@ class _Encoding:
 def write_picture(
     path: str | os.PathLike[str], picture: Picture | npt.NDArray[Any], *, quality: int | None = None
 ) -> None:
-    """Writes a picture, whole or not at all; the suffix says the format. As `encode_image`.
-
-    Raises:
-        UsageError: another suffix, or the name of a folder.
-        HspanError: as `encode_image`; or the file cannot be written.
+    """Writes a picture, whole or not at all; the suffix says the format. Raises: as `encode_image`.
 
     Example:
         >>> import tempfile
-        >>> import numpy as np
         >>> from trt_hspan.media.pictures import read_picture
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_picture(f"{folder}/gray.png", np.full((4, 6, 1), 128, np.uint8))
@@ -108,16 +103,12 @@ def encode_image(
     have 8 bits, WebP knows gray as RGB only.
 
     Args:
-        picture: a picture, or pixels (H, W, C) as in `Picture`.
-        suffix: .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff.
-        quality: of JPEG, 1 to 100, 95 when None; makes WebP lossy, which is lossless when None. The others
-            are always lossless.
-        where: what an error is about.
+        suffix: one of `WRITE_FORMATS`.
+        quality: of JPEG, 1 to 100, 95 when None; makes WebP lossy, which is lossless when None.
 
     Raises:
         UsageError: an unknown suffix, or a quality outside 1 to 100.
-        HspanError: not pixels, or the format cannot hold a picture this large (JPEG 65500, WebP 16383 a side), or
-            16-bit color where pyvips is not installed.
+        HspanError: not pixels, the format cannot hold a picture this large, or 16-bit color without pyvips.
     """
     whole = picture if isinstance(picture, Picture) else Picture(pixels=picture)
     if suffix.lower() not in WRITE_FORMATS:
@@ -134,12 +125,11 @@ def encode_image(
     is_deep_color = pixels.dtype == np.uint16 and pixels.shape[2] > 1  # which Pillow does not write
     if name in ("PNG", "JPEG", "TIFF") and (is_deep_color or has_vips()):
         height, width, channels = pixels.shape
-        kinds = {(False, False): "b-w", (False, True): "grey16", (True, False): "srgb", (True, True): "rgb16"}
         is_deep = pixels.dtype == np.uint16
         image = vips(where).Image.new_from_memory(
             pixels.data, width, height, channels, "ushort" if is_deep else "uchar"
         )
-        image = image.copy(interpretation=kinds[channels >= 3, is_deep])
+        image = image.copy(interpretation=interpretation(channels, deep=is_deep))
         _encode(file, image, encoding)
     else:
         _encode_with_pillow(file, pixels, encoding)
@@ -158,14 +148,10 @@ def write_strips(
 
     Args:
         path: its suffix is one of `STREAMED_SUFFIXES` and says the format.
-        size: of the whole picture.
         strips: (rows, W, C), together as high as the picture.
-        metadata: what the file is to say beside them.
-        quality: of JPEG; 95 when None.
 
     Raises:
-        HspanError: the file cannot be written, or its format cannot hold such a picture. What `strips` raises
-            is raised too.
+        HspanError: the file cannot be written, or its format cannot hold such a picture; and what `strips` raises.
     """
     name = WRITE_FORMATS[path.suffix.lower()][0]
     encoding = _Encoding(name=name, metadata=metadata, quality=quality, where=path)

@@ -19,18 +19,14 @@ class UpscaleOptions:
 
     Attributes:
         tile: "auto" takes a picture as a whole where the network's limits, free memory and time allow it, and
-            else the largest tile that they allow; "none" as a whole or not at all; (height, width) of tiles, kept
-            as an `ImageSize`.
+            else the largest tile that they allow; "none" as a whole or not at all; (height, width) of tiles.
         overlap: pixels that neighboring tiles share at least; None takes 32 or less.
-        protocol: "official" cuts as the official code's `--chop` does, with hard seams; tile and overlap then
-            play no part.
-        self_ensemble: the mean over the eight flips and turns of the picture, as the official code's
-            `--self_ensemble`: eight times the work.
+        protocol: "official" cuts as the official code's `--chop` does, with hard seams and its own margins.
+        self_ensemble: the mean over the eight flips and turns of the picture, eight times the work.
         official_min_size: for "official": pixels of a quarter from which it is cut again.
 
     Raises:
-        UsageError: a value makes no sense, an overlap without tiles, or the official protocol with a tile size or
-            overlap.
+        UsageError: a value makes no sense, or two do not go together.
     """
 
     tile: TileChoice = "auto"

@@ -40,12 +40,10 @@ _GAP: Final = 8  # white pixels between the two halves of a comparison
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """How results are written.
+    """How results are written: quality of JPEG (None is 95) and WebP (None is lossless), 1 to 100.
 
-    Attributes:
-        quality: of JPEG and WebP, 1 to 100; None is 95 for JPEG and lossless WebP.
-        compare: write `NAME_compare.png` beside each picture: bicubic on the left, network on the right.
-        tile_effect: measure what cutting into tiles changes, where the whole picture fits.
+    `compare` writes `NAME_compare.png` beside each picture, bicubic on the left and network on the right; `tile_effect`
+    measures what cutting into tiles changes, where the whole picture fits.
     """
 
     quality: int | None = None
@@ -74,14 +72,10 @@ class Upscaled:
     """What became of one picture.
 
     Attributes:
-        backend: label of the runner.
-        input_height, input_width, output_height, output_width: in pixels.
         run_time_seconds: network and blending; for a streamed picture reading and writing too.
-        tiles: number of tiles.
-        tile_height, tile_width: pixels of the largest.
+        tile_height, tile_width: pixels of the largest tile.
         streamed: read and written strip by strip, never whole in memory.
-        tile_effect: what the tiles changed; None unless requested.
-        why_no_tile_effect: why it was requested and not measured.
+        tile_effect, why_no_tile_effect: what the tiles changed, if that was requested, or why it was not measured.
         comparison: the side-by-side picture, if one was requested.
     """
 
@@ -108,14 +102,7 @@ def upscale_picture_file(
     *,
     on_tile: OnTile | None = None,
 ) -> Upscaled:
-    """Reads a picture, puts it through the network, and writes the result, whole or not at all.
-
-    Args:
-        upscaler: with an active runner.
-        source: as `open_picture` takes it.
-        target: as `write_picture` takes it.
-        writing: quality, comparison, measurement.
-        on_tile: called after each tile.
+    """Reads a picture, puts it through an active network, and writes the result, whole or not at all.
 
     Raises:
         UsageError: the target's suffix is not a picture's, or the options do not suit the picture.

@@ -59,12 +59,11 @@ def plan_for_picture(
     turned: bool = False,
     what: object = "picture",
 ) -> TilePlan:
-    """The tiles in which a network takes a picture.
+    """The tiles in which a network takes a picture; `tile` and `overlap` as in `UpscaleOptions`.
 
     Args:
-        tile, overlap: as in `UpscaleOptions`.
-        limit: size that an earlier lack of memory forbids to exceed; not for "none". An overlap
-            that is more than half of what remains is made as small.
+        limit: size that an earlier lack of memory forbids to exceed; not for "none". An overlap of more than half of
+            what remains is made as small.
         turned: the network must take tiles on their side too, as a self-ensemble gives them.
 
     Raises:

@@ -27,12 +27,9 @@ _OFFICIAL_STEPS: Final = (4, 8)
 class Span:
     """One tile along one axis.
 
-    Attributes:
-        start: first pixel that the network sees; `start + length` may pass the end of the picture, then the rest
-            is reflected.
-        length: pixels that the network sees.
-        rise_start, rise_length: here the tile's weight climbs from 0 to 1; it is 0 before.
-        fall_start, fall_length: here it falls back to 0; it is 0 after. A length of 0 is a hard edge.
+    The network sees `length` pixels from `start` on; what passes the end of the picture is reflected. The tile's weight
+    is 0 before `rise_start`, climbs to 1 over `rise_length` pixels, and falls to 0 over `fall_length` from `fall_start`
+    on. A length of 0 is a hard edge.
     """
 
     start: int
@@ -55,12 +52,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class TilePlan:
-    """How one picture is cut: every row span with every column span is a tile.
-
-    Attributes:
-        picture: its size.
-        rows, columns: from top to bottom and from left to right; their weights sum to 1 at every pixel.
-    """
+    """How one picture is cut: every row span with every column span is a tile; weights sum to 1 at every pixel."""
 
     picture: ImageSize
     rows: tuple[Span, ...]
@@ -88,18 +80,14 @@ def tile_plan(
     """Cuts a picture into tiles of one size, evenly spread, none of which leaves the picture.
 
     Args:
-        picture: its size.
         tile: size of the tiles; None is one tile of the picture's own size.
         overlap: pixels that neighbors share at least; at most half of a side that is cut.
-        minimum: size that the network needs at least. A picture that is smaller than that, or than
-            the tile itself needs to be, grows by reflection at its bottom and right.
+        minimum: size that the network needs at least. A smaller picture grows by reflection at its bottom and right.
 
     Raises:
         UsageError: the overlap is negative or more than half of the tile's side.
 
     Example:
-        >>> from trt_hspan.sizes import ImageSize
-        >>> from trt_hspan.upscaling.tiling import tile_plan
         >>> tile_plan(ImageSize(1080, 1920), ImageSize(256, 256), overlap=16).count
         40
     """
@@ -167,25 +155,14 @@ def official_plan(
 
     A picture is always cut into four quarters, each with `shave` pixels more at its inner edges; height and width
     of a quarter are rounded up to the next multiple of 4 and 8, a multiple becoming the next one. Quarters of
-    `min_size` pixels or more are cut again in the same way. Seams are hard and lie in the middle.
-
-    All quarters of one cut have one size, so the leaves form a grid, and rows and columns are independent once
-    the number of cuts is known.
-
-    Args:
-        picture: its size.
-        shave: the margin in pixels.
-        min_size: pixels of a quarter from which it is cut again.
-        what: the picture; errors name it.
+    `min_size` pixels or more are cut again in the same way. Seams are hard and lie in the middle. All quarters of
+    one cut have one size, so the leaves form a grid.
 
     Raises:
-        HspanError: the picture is so small that its quarters would be larger than itself; the official code
-            fails there too.
+        HspanError: the picture is so small that its quarters would be larger; the official code fails there too.
         UsageError: `min_size` is so small that the cutting would never end.
 
     Example:
-        >>> from trt_hspan.sizes import ImageSize
-        >>> from trt_hspan.upscaling.tiling import official_plan
         >>> plan = official_plan(ImageSize(75, 111))
         >>> plan.count, str(plan.tile)
         (4, '48x72')

@@ -53,9 +53,7 @@ class Upscaler:
     """Puts pictures through an active runner, one after the other, and remembers what did not fit in memory.
 
     Args:
-        runner: active while the methods are called.
-        options: how.
-        on_shrink: called with one line each time the tiles become smaller than requested.
+        on_shrink: called with one line each time the tiles become smaller than requested, and by `note`.
 
     Attributes:
         limit: the largest tile that is still tried; None until memory ran out.
@@ -124,18 +122,11 @@ class Upscaler:
         what: object = "picture",
         highest: int | None = None,
     ) -> Iterator[npt.NDArray[Any]]:
-        """Reads a picture from top to bottom and gives the result in strips of full width.
+        """Reads a picture from top to bottom and yields the result in strips of full width, (rows, scale * W, ...).
 
         Args:
             rows: gives the picture's rows; no more than one row of tiles is requested at a time.
-            picture: its size.
-            pixels: how pixels become tensors and back.
-            on_tile: called after each tile.
-            what: the picture; errors name it.
             highest: rows that a tile may have at most, where strips must stay small.
-
-        Yields:
-            (rows, scale * width, ...) pixels, from top to bottom.
 
         Raises:
             OutOfMemoryError: a tile did not fit in memory. `shrink` makes the next attempt smaller.
@@ -321,17 +312,13 @@ def upscale_array(
     Args:
         runner: active.
         image: (H, W, C) uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha).
-        options: tiles, protocol, self-ensemble.
-        on_tile: called after each tile: tiles so far, tiles in all.
-        on_shrink: called with one line each time memory ran out and the tiles became smaller.
-        what: the picture; errors name it.
+        on_tile, on_shrink, what: as for `Upscaler` and `Upscaler.strips`.
 
     Returns:
         (scale * H, scale * W, C) of the same type.
 
     Raises:
-        HspanError: the picture does not fit the network or the memory, or a value of the output is NaN.
-        UsageError: the options do not suit the picture.
+        HspanError, UsageError: as `Upscaler.strips`.
 
     Example:
         >>> from trt_hspan.runtime.torch_runner import TorchRunner
@@ -352,19 +339,9 @@ def upscale_batch(
     on_shrink: Callable[[str], None] | None = None,
     what: object = "input",
 ) -> Float32Array:
-    """Upscales tensors: what a network gives, before clamping and rounding.
+    """Upscales tensors, (N, 3, H, W) float32, nominally in [0, 1]: what a network gives, before clamping and rounding.
 
-    Args:
-        runner: active.
-        batch: (N, 3, H, W) float32, nominally in [0, 1].
-        options, on_tile, on_shrink, what: as for `upscale_array`.
-
-    Returns:
-        (N, 3, scale * H, scale * W) float32; may contain NaN when the network overflows.
-
-    Raises:
-        HspanError: the input does not fit the network or the memory.
-        UsageError: the options do not suit its size.
+    The rest is as for `upscale_array`; the result may contain NaN when the network overflows.
     """
     return Upscaler(runner, options, on_shrink=on_shrink).batch(batch, on_tile=on_tile, what=what)
 

@@ -44,15 +44,10 @@ OnFrame = Callable[[int, int | None], None]
 
 _DEFAULT_CODECS: Final = {".webm": "libvpx-vp9"}
 _DEFAULT_CODEC: Final = "libx264"
-_DEFAULT_CRF: Final = {"libx264": 18, "libx264rgb": 18, "libx265": 20, "libvpx-vp9": 24, "libsvtav1": 24}
-_LARGEST_CRF: Final = {
-    "libx264": 51,
-    "libx264rgb": 51,
-    "libx265": 51,
-    "libvpx": 63,
-    "libvpx-vp9": 63,
-    "libsvtav1": 63,
-    "libaom-av1": 63,
+# Codec -> its default and its largest constant rate factor.
+_RATE_FACTORS: Final[dict[str, tuple[int | None, int]]] = {
+    **{"libx264": (18, 51), "libx264rgb": (18, 51), "libx265": (20, 51)},
+    **{"libvpx": (None, 63), "libvpx-vp9": (24, 63), "libsvtav1": (24, 63), "libaom-av1": (None, 63)},
 }
 # Pixel formats of 8 and of 10 bits, from the least to the most chroma.
 _FORMATS_8: Final = ("yuv420p", "yuv422p", "yuv444p", "gbrp", "bgr0", "rgb24")
@@ -66,9 +61,7 @@ _HDR_DATA: Final = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMI
 class VideoOptions:
     """How videos are encoded.
 
-    Attributes:
-        codec: as FFmpeg names its encoders; None takes libx264, libvpx-vp9 for .webm.
-        crf: constant rate factor, smaller is better; None takes 18 for libx264 and what corresponds for others.
+    None takes libx264, libvpx-vp9 for .webm, and their constant rate factors of `_RATE_FACTORS`; smaller is better.
 
     Raises:
         UsageError: a CRF outside 0 to 63.
@@ -87,14 +80,10 @@ DEFAULT_VIDEO: Final = VideoOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaledVideo:
-    """The outcome of a video. Sizes in pixels.
+    """The outcome of a video.
 
     Attributes:
-        backend: label of the runner.
-        frames: number of them.
         frames_per_second: mean.
-        codec: the encoder.
-        copied_streams: audio and subtitle streams that were copied.
         dropped_streams: streams that the target's format cannot contain, each with the reason.
         notes: other differences from the source, one line each.
     """
@@ -137,7 +126,7 @@ def _encoder(av: Any, name: str) -> Any:
 def _require_crf(options: VideoOptions, codec: str) -> None:
     if options.crf is None:
         return
-    largest = _LARGEST_CRF.get(codec)
+    _, largest = _RATE_FACTORS.get(codec, (None, None))
     if largest is None:
         raise UsageError("--crf", f"{codec} has no constant rate factor", "leave it out")
     if options.crf > largest:
@@ -155,15 +144,11 @@ def upscale_video(
     """Upscales a video; audio, subtitles, timing and metadata stay. The file appears whole or not at all.
 
     Videos of more than 8 bits a sample are encoded to 10 where the encoder can. Chroma keeps its resolution where the
-    encoder and the size allow it. Rotated or mirrored videos (as telephones write them) become upright. Pixels that are
-    not square stay as they are.
+    encoder and the size allow it. Rotated or mirrored videos become upright; pixels that are not square stay so.
 
     Args:
-        upscaler: with an active runner.
         source: any container and codec that FFmpeg reads.
-        target: ends in .mp4, .mkv, .mov, .webm, .avi or .m4v.
-        options: codec and quality.
-        on_frame: called after each frame.
+        target: ends in one of `VIDEO_SUFFIXES`.
 
     Raises:
         UsageError: the target's suffix is not a video's, the codec is unknown or has no such CRF.
@@ -333,7 +318,9 @@ class _Transcoding:
         location = _CHROMA_LOCATIONS.get(self._codec) or chroma_location(frame)
         if aspect := self._video.sample_aspect_ratio:
             stream.codec_context.sample_aspect_ratio = 1 / aspect if turned else aspect
-        crf = self._options.crf if self._options.crf is not None else _DEFAULT_CRF.get(self._codec)
+        crf = (
+            self._options.crf if self._options.crf is not None else _RATE_FACTORS.get(self._codec, (None,))[0]
+        )
         settings = {} if crf is None else {"crf": str(crf)}
         if self._codec not in _CHROMA_LOCATIONS:
             settings["chroma_sample_location"] = location

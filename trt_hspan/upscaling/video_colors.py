@@ -116,12 +116,9 @@ def chroma_location(frame: Any) -> str:
 
 
 class FrameWriter:
-    """Makes frames of one size and pixel format.
+    """Makes frames of one size and pixel format: 4:2:0, 4:2:2 or 4:4:4 in planes, planar RGB, bgr0 or rgb24.
 
     Args:
-        av: the PyAV module.
-        name: 4:2:0, 4:2:2 or 4:4:4 in planes, planar RGB, bgr0 or rgb24.
-        size: of the frames.
         tags: matrix, range, primaries and transfer of the frames, by PyAV's names of them.
         location: of halved chroma, as `chroma_location`.
         gray: whether chroma is none.
@@ -139,18 +136,18 @@ class FrameWriter:
     def frame(self, rgb: Float32Array) -> Any:
         """A frame of (3, H, W), rounded to the nearest codes."""
         if not self._kind.is_rgb:
-            made = self._filled(self._codes_of_yuv(rgb))
+            frame = self._filled(self._codes_of_yuv(rgb))
         else:
             white = _largest(self._bits)
             codes = _rounded(rgb * np.float32(white), white)
             if self._kind.is_planar:
-                made = self._filled(codes[[1, 2, 0]])
+                frame = self._filled(codes[[1, 2, 0]])
             else:
                 packed = np.ascontiguousarray(codes.astype(np.uint8).transpose(1, 2, 0))
-                made = self._av.VideoFrame.from_ndarray(packed, format="rgb24").reformat(format=self._name)
+                frame = self._av.VideoFrame.from_ndarray(packed, format="rgb24").reformat(format=self._name)
         for name, tag in self._tags.items():
-            setattr(made, name, tag)
-        return made
+            setattr(frame, name, tag)
+        return frame
 
     def _located(self, location: str) -> Any:
         """A frame of 4:4:4 and 16 bits that says where its chroma lies."""

@@ -28,13 +28,9 @@ _MOST_ANSWERS: Final = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class DataJob:
-    """What to run, and with how many workers.
+    """What to run, with `concurrency` workers at a time; `cpus` of each are None where GPUs count.
 
-    Attributes:
-        rows: {index, source, target} of each picture.
-        bundle, options, writing, attempts: as `UpscaleWorker` takes them.
-        concurrency: workers at a time.
-        cpus, gpus: of each worker; `cpus` is None where GPUs count.
+    Rows are {index, source, target} of each picture.
     """
 
     rows: Sequence[Row]

@@ -39,12 +39,9 @@ _FORK_ADVICE: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """Where and how.
+    """Where: "local" starts a cluster on this machine for the job, "auto" or ray://host:port joins one; and how.
 
-    Attributes:
-        address: "local" starts a cluster on this machine for the job; "auto" or ray://host:port joins one.
-        workers: at one time; None is one for each GPU, or for each `cpus_per_worker` processors where there are none.
-        cpus_per_worker: processors that each worker may use.
+    Workers at one time are one for each GPU, or for each `cpus_per_worker` processors without any, if None.
 
     Raises:
         UsageError: an address of another form, or a number below 1.
@@ -76,13 +73,9 @@ class ClusterReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterJob:
-    """What to do, and how.
+    """What to do, and how; the results are the same bytes as those of one process.
 
     Attributes:
-        tasks: the pictures.
-        bundle: the network.
-        options, writing: as for one process; the results are the same bytes.
-        spec: where.
         journal: of earlier runs.
         overwrite: repeat finished tasks, and replace files that are not in the journal.
         on_end: called with the report of each task when it ends.

@@ -18,12 +18,7 @@ from trt_hspan.media.formats import kind_of_file
 def cluster_job(
     job: UpscaleJob, address: str, workers: int | None, on_end: Callable[[ClusterReport], None]
 ) -> ClusterJob:
-    """The job, ready to run.
-
-    Args:
-        job: inputs and output are files, folders or URIs; `execution.threads` are for each worker.
-        address, workers: as `ClusterSpec` takes them.
-        on_end: called with each task when it ends.
+    """The job, ready to run; inputs and output are files, folders or URIs, `execution.threads` are for each worker.
 
     Raises:
         UsageError: pipes, videos, or options that do not go with a cluster; as `ClusterSpec`.
