@@ -1,6 +1,7 @@
 """The manifest beside a plan: what the engine is, and the hashes of its files.
 
-A plan is code: nothing loads one whose manifest is missing or does not match it.
+A plan is code: nothing loads one whose manifest is missing or does not match it. What each key means and may be is in
+manifest.schema.json, which the C++ runtime reads as well.
 """
 
 from __future__ import annotations
@@ -32,14 +33,7 @@ _BUILD_AGAIN = "build the engine again with trt-hspan build"
 
 @dataclass(frozen=True, kw_only=True)
 class PluginRecord:
-    """The plugin library an engine was built with.
-
-    Args:
-        file: the library's file name, without its folder.
-        sha256: hash of that file.
-        abi_version: version of the operator's contract that it implements.
-        architectures: what it contains code for: "sm_86" is machine code, "compute_120" is PTX.
-    """
+    """The plugin library an engine was built with."""
 
     file: str
     sha256: str
@@ -49,12 +43,7 @@ class PluginRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileRecord:
-    """Shapes (N, 3, H, W) of the input: smallest accepted, tuned for, largest accepted.
-
-    Args:
-        activation_memory_bytes: device memory for activations at `max` in this profile, as TensorRT reports it; None
-            when it reported none, or a figure that cannot be right.
-    """
+    """Shapes (N, 3, H, W) of the input: smallest accepted, tuned for, largest accepted; memory at the largest."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -70,18 +59,7 @@ class ProfileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationRecord:
-    """What is quantized in an engine, read from its ONNX file.
-
-    Args:
-        type: of the quantized convolutions.
-        convolutions: of the network, mean shifts included.
-        quantized_convolutions: those whose input and weights are quantized.
-        quantized_mac_share: their share of all convolutions' multiply-accumulates, 0..1.
-        builder_convolutions: those that the builder's log reports as fused with their scales; None when it has none,
-            as TensorRT-RTX's for a float32 base.
-        recipe_sha256: hash of the recipe that makes the model from its source, or None when the file does not say.
-        calibration_sha256: hash of the calibration table behind the scales, likewise.
-    """
+    """What is quantized in an engine, read from its ONNX file."""
 
     type: Literal["int8", "fp8"]
     convolutions: int
@@ -94,7 +72,7 @@ class QuantizationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class IoTensor:
-    """One input or output of the engine. `dtype` as in "float32"; a dynamic dimension is -1."""
+    """One input or output of the engine."""
 
     name: str
     dtype: str
@@ -104,33 +82,7 @@ class IoTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineManifest:
-    """Everything about an engine that can be known without opening it.
-
-    Args:
-        format_version: of this file; 4.
-        onnx_file: file name of the model it was built from, in the manifest's folder.
-        plugin: the plugin library, None when the attention is not the plugin.
-        flavor: which TensorRT; `tensorrt_version` is its version. Engines run with no other, unless `traits` says so.
-        traits: what the engine can do beyond running where it was built, in `Trait`'s order.
-        timing_cache_sha256: of the timing cache as the build left it; None without one.
-        precision: "int8" or "fp8" when convolutions are quantized, else the type of all arithmetic.
-        base_precision: type of what is not quantized; equal to `precision` when nothing is.
-        quantization: what is quantized; None when nothing is.
-        targets: requested compute capabilities; empty means the default set of TensorRT-RTX.
-        scale: the network upscales by this factor; None for a network that is not HSPAN's.
-        profiles: what one run may take, one TensorRT optimization profile each, in TensorRT's order.
-        activation_memory_bytes: the largest figure of the profiles, since one run uses one of them; None when one of
-            theirs is None.
-        activation_memory_source: "engine" (read from the deserialized engine), "builder log", or None.
-        weights_memory_bytes: device memory for weights as the builder's log reports it, or None.
-        network_layer_counts: layers of the parsed network by type; a plugin counts as PLUGIN_V3.
-        engine_layer_counts: layers of the built engine by kind, of all profiles together, from the builder's log;
-            None without one.
-        build_time_seconds: wall time inside the builder.
-        source_sha256: hash of the checkpoint behind the model, when the model says so.
-        created_utc: ISO 8601.
-        range_audit: the network's ranges on pictures against the type's limits; None unless it was requested.
-    """
+    """Everything about an engine that can be known without opening it."""
 
     format_version: int
     plan_sha256: str
@@ -188,7 +140,7 @@ def manifest_path(plan_path: str | os.PathLike[str]) -> Path:
 
 @functools.cache
 def manifest_schema() -> Any:
-    """What a manifest contains, as JSON Schema. plugins/runtime/manifest.cpp reads the same file."""
+    """What a manifest contains, as JSON Schema."""
     return json.loads(
         resources.files(__package__).joinpath("manifest.schema.json").read_text(encoding="utf-8")
     )

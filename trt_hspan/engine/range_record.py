@@ -31,24 +31,7 @@ RISK_MEANINGS: Final[Mapping[Risk, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NodeRange:
-    """One node of the network on all audited pictures, computed in float32.
-
-    Attributes:
-        node: its name.
-        op_type: its ONNX operator.
-        low: whether its result is in the low type: it computes in it, or a node that reads it does.
-        largest: largest absolute value of its result; None when that is NaN or infinite.
-        rounding_snr_db: power of the result over the power of what rounding it to the type changes, in dB; None
-            when nothing changes, or when a value becomes infinite.
-        update_snr_db: for a sum of two activations: power of the smaller one over the power of what rounding
-            the sum changes, in dB; None for other nodes, and as for `rounding_snr_db`.
-        largest_weight: largest absolute value of its weights; None without weights.
-        largest_score: for attention: largest absolute unscaled score q . k, in float32.
-        score_error: for attention: how far rounding query and key to the type moves a score that can have
-            a weight (one within 1 of its row's largest), at most; None when query or key overflow.
-        risks: why the type may not do here; empty for most nodes.
-        cure: the nodes that must stay in float32 to remove these risks.
-    """
+    """One node of the network on all audited pictures; engine/manifest.schema.json says what each figure is."""
 
     node: str
     op_type: str
@@ -65,16 +48,7 @@ class NodeRange:
 
 @dataclass(frozen=True, kw_only=True)
 class RangeAudit:
-    """A network's ranges against the limits of a type.
-
-    Attributes:
-        precision: the type, "fp16" or "bf16".
-        limit: its largest finite value.
-        pictures: how many were audited.
-        tile: pictures were cut to at most tile x tile input pixels.
-        nodes: every node that makes a float tensor, in the graph's order.
-        kept_fp32: nodes that stay in float32 on request, on top of those that always do.
-    """
+    """A network's ranges against the limits of a type."""
 
     precision: LowPrecision
     limit: float
