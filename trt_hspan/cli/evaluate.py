@@ -47,7 +47,7 @@ class EvaluateRequest:
     )
     data: Path = option(
         "The folder of the sets: DATA/Set5/HR/NAME.png and DATA/Set5/LR_bicubic/X4/NAMEx4.png, in it or in its "
-        "benchmark folder. Of a set with HR alone, the input is made by bicubic interpolation as MATLAB's.",
+        "benchmark folder. Of a set with HR alone, the input is computed by bicubic interpolation as MATLAB's.",
         "DATA",
         default=...,
     )
@@ -111,15 +111,15 @@ def evaluate(request: EvaluateRequest) -> None:
         report = evaluated(
             runner, request.data, sets, options=upscaling, results=request.json, on_progress=bar.show
         )
+    tables = [_means(report), *(_pictures(report, measured.name) for measured in report.sets)]
+    remarks = [f"{p.set}/{p.remark}" for p in report.pictures if p.remark is not None]
     if request.markdown is not None:
-        write_text(request.markdown, _markdown(report))
-    pictures = [[f"{p.set}/{p.name}", f"{p.height}x{p.width}", *_figures(p)] for p in report.pictures]
-    print_rows(_title(report), ["picture", "input", *_COLUMNS], pictures)
-    sets_rows = [[s.name, str(s.pictures), *_figures(s)] for s in report.sets]
-    print_rows("Means", ["set", "pictures", *_COLUMNS], sets_rows)
-    remarks = _remarks(report)
-    if remarks:
-        print_table("", {f"remark {number}": remark for number, remark in enumerate(remarks, 1)})
+        parts = [f"{_title(report)}.", *(_markdown(*table) for table in tables)]
+        write_text(request.markdown, "\n\n".join([*parts, *(f"- {remark}" for remark in remarks)]) + "\n")
+    for head, rows in reversed(tables):
+        print_rows("", head, rows)
+    notes = {"network": _title(report)}
+    print_table("", notes | {f"remark {number}": remark for number, remark in enumerate(remarks, 1)})
 
 
 def _title(report: BenchmarkReport) -> str:
@@ -129,27 +129,21 @@ def _title(report: BenchmarkReport) -> str:
     return f"{report.network} at scale {report.scale}, {report.backend}, {cut}{ensemble}"
 
 
+def _means(report: BenchmarkReport) -> tuple[list[str], list[list[str]]]:
+    return ["set", "pictures", *_COLUMNS], [[s.name, str(s.pictures), *_figures(s)] for s in report.sets]
+
+
+def _pictures(report: BenchmarkReport, name: str) -> tuple[list[str], list[list[str]]]:
+    own = (picture for picture in report.pictures if picture.set == name)
+    return [name, "input", *_COLUMNS], [[p.name, f"{p.height}x{p.width}", *_figures(p)] for p in own]
+
+
 def _figures(measured: BenchmarkPicture | BenchmarkSet) -> list[str]:
     qualities = (measured.quality, measured.bicubic)
     cells = [text for q in qualities for text in (f"{q.psnr_y_db:.3f}", f"{q.ssim_y:.4f}")]
     return [*cells, f"{measured.seconds:.2f}"]
 
 
-def _remarks(report: BenchmarkReport) -> list[str]:
-    return [f"{picture.set}/{picture.remark}" for picture in report.pictures if picture.remark is not None]
-
-
-def _markdown(report: BenchmarkReport) -> str:
-    def table(head: list[str], rows: list[list[str]]) -> str:
-        rule = ["---", *["---:"] * (len(head) - 1)]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
-
-    parts = [
-        f"{_title(report)}.",
-        table(["set", "pictures", *_COLUMNS], [[s.name, str(s.pictures), *_figures(s)] for s in report.sets]),
-    ]
-    for measured in report.sets:
-        own = [p for p in report.pictures if p.set == measured.name]
-        rows = [[p.name, f"{p.height}x{p.width}", *_figures(p)] for p in own]
-        parts.append(table([measured.name, "input", *_COLUMNS], rows))
-    return "\n\n".join([*parts, *(f"- {remark}" for remark in _remarks(report))]) + "\n"
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

@@ -150,7 +150,7 @@ def benchmark_sets(
     A set is a folder of its name, in the folder of data, its `benchmark` or its `SrBenchmark`. It contains ground truth
     in `HR` (or `GTmod12`, `GT`) and inputs as `LR_bicubic/X<scale>/PICTUREx<scale>.png` (or `LRbicx<scale>`);
     DIV2K has `NAME_HR` and `NAME_LR_bicubic` instead. A set without inputs, or a folder of nothing but pictures, is
-    ground truth from which the inputs are made. The folder of data may be a set itself.
+    ground truth from which the inputs are computed. The folder of data may be a set itself.
 
     Args:
         names: of the sets, in any case; none is all there are, in the order of the published tables.
@@ -191,8 +191,8 @@ def benchmark_sets(
     return {name: _set_samples(*there[name], scale) for name in chosen if name is not None}
 
 
-def _name_of(wanted: str, there: Iterable[str]) -> str | None:
-    called = (wanted.lower(), *_ALSO_CALLED.get(wanted.lower(), ()))
+def _name_of(requested: str, there: Iterable[str]) -> str | None:
+    called = (requested.lower(), *_ALSO_CALLED.get(requested.lower(), ()))
     return next((name for name in there if name.lower() in called), None)
 
 
