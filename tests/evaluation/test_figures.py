@@ -63,23 +63,6 @@ def test_labels_are_drawn(tmp_path: Path) -> None:
     assert (one != third).any()
 
 
-@pytest.mark.parametrize(
-    ("shown", "crop", "message"),
-    [
-        ([], CROP, "panels of the same size"),
-        (panels(1) + panels(1, height=41), CROP, "panels of the same size"),
-        (panels(1), dataclasses.replace(CROP, left=31), "does not lie inside 40 x 60"),
-        (panels(1), dataclasses.replace(CROP, height=0), "does not lie inside"),
-    ],
-)
-def test_layouts_that_cannot_be_are_refused(
-    tmp_path: Path, shown: list[Panel], crop: Crop, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        save_comparison(tmp_path / "a.png", shown, crop)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_folder_as_output_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(HspanError, match="is a folder"):
         save_comparison(tmp_path, panels(1), CROP)
