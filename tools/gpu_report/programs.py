@@ -116,6 +116,7 @@ def _check_upscale_program(checks: Checks, folder: Path, plan: Path) -> None:
         _PICTURE,
         "-o",
         folder / "program.png",
+        "--overwrite",
     ]
     environment = {
         **os.environ,

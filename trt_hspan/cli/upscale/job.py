@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trt_hspan.cli.output import print_report, say
 from trt_hspan.errors import HspanError, printable
@@ -202,7 +202,8 @@ class WorkProgress:
         self._current = 0.0
         self._total = sum(self._sizes.values())
         self._begun: float | None = None  # when the first file was
-        self._id = self._bar.add_task("upscaling", total=self._total or None, left="-:--:--", speed="-")
+        self._warm: tuple[float, float] | None = None  # when the first tile was finished, and its megapixels
+        self._id = self._bar.add_task("upscaling", total=self._total or None, left=_TimeLeft(None), speed="-")
 
     def __enter__(self) -> WorkProgress:
         self._bar.start()
@@ -235,13 +236,16 @@ class WorkProgress:
         self._update(self._before + self._current * done / count)
 
     def _update(self, completed: float) -> None:
-        """The mean speed so far, and the time that is left by it, from the first tile on."""
+        """The mean speed so far, and the time that is left: from the second tile on by that of all but the first."""
         self._bar.update(self._id, completed=completed)
+        now = time.monotonic()
         if completed > 0 and self._begun is not None:
-            elapsed = time.monotonic() - self._begun
-            seconds = round(elapsed * max(0.0, self._total / completed - 1))
+            since, before = self._warm or (self._begun, 0.0)
+            left = (now - since) * (self._total - completed) / max(completed - before, 1e-9)
+            self._warm = self._warm or (now, completed)
+            elapsed = now - self._begun
             speed = f"{completed / elapsed:.2f}" if elapsed else "-"
-            self._bar.update(self._id, left=str(timedelta(seconds=seconds)), speed=speed)
+            self._bar.update(self._id, left=_TimeLeft(now + left), speed=speed)
 
     def on_frame(self, done: int, count: int | None) -> None:
         if count:
@@ -252,6 +256,17 @@ class WorkProgress:
             self._bar.console.print(f"trt-hspan: {printable(line)}", markup=False, highlight=False)
         else:
             say(line)
+
+
+class _TimeLeft(NamedTuple):
+    """As text, the time until an end by the monotonic clock, such as "0:04:40": it falls while a tile takes minutes."""
+
+    end: float | None
+
+    def __str__(self) -> str:
+        if self.end is None:
+            return "-:--:--"
+        return str(timedelta(seconds=max(0, round(self.end - time.monotonic()))))
 
 
 def _pixels(task: Task) -> float:
