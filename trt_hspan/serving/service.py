@@ -102,7 +102,6 @@ class Service:
         self.under_way = 0
         self.image_name = f"{model.name}_image"
         self._interfaces = {model.name: TENSORS, self.image_name: PICTURES}
-        self._lock = threading.Lock()
         self._outcomes: Tally[tuple[str, bool]] = Tally()
         self._jobs: set[Job] = set()
         self.remembered: OrderedDict[str, Job] = OrderedDict()
@@ -174,10 +173,10 @@ class Service:
         """The answer to a question of the v2 protocol other than ModelInfer, by its gRPC name.
 
         Raises:
-            RefusedError: 404 for a model that there is not, or another question.
+            RefusedError: 404 for a model that there is not.
         """
-        if name or question.startswith("ModelMetadata"):
-            self.interface(name, version)
+        models = [name] if name or question in ("ModelReady", "ModelMetadata") else list(self._interfaces)
+        interface = self.interface(models[0], version)
         if question == "ServerLive":
             return {"live": True}
         if question in ("ServerReady", "ModelReady"):
@@ -185,15 +184,12 @@ class Service:
         if question == "ServerMetadata":
             return SERVER_METADATA
         if question == "ModelMetadata":
-            return self.interface(name, version).metadata(name, self.model.version)
+            return interface.metadata(models[0], self.model.version)
         if question == "ModelStatistics":
-            return {
-                "model_stats": [self._statistics(each) for each in ([name] if name else self._interfaces)]
-            }
-        if question == "RepositoryIndex":
-            facts = {"version": str(self.model.version), "state": "READY"}
-            return {"models": [{"name": each, **facts} for each in self._interfaces]}
-        raise RefusedError(404, f"no such question: {question[:40]}")
+            return {"model_stats": [self._statistics(each) for each in models]}
+        assert question == "RepositoryIndex"
+        facts = {"version": str(self.model.version), "state": "READY"}
+        return {"models": [{"name": each, **facts} for each in models]}
 
     def _statistics(self, name: str) -> dict[str, Any]:
         """As Triton's: requests that succeeded and failed, and runs of the network."""
