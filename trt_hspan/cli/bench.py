@@ -85,7 +85,7 @@ def bench(request: BenchRequest) -> None:
 
 def _print(report: BenchReport) -> None:
     columns = ["network", "size", "batch", "p50 ms", "p90", "p95", "p99", "images/s", "x peer", "peak MB"]
-    rows = [_row(report.name_of(measurement), measurement) for measurement in report.measurements]
+    rows = [measurement_row(report.name_of(measurement), measurement) for measurement in report.measurements]
     print_rows("Latency of one run, host to host", columns, rows)
     stages = [
         row
@@ -97,7 +97,8 @@ def _print(report: BenchReport) -> None:
     print_table("", _footnotes(report.measurements, report.machine, report.picked))
 
 
-def _row(name: str, measurement: Measurement) -> list[str]:
+def measurement_row(name: str, measurement: Measurement) -> list[str]:
+    """Network, size, batch, p50, p90, p95, p99, images/s, times the peer, peak memory."""
     latency, peak = measurement.latency, measurement.host_peak_bytes
     if measurement.gpu_bytes is not None:
         peak = sum(measurement.gpu_bytes.values())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from trt_hspan.cli import options
 from trt_hspan.cli.audit import print_audit
-from trt_hspan.cli.output import print_json, print_table, say
+from trt_hspan.cli.output import print_json, print_table, say, size_text
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import flag, given_options, option, refuse_options, takes_request
 from trt_hspan.errors import UsageError
@@ -229,7 +229,7 @@ def _summary(spec: EngineSpec, manifest: EngineManifest) -> dict[str, object]:
     layers = manifest.network_layer_counts
     default = "TensorRT-RTX's default set"
     return {
-        "engine": f"{spec.output} ({_size_text(manifest.plan_size_bytes)})",
+        "engine": f"{spec.output} ({size_text(manifest.plan_size_bytes)})",
         "model": spec.onnx_output,
         "manifest": spec.manifest_output,
         "TensorRT": f"{manifest.flavor} {manifest.tensorrt_version}",
@@ -238,8 +238,8 @@ def _summary(spec: EngineSpec, manifest: EngineManifest) -> dict[str, object]:
         "precision": _precision_text(manifest),
         "attention": manifest.attention if plugin is None else f"plugin, {plugin.file} {plugin.sha256[:12]}",
         **_profile_rows(manifest.profiles),
-        "activation memory": _size_text(manifest.activation_memory_bytes),
-        "weights": _size_text(manifest.weights_memory_bytes),
+        "activation memory": size_text(manifest.activation_memory_bytes),
+        "weights": size_text(manifest.weights_memory_bytes),
         "layers": f"{sum(layers.values())}, of them {layers.get('PLUGIN_V3', 0)} plugins",
         "build time": f"{manifest.build_time_seconds:.1f} s",
     }
@@ -253,7 +253,7 @@ def _profile_rows(profiles: Sequence[ProfileRecord]) -> dict[str, object]:
     if len(profiles) == 1:
         return {"shapes": text(profiles[0])}
     return {
-        f"profile {index}": f"{text(profile)}: {_size_text(profile.activation_memory_bytes) or 'unknown'}"
+        f"profile {index}": f"{text(profile)}: {size_text(profile.activation_memory_bytes) or 'unknown'}"
         for index, profile in enumerate(profiles)
     }
 
@@ -266,7 +266,3 @@ def _precision_text(manifest: EngineManifest) -> str:
         f"{record.type} in {record.quantized_convolutions} of {record.convolutions} convolutions "
         f"({record.quantized_mac_share:.1%} of their work), {manifest.base_precision} elsewhere"
     )
-
-
-def _size_text(size_bytes: int | None) -> str | None:
-    return None if size_bytes is None else f"{size_bytes / 1e6:,.1f} MB"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from trt_hspan.cli import options
-from trt_hspan.cli.output import print_json, print_rows
+from trt_hspan.cli.output import print_json, print_rows, size_text
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
 
@@ -64,10 +64,8 @@ def _print(report: DemoReport) -> None:
         [
             kind,
             plan.name,
-            f"{manifest.plan_size_bytes / 1e6:.1f} MB",
-            "-"
-            if manifest.activation_memory_bytes is None
-            else f"{manifest.activation_memory_bytes / 1e6:,.1f} MB",
+            str(size_text(manifest.plan_size_bytes)),
+            size_text(manifest.activation_memory_bytes) or "-",
             str(manifest.network_layer_counts.get("PLUGIN_V3", 0)),
             f"{manifest.build_time_seconds:.1f} s",
         ]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from trt_hspan.cli import options
-from trt_hspan.cli.output import print_json, print_rows, print_table
+from trt_hspan.cli.output import print_json, print_rows, print_table, size_text
 from trt_hspan.cli.request import argument, flag, takes_request
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ def _row(layer: Layer) -> list[str]:
 def _readable(name: str, value: Any) -> Any:
     """Sizes in MB, shapes with an x, lists of words with commas."""
     if name.endswith("_bytes") and isinstance(value, int):
-        return _megabytes(value)
+        return size_text(value)
     if name == "profiles":
         return "\n".join(f"{index}: {_profile(item)}" for index, item in enumerate(value))
     if name == "weights_memory_by_type":
-        return ", ".join(f"{kind} {_megabytes(size)}" for kind, size in value.items())
+        return ", ".join(f"{kind} {size_text(size)}" for kind, size in value.items())
     if name == "tensors":
         return ", ".join(f"{item['mode']} {item['dtype']} {_shape(item['shape'])}" for item in value)
     if isinstance(value, list):
@@ -70,11 +70,7 @@ def _readable(name: str, value: Any) -> Any:
 def _profile(item: dict[str, Any]) -> str:
     shapes = ", ".join(f"{side} {_shape(item[side])}" for side in ("min", "opt", "max"))
     memory = item["activation_memory_bytes"]
-    return shapes if memory is None else f"{shapes}, activations {_megabytes(memory)}"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+    return shapes if memory is None else f"{shapes}, activations {size_text(memory)}"
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -41,6 +41,11 @@ def print_report(
         print_table(title, {words.get(name, name): value for name, value in table.items()})
 
 
+def size_text(size_bytes: int | None) -> str | None:
+    """In MB; None where it is not known."""
+    return None if size_bytes is None else f"{size_bytes / 1e6:,.1f} MB"
+
+
 def rounded(value: float, digits: int) -> float:
     """`round`, but what rounds to minus zero is zero."""
     return round(value, digits) + 0.0

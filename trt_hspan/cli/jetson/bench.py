@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_hspan.cli import options
+from trt_hspan.cli.bench import measurement_row
 from trt_hspan.cli.jetson import options as board_options
 from trt_hspan.cli.jetson.options import BoardEngineOptions, board_report, printed_advice
 from trt_hspan.cli.output import print_json, print_rows, print_table
@@ -87,19 +88,11 @@ def _print(
 
 
 def _bench_row(measurement: Measurement, floor_ms: float, *, on_board: bool) -> list[str]:
-    graph = {None: "", True: ", graph", False: ", no graph"}[measurement.cuda_graph]
-    latency = measurement.latency
     # What another machine takes is no multiple of the board's floor.
-    times = f"{latency.p50_ms / floor_ms:.1f}" if on_board and not measurement.emulated else "-"
-    return [
-        f"{measurement.network}{graph}",
-        f"{measurement.height}x{measurement.width}",
-        f"{latency.p50_ms:.2f}{'' if latency.stable else ' *'}",
-        f"{latency.p95_ms:.2f}",
-        f"{measurement.images_per_second:.2f}",
-        f"{floor_ms:.2f}",
-        times,
-    ]
+    is_multiple = on_board and not measurement.emulated
+    times = f"{measurement.latency.p50_ms / floor_ms:.1f}" if is_multiple else "-"
+    name, size, _, p50, _, p95, _, throughput, *_ = measurement_row(measurement.network, measurement)
+    return [name, size, p50, p95, throughput, f"{floor_ms:.2f}", times]
 
 
 def _board_notes(detection: Detection, facts: DeviceFacts) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from trt_hspan.cli import options
 from trt_hspan.cli.jetson import options as board_options
 from trt_hspan.cli.jetson.options import board_report, printed_advice
-from trt_hspan.cli.output import print_report
+from trt_hspan.cli.output import print_report, size_text
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import argument, option, takes_request
 from trt_hspan.sizes import image_size_from_text
 
 if TYPE_CHECKING:
     from trt_hspan.engine.manifest import EngineManifest
-    from trt_hspan.jetson.advice import Advice
     from trt_hspan.jetson.board_build import BoardBuild
     from trt_hspan.jetson.boards import Detection
 
@@ -61,23 +59,16 @@ def build(request: BoardBuildRequest) -> None:
     advice = printed_advice(detection, facts)
     with progress(f"building {request.output.name}") as bar:
         manifest = build_engine(planned.spec, on_progress=bar.phases(f"building {request.output.name}"))
-    report = _build_report(detection, planned, manifest, advice)
-    rows = _build_table(detection, planned, manifest)
-    print_report(f"Built {request.output}", report, rows, as_json=request.json)
-
-
-def _build_report(
-    detection: Detection, planned: BoardBuild, manifest: EngineManifest, advice: Sequence[Advice]
-) -> dict[str, Any]:
-    spec = planned.spec
-    return {
+    report = {
         **board_report(detection, advice),
-        "plan": str(spec.output),
+        "plan": str(request.output),
         "planned_memory_bytes": planned.plan.memory.total,
-        "workspace_limit_mib": spec.workspace_mib,
-        "tactic_memory_limit_mib": spec.tactic_dram_mib,
+        "workspace_limit_mib": planned.spec.workspace_mib,
+        "tactic_memory_limit_mib": planned.spec.tactic_dram_mib,
         **json.loads(manifest.as_json()),
     }
+    rows = _build_table(detection, planned, manifest)
+    print_report(f"Built {request.output}", report, rows, as_json=request.json)
 
 
 def _build_table(detection: Detection, planned: BoardBuild, manifest: EngineManifest) -> dict[str, Any]:
@@ -88,7 +79,7 @@ def _build_table(detection: Detection, planned: BoardBuild, manifest: EngineMani
     plugin = "-" if manifest.plugin is None else f"{manifest.plugin.file} {manifest.plugin.sha256[:12]}"
     return {
         "board": f"{detection.board.name}: {detection.why}",
-        "engine": f"{spec.output} ({manifest.plan_size_bytes / 1e6:,.1f} MB)",
+        "engine": f"{spec.output} ({size_text(manifest.plan_size_bytes)})",
         "manifest": spec.manifest_output,
         "TensorRT": f"{manifest.flavor} {manifest.tensorrt_version}, {', '.join(manifest.targets)}",
         "precision": manifest.precision,
@@ -97,9 +88,7 @@ def _build_table(detection: Detection, planned: BoardBuild, manifest: EngineMani
         "larger pictures": "are cut into tiles",
         "memory planned": f"{plan.memory.total / 1e9:.2f} of {plan.board.memory_bytes / 1e9:.2f} GB, of them "
         f"{plan.memory.reserved / 1e9:.2f} GB for the system",
-        "activation memory": None
-        if reported is None
-        else f"{reported / 1e6:,.1f} MB, as TensorRT reports it",
+        "activation memory": reported and f"{size_text(reported)}, as TensorRT reports it",
         "limits of the build": f"workspace {spec.workspace_mib} MiB, trial runs {spec.tactic_dram_mib} MiB",
         "build time": f"{manifest.build_time_seconds:.1f} s",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -52,36 +53,51 @@ def _say_waiting(folder: str) -> None:
 
 
 def _print_all(job: UpscaleJob, outcome: JobOutcome, reports: list[TaskReport], *, as_json: bool) -> int:
-    work = outcome.work
-    done, skipped, failed = (
-        [entry for entry in reports if entry.outcome == name] for name in ("done", "skipped", "failed")
-    )
+    counts = Counter(entry.outcome for entry in reports)
     totals = {
-        "done": len(done),
-        "skipped": len(skipped),
-        "failed": len(failed),
+        **{name: counts[name] for name in ("done", "skipped", "failed")},
         "left_out": [str(path) for path in outcome.left_out],
-        "seconds": round(sum(entry.seconds for entry in done), 3),
-        **_runner_rows(work.runner),
-        "out_of_memory": work.upscaler.shrinks or None,
+        "seconds": round(sum(entry.seconds for entry in reports if entry.outcome == "done"), 3),
+        **_runner_rows(outcome.work.runner),
+        "out_of_memory": outcome.work.upscaler.shrinks or None,
     }
-    files = [_file_entry(entry) for entry in reports]
-    title = f"Upscaled to {job.output}"
-    shown = totals | {"left_out": left_out_text([*map(str, outcome.left_out)])}
-    print_report(title, {**totals, "files": files}, for_people(shown), as_json=as_json)
-    notes = [
-        (*_names(entry), f"{entry.task.source}: {line}")
-        for entry in done
-        for line in (*getattr(entry.result, "dropped_streams", ()), *getattr(entry.result, "notes", ()))
+    files = [
+        {
+            "input": str(entry.task.source),
+            "output": str(entry.task.target),
+            "outcome": entry.outcome,
+            "error": entry.error,
+            "seconds": round(entry.seconds, 3),
+            **({} if entry.result is None else _result_rows(entry.result)),
+        }
+        for entry in reports
     ]
-    for line in lines_with_counts(notes):
+    return print_files(job, totals, files, as_json=as_json)
+
+
+def print_files(
+    job: UpscaleJob, totals: dict[str, Any], files: list[dict[str, Any]], *, as_json: bool
+) -> int:
+    """Prints what became of files, {input, output, outcome, error} and more each. Returns the exit code.
+
+    What is to be said of files that are done, and errors, are lines on stderr.
+    """
+    shown = totals | {"left_out": _left_out_text(totals["left_out"])}
+    print_report(f"Upscaled to {job.output}", {**totals, "files": files}, for_people(shown), as_json=as_json)
+    notes = [
+        (file["input"], file["output"], f"{file['input']}: {line}")
+        for file in files
+        for line in (*file.get("dropped_streams", ()), *file.get("notes", ()))
+    ]
+    for line in _lines_with_counts(notes):
         say(line)
-    for line in lines_with_counts([(*_names(entry), entry.error or "") for entry in failed]):
+    errors = [(file["input"], file["output"], file["error"]) for file in files if file["error"]]
+    for line in _lines_with_counts(errors):
         say(f"error: {line}")
-    return 1 if failed else 0
+    return 1 if errors else 0
 
 
-def left_out_text(paths: Sequence[str]) -> str | None:
+def _left_out_text(paths: Sequence[str]) -> str | None:
     """Such as "3, neither pictures nor videos: a.txt, b.txt, c.csv"; None without any."""
     if not paths:
         return None
@@ -89,7 +105,7 @@ def left_out_text(paths: Sequence[str]) -> str | None:
     return f"{len(paths)}, neither pictures nor videos: {', '.join(names)}"
 
 
-def lines_with_counts(lines: Sequence[tuple[str, str, str]]) -> list[str]:
+def _lines_with_counts(lines: Sequence[tuple[str, str, str]]) -> list[str]:
     """Lines, each with its source and target; those that differ in nothing but these are one line with a count."""
     alike: dict[str, list[str]] = {}
     for source, target, line in lines:
@@ -99,22 +115,6 @@ def lines_with_counts(lines: Sequence[tuple[str, str, str]]) -> list[str]:
         for group in alike.values()
         for line in (group if len(group) <= _NAMED else [f"{group[0]} (and {len(group) - 1} more like it)"])
     ]
-
-
-def _names(entry: TaskReport) -> tuple[str, str]:
-    return str(entry.task.source), str(entry.task.target)
-
-
-def _file_entry(entry: TaskReport) -> dict[str, Any]:
-    rows = {} if entry.result is None else _result_rows(entry.result)
-    return {
-        "input": str(entry.task.source),
-        "output": str(entry.task.target),
-        "outcome": entry.outcome,
-        "error": entry.error,
-        "seconds": round(entry.seconds, 3),
-        **rows,
-    }
 
 
 def _result_rows(result: Any) -> dict[str, Any]:
