@@ -54,10 +54,7 @@ tile = partial(
 )
 limit = partial(option, "Take the first N pictures only.", "N", min=1)
 min_psnr = partial(
-    option,
-    "The bar for the worst picture, in dB against PyTorch.",
-    "DB",
-    shown="50, and 40 for INT8 and FP8",
+    option, "The bar for the worst picture, in dB against PyTorch.", "DB", shown="50, and 40 for INT8 and FP8"
 )
 seconds = partial(option, "Time of sampling for each figure.", default=3.0)
 opset = partial(option, "Version of the ONNX operators to export with.", shown="18, for bf16 22")

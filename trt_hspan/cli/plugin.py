@@ -49,11 +49,7 @@ class PluginBuildRequest:
     tensorrt_root: Path | None = option(
         "TensorRT, for its headers.", "DIR", shown="searched for, else fetched"
     )
-    jobs: int | None = option(
-        "Compilations at a time.",
-        names=("--jobs", "-j"),
-        shown="all processors",
-    )
+    jobs: int | None = option("Compilations at a time.", names=("--jobs", "-j"), shown="all processors")
     force: bool = flag("Compile everything again.")
     cpu: bool = flag("Compile the CPU attention library instead: needs a C++ compiler, no CUDA.")
     cuda: bool = flag("Compile the GPU attention library of PyTorch instead: needs nvcc, no TensorRT.")

@@ -37,12 +37,7 @@ from trt_hspan.engine.spec import (
 )
 from trt_hspan.engine.tensorrt_api import check_targets, load_plugin_library, load_tensorrt, select_flavor
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import (
-    check_writable,
-    sha256_from_file,
-    staged_files,
-    write_bytes,
-)
+from trt_hspan.files import check_writable, sha256_from_file, staged_files, write_bytes
 from trt_hspan.graph import (
     base_precision_from_model,
     image_input,

@@ -126,6 +126,7 @@ def _build(
             f"TensorRT built no engine: {log.first_error or 'it did not say why'}",
             _advice(trt, spec),
         )
+    layers = Counter(network.get_layer(index).type.name for index in range(network.num_layers))
     figures = figures_from_log(log.figures)
     count = max(1, len(profiles))
     from_engine = _activation_memory_from_engine(trt, plan, count, spec.traits)
@@ -138,7 +139,7 @@ def _build(
         data=plan,
         timing_cache=None if spec.timing_cache is None else bytes(config.get_timing_cache().serialize()),
         io_tensors=_io_tensors(network),
-        network_layer_counts=_layer_counts(network),
+        network_layer_counts=dict(sorted(layers.items())),
         engine_layer_counts=figures.engine_layer_counts,
         activation_memory_bytes=memory,
         activation_memory_source=None if memory is None else source,
@@ -236,11 +237,6 @@ def _io_tensors(network: Any) -> tuple[IoTensor, ...]:
         )
         for index, tensor in enumerate([*inputs, *outputs])
     )
-
-
-def _layer_counts(network: Any) -> dict[str, int]:
-    counts = Counter(network.get_layer(index).type.name for index in range(network.num_layers))
-    return dict(sorted(counts.items()))
 
 
 def _activation_memory_from_engine(

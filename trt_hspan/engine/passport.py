@@ -188,11 +188,7 @@ def _embedded_plugin(plan: Path, manifest: EngineManifest, machine: Machine) -> 
 def _plugin(plan: Path, manifest: EngineManifest, machine: Machine, named: Path | None) -> HspanError | None:
     """Why the library cannot be the one that the engine was built with, or cannot run; the first reason."""
     from trt_hspan.files import sha256_from_file
-    from trt_hspan.native.plugin import (
-        check_plugin_serves,
-        default_plugin_path,
-        plugin_info_from_library,
-    )
+    from trt_hspan.native.plugin import check_plugin_serves, default_plugin_path, plugin_info_from_library
 
     record = manifest.plugin
     assert record is not None

@@ -119,12 +119,7 @@ class ProfileRequest:
             for axis, (what, fixed) in enumerate((("height", height), ("width", width)))
         )
         batches = _complete(
-            self.batches,
-            names.batches,
-            names.error,
-            defaults=(1, 1, 1),
-            fixed=batch,
-            what="batch",
+            self.batches, names.batches, names.error, defaults=(1, 1, 1), fixed=batch, what="batch"
         )
         low, best, high = map(ImageSize, heights, widths)
         return ImageProfile(

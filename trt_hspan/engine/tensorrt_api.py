@@ -224,7 +224,10 @@ def tensorrt_logger(trt: Any) -> Any:
 
         def log(self, level: Any, message: str) -> None:
             with contextlib.suppress(Exception):  # no exception may cross into TensorRT
-                _collect(message, is_error=level in errors)
+                with _COLLECTORS_LOCK:
+                    for collected in _COLLECTORS:
+                        collected.errors += [message] * (level in errors)
+                        collected.figures += [message] * is_figure(message)
                 expected = is_about_scales(message)
                 _LOG.log(logging.DEBUG if expected else levels.get(level, logging.INFO), "%s", message)
 
@@ -272,16 +275,6 @@ def check_targets(trt: Any, targets: tuple[str, ...]) -> None:
                 f"{trt.__name__} {trt.__version__} cannot build for {target}",
                 f"choose from {', '.join(possible)}",
             )
-
-
-def _collect(message: str, *, is_error: bool) -> None:
-    keep = is_figure(message)
-    with _COLLECTORS_LOCK:
-        for log in _COLLECTORS:
-            if is_error:
-                log.errors.append(message)
-            if keep:
-                log.figures.append(message)
 
 
 def _is_findable(module: str) -> bool:

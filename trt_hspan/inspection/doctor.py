@@ -268,11 +268,7 @@ def _package(module: str, install: str) -> str:
 
 def _plugin() -> str:
     from trt_hspan.machine.gpu import gpu_driver
-    from trt_hspan.native.plugin import (
-        check_plugin_serves,
-        default_plugin_path,
-        plugin_info_from_library,
-    )
+    from trt_hspan.native.plugin import check_plugin_serves, default_plugin_path, plugin_info_from_library
 
     path = default_plugin_path()
     if not path.is_file():

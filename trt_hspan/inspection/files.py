@@ -149,6 +149,8 @@ def _inspect_engine(plan: Path) -> Inspection:
 
 
 def _inspect_onnx(path: Path) -> Inspection:
+    from onnx import helper
+
     from trt_hspan.graph import (
         attention_nodes,
         metadata_from_model,
@@ -164,9 +166,12 @@ def _inspect_onnx(path: Path) -> Inspection:
     weights = {tensor.name for tensor in model.graph.initializer}
     bytes_of: Counter[str] = Counter()
     for tensor in model.graph.initializer:
-        bytes_of[_type_name(tensor.data_type)] += _tensor_bytes(tensor)
+        itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        bytes_of[_type_name(tensor.data_type)] += math.prod(tensor.dims) * itemsize
     facts = {
-        "built_by": f"trt-hspan {metadata.tool_version}" if metadata.tool_version else _producer(model),
+        "built_by": f"trt-hspan {metadata.tool_version}"
+        if metadata.tool_version
+        else " ".join(filter(None, (model.producer_name, model.producer_version))) or None,
         "architecture": metadata.architecture,
         "precision": precision_from_model(model),
         "quantization": None if quantization is None else asdict(quantization),
@@ -340,13 +345,3 @@ def _type_name(number: int) -> str:
 
     name = str(onnx.TensorProto.DataType.Name(number)).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    import onnx
-
-    return int(math.prod(tensor.dims)) * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-
-
-def _producer(model: onnx.ModelProto) -> str | None:
-    return " ".join(filter(None, (model.producer_name, model.producer_version))) or None

@@ -56,8 +56,7 @@ def _power(board: Board, facts: DeviceFacts) -> Advice | None:
     if facts.power_mode is None or _reaches(facts.power_mode, board.power_mode):
         return None
     return Advice(
-        what=f"{mode} is in force, the floor is for {board.power_mode}",
-        commands=_mode_commands(board, facts),
+        what=f"{mode} is in force, the floor is for {board.power_mode}", commands=_mode_commands(board, facts)
     )
 
 

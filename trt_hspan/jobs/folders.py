@@ -18,12 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.files import (
-    error_from_os_error,
-    locked_folder,
-    remove_abandoned_stages,
-    require_name_fits,
-)
+from trt_hspan.files import error_from_os_error, locked_folder, remove_abandoned_stages, require_name_fits
 from trt_hspan.media.formats import READ_FORMATS, VIDEO_SUFFIXES, WRITE_FORMATS, kind_of_file
 
 JOURNAL_NAME: Final = ".trt-hspan-journal.jsonl"

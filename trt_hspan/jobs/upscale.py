@@ -154,9 +154,7 @@ def _found(job: UpscaleJob) -> FoundTasks:
 
 
 def _upscale_folder(
-    job: UpscaleJob,
-    found: FoundTasks,
-    progress: Callable[[list[Task]], AbstractContextManager[JobProgress]],
+    job: UpscaleJob, found: FoundTasks, progress: Callable[[list[Task]], AbstractContextManager[JobProgress]]
 ) -> JobOutcome:
     job.require_used(found.tasks)
     runner = job.execution.open(job.network)

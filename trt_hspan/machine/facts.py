@@ -20,7 +20,7 @@ def machine_facts() -> dict[str, Any]:
 
     packages = ("numpy", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "pycuda")
     return {
-        "processor": _processor(),
+        "processor": next(iter(_cpuinfo("model name")), platform.processor() or platform.machine()),
         "processors": usable_processors(),
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -87,11 +87,6 @@ def clock_states() -> dict[str, Any]:
             for state in gpu_states()
         ],
     }
-
-
-def _processor() -> str:
-    names = _cpuinfo("model name")
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _cpuinfo(name: str) -> list[str]:

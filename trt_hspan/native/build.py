@@ -15,12 +15,7 @@ from trt_hspan.files import atomic_path, cache_folder, check_writable, locked_fo
 from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.native import cpu_attention, cuda_attention
 from trt_hspan.native.cmake import run_cmake
-from trt_hspan.native.plugin import (
-    LIBRARY_NAME,
-    PLACES,
-    architecture_from_target,
-    plugin_info_from_library,
-)
+from trt_hspan.native.plugin import LIBRARY_NAME, PLACES, architecture_from_target, plugin_info_from_library
 from trt_hspan.native.progress import BuildProgress
 from trt_hspan.native.sources import LibraryPlaces, sources_folder
 from trt_hspan.native.toolchain import (

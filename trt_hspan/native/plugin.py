@@ -27,10 +27,7 @@ PLUGIN_ABI_VERSION: Final = 4
 
 #: `trt-hspan plugin build` writes to `PLACES.own_path()`.
 PLACES: Final = LibraryPlaces(
-    file_name=LIBRARY_NAME,
-    variable=LIBRARY_VARIABLE,
-    folder="plugin",
-    sources_sha256=plugin_sources_sha256,
+    file_name=LIBRARY_NAME, variable=LIBRARY_VARIABLE, folder="plugin", sources_sha256=plugin_sources_sha256
 )
 
 _MARKER: Final = b"hspan-plugin-info:{"

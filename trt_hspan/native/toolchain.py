@@ -90,9 +90,7 @@ def find_nvcc(named: str | os.PathLike[str] | None = None) -> Path:
         if candidate and os.access(candidate, os.X_OK):
             return Path(candidate).absolute()
     raise HspanError(
-        "nvcc",
-        "no CUDA compiler found",
-        f"install the CUDA toolkit, or {install_command('nvcc')}",
+        "nvcc", "no CUDA compiler found", f"install the CUDA toolkit, or {install_command('nvcc')}"
     )
 
 
@@ -111,7 +109,8 @@ def find_cmake() -> Path:
     cmake = _program("cmake")
     if cmake is None:
         raise HspanError("cmake", "not found", "install it: pip install cmake, or apt install cmake")
-    version = _version(_output([cmake, "--version"]))
+    match = re.search(r"(\d+)\.(\d+)", _output([cmake, "--version"]))
+    version = (int(match[1]), int(match[2])) if match else (0, 0)
     if version < OLDEST_CMAKE:
         raise HspanError(cmake, f"is version {dotted(version)}, 3.22 or newer is needed", "pip install cmake")
     return cmake
@@ -232,8 +231,3 @@ def _output(command: list[str | Path]) -> str:
         raise error_from_os_error(Path(command[0]), error, action="run") from error
     except subprocess.SubprocessError as error:
         raise HspanError(command[0], f"does not run: {error}", "install it again") from error
-
-
-def _version(text: str) -> tuple[int, int]:
-    match = re.search(r"(\d+)\.(\d+)", text)
-    return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from trt_hspan.machine.jetson import DeviceFacts
 
 board = partial(
-    option,
-    "auto is the board that this runs on; `trt-hspan jetson boards` lists all names.",
-    default="auto",
+    option, "auto is the board that this runs on; `trt-hspan jetson boards` lists all names.", default="auto"
 )
 engine = partial(argument, "A .plan with its manifest beside it.", "ENGINE")
 plugin = partial(

@@ -29,8 +29,9 @@ _NAMED = 5  # of files that are alike, each is named up to this number
 
 def run_upscale(job: UpscaleJob, *, as_json: bool) -> int:
     """Does all of it and prints the result. Returns the exit code."""
+    waiting = f"{job.output}: another run is writing here; this one goes on when it has ended"
     with terminated_as_interrupt():
-        outcome = upscale_files(job, WorkProgress, on_wait=lambda: _say_waiting(job.output))
+        outcome = upscale_files(job, WorkProgress, on_wait=lambda: say(waiting))
     if outcome.reports is not None:
         return _print_all(job, outcome, outcome.reports, as_json=as_json)
     print_one(job, outcome.work, Path(job.inputs[0]).name, outcome.result, as_json=as_json)
@@ -46,10 +47,6 @@ def print_one(job: UpscaleJob, work: Work, name: str, result: Any, *, as_json: b
         "out_of_memory": work.upscaler.shrinks or None,
     }
     print_report(f"Upscaled {name}", report, for_people(report), as_json=as_json)
-
-
-def _say_waiting(folder: str) -> None:
-    say(f"{folder}: another run is writing here; this one goes on when it has ended")
 
 
 def _print_all(job: UpscaleJob, outcome: JobOutcome, reports: list[TaskReport], *, as_json: bool) -> int:

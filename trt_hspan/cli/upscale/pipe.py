@@ -46,7 +46,9 @@ def run_upscale_pipe(job: UpscaleJob, *, as_json: bool) -> int:
             with WorkProgress([task]) as bar, at_work(job, runner, bar) as work:
                 result = work.do_only(task)
             if job.output == PIPE:
-                _send(task.target)
+                with task.target.open("rb") as stream:
+                    shutil.copyfileobj(stream, sys.stdout.buffer, _CHUNK_BYTES)
+                sys.stdout.buffer.flush()
             else:
                 print_one(job, work, _INPUT, result, as_json=as_json)
     return 0
@@ -148,9 +150,3 @@ def _suffix(source: Path) -> str:
             return suffix_from_start(stream.read(16)) or ".png"
     except OSError:  # whoever reads the picture says so
         return ".png"
-
-
-def _send(path: Path) -> None:
-    with path.open("rb") as stream:
-        shutil.copyfileobj(stream, sys.stdout.buffer, _CHUNK_BYTES)
-    sys.stdout.buffer.flush()

@@ -147,7 +147,8 @@ class ClusterJob:
 
         from trt_hspan.jobs.cluster.driving import DataJob, answers_through_client
 
-        gpus = 1 if _uses_gpus(self.bundle) else 0
+        runs_on_gpu = self.bundle.options.device != "cpu" and self.bundle.name.endswith(".plan")
+        gpus = 1 if runs_on_gpu and ray.cluster_resources().get("GPU", 0) >= 1 else None
         job = DataJob(
             rows=[
                 {"index": i, "source": self.tasks[i].source, "target": self.tasks[i].target} for i in indices
@@ -158,7 +159,7 @@ class ClusterJob:
             attempts=_ATTEMPTS,
             concurrency=concurrency,
             cpus=None if gpus else self.spec.cpus_per_worker,
-            gpus=gpus or None,
+            gpus=gpus,
         )
         try:
             yield from answers_through_client(job) if ray.util.client.ray.is_connected() else job.answers()
@@ -227,13 +228,3 @@ def _silence() -> None:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-
-
-def _uses_gpus(bundle: NetworkBundle) -> bool:
-    import ray
-
-    return (
-        bundle.options.device != "cpu"
-        and bundle.name.endswith(".plan")
-        and ray.cluster_resources().get("GPU", 0) >= 1
-    )

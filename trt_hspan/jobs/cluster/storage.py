@@ -47,7 +47,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         write_file_bytes(Path(uri), data)
         return
     with _store(uri, "written") as (system, path):
-        if _WITH_FOLDERS.intersection(_protocols(system)):
+        protocols = [system.protocol] if isinstance(system.protocol, str) else system.protocol
+        if _WITH_FOLDERS.intersection(protocols):
             system.makedirs(system._parent(path), exist_ok=True)
         system.pipe_file(path, data)  # object stores show an object when all of it has arrived
 
@@ -87,7 +88,3 @@ def _store(uri: str, action: str) -> Iterator[tuple[Any, str]]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise HspanError(uri, f"cannot be {action}: {reason}", "check the URI and the credentials") from error
-
-
-def _protocols(system: Any) -> tuple[str, ...]:
-    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)

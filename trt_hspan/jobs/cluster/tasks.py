@@ -94,16 +94,12 @@ def _in_store(uri: str, output: str, suffix: str | None) -> FoundClusterTasks:
                 uri, "contains no pictures", f"expected objects that end in {', '.join(READ_SUFFIXES)}"
             )
         names = {joined(uri, name): name for name in pictures}
-    tasks = [
-        ClusterTask(source=source, target=joined(output, _result_name(name, suffix)))
-        for source, name in names.items()
-    ]
+    tasks = []
+    for source, name in names.items():
+        kept = suffix_of(name) if suffix_of(name) in WRITE_FORMATS else ".png"
+        target = joined(output, str(Path(name).with_suffix(suffix or kept)))
+        tasks.append(ClusterTask(source=source, target=target))
     return FoundClusterTasks(tasks, others)
-
-
-def _result_name(name: str, suffix: str | None) -> str:
-    kept = suffix_of(name) if suffix_of(name) in WRITE_FORMATS else ".png"
-    return str(Path(name).with_suffix(suffix or kept))
 
 
 class ClusterJournal:
