@@ -140,16 +140,10 @@ def _version(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanErr
         if _release(installed) >= _release(manifest.tensorrt_version):
             return None
         built += " for it and later ones"
-    return HspanError(
-        plan,
-        f"{built}, installed is {installed}",
-        build_command(plan, manifest)
-        + (
-            ""
-            if is_jetson()
-            else f", or pip install '{requirement(manifest.flavor, manifest.tensorrt_version)}'"
-        ),
-    )
+    advice = build_command(plan, manifest)
+    if not is_jetson():
+        advice += f", or pip install '{requirement(manifest.flavor, manifest.tensorrt_version)}'"
+    return HspanError(plan, f"{built}, installed is {installed}", advice)
 
 
 def _target(plan: Path, manifest: EngineManifest, machine: Machine) -> HspanError | None:
