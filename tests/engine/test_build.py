@@ -414,14 +414,14 @@ def test_an_output_folder_without_permission_is_refused(network: Path, unwritabl
 def test_a_full_disk_leaves_the_old_engine_as_it_was(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = build(network)
     plan = network.parent / "engines" / "net.plan"
-    written = Path.write_text
+    written = Path.write_bytes
 
-    def write_text(self: Path, *arguments: Any, **options: Any) -> int:
+    def write_bytes(self: Path, *arguments: Any, **options: Any) -> int:
         if self.name == "net.json":
             raise OSError(errno.ENOSPC, "No space left on device", str(self))
         return written(self, *arguments, **options)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     with pytest.raises(HspanError, match=r"net\.json: the disk is full; free some space"):
         build(network, profiles=(ProfileRequest(max=ImageSize(height=40, width=40)),))
     assert verify_manifest(plan) == old
