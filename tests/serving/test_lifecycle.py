@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import logging
 import os
 import shutil
 import signal
@@ -276,6 +277,19 @@ def test_gpu_that_fails_ends_the_server_with_a_clear_line() -> None:
         assert not thread.is_alive()
         (error,) = errors
         assert str(error).startswith("nearest: the GPU failed: net.plan: CUDA: an illegal memory access")
+
+
+def test_clients_read_no_path_and_no_words_of_tensorrt_which_the_log_has(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "trt_hspan.serving"), served() as (serving, runners, _, _thread):
+        for runner in runners.values():
+            runner.on_gpu, runner.fails = False, True
+        status, body = request_of(serving, "/upscale", png(30, 20))
+        assert (status, b"log says why" in body) == (500, True)
+        assert not [word for word in (b"net.plan", b"nearest", b"CUDA") if word in body]
+    causes = [record.event_fields["why"] for record in caplog.records if record.getMessage() == "failed"]  # type: ignore[attr-defined]
+    assert "net.plan: CUDA: an illegal memory access" in causes[0]
 
 
 def test_work_that_takes_longer_than_it_may_is_given_up() -> None:

@@ -117,6 +117,7 @@ def run(request: ServeRequest) -> None:
         asyncio.run(serve(spec, on_ready=lambda _: gc.freeze()))
     finally:
         LOGGER.removeHandler(handler)
+        LOGGER.propagate = True
 
 
 @dataclass(frozen=True, kw_only=True)
