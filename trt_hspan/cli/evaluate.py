@@ -51,7 +51,9 @@ class EvaluateRequest:
         "DATA",
         default=...,
     )
-    sets: tuple[str, ...] = option("These sets.", "NAME...", default=(), shown="all there are")
+    sets: tuple[str, ...] = option(
+        "These sets; the network is named before them.", "NAME...", default=(), shown="all there are"
+    )
     protocol: str = option(
         "official: quarters with hard seams, as the official code's --chop cuts them for its published figures. "
         "whole: no cuts. tiles: as trt-hspan upscale.",

@@ -193,7 +193,7 @@ def _stored_pictures(
         return {}
     try:
         document = json.loads(results.read_bytes())
-        entries, head = document["pictures"], {name: document[name] for name in _SAME_RUN}
+        entries, head = list(document["pictures"]), {name: document[name] for name in _SAME_RUN}
     except OSError as error:
         raise error_from_os_error(results, error, action="read") from error
     except (ValueError, KeyError, TypeError) as error:
