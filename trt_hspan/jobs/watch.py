@@ -168,7 +168,7 @@ def watch_folder(
     Raises:
         HspanError: as `FolderWatch`, or the network itself fails.
     """
-    upscaler = Upscaler(runner)
+    upscaler = Upscaler(runner, on_shrink=_LOG.warning)
 
     def probe() -> None:
         low = runner.min_shape
