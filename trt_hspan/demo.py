@@ -6,7 +6,8 @@ Each step is a call that users can write themselves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,6 @@ from trt_hspan.evaluation.metrics import Quality
 from trt_hspan.evaluation.resize import bicubic_pixels
 from trt_hspan.export import export_onnx
 from trt_hspan.media.pictures import read_image
-from trt_hspan.media.pixels import Uint8Array
 from trt_hspan.media.writing import write_picture
 from trt_hspan.native.build import build_plugin
 from trt_hspan.runtime.opening import open_runner
@@ -55,40 +55,50 @@ class DemoReport:
 
 def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> DemoReport:
     """Runs the main job on the shipped network and photograph; calls `on_step` with each step's name as it begins."""
-    clock = _Clock(on_step)
-    clock.start("export the network to ONNX, FP16")
-    onnx = export_onnx(CHECKPOINT, output / f"{CHECKPOINT}_fp16.onnx", precision="fp16")
-    clock.start("compile the plugin")
-    plugin = build_plugin().path
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        if on_step is not None:
+            on_step(name)
+        began = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - began
+
+    with step("export the network to ONNX, FP16"):
+        onnx = export_onnx(CHECKPOINT, output / f"{CHECKPOINT}_fp16.onnx", precision="fp16")
+    with step("compile the plugin"):
+        plugin = build_plugin().path
     engines: dict[Attention, tuple[Path, EngineManifest]] = {}
     kinds: tuple[Attention, ...] = ("function", "plugin")
     for kind in kinds:
-        clock.start(f"build a TensorRT-RTX engine, attention as {kind}")
         plan = output / "engines" / f"{CHECKPOINT}_fp16_{kind}.plan"
         spec = EngineSpec(onnx=onnx, output=plan, flavor="tensorrt-rtx", attention=kind, profiles=(_PROFILE,))
-        engines[kind] = plan, build_engine(spec)
+        with step(f"build a TensorRT-RTX engine, attention as {kind}"):
+            engines[kind] = plan, build_engine(spec)
     plan = engines["function"][0]
-
-    clock.start("validate against PyTorch")
-    sample = Sample(name=DEMO_PHOTOGRAPH.name, low_resolution=None, ground_truth=DEMO_PHOTOGRAPH, scale=4)
-    validation = validate(open_runner(plan), TorchRunner(CHECKPOINT), [sample])
-
-    clock.start("upscale the photograph")
-    low, truth = sample.load()
-    assert truth is not None
-    photograph = output / "photograph_low.png"
-    write_picture(photograph, low)
-    upscaled = output / "photograph_x4.png"
-    run = upscale_file(open_runner(plan), photograph, upscaled)
-    bicubic = bicubic_pixels(low, 4)
-    write_picture(output / "photograph_bicubic.png", bicubic)
-    bicubic_quality = validation.total.bicubic_quality
-    assert bicubic_quality is not None
-    panels = _panels(
-        low, truth, bicubic=(bicubic, bicubic_quality), network=(read_image(upscaled), validation)
-    )
-    comparison = save_comparison(output / "comparison.png", panels, _DETAIL)
-    clock.stop()
+    with step("validate against PyTorch"):
+        sample = Sample(name=DEMO_PHOTOGRAPH.name, low_resolution=None, ground_truth=DEMO_PHOTOGRAPH, scale=4)
+        validation = validate(open_runner(plan), TorchRunner(CHECKPOINT), [sample])
+    with step("upscale the photograph"):
+        low, truth = sample.load()
+        photograph, upscaled = output / "photograph_low.png", output / "photograph_x4.png"
+        write_picture(photograph, low)
+        run = upscale_file(open_runner(plan), photograph, upscaled)
+        bicubic = bicubic_pixels(low, 4)
+        write_picture(output / "photograph_bicubic.png", bicubic)
+        quality, bicubic_quality = validation.total.candidate_quality, validation.total.bicubic_quality
+        assert truth is not None
+        assert quality is not None
+        assert bicubic_quality is not None
+        pixels = low.repeat(4, axis=0).repeat(4, axis=1)
+        panels = [
+            Panel(title="input", note=f"{low.shape[0]} x {low.shape[1]} pixels", image=pixels),
+            Panel(title="bicubic", note=_note(bicubic_quality), image=bicubic),
+            Panel(title=f"{CHECKPOINT}, FP16", note=_note(quality), image=read_image(upscaled)),
+            Panel(title="ground truth", note=f"{truth.shape[0]} x {truth.shape[1]} pixels", image=truth),
+        ]
+        comparison = save_comparison(output / "comparison.png", panels, _DETAIL)
     return DemoReport(
         onnx=onnx,
         plugin_library=plugin,
@@ -99,50 +109,9 @@ def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> D
         upscaled=upscaled,
         upscale_run=run,
         comparison=comparison,
-        seconds=clock.seconds,
+        seconds=seconds,
     )
-
-
-def _panels(
-    low: Uint8Array,
-    truth: Uint8Array,
-    *,
-    bicubic: tuple[Uint8Array, Quality],
-    network: tuple[Uint8Array, ValidationReport],
-) -> list[Panel]:
-    upscaled, validation = network
-    quality = validation.total.candidate_quality
-    assert quality is not None
-    return [
-        Panel(title="input", note=f"{low.shape[0]} x {low.shape[1]} pixels", image=_pixels(low, 4)),
-        Panel(title="bicubic", note=_note(bicubic[1]), image=bicubic[0]),
-        Panel(title=f"{CHECKPOINT}, FP16", note=_note(quality), image=upscaled),
-        Panel(title="ground truth", note=f"{truth.shape[0]} x {truth.shape[1]} pixels", image=truth),
-    ]
-
-
-def _pixels(image: Uint8Array, scale: int) -> Uint8Array:
-    return image.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def _note(quality: Quality) -> str:
     return f"PSNR-Y {quality.psnr_y_db:.2f} dB, SSIM {quality.ssim_y:.4f}"
-
-
-class _Clock:
-    def __init__(self, on_step: Callable[[str], None] | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._on_step = on_step
-        self._step: str | None = None
-        self._began = 0.0
-
-    def start(self, step: str) -> None:
-        self.stop()
-        self._step, self._began = step, time.perf_counter()
-        if self._on_step is not None:
-            self._on_step(step)
-
-    def stop(self) -> None:
-        if self._step is not None:
-            self.seconds[self._step] = time.perf_counter() - self._began
-            self._step = None

@@ -88,9 +88,9 @@ def _print(report: BenchReport) -> None:
     rows = [measurement_row(report.name_of(measurement), measurement) for measurement in report.measurements]
     print_rows("Latency of one run, host to host", columns, rows)
     stages = [
-        row
-        for measurement in report.measurements
-        for row in _stage_rows(report.name_of(measurement), measurement)
+        [report.name_of(measured), f"{measured.height}x{measured.width}", stage, f"{value:.2f}"]
+        for measured in report.measurements
+        for stage, value in ((measured.gpu_stages_ms or {}) | (measured.end_to_end_ms or {})).items()
     ]
     if stages:
         print_rows("Stages, median ms", ["network", "size", "stage", "ms"], stages)
@@ -115,12 +115,6 @@ def measurement_row(name: str, measurement: Measurement) -> list[str]:
         "-" if measurement.speedup_over_peer is None else f"{measurement.speedup_over_peer:.2f}",
         "-" if peak is None else f"{peak / 1e6:.0f}",
     ]
-
-
-def _stage_rows(name: str, measurement: Measurement) -> list[list[str]]:
-    stages = (measurement.gpu_stages_ms or {}) | (measurement.end_to_end_ms or {})
-    size = f"{measurement.height}x{measurement.width}"
-    return [[name, size, stage, f"{value:.2f}"] for stage, value in stages.items()]
 
 
 def _footnotes(

@@ -11,7 +11,7 @@ from trt_hspan.cli.output import print_json, print_rows, print_table, size_text
 from trt_hspan.cli.request import argument, flag, takes_request
 
 if TYPE_CHECKING:
-    from trt_hspan.inspection.files import Layer
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,12 @@ def inspect(request: InspectRequest) -> None:
         print_rows(
             "Layers",
             ["name", "type", "precision", "shape"],
-            [_row(layer) for layer in report.layers],
+            [
+                [x.name, x.type, x.precision or "-", "-" if x.shape is None else _shape(x.shape)]
+                for x in report.layers
+            ],
             [f"{len(report.layers)} in all", "", "", ""],
         )
-
-
-def _row(layer: Layer) -> list[str]:
-    shape = "-" if layer.shape is None else "x".join(map(str, layer.shape))
-    return [layer.name, layer.type, layer.precision or "-", shape]
 
 
 def _readable(name: str, value: Any) -> Any:
@@ -73,5 +71,5 @@ def _profile(item: dict[str, Any]) -> str:
     return shapes if memory is None else f"{shapes}, activations {size_text(memory)}"
 
 
-def _shape(shape: Sequence[int]) -> str:
+def _shape(shape: Sequence[int | str]) -> str:
     return "x".join(map(str, shape))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from trt_hspan.jetson.boards import Board
-from trt_hspan.machine.jetson import DeviceFacts, PowerMode
+from trt_hspan.machine.jetson import DeviceFacts
 from trt_hspan.version import __version__
 
 _GIB: Final = 1 << 30
@@ -53,17 +53,12 @@ def _power(board: Board, facts: DeviceFacts) -> Advice | None:
             return None
         what = f"in {mode} the GPU runs at {limit:.0f} MHz at most, the floor is for {board.gpu_mhz:.0f} MHz"
         return Advice(what=f"{what} ({board.power_mode})", commands=_mode_commands(board, facts))
-    if facts.power_mode is None or _reaches(facts.power_mode, board.power_mode):
-        return None
+    name = str(facts.power_mode or "").upper()
+    if facts.power_mode is None or name == board.power_mode.upper() or name.startswith("MAXN"):
+        return None  # the required mode, or one without limits
     return Advice(
         what=f"{mode} is in force, the floor is for {board.power_mode}", commands=_mode_commands(board, facts)
     )
-
-
-def _reaches(mode: PowerMode, required: str) -> bool:
-    """Whether a mode is the required one, or one without limits."""
-    name = str(mode).upper()
-    return name == required.upper() or name.startswith("MAXN")
 
 
 def _mode_commands(board: Board, facts: DeviceFacts) -> tuple[str, ...]:
