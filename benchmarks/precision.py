@@ -109,7 +109,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for runner in runners:
         with runner as active:
             active.run(batch)
-            seconds.append(best_seconds(lambda active=active: active.run(batch), runs=4, budget_s=4.0))
+            seconds.append(best_seconds(lambda active=active: active.run(batch), runs=4, budget_s=4.0)[0])
     return {
         "checkpoint": arguments.checkpoint,
         "images": "the shipped photograph" if arguments.images is None else str(arguments.images),

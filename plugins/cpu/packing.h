@@ -107,6 +107,32 @@ HSPAN_INLINE void packPositions(Tensor<T> tensor, int64_t channels, int64_t firs
     }
 }
 
+//! The kPANELS panels of `packPositions` from `first` on: channels are far apart, and little of each at a time is slow.
+template <int64_t kWIDTH, int64_t kPANELS, typename T>
+HSPAN_INLINE void packPanels(Tensor<T> tensor, int64_t channels, int64_t first, int64_t positions, float* panels)
+{
+    int64_t const size = channels * kWIDTH;
+    if (first + kPANELS * kWIDTH > positions || tensor.positionStride != 1)
+    {
+        for (int64_t p = 0; p < kPANELS && first + p * kWIDTH < positions; ++p)
+        {
+            packPositions<kWIDTH>(tensor, channels, first + p * kWIDTH, positions, panels + p * size);
+        }
+        return;
+    }
+    for (int64_t c = 0; c < channels; ++c)
+    {
+        T const* source = tensor.at(c, first);
+        for (int64_t p = 0; p < kPANELS; ++p)
+        {
+            for (int64_t i = 0; i < kWIDTH; ++i)
+            {
+                panels[p * size + c * kWIDTH + i] = widened(source[p * kWIDTH + i]);
+            }
+        }
+    }
+}
+
 //! `count` positions of a channel as contiguous floats: in place where they are that already, else in `buffer`.
 template <typename T>
 HSPAN_INLINE float const* floatRow(

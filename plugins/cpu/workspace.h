@@ -12,6 +12,7 @@ namespace
 constexpr int64_t kROWS = 6;             //!< query rows of a register tile
 constexpr int64_t kWIDTH = 2 * kLANES;   //!< keys, or value channels, of a register tile
 constexpr int64_t kGROUP = 8;            //!< panels of keys that share one vector of maxima
+constexpr int64_t kPACKED = 8;           //!< panels of keys that are packed at a time
 constexpr int64_t kDEPTH = 1024;         //!< value rows that are packed at a time for the matrix product
 constexpr int64_t kLEAST_LIST = 3 << 14; //!< entries of the lists
 constexpr int64_t kMOST_ROWS = 4096;     //!< rows that wait in the lists, at most
@@ -48,7 +49,7 @@ struct DenseRow
 struct Workspace
 {
     float* query;  //!< [tile rows / kROWS][channels][kROWS]
-    float* panel;  //!< [channels][kWIDTH]
+    float* panel;  //!< [kPACKED][channels][kWIDTH]
     float* scores; //!< [tile rows][stride]; later weights, for dense rows
     float* maxima; //!< [tile rows][groups][kLANES]
     float* slab;   //!< values for gathering [positions][kLANES]; keys [slices][span][kLANES]; values [kDEPTH][kWIDTH]
@@ -94,7 +95,7 @@ Workspace workspaceAt(Problem const& problem, char* base)
     // A whole row fits, whatever its support.
     w.listSize = greater(problem.positions, kLEAST_LIST) + kLANES;
     place(w.query, problem.tileRows * problem.scoreChannels, base, w.bytes);
-    place(w.panel, problem.packedKey == nullptr ? problem.scoreChannels * kWIDTH : 0, base, w.bytes);
+    place(w.panel, problem.packedKey == nullptr ? kPACKED * problem.scoreChannels * kWIDTH : 0, base, w.bytes);
     place(w.scores, problem.tileRows * w.stride, base, w.bytes);
     place(w.maxima, problem.tileRows * w.groups * kLANES, base, w.bytes);
     place(w.slab, slabRows * kLANES, base, w.bytes);
@@ -107,7 +108,7 @@ Workspace workspaceAt(Problem const& problem, char* base)
     return w;
 }
 
-//! A panel of keys, [channels][kWIDTH]; valid until the next call.
+//! A panel of keys, [channels][kWIDTH]; valid until the next call. Panels are taken in order, from the first.
 template <typename T>
 float const* panelOfKeys(Problem const& problem, Workspace& w, int64_t panel)
 {
@@ -115,8 +116,12 @@ float const* panelOfKeys(Problem const& problem, Workspace& w, int64_t panel)
     {
         return problem.packedKey + panel * problem.scoreChannels * kWIDTH;
     }
-    packPositions<kWIDTH>(Tensor<T>(problem.key), problem.scoreChannels, panel * kWIDTH, problem.positions, w.panel);
-    return w.panel;
+    if (panel % kPACKED == 0)
+    {
+        packPanels<kWIDTH, kPACKED>(
+            Tensor<T>(problem.key), problem.scoreChannels, panel * kWIDTH, problem.positions, w.panel);
+    }
+    return w.panel + panel % kPACKED * problem.scoreChannels * kWIDTH;
 }
 
 } // namespace

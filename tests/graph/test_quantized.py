@@ -1,4 +1,4 @@
-"""Quantized graphs on a CPU: the emulation against exact integers, and integer kernels against the emulation."""
+"""Quantized graphs on a CPU: the emulation against exact integers, and OpenVINO against the emulation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from trt_hspan import HspanError
 from trt_hspan.graph import QuantizedType, model_for_cpu, quantization_from_model
 from trt_hspan.graph.float32_twin import float32_twin
-from trt_hspan.graph.integer_cpu import has_vnni, model_with_integer_kernels
 from trt_hspan.graph.quantized import convolution_macs, quantized_type_from_model
 from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq
+from trt_hspan.runtime.openvino_session import openvino_network
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = [RANDOM.normal(size=(8, 8, 3, 3)).astype(np.float16) for _ in range(2)]
@@ -102,22 +102,23 @@ def test_fp8_runs_with_its_own_rounding() -> None:
     np.testing.assert_allclose(run(model_for_cpu(model), x), run(plain, e4m3), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("base", [TensorProto.FLOAT, TensorProto.FLOAT16])
-def test_integer_kernels_compute_what_the_emulation_does(base: int) -> None:
+@pytest.mark.parametrize("base", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_openvino_computes_what_the_emulation_does(base: int) -> None:
     model = model_with_qdq(two_convolutions(base), {"first": SCALES, "second": HIDDEN}, "int8")
-    integer, count = model_with_integer_kernels(model)
-    assert count == 1  # the second convolution's result is not quantized
-    assert [node.op_type for node in integer.graph.node].count("QLinearConv") == 1
     x = picture()
-    found, expected = run(integer, x), run(model_for_cpu(model), x)
+    found = openvino_network(model, "two", arithmetic="f32").run(x)
+    expected = run(model_for_cpu(model), x)
     # A value on the edge of two steps may take the other one: that changes an output by 0.25 times a weight.
-    assert np.median(np.abs(found - expected)) < 2.0**-9 * np.abs(expected).max()
+    assert (
+        np.median(np.abs(found - expected))
+        < 2.0 ** (-8 if base == TensorProto.BFLOAT16 else -9) * np.abs(expected).max()
+    )
     assert np.abs(found - expected).max() <= 6 * 0.25 * np.abs(WEIGHTS[1]).max()
     assert np.abs(expected).max() > 10
 
 
-def test_integer_kernels_do_not_saturate_in_between() -> None:
-    """Pairs of the largest products, 2 * 255 * 127, do not fit 16 bits."""
+def test_openvino_does_not_saturate_in_between() -> None:
+    """Pairs of the largest products, 2 * 127 * 127, do not fit 15 bits, nor those of unsigned bytes 16."""
     model = two_convolutions(TensorProto.FLOAT)
     largest = {"w0": np.full((8, 8, 3, 3), 1.27, np.float32), "b0": np.zeros(8, np.float32)}
     for tensor in model.graph.initializer:
@@ -129,10 +130,8 @@ def test_integer_kernels_do_not_saturate_in_between() -> None:
     x = np.full((1, 8, 6, 7), 127 * 0.03125, np.float32)
     expected = run(model_for_cpu(quantized), x)
     assert np.abs(expected).max() > 100
-    # Without VNNI signed weights are wrong, which is why they are not used there.
-    for signed in (False, True) if has_vnni() else (False,):
-        integer, _ = model_with_integer_kernels(quantized, vnni=signed)
-        np.testing.assert_allclose(run(integer, x), expected, rtol=1e-5, atol=1e-4)
+    found = openvino_network(quantized, "two", arithmetic="f32").run(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_a_graph_with_two_quantized_types_is_refused() -> None:

@@ -105,6 +105,7 @@ _EXTRAS: Final = {
         "serve",
     ),
     "onnxruntime": "cpu",
+    "openvino": "openvino",
     "matplotlib": "plot",
 }
 

@@ -35,7 +35,6 @@ class BenchRequest:
     precision: tuple[str, ...] = option(
         "Of checkpoints, repeatable.", "fp32|fp16|bf16", default=(), shown="fp32"
     )
-    integer_kernels: bool = options.integer_kernels()
     plot: Path | None = option("Draw latency against size and precision.", "OUT.png")
     json: bool = options.json()
 
@@ -57,7 +56,6 @@ class BenchRequest:
             threads=self.threads,
             plugin=self.engine.plugin,
             precisions=tuple(dict.fromkeys(self.precision)),
-            integer_kernels=self.integer_kernels,
         )
 
 

@@ -34,15 +34,15 @@ def keep_fp32(more: str = "") -> Any:
 
 
 json = partial(flag, "Print the result as JSON.")
-device = partial(option, "auto, cpu, gpu, or gpu:1 for the second GPU.", default="auto")
+device = partial(
+    option,
+    "auto, cpu, gpu, or gpu:1 for the second GPU; for ONNX files cpu:onnxruntime, which computes as an engine would, or "
+    "cpu:openvino, which is faster in INT8 and BF16 and taken for INT8 where it is installed.",
+    default="auto",
+)
 threads = partial(option, "CPU threads.", "N", shown="the backend's choice")
 plugin = partial(
     option, "The plugin library of an engine.", "LIBRARY", shown="that of trt-hspan plugin build"
-)
-integer_kernels = partial(
-    flag,
-    "For INT8 ONNX files: convolutions in ONNX Runtime's integer kernels (VNNI where the processor has it). "
-    "Faster on large networks; single values differ by one quantization step.",
 )
 network = partial(argument, "An ONNX file, a .pt, .pth or .safetensors file, or a preset's name.", "MODEL")
 tile = partial(

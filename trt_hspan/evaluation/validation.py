@@ -173,10 +173,11 @@ def validate_files(
 
 
 def _runner(path: Path, request: ValidationRequest) -> Runner:
-    """ONNX files run on the CPU whatever engines do."""
+    """ONNX files run on the CPU whatever engines do, computed as an engine would unless a library was named."""
+    device = request.device
     if path.suffix.lower() != ".plan":
-        return open_runner(path)
-    return open_runner(path, device=request.device, plugin=request.plugin)
+        device = device if device_from_text(device).library else "cpu:onnxruntime"
+    return open_runner(path, device=device, plugin=request.plugin)
 
 
 def _labels(files: Sequence[Path], runners: Sequence[Runner]) -> list[str]:

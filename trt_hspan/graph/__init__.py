@@ -27,7 +27,7 @@ from trt_hspan.graph.contract import (
     tensor_types,
     with_metadata,
 )
-from trt_hspan.graph.cpu import model_for_cpu
+from trt_hspan.graph.cpu import model_for_cpu, model_with_native_types
 from trt_hspan.graph.precision import (
     NETWORK_PRECISIONS,
     PRECISIONS,
@@ -70,6 +70,7 @@ __all__ = [
     "model_inputs",
     "model_with_attention_function",
     "model_with_inlined_functions",
+    "model_with_native_types",
     "model_with_plugin_nodes",
     "precision_from_model",
     "quantization_from_model",

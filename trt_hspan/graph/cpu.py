@@ -1,4 +1,4 @@
-"""The model that ONNX Runtime computes on a CPU as the file says: FP16, BF16 and Q/DQ are emulated."""
+"""The models that a CPU computes: as the file says, FP16, BF16 and Q/DQ emulated, or with the types it has itself."""
 
 from __future__ import annotations
 
@@ -53,6 +53,25 @@ def model_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.initializer.extend(weights)
     for node in model.graph.node:
         graph.node.extend(_float32_nodes(node, rounded))
+    return result
+
+
+def model_with_native_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which FP16 and BF16 are float32 and nothing is rounded to them; Q/DQ keep their integers.
+
+    For a library that picks the types of its arithmetic itself. *Measured*: OpenVINO 2026.4 computes nonsense from a
+    DequantizeLinear whose scale is BF16.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        if tensor.data_type in _EMULATED:
+            tensor.CopyFrom(_float32_tensor(tensor))
+    for node in result.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _EMULATED:
+                attribute.i = TensorProto.FLOAT
+    del result.graph.value_info[:]
     return result
 
 

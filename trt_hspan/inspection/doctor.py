@@ -56,7 +56,7 @@ class EngineVerdict:
 
 
 def examine_machine() -> tuple[Finding, ...]:
-    """Findings on driver, GPUs, TensorRT, PyCUDA, ONNX Runtime, PyTorch, plugin, CPU kernel and compilers."""
+    """Findings on driver, GPUs, TensorRT, PyCUDA, ONNX Runtime, OpenVINO, PyTorch, plugin, CPU kernel and compilers."""
     return (
         _examined("machine", _machine),
         _examined("driver", _driver),
@@ -65,6 +65,7 @@ def examine_machine() -> tuple[Finding, ...]:
         _examined("tensorrt-rtx", lambda: _tensorrt("tensorrt-rtx")),
         _examined("PyCUDA", _pycuda),
         _examined("ONNX Runtime", lambda: _package("onnxruntime", install_command("cpu"))),
+        _examined("OpenVINO", lambda: _package("openvino", install_command("openvino"))),
         _examined("PyTorch", lambda: _package("torch", install_command("export"))),
         _examined("plugin", _plugin),
         _examined("CPU kernel", _cpu_kernel),
@@ -84,6 +85,7 @@ def abilities(findings: tuple[Finding, ...]) -> dict[str, bool]:
         "run engines on a GPU": gpu and bool(flavors) and "PyCUDA" in ok,
         "build engines": "tensorrt-rtx" in ok or (gpu and "tensorrt" in ok),
         "run ONNX files on the CPU": "ONNX Runtime" in ok,
+        "run INT8 on the CPU in integers": {"OpenVINO", "CPU kernel"} <= ok,
         "run checkpoints": "PyTorch" in ok,
         "compile the plugin": {"CUDA compiler", "C++ compiler", "CMake"} <= ok,
     }

@@ -21,6 +21,7 @@ from trt_hspan.jobs.folders import (
     turn_in_folder,
 )
 from trt_hspan.runtime.opening import RunnerOptions
+from trt_hspan.runtime.openvino_runner import OpenVinoRunner
 from trt_hspan.runtime.runner import Runner
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import Upscaled, WriteOptions, comparison_path, upscale_picture_file
@@ -193,7 +194,7 @@ def _settings(job: UpscaleJob, runner: Runner) -> dict[str, Any]:
     return {
         "network": _network_digest(job.network) or runner.source_sha256 or runner.where,
         "precision": runner.precision,
-        "integer_kernels": job.execution.integer_kernels,
+        "library": "OpenVINO" if isinstance(runner, OpenVinoRunner) else None,
         "res_scale": runner.res_scale,
         "options": asdict(job.options),
         "quality": job.writing.quality,

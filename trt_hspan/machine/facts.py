@@ -18,7 +18,7 @@ def machine_facts() -> dict[str, Any]:
     from trt_hspan.machine.nvml import driver_version, gpu_states
     from trt_hspan.version import __version__
 
-    packages = ("numpy", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "pycuda")
+    packages = ("numpy", "onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rtx", "pycuda")
     return {
         "processor": next(iter(_cpuinfo("model name")), platform.processor() or platform.machine()),
         "processors": usable_processors(),

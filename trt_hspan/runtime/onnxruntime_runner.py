@@ -6,10 +6,9 @@ convolutions of 16 channels, against the same layers in PyTorch with a rounding 
 10,000 differ, by one rounding that falls the other way, at every optimization level; left to itself, ONNX
 Runtime is as far from them as FP32 is. So graph optimizations, which change the order of sums only, stay on.
 
-INT8 graphs are emulated in float32 as well, exactly. With `integer_kernels`, what runs instead is
-`trt_hspan.graph.integer_cpu`: for speed, and no longer to the bit what an engine computes.
+INT8 graphs are emulated in float32 as well, exactly.
 
-The attention is computed by the native CPU library where there is one (`trt_hspan.runtime.split_session`): the
+The attention is computed by the native CPU library where there is one (`trt_hspan.runtime.cpu_network`): the
 same float32 arithmetic as the function body's, without L x L tensors.
 
 Never imports torch.
@@ -18,54 +17,23 @@ Never imports torch.
 from __future__ import annotations
 
 import os
-from typing import Final
 
-import onnx
-
-from trt_hspan.errors import HspanError
-from trt_hspan.graph import (
-    INPUT_NAME,
-    OUTPUT_NAME,
-    image_input,
-    load_onnx,
-    metadata_from_model,
-    model_for_cpu,
-    model_inputs,
-    precision_from_model,
-    require_attention,
-)
-from trt_hspan.graph.integer_cpu import model_with_integer_kernels, require_integer_kernels
-from trt_hspan.native import cpu_attention
-from trt_hspan.runtime.onnxruntime_session import CpuNetwork, imported_onnxruntime
-from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, Shape
-
-# Tensors of L x L float32 that the function body keeps alive at a time, per picture. *Measured* peaks with
-# ONNX Runtime 1.32 at 64x64 to 128x128 pixels: 3.0 to 3.7.
-SCORE_TENSORS: Final = 3.5
-
-# With the native attention: tensors of the upscaled features, which are the largest. *Measured* peaks of
-# hspan-tiny-x4 at 128x160 pixels, FP32 and emulated FP16: 3.1 and 3.0.
-UPSCALED_TENSORS: Final = 3
+from trt_hspan.runtime.cpu_network import CpuNetwork
+from trt_hspan.runtime.onnx_file_runner import OnnxFileRunner
+from trt_hspan.runtime.onnxruntime_session import cpu_network, imported_onnxruntime
+from trt_hspan.runtime.runner import Shape
 
 
-class OnnxRuntimeRunner(Runner):
-    """Runs an ONNX file of this project on a CPU.
+class OnnxRuntimeRunner(OnnxFileRunner):
+    """Runs an ONNX file of this project on a CPU, in the arithmetic that the file says.
 
     Args:
-        path: the `.onnx` file.
-        threads: CPU threads; None takes those that the process may use, at most OMP_NUM_THREADS.
+        path, threads: as `OnnxFileRunner` takes them.
         stands_in_for: the engine that cannot run here, and why; for labels and errors.
         profiles: the smallest and largest (N, 3, H, W) of each of its profiles, which this keeps to.
-        integer_kernels: INT8 convolutions in ONNX Runtime's integer kernels where they fit, instead of the exact
-            emulation: single values differ by one quantization step. `emulated` is False then, `label` says how many.
-
-    Attributes:
-        integer_kernels: convolutions that run in integer kernels, and all in INT8; None without it.
 
     Raises:
-        HspanError: missing, not ONNX, truncated, without the attention operator, or with other inputs and
-            outputs than this project's; integer kernels for what is not INT8 or where none fits. All this is checked
-            here and not on entry, so that a bad file is an early error.
+        HspanError: as `OnnxFileRunner`; ONNX Runtime is not installed.
     """
 
     def __init__(
@@ -75,83 +43,13 @@ class OnnxRuntimeRunner(Runner):
         threads: int | None = None,
         stands_in_for: tuple[str | os.PathLike[str], str] | None = None,
         profiles: tuple[tuple[Shape, Shape], ...] = (),
-        integer_kernels: bool = False,
     ) -> None:
-        ort = imported_onnxruntime()
-        self.where = os.fspath(path if stands_in_for is None else stands_in_for[0])
-        self._model = load_onnx(path)
-        require_attention(self._model, self.where)
-        self.fixed_shape = _fixed_input_shape(self._model, self.where)
-        metadata = metadata_from_model(self._model)
-        self.name = f"ONNX Runtime {ort.__version__}"
-        self.precision = precision_from_model(self._model)
-        self.integer_kernels = require_integer_kernels(self._model, self.where) if integer_kernels else None
+        self.name = f"ONNX Runtime {imported_onnxruntime().__version__}"
+        super().__init__(path, threads=threads)
         self.profiles = profiles
-        self.emulated = not integer_kernels and (stands_in_for is not None or self.precision != "fp32")
-        self.why_emulated = None if stands_in_for is None else stands_in_for[1]
-        self.scale = metadata.scale
-        self.res_scale = metadata.res_scale
-        self.source_sha256 = metadata.source_sha256
-        self._features = _features_before_output(self._model)
-        self._threads = threads
-        self._network: CpuNetwork | None = None
+        self.emulated = stands_in_for is not None or self.precision != "fp32"
+        if stands_in_for is not None:
+            self.where, self.why_emulated = os.fspath(stands_in_for[0]), stands_in_for[1]
 
-    @property
-    def label(self) -> str:
-        if self.integer_kernels is None:
-            return super().label
-        fitting, quantized = self.integer_kernels
-        return f"{super().label}, integer kernels in {fitting} of {quantized} convolutions"
-
-    def activate(self) -> None:
-        if self.integer_kernels is None:
-            model = model_for_cpu(self._model)
-        else:
-            model, _ = model_with_integer_kernels(self._model)
-        self._network = CpuNetwork(model, self.where, threads=self._threads)
-
-    def deactivate(self) -> None:
-        self._network = None
-
-    def infer(self, batch: Float32Array) -> Float32Array:
-        if self._network is None:
-            raise RuntimeError("the runner is not active: use it in a `with` block")
-        return self._network.run(batch)
-
-    def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """With the native library `UPSCALED_TENSORS` of (N, features, scale * H, scale * W) float32; else the score
-        tensors of the function body, `SCORE_TENSORS` of (N, L, L) float32 with L = H * W."""
-        n, _, height, width = shape
-        if cpu_attention.native_library() is None:
-            return int(SCORE_TENSORS * 4 * n * (height * width) ** 2)
-        return int(UPSCALED_TENSORS * 4 * n * self._features * height * width * (self.scale or 1) ** 2)
-
-
-def _features_before_output(model: onnx.ModelProto) -> int:
-    """Input channels of the last convolution, which sees the upscaled features; 0 where there is none."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in weights]
-    sizes = [weights[node.input[1]].dims for node in convolutions]
-    return next((int(size[1]) for size in reversed(sizes) if size[2:] != [1, 1]), 0)
-
-
-def _fixed_input_shape(model: onnx.ModelProto, where: str) -> tuple[int | None, ...]:
-    """The input's dimensions, None where free. Raises: HspanError when the file's interface is not ours."""
-    names = [value.name for value in model_inputs(model)], [value.name for value in model.graph.output]
-    if names != ([INPUT_NAME], [OUTPUT_NAME]):
-        raise HspanError(
-            where,
-            f"its inputs are {names[0]} and its outputs {names[1]}, expected {INPUT_NAME!r} and {OUTPUT_NAME!r}",
-            "export it with trt-hspan export",
-        )
-    for value in (*model_inputs(model), model.graph.output[0]):
-        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            raise HspanError(where, f"its {value.name} is not float32", "export it with trt-hspan export")
-    shape = image_input(model, where).shape
-    if shape[1] not in (None, CHANNELS):
-        raise HspanError(
-            where,
-            f"its input has {shape[1]} channels, expected (N, 3, H, W)",
-            "give a network that takes RGB pictures",
-        )
-    return (shape[0], CHANNELS, shape[2], shape[3])
+    def _loaded(self) -> CpuNetwork:
+        return cpu_network(self._model, self.where, threads=self._threads)

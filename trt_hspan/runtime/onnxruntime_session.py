@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import onnx
 
 from trt_hspan.errors import HspanError
-from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, model_for_cpu, model_with_attention_function
+from trt_hspan.graph import INPUT_NAME, model_for_cpu, model_with_attention_function
 from trt_hspan.machine.install_advice import install_command
-from trt_hspan.native import cpu_attention
-from trt_hspan.runtime.runner import Float32Array, is_for_one_thread
-from trt_hspan.runtime.split_session import SplitSession, parts_from_model
+from trt_hspan.runtime.cpu_network import Array, CpuNetwork, RunPart, cpu_threads
+from trt_hspan.runtime.runner import Float32Array
 
-_Run = Callable[[Float32Array, Any], Float32Array]
-# Height and width. Sessions on one thread, with a second copy of the weights, are for networks that run this alone.
-_SMALL_PICTURE: Final = (8, 8)
 # Of this process; not empty once the arena is registered.
 _ARENA_IS_SHARED: Final[list[bool]] = []
 
@@ -39,15 +34,6 @@ def imported_onnxruntime() -> Any:
     if is_off:
         onnxruntime.disable_telemetry_events()
     return onnxruntime
-
-
-def cpu_threads(requested: int | None = None) -> int:
-    """The requested number of threads, or as many as the process may use: its processors, or OMP_NUM_THREADS."""
-    if requested:
-        return requested
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    available = len(os.sched_getaffinity(0))
-    return min(int(limit), available) if limit.isdigit() and int(limit) > 0 else available
 
 
 def open_session(
@@ -92,57 +78,23 @@ def run_session(session: Any, names: Sequence[str], batch: Float32Array, where: 
     return values
 
 
-class CpuNetwork:
-    """A network that is ready to run on this CPU; the attention in the native library where there is one.
+def cpu_network(model: onnx.ModelProto, where: str, *, threads: int | None = None) -> CpuNetwork:
+    """A model of any precision, computed as its file says. Raises: HspanError as `open_session` and `CpuNetwork`."""
 
-    Args:
-        model: as `graph.model_for_cpu` makes it.
-        where: what errors name.
-        threads: as `cpu_threads` takes it.
+    def open_part(part: onnx.ModelProto, outputs: tuple[str, ...], threads: int) -> RunPart:
+        session = open_session(part, where, threads=threads, shared_arena=True)
+        options = imported_onnxruntime().RunOptions()
+        # Give buffers back after each picture, so that the next size does not come on top.
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
-    Raises:
-        HspanError: ONNX Runtime is not installed or cannot load the model.
-    """
+        def run(feed: dict[str, Array]) -> list[Array]:
+            with translate_errors(where, "ONNX Runtime failed"):
+                values: list[Array] = session.run(list(outputs), feed, options)
+            return values
 
-    def __init__(self, model: onnx.ModelProto, where: str, *, threads: int | None = None) -> None:
-        self._where = where
-        self._macs_per_pixel = sum(math.prod(t.dims) for t in model.graph.initializer if len(t.dims) == 4)
-        self._run = _opened(model, where, threads)
-        self._run_alone: _Run | None = None  # on one thread, for the smallest pictures
-        may_be_alone = is_for_one_thread((1, 0, *_SMALL_PICTURE), self._macs_per_pixel)
-        self._small = model if may_be_alone and cpu_threads(threads) > 1 else None
+        return run
 
-    def run(self, batch: Float32Array) -> Float32Array:
-        """(N, 3, H, W) float32 to the network's output. Raises: HspanError when ONNX Runtime fails."""
-        with translate_errors(self._where, "ONNX Runtime failed"):
-            options = imported_onnxruntime().RunOptions()
-            # Give buffers back after each picture, so that the next size does not come on top.
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-            run = self._run
-            if self._small is not None and is_for_one_thread(batch.shape, self._macs_per_pixel):
-                self._run_alone = self._run_alone or _opened(self._small, self._where, 1)
-                run = self._run_alone
-            return run(batch, options)
-
-
-def _opened(model: onnx.ModelProto, where: str, threads: int | None) -> _Run:
-    """Sessions of a model; an input and ONNX Runtime's options of a run give its output."""
-    library = cpu_attention.native_library()
-    if library is None:
-        whole = open_session(model, where, threads=threads)
-        return lambda batch, options: whole.run([OUTPUT_NAME], {INPUT_NAME: batch}, options)[0]
-    split = SplitSession(
-        parts_from_model(model, where),
-        lambda part: open_session(part, where, threads=threads, shared_arena=True),
-        library,
-        threads=cpu_threads(threads),
-    )
-    return lambda batch, options: split.run(OUTPUT_NAME, INPUT_NAME, batch, options)
-
-
-def cpu_network(model: onnx.ModelProto, where: str) -> CpuNetwork:
-    """A model of any precision on this CPU, with or without its function body. Raises: HspanError as `CpuNetwork`."""
-    return CpuNetwork(model_for_cpu(model_with_attention_function(model)), where)
+    return CpuNetwork(model_for_cpu(model_with_attention_function(model)), where, open_part, threads=threads)
 
 
 @contextlib.contextmanager

@@ -3,10 +3,11 @@
 `device="auto"` takes, for each kind of file, the first that this machine can do:
 
 1. an engine: TensorRT on the GPU; else its ONNX file under ONNX Runtime on the CPU, as an emulation;
-2. an ONNX file: ONNX Runtime on the CPU;
+2. an ONNX file: ONNX Runtime on the CPU; in INT8 OpenVINO, where it is installed: as accurate, and much faster;
 3. a checkpoint or a preset: PyTorch on the CPU; where it is not installed, a shipped preset as ONNX.
 
 `"gpu"` and `"cpu"` are never quietly replaced by the other: what this machine cannot do is an error.
+`"cpu:onnxruntime"` and `"cpu:openvino"` name the library for ONNX files.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, cast
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.machine.install_advice import install_command
@@ -33,10 +33,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A request for a device: `kind` "auto", "cpu" or "gpu"; `index` in CUDA's order, 0 unless named."""
+    """A request for a device: `kind` "auto", "cpu" or "gpu"; `index` in CUDA's order, 0 unless named; on a CPU the
+    library for ONNX files, None where any will do."""
 
     kind: str
     index: int = 0
+    library: Literal["onnxruntime", "openvino"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,6 @@ class RunnerOptions:
     threads: int | None = None
     plugin: Path | None = None
     precision: str | None = None
-    integer_kernels: bool = False
 
     def open(self, source: str | os.PathLike[str]) -> Runner:
         """As `open_runner`."""
@@ -59,20 +60,21 @@ class RunnerOptions:
             threads=self.threads,
             plugin=self.plugin,
             precision=self.precision,
-            integer_kernels=self.integer_kernels,
         )
 
 
 def device_from_text(text: str) -> Device:
-    """Reads "auto", "cpu", "gpu", or "gpu:1" for the second GPU.
+    """Reads "auto", "cpu", "cpu:onnxruntime", "cpu:openvino", "gpu", or "gpu:1" for the second GPU.
 
     Raises:
         UsageError: anything else.
     """
-    match = re.fullmatch(r"(auto|cpu|gpu)|gpu:([0-9]{1,3})", text, flags=re.ASCII)
+    match = re.fullmatch(r"(auto|cpu|gpu)|cpu:(onnxruntime|openvino)|gpu:([0-9]{1,3})", text, flags=re.ASCII)
     if match is None:
-        raise UsageError("--device", f"got {text!r}, expected auto, cpu, gpu, or gpu:1 for the second GPU")
-    return Device(kind=match[1] or "gpu", index=int(match[2] or 0))
+        expected = "auto, cpu, cpu:onnxruntime, cpu:openvino, gpu, or gpu:1 for the second GPU"
+        raise UsageError("--device", f"got {text!r}, expected {expected}")
+    library = cast(Literal["onnxruntime", "openvino"] | None, match[2])
+    return Device(kind=match[1] or text.partition(":")[0], index=int(match[3] or 0), library=library)
 
 
 def devices_from_text(text: str) -> tuple[str, ...]:
@@ -94,7 +96,6 @@ def open_runner(
     threads: int | None = None,
     plugin: str | os.PathLike[str] | None = None,
     precision: str | None = None,
-    integer_kernels: bool = False,
 ) -> Runner:
     """The runner for an engine, an ONNX file, a checkpoint or a preset. Use it in a `with` block.
 
@@ -117,13 +118,12 @@ def open_runner(
         threads: CPU threads; None leaves it to the backend.
         plugin: for engines: the plugin library; None takes the one that `trt-hspan plugin build` writes.
         precision: for checkpoints: as `TorchRunner` takes it; None is "fp32". Engines and ONNX files contain theirs.
-        integer_kernels: for ONNX files in INT8: as `OnnxRuntimeRunner` takes it.
 
     Raises:
         HspanError: as the runner of that kind of file; the device cannot run this file; the package that
             would run it is not installed.
-        UsageError: a checkpoint's suffix or the device is unknown, a precision for what is no checkpoint, integer
-            kernels for what is no ONNX file, or a number of threads outside 1 to `MOST_THREADS`.
+        UsageError: a checkpoint's suffix or the device is unknown, a precision for what is no checkpoint, a library
+            for what is no ONNX file, or a number of threads outside 1 to `MOST_THREADS`.
     """
     if threads is not None:
         require_threads(threads)
@@ -133,8 +133,9 @@ def open_runner(
         raise UsageError(
             "--precision", f"is for checkpoints, {os.fspath(source)} contains its own", "leave it out"
         )
-    if integer_kernels:
-        require_onnx_for_integer_kernels([source])
+    if request.library is not None and suffix != ".onnx":
+        step = "name the one that it was built from" if suffix == ".plan" else "see trt-hspan export"
+        raise UsageError(f"--device {device}", f"is for ONNX files, and {os.fspath(source)} is none", step)
     if suffix == ".plan":
         runner = _engine_runner(Path(source), request, threads, plugin)
     elif suffix == ".onnx":
@@ -144,10 +145,11 @@ def open_runner(
                 "--device gpu: an ONNX file runs on the CPU here",
                 f"build an engine: trt-hspan build --onnx {os.fspath(source)}",
             )
-        runner = _onnx_runner(source, threads, integer_kernels)
-        runner.picked = f"{runner.name} on the CPU, which runs ONNX files"
-        if integer_kernels:
-            runner.picked += ", INT8 in integer kernels as requested"
+        runner = _onnx_runner(source, threads, request.library)
+        is_int8 = runner.precision == "int8" and not runner.emulated
+        why = "which computes INT8 in integers" if is_int8 else "which runs ONNX files"
+        why = "as requested" if request.library else why
+        runner.picked = f"{runner.name} on the CPU, {why}"
     else:
         is_gpu = request.kind == "gpu"
         takes_onnx = not is_gpu and precision in (None, "fp32")
@@ -166,7 +168,7 @@ def open_runner(
             on_cpu = f"{runner.name} on the CPU, which runs checkpoints"
             runner.picked = f"{runner.name}, as requested" if is_gpu else on_cpu
         else:
-            runner = _onnx_runner(shipped, threads, integer_kernels=False)
+            runner = _onnx_runner(shipped, threads, None)
             runner.picked = (
                 f"{runner.name} on the CPU: PyTorch is not installed, and {source} ships as ONNX too"
             )
@@ -178,17 +180,6 @@ def require_threads(threads: int) -> None:
     """Raises: UsageError for a number of CPU threads outside 1 to `MOST_THREADS`, which no machine can use."""
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError("--threads", f"got {threads}, expected 1 to {MOST_THREADS}")
-
-
-def require_onnx_for_integer_kernels(sources: Iterable[str | os.PathLike[str]]) -> None:
-    """Raises: UsageError when none of the sources is an ONNX file."""
-    names = [os.fspath(source) for source in sources]
-    if any(Path(name).suffix.lower() == ".onnx" for name in names):
-        return
-    step = "trt-hspan quantize makes one of a checkpoint"
-    if any(Path(name).suffix.lower() == ".plan" for name in names):
-        step = "name the one that the engine was built from"
-    raise UsageError("--integer-kernels", f"is for INT8 ONNX files, and {', '.join(names)} is none", step)
 
 
 def _engine_runner(
@@ -221,10 +212,19 @@ def _engine_runner(
     return runner
 
 
-def _onnx_runner(source: str | os.PathLike[str], threads: int | None, integer_kernels: bool) -> Runner:
+def _onnx_runner(
+    source: str | os.PathLike[str], threads: int | None, library: Literal["onnxruntime", "openvino"] | None
+) -> Runner:
     from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
+    from trt_hspan.runtime.openvino_runner import OpenVinoRunner, openvino_is_usable
 
-    return OnnxRuntimeRunner(source, threads=threads, integer_kernels=integer_kernels)
+    may_be_openvino = library is None and openvino_is_usable()
+    is_alone = may_be_openvino and importlib.util.find_spec("onnxruntime") is None
+    if library == "openvino" or is_alone:
+        return OpenVinoRunner(source, threads=threads)
+    runner = OnnxRuntimeRunner(source, threads=threads)
+    is_faster = may_be_openvino and runner.precision == "int8"
+    return OpenVinoRunner(source, threads=threads) if is_faster else runner
 
 
 def _require_package(module: str, where: object, what: str, extra: str) -> None:

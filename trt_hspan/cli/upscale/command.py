@@ -115,7 +115,7 @@ class UpscaleRequest:
         "A .pt, .pth or .safetensors file, or a preset: runs in PyTorch. With no network given: "
         f"the shipped {_DEFAULT_NETWORK}."
     )
-    onnx: Path | None = option("An .onnx file: runs under ONNX Runtime on the CPU.")
+    onnx: Path | None = option("An .onnx file: runs on the CPU.")
     engine: Path | None = option("A .plan: runs on the GPU, or where there is none its ONNX file on the CPU.")
     res_scale: float | None = options.res_scale()
     precision: str | None = option(
@@ -124,7 +124,6 @@ class UpscaleRequest:
         "fp32|fp16|bf16",
         shown="fp32",
     )
-    integer_kernels: bool = options.integer_kernels()
     execution: options.EngineOptions
     threads: int | None = options.threads()
     tiles: Annotated[TileOptions, "Tiles"]
@@ -143,10 +142,8 @@ class UpscaleRequest:
                 "is for --checkpoint; ONNX files and engines have theirs",
             )
         self.execution.require_plugin_for([network])
-        from trt_hspan.runtime.opening import RunnerOptions, require_onnx_for_integer_kernels
+        from trt_hspan.runtime.opening import RunnerOptions
 
-        if self.integer_kernels:
-            require_onnx_for_integer_kernels([network])
         if self.on_cluster.workers is not None and self.on_cluster.cluster is None:
             raise UsageError("--workers", "is for --cluster", "leave it out")
         from trt_hspan.jobs.upscale import UpscaleJob
@@ -163,7 +160,6 @@ class UpscaleRequest:
                 threads=self.threads,
                 plugin=self.execution.plugin,
                 precision=self.precision,
-                integer_kernels=self.integer_kernels,
             ),
             options=self.tiles.upscaling(),
             writing=WriteOptions(

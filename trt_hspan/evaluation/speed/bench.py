@@ -21,7 +21,6 @@ from trt_hspan.runtime.memory import require_memory
 from trt_hspan.runtime.opening import (
     device_from_text,
     open_runner,
-    require_onnx_for_integer_kernels,
     require_threads,
 )
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
@@ -51,11 +50,10 @@ class BenchSpec:
         threads: CPU threads; None leaves it to the backend.
         plugin: the plugin library of engines.
         precisions: of checkpoints, as `TorchRunner` takes them; empty is "fp32".
-        integer_kernels: of ONNX files in INT8, as `OnnxRuntimeRunner` takes it; other sources run as they are.
 
     Raises:
-        UsageError: nothing to measure, a batch or time that makes no sense, a peer without a checkpoint, precisions
-            where no source is a checkpoint, or integer kernels where none is an ONNX file.
+        UsageError: nothing to measure, a batch or time that makes no sense, a peer without a checkpoint, or
+            precisions where no source is a checkpoint.
     """
 
     sources: tuple[str, ...]
@@ -70,7 +68,6 @@ class BenchSpec:
     threads: int | None = None
     plugin: Path | None = None
     precisions: tuple[str, ...] = ()
-    integer_kernels: bool = False
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -87,8 +84,6 @@ class BenchSpec:
             raise UsageError(
                 "--precision", "is for checkpoints; ONNX files and engines have theirs", "leave it out"
             )
-        if self.integer_kernels:
-            require_onnx_for_integer_kernels(self.sources)
         if self.peer not in (None, "torch"):
             raise UsageError("--peer", f"got {self.peer!r}, expected torch")
         if self.peer is None and self.checkpoint is not None:
@@ -170,7 +165,6 @@ def run_bench(spec: BenchSpec, *, on_step: Callable[[str], None] = lambda _: Non
         HspanError, UsageError: a source cannot be opened, a size does not fit a network, or a run fails.
     """
     runners = [(source, list(_variants(source, spec))) for source in spec.sources]
-    _require_an_int8_file(spec, [variants[0][0] for _, variants in runners])
     plans = [(source, variants, sizes_for(variants[0][0], spec)) for source, variants in runners]
     _require_same_network(spec, [variants[0][0] for _, variants in runners])
     clocks = {"before": clock_states()}
@@ -215,20 +209,6 @@ def batches_for(runner: Runner, size: ImageSize, spec: BenchSpec) -> tuple[int, 
     return spec.batches or (batch_limits(runner, size, requested=1)[0],)
 
 
-def _is_int8_file(source: str, runner: Runner) -> bool:
-    return Path(source).suffix.lower() == ".onnx" and runner.precision == "int8"
-
-
-def _require_an_int8_file(spec: BenchSpec, runners: Iterable[Runner]) -> None:
-    """Integer kernels that no source can have would be an option without effect."""
-    if spec.integer_kernels and not any(map(_is_int8_file, spec.sources, runners)):
-        raise UsageError(
-            "--integer-kernels",
-            f"is for ONNX files in INT8, and none of {', '.join(spec.sources)} is",
-            "see trt-hspan quantize --precision int8",
-        )
-
-
 def _require_same_network(spec: BenchSpec, runners: Iterable[Runner]) -> None:
     """A peer with other weights would be no peer."""
     if spec.peer_checkpoint is None or spec.peer is None:
@@ -268,8 +248,6 @@ def _variants(source: str, spec: BenchSpec) -> Iterator[tuple[Runner, bool | Non
     if not isinstance(runner, TensorRtRunner):
         if spec.graphs is not None:
             raise _no_graphs(source, runner.label)
-        if spec.integer_kernels and _is_int8_file(source, runner):
-            runner = open_runner(source, device=spec.device, threads=spec.threads, integer_kernels=True)
         yield runner, None
         return
     for graphs in {"on": (True,), "off": (False,)}.get(spec.graphs or "both", (True, False)):

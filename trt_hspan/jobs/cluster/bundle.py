@@ -59,14 +59,9 @@ def bundle_from_network(network: str | Path, options: RunnerOptions = DEFAULT_RU
     The library is `options.plugin`, else the one that the manifest names beside the engine, else the default one.
 
     Raises:
-        HspanError: a file is missing, an engine does not match its manifest, or the file has no integer kernels.
+        HspanError: a file is missing or an engine does not match its manifest.
     """
     path = Path(network)
-    if options.integer_kernels:  # one error here instead of one from every worker
-        from trt_hspan.graph import load_onnx
-        from trt_hspan.graph.integer_cpu import require_integer_kernels
-
-        require_integer_kernels(load_onnx(path), path)
     name = str(network)
     names: list[Path] = []
     library: Path | None = None

@@ -13,6 +13,7 @@ from trt_hspan.jobs.cluster.storage import is_uri
 from trt_hspan.jobs.cluster.tasks import ClusterJournal, cluster_tasks
 from trt_hspan.jobs.upscale import UpscaleJob
 from trt_hspan.media.formats import kind_of_file
+from trt_hspan.runtime.opening import device_from_text
 
 
 def cluster_job(
@@ -44,7 +45,7 @@ def cluster_job(
         "network": bundle.digest,
         "res_scale": job.execution.res_scale,
         "precision": job.execution.precision,
-        "integer_kernels": job.execution.integer_kernels,
+        "library": device_from_text(job.execution.device).library,
         "options": asdict(job.options),
         "quality": job.writing.quality,
     }

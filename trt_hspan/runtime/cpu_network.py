@@ -1,16 +1,17 @@
-"""An ONNX graph under ONNX Runtime with its attention nodes computed by the native CPU library.
+"""An ONNX graph on a CPU: its attention nodes in the native library, the parts between them in another one.
 
-A custom operator would need ONNX Runtime's C header or an extension package (docs/cpu.md). Cutting the graph needs
-neither: it is split at the attention nodes, each part is a session of its own, and between two of them the library
-reads query, key and value where they lie. What a part computes is ONNX
-Runtime's business. Never imports torch.
+A custom operator would need that library's headers or an extension package (docs/cpu.md). Cutting the graph needs
+neither: it is split at the attention nodes, and between two parts the native library reads query, key and value where
+they lie. Who computes a part is the business of `onnxruntime_session` and `openvino_session`. Never imports torch.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,17 @@ import onnx
 from onnx import TensorProto, helper
 
 from trt_hspan.errors import HspanError
+from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME
 from trt_hspan.names import DOMAIN, OP_TYPE
-from trt_hspan.native.cpu_attention import NativeLibrary, NativeOptions, Operand
+from trt_hspan.native import cpu_attention
+from trt_hspan.native.cpu_attention import NativeOptions, Operand
+from trt_hspan.runtime.runner import Float32Array, is_for_one_thread
 
 Array = npt.NDArray[Any]
+#: The values of a part's inputs by name -> those of its outputs, in order.
+RunPart = Callable[[dict[str, Array]], list[Array]]
+# Height and width.
+_SMALL_PICTURE: Final = (8, 8)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,19 @@ class GraphPart:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attention: onnx.NodeProto | None
+
+
+#: A part's model, the names of its outputs, and the threads to run it on -> what runs it.
+OpenPart = Callable[[onnx.ModelProto, tuple[str, ...], int], RunPart]
+
+
+def cpu_threads(requested: int | None = None) -> int:
+    """The requested number of threads, or as many as the process may use: its processors, or OMP_NUM_THREADS."""
+    if requested:
+        return requested
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    available = len(os.sched_getaffinity(0))
+    return min(int(limit), available) if limit.isdigit() and int(limit) > 0 else available
 
 
 def parts_from_model(model: onnx.ModelProto, where: object) -> list[GraphPart]:
@@ -89,54 +110,71 @@ def parts_from_model(model: onnx.ModelProto, where: object) -> list[GraphPart]:
     return parts[::-1]
 
 
-class SplitSession:
-    """Runs the parts of a model in turn.
+class CpuNetwork:
+    """A network that is ready to run on this CPU; the attention in the native library where there is one.
+
+    Any number of threads may run it at the same time.
 
     Args:
-        parts: of `parts_from_model`.
-        open_session: makes an `onnxruntime.InferenceSession` of a part.
-        library: computes the attention.
-        threads: for the attention.
+        model: float32 at its inputs, outputs and attention nodes.
+        where: what errors name.
+        open_part: loads a part into the library that computes it.
+        threads: as `cpu_threads` takes it.
+
+    Raises:
+        HspanError: as `parts_from_model` and `open_part`.
     """
 
     def __init__(
-        self,
-        parts: list[GraphPart],
-        open_session: Callable[[onnx.ModelProto], Any],
-        library: NativeLibrary,
-        *,
-        threads: int,
+        self, model: onnx.ModelProto, where: str, open_part: OpenPart, *, threads: int | None = None
     ) -> None:
-        self._parts = [(part, None if part.model is None else open_session(part.model)) for part in parts]
-        self._library = library
-        self._options = NativeOptions(threads=threads)
+        self._library = cpu_attention.native_library()
+        self._parts = [GraphPart(model, (INPUT_NAME,), (OUTPUT_NAME,), None)]
+        if self._library is not None:
+            self._parts = parts_from_model(model, where)
+        self._macs_per_pixel = sum(math.prod(t.dims) for t in model.graph.initializer if len(t.dims) == 4)
+        self._open_part = open_part
+        self._threads = cpu_threads(threads)
+        self._opened = {self._threads: self._loaded(self._threads)}
+        # Where no picture is small enough for a second copy of the weights, for one thread, it is never loaded.
+        self._may_be_alone = is_for_one_thread((1, 0, *_SMALL_PICTURE), self._macs_per_pixel)
 
-    def run(self, output: str, name: str, batch: Array, run_options: Any) -> Array:
-        """The graph's output for its input `name`. Tensors are dropped as soon as no later part reads them."""
-        values: dict[str, Array] = {name: batch}
-        for index, (part, session) in enumerate(self._parts):
-            if session is not None:
-                feed = {key: values[key] for key in part.inputs}
-                values |= zip(part.outputs, session.run(list(part.outputs), feed, run_options), strict=True)
-                del feed
+    def _loaded(self, threads: int) -> list[RunPart | None]:
+        return [
+            None if part.model is None else self._open_part(part.model, part.outputs, threads)
+            for part in self._parts
+        ]
+
+    def run(self, batch: Float32Array) -> Float32Array:
+        """(N, 3, H, W) float32 to the network's output. Raises: HspanError as the functions of `open_part`."""
+        alone = self._may_be_alone and is_for_one_thread(batch.shape, self._macs_per_pixel)
+        threads = 1 if alone else self._threads
+        if threads not in self._opened:
+            self._opened[threads] = self._loaded(threads)
+        values: dict[str, Array] = {INPUT_NAME: batch}
+        for index, (part, run) in enumerate(zip(self._parts, self._opened[threads], strict=True)):
+            if run is not None:
+                values |= zip(part.outputs, run({key: values[key] for key in part.inputs}), strict=True)
             if part.attention is not None:
                 operands = [values[key] for key in part.attention.input]
-                values[part.attention.output[0]] = self._attend(*operands)
+                values[part.attention.output[0]] = self._attend(*operands, threads=threads)
                 del operands
-            later = {output}
-            for following, _ in self._parts[index + 1 :]:
+            # Tensors are dropped as soon as no later part reads them.
+            later = {OUTPUT_NAME}
+            for following in self._parts[index + 1 :]:
                 later.update(following.inputs)
                 later.update(following.attention.input if following.attention is not None else ())
             values = {key: value for key, value in values.items() if key in later}
-        return values[output]
+        return values[OUTPUT_NAME]
 
-    def _attend(self, query: Array, key: Array, value: Array) -> Array:
+    def _attend(self, query: Array, key: Array, value: Array, *, threads: int) -> Array:
+        assert self._library is not None  # else the graph was not cut
         query, key, value = (np.ascontiguousarray(array, np.float32) for array in (query, key, value))
         output = np.empty_like(value)
         self._library.attend(
             *(_operand(array) for array in (query, key, value, output)),
             element_type="float32",
-            options=self._options,
+            options=NativeOptions(threads=threads),
         )
         return output
 
