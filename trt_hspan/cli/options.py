@@ -36,8 +36,8 @@ def keep_fp32(more: str = "") -> Any:
 json = partial(flag, "Print the result as JSON.")
 device = partial(
     option,
-    "auto, cpu, gpu, or gpu:1 for the second GPU; for ONNX files cpu:onnxruntime, which computes as an engine would, or "
-    "cpu:openvino, which is faster in INT8 and BF16 and taken for INT8 where it is installed.",
+    "auto, cpu, gpu, or gpu:1 for the second GPU; for ONNX files cpu:onnxruntime, which computes as an engine would, "
+    "or cpu:openvino, which is faster in INT8 and BF16 and taken for INT8 where it is installed.",
     default="auto",
 )
 threads = partial(option, "CPU threads.", "N", shown="the backend's choice")
