@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -435,12 +437,25 @@ def test_a_failing_build_leaves_the_old_engine_as_it_was(network: Path) -> None:
     assert verify_manifest(network.parent / "engines" / "net.plan") == old
 
 
-def test_an_interrupted_build_stops_and_leaves_nothing(tmp_path: Path) -> None:
+def raised(_: BuildProgress) -> None:
+    raise KeyboardInterrupt
+
+
+def signaled_in_a_finalizer(_: BuildProgress) -> None:
+    """Where Python prints what is raised, and goes on."""
+
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    Dying()
+
+
+@pytest.mark.parametrize("interrupt", [raised, signaled_in_a_finalizer])
+def test_an_interrupted_build_stops_and_leaves_nothing(
+    tmp_path: Path, interrupt: Callable[[BuildProgress], None]
+) -> None:
     network = write_attention_network(tmp_path / "net.onnx", blocks=8)  # a second in the builder
-
-    def interrupt(_: BuildProgress) -> None:
-        raise KeyboardInterrupt
-
     trt = tensorrt_api.load_tensorrt("tensorrt-rtx")
     with tensorrt_api.collected_log(trt) as log, pytest.raises(KeyboardInterrupt):
         build_engine(spec_for(network), on_progress=interrupt)

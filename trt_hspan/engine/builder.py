@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -255,10 +256,27 @@ def _activation_memory_from_engine(
     return tuple(int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(profiles))
 
 
+@contextlib.contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    """A list that Ctrl-C appends to, where it would raise KeyboardInterrupt; other handlers stay, other threads have
+    none."""
+    noted: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield noted
+        return
+    signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _call_in_thread(work: Callable[[], _T], *, poll: Callable[[], None], cancel: Callable[[], None]) -> _T:
     """Runs `work` in a thread while this one polls; when this one is interrupted, cancels and waits for the end.
 
     Waits for an event and never in `Thread.join`: interrupted there, Python 3.10 and 3.11 take the thread for dead.
+    Ctrl-C is noted and raised at the end: a KeyboardInterrupt that comes in a finalizer or a callback is only printed.
     """
     results: list[_T] = []
     failures: list[BaseException] = []
@@ -272,17 +290,22 @@ def _call_in_thread(work: Callable[[], _T], *, poll: Callable[[], None], cancel:
         finally:
             ended.set()
 
-    threading.Thread(target=run, name="tensorrt-build").start()
-    try:
-        while not ended.wait(_POLL_SECONDS):
+    with _interrupts_noted() as noted:
+        threading.Thread(target=run, name="tensorrt-build").start()
+        try:
+            while not ended.wait(_POLL_SECONDS):
+                if noted:
+                    cancel()
+                poll()
             poll()
-        poll()
-    except BaseException:
-        cancel()
-        while not ended.is_set():
-            with contextlib.suppress(KeyboardInterrupt):  # the build is stopping already
-                ended.wait()
-        raise
+        except BaseException:
+            cancel()
+            while not ended.is_set():
+                with contextlib.suppress(KeyboardInterrupt):  # the build is stopping already
+                    ended.wait()
+            raise
+    if noted:
+        raise KeyboardInterrupt
     if failures:
         raise failures[0]
     return results[0]
