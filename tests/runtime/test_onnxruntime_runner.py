@@ -195,7 +195,12 @@ def test_native_attention_gives_what_the_function_body_gives(
         np.testing.assert_allclose(native_output, body_output, atol=tolerance)
 
 
-def test_native_attention_needs_no_function_body(tmp_path: Path) -> None:
+@pytest.mark.parametrize("native_attention", [True, False])
+def test_a_file_without_a_function_body_gives_the_same(
+    tmp_path: Path, request: pytest.FixtureRequest, native_attention: bool
+) -> None:
+    if not native_attention:
+        request.getfixturevalue("without_library")
     save_onnx(model_with_plugin_nodes(attention_network()), tmp_path / "a.onnx")
     write_attention_network(tmp_path / "b.onnx")
     batch = np.random.default_rng(0).random((2, 3, 9, 11), dtype=np.float32)
@@ -224,9 +229,11 @@ def test_telemetry_of_onnxruntime_is_off_unless_asked_for(chosen: str | None, ex
     assert printed.split() == [expected]
 
 
-@pytest.mark.usefixtures("without_library")
 def test_what_onnxruntime_cannot_load_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    save_onnx(model_with_plugin_nodes(attention_network()), tmp_path / "a.onnx")
+    model = attention_network()
+    weight = next(t for t in model.graph.initializer if t.name == "conv0.weight")
+    weight.CopyFrom(numpy_helper.from_array(np.zeros((8, 4, 3, 3), np.float32), "conv0.weight"))
+    save_onnx(model, tmp_path / "a.onnx")
     with (
         pytest.raises(HspanError, match="ONNX Runtime cannot load it") as caught,
         OnnxRuntimeRunner(tmp_path / "a.onnx"),
