@@ -90,6 +90,12 @@ template <typename T>
 HSPAN_DEVICE float weightScale(float largest);
 
 template <>
+HSPAN_DEVICE float weightScale<float>(float /*largest*/)
+{
+    return 1.0F;
+}
+
+template <>
 HSPAN_DEVICE float weightScale<simt::BFloat16>(float /*largest*/)
 {
     return 1.0F;
@@ -132,7 +138,8 @@ HSPAN_DEVICE void addWeighted(
         if (piece < pieces)
         {
             uint32_t b[4];
-            simt::loadMatricesTransposed(b, downThenRight<T, kVALUE_PITCH>(values, 8 * piece));
+            simt::loadMatricesTransposedAt<0>(
+                b, simt::sharedAddress(downThenRight<T, kVALUE_PITCH>(values, 8 * piece)));
             simt::multiplyMatrices<T>(tile.sums[piece], rounded, b[0], b[1]);
             simt::multiplyMatrices<T>(tile.sums[piece], remaining, b[0], b[1]);
             simt::multiplyMatrices<T>(tile.sums[piece + 1], rounded, b[2], b[3]);

@@ -158,27 +158,17 @@ denseFloatKernel(TiledArguments<T> arguments)
     auto& weights = stage.weights[simt::warpIndex()];
     bool const hasRefined
         = (isDense[0] && rows[0].refinement.grid > 0.0F) || (isDense[1] && rows[1].refinement.grid > 0.0F);
+    auto const consume = [&](auto const& scores, int64_t firstKey)
+    { addTile(sums, weights, rows, scores, values + firstKey * arguments.valuePitch, arguments.valuePitch, channels); };
     if (simt::anyInBlock(hasRefined))
     {
         using Refined = DenseFloatTile::Refined;
         Refined::Query const refinements{{rows[0].refinement, rows[1].refinement}};
-        Refined::stream(stage.scores, refinements, query, key, place.row, true,
-            [&](auto const& scores, int64_t firstKey)
-            {
-                addTile(sums, weights, rows, scores, values + firstKey * arguments.valuePitch, arguments.valuePitch,
-                    channels);
-                return false;
-            });
+        Refined::stream(stage.scores, refinements, query, key, place.row, true, consume);
     }
     else
     {
-        DenseFloatTile::stream(stage.scores, DenseFloatTile::Query{}, query, key, place.row, true,
-            [&](auto const& scores, int64_t firstKey)
-            {
-                addTile(sums, weights, rows, scores, values + firstKey * arguments.valuePitch, arguments.valuePitch,
-                    channels);
-                return false;
-            });
+        DenseFloatTile::stream(stage.scores, DenseFloatTile::Query{}, query, key, place.row, true, consume);
     }
     float* const output
         = arguments.output + place.image * arguments.outputBatch + firstChannel * arguments.outputChannel;

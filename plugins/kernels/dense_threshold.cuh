@@ -3,6 +3,9 @@
 //!
 //! A pass keeps only sum, count, maximum and the least score above the threshold. A step after which no score leaves
 //! the support is the last, so no pass is spent on confirming it.
+//!
+//! In FP32 a row that is refined (refined_score.cuh) has a first pass that finds its greatest FP32 score; the following
+//! ones take refined scores, if a row of the block needs them.
 #pragma once
 
 #include <cmath>
@@ -11,6 +14,7 @@
 #include <simt.h>
 
 #include "exact_threshold.cuh"
+#include "fma_tile.cuh"
 #include "look_arguments.cuh"
 #include "tensor_tile.cuh"
 #include "tiled_arguments.cuh"
@@ -99,34 +103,67 @@ HSPAN_DEVICE void takeDenseStep(DenseState& state, DenseSums const& sums)
     state.limit = limitOf(next);
 }
 
-//! The start of a refined row, once a pass has found its greatest FP32 score. The greatest refined score is off from 0
-//! by less than `slack`, so that the threshold cannot lie below -1 - slack.
-HSPAN_DEVICE void startRefined(DenseState& state, Refinement& refinement, float maximum, float slack)
-{
-    bool const isDefined = maximum - maximum == 0.0F;
-    bool const isNear = slack < 1.0F; // else there is no bound
-    state.active = isDefined;
-    state.maximum = maximum;
-    state.anchor = isDefined && isNear ? 0.0F : NAN;
-    state.threshold = isNear ? quantaOf(-1.0F - slack) : 0;
-    state.limit = limitOf(state.threshold);
-    refinement.shift = isDefined ? maximum : 0.0F;
-}
-
 //! Keys of a tile, and warps of a block, of the passes.
 constexpr int32_t kPASS_KEYS{64};
 constexpr int32_t kPASS_WARPS{4};
 constexpr int32_t kPASS_ROWS{kPASS_WARPS * kROWS_OF_WARP};
 
-//! The start of a row on the dense route, from the bound that its maxima have given.
-HSPAN_DEVICE DenseState denseStart(RowBound const& known)
+//! The tile that computes the scores of a type.
+template <typename T>
+struct PassOf
+{
+    using Tile = TensorTile<T, kPASS_WARPS, kPASS_KEYS>;
+};
+
+template <>
+struct PassOf<float>
+{
+    using Tile = FmaTile<kPASS_WARPS, kPASS_KEYS>;
+};
+
+//! A row as it enters the passes.
+struct DenseStart
+{
+    DenseState state;
+    float least; //!< at or below the threshold; -inf where nothing is known
+    Refinement refinement;
+};
+
+//! The start of a row of FP16 or BF16, from the bound that its maxima have given.
+HSPAN_DEVICE DenseStart denseStart(RowBound const& known)
 {
     float const anchor = anchorOf(known.maximum);
     // Below the bound by more than the rounding of the difference.
     int64_t const start = quantaOf(simt::addDown(known.bound, -anchor)) - 1;
     int64_t const least = leastThreshold(known.maximum, anchor);
     int64_t const threshold = start > least ? start : least;
-    return {true, known.maximum, anchor, limitOf(threshold), threshold};
+    return {{true, known.maximum, anchor, limitOf(threshold), threshold}, known.bound, {}};
+}
+
+//! The same of FP32: coarse scores give a bound, but the maximum, and with it the anchor, is sure only near 0.
+HSPAN_DEVICE DenseStart denseStart(RowBound const& known, CoarseRow const& coarse)
+{
+    bool const isKnown = coarse.error < INFINITY;
+    float const least
+        = isKnown ? simt::addDown(simt::addDown(known.bound, coarse.error) * coarse.toScore, coarse.shift) : -INFINITY;
+    float const maximum = known.maximum * coarse.toScore + coarse.shift;
+    float const error = coarse.error * coarse.toScore;
+    bool const isNear = isKnown && maximum + error < kNEAR_ZERO && maximum - error > -kNEAR_ZERO;
+    int64_t const threshold = isNear ? quantaOf(least) - 1 : 0;
+    return {{true, -INFINITY, isNear ? 0.0F : NAN, limitOf(threshold), threshold}, least, {coarse.grid, 0.0F}};
+}
+
+//! The start of a refined row, once a pass has found its greatest FP32 score. The greatest refined score is off from 0
+//! by less than the slack, so that the threshold cannot lie below -1 less the slack.
+HSPAN_DEVICE void startRefined(DenseStart& row, float maximum, float slack)
+{
+    bool const isDefined = maximum - maximum == 0.0F;
+    bool const isNear = slack < 1.0F; // else there is no bound
+    float const known = simt::addDown(row.least, -maximum);
+    float const start = simt::subtract(known > -1.0F ? known : -1.0F, slack);
+    int64_t const threshold = isNear ? quantaOf(start) - 1 : 0;
+    row.state = {isDefined, maximum, isDefined && isNear ? 0.0F : NAN, limitOf(threshold), threshold};
+    row.refinement.shift = isDefined ? maximum : 0.0F;
 }
 
 //! Writes the thresholds of kPASS_ROWS rows, of those on the dense route. Grid: x rows.
@@ -134,13 +171,14 @@ template <typename T>
 HSPAN_KERNEL_FITTING(kPASS_WARPS* simt::kWARP_SIZE, 3)
 denseThresholdKernel(LookArguments<T> arguments)
 {
-    using Tile = TensorTile<T, kPASS_WARPS, kPASS_KEYS>;
+    using Tile = typename PassOf<T>::Tile;
     HSPAN_SHARED(typename Tile::Stage, stage);
     TiledArguments<T> const& tensors = arguments.tensors;
     TilePlace const place = placeOf(tensors, kPASS_ROWS);
     int32_t const lane = simt::laneIndex();
     int32_t const warpRow = simt::warpIndex() * kROWS_OF_WARP;
-    DenseState dense[kROWS_OF_LANE] = {};
+    int64_t const rowsBefore = place.image * tensors.positions;
+    DenseStart rows[kROWS_OF_LANE] = {};
     bool isDense[kROWS_OF_LANE];
     HSPAN_UNROLL
     for (int32_t half = 0; half < kROWS_OF_LANE; ++half)
@@ -149,37 +187,72 @@ denseThresholdKernel(LookArguments<T> arguments)
         isDense[half] = place.row + row < tensors.positions && tensors.results[place.slot + row].count == kDENSE;
         if (isDense[half])
         {
-            dense[half] = denseStart(arguments.bounds[place.slot + row]);
+            RowBound const known = arguments.bounds[place.slot + row];
+            if constexpr (Tile::kHAS_REFINED)
+            {
+                rows[half] = denseStart(known, arguments.coarseRows[rowsBefore + place.row + row]);
+            }
+            else
+            {
+                rows[half] = denseStart(known);
+            }
         }
     }
     if (!simt::anyInBlock(isDense[0] || isDense[1]))
     {
         return;
     }
-    int64_t const image = place.image * tensors.positions * tensors.scorePitch;
-    TokenRows<T> const query = Tile::operand(tensors, tensors.query + image);
-    TokenRows<T> const key = Tile::operand(tensors, tensors.key + image);
+    auto const query = Tile::operand(tensors, tensors.query + rowsBefore * tensors.scorePitch);
+    auto const key = Tile::operand(tensors, tensors.key + rowsBefore * tensors.scorePitch);
     typename Tile::Query fragments;
     Tile::loadQueries(fragments, stage, query, place.row);
-    while (simt::anyInBlock(dense[0].active || dense[1].active))
+    bool isFirst = true;
+    bool hasRefined = false; // whether this and the following passes take refined scores
+    while (simt::anyInBlock(rows[0].state.active || rows[1].state.active))
     {
-        bool const isActive = simt::ballot(dense[0].active || dense[1].active) != 0;
+        bool const isActive = simt::ballot(rows[0].state.active || rows[1].state.active) != 0;
         DenseSums sums[kROWS_OF_LANE] = {{0, 0, INFINITY, -INFINITY}, {0, 0, INFINITY, -INFINITY}};
-        Tile::stream(stage, fragments, query, key, place.row, isActive,
-            [&dense, &sums](float const(&scores)[kPASS_KEYS / 8][4], int64_t /*firstKey*/)
+        auto const consume = [&rows, &sums](auto const& scores, int64_t /*firstKey*/)
+        {
+            addTile(sums[0], scores, rows[0].state, 0);
+            addTile(sums[1], scores, rows[1].state, 1);
+        };
+        if constexpr (Tile::kHAS_REFINED)
+        {
+            if (hasRefined)
             {
-                addTile(sums[0], scores, dense[0], 0);
-                addTile(sums[1], scores, dense[1], 1);
-                return false;
-            });
+                using Refined = typename Tile::Refined;
+                typename Refined::Query const refined{{rows[0].refinement, rows[1].refinement}};
+                Refined::stream(stage, refined, query, key, place.row, isActive, consume);
+            }
+            else
+            {
+                Tile::stream(stage, fragments, query, key, place.row, isActive, consume);
+            }
+        }
+        else
+        {
+            Tile::stream(stage, fragments, query, key, place.row, isActive, consume);
+        }
         HSPAN_UNROLL
         for (int32_t half = 0; half < kROWS_OF_LANE; ++half)
         {
+            DenseStart& row = rows[half];
             reduce(sums[half]);
-            if (dense[half].active)
+            if (Tile::kHAS_REFINED && isFirst && row.state.active && row.refinement.grid > 0.0F)
             {
-                takeDenseStep(dense[half], sums[half]);
+                startRefined(row, sums[half].maximum, slackOf(row.refinement.grid, tensors.scoreChannels));
             }
+            else if (row.state.active)
+            {
+                takeDenseStep(row.state, sums[half]);
+            }
+        }
+        if constexpr (Tile::kHAS_REFINED)
+        {
+            hasRefined
+                = hasRefined || simt::anyInBlock(isFirst && rows[0].refinement.grid + rows[1].refinement.grid > 0.0F);
+            isFirst = false;
         }
     }
     HSPAN_UNROLL
@@ -187,9 +260,11 @@ denseThresholdKernel(LookArguments<T> arguments)
     {
         if (lane % 4 == 0 && isDense[half])
         {
-            DenseState const& own = dense[half];
-            tensors.results[place.slot + warpRow + lane / 4 + 8 * half]
-                = resultOf(true, own.maximum, own.anchor, own.threshold, kDENSE);
+            DenseState const& own = rows[half].state;
+            RowResult result
+                = resultOf(own.maximum - own.maximum == 0.0F, own.maximum, own.anchor, own.threshold, kDENSE);
+            result.refinement = rows[half].refinement;
+            tensors.results[place.slot + warpRow + lane / 4 + 8 * half] = result;
         }
     }
 }

@@ -151,7 +151,8 @@ constexpr float kCOARSE{24.0F};                   //!< 1.5 * 2^23 * 2^-19
 constexpr float kFINE{1.5F / (int64_t{1} << 18)}; //!< 1.5 * 2^23 * 2^-41
 constexpr uint32_t kCOARSE_BITS{0x41c00000U};
 constexpr uint32_t kFINE_BITS{0x36c00000U};
-constexpr int64_t kFINE_PER_COARSE{int64_t{1} << 22};
+constexpr int32_t kFINE_BITS_OF_COARSE{22};
+constexpr int64_t kFINE_PER_COARSE{int64_t{1} << kFINE_BITS_OF_COARSE};
 
 HSPAN_DEVICE void addScore(TileSum& sum, float relative, float limit)
 {

@@ -10,8 +10,10 @@
 
 #include <simt.h>
 
+#include "list_scores.cuh"
 #include "list_threshold.cuh"
 #include "look_arguments.cuh"
+#include "weighted_floats.cuh"
 #include "weighted_values.cuh"
 
 namespace hspan
@@ -30,10 +32,25 @@ struct FinishStage
     static constexpr int32_t kWARPS{kFINISH_WARPS<kPIECES>};
     static constexpr int32_t kROWS{kWARPS * kMOST_ROWS_OF_WARP};
 
-    ValueStage<T, kPIECES> values[kWARPS];
-    T outputs[kROWS][kPIECES * kCHANNELS_OF_PRODUCT + 2]; //!< padded to an odd number of words
+    typename WeightedValues<T, kPIECES>::Stage values[kWARPS];
+    T outputs[kROWS][kPIECES * kCHANNELS_OF_PRODUCT + 4 / sizeof(T)]; //!< padded to an odd number of words
     int32_t isWritten[kROWS];
 };
+
+//! Where the steps to a list's threshold begin. All entries of FP16 and BF16 are above their row's bound, which is
+//! within 1 of the greatest. Of FP32 coarse scores have chosen them: what lies too far below for the sums is left out.
+template <typename T>
+HSPAN_DEVICE StepStart startOf(RelativeList const& list)
+{
+    StepStart start{-INFINITY, list.list.count};
+    if constexpr (kIS_REFINED_TYPE<T>)
+    {
+        constexpr float kFAR{1.0625F}; // more than 1, whatever subtracting rounds
+        start.limit = simt::subtract(list.greatest, kFAR);
+        start.above = list.countAbove(start.limit);
+    }
+    return start;
+}
 
 //! The threshold of one row on a list, and its output, to shared memory.
 template <typename T, int32_t kPIECES>
@@ -41,7 +58,8 @@ HSPAN_DEVICE RowResult finishRow(WeightedValues<T, kPIECES>& values, SplitList c
     T const* value, TiledArguments<T> const& tensors, T* output)
 {
     RelativeList const relative(list, maximum);
-    RowResult const row = resultOf(true, maximum, relative.anchor, exactThreshold(relative), list.count);
+    RowResult const row
+        = resultOf(true, maximum, relative.anchor, exactThreshold(relative, startOf<T>(relative)), list.count);
     float const scale = simt::kept(weightScale<T>(row.largest));
     values.begin();
     auto const push
@@ -138,7 +156,8 @@ finishKernel(LookArguments<T> arguments, int32_t rowsOfWarp)
     TilePlace const place = placeOf(tensors, rows);
     int32_t const lane = simt::laneIndex();
     int32_t const splits = arguments.listSplit.count;
-    T const* const value = tensors.value + place.image * tensors.positions * tensors.valuePitch;
+    int64_t const rowsBefore = place.image * tensors.positions;
+    T const* const value = tensors.value + rowsBefore * tensors.valuePitch;
     WeightedValues<T, kPIECES> values(
         stage.values[simt::warpIndex()], value, tensors.valuePitch, tensors.valueChannels);
     for (int32_t r = simt::warpIndex(); r < rows; r += Stage::kWARPS)
@@ -151,17 +170,36 @@ finishKernel(LookArguments<T> arguments, int32_t rowsOfWarp)
             int32_t const count = splits == 1 ? simt::shuffle(own, 0) : simt::sumOfWarp(own);
             isWritten = count <= tensors.capacity;
             RowResult row = resultOf(false, 0.0F, 0.0F, 0, isWritten ? 0 : kDENSE);
-            if (count == 0) // a row without a threshold
+            auto const writeNan = [&]
             {
                 for (int32_t channel = lane; channel < tensors.valueChannels; channel += simt::kWARP_SIZE)
                 {
                     stage.outputs[r][channel] = simt::fromFloat<T>(NAN);
                 }
+            };
+            if (count == 0) // a row without a threshold
+            {
+                writeNan();
             }
             else if (isWritten)
             {
                 SplitList const list(arguments.lists + slot * tensors.capacity, count, own, arguments);
-                row = finishRow(values, list, arguments.bounds[slot].maximum, value, tensors, stage.outputs[r]);
+                if constexpr (kIS_REFINED_TYPE<T>)
+                {
+                    float const maximum = scoreList(list, arguments, rowsBefore, place.row + r);
+                    if (maximum - maximum == 0.0F)
+                    {
+                        row = finishRow(values, list, maximum, value, tensors, stage.outputs[r]);
+                    }
+                    else
+                    {
+                        writeNan();
+                    }
+                }
+                else
+                {
+                    row = finishRow(values, list, arguments.bounds[slot].maximum, value, tensors, stage.outputs[r]);
+                }
             }
             if (lane == 0)
             {

@@ -51,7 +51,6 @@ struct FmaTile
     static constexpr int32_t kKEYS{kKEYS_};
     static constexpr int32_t kROWS{kWARPS * kROWS_OF_WARP};
     static constexpr int32_t kTHREADS{kWARPS * simt::kWARP_SIZE};
-    static constexpr int32_t kBLOCKS{kWARPS == 2 ? 4 : 3}; //!< that are to fit a multiprocessor
 
     //! The same for refined scores. Sums of two parts take twice the registers, so it has half as many keys.
     using Refined = FmaTile<kWARPS, kKEYS / 2, true>;
@@ -181,11 +180,10 @@ struct FmaTile
 
     //! As streamTiles() in tensor_tile.cuh.
     template <typename Consume>
-    HSPAN_DEVICE static bool stream(Stage& stage, Query const& refinements, FloatRows const& query,
+    HSPAN_DEVICE static void stream(Stage& stage, Query const& refinements, FloatRows const& query,
         FloatRows const& key, int64_t firstRow, bool isActive, Consume const& consume)
     {
         int32_t const tiles = (key.positions + kKEYS - 1) / kKEYS;
-        bool stop = false;
         int32_t buffer = 0;
         simt::syncBlock(); // the buffers' last readers are done
         startSlice<kROWS>(stage.query[0], query, firstRow, 0);
@@ -198,10 +196,7 @@ struct FmaTile
             for (int32_t channel = 0; channel < key.channels; channel += kSLICE)
             {
                 simt::waitForCopies();
-                if (simt::anyInBlock(stop)) // also: the slice is complete, and the other buffer's readers are done
-                {
-                    return true;
-                }
+                simt::syncBlock(); // the slice is complete, and the other buffer's readers are done
                 bool const isLastSlice = channel + kSLICE >= key.channels;
                 if (!isLastSlice || tile + 1 < tiles)
                 {
@@ -220,10 +215,9 @@ struct FmaTile
             {
                 float scores[kKEYS / 8][4];
                 finish(scores, sums, refinements, firstKey + simt::laneIndex() % 4 * 2, key.positions);
-                stop = consume(scores, firstKey) || stop;
+                consume(scores, firstKey);
             }
         }
-        return simt::anyInBlock(stop);
     }
 };
 

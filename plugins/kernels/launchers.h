@@ -20,10 +20,21 @@ struct AttentionPointers
     void* workspace;
 };
 
+//! Distances in elements between neighboring elements of a tensor: what the layouts differ in.
+struct Strides
+{
+    int64_t batch;
+    int64_t channel;
+    int64_t position;
+};
+
+//! Those of a tensor of so many channels.
+Strides stridesOf(AttentionProblem const& problem, int64_t channels);
+
 //! The threshold of one row and how its scores are computed, as the plain kernels leave it in the workspace.
 constexpr int64_t kTHRESHOLD_BYTES{16};
 
-//! Keys that share a bound of their lengths, a float, in the workspace of FP32 problems.
+//! Keys that share bounds, floats, in the workspace of FP32 problems.
 constexpr int64_t kBOUND_KEYS{32};
 
 //! Bytes of these bounds, without padding.
@@ -75,6 +86,9 @@ constexpr int64_t kRESULT_BYTES{32};
 constexpr int64_t kROW_BOUND_BYTES{8};
 constexpr int64_t kLIST_ENTRY_BYTES{8};
 
+//! Of an FP32 row: what is known of its coarse scores.
+constexpr int64_t kCOARSE_ROW_BYTES{16};
+
 //! Where things lie in the workspace of the tiled kernels, in bytes, and how many.
 struct TiledWorkspace
 {
@@ -89,8 +103,14 @@ struct TiledWorkspace
     int64_t maxima;
     int64_t counts; //!< lengths of a list's shares, one per split
     int64_t lists;
-    int64_t keyBounds; //!< one per kBOUND_KEYS keys of an image, for FP32
-    int64_t bytes;     //!< all of it
+    int64_t coarseRows; //!< this and the rest for FP32, one part
+    int64_t coarseQuery;
+    int64_t coarseKey;
+    int64_t centers;
+    int64_t keyBounds;       //!< one per kBOUND_KEYS keys of an image
+    int64_t centeredSquares; //!< the same
+    int64_t keyLosses;       //!< the same
+    int64_t bytes;           //!< all of it
 };
 
 TiledWorkspace tiledWorkspace(AttentionProblem const& problem, int32_t capacity);
@@ -139,14 +159,12 @@ struct LookLaunchers
     cudaError_t (*sumDense)(LookCall const& call);
 };
 
+LookLaunchers lookLaunchersFloat();
 LookLaunchers lookLaunchersHalf();
 LookLaunchers lookLaunchersBFloat16();
 
 //! Bounds from maxima: the same for all types.
 cudaError_t launchLowerBounds(LookCall const& call);
-
-cudaError_t launchTiledFloat(
-    AttentionProblem const& problem, int32_t capacity, AttentionPointers const& pointers, cudaStream_t stream);
 
 //! launchSparsemaxAttention() with lists of another capacity, as the tests want it. 0 is the usual one.
 cudaError_t launchWithCapacity(AttentionProblem const& problem, int32_t config, int32_t capacity,

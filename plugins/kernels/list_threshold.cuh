@@ -23,7 +23,7 @@ constexpr int32_t kHELD_BY_WARP{kHELD_ENTRIES * simt::kWARP_SIZE};
 //! A row's list, of all splits, as the lanes of a warp read it. It is not empty.
 struct SplitList
 {
-    ListEntry const* entries;
+    ListEntry* entries;
     int32_t count;      //!< of all shares
     int32_t ownCount;   //!< of the share with the lane's number
     int32_t firstCount; //!< of the first share
@@ -31,7 +31,7 @@ struct SplitList
     int32_t share; //!< entries from one share to the next
 
     template <typename T>
-    HSPAN_DEVICE SplitList(ListEntry const* list, int32_t all, int32_t own, LookArguments<T> const& arguments)
+    HSPAN_DEVICE SplitList(ListEntry* list, int32_t all, int32_t own, LookArguments<T> const& arguments)
         : entries(list)
         , count(all)
         , ownCount(own)
@@ -41,8 +41,8 @@ struct SplitList
     {
     }
 
-    //! Entry `i` of the lane, the same multiple of 32 plus the lane's number in all lanes. Reads nothing past the end.
-    HSPAN_DEVICE ListEntry at(int32_t i) const
+    //! Where entry `i` of the lane lies, the same multiple of 32 plus the lane's number in all lanes.
+    HSPAN_DEVICE int32_t placeOf(int32_t i) const
     {
         int32_t place = i >= firstCount ? i + (share - firstCount) : i; // the second share, if there is one
         int32_t end = firstCount;                                       // of the shares so far
@@ -53,6 +53,13 @@ struct SplitList
             end += length;
             place += i >= end ? share - length : 0;
         }
+        return place;
+    }
+
+    //! The entry itself. Reads nothing past the end.
+    HSPAN_DEVICE ListEntry at(int32_t i) const
+    {
+        int32_t const place = placeOf(i);
         return i < count ? entries[place] : ListEntry{-INFINITY, 0};
     }
 };
@@ -126,7 +133,7 @@ struct StepStart
 //! itself when it becomes a float, 0.1 units a score; reciprocal, product and difference another 0.4. Two units less
 //! than the result are therefore a lower bound of the exact step, and as near to the threshold as makes no difference
 //! to all but a few rows. Ends when no entry leaves: every other step lowers the count.
-HSPAN_DEVICE StepStart coarseStart(RelativeList const& row)
+HSPAN_DEVICE StepStart coarseStart(RelativeList const& row, StepStart start)
 {
     constexpr float kUNITS{1 << 19};
     int32_t units[kHELD_ENTRIES];
@@ -135,7 +142,6 @@ HSPAN_DEVICE StepStart coarseStart(RelativeList const& row)
     {
         units[i] = simt::smallIntegerFromFloat(row.held[i] * kUNITS);
     }
-    StepStart start{-INFINITY, row.list.count};
     bool moves = true;
     while (moves)
     {
@@ -171,23 +177,23 @@ HSPAN_DEVICE int64_t floorQuotientByFloats(int64_t dividend, int32_t divisor)
     return quotient + more - (rest < 0 ? 1 : 0);
 }
 
-//! The threshold of a list that is not empty, in quanta. The warp calls it together; all lanes receive it.
-HSPAN_DEVICE int64_t exactThreshold(RelativeList const& row)
+//! The threshold of a list, in quanta, from a start that has entries within little more than 1 of the greatest. The
+//! warp calls it together; all lanes receive it.
+HSPAN_DEVICE int64_t exactThreshold(RelativeList const& row, StepStart set)
 {
     constexpr float kCOARSE_PER_ONE{1 << 19};
     auto const greatest = static_cast<uint32_t>(simt::smallIntegerFromFloat(row.greatest * kCOARSE_PER_ONE));
-    StepStart set{-INFINITY, row.list.count};
     if (row.list.count <= kHELD_BY_WARP)
     {
-        set = coarseStart(row);
+        set = coarseStart(row, set);
     }
     int64_t threshold = 0;
     bool moves = true;
     while (moves)
     {
-        // As addScore() does, for at most 2^11 scores. Fine parts, 2^21 each, add up in 32 bits. Coarse ones do so
-        // modulo 2^32; less `greatest` for each score, which is within 1 of them all, the sum is known to lie within
-        // 2^30.
+        // As addScore() does, for at most 2^11 scores. Fine parts, 2^21 each, add up in 32 bits as long as they are
+        // fewer than 2^10; those of longer lists hand over to the coarse ones before. Coarse parts add up modulo 2^32;
+        // less `greatest` for each score, which is within 1 of them all, the sum is known to lie within 2^30.
         uint32_t coarse = 0;
         uint32_t fine = 0;
         row.forEntries(
@@ -199,6 +205,12 @@ HSPAN_DEVICE int64_t exactThreshold(RelativeList const& row)
                 coarse += static_cast<uint32_t>(simt::bitsFromFloat(shifted)) - kCOARSE_BITS;
                 fine += static_cast<uint32_t>(simt::bitsFromFloat(simt::add(rest, kFINE))) - kFINE_BITS;
             });
+        if (row.list.count > kHELD_BY_WARP)
+        {
+            int32_t const whole = static_cast<int32_t>(fine) >> kFINE_BITS_OF_COARSE;
+            coarse += static_cast<uint32_t>(whole);
+            fine -= static_cast<uint32_t>(whole) << kFINE_BITS_OF_COARSE;
+        }
         uint32_t const offset = greatest * static_cast<uint32_t>(set.above);
         auto const coarseSum = static_cast<uint32_t>(simt::sumOfWarp(static_cast<int32_t>(coarse)));
         int64_t const sum = (static_cast<int32_t>(coarseSum - offset)

@@ -29,11 +29,20 @@ struct alignas(8) ListEntry
     int32_t key;
 };
 
-//! What the maxima of a row tell.
+//! What the maxima of a row tell. Of FP32 rows they are coarse scores.
 struct alignas(8) RowBound
 {
     float maximum; //!< of all scores; NaN or infinite: the row has no sparsemax
-    float bound;   //!< at or below the row's threshold; infinite where there is none
+    float bound;   //!< scores at or below it are no candidates; infinite where there is no threshold
+};
+
+//! What is known of a row's coarse scores (coarse_copies.cuh), for FP32.
+struct alignas(16) CoarseRow
+{
+    float toScore; //!< a power of two: this times a coarse score, and the shift, is nearly the score
+    float error;   //!< that coarse scores may have, in their units; infinite: nothing is known of them
+    float shift;   //!< the product with the center of the keys
+    float grid;    //!< Refinement::grid
 };
 
 //! How one of the looks divides the keys.
@@ -53,8 +62,9 @@ struct LookArguments
     int32_t capacityOfSplit; //!< entries in a split's share of a list
     KeySplit maximaSplit;
     KeySplit listSplit;
-    float* maxima;    //!< (rows of the chunk, maximaOfRow)
-    RowBound* bounds; //!< one per row of the chunk
+    float* maxima;               //!< (rows of the chunk, maximaOfRow)
+    RowBound* bounds;            //!< one per row of the chunk
+    CoarseRow const* coarseRows; //!< (N, L), for FP32
     int32_t* counts;  //!< (rows of the chunk, splits): candidates; more than the share has entries for: overflown
     ListEntry* lists; //!< (rows of the chunk, capacity): the splits' shares one after the other
 };

@@ -8,6 +8,10 @@
 //! [-1, 0]: subtracting the maximum u; a sum of at most 40 additions 40 u a number (36 in a lane, 4 between lanes);
 //! subtracting 1, 2 u; reciprocal and product 3 u; the margin itself u: 47 u, of the 64 u that are subtracted. The
 //! integer threshold of exact_threshold.cuh lies within 2^-40 of the exact one, which the rest covers.
+//!
+//! Coarse maxima (coarse_copies.cuh) lie within an error e of the scores whose place they take, and a threshold does
+//! not fall where scores rise: theirs less e is a lower bound, and a key whose coarse score is not above theirs less 2
+//! e is no candidate.
 #pragma once
 
 #include <cmath>
@@ -42,7 +46,21 @@ struct LowerBoundArguments
     float const* maxima;
     RowBound* bounds;
     int32_t maximaOfRow;
+    CoarseRow const* coarseRows; //!< (N, L); the rest is for these alone
+    int64_t slotsPerImage;
+    int64_t firstSlot;
+    int32_t positions;
 };
+
+//! What is known of the coarse scores of a row of the chunk; past the last row of an image, of that.
+HSPAN_DEVICE CoarseRow coarseRowAt(LowerBoundArguments const& arguments, int64_t row)
+{
+    int64_t const line = arguments.firstSlot + row;
+    int64_t const image = line / arguments.slotsPerImage;
+    int64_t const inImage = line - image * arguments.slotsPerImage;
+    int64_t const last = arguments.positions - 1;
+    return arguments.coarseRows[image * arguments.positions + (inImage < last ? inImage : last)];
+}
 
 //! Newton's step for the lanes of a row together, from their sums and counts.
 HSPAN_DEVICE float boundStep(float sum, int32_t count)
@@ -57,7 +75,7 @@ HSPAN_DEVICE float boundStep(float sum, int32_t count)
 }
 
 //! For kQUADS times kQUADS_AT_ONCE maxima a row, or fewer where not kIS_WHOLE. Grid: x rows of the chunk.
-template <int32_t kQUADS, bool kIS_WHOLE>
+template <int32_t kQUADS, bool kIS_WHOLE, bool kIS_COARSE>
 HSPAN_KERNEL(kBOUND_BLOCK)
 lowerBoundKernel(LowerBoundArguments arguments)
 {
@@ -90,10 +108,27 @@ lowerBoundKernel(LowerBoundArguments arguments)
     {
         maximum = simt::maximumOrNan(maximum, simt::shuffleXor(maximum, mask));
     }
+    CoarseRow coarse;
+    if constexpr (kIS_COARSE)
+    {
+        coarse = coarseRowAt(arguments, row);
+    }
+    auto const below = [&](float score)
+    {
+        float const distance = simt::subtract(score, maximum);
+        if constexpr (kIS_COARSE)
+        {
+            return distance * coarse.toScore;
+        }
+        else
+        {
+            return distance;
+        }
+    };
     HSPAN_UNROLL
     for (float& each : distance)
     {
-        each = simt::subtract(each, maximum);
+        each = below(each);
     }
     float bound = -1.0F; // relative to the maximum; of one score
     HSPAN_UNROLL
@@ -101,7 +136,7 @@ lowerBoundKernel(LowerBoundArguments arguments)
     {
         float sum = 0.0F;
         int32_t count = 0;
-        simt::addIfGreater(sum, count, simt::subtract(greatest, maximum), bound);
+        simt::addIfGreater(sum, count, below(greatest), bound);
         bound = boundStep(sum, count);
     }
     HSPAN_UNROLL
@@ -112,7 +147,7 @@ lowerBoundKernel(LowerBoundArguments arguments)
         HSPAN_UNROLL
         for (float const each : quadGreatest)
         {
-            simt::addIfGreater(sum, count, simt::subtract(each, maximum), bound);
+            simt::addIfGreater(sum, count, below(each), bound);
         }
         bound = boundStep(sum, count);
     }
@@ -133,7 +168,12 @@ lowerBoundKernel(LowerBoundArguments arguments)
     if (own == 0)
     {
         bool const isDefined = maximum - maximum == 0.0F;
-        float const least = simt::addDown(maximum, simt::subtract(bound, kBOUND_MARGIN));
+        float known = simt::subtract(bound, kBOUND_MARGIN);
+        if constexpr (kIS_COARSE)
+        {
+            known = simt::addDown(known * simt::divide(1.0F, coarse.toScore), -2.0F * coarse.error);
+        }
+        float const least = simt::addDown(maximum, known);
         arguments.bounds[row] = {maximum, isDefined ? least : INFINITY};
     }
 }

@@ -13,17 +13,6 @@ namespace hspan
 static_assert(sizeof(PlainRow) == kTHRESHOLD_BYTES && kKEYS_PER_BOUND == kBOUND_KEYS, "as the workspace is laid out");
 static_assert(kCHANNELS_PER_STAGE <= kCHANNEL_MARGIN && kMAX_SLICE <= kCHANNEL_MARGIN, "channel numbers overflow");
 
-inline Strides stridesOf(AttentionProblem const& problem, int64_t channels)
-{
-    int64_t const positions = problem.shape.positions;
-    if (problem.layout == TensorLayout::kLINEAR)
-    {
-        return {channels * positions, positions, 1};
-    }
-    int64_t const pitch = channelPitch(problem.type, channels);
-    return {pitch * positions, 1, pitch};
-}
-
 template <typename T, int32_t kCHANNELS>
 cudaError_t launchWeightedSum(
     AttentionProblem const& problem, simt::Grid grid, AttentionPointers const& pointers, cudaStream_t stream)

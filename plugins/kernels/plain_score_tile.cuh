@@ -14,6 +14,7 @@
 
 #include <simt.h>
 
+#include "launchers.h"
 #include "refined_score.cuh"
 
 namespace hspan
@@ -40,14 +41,6 @@ struct alignas(16) ScoreStage
 //! The scores one lane holds: [row of the warp][32-key group of the tile].
 template <int32_t kGROUPS>
 using ScoreTile = float[kROWS_PER_WARP][kGROUPS];
-
-//! Distances in elements between neighboring elements of a tensor: what the layouts differ in.
-struct Strides
-{
-    int64_t batch;
-    int64_t channel;
-    int64_t position;
-};
 
 //! One batch of the problem, as the kernels see it.
 template <typename T>

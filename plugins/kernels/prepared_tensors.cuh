@@ -9,25 +9,6 @@
 namespace hspan
 {
 
-//! Distances in elements between neighbors of a tensor of the problem.
-struct TensorStrides
-{
-    int64_t batch;
-    int64_t channel;
-    int64_t position;
-};
-
-inline TensorStrides tensorStrides(AttentionProblem const& problem, int64_t channels)
-{
-    int64_t const positions = problem.shape.positions;
-    if (problem.layout == TensorLayout::kLINEAR)
-    {
-        return {channels * positions, positions, 1};
-    }
-    int64_t const pitch = channelPitch(problem.type, channels);
-    return {pitch * positions, 1, pitch};
-}
-
 //! Whether a tensor of so many channels is fit as it is. What pads the channels of a score operand would enter the
 //! scores; what pads values is read, but ends in no output.
 template <typename T>
@@ -48,7 +29,7 @@ cudaError_t prepare(AttentionProblem const& problem, int64_t channels, bool isVa
         return cudaSuccess;
     }
     AttentionShape const& shape = problem.shape;
-    TensorStrides const strides = tensorStrides(problem, channels);
+    Strides const strides = stridesOf(problem, channels);
     int64_t const pitch = preparedPitch(channels);
     PrepareArguments<T> const arguments{static_cast<T const*>(source), static_cast<T*>(target), strides.batch,
         strides.channel, strides.position, shape.batch, static_cast<int32_t>(channels), static_cast<int32_t>(pitch),
@@ -88,13 +69,12 @@ TiledArguments<T> tiledArguments(
     auto* const memory = static_cast<unsigned char*>(pointers.workspace);
     bool const scoresFit = isFit<T>(problem, shape.scoreChannels, false);
     bool const valuesFit = isFit<T>(problem, shape.valueChannels, true);
-    TensorStrides const output = tensorStrides(problem, shape.valueChannels);
+    Strides const output = stridesOf(problem, shape.valueChannels);
     TiledArguments<T> arguments{};
     arguments.query = static_cast<T const*>(scoresFit ? pointers.query : memory + workspace.query);
     arguments.key = static_cast<T const*>(scoresFit ? pointers.key : memory + workspace.key);
     arguments.value = static_cast<T const*>(valuesFit ? pointers.value : memory + workspace.value);
     arguments.output = static_cast<T*>(pointers.output);
-    arguments.keyBounds = reinterpret_cast<float const*>(memory + workspace.keyBounds);
     arguments.scorePitch
         = scoresFit ? channelPitch(problem.type, shape.scoreChannels) : preparedPitch(shape.scoreChannels);
     arguments.valuePitch

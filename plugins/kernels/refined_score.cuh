@@ -44,14 +44,24 @@ constexpr float kLEAST_REFINED_SQUARES{1.0F};
 //! |q| max |k| of 2^60 and more is not refined.
 constexpr float kMOST_REFINED_SQUARES{0x1p120F};
 
+//! What rounding may have taken from a sum of C squares, as a factor.
+constexpr float kSQUARES_MARGIN{1.0078125F};
+
+//! An exponent e such that the length whose square is `squares`, itself off by rounding, is below 2^e; the least or the
+//! next one.
+HSPAN_DEVICE int32_t lengthExponent(float squares)
+{
+    int32_t const exponent
+        = (simt::bitsFromFloat(squares * kSQUARES_MARGIN) >> 23) - 127; // the square is below 2^(exponent + 1)
+    return (exponent + 2) / 2;
+}
+
 //! The grid of a row whose |q|^2 max |k|^2 is `squares`, itself off by rounding. 0 for NaN.
 HSPAN_DEVICE float gridOf(float squares)
 {
-    float const most = squares * 1.0078125F; // what rounding has taken from C squares
+    float const most = squares * kSQUARES_MARGIN;
     bool const isRefined = most >= kLEAST_REFINED_SQUARES && most < kMOST_REFINED_SQUARES;
-    int32_t const exponent = (simt::bitsFromFloat(most) >> 23) - 127; // most < 2^(exponent + 1)
-    int32_t const bound = (exponent + 2) / 2;                         // |q| max |k| < 2^bound
-    return isRefined ? 1.5F * simt::floatFromBits((bound + 2 + 127) << 23) : 0.0F;
+    return isRefined ? 1.5F * simt::floatFromBits((lengthExponent(squares) + 2 + 127) << 23) : 0.0F;
 }
 
 //! What a row's FP32 scores are to be apart for their order to be sure: twice their error, C u 2^bound, and a margin
@@ -103,6 +113,17 @@ struct KeyBoundArguments
 
 constexpr int32_t kBOUND_THREADS{128};
 
+//! The greatest of the lanes' numbers, or NaN.
+HSPAN_DEVICE float greatestOfWarp(float value)
+{
+    HSPAN_UNROLL
+    for (int32_t mask = simt::kWARP_SIZE / 2; mask > 0; mask /= 2)
+    {
+        value = simt::maximumOrNan(value, simt::shuffleXor(value, mask));
+    }
+    return value;
+}
+
 HSPAN_DEVICE int32_t boundsPerImage(int32_t positions)
 {
     return positions / kKEYS_PER_BOUND + (positions % kKEYS_PER_BOUND != 0 ? 1 : 0);
@@ -126,12 +147,7 @@ keyBoundKernel(KeyBoundArguments<T> arguments)
             isFinite = isFinite && k - k == 0.0F;
             squares = simt::multiplyAdd(k, k, squares);
         }
-        squares = isFinite ? squares : 0.0F;
-        HSPAN_UNROLL
-        for (int32_t mask = simt::kWARP_SIZE / 2; mask > 0; mask /= 2)
-        {
-            squares = simt::maximumOrNan(squares, simt::shuffleXor(squares, mask));
-        }
+        squares = greatestOfWarp(isFinite ? squares : 0.0F);
         if (simt::laneIndex() == 0 && position < arguments.positions)
         {
             arguments.bounds[image * boundsPerImage(arguments.positions) + position / kKEYS_PER_BOUND] = squares;
@@ -147,12 +163,7 @@ HSPAN_DEVICE float greatestSquares(float const* bounds, int32_t positions)
     {
         greatest = simt::maximumOrNan(greatest, bounds[i]);
     }
-    HSPAN_UNROLL
-    for (int32_t mask = simt::kWARP_SIZE / 2; mask > 0; mask /= 2)
-    {
-        greatest = simt::maximumOrNan(greatest, simt::shuffleXor(greatest, mask));
-    }
-    return greatest;
+    return greatestOfWarp(greatest);
 }
 
 //! Launches keyBoundKernel.

@@ -102,6 +102,17 @@ int64_t channelPitch(ElementType type, int64_t channels) noexcept
     return type == ElementType::kFLOAT ? channels : (channels + 7) / 8 * 8;
 }
 
+Strides stridesOf(AttentionProblem const& problem, int64_t channels)
+{
+    int64_t const positions = problem.shape.positions;
+    if (problem.layout == TensorLayout::kLINEAR)
+    {
+        return {channels * positions, positions, 1};
+    }
+    int64_t const pitch = channelPitch(problem.type, channels);
+    return {pitch * positions, 1, pitch};
+}
+
 int64_t keyBoundBytes(AttentionProblem const& problem)
 {
     int64_t const perImage = (problem.shape.positions + kBOUND_KEYS - 1) / kBOUND_KEYS;
@@ -133,8 +144,17 @@ TiledWorkspace tiledWorkspace(AttentionProblem const& problem, int32_t capacity)
     workspace.maxima = workspace.bounds + roundedUp(rows * kROW_BOUND_BYTES, kALIGNMENT);
     workspace.counts = workspace.maxima + roundedUp(rows * std::min(8 * tiles, kMOST_MAXIMA) * 4, kALIGNMENT);
     workspace.lists = workspace.counts + roundedUp(rows * std::min(tiles, kMOST_SPLITS) * 4, kALIGNMENT);
-    workspace.keyBounds = workspace.lists + roundedUp(rows * workspace.capacity * kLIST_ENTRY_BYTES, kALIGNMENT);
-    workspace.bytes = workspace.keyBounds + roundedUp(keyBoundBytes(problem), kALIGNMENT);
+    workspace.coarseRows = workspace.lists + roundedUp(rows * workspace.capacity * kLIST_ENTRY_BYTES, kALIGNMENT);
+    int64_t const coarseRows = problem.type == ElementType::kFLOAT ? shape.batch * shape.positions : 0;
+    int64_t const coarseBytes = elementBytes(ElementType::kHALF) * coarseRows * preparedPitch(shape.scoreChannels);
+    workspace.coarseQuery = workspace.coarseRows + coarseRows * kCOARSE_ROW_BYTES;
+    workspace.coarseKey = workspace.coarseQuery + coarseBytes;
+    workspace.centers = workspace.coarseKey + coarseBytes;
+    workspace.keyBounds
+        = workspace.centers + (coarseRows > 0 ? 4 * shape.batch * preparedPitch(shape.scoreChannels) : 0);
+    workspace.centeredSquares = workspace.keyBounds + keyBoundBytes(problem);
+    workspace.keyLosses = workspace.centeredSquares + keyBoundBytes(problem);
+    workspace.bytes = roundedUp(workspace.keyLosses + keyBoundBytes(problem), kALIGNMENT);
     return workspace;
 }
 
@@ -248,14 +268,12 @@ cudaError_t launchWithCapacity(AttentionProblem const& problem, int32_t config, 
         }
         return cudaErrorInvalidValue;
     }
-    if (problem.type == ElementType::kFLOAT)
-    {
-        return launchTiledFloat(problem, capacity, pointers, stream);
-    }
     TiledWorkspace const workspace = tiledWorkspace(problem, capacity);
     LookPlan const plan = lookPlan(workspace, shape.positions, deviceMultiprocessors());
     return launchTwoLooks({problem, workspace, plan, pointers, stream, 0, 0},
-        problem.type == ElementType::kHALF ? lookLaunchersHalf() : lookLaunchersBFloat16());
+        problem.type == ElementType::kFLOAT      ? lookLaunchersFloat()
+            : problem.type == ElementType::kHALF ? lookLaunchersHalf()
+                                                 : lookLaunchersBFloat16());
 }
 
 cudaError_t launchSparsemaxAttention(AttentionProblem const& problem, int32_t config, void const* query,

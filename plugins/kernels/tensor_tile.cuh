@@ -184,25 +184,20 @@ HSPAN_DEVICE void computeScores(float (&scores)[kKEYS / 8][4], Query const& quer
     }
 }
 
-//! Streams the scores of the block's rows past `consume(scores, firstKey)`, tile by tile in ascending key order, until
-//! `consume` has returned true in some thread; returns whether that happened before the last tile was through. All
+//! Streams the scores of the block's rows past `consume(scores, firstKey)`, tile by tile in ascending key order. All
 //! threads call it together; a warp that passes isActive = false helps copying and is not called back.
 template <int32_t kWARPS, int32_t kKEYS, typename T, typename Consume>
-HSPAN_DEVICE bool streamTiles(KeyStage<T, kKEYS>& stage, QueryFragments const& query, TokenRows<T> const& key,
+HSPAN_DEVICE void streamTiles(KeyStage<T, kKEYS>& stage, QueryFragments const& query, TokenRows<T> const& key,
     bool isActive, Consume const& consume)
 {
     constexpr int32_t kTHREADS{kWARPS * simt::kWARP_SIZE};
     int32_t const tiles = (key.positions + kKEYS - 1) / kKEYS;
-    bool stop = false;
     simt::syncBlock(); // the buffers' last readers are done
     startRows<kKEYS, kTHREADS>(stage.rows, key, 0);
     for (int32_t tile = 0; tile < tiles; ++tile)
     {
         simt::waitForCopies();
-        if (simt::anyInBlock(stop)) // also: the tile is complete, and the readers of the other buffer are done
-        {
-            return true;
-        }
+        simt::syncBlock(); // the tile is complete, and the readers of the other buffer are done
         int64_t const firstKey = static_cast<int64_t>(tile) * kKEYS;
         int32_t const buffer = tile % 2 * kKEYS;
         if (tile + 1 < tiles)
@@ -213,10 +208,9 @@ HSPAN_DEVICE bool streamTiles(KeyStage<T, kKEYS>& stage, QueryFragments const& q
         {
             float scores[kKEYS / 8][4];
             computeScores<kKEYS>(scores, query, stage.rows + buffer, key, firstKey);
-            stop = consume(scores, firstKey) || stop;
+            consume(scores, firstKey);
         }
     }
-    return simt::anyInBlock(stop);
 }
 
 //! A tile of kWARPS_ * 16 rows and kKEYS_ keys on tensor cores, as the kernels take it.
@@ -226,7 +220,6 @@ struct TensorTile
     static constexpr bool kHAS_REFINED{false};
     static constexpr int32_t kWARPS{kWARPS_};
     static constexpr int32_t kKEYS{kKEYS_};
-    static constexpr int32_t kBLOCKS{kWARPS == 2 ? 4 : kWARPS == 4 ? 3 : 1}; //!< that are to fit a multiprocessor
     using Stage = KeyStage<T, kKEYS>;
     using Query = QueryFragments;
 
@@ -243,10 +236,10 @@ struct TensorTile
     }
 
     template <typename Consume>
-    HSPAN_DEVICE static bool stream(Stage& stage, Query const& fragments, TokenRows<T> const& /*query*/,
+    HSPAN_DEVICE static void stream(Stage& stage, Query const& fragments, TokenRows<T> const& /*query*/,
         TokenRows<T> const& key, int64_t /*firstRow*/, bool isActive, Consume const& consume)
     {
-        return streamTiles<kWARPS, kKEYS>(stage, fragments, key, isActive, consume);
+        streamTiles<kWARPS, kKEYS>(stage, fragments, key, isActive, consume);
     }
 };
 

@@ -28,11 +28,10 @@ struct TiledArguments
     T const* key;   //!< (N, L, scorePitch)
     T const* value; //!< (N, L, valuePitch)
     T* output;
-    float const* keyBounds; //!< as keyBoundKernel leaves them; only for types with refined rows
-    int64_t scorePitch;     //!< a multiple of 16 bytes
-    int64_t valuePitch;     //!< a multiple of 16 bytes
-    int64_t outputBatch;    //!< elements from one image of the output to the next
-    int64_t outputChannel;  //!< from one channel to the next
+    int64_t scorePitch;    //!< a multiple of 16 bytes
+    int64_t valuePitch;    //!< a multiple of 16 bytes
+    int64_t outputBatch;   //!< elements from one image of the output to the next
+    int64_t outputChannel; //!< from one channel to the next
     int64_t outputPosition;
     int32_t scoreChannels;
     int32_t valueChannels;
@@ -42,8 +41,6 @@ struct TiledArguments
     int64_t firstSlot;  //!< of the chunk
     int64_t slots;      //!< in all images
     RowResult* results; //!< one per slot of the chunk
-    float* listScores;  //!< capacity per slot of the chunk
-    int32_t* listKeys;  //!< the same
 };
 
 //! Where a block's tile of rows lies.

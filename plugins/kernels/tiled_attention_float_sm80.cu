@@ -1,17 +1,24 @@
-#include "fma_tile.cuh"
-#include "tiled_attention.cuh"
+#include "coarse_copies.cuh"
+#include "two_looks.cuh"
 
 namespace hspan
 {
 
-cudaError_t launchTiledFloat(
-    AttentionProblem const& problem, int32_t capacity, AttentionPointers const& pointers, cudaStream_t stream)
+LookLaunchers lookLaunchersFloat()
 {
-    // Rows below which small tiles spread over more of the GPU.
-    constexpr int64_t kFEW_ROWS{4096};
-    bool const isSmall = problem.shape.batch * problem.shape.positions <= kFEW_ROWS;
-    return isSmall ? launchTiles<FmaTile<2, 64>>(problem, capacity, pointers, stream)
-                   : launchTiles<FmaTile<4, 64>>(problem, capacity, pointers, stream);
+    LookLaunchers launchers = lookLaunchersHalf();
+    launchers.prepareTensors = [](LookCall const& call)
+    {
+        cudaError_t const status = prepareAll<float>(call.problem, call.workspace, call.pointers, call.stream);
+        return status == cudaSuccess
+            ? makeCoarseCopies(call, tiledArguments<float>(call.problem, call.workspace, call.pointers))
+            : status;
+    };
+    launchers.finishLists = [](LookCall const& call) { return finishLists(call, lookArguments<float>(call)); };
+    launchers.findDenseThresholds
+        = [](LookCall const& call) { return findDenseThresholds(call, lookArguments<float>(call)); };
+    launchers.sumDense = [](LookCall const& call) { return sumDense(call, lookArguments<float>(call)); };
+    return launchers;
 }
 
 } // namespace hspan

@@ -5,6 +5,7 @@
 #include "block_maxima.cuh"
 #include "collect.cuh"
 #include "dense.cuh"
+#include "dense_float.cuh"
 #include "dense_threshold.cuh"
 #include "finish.cuh"
 #include "launchers.h"
@@ -15,13 +16,14 @@ namespace hspan
 
 static_assert(kSLOT_ALIGNMENT == kROW_ALIGNMENT && sizeof(RowResult) == kRESULT_BYTES
         && sizeof(RowBound) == kROW_BOUND_BYTES && sizeof(ListEntry) == kLIST_ENTRY_BYTES && kMAX_MAXIMA == kMOST_MAXIMA
-        && kMAX_SPLITS == kMOST_SPLITS && kTILE_KEYS == kKEYS_OF_TILE,
+        && kMAX_SPLITS == kMOST_SPLITS && kTILE_KEYS == kKEYS_OF_TILE && sizeof(CoarseRow) == kCOARSE_ROW_BYTES
+        && kKEYS_PER_BOUND == kBOUND_KEYS,
     "as the workspace is laid out");
 static_assert(kMAX_SCORE_CHANNELS == kMAX_TILED_SCORE_CHANNELS && kMAX_VALUE_CHANNELS == kMAX_TILED_VALUE_CHANNELS
         && kMAX_EXACT_POSITIONS == kMAX_TILED_POSITIONS,
     "as the launcher checks");
 
-//! What the kernels of a chunk get.
+//! What the kernels of a chunk get. Those of FP16 make both looks at FP32, too: at coarse copies of its operands.
 template <typename T>
 LookArguments<T> lookArguments(LookCall const& call)
 {
@@ -31,6 +33,12 @@ LookArguments<T> lookArguments(LookCall const& call)
     LookArguments<T> arguments{};
     arguments.tensors = tiledArguments<T>(problem, workspace, call.pointers);
     arguments.tensors.firstSlot = call.firstSlot;
+    if (problem.type == ElementType::kFLOAT && sizeof(T) == 2)
+    {
+        arguments.tensors.query = reinterpret_cast<T const*>(memory + workspace.coarseQuery);
+        arguments.tensors.key = reinterpret_cast<T const*>(memory + workspace.coarseKey);
+        arguments.tensors.scorePitch = preparedPitch(problem.shape.scoreChannels);
+    }
     arguments.tiles = call.plan.tiles;
     arguments.tilesOfGroup = call.plan.tilesOfGroup;
     arguments.maximaOfRow = call.plan.maximaOfRow;
@@ -39,6 +47,7 @@ LookArguments<T> lookArguments(LookCall const& call)
     arguments.listSplit = {call.plan.listSplits, call.plan.tilesOfListSplit};
     arguments.maxima = reinterpret_cast<float*>(memory + workspace.maxima);
     arguments.bounds = reinterpret_cast<RowBound*>(memory + workspace.bounds);
+    arguments.coarseRows = reinterpret_cast<CoarseRow const*>(memory + workspace.coarseRows);
     arguments.counts = reinterpret_cast<int32_t*>(memory + workspace.counts);
     arguments.lists = reinterpret_cast<ListEntry*>(memory + workspace.lists);
     return arguments;
@@ -137,9 +146,19 @@ cudaError_t findDenseThresholds(LookCall const& call, LookArguments<T> const& ar
 template <typename T>
 cudaError_t sumDense(LookCall const& call, LookArguments<T> const& arguments)
 {
-    simt::Grid const grid{
-        call.slots / kDENSE_ROWS, 1, (arguments.tensors.valueChannels + kDENSE_SLICE - 1) / kDENSE_SLICE};
-    return simt::launch(&denseKernel<T>, grid, kDENSE_THREADS, call.stream, arguments.tensors);
+    auto const launch = [&](auto* kernel, int64_t rows, int64_t channels, int32_t threads)
+    {
+        simt::Grid const grid{call.slots / rows, 1, (arguments.tensors.valueChannels + channels - 1) / channels};
+        return simt::launch(kernel, grid, threads, call.stream, arguments.tensors);
+    };
+    if constexpr (kIS_REFINED_TYPE<T>)
+    {
+        return launch(&denseFloatKernel<T>, kDENSE_FLOAT_ROWS, kDENSE_FLOAT_SLICE, kDENSE_FLOAT_THREADS);
+    }
+    else
+    {
+        return launch(&denseKernel<T>, kDENSE_ROWS, kDENSE_SLICE, kDENSE_THREADS);
+    }
 }
 
 template <typename T>

@@ -52,7 +52,7 @@ struct ValueStage
     int32_t keys[kWAITING_ENTRIES];
 };
 
-//! The sum of one row, while the warp goes through its list.
+//! The sum of one row, while the warp goes through its list. FP32 has one of its own (weighted_floats.cuh).
 template <typename T, int32_t kPIECES>
 class WeightedValues
 {

@@ -1,6 +1,7 @@
 //! \file attention_routes.cpp
 //! Lists, the dense route, tile shapes and workspaces.
 #include <algorithm>
+#include <array>
 
 #include <simt.h>
 
@@ -178,6 +179,29 @@ void addRoutes()
                 // and 32 lengths of shares.
                 size_t const lists = 16384U * (32U + 8U + 1728U * 8U + 576U * 4U + 32U * 4U);
                 check(bytes(1, 96, 192, 65536) <= 65536U * 768U + lists, "more than the README says");
+            }
+        });
+    addTest("the workspace is at most twice that of plugin ABI 3, whose lists had 1,024 entries and no maxima",
+        []
+        {
+            auto const padded = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
+            for (ElementType const type : {ElementType::kFLOAT, ElementType::kHALF})
+            {
+                for (int64_t const l : {1, 2, 40, 128, 576, 1024, 1728, 9216, 65536, 1 << 20})
+                {
+                    for (auto const& [n, c, d] : {std::array<int64_t, 3>{1, 1, 1}, {1, 16, 32}, {4, 96, 192}})
+                    {
+                        int64_t const element = type == ElementType::kFLOAT ? 4 : 2;
+                        int64_t const copies = padded(element * n * l * ((c + 7) / 8 * 8));
+                        int64_t const rows = std::min<int64_t>(n * ((l + 127) / 128 * 128), 16384);
+                        int64_t const keys = type == ElementType::kFLOAT ? 4 * n * ((l + 31) / 32) : 0;
+                        int64_t const before = 2 * copies + padded(element * n * l * ((d + 7) / 8 * 8))
+                            + padded(32 * rows) + padded(8 * rows * std::min<int64_t>(l, 1024)) + padded(keys);
+                        size_t const now = attentionWorkspaceBytes({type, TensorLayout::kLINEAR, {n, c, d, l}}, 2);
+                        check(now <= 2 * static_cast<size_t>(before), "N ", n, " C ", c, " L ", l, ": ", now,
+                            " bytes instead of ", before);
+                    }
+                }
             }
         });
 }

@@ -147,7 +147,7 @@ HSPAN_KERNEL(32) multiply(float const* a, float const* b, float* d, float* trans
     {
         d[(lane / 4 + r / 2 * 8) * 8 + lane % 4 * 2 + r % 2] = sums[r];
     }
-    simt::loadMatricesTransposed(other, &shared.v[lane % 16][lane / 16 * 8]);
+    simt::loadMatricesTransposedAt<0>(other, simt::sharedAddress(&shared.v[lane % 16][lane / 16 * 8]));
     for (int32_t r = 0; r < 4; ++r)
     {
         for (uint32_t half = 0; half < 2; ++half)

@@ -9,9 +9,8 @@
 #include <sys/mman.h>
 
 #include "check.h"
-#include "fma_tile.cuh"
+#include "coarse_copies.cuh"
 #include "reference.h"
-#include "tiled_attention.cuh"
 #include "two_looks.cuh"
 
 using namespace hspan;
@@ -79,36 +78,27 @@ void succeeds(cudaError_t status)
     check(status == cudaSuccess, simt::emulation::lastError());
 }
 
-//! Launches the two looks of FP16.
-void launchKernels(LookCall const& call, TiledArguments<simt::Half> const& tensors)
+//! Launches the two looks. Of FP32 they see copies in FP16, made of the tensors.
+template <typename T>
+void launchKernels(LookCall const& call, TiledArguments<T> const& tensors)
 {
-    LookArguments<simt::Half> arguments = lookArguments<simt::Half>(call);
+    LookArguments<simt::Half> looks = lookArguments<simt::Half>(call);
+    LookArguments<T> arguments = lookArguments<T>(call);
     arguments.tensors = tensors;
-    succeeds(findMaxima(call, arguments));
+    if constexpr (sizeof(T) == sizeof(float))
+    {
+        succeeds(makeCoarseCopies(call, tensors));
+    }
+    else
+    {
+        looks.tensors = tensors;
+    }
+    succeeds(findMaxima(call, looks));
     succeeds(launchLowerBounds(call));
-    succeeds(collectLists(call, arguments, false));
+    succeeds(collectLists(call, looks, false));
     succeeds(finishLists(call, arguments));
     succeeds(findDenseThresholds(call, arguments));
     succeeds(sumDense(call, arguments));
-}
-
-//! Launches selection, gathering and the dense route of FP32.
-void launchKernels(LookCall const& call, TiledArguments<float> tensors)
-{
-    using Tile = FmaTile<2, 64>;
-    auto* const memory = static_cast<unsigned char*>(call.pointers.workspace);
-    auto* const keyBounds = reinterpret_cast<float*>(memory + call.workspace.keyBounds);
-    tensors.keyBounds = keyBounds;
-    tensors.listScores = reinterpret_cast<float*>(memory + call.workspace.lists);
-    tensors.listKeys = reinterpret_cast<int32_t*>(tensors.listScores + kSLOT_ALIGNMENT * call.workspace.capacity);
-    succeeds(launchKeyBounds<float>(
-        {tensors.key, keyBounds, 0, 1, kPITCH, 1, kCHANNELS, static_cast<int32_t>(kPOSITIONS)}, nullptr));
-    constexpr int32_t kROWS{Tile::kWARPS * kROWS_OF_WARP};
-    succeeds(simt::launch(&selectKernel<float, Tile>, {kSLOT_ALIGNMENT / kROWS, 1, 1}, Tile::kWARPS * simt::kWARP_SIZE,
-        nullptr, tensors));
-    succeeds(simt::launch(&gatherKernel<float>, {kSLOT_ALIGNMENT / kGATHER_ROWS, 1, 1},
-        kGATHER_WARPS * simt::kWARP_SIZE, nullptr, tensors));
-    succeeds(launchDense(tensors, kSLOT_ALIGNMENT, nullptr));
 }
 
 //! \brief Launches the kernels on such tensors.

@@ -9,8 +9,8 @@ changed, compiled together with tests/cpp/mutation_probe.cpp, and must fail ther
 4. the barrier between the arrival of a tile and its use is missing (the schedule is hostile: lanes and warps run ahead)
 5. the support is counted one too large
 
-Mistakes with refined scores, each made, seen to fail and taken back: no slack in the lists' bounds, the lesser part
-of a sum dropped, finished lists not computed again, the dense route's output from plain scores. All of them run into
+Mistakes with refined scores, each made, seen to fail and taken back: the lesser part of a sum dropped, lists not
+computed again, the dense route's output from plain scores. All of them run into
 test_fp32_is_within_a_relative_error_of_1e_5.
 
 What each mistake in the plain kernels runs into; every one was made, seen to fail there, and taken back:
@@ -69,6 +69,7 @@ CTESTS = [
     "attention_forward",
     "attention_reverse",
     "attention_shuffled",
+    "coarse_scores",
     "emulation",
     "emulation_ucontext",
     "exact_threshold",

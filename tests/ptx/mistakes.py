@@ -50,6 +50,9 @@ _PASS = "kernels/score_pass.cuh"
 _MAXIMA = "kernels/block_maxima.cuh"
 _COLLECT = "kernels/collect.cuh"
 _VALUES = "kernels/weighted_values.cuh"
+_FLOATS = "kernels/weighted_floats.cuh"
+_SCORES = "kernels/list_scores.cuh"
+_SLICES = "kernels/fma_tile.cuh"
 _WAIT = "simt::waitForCopies();\n        simt::syncBlock(); // the buffer"
 _REDUNDANT = "between the lanes' last accesses and these lies a barrier of the block in any case"
 
@@ -101,8 +104,8 @@ MISTAKES = (
     Mistake(
         "dense pass: no barrier before keys are used",
         _TILE,
-        "if (simt::anyInBlock(stop)) // also",
-        "if (false) // also",
+        "simt::syncBlock(); // the tile",
+        "// the tile",
     ),
     Mistake(
         "dense pass: no barrier before the first tile is loaded",
@@ -111,8 +114,7 @@ MISTAKES = (
         "// the buffers",
         harmless=_REDUNDANT,  # the one caller asks the whole block before each pass
     ),
-    Mistake("values of the dense route are not transposed", _SIMT, ".x4.trans.", ".x4."),
-    Mistake("values of lists are not transposed", _SIMT, ".x4.trans.", ".x4.", 1),
+    Mistake("values are not transposed", _SIMT, ".x4.trans.", ".x4."),
     Mistake("b0 and b1 change places", _SIMT, '"r"(b0), "r"(b1)', '"r"(b1), "r"(b0)'),
     Mistake("a1 and a2 change places", _SIMT, '"r"(a[1]), "r"(a[2])', '"r"(a[2]), "r"(a[1])'),
     Mistake("copies of the dense route read past the end", _SIMT, '"r"(inside ? 16 : 0)', '"r"(16)'),
@@ -124,36 +126,6 @@ MISTAKES = (
         _TILE,
         "kSCORE_PITCH{kMAX_SCORE_CHANNELS + kPER_COPY}",
         "kSCORE_PITCH{kMAX_SCORE_CHANNELS + 4}",
-    ),
-    Mistake(
-        "lists: tightening begins without syncWarp",
-        "kernels/candidate_list.cuh",
-        "simt::syncWarp(); // other",
-        "// other",
-        source=_FLOAT,
-        harmless=_REDUNDANT,
-    ),
-    Mistake(
-        "lists: entries are moved before all lanes have read",
-        "kernels/candidate_list.cuh",
-        "simt::syncWarp(); // all lanes have read",
-        "// all lanes have read",
-        source=_FLOAT,
-        quick=True,
-    ),
-    Mistake(
-        "lists: tightening ends without syncWarp",
-        "kernels/candidate_list.cuh",
-        "    simt::syncWarp();\n    // Rounded",
-        "    // Rounded",
-        source=_FLOAT,
-    ),
-    Mistake(
-        "FP32 lists: one entry more than there is place for",
-        "kernels/select.cuh",
-        "own.count + passing > lists.capacity",
-        "own.count + passing > lists.capacity + 1",
-        source=_FLOAT,
     ),
     Mistake(
         "lists: one entry more than a share has place for",
@@ -216,17 +188,60 @@ MISTAKES = (
         "// the operands",
     ),
     Mistake(
-        "FP32 gather: no barrier before the outputs are read",
-        "kernels/gather.cuh",
-        "    simt::syncBlock();\n",
-        "",
-        source=_FLOAT,
-    ),
-    Mistake(
         "finish: no barrier before the outputs are read",
         "kernels/finish.cuh",
         "    simt::syncBlock();\n",
         "",
+    ),
+    Mistake(
+        "FP32 lists: coarse scores stay",
+        _SCORES,
+        "entry.score = score(entry.key);",
+        "",
+        source=_FLOAT,
+    ),
+    Mistake(
+        "FP32 lists: no score is refined",
+        _SCORES,
+        "if (grid == 0.0F ||",
+        "if (grid >= 0.0F ||",
+        source=_FLOAT,
+    ),
+    Mistake(
+        "FP32 sums: entries are used without syncWarp",
+        _FLOATS,
+        "simt::syncWarp(); // the entries are",
+        "// the entries are",
+        source=_FLOAT,
+        quick=True,
+    ),
+    Mistake(
+        "FP32 sums: the next row's entries come too early",
+        _FLOATS,
+        "simt::syncWarp(); // the entries'",
+        "// the entries'",
+        source=_FLOAT,
+    ),
+    Mistake(
+        "FP32 sums: a group of lanes is left out",
+        _FLOATS,
+        "mask = kLANES; mask <",
+        "mask = 2 * kLANES; mask <",
+        source=_FLOAT,
+    ),
+    Mistake(
+        "FP32 dense pass: channels are used before their copies have arrived",
+        _SLICES,
+        "simt::waitForCopies();",
+        "",
+        source=_FLOAT,
+    ),
+    Mistake(
+        "FP32 dense pass: no barrier before channels are used",
+        _SLICES,
+        "simt::syncBlock(); // the slice",
+        "// the slice",
+        source=_FLOAT,
     ),
     Mistake(
         "FP32 dense: weights are overwritten without syncWarp",
@@ -265,13 +280,6 @@ MISTAKES = (
         "kernels/finish.cuh",
         "    simt::syncBlock();\n",
         "    if (simt::laneIndex() < 16) { simt::syncBlock(); }\n",
-    ),
-    Mistake(
-        "a ballot for half a warp",
-        "kernels/candidate_list.cuh",
-        "simt::ballot(stays);",
-        "lane < 16 ? simt::ballot(stays) : simt::ballot(!stays);",
-        source=_FLOAT,
     ),
     Mistake(
         "thresholds rounded otherwise",

@@ -24,8 +24,9 @@ _BOUND_BYTES: Final = 8
 _LIST_ENTRIES: Final = 1728
 _MAXIMA: Final = 576
 _SPLITS: Final = 32
-#: In FP32 there is one bound for this many keys.
+#: In FP32 there are three bounds for so many keys, 16-bit copies of query and key, their center, and facts of a row.
 _BOUND_KEYS: Final = 32
+_COARSE_BYTES: Final = 16
 _PLAIN_ROW_BYTES: Final = 16
 
 
@@ -34,18 +35,23 @@ def plugin_workspace_bytes(
 ) -> int:
     """Bytes for one attention block; `positions` is H * W of its input."""
 
-    def bounds(rows: int) -> int:
-        return 4 * -(rows // -_BOUND_KEYS) if element_bytes == 4 else 0
-
     tiled = min(positions, _MAX_POSITIONS)
-    scores, values = min(score_channels, _MAX_SCORE_CHANNELS), min(value_channels, _MAX_VALUE_CHANNELS)
+    scores = _up(min(score_channels, _MAX_SCORE_CHANNELS), 8)
+    values = _up(min(value_channels, _MAX_VALUE_CHANNELS), 8)
     rows = min(_up(tiled, _ROW_ALIGNMENT), _CHUNK_ROWS)
-    parts = [element_bytes * tiled * _up(channels, 8) for channels in (scores, scores, values)]
     tiles = -(tiled // -_TILE_KEYS)
+    parts = [element_bytes * tiled * channels for channels in (scores, scores, values)]
     parts += [rows * _RESULT_BYTES, rows * _BOUND_BYTES, 4 * rows * min(8 * tiles, _MAXIMA)]
-    parts += [4 * rows * min(tiles, _SPLITS), _ENTRY_BYTES * rows * min(tiled, _LIST_ENTRIES), bounds(tiled)]
-    plain = _PLAIN_ROW_BYTES * positions + bounds(positions)
+    parts += [4 * rows * min(tiles, _SPLITS), _ENTRY_BYTES * rows * min(tiled, _LIST_ENTRIES)]
+    plain = _PLAIN_ROW_BYTES * positions
+    if element_bytes == 4:
+        parts.append(tiled * (_COARSE_BYTES + 4 * scores) + 4 * scores + 3 * _bounds(tiled))
+        plain += _bounds(positions)
     return max(plain, sum(_up(part, _ALIGNMENT) for part in parts))
+
+
+def _bounds(keys: int) -> int:
+    return 4 * -(keys // -_BOUND_KEYS)
 
 
 def _up(number: int, multiple: int) -> int:

@@ -182,6 +182,12 @@ HSPAN_DEVICE float divide(float a, float b)
     return __fdiv_rn(a, b);
 }
 
+//! Rounded to nearest.
+HSPAN_DEVICE float squareRoot(float a)
+{
+    return __fsqrt_rn(a);
+}
+
 //! 1 / a, off by at most a unit in the last place.
 HSPAN_DEVICE float reciprocal(float a)
 {
@@ -359,15 +365,6 @@ HSPAN_DEVICE void loadMatrices(uint32_t (&r)[4], void const* row)
         : "memory");
 }
 
-//! The same, of the transposed matrices: lane i receives elements i / 4 of rows 2 (i % 4) and 2 (i % 4) + 1.
-HSPAN_DEVICE void loadMatricesTransposed(uint32_t (&r)[4], void const* row)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-        : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
-        : "memory");
-}
-
 //! d += a b for a warp's 16 x 16 and 16 x 8 matrices of T, products and sums in FP32.
 template <typename T>
 HSPAN_DEVICE void multiplyMatrices(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1);
@@ -443,6 +440,7 @@ HSPAN_DEVICE void loadMatricesAt(uint32_t (&r)[4], SharedAddress row)
         : "memory");
 }
 
+//! The same, of the transposed matrices: lane i receives elements i / 4 of rows 2 (i % 4) and 2 (i % 4) + 1.
 template <int32_t kOFFSET>
 HSPAN_DEVICE void loadMatricesTransposedAt(uint32_t (&r)[4], SharedAddress row)
 {

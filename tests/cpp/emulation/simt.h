@@ -170,6 +170,11 @@ inline T kept(T value)
     return value;
 }
 
+inline float squareRoot(float a)
+{
+    return std::sqrt(a);
+}
+
 //! A unit in the last place too great: nothing may rest on its rounding.
 inline float reciprocal(float a)
 {
@@ -515,12 +520,6 @@ inline void loadMatrices(uint32_t (&r)[4], void const* row, int32_t line = __bui
     emulation::Block::current().together(&emulation::loadMatricesTogether<false>, &load, line);
 }
 
-inline void loadMatricesTransposed(uint32_t (&r)[4], void const* row, int32_t line = __builtin_LINE())
-{
-    emulation::MatrixLoad load{r, static_cast<unsigned char const*>(row)};
-    emulation::Block::current().together(&emulation::loadMatricesTogether<true>, &load, line);
-}
-
 template <typename T>
 void multiplyMatrices(float (&d)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, int32_t line = __builtin_LINE())
 {
@@ -561,7 +560,8 @@ void loadMatricesAt(uint32_t (&r)[4], SharedAddress row, int32_t line = __builti
 template <int32_t kOFFSET>
 void loadMatricesTransposedAt(uint32_t (&r)[4], SharedAddress row, int32_t line = __builtin_LINE())
 {
-    loadMatricesTransposed(r, row + kOFFSET, line);
+    emulation::MatrixLoad load{r, row + kOFFSET};
+    emulation::Block::current().together(&emulation::loadMatricesTogether<true>, &load, line);
 }
 
 template <typename T>

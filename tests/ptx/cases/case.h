@@ -28,11 +28,6 @@ struct Case
         return config >= 2;
     }
 
-    bool hasTensorCores() const
-    {
-        return isTiled() && type != hspan::ElementType::kFLOAT;
-    }
-
     size_t elementBytes() const
     {
         return type == hspan::ElementType::kFLOAT ? 4 : 2;

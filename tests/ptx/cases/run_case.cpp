@@ -54,10 +54,12 @@ std::vector<Variant> variantsOf(Case const& testCase, Effort effort)
     if (effort == Effort::kALL)
     {
         add("fused", false).isFused = true;
-        if (testCase.hasTensorCores())
+        if (testCase.isTiled())
         {
-            add("FP32 sums", false).matrixSums = MatrixSums::kFP32;
-            add("truncated sums", false).matrixSums = MatrixSums::kTRUNCATED;
+            // Of FP32, tensor cores only find out which scores to compute: no sum of theirs may show.
+            bool const keepsBits = testCase.type == ElementType::kFLOAT;
+            add("FP32 sums", keepsBits).matrixSums = MatrixSums::kFP32;
+            add("truncated sums", keepsBits).matrixSums = MatrixSums::kTRUNCATED;
         }
     }
     return variants;
@@ -98,7 +100,9 @@ void* makeWorkspace(Case const& testCase)
     hspan::TiledWorkspace const w = hspan::tiledWorkspace(problem, testCase.capacity);
     auto const part = [](int64_t offset, int64_t bytes, char const* name)
     { return Part{static_cast<size_t>(offset), static_cast<size_t>(bytes), std::string("workspace.") + name}; };
-    int64_t const rows = int64_t{testCase.images} * testCase.positions * static_cast<int64_t>(testCase.elementBytes());
+    int64_t const positions = int64_t{testCase.images} * testCase.positions;
+    int64_t const rows = positions * static_cast<int64_t>(testCase.elementBytes());
+    int64_t const coarse = testCase.type == ElementType::kFLOAT ? positions : 0;
     int64_t const tiles = (testCase.positions + hspan::kKEYS_OF_TILE - 1) / hspan::kKEYS_OF_TILE;
     return allocateParts(testCase.capacity == 0 ? stated : static_cast<size_t>(w.bytes),
         {part(w.query, rows * hspan::preparedPitch(testCase.scoreChannels), "query"),
@@ -109,7 +113,14 @@ void* makeWorkspace(Case const& testCase)
             part(w.maxima, w.chunkSlots * std::min(8 * tiles, hspan::kMOST_MAXIMA) * 4, "maxima"),
             part(w.counts, w.chunkSlots * std::min(tiles, hspan::kMOST_SPLITS) * 4, "counts"),
             part(w.lists, w.chunkSlots * w.capacity * hspan::kLIST_ENTRY_BYTES, "lists"),
-            part(w.keyBounds, hspan::keyBoundBytes(problem), "keyBounds")});
+            part(w.keyBounds, hspan::keyBoundBytes(problem), "keyBounds"),
+            part(w.centers, coarse > 0 ? 4 * testCase.images * hspan::preparedPitch(testCase.scoreChannels) : 0,
+                "centers"),
+            part(w.centeredSquares, hspan::keyBoundBytes(problem), "centeredSquares"),
+            part(w.keyLosses, hspan::keyBoundBytes(problem), "keyLosses"),
+            part(w.coarseQuery, coarse * hspan::preparedPitch(testCase.scoreChannels) * 2, "coarseQuery"),
+            part(w.coarseKey, coarse * hspan::preparedPitch(testCase.scoreChannels) * 2, "coarseKey"),
+            part(w.coarseRows, coarse * hspan::kCOARSE_ROW_BYTES, "coarseRows")});
 }
 
 //! One run.

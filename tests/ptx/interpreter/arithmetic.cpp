@@ -174,6 +174,7 @@ void addFloatArithmetic(Forms& forms)
     forms["sub.f32"] = forms["sub.rn.f32"] = binary<float>([](float a, float b) { return a - b; });
     forms["mul.f32"] = forms["mul.rn.f32"] = binary<float>([](float a, float b) { return a * b; });
     forms["div.rn.f32"] = binary<float>([](float a, float b) { return a / b; });
+    forms["sqrt.rn.f32"] = unary<float>([](float a) { return std::sqrt(a); });
     forms["rcp.rn.f32"] = unary<float>([](float a) { return 1.0F / a; });
     // Off by a unit in the last place at most: the interpreter may round either way.
     forms["rcp.approx.ftz.f32"] = unary<float>(
