@@ -45,6 +45,8 @@ from trt_hspan.upscaling.scheduler import WHOLE_PIXELS, Job, Model, takes_size
 from trt_hspan.upscaling.upscaler import Upscaler, upscale_array
 
 _T = TypeVar("_T")
+# Without requests, until memory is given back: the next one has to take its pages again.
+_QUIET_SECONDS: Final = 10.0
 #: Requests whose progress is remembered.
 _REMEMBERED: Final = 256
 # Requests that say no more than that the server is alive are logged only when they fail.
@@ -305,10 +307,10 @@ class Service:
         await in_thread(before.close)
 
     async def keep_tidy(self) -> None:
-        """Gives memory back to the system after a second without requests; allocators would keep it."""
+        """Gives memory back to the system after a while without requests; allocators would keep it."""
         tidied = seen = 0
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(_QUIET_SECONDS)
             before, seen = seen, sum(self._outcomes.values())
             if before == seen != tidied and not self._jobs:
                 tidied = seen
