@@ -18,6 +18,11 @@ int ManifestEngine::scale() const
     return mManifest.scale;
 }
 
+int ManifestEngine::sizeMultiple() const
+{
+    return mManifest.sizeMultiple;
+}
+
 std::vector<ShapeRange> ManifestEngine::ranges() const
 {
     std::vector<ShapeRange> result;

@@ -17,6 +17,7 @@ public:
     explicit ManifestEngine(Manifest manifest);
 
     int scale() const override;
+    int sizeMultiple() const override;
     std::vector<ShapeRange> ranges() const override;
 
     // Activations of the profile that takes the input, by pixels, and the tensors.

@@ -24,6 +24,12 @@ public:
     // The network's factor.
     virtual int scale() const = 0;
 
+    // Sides of inputs are multiples of this.
+    virtual int sizeMultiple() const
+    {
+        return 1;
+    }
+
     // What one run takes; at least one range. An engine has one for each of its profiles.
     virtual std::vector<ShapeRange> ranges() const = 0;
 

@@ -289,6 +289,7 @@ void requireUpscales(Json const& document, Manifest& manifest, Checker const& ch
         throw checker.error("contains no scale: not a super-resolution engine");
     }
     manifest.scale = document["scale"];
+    manifest.sizeMultiple = document.value("size_multiple", 1);
     for (ProfileRecord const& profile : manifest.profiles)
     {
         if (profile.min[1] != 3 || profile.max[1] != 3)

@@ -40,6 +40,7 @@ struct Manifest
     std::vector<std::string> targets; // compute capabilities such as "sm_87"; empty: whatever the flavor takes
     std::string precision;
     int scale;
+    int sizeMultiple;                    // sides of inputs are multiples of this
     std::vector<ProfileRecord> profiles; // in TensorRT's order; at least one
     std::string inputName;
     std::string outputName;

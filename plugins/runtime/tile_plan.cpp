@@ -11,12 +11,12 @@ namespace hspan
 namespace
 {
 
-std::vector<Span> spans(int size, int tile, int overlap, int minimum)
+std::vector<Span> spans(int size, int tile, int overlap, int minimum, int multiple)
 {
     tile = std::max(tile, minimum);
     if (size <= tile)
     {
-        return {Span{0, std::max(size, minimum), 0, 0, size, 0}};
+        return {Span{0, std::max((size + multiple - 1) / multiple * multiple, minimum), 0, 0, size, 0}};
     }
     if (overlap < 0 || overlap > tile / 2)
     {
@@ -61,7 +61,7 @@ float fallingWeight(std::size_t k, std::size_t length)
     return risingWeight(length - 1 - k, length);
 }
 
-TilePlan tilePlan(Size picture, Size tile, int overlap, Size minimum)
+TilePlan tilePlan(Size picture, Size tile, int overlap, Size minimum, int step)
 {
     if (picture.height < 1 || picture.width < 1)
     {
@@ -71,8 +71,8 @@ TilePlan tilePlan(Size picture, Size tile, int overlap, Size minimum)
     {
         throw Error("--tile", sizeText(tile) + " is not a size", "give HxW in pixels, such as 128x128", Code::kUSAGE);
     }
-    return TilePlan{picture.height, picture.width, spans(picture.height, tile.height, overlap, minimum.height),
-        spans(picture.width, tile.width, overlap, minimum.width)};
+    return TilePlan{picture.height, picture.width, spans(picture.height, tile.height, overlap, minimum.height, step),
+        spans(picture.width, tile.width, overlap, minimum.width, step)};
 }
 
 int reflectedIndex(int position, int size)

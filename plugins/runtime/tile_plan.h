@@ -35,9 +35,10 @@ struct TilePlan
     std::vector<Span> columns;
 };
 
-// Tiles of one size, evenly spread, none of which leaves the picture. `minimum` is what the network needs at least.
+// Tiles of one size, evenly spread, none of which leaves the picture. `minimum` is what the network needs at least, and
+// a side that is not cut grows to a multiple of `step`.
 // Throws Error (kUSAGE) when a size is below 1, or the overlap negative or more than half of a side that is cut.
-TilePlan tilePlan(Size picture, Size tile, int overlap, Size minimum);
+TilePlan tilePlan(Size picture, Size tile, int overlap, Size minimum, int step = 1);
 
 // Pixels of the ramp between two tiles.
 int featherLength(int overlap);

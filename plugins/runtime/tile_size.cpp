@@ -22,14 +22,17 @@ int dividedUp(int value, int divisor)
     return (value + divisor - 1) / divisor;
 }
 
-Size bounded(SizeRange const& range, Size size)
+// The nearest size that is taken, of two the larger one.
+Size bounded(SizeRange const& range, Size wanted)
 {
+    Size const size = roundedUp(wanted, range.step);
     return Size{std::max(range.least.height, std::min(size.height, range.largest.height)),
         std::max(range.least.width, std::min(size.width, range.largest.width))};
 }
 
-Size padded(SizeRange const& range, Size size)
+Size padded(SizeRange const& range, Size picture)
 {
+    Size const size = roundedUp(picture, range.step);
     return Size{std::max(size.height, range.least.height), std::max(size.width, range.least.width)};
 }
 
@@ -153,7 +156,17 @@ Size smaller(Size size, Size limit)
 
 } // namespace
 
-int trimmedTile(int size, int tile, int overlap, int least)
+Size roundedUp(Size size, int step)
+{
+    return Size{dividedUp(size.height, step) * step, dividedUp(size.width, step) * step};
+}
+
+Size roundedDown(Size size, int step)
+{
+    return Size{std::max(1, size.height / step) * step, std::max(1, size.width / step) * step};
+}
+
+int trimmedTile(int size, int tile, int overlap, int least, int step)
 {
     if (size <= tile || overlap > tile / 2)
     {
@@ -161,8 +174,8 @@ int trimmedTile(int size, int tile, int overlap, int least)
     }
     int const count = dividedUp(size - overlap, tile - overlap);
     int const needed = dividedUp(size + (count - 1) * overlap, count);
-    int const rounded = dividedUp(needed, kSIDE_STEP) * kSIDE_STEP;
-    return std::min(tile, std::max({rounded, least, 2 * overlap}));
+    int const rounded = std::max({dividedUp(needed, kSIDE_STEP) * kSIDE_STEP, least, 2 * overlap});
+    return std::min(tile, dividedUp(rounded, step) * step);
 }
 
 int chosenOverlap(std::optional<int> overlap, Size tile, Size picture)
@@ -202,19 +215,21 @@ TilePlan planForPicture(Size picture, TileChoice const& choice, TileLimits const
         requireFits(choice.size, limits.ranges, "--tile");
     }
     std::vector<SizeRange> const ranges = limit ? rangesBelow(limits.ranges, *limit) : limits.ranges;
-    Tile tile = choice.mode == TileMode::kAUTO ? autoTile(picture, limits, ranges)
-                                               : givenTile(limit ? smaller(choice.size, *limit) : choice.size, ranges);
+    Tile tile = choice.mode == TileMode::kAUTO
+        ? autoTile(picture, limits, ranges)
+        : givenTile(limit ? roundedDown(smaller(choice.size, *limit), ranges.front().step) : choice.size, ranges);
     if (limit)
     {
-        tile.size = bounded(tile.range, smaller(tile.size, *limit));
+        tile.size = bounded(tile.range, roundedDown(smaller(tile.size, *limit), tile.range.step));
     }
     int const overlap = chosenOverlap(choice.overlap, tile.size, picture);
     if (choice.mode == TileMode::kAUTO)
     {
-        tile.size.height = trimmedTile(picture.height, tile.size.height, overlap, tile.range.least.height);
-        tile.size.width = trimmedTile(picture.width, tile.size.width, overlap, tile.range.least.width);
+        tile.size.height
+            = trimmedTile(picture.height, tile.size.height, overlap, tile.range.least.height, tile.range.step);
+        tile.size.width = trimmedTile(picture.width, tile.size.width, overlap, tile.range.least.width, tile.range.step);
     }
-    return tilePlan(picture, tile.size, overlap, tile.range.least);
+    return tilePlan(picture, tile.size, overlap, tile.range.least, tile.range.step);
 }
 
 std::optional<Size> smallerTile(Size tile, std::vector<SizeRange> const& ranges)
@@ -224,8 +239,12 @@ std::optional<Size> smallerTile(Size tile, std::vector<SizeRange> const& ranges)
     {
         least = smaller(least, range.least);
     }
-    auto const halved = [](int side, int floor)
-    { return std::min(side, std::max({kSMALLEST_SIDE, floor, dividedUp(side, 2 * kSIDE_STEP) * kSIDE_STEP})); };
+    int const step = ranges.front().step;
+    auto const halved = [step](int side, int floor)
+    {
+        int const half = std::max({kSMALLEST_SIDE, floor, dividedUp(side, 2 * kSIDE_STEP) * kSIDE_STEP});
+        return std::min(side, dividedUp(half, step) * step);
+    };
     Size shorter[]{{halved(tile.height, least.height), tile.width}, {tile.height, halved(tile.width, least.width)}};
     if (tile.width > tile.height)
     {

@@ -26,12 +26,17 @@ struct TileChoice
     std::optional<int> overlap; // empty: 32 pixels, or a quarter of the tile's shorter side if that is less
 };
 
-// Inputs that one run takes: the smallest and the largest.
+// Inputs that one run takes: the smallest and the largest; sides are multiples of `step`, those of both too.
 struct SizeRange
 {
     Size least;
     Size largest;
+    int step = 1;
 };
+
+// Both sides raised or lowered to a multiple, lowered to the first one at least.
+Size roundedUp(Size size, int step);
+Size roundedDown(Size size, int step);
 
 // What decides: the engine's profiles, its memory for one input, and the memory that is free (0 where unknown).
 struct TileLimits
@@ -46,7 +51,7 @@ struct TileLimits
 TilePlan planForPicture(
     Size picture, TileChoice const& choice, TileLimits const& limits, std::optional<Size> limit = {});
 
-int trimmedTile(int size, int tile, int overlap, int least);
+int trimmedTile(int size, int tile, int overlap, int least, int step = 1);
 int chosenOverlap(std::optional<int> overlap, Size tile, Size picture);
 
 // What to try after a tile did not fit in memory: the longer side halved; nothing when there is nothing smaller.

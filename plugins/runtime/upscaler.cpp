@@ -136,10 +136,11 @@ Size sides(Shape const& shape)
 
 std::vector<SizeRange> sizeRanges(Engine const& engine)
 {
+    int const step = engine.sizeMultiple();
     std::vector<SizeRange> result;
     for (ShapeRange const& range : engine.ranges())
     {
-        result.push_back({sides(range.least), sides(range.largest)});
+        result.push_back({roundedUp(sides(range.least), step), roundedDown(sides(range.largest), step), step});
     }
     return result;
 }

@@ -172,7 +172,7 @@ def test_what_is_accepted_fits_the_schema_as_others_read_it() -> None:
 
 def test_the_schema_is_that_of_the_dataclass_and_of_the_limits() -> None:
     schema = manifest_schema()
-    assert list(schema["properties"]) == schema["required"]
+    assert list(schema["properties"]) == [*schema["required"], "size_multiple"]
     assert {*schema["properties"]} == {field.name for field in dataclasses.fields(EngineManifest)}
     assert schema["properties"]["format_version"]["maximum"] == FORMAT_VERSION
     assert schema["properties"]["profiles"]["maxItems"] == MOST_PROFILES

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import trt_hspan
-from trt_hspan import HspanError, onnx_from_model
+from trt_hspan import HspanError, UsageError, onnx_from_model
 from trt_hspan.export.agreement import require_agreement
-from trt_hspan.graph import model_with_plugin_nodes
+from trt_hspan.graph import metadata_from_model, model_with_plugin_nodes
 
 
 def windows(features: Tensor) -> Tensor:
@@ -192,9 +192,17 @@ def test_output_that_is_not_one_tensor_is_refused_with_the_next_step(
         onnx_from_model(Returning(around), static=static)
 
 
-def test_several_outputs_at_a_size_too_large_to_run_are_refused_too() -> None:
-    with pytest.raises(HspanError, match="returns a tuple"):
-        onnx_from_model(Returning(lambda picture: (picture, picture)), static=(72, 80))
+@pytest.mark.parametrize(
+    ("around", "what"),
+    [
+        (lambda picture: picture.flatten(1), r"a tensor of shape \(1, "),
+        (lambda picture: (255 * picture).to(torch.uint8), "a tensor of uint8"),
+    ],
+    ids=["flat", "bytes"],
+)
+def test_output_that_is_no_picture_is_refused(around: Callable[[Tensor], object], what: str) -> None:
+    with pytest.raises(HspanError, match=f"returns {what}.*; wrap it in a module"):
+        onnx_from_model(Returning(around), static=(72, 80))
 
 
 def test_operation_that_onnx_lacks_is_named_with_the_next_step() -> None:
@@ -202,19 +210,53 @@ def test_operation_that_onnx_lacks_is_named_with_the_next_step() -> None:
         onnx_from_model(Around(lambda x: x.to_sparse().to_dense()), static=(8, 9))
 
 
-def test_network_of_whole_windows_alone_is_refused_with_the_size_and_exported_at_one_that_fits() -> None:
-    network = Around(
-        lambda x: x.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).flatten(4, 5).flatten(2, 3)
+def of_windows(side: int) -> nn.Module:
+    """A network that takes whole windows alone."""
+    return Around(
+        lambda x: x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).flatten(4, 5).flatten(2, 3)
     ).eval()
-    with pytest.raises(HspanError, match=r"does not run on a picture of 3 channels and 22x26.*static="):
-        onnx_from_model(network)
-    require_same(network, onnx_from_model(network, static=(16, 8)), (1, 3, 16, 8))
+
+
+def test_sizes_that_a_network_takes_are_found_by_running_it_and_recorded() -> None:
+    metadata = metadata_from_model(onnx_from_model(of_windows(6)))
+    assert (metadata.scale, metadata.size_multiple, metadata.min_size) == (1, 6, 6)
+
+
+def test_declared_multiple_is_recorded_and_one_that_the_network_does_not_take_is_refused() -> None:
+    model = onnx_from_model(Around(MODULES["shuffle"]()).eval(), size_multiple=4)
+    assert metadata_from_model(model).size_multiple == 4
+    assert metadata_from_model(model).scale == 2
+    with pytest.raises(
+        HspanError, match=r"does not run on a picture of 3 channels and 28x36.*size_multiple="
+    ):
+        onnx_from_model(of_windows(8), size_multiple=4)
+    with pytest.raises(UsageError, match="size_multiple: got 0"):
+        onnx_from_model(of_windows(8), size_multiple=0)
+
+
+def test_network_of_a_fixed_size_is_run_at_that_size_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(nn.Module):
+        """Is another function in the graph, at one size."""
+
+        def forward(self, features: Tensor) -> Tensor:
+            return features if torch.compiler.is_exporting() else 2 * features
+
+    network = Around(Wrong()).eval()
+    with pytest.raises(HspanError, match="differs from the module"):
+        onnx_from_model(network, static=(88, 96))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_weights_of_another_type_are_refused_with_the_call_that_works(dtype: torch.dtype) -> None:
     with pytest.raises(HspanError, match=r"call \.float\(\) first"):
         onnx_from_model(copy.deepcopy(Around(nn.Identity())).to(dtype))
+
+
+def test_sparse_weights_are_refused_in_one_line() -> None:
+    network = Around(nn.Identity())
+    network.head.weight = nn.Parameter(network.head.weight.detach().to_sparse())
+    with pytest.raises(HspanError, match=r"sparse, expected dense ones; call \.to_dense\(\)"):
+        onnx_from_model(network)
 
 
 def test_network_in_autocast_is_exported_in_its_type_and_no_other(capfd: pytest.CaptureFixture[str]) -> None:

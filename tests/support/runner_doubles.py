@@ -29,7 +29,7 @@ class NearestRunner(Runner):
         source_sha256: str | None = None,
     ) -> None:
         self.where, self.name, self.precision, self.emulated = "nearest", "numpy", precision, emulated
-        self.scale: int | None = scale
+        self.scale = scale
         self.source_sha256 = source_sha256
         self.factor, self.offset, self.spoil, self.memory = scale, offset, spoil, memory
         self.active = False

@@ -200,11 +200,14 @@ def test_engine_for_larger_batches_gets_the_last_item_repeated() -> None:
         assert runner.calls[-1] == (3, 3, 9, 10)
 
 
-def test_network_without_a_scale_and_tile_that_does_not_fit_are_refused() -> None:
-    runner = NearestRunner()
-    runner.scale = None
-    with pytest.raises(HspanError, match="contains no scale"), opened(runner):
-        pass
+def test_tiles_are_multiples_of_what_the_network_takes() -> None:
+    runner = NearestRunner(scale=2)
+    runner.size_multiple = 12
+    with opened(runner) as model:
+        assert model.tile_ranges == (((1, 3, 12, 12), (4, 3, 60, 60)),)
+
+
+def test_tile_that_does_not_fit_is_refused() -> None:
     runner = NearestRunner()
     runner.profiles = (((1, 3, 8, 8), (4, 3, 32, 32)),)
     with (

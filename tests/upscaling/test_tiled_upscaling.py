@@ -195,11 +195,25 @@ def test_what_is_no_batch_is_refused() -> None:
         upscale_batch(runner, np.zeros((1, 4, 5, 5), np.float32))
 
 
-def test_a_network_that_does_not_say_its_scale_is_asked() -> None:
-    runner = NearestRunner(scale=3)
-    runner.scale = None
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (13, 50), (70, 33)])
+@pytest.mark.parametrize("tile", ["auto", "none", (24, 32)])
+def test_pictures_of_any_size_grow_to_the_multiples_that_a_network_takes(
+    size: tuple[int, int], tile: TileChoice
+) -> None:
+    runner = NearestRunner(scale=2)
+    runner.size_multiple = runner.min_size = 8
+    image = batch(*size)
     with runner:
-        assert upscale_batch(runner, batch(5, 6)).shape == (1, 3, 15, 18)
+        result = upscale_batch(runner, image, UpscaleOptions(tile=tile))
+    np.testing.assert_array_equal(result, image.repeat(2, 2).repeat(2, 3))
+    assert all(side % 8 == 0 for shape in runner.calls for side in shape[2:])
+
+
+def test_tile_that_is_no_multiple_is_refused() -> None:
+    runner = NearestRunner(scale=2)
+    runner.size_multiple = 8
+    with runner, pytest.raises(HspanError, match=r"--tile 20x24 is .*takes sides that are multiples of 8"):
+        upscale_batch(runner, batch(40, 40), UpscaleOptions(tile=(20, 24)))
 
 
 def test_progress_counts_every_tile() -> None:

@@ -217,7 +217,15 @@ def _network(spec: EngineSpec, model: onnx.ModelProto, attention: Attention) -> 
         raise HspanError(
             spec.onnx, "expected one input (N, C, H, W) with a fixed C", "export it with trt-hspan export"
         )
-    profiles = profiles_for(spec.profiles, attention, batch=batch, height=height, width=width)
+    metadata = metadata_from_model(model)
+    profiles = profiles_for(
+        spec.profiles,
+        attention,
+        batch=batch,
+        height=height,
+        width=width,
+        taken=(metadata.size_multiple or 1, metadata.min_size or 1),
+    )
     for profile in profiles:
         _check_scores(attention, profile.max, profile.max_batch)
     return _Network(
@@ -368,6 +376,7 @@ def _manifest(
         quantization=_quantization_record(network.model, built),
         attention=tools.attention,
         scale=metadata.scale,
+        size_multiple=metadata.size_multiple or 1,
         profiles=profiles,
         io_tensors=built.io_tensors,
         activation_memory_bytes=max(figures) if has_memory else None,

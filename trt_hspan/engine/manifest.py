@@ -112,6 +112,7 @@ class EngineManifest:
     source_sha256: str | None
     created_utc: str
     range_audit: RangeAudit | None = None
+    size_multiple: int = 1
 
     @property
     def needs_library(self) -> bool:
@@ -195,7 +196,7 @@ def manifest_from_json(content: bytes, *, where: str | os.PathLike[str]) -> Engi
         )
     try:
         require_schema(document, manifest_schema())
-        manifest = dataclass_from_json(document, EngineManifest)
+        manifest = dataclass_from_json({"size_multiple": 1, **document}, EngineManifest)
     except MistypedError as error:
         raise HspanError(where, str(error), _BUILD_AGAIN) from None
     if (impossible := _impossible(manifest)) is not None:

@@ -104,8 +104,12 @@ class ProfileRequest:
         batch: int | None = None,
         height: int | None = None,
         width: int | None = None,
+        taken: tuple[int, int] = (1, 1),
     ) -> ImageProfile:
-        """Completes the request for a network whose input has these fixed dimensions; None means dynamic."""
+        """Completes the request for a network whose input has these fixed dimensions; None means dynamic.
+
+        `taken` are what free sides are multiples of, and the smallest one.
+        """
         names = _Names(self.text)
         heights, widths = (
             _complete(
@@ -115,6 +119,7 @@ class ProfileRequest:
                 defaults=(MIN_SIZE, OPT_SIZE, MAX_SIZE[attention]),
                 fixed=fixed,
                 what=what,
+                taken=taken,
             )
             for axis, (what, fixed) in enumerate((("height", height), ("width", width)))
         )
@@ -197,10 +202,12 @@ def profiles_for(
     batch: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    taken: tuple[int, int] = (1, 1),
 ) -> tuple[ImageProfile, ...]:
     """The profiles of one engine, in the requested order; two that are the same raise UsageError."""
     profiles = tuple(
-        request.profile_for(attention, batch=batch, height=height, width=width) for request in requests
+        request.profile_for(attention, batch=batch, height=height, width=width, taken=taken)
+        for request in requests
     )
     for (first, profile), (second, later) in combinations(enumerate(profiles), 2):
         if profile == later:
@@ -344,8 +351,10 @@ def _complete(
     defaults: tuple[int, int, int],
     fixed: int | None,
     what: str,
+    taken: tuple[int, int] = (1, 1),
 ) -> tuple[int, int, int]:
     """One dimension of a profile: min, opt, max. The given values are in order already."""
+    step, least = taken
     if fixed is not None:
         for name, value in zip(names, given, strict=True):
             if value not in (None, fixed):
@@ -355,11 +364,20 @@ def _complete(
                     f"give {fixed} or export again without a fixed size",
                 )
         return fixed, fixed, fixed
+    for name, value in zip(names, given, strict=True):
+        if value is not None and (value % step or value < least):
+            raise error(
+                name,
+                f"{what} {value}, but the network takes multiples of {step}"
+                + (f" from {least}" if least > step else ""),
+                f"give {max(-(value // -step) * step, -(least // -step) * step)}",
+            )
     low, best, high = given
+    floor, tuned, ceiling = (max(-(value // -step), -(least // -step)) * step for value in defaults)
     if high is None:
-        high = max(value for value in (defaults[2], low, best) if value is not None)
+        high = max(value for value in (ceiling, low, best) if value is not None)
     if best is None:
-        best = min(max(defaults[1], low or 1), high)
+        best = min(max(tuned, low or 1), high)
     if low is None:
-        low = min(defaults[0], best)
+        low = min(floor, best)
     return low, best, high

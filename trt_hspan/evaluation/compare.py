@@ -312,11 +312,9 @@ def _below_bicubic(total: Summary) -> str | None:
 
 
 def common_scale(reference: Runner, candidates: Sequence[Runner]) -> int:
-    """The scale of all networks. Raises: HspanError when they differ, or the reference does not say its own."""
-    if reference.scale is None:
-        raise HspanError(reference.where, "does not say its scale", "give a checkpoint")
+    """The scale of all networks. Raises: HspanError when they differ."""
     for candidate in candidates:
-        if candidate.scale not in (None, reference.scale):
+        if candidate.scale != reference.scale:
             raise HspanError(
                 candidate.where,
                 f"has scale {candidate.scale}, but {reference.where} has scale {reference.scale}",

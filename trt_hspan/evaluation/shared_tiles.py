@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, ShapeLimit
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.tile_size import plan_for_picture, require_size, size_ranges
-from trt_hspan.upscaling.upscaler import Upscaler, reflected
+from trt_hspan.upscaling.upscaler import Upscaler, grown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +25,7 @@ class SharedTiles:
 
     def padded(self, batch: Float32Array) -> Float32Array:
         """(N, 3, H, W) -> (N, 3, *size): grown by reflection at its bottom and right."""
-        rows = reflected(np.arange(self.size.height), batch.shape[2])
-        columns = reflected(np.arange(self.size.width), batch.shape[3])
-        return batch[:, :, rows][:, :, :, columns]
+        return grown(batch, self.size, axes=(2, 3))
 
 
 def shared_tiles(
@@ -68,6 +65,7 @@ class _Together:
         self._runners = runners
         self.name = ", ".join(dict.fromkeys(runner.name for runner in runners))
         self.where = ", ".join(runner.where for runner in runners)
+        self.size_multiple = math.lcm(*(runner.size_multiple for runner in runners))
 
     @property
     def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
@@ -82,11 +80,17 @@ class _Together:
                 and (high := tuple(map(_lower, met_range[1], sizes.high)))
                 and all(b is None or a <= b for a, b in zip(low, high, strict=True))
             ]
+        step = self.size_multiple
+        met = [
+            (low, high)
+            for low, high in dict.fromkeys(met)
+            if all(b is None or -(a // -step) <= b // step for a, b in zip(low, high, strict=True))
+        ]
         if not met:
             raise HspanError(
                 self.where, "take no tile of one size, so they cannot be compared", "validate them one by one"
             )
-        return tuple(((None, CHANNELS, *low), (None, CHANNELS, *high)) for low, high in dict.fromkeys(met))  # type: ignore[misc]  # of two sides
+        return tuple(((None, CHANNELS, *low), (None, CHANNELS, *high)) for low, high in met)  # type: ignore[misc]  # of two sides
 
     def require_shape(self, shape: tuple[int, ...], what: object) -> None:
         for runner in self._runners:

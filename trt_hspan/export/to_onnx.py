@@ -17,6 +17,7 @@ from torch import nn
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.export.agreement import require_agreement
+from trt_hspan.export.module_runs import device_of, evaluation_mode, taken_by_module
 from trt_hspan.export.tidy import tidy
 from trt_hspan.export.translations import scaled_dot_product_attention
 from trt_hspan.graph import (
@@ -32,7 +33,9 @@ from trt_hspan.graph import (
     model_in_form,
     save_onnx,
     variants_from_model,
+    with_fixed_input,
 )
+from trt_hspan.graph.taken_sizes import TakenSizes, odd_sides
 from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.model.checkpoint import load_model, source_sha256
 from trt_hspan.model.config import DEFAULT_RES_SCALE
@@ -41,10 +44,8 @@ from trt_hspan.sizes import ImageSize
 
 # torch.onnx translates to this version; others are reached by ONNX's own version converter.
 _TRANSLATED_OPSET: Final = 18
-# Of a run against the module: the function body keeps (H * W)^2 scores.
+# Of a run with the attention itself: its function body keeps (H * W)^2 scores.
 _MOST_PIXELS_RUN: Final = 64 * 64
-# Free sizes are traced at this one: sides that differ from each other, from 1, and from usual channel counts.
-_FREE_SIZE: Final = (22, 26)
 
 
 def export_onnx(
@@ -101,25 +102,32 @@ def onnx_from_model(
     opset: int | None = None,
     static: tuple[int, int] | None = None,
     channels: int = 3,
+    size_multiple: int | None = None,
     keep_fp32: Sequence[str] | None = None,
     metadata: OnnxMetadata | None = None,
 ) -> onnx.ModelProto:
     """Exports any network that contains high-similarity-pass attention: (N, channels, H, W) float32 in and out.
 
+    The graph is run once beside the module before it is returned, at a static size at that size.
+
     Args:
         model: one tensor in, one tensor out.
         precision, opset, static: as in `export_onnx`.
         channels: of the input.
+        size_multiple: sides of inputs are multiples of this, such as the side of windows; None finds it by running the
+            network. Pictures of other sizes are padded by what runs the model.
         keep_fp32: names or patterns of nodes that stay in float32; nodes are named `<module path>/<operator>`.
             None keeps what is best for an HSPAN, and nothing in other networks.
-        metadata: stored in the model, with the precision and the tool's version filled in.
+        metadata: stored in the model, with the precision, the tool's version, and the scale and the sizes that the
+            network takes filled in.
 
     Returns:
         A checked model: one `hspan::HighSimilarityPassAttention` node for each block, with a function body.
 
     Raises:
-        HspanError: the network cannot be exported, returns anything but one tensor, or contains no such attention.
-        UsageError: unknown precision or opset, or a size below 1.
+        HspanError: the network cannot be exported, returns anything but one picture, or contains no such attention; its
+            graph computes something else.
+        UsageError: unknown precision or opset, or a size or multiple below 1.
 
     Example:
         >>> from torch import nn
@@ -129,15 +137,19 @@ def onnx_from_model(
         ['HighSimilarityPassAttention']
     """
     opset_to_write(precision, opset)
-    model = unwrapped(model)
+    if size_multiple is not None and size_multiple < 1:
+        raise UsageError("size_multiple", f"got {size_multiple}, expected at least 1")
+    where = type(model := unwrapped(model)).__name__
     require_float32(model)
-    graph = _agreeing_graph(model, channels, static)
-    variants = variants_from_model(
-        graph, type(model).__name__, metadata=metadata or OnnxMetadata(), keep_fp32=keep_fp32
-    )
+    size = None if static is None else ImageSize(*static)
+    with evaluation_mode(model):
+        taken = taken_by_module(model, channels, fixed=size, size_multiple=size_multiple)
+        graph = _agreeing_graph(model, channels, size, taken)
+    recorded = taken.recorded_in(metadata or OnnxMetadata())
+    variants = variants_from_model(graph, where, metadata=recorded, keep_fp32=keep_fp32)
     if variants.stored not in ("fp32", precision):
         raise HspanError(
-            type(model).__name__,
+            where,
             f"computes in {variants.stored} by itself, as in torch.autocast",
             f'name precision="{variants.stored}", or leave the autocast out',
         )
@@ -158,7 +170,13 @@ def variants_from_checkpoint(
         res_scale=model.config.res_scale,
         source_sha256=source_sha256(checkpoint),
     )
-    return variants_from_model(_agreeing_graph(model, 3, static), os.fspath(checkpoint), metadata=metadata)
+    # Nothing in an HSPAN depends on the size: a fixed one is the graph for free sizes, with its input fixed.
+    size = None if static is None else ImageSize(*static)
+    any_size = TakenSizes(scale=model.config.scale, size_multiple=1, min_size=1)
+    graph = _agreeing_graph(model, 3, None, any_size)
+    if size is not None:
+        graph = with_fixed_input(graph, (1, 3, *size), scale=model.config.scale)
+    return variants_from_model(graph, os.fspath(checkpoint), metadata=metadata)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -174,72 +192,47 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def require_float32(model: nn.Module) -> None:
-    """Raises: HspanError for weights of another type."""
-    others = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    """Raises: HspanError for weights of another type or layout."""
+    where, tensors = type(model).__name__, [*model.parameters(), *model.buffers()]
+    if any(tensor.layout != torch.strided for tensor in tensors):
+        raise HspanError(
+            where, "some of its weights are sparse, expected dense ones", "call .to_dense() on them first"
+        )
+    if any(tensor.is_meta for tensor in tensors):
+        raise HspanError(where, "its weights are without values (meta tensors)", "load them first")
+    others = {t.dtype for t in tensors if t.is_floating_point() or t.is_complex()} - {torch.float32}
     if others:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
         raise HspanError(
-            type(model).__name__,
+            where,
             f"its weights are {names}, expected float32",
             'call .float() first; precision="fp16" or "bf16" writes those types',
         )
 
 
-def _agreeing_graph(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
-    """The translated graph, run once against the module; static sizes beyond 64x64 are too large for that."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        _require_one_tensor(model, channels, static)
-        graph = tidy(_translate(model, channels, static))
-        size = static or (12, 16)
-        if attention_nodes(graph) and size[0] * size[1] <= _MOST_PIXELS_RUN:
-            low = base_precision_from_model(graph) != "fp32"
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            example = torch.rand((1, channels, *size), generator=torch.Generator().manual_seed(0)).to(device)
-            require_agreement(graph, model, example, type(model).__name__, low=low)
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
+def _agreeing_graph(
+    model: nn.Module, channels: int, static: ImageSize | None, taken: TakenSizes
+) -> onnx.ModelProto:
+    """The translated graph, run once against the module, at another size than it was traced at if sizes are free."""
+    traced = static or odd_sides(taken.size_multiple)
+    graph = tidy(_translate(model, channels, traced, is_static=static is not None))
+    if attention_nodes(graph):
+        step = taken.size_multiple
+        side = -(-max(12, taken.min_size) // step) * step
+        size = static or ImageSize(side, side + -(-4 // step) * step)
+        cheap = size.pixels > _MOST_PIXELS_RUN
+        low = base_precision_from_model(graph) != "fp32"
+        example = torch.rand((1, channels, *size), generator=torch.Generator().manual_seed(0))
+        require_agreement(
+            graph, model, example.to(device_of(model)), type(model).__name__, low=low, cheap=cheap
+        )
     return graph
 
 
-def _require_one_tensor(model: nn.Module, channels: int, static: tuple[int, int] | None) -> None:
-    """Raises: HspanError when the module does not take a picture of the size to export, or returns no tensor."""
-    where = type(model).__name__
-    size = ImageSize(*static) if static else ImageSize(*_FREE_SIZE)
-    if size.height * size.width > _MOST_PIXELS_RUN:
-        return
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    try:
-        with torch.no_grad():
-            result = model(torch.zeros((1, channels, *size), device=device))
-    except Exception as error:  # whatever forward() raises
-        reason = " ".join(str(error).split())[:300]
-        raise HspanError(
-            where,
-            f"does not run on a picture of {channels} channels and {size}: {reason}",
-            "name what it takes, channels= and static=(height, width), or pad in forward() to the sizes that it takes",
-        ) from error
-    _require_tensor(result, where)
-
-
-def _require_tensor(result: object, where: str) -> None:
-    if not isinstance(result, torch.Tensor):
-        raise HspanError(
-            where,
-            f"returns a {type(result).__name__}, expected one tensor, the picture",
-            "wrap it in a module whose forward() returns the picture alone, and export that",
-        )
-
-
-def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) -> onnx.ModelProto:
+def _translate(model: nn.Module, channels: int, size: ImageSize, *, is_static: bool) -> onnx.ModelProto:
     """torch.export, then torch.onnx with the attention kept as one node."""
-    size = None if static is None else ImageSize(*static)
-    parameter = next(iter(model.parameters()), torch.zeros(0))
-    shape = (1, channels, *size) if size else (2, channels, *_FREE_SIZE)
-    example = torch.zeros(shape, dtype=torch.float32, device=parameter.device)
-    dynamic = None if size else ({0: "batch", 2: "height", 3: "width"},)
+    example = torch.zeros((1 if is_static else 2, channels, *size), device=device_of(model))
+    dynamic = None if is_static else ({0: "batch", 2: "height", 3: "width"},)
     with _attention_translation() as table, _quiet_exporter():
         try:
             program = torch.onnx.export(
@@ -269,12 +262,6 @@ def _translate(model: nn.Module, channels: int, static: tuple[int, int] | None) 
                 "export a fixed size, static=(height, width), or change that line",
             ) from error
     assert program is not None
-    exported = program.exported_program
-    assert exported is not None
-    values = torch.utils._pytree.tree_map(
-        lambda node: getattr(node, "meta", {}).get("val", node), exported.graph.output_node().args[0]
-    )
-    _require_tensor(exported.call_spec.out_spec.unflatten(values), type(model).__name__)
     translated: onnx.ModelProto = program.model_proto
     return translated
 

@@ -9,6 +9,7 @@ from trt_hspan.graph.attention_function import (
     model_with_attention_function,
     model_with_inlined_functions,
     model_with_plugin_nodes,
+    model_with_stand_in_attention,
 )
 from trt_hspan.graph.contract import (
     INPUT_NAME,
@@ -25,6 +26,7 @@ from trt_hspan.graph.contract import (
     require_attention,
     save_onnx,
     tensor_types,
+    with_fixed_input,
     with_metadata,
 )
 from trt_hspan.graph.cpu import model_for_cpu, model_with_native_types
@@ -72,6 +74,7 @@ __all__ = [
     "model_with_inlined_functions",
     "model_with_native_types",
     "model_with_plugin_nodes",
+    "model_with_stand_in_attention",
     "precision_from_model",
     "quantization_from_model",
     "read_onnx",
@@ -79,5 +82,6 @@ __all__ = [
     "save_onnx",
     "tensor_types",
     "variants_from_model",
+    "with_fixed_input",
     "with_metadata",
 ]

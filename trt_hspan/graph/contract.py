@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final
 
 import onnx
 
@@ -21,8 +21,6 @@ OUTPUT_NAME: Final = "output"
 
 _PREFIX: Final = "trt_hspan."
 
-Number = TypeVar("Number", int, float)
-
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxMetadata:
@@ -30,6 +28,8 @@ class OnnxMetadata:
 
     Attributes:
         scale: upscaling factor.
+        size_multiple: sides of inputs are multiples of this; None is 1.
+        min_size: the smallest side of an input; None is 1.
         architecture: one line naming every size.
         precision: type of the body's arithmetic: "fp32", "fp16" or "bf16"; "int8" or "fp8" when it is quantized.
         res_scale: the factor that checkpoints do not store.
@@ -40,6 +40,8 @@ class OnnxMetadata:
     """
 
     scale: int | None = None
+    size_multiple: int | None = None
+    min_size: int | None = None
     architecture: str | None = None
     precision: str | None = None
     res_scale: float | None = None
@@ -135,6 +137,25 @@ def image_input(model: onnx.ModelProto, where: object) -> ImageInput:
     return ImageInput(name=inputs[0].name, shape=(n, channels, height, width))
 
 
+def with_fixed_input(
+    model: onnx.ModelProto, shape: tuple[int, int, int, int], *, scale: int
+) -> onnx.ModelProto:
+    """A copy of a network for free sizes that takes this (N, C, H, W) alone; its nodes are the same."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    n, channels, height, width = shape
+    for value in result.graph.value_info:
+        value.type.tensor_type.ClearField("shape")
+    sides = (
+        (result.graph.input[0], shape),
+        (result.graph.output[0], (n, channels, height * scale, width * scale)),
+    )
+    for value, sizes in sides:
+        element_type = value.type.tensor_type.elem_type
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, sizes))
+    return result
+
+
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """Tensor name -> ONNX element type, initializers included; tensors whose type cannot be inferred are left out."""
     inferred = onnx.shape_inference.infer_shapes(model)
@@ -150,15 +171,12 @@ def metadata_from_model(model: onnx.ModelProto) -> OnnxMetadata:
         for entry in model.metadata_props
         if entry.key.startswith(_PREFIX)
     }
+    kinds = {"scale": int, "size_multiple": int, "min_size": int, "res_scale": float}
     return OnnxMetadata(
-        scale=_number(int, texts.get("scale")),
-        architecture=texts.get("architecture"),
-        precision=texts.get("precision"),
-        res_scale=_number(float, texts.get("res_scale")),
-        source_sha256=texts.get("source_sha256"),
-        tool_version=texts.get("tool_version"),
-        recipe_sha256=texts.get("recipe_sha256"),
-        calibration_sha256=texts.get("calibration_sha256"),
+        **{
+            field.name: _converted(kinds.get(field.name, str), texts.get(field.name))
+            for field in fields(OnnxMetadata)
+        }
     )
 
 
@@ -178,7 +196,7 @@ def _external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     return [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
 
 
-def _number(kind: Callable[[str], Number], text: str | None) -> Number | None:
+def _converted(kind: Callable[[str], Any], text: str | None) -> Any:
     try:
         return None if text is None else kind(text)
     except ValueError:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from trt_hspan.errors import HspanError
+from trt_hspan.graph.contract import metadata_from_model
 
 QuantizedType = Literal["int8", "fp8"]
 
@@ -18,8 +21,10 @@ ELEMENT_TYPE: Final[dict[QuantizedType, int]] = {
     "int8": TensorProto.INT8,
     "fp8": TensorProto.FLOAT8E4M3FN,
 }
-# Multiply-accumulates are counted on an input of this side; their shares do not depend on it.
+# Multiply-accumulates are counted on an input of this side, or the next that is taken; shares do not depend on it.
 _COUNTED_SIDE: Final = 16
+# Elements of a tensor that may be a size.
+_MOST_SIZES: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +137,52 @@ def shapes_on_a_small_input(model: onnx.ModelProto) -> dict[str, tuple[int, ...]
             del node.input[:], node.attribute[:]
             node.input.append(value)
             node.op_type, node.domain = "Identity", ""
+    metadata = metadata_from_model(model)
+    step = metadata.size_multiple or 1
+    side = -(-max(_COUNTED_SIDE, metadata.min_size or 1) // step) * step
     for tensor in small.graph.input:
         dims = tensor.type.tensor_type.shape.dim
         for index, dim in enumerate(dims):
             if not dim.dim_value:
-                dim.dim_value = 1 if index == 0 else _COUNTED_SIDE
+                dim.dim_value = 1 if index == 0 else side
     for tensor in small.graph.output:
         tensor.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(small)
+    while True:
+        shapes = _inferred_shapes(small)
+        if not _fold_sizes(small, shapes):
+            return shapes
+
+
+def _fold_sizes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Computes sizes that nodes compute from shapes, which shape inference does not; whether there were any."""
+    known: dict[str, Any] = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if np.prod(tensor.dims) <= _MOST_SIZES
+    }
+    kept = []
+    for node in model.graph.node:
+        names = [name for name in node.input if name]
+        if node.op_type == "Shape" and names[0] in shapes:
+            ends = {attribute.name: attribute.i for attribute in node.attribute}
+            sides = np.array(shapes[names[0]], np.int64)[ends.get("start", 0) : ends.get("end")]
+            known[node.output[0]] = sides
+        elif names and len(node.output) == 1 and all(name in known for name in names):
+            feeds = {name: known[name] for name in names}
+            known[node.output[0]] = ReferenceEvaluator(node).run(None, feeds)[0]
+        else:
+            kept.append(node)
+            continue
+        tensor = numpy_helper.from_array(np.asarray(known[node.output[0]]), node.output[0])
+        model.graph.initializer.append(tensor)
+    folded = len(kept) < len(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return folded
+
+
+def _inferred_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    inferred = onnx.shape_inference.infer_shapes(model)
     values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     return {
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)

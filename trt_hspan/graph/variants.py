@@ -46,7 +46,7 @@ class Variants:
     """A network from which variants are made. `variants_from_model` returns one.
 
     Attributes:
-        bare: the model without function bodies, constants folded.
+        bare: the model without function bodies, constants folded, with `metadata`.
         stored: the type that it computes in. A typed graph has one variant: itself.
         kept_fp32: names or patterns of nodes that stay in float32 in every variant.
         metadata: what the network says about itself; a variant adds its precision and the tool's version.
@@ -82,7 +82,7 @@ class Variants:
         return self.bare if self.stored == "fp32" else float32_twin(self.bare).model
 
     def template(self, precision: Precision, *, opset: int | None = None) -> onnx.ModelProto:
-        """The graph that `precision` is written into; of a typed graph itself. No function body, no metadata.
+        """The graph that `precision` is written into; of a typed graph itself. No function body.
 
         Float16 needs headroom in the tail of an HSPAN (`tail_with_headroom`).
 
@@ -96,7 +96,7 @@ class Variants:
     def typed(
         self, precision: Precision, *, keep_fp32: Sequence[str] = (), opset: int | None = None
     ) -> onnx.ModelProto:
-        """The network in a type, without function body and metadata.
+        """The network in a type, without function body.
 
         Args:
             precision: as `precision` gives it.
@@ -151,7 +151,7 @@ def variants_from_model(
     if keep_fp32 is None:
         keep_fp32 = HSPAN_KEEP_FP32 if is_hspan(model) else ()
     return Variants(
-        bare=model_with_plugin_nodes(model),
+        bare=with_metadata(model_with_plugin_nodes(model), metadata),
         stored=base_precision_from_model(model),
         kept_fp32=tuple(keep_fp32),
         metadata=metadata,
@@ -193,5 +193,7 @@ def _with_opset(model: onnx.ModelProto, lowest: int) -> onnx.ModelProto:
     if opset_of(model) >= lowest:
         return model
     converted = onnx.version_converter.convert_version(model, lowest)
+    del converted.metadata_props[:]
+    converted.metadata_props.extend(model.metadata_props)
     converted.ir_version = max(model.ir_version, 9)  # the first that has FP8
     return converted

@@ -85,7 +85,6 @@ def made_reference(
     from trt_hspan.runtime.opening import open_runner
 
     with open_runner(checkpoint, device="cpu", res_scale=res_scale) as runner:
-        assert runner.scale is not None
         assert runner.source_sha256 is not None
         computed = []
         for name, picture in pictures.items():
@@ -200,7 +199,7 @@ def _require_same_network(runner: Runner, reference: StoredReference, path: Path
             f"({str(runner.source_sha256)[:12]}...)",
             _REMAKE,
         )
-    if runner.res_scale not in (None, reference.res_scale) or runner.scale not in (None, reference.scale):
+    if runner.res_scale not in (None, reference.res_scale) or runner.scale != reference.scale:
         raise HspanError(
             path or runner.where,
             f"the reference is of res_scale {reference.res_scale:g} and scale {reference.scale}, {runner.where} of "

@@ -171,8 +171,7 @@ def watch_folder(
     upscaler = Upscaler(runner, on_shrink=_LOG.warning)
 
     def probe() -> None:
-        low = runner.min_shape
-        upscale_array(runner, np.zeros((low[2] or 16, low[3] or 16, 3), np.uint8))
+        upscale_array(runner, np.zeros((16, 16, 3), np.uint8))
 
     with runner:
         folder = FolderWatch(

@@ -256,7 +256,11 @@ def image_model_config(network: Network, *, limits: ServingLimits) -> Any:
         input=[{"name": "image", "allow_ragged_batch": True, **files}],
         output=[{"name": "upscaled", **files}],
         instance_group={"kind": "KIND_CPU", "count": 1},
-        parameters={"scale": str(network.family.scale), "raw_models": json.dumps(buckets)},
+        parameters={
+            "scale": str(network.family.scale),
+            "size_multiple": str(network.family.size_multiple),
+            "raw_models": json.dumps(buckets),
+        },
     )
 
 

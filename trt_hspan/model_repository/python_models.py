@@ -176,7 +176,7 @@ class ImageModel(_TritonModel):
             for each in json.loads(parameters["raw_models"])
         ]
         self._buckets = sorted(buckets, key=lambda bucket: bucket[2][2] * bucket[2][3])
-        self._scale = int(parameters["scale"])
+        self._scale, self._size_multiple = int(parameters["scale"]), int(parameters.get("size_multiple", 1))
         self._workers = ThreadPoolExecutor(most)
 
     def finalize(self) -> None:
@@ -212,7 +212,8 @@ class ImageModel(_TritonModel):
                 raise RefusedError(503, late)
 
         ranges = tuple((low, high) for _, low, high in self._buckets)
-        runner = TileRunner(self._name, self._scale, ranges, self._results)
+        step = self._size_multiple
+        runner = TileRunner(self._name, self._scale, ranges, self._results, size_multiple=step)
         pixels = upscale_array(runner, picture.pixels, on_tile=on_tile)
         data = encode_image(replace(picture, pixels=pixels), suffix)
         return np.frombuffer(bytearray(data), np.uint8)[None]

@@ -16,6 +16,8 @@ from trt_hspan.evaluation.datasets import Sample, is_benchmark_set, plain_pictur
 from trt_hspan.files import error_from_os_error, sha256_from_file
 from trt_hspan.media.pixels import Uint8Array
 from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling.tile_size import ANY_SIZE, SizeRange
+from trt_hspan.upscaling.upscaler import grown
 
 BUILTIN: Final = "builtin"
 _PHOTOGRAPHS: Final = Path(__file__).parent.parent / "data" / "calibration"
@@ -33,8 +35,8 @@ class Tile:
 
     Attributes:
         name: of the picture.
-        low: (h, w, 3) uint8, the network's input.
-        truth: (h * scale, w * scale, 3) uint8, or None.
+        low: (h, w, 3) uint8, the network's input; reflected at the bottom and right where the network takes no smaller.
+        truth: (h * scale, w * scale, 3) uint8 without what is reflected, or None.
         scale: of the network.
     """
 
@@ -68,6 +70,7 @@ class Crops:
     Args:
         samples: the pictures. One that is smaller than a tile gives one tile: itself.
         plan: how tiles are cut.
+        sizes: that the network takes: a tile has the largest that is no larger than the plan's, or the smallest.
 
     Attributes:
         pictures, count: how many pictures and tiles there are.
@@ -76,8 +79,8 @@ class Crops:
         HspanError: a picture cannot be read or has less than 16 pixels on a side.
     """
 
-    def __init__(self, samples: Sequence[Sample], plan: TilePlan) -> None:
-        self._samples, self._plan = samples, plan
+    def __init__(self, samples: Sequence[Sample], plan: TilePlan, sizes: SizeRange = ANY_SIZE) -> None:
+        self._samples, self._plan, self._sizes = samples, plan, sizes
         self.pictures = len(samples)
         self.count = 0
         for sample in samples:
@@ -86,15 +89,17 @@ class Crops:
     def __iter__(self) -> Iterator[Tile]:
         for index, sample in enumerate(self._samples):
             low, truth = sample.load()
-            height, width = (min(self._plan.side, side) for side in low.shape[:2])
+            picture = ImageSize(*low.shape[:2])
+            tile = self._tile(picture)
+            height, width = tile.within(picture)
             random = np.random.default_rng(index)
-            for _ in range(self._count(sample, ImageSize(*low.shape[:2]))):
+            for _ in range(self._count(sample, picture)):
                 top = int(random.integers(low.shape[0] - height + 1))
                 left = int(random.integers(low.shape[1] - width + 1))
                 s = sample.scale
                 yield Tile(
                     name=sample.name,
-                    low=np.ascontiguousarray(low[top : top + height, left : left + width]),
+                    low=grown(low[top : top + height, left : left + width], tile),
                     truth=None
                     if truth is None
                     else np.ascontiguousarray(
@@ -106,7 +111,8 @@ class Crops:
     @cached_property
     def sha256(self) -> str:
         """Hash of the contents of the pictures, in their order, and of how tiles are cut."""
-        digest = hashlib.sha256(f"{self._plan.count} {self._plan.side}".encode())
+        sizes = "" if self._sizes == ANY_SIZE else f" {self._sizes}"
+        digest = hashlib.sha256(f"{self._plan.count} {self._plan.side}{sizes}".encode())
         for sample in self._samples:
             for path in (sample.low_resolution, sample.ground_truth):
                 digest.update(b"-" if path is None else bytes.fromhex(sha256_from_file(path)))
@@ -119,7 +125,10 @@ class Crops:
                 f"gives an input of {size} pixels, expected at least {LEAST_SIDE}x{LEAST_SIDE}",
                 "leave the picture out or give a larger one",
             )
-        return 1 if max(size) <= self._plan.side else -(-self._plan.count // self.pictures)
+        return 1 if size.within(self._tile(size)) == size else -(-self._plan.count // self.pictures)
+
+    def _tile(self, picture: ImageSize) -> ImageSize:
+        return self._sizes.within(ImageSize(self._plan.side, self._plan.side).within(picture))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +153,11 @@ class CalibrationPictures:
             if place is not None:
                 check_place(place)
 
-    def crops(self, scale: int, *, hold_out: bool, need_truth: bool) -> tuple[Crops, Crops]:
+    def crops(self, scale: int, sizes: SizeRange, *, hold_out: bool, need_truth: bool) -> tuple[Crops, Crops]:
         """Tiles to calibrate on and to measure on; no tiles where there are no pictures.
 
         Args:
-            scale: of the network.
+            scale, sizes: of the network and its inputs.
             hold_out: measure on every fourth picture where none are named for it.
             need_truth: measure on pictures with ground truth only: others become it, and are shrunk to be the input.
 
@@ -162,7 +171,7 @@ class CalibrationPictures:
         if need_truth:
             measured = with_ground_truth(measured)
         larger = TilePlan(count=min(self.plan.count, 16), side=2 * self.plan.side)
-        return Crops(samples, self.plan), Crops(measured, larger)
+        return Crops(samples, self.plan, sizes), Crops(measured, larger, sizes)
 
 
 def samples_from_place(place: str, scale: int) -> list[Sample]:

@@ -16,6 +16,7 @@ from trt_hspan.graph import (
     precision_from_model,
     require_attention,
     variants_from_model,
+    with_metadata,
 )
 from trt_hspan.graph.precision import float32_nodes
 from trt_hspan.graph.variants import opset_of, opset_to_write
@@ -25,6 +26,7 @@ from trt_hspan.precision.audit.range_request import RangeRequest
 from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
 from trt_hspan.precision.quantize.pipeline import companion_texts, quantized_network
 from trt_hspan.precision.quantize.request import QuantizationJob
+from trt_hspan.runtime.onnxruntime_session import described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,8 @@ def _prepared(job: EngineJob, on_progress: OnProgress) -> PreparedModel:
         )
         return PreparedModel(model=model, range_audit=audit)
     model = load_onnx(network)
+    require_attention(model, network)
+    model = with_metadata(model, described(model, str(network)))
     if job.ranges.pictures is None:
         return PreparedModel(model=model)
     variants = variants_from_model(model, str(network))

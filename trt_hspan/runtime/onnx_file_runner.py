@@ -14,13 +14,13 @@ from trt_hspan.graph import (
     OUTPUT_NAME,
     image_input,
     load_onnx,
-    metadata_from_model,
     model_inputs,
     precision_from_model,
     require_attention,
 )
 from trt_hspan.native import cpu_attention
 from trt_hspan.runtime.cpu_network import CpuNetwork
+from trt_hspan.runtime.onnxruntime_session import described, scale_of
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
 
 # Tensors of L x L float32 that the function body keeps alive at a time, per picture. *Measured* peaks with
@@ -50,9 +50,10 @@ class OnnxFileRunner(Runner):
         self._model = load_onnx(path)
         require_attention(self._model, self.where)
         self.fixed_shape = _fixed_input_shape(self._model, self.where)
-        metadata = metadata_from_model(self._model)
+        metadata = described(self._model, self.where)
         self.precision = precision_from_model(self._model)
-        self.scale = metadata.scale
+        self.scale = scale_of(metadata, self.where)
+        self.size_multiple, self.min_size = metadata.size_multiple or 1, metadata.min_size or 1
         self.res_scale = metadata.res_scale
         self.source_sha256 = metadata.source_sha256
         self._features = _features_before_output(self._model)
@@ -80,7 +81,7 @@ class OnnxFileRunner(Runner):
         n, _, height, width = shape
         if cpu_attention.native_library() is None:
             return int(SCORE_TENSORS * 4 * n * (height * width) ** 2)
-        return int(UPSCALED_TENSORS * 4 * n * self._features * height * width * (self.scale or 1) ** 2)
+        return int(UPSCALED_TENSORS * 4 * n * self._features * height * width * self.scale**2)
 
 
 def _features_before_output(model: onnx.ModelProto) -> int:

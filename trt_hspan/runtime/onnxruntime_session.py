@@ -8,13 +8,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 
 from trt_hspan.errors import HspanError
-from trt_hspan.graph import INPUT_NAME, model_for_cpu, model_with_attention_function
+from trt_hspan.graph import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    OnnxMetadata,
+    image_input,
+    metadata_from_model,
+    model_for_cpu,
+    model_with_attention_function,
+    model_with_stand_in_attention,
+)
+from trt_hspan.graph.taken_sizes import NotTakenError, taken_sizes
 from trt_hspan.machine.install_advice import install_command
 from trt_hspan.runtime.cpu_network import Array, CpuNetwork, RunPart, cpu_threads
-from trt_hspan.runtime.runner import Float32Array
+from trt_hspan.runtime.runner import CHANNELS, Float32Array
+from trt_hspan.sizes import ImageSize
 
 # Of this process; not empty once the arena is registered.
 _ARENA_IS_SHARED: Final[list[bool]] = []
@@ -76,6 +88,41 @@ def run_session(session: Any, names: Sequence[str], batch: Float32Array, where: 
     with translate_errors(where, "ONNX Runtime failed"):
         values: list[Any] = session.run(list(names), {INPUT_NAME: batch})
     return values
+
+
+def described(model: onnx.ModelProto, where: str) -> OnnxMetadata:
+    """A model's metadata; where it does not say its scale, with the scale and the sizes that runs of it show.
+
+    Raises:
+        HspanError: it is no network of pictures, or ONNX Runtime runs it at no size.
+    """
+    metadata = metadata_from_model(model)
+    if metadata.scale is not None:
+        return metadata
+    shape = image_input(model, where).shape
+    session = open_session(model_for_cpu(model_with_stand_in_attention(model)), where)
+
+    def run(size: ImageSize) -> ImageSize:
+        batch = np.zeros((shape[0] or 1, shape[1] or CHANNELS, *size), np.float32)
+        try:
+            output = run_session(session, [OUTPUT_NAME], batch, where)[0]
+        except HspanError as error:
+            raise NotTakenError(where, error.what, error.next_step) from error
+        return ImageSize(*output.shape[2:])
+
+    fixed = ImageSize(shape[2] or 24, shape[3] or 24) if any(shape[2:]) else None
+    return taken_sizes(run, fixed=fixed).recorded_in(metadata)
+
+
+def scale_of(metadata: OnnxMetadata, where: object) -> int:
+    """Of a network whose output is a picture that many times as high and wide. Raises: HspanError for another one."""
+    if metadata.scale is None:
+        raise HspanError(
+            where,
+            "its output is no whole multiple of its input in size",
+            "give a network that keeps or enlarges pictures",
+        )
+    return metadata.scale
 
 
 def cpu_network(model: onnx.ModelProto, where: str, *, threads: int | None = None) -> CpuNetwork:

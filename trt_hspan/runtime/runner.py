@@ -31,6 +31,8 @@ class Limits(Protocol):
     where: str
     name: str
 
+    size_multiple: int
+
     @property
     def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]: ...
 
@@ -59,10 +61,11 @@ class Runner(abc.ABC):
         emulated: True when this stands in, on a CPU, for an engine or for a GPU's arithmetic. FP32 of an ONNX file
             is the CPU's own.
         why_emulated: why the engine itself does not run here; None when no engine was requested.
-        scale: the network's scale; None when the file does not say.
+        scale: output side over input side.
         res_scale: the factor that checkpoints do not store, where the file says it.
         source_sha256: hash of the checkpoint behind the network; None when the file does not say.
         fixed_shape: the input's (N, 3, H, W) with None for what is free.
+        size_multiple, min_size: of free sides of inputs: multiples of this, and the smallest.
         profiles: of an engine, the smallest and largest (N, 3, H, W) of each of its profiles, in TensorRT's order; an
             emulation on the CPU keeps to them as the engine does.
         picked: why `open_runner` took this backend, one phrase that commands print; empty for a runner that
@@ -75,10 +78,12 @@ class Runner(abc.ABC):
     on_gpu: bool = False
     emulated: bool
     why_emulated: str | None = None
-    scale: int | None
+    scale: int
     res_scale: float | None = None
     source_sha256: str | None = None
     fixed_shape: tuple[int | None, ...] = (None, CHANNELS, None, None)
+    size_multiple: int = 1
+    min_size: int = 1
     profiles: tuple[tuple[Shape, Shape], ...] = ()
     picked: str = ""
 
@@ -87,7 +92,9 @@ class Runner(abc.ABC):
         """The smallest (N, 3, H, W) that one run takes; None where anything from 1 will do."""
         if self.profiles:
             return min((low for low, _ in self.profiles), key=_pixels_first)
-        n, channels, height, width = self.fixed_shape
+        n, channels, *sides = self.fixed_shape
+        least = None if self.min_size == 1 else self.min_size
+        height, width = (side or least for side in sides)
         return (n, channels, height, width)
 
     @property
@@ -95,7 +102,8 @@ class Runner(abc.ABC):
         """The largest (N, 3, H, W) that one run takes, of a picture's pixels first; None where only memory limits."""
         if self.profiles:
             return max((high for _, high in self.profiles), key=_pixels_first)
-        return self.min_shape
+        n, channels, height, width = self.fixed_shape
+        return (n, channels, height, width)
 
     @property
     def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
@@ -139,7 +147,18 @@ class Runner(abc.ABC):
         """
         if self.profiles:
             self._require_profile(shape, what)
-            return
+        else:
+            self._require_fixed(shape, what)
+        step = self.size_multiple
+        if any(size % step or size < self.min_size for size in shape[2:]):
+            least = f" from {self.min_size}" if self.min_size > step else ""
+            raise HspanError(
+                what,
+                f"is {'x'.join(map(str, shape))}, but {self.where} takes sides that are multiples of {step}{least}",
+                "give such a size",
+            )
+
+    def _require_fixed(self, shape: tuple[int, ...], what: object) -> None:
         fits = len(shape) == 4 and all(
             size >= 1 and fixed in (None, size) for size, fixed in zip(shape, self.fixed_shape, strict=True)
         )
@@ -205,8 +224,6 @@ class Runner(abc.ABC):
         return np.ascontiguousarray(batch)
 
     def _check_output(self, shape: tuple[int, ...], output: Float32Array) -> None:
-        if self.scale is None:
-            return
         n, _, height, width = shape
         expected = (n, CHANNELS, height * self.scale, width * self.scale)
         if output.shape != expected:

@@ -78,7 +78,8 @@ class TensorRtRunner(Runner):
         timing: bool = False,
     ) -> None:
         from trt_hspan.engine.manifest import verify_manifest
-        from trt_hspan.graph import load_onnx, metadata_from_model
+        from trt_hspan.graph import load_onnx
+        from trt_hspan.runtime.onnxruntime_session import described, scale_of
 
         self._plan = Path(plan)
         self._manifest = verify_manifest(plan)
@@ -89,10 +90,9 @@ class TensorRtRunner(Runner):
         self.precision = self._manifest.precision
         self.emulated = False
         self.profiles = self._manifest.shape_ranges
-        self.scale = self._manifest.scale
-        self.res_scale = metadata_from_model(
-            load_onnx(self._plan.parent / self._manifest.onnx_file)
-        ).res_scale
+        metadata = described(load_onnx(self._plan.parent / self._manifest.onnx_file), self.where)
+        self.scale, self.res_scale = scale_of(metadata, self.where), metadata.res_scale
+        self.size_multiple, self.min_size = metadata.size_multiple or 1, metadata.min_size or 1
         self.source_sha256 = self._manifest.source_sha256
         self._device: CudaDevice | None = None
         self._engine: LoadedEngine | None = None
@@ -125,7 +125,7 @@ class TensorRtRunner(Runner):
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
         """Input and result on the host, pinned and as handed over; what the engine itself needs is on the GPU."""
         n, _, height, width = shape
-        return 2 * 4 * n * CHANNELS * height * width * (1 + (self.scale or 1) ** 2)
+        return 2 * 4 * n * CHANNELS * height * width * (1 + self.scale**2)
 
     def activate(self) -> None:
         from trt_hspan.engine.tensorrt_api import load_plugin_library, load_tensorrt

@@ -17,10 +17,10 @@ from typing import Final
 
 import numpy as np
 
-from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
+from trt_hspan.errors import OutOfMemoryError, UsageError
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, Shape
 from trt_hspan.sizes import ImageSize
-from trt_hspan.upscaling.tile_size import batch_limits
+from trt_hspan.upscaling.tile_size import batch_limits, rounded_down, rounded_up
 
 #: Largest side of a tile on a CPU, where nothing else sets a limit.
 CPU_TILE: Final = 64
@@ -44,12 +44,17 @@ class RunError(Exception):
 
 
 class TileRunner(Runner):
-    """Tiles go to whatever `results` is; `ranges` are the smallest and largest (N, 3, H, W) that it takes."""
+    """Tiles go to whatever `results` is; `ranges` are the smallest and largest (N, 3, H, W) that it takes.
+
+    Args:
+        size_multiple: sides of tiles are multiples of this.
+    """
 
     name, precision, emulated = "server", "fp32", False
 
-    def __init__(self, where: str, scale: int, ranges: Ranges, results: Results) -> None:
+    def __init__(self, where: str, scale: int, ranges: Ranges, results: Results, *, size_multiple: int = 1) -> None:
         self.where, self.scale, self.profiles, self._results = where, scale, ranges, results
+        self.size_multiple = size_multiple
 
     def activate(self) -> None:
         pass
@@ -60,7 +65,7 @@ class TileRunner(Runner):
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
         """The result; the network's own memory is counted where it runs."""
         n, _, height, width = shape
-        return 4 * n * CHANNELS * height * width * (self.scale or 1) ** 2
+        return 4 * n * CHANNELS * height * width * self.scale**2
 
     def infer(self, batch: Float32Array) -> Float32Array:
         return next(self._results([batch]))
@@ -168,7 +173,9 @@ class Job:
     @property
     def runner(self) -> TileRunner:
         """The model as this job sees it: a runner whose tiles wait for their turn."""
-        return TileRunner(self.model.name, self.model.scale, self.model.tile_ranges, self.results)
+        model = self.model
+        step = model.runner.size_multiple
+        return TileRunner(model.name, model.scale, model.tile_ranges, self.results, size_multiple=step)
 
     def cancel(self, why: BaseException) -> None:
         """Gives the units back at once; what waits for one raises `why`."""
@@ -278,7 +285,6 @@ class Model:
 
     @property
     def scale(self) -> int:
-        assert self.runner.scale is not None
         return self.runner.scale
 
     @property
@@ -351,8 +357,6 @@ class Model:
                 self._on_failure(DeviceError(f"{where}: {what}"))
 
     def _warm_up(self, runner: Runner) -> None:
-        if runner.scale is None:
-            raise HspanError(runner.where, "contains no scale", "export it again with trt-hspan export")
         ranges = _tile_ranges(runner, self._tile)
         self.tile_ranges = self.tile_ranges or ranges
         low = ranges[0][0]
@@ -397,9 +401,10 @@ class Model:
 def _tile_ranges(runner: Runner, tile: ImageSize | None) -> Ranges:
     """Smallest and largest (N, 3, H, W) of a tile, of each range of the network that takes one of at most `tile`."""
     ranges = []
+    step = runner.size_multiple
     for low, high in runner.shape_ranges:
-        least = [side or SMALLEST_SIDE for side in low[2:]]
-        given = tile or ImageSize(CPU_TILE, CPU_TILE)
+        least = rounded_up(ImageSize(*(side or SMALLEST_SIDE for side in low[2:])), step)
+        given = rounded_down(tile or ImageSize(CPU_TILE, CPU_TILE), step)
         most = [
             max(min(limit or size, size) if tile else limit or size, smallest)
             for limit, size, smallest in zip(high[2:], given, least, strict=True)
@@ -411,8 +416,8 @@ def _tile_ranges(runner: Runner, tile: ImageSize | None) -> Ranges:
 
 
 def takes_size(runner: Runner, size: ImageSize) -> bool:
-    """Whether no side of a size is more than the network takes at a time."""
-    return any(
+    """Whether no side of a size is more than the network takes at a time, and each is a multiple that it takes."""
+    return not any(side % runner.size_multiple for side in size) and any(
         all(limit is None or side <= limit for side, limit in zip(size, high[2:], strict=True))
         for _, high in runner.shape_ranges
     )

@@ -27,18 +27,28 @@ DEFAULT_OVERLAP: Final = 32
 
 @dataclass(frozen=True, kw_only=True)
 class SizeRange:
-    """Inputs that one run takes: the smallest and the largest, whose sides are None where only memory limits them."""
+    """Inputs that one run takes.
+
+    Attributes:
+        low, high: the smallest and the largest, whose sides are None where only memory limits them.
+        step: sides are multiples of this, `low` and `high` too.
+    """
 
     low: ImageSize
     high: tuple[int | None, int | None]
+    step: int = 1
 
     def bounded(self, size: ImageSize) -> ImageSize:
-        """The nearest size that is taken."""
-        return ImageSize(*map(_clamp, size, self.low, self.high))
+        """The nearest size that is taken, of two the larger one."""
+        return ImageSize(*map(_clamp, rounded_up(size, self.step), self.low, self.high))
+
+    def within(self, limit: ImageSize) -> ImageSize:
+        """The largest size that is taken and no larger than a limit; the smallest one where none is."""
+        return self.bounded(rounded_down(limit, self.step))
 
     def padded(self, picture: ImageSize) -> ImageSize:
         """The size of a picture that has grown to what is taken at least."""
-        return ImageSize(*map(max, picture, self.low))
+        return ImageSize(*map(max, rounded_up(picture, self.step), self.low))
 
     def takes_padded(self, picture: ImageSize) -> bool:
         """Whether a picture of this size, grown as `padded`, is taken."""
@@ -47,6 +57,9 @@ class SizeRange:
     def starts_by(self, size: ImageSize) -> bool:
         """Whether something of at most this size is taken."""
         return self.low.within(size) == self.low
+
+
+ANY_SIZE: Final = SizeRange(low=ONE_PIXEL, high=(None, None))
 
 
 def plan_for_picture(
@@ -89,13 +102,13 @@ def plan_for_picture(
         chosen, taken = _given_tile(ranges, requested, limit)
     unlimited = requested or chosen
     if limit is not None:
-        chosen = taken.bounded(chosen.within(limit))
+        chosen = taken.within(chosen.within(limit))
     pixels = chosen_overlap(overlap, chosen, picture)
     if pixels <= largest_overlap(unlimited, picture):
         pixels = min(pixels, largest_overlap(chosen, picture))
     if requested is None:
-        chosen = trimmed_tile(picture, chosen, pixels, taken.low)
-    return tile_plan(picture, chosen, pixels, minimum=taken.low)
+        chosen = trimmed_tile(picture, chosen, pixels, taken)
+    return tile_plan(picture, chosen, pixels, minimum=taken.low, step=taken.step)
 
 
 def chosen_overlap(overlap: int | None, tile: ImageSize, picture: ImageSize) -> int:
@@ -160,34 +173,33 @@ def _given_tile(
 ) -> tuple[ImageSize, SizeRange]:
     """A requested tile, no larger than the limit, and the range that takes it."""
     if limit is not None:
-        tile = tile.within(limit)
+        tile = rounded_down(tile.within(limit), ranges[0].step)
     candidates = [sizes for sizes in ranges if sizes.bounded(tile) == tile]
     taken = min(candidates, key=_area) if candidates else _largest(ranges)
     return taken.bounded(tile), taken
 
 
-def trimmed_tile(
-    picture: ImageSize, tile: ImageSize, overlap: int, least: ImageSize = ONE_PIXEL
-) -> ImageSize:
+def trimmed_tile(picture: ImageSize, tile: ImageSize, overlap: int, taken: SizeRange = ANY_SIZE) -> ImageSize:
     """The smallest tile that covers a picture in as many tiles as `tile`; sides are multiples of 8 where possible."""
-    return ImageSize(*(_trimmed_side(*sides, overlap) for sides in zip(picture, tile, least, strict=True)))
+    sides = zip(picture, tile, taken.low, strict=True)
+    return ImageSize(*(_trimmed_side(*each, overlap, taken.step) for each in sides))
 
 
-def _trimmed_side(size: int, tile: int, low: int, overlap: int) -> int:
+def _trimmed_side(size: int, tile: int, low: int, overlap: int, step: int) -> int:
     if size <= tile or overlap > tile // 2:
         return tile
     count = -((size - overlap) // -(tile - overlap))
     needed = -((size + (count - 1) * overlap) // -count)
-    rounded = -(needed // -SIDE_STEP) * SIDE_STEP
-    return min(tile, max(rounded, low, 2 * overlap))
+    rounded = max(-(needed // -SIDE_STEP) * SIDE_STEP, low, 2 * overlap)
+    return min(tile, -(rounded // -step) * step)
 
 
 def smaller_tile(runner: Limits, tile: ImageSize, *, turned: bool = False) -> ImageSize | None:
     """What to try after a tile did not fit in memory: the longer side halved; None when nothing smaller is left."""
-    ranges = size_ranges(runner, turned=turned)
+    ranges, step = size_ranges(runner, turned=turned), runner.size_multiple
     low = [min(sizes.low[axis] for sizes in ranges) for axis in (0, 1)]
     halves = [
-        min(side, max(SMALLEST_SIDE, floor, -(side // -(2 * SIDE_STEP)) * SIDE_STEP))
+        min(side, -(max(SMALLEST_SIDE, floor, -(side // -(2 * SIDE_STEP)) * SIDE_STEP) // -step) * step)
         for side, floor in zip(tile, low, strict=True)
     ]
     shorter = [ImageSize(halves[0], tile.width), ImageSize(tile.height, halves[1])]
@@ -198,10 +210,26 @@ def smaller_tile(runner: Limits, tile: ImageSize, *, turned: bool = False) -> Im
 
 def size_ranges(runner: Limits, *, turned: bool = False) -> tuple[SizeRange, ...]:
     """What one run takes: a range for each profile of an engine; where `turned`, of what is taken both ways round."""
-    ranges = tuple(
-        SizeRange(low=ImageSize(low[2] or 1, low[3] or 1), high=(high[2], high[3]))
+    step = runner.size_multiple
+    all_ranges = (
+        SizeRange(
+            low=rounded_up(ImageSize(low[2] or 1, low[3] or 1), step),
+            high=tuple(side if side is None else side // step * step for side in high[2:]),  # type: ignore[arg-type]
+            step=step,
+        )
         for low, high in runner.shape_ranges
     )
+    ranges = tuple(
+        sizes
+        for sizes in all_ranges
+        if all(b is None or a <= b for a, b in zip(sizes.low, sizes.high, strict=True))
+    )
+    if not ranges:
+        raise HspanError(
+            runner.where,
+            f"takes sides that are multiples of {step}, and there is none between its smallest and largest",
+            "build the engine for other sizes: --min, --max",
+        )
     if not turned:
         return ranges
     both_ways = []
@@ -209,7 +237,7 @@ def size_ranges(runner: Limits, *, turned: bool = False) -> tuple[SizeRange, ...
         low = max(sizes.low)
         high = min((side for side in sizes.high if side is not None), default=None)
         if high is None or low <= high:
-            both_ways.append(SizeRange(low=ImageSize(low, low), high=(high, high)))
+            both_ways.append(SizeRange(low=ImageSize(low, low), high=(high, high), step=sizes.step))
     if not both_ways:
         raise HspanError(
             runner.where,
@@ -251,6 +279,16 @@ def _largest(ranges: Sequence[SizeRange]) -> SizeRange:
 
 def _area(sizes: SizeRange) -> float:
     return math.prod(math.inf if side is None else side for side in sizes.high)
+
+
+def rounded_up(size: ImageSize, step: int) -> ImageSize:
+    """Both sides raised to a multiple."""
+    return ImageSize(*(-(side // -step) * step for side in size))
+
+
+def rounded_down(size: ImageSize, step: int) -> ImageSize:
+    """Both sides lowered to a multiple, the first one at least."""
+    return ImageSize(*(max(1, side // step) * step for side in size))
 
 
 def _clamp(size: int, low: int, high: int | None) -> int:

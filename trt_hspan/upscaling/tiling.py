@@ -76,6 +76,7 @@ def tile_plan(
     overlap: int,
     *,
     minimum: ImageSize = ONE_PIXEL,
+    step: int = 1,
 ) -> TilePlan:
     """Cuts a picture into tiles of one size, evenly spread, none of which leaves the picture.
 
@@ -83,6 +84,8 @@ def tile_plan(
         tile: size of the tiles; None is one tile of the picture's own size.
         overlap: pixels that neighbors share at least; at most half of a side that is cut.
         minimum: size that the network needs at least. A smaller picture grows by reflection at its bottom and right.
+        step: what the network takes is multiples of this, as `tile` and `minimum` are; a side that is not cut grows to
+            the next one.
 
     Raises:
         UsageError: the overlap is negative or more than half of the tile's side.
@@ -92,15 +95,16 @@ def tile_plan(
         40
     """
     rows, columns = (
-        _spans(*sides[:2], overlap, sides[2]) for sides in zip(picture, tile or picture, minimum, strict=True)
+        _spans(*sides[:2], overlap, sides[2], step)
+        for sides in zip(picture, tile or picture, minimum, strict=True)
     )
     return TilePlan(picture, rows, columns)
 
 
-def _spans(size: int, tile: int, overlap: int, minimum: int) -> tuple[Span, ...]:
+def _spans(size: int, tile: int, overlap: int, minimum: int, step: int) -> tuple[Span, ...]:
     tile = max(tile, minimum)
     if size <= tile:
-        length = max(size, minimum)
+        length = max(-(size // -step) * step, minimum)
         return (Span(0, length, 0, 0, size, 0),)
     if not 0 <= overlap <= tile // 2:
         raise UsageError(

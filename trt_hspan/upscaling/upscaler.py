@@ -71,17 +71,11 @@ class Upscaler:
         self.limit: ImageSize | None = None
         self.shrinks: list[str] = []
         self._on_shrink = on_shrink
-        self._scale = runner.scale
 
     @property
     def scale(self) -> int:
-        """The network's scale; where its file does not say, a run on a few pixels shows it."""
-        if self._scale is None:
-            low = self.runner.min_shape
-            n, height, width = low[0] or 1, low[2] or 8, low[3] or 8
-            output = self.runner.run(np.zeros((n, CHANNELS, height, width), np.float32))
-            self._scale = output.shape[2] // height
-        return self._scale
+        """The network's scale."""
+        return self.runner.scale
 
     def plan(self, picture: ImageSize, *, what: object = "picture", highest: int | None = None) -> TilePlan:
         """The tiles for a picture, none with more rows than `highest`; the network's least size comes first.
@@ -344,6 +338,13 @@ def upscale_batch(
     The rest is as for `upscale_array`; the result may contain NaN when the network overflows.
     """
     return Upscaler(runner, options, on_shrink=on_shrink).batch(batch, on_tile=on_tile, what=what)
+
+
+def grown(pixels: npt.NDArray[Any], size: ImageSize, *, axes: tuple[int, int] = (0, 1)) -> npt.NDArray[Any]:
+    """Pixels whose `axes` are height and width, reflected at the bottom and right up to a size, or cut to it."""
+    for axis, side in zip(axes, size, strict=True):
+        pixels = pixels.take(reflected(np.arange(side), pixels.shape[axis]), axis)
+    return pixels
 
 
 def reflected(indices: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:

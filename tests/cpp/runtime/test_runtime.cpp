@@ -195,7 +195,7 @@ void addGoldenTests(std::string const& path)
                 TileLimits limits;
                 for (Json const& range : golden["ranges"])
                 {
-                    limits.ranges.push_back({sizeFrom(range[0]), sizeFrom(range[1])});
+                    limits.ranges.push_back({sizeFrom(range[0]), sizeFrom(range[1]), golden["multiple"].get<int>()});
                 }
                 std::optional<Size> limit;
                 if (!golden["limit"].is_null())

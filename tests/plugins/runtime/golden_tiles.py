@@ -65,20 +65,27 @@ def _plans_of_several_profiles() -> list[dict[str, Any]]:
     """Plans for engines with two or three profiles, and the tile that is tried when memory runs out."""
     draw = random.Random(2)
     plans = []
-    for number in range(60):
-        lows = [(draw.randint(1, 300), draw.randint(1, 300)) for _ in range(draw.randint(2, 3))]
-        ranges = [(low, (draw.randint(low[0], 400), draw.randint(low[1], 400))) for low in lows]
+    for number in range(90):
+        multiple = 1 if number < 60 else draw.choice((4, 8, 12))
+
+        def side(low: int, high: int, step: int = multiple) -> int:
+            return step * draw.randint(-(low // -step), high // step)
+
+        lows = [(side(1, 300), side(1, 300)) for _ in range(draw.randint(2, 3))]
+        ranges = [(low, (side(low[0], 400), side(low[1], 400))) for low in lows]
         size = (draw.randint(1, 1500), draw.randint(1, 1500))
         limit = (draw.randint(16, 400), draw.randint(16, 400)) if number % 3 == 0 else None
         low, high = draw.choice(ranges)
-        tile = (draw.randint(low[0], high[0]), draw.randint(low[1], high[1])) if number % 4 == 0 else None
+        tile = (side(low[0], high[0]), side(low[1], high[1])) if number % 4 == 0 else None
         runner = BoundedRunner(*ranges[0], more=ranges[1:])
+        runner.size_multiple = multiple
         plan = plan_for_picture(
             runner, ImageSize(*size), tile=tile or "auto", limit=limit and ImageSize(*limit)
         )
         plans.append(
             {
                 "ranges": ranges,
+                "multiple": multiple,
                 "size": size,
                 "limit": limit,
                 "tile": tile,

@@ -19,6 +19,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.precision.crops import Crops, TilePlan, with_ground_truth
 from trt_hspan.precision.quantize.measure import HeldOut
+from trt_hspan.upscaling.tile_size import ANY_SIZE, SizeRange
 
 # Tiles to measure on: enough to see a loss, few enough to measure a dozen times.
 _TILES: Final = 4
@@ -32,6 +33,7 @@ def kept_within_budget(
     samples: Sequence[Sample],
     budget_db: float,
     *,
+    sizes: SizeRange = ANY_SIZE,
     where: str,
 ) -> tuple[str, ...]:
     """Cures the worst risks first, measuring again each time, until the loss of PSNR-Y is within the budget.
@@ -45,6 +47,7 @@ def kept_within_budget(
         audit: of it.
         samples: at least one picture.
         budget_db: the most PSNR-Y that may be lost.
+        sizes: of the network's inputs.
         where: what errors name.
 
     Returns:
@@ -55,7 +58,7 @@ def kept_within_budget(
     """
     held_out = HeldOut(
         reference,
-        Crops(with_ground_truth(samples[:_TILES]), TilePlan(count=_TILES, side=_SIDE)),
+        Crops(with_ground_truth(samples[:_TILES]), TilePlan(count=_TILES, side=_SIDE), sizes),
         where=where,
     )
 

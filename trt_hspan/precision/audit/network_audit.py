@@ -17,7 +17,7 @@ from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.precision.audit.budgeted_ranges import kept_within_budget
 from trt_hspan.precision.audit.range_request import AT_RISK, RangeRequest
 from trt_hspan.precision.audit.ranges import DEFAULT_TILE, audit_ranges, check_tile, checked_low_precision
-from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
+from trt_hspan.precision.network import OnProgress, input_sizes, no_progress, variants_from_path
 
 
 def audit_network(
@@ -62,10 +62,7 @@ def audit_variants(
     """Audits a network that is read already. Args and errors: as `audit_network`."""
     low_type = network.precision(precision, option="--precision")
     graph = network.template(low_type)
-    samples = request.samples(network.metadata.scale or 1)
-    return audit_ranges(
-        graph, samples, low_type, keep_fp32=network.kept_fp32, tile=tile, on_progress=on_progress
-    )
+    return _audit(network, graph, request, low_type, tile=tile, on_progress=on_progress)
 
 
 def export_audited(
@@ -125,8 +122,7 @@ def audited_model(
     kept = nodes_from_patterns(graph, request.names)
     if request.pictures is None:
         return network.model(precision, keep_fp32=kept, opset=opset), None
-    samples = request.samples(network.metadata.scale or 1)
-    audit = audit_ranges(graph, samples, precision, keep_fp32=network.kept_fp32, on_progress=on_progress)
+    audit = _audit(network, graph, request, precision, on_progress=on_progress)
     if AT_RISK in request.keep_fp32:
         kept = (*kept, *audit.cure)
     if request.budget_db is not None:
@@ -135,12 +131,32 @@ def audited_model(
             lambda more: network.typed(precision, keep_fp32=(*named, *more), opset=opset),
             network.float32(),
             audit,
-            samples,
+            request.samples(network.metadata.scale or 1),
             request.budget_db,
+            sizes=input_sizes(graph),
             where=network.where,
         )
     kept = tuple(dict.fromkeys(kept))
     return network.model(precision, keep_fp32=kept, opset=opset), replace(audit, kept_fp32=kept)
+
+
+def _audit(
+    network: Variants,
+    graph: onnx.ModelProto,
+    request: RangeRequest,
+    precision: Precision,
+    *,
+    tile: int = DEFAULT_TILE,
+    on_progress: OnProgress,
+) -> RangeAudit:
+    return audit_ranges(
+        graph,
+        request.samples(network.metadata.scale or 1),
+        precision,
+        keep_fp32=network.kept_fp32,
+        tile=tile,
+        on_progress=on_progress,
+    )
 
 
 def nodes_from_patterns(graph: onnx.ModelProto, patterns: Sequence[str]) -> tuple[str, ...]:

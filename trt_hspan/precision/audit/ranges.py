@@ -11,7 +11,6 @@ import fnmatch
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -29,13 +28,17 @@ from trt_hspan.engine.range_record import (
 )
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.datasets import Sample
-from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, attention_nodes, require_attention
+from trt_hspan.graph import OUTPUT_NAME, attention_nodes, require_attention
 from trt_hspan.graph.float32_twin import Float32Twin, float32_twin, float_outputs
 from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.precision.audit.chunked_attention import score_outputs, with_chunked_attention
-from trt_hspan.precision.network import OnProgress, no_progress
+from trt_hspan.precision.network import OnProgress, input_sizes, no_progress
 from trt_hspan.runtime.onnxruntime_session import open_session, run_session
 from trt_hspan.runtime.runner import Float32Array
+from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling.tile_size import SizeRange, trimmed_tile
+from trt_hspan.upscaling.tiling import tile_plan
+from trt_hspan.upscaling.upscaler import grown
 
 DEFAULT_TILE: Final = 64
 _ELEMENT_TYPE: Final[dict[str, int]] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -70,8 +73,7 @@ def audit_ranges(
 
     Raises:
         UsageError: another precision, or a tile below 16.
-        HspanError: no pictures, one cannot be read or is smaller than the network's fixed input, the model
-            contains no attention, or ONNX Runtime fails.
+        HspanError: no pictures, one cannot be read, the model contains no attention, or ONNX Runtime fails.
     """
     low_type = checked_low_precision(precision)
     check_tile(tile)
@@ -82,12 +84,13 @@ def audit_ranges(
     for sample in samples:  # headers alone: a bad file is an error before the first run
         sample.size()
     twin = float32_twin(model)
+    sizes = input_sizes(model)
     nodes = float_outputs(twin.model)
     gathered = {tensor: _Gathered() for _, tensor in nodes}
     session = _Session(twin, nodes, low_type, threads)
     on_progress("auditing", 0, len(samples))
     for complete, sample in enumerate(samples, 1):
-        for batch in _tiles(sample, twin.model, tile):
+        for batch in _tiles(sample, sizes, tile):
             for tensor, numbers in session.run(batch).items():
                 gathered[tensor].add(numbers)
         on_progress(f"audited {sample.name}", complete, len(samples))
@@ -223,27 +226,16 @@ def _reductions(tensor: str, element_type: int) -> list[onnx.NodeProto]:
     ]
 
 
-def _tiles(sample: Sample, model: onnx.ModelProto, tile: int) -> Iterator[Float32Array]:
-    """The picture's low-resolution side in equal parts of at most tile x tile, or of the network's fixed size."""
+def _tiles(sample: Sample, sizes: SizeRange, side: int) -> Iterator[Float32Array]:
+    """The picture's low-resolution side in tiles of at most side x side, or of what the network takes at least."""
     image, _ = sample.load()
-    dims = next(v for v in model.graph.input if v.name == INPUT_NAME).type.tensor_type.shape.dim
-    rows = _parts(image.shape[0], dims[2].dim_value, tile, sample.name)
-    columns = _parts(image.shape[1], dims[3].dim_value, tile, sample.name)
-    for top, bottom in rows:
-        for left, right in columns:
-            yield np.ascontiguousarray(tensor_from_image(image[top:bottom, left:right]))
-
-
-def _parts(size: int, fixed: int, tile: int, name: str) -> list[tuple[int, int]]:
-    if fixed:
-        if size < fixed:
-            raise HspanError(
-                name, f"has {size} pixels where the network takes {fixed}", "give larger pictures"
-            )
-        return [(start, start + fixed) for start in range(0, size - fixed + 1, fixed)]
-    count = math.ceil(size / tile)
-    edges = [round(index * size / count) for index in range(count + 1)]
-    return list(pairwise(edges))
+    picture = ImageSize(*image.shape[:2])
+    tile = trimmed_tile(picture, sizes.within(ImageSize(side, side)), 0, sizes)
+    plan = tile_plan(picture, tile, 0, minimum=sizes.low, step=sizes.step)
+    image = grown(image, ImageSize(plan.rows[-1].end, plan.columns[-1].end))
+    for row in plan.rows:
+        for column in plan.columns:
+            yield tensor_from_image(image[row.start : row.end, column.start : column.end])
 
 
 @dataclass

@@ -99,7 +99,8 @@ class HeldOut:
     def _quality(self, output: Float32Array, tile: Tile) -> float | None:
         if tile.truth is None:
             return None
-        image = image_from_tensor(output, where=f"{self._where} on {tile.name}")
+        height, width = tile.truth.shape[:2]  # without what the tile has grown by
+        image = image_from_tensor(output, where=f"{self._where} on {tile.name}")[:height, :width]
         return min(psnr_y(image, tile.truth, tile.scale), EXACT_DB)
 
     def _mean(self, qualities: Sequence[float | None]) -> float | None:

@@ -242,7 +242,9 @@ def _calibrated(
 ) -> _Calibrated:
     request = given.request
     nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
-    tiles, measured = given.pictures.crops(source.scale, hold_out=hold_out, need_truth=need_truth)
+    tiles, measured = given.pictures.crops(
+        source.scale, source.sizes, hold_out=hold_out, need_truth=need_truth
+    )
     if given.table is not None:
         table, was_cached = given.table, True
         _check_table(table, source, request)

@@ -12,7 +12,9 @@ import onnx
 from trt_hspan.errors import HspanError
 from trt_hspan.graph import OnnxMetadata, Precision, Variants, tensor_types
 from trt_hspan.graph.variants import lowest_opset
-from trt_hspan.precision.network import variants_from_path
+from trt_hspan.precision.network import input_sizes, variants_from_path
+from trt_hspan.runtime.onnxruntime_session import scale_of
+from trt_hspan.upscaling.tile_size import SizeRange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Source:
         reference: the same network with float32 arithmetic.
         precision: the base type.
         metadata: what the model says about itself.
-        scale: of the network.
+        scale, sizes: of the network and its inputs.
         keep_fp32: nodes that stay in float32 on request.
         sha256: hash of `base`: what recipes and calibration tables are for.
     """
@@ -38,6 +40,7 @@ class Source:
     precision: Precision
     metadata: OnnxMetadata
     scale: int
+    sizes: SizeRange
     keep_fp32: tuple[str, ...]
     sha256: str
 
@@ -73,8 +76,7 @@ def source_from_variants(
     """A network to be quantized with this base type. Raises: as `source_from_path`."""
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in network.bare.graph.node):
         raise HspanError(network.where, "is quantized already", "give the model that it was made from")
-    if network.metadata.scale is None:
-        raise HspanError(network.where, "does not say its scale", "export it with trt-hspan export")
+    scale = scale_of(network.metadata, network.where)
     precision = network.precision(base, option="--base")
     typed = network.typed(precision, keep_fp32=keep_fp32, opset=lowest_opset(precision, quantized=True))
     return Source(
@@ -84,7 +86,8 @@ def source_from_variants(
         reference=network.float32(),
         precision=precision,
         metadata=replace(network.metadata, precision=precision),
-        scale=network.metadata.scale,
+        scale=scale,
+        sizes=input_sizes(typed),
         keep_fp32=tuple(keep_fp32),
         sha256=graph_sha256(typed),
     )
