@@ -12,6 +12,7 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.version import __version__
 
 if TYPE_CHECKING:
+    from trt_hspan.evaluation.validation import validate
     from trt_hspan.export import export_onnx, onnx_from_model
     from trt_hspan.model.checkpoint import export_hspan_state, load_model, save_checkpoint
     from trt_hspan.model.config import HspanConfig
@@ -26,6 +27,7 @@ _LAZY = {
     "save_checkpoint": "trt_hspan.model.checkpoint",
     "export_onnx": "trt_hspan.export",
     "onnx_from_model": "trt_hspan.export",
+    "validate": "trt_hspan.evaluation.validation",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "load_model",
     "onnx_from_model",
     "save_checkpoint",
+    "validate",
 ]
 
 

@@ -52,7 +52,7 @@ class BenchRequest:
             seconds=self.seconds,
             peer=self.peer,  # type: ignore[arg-type]
             checkpoint=self.checkpoint,
-            res_scale=options.residual_scale(self.res_scale),
+            res_scale=self.res_scale,
             threads=self.threads,
             plugin=self.engine.plugin,
             precisions=tuple(dict.fromkeys(self.precision)),

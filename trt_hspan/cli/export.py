@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 from trt_hspan.cli import options
 from trt_hspan.cli.audit import audit_as_dict, print_audit
-from trt_hspan.cli.output import print_json, print_report, say
+from trt_hspan.cli.output import print_json, print_report
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import argument, flag, option, takes_request
 from trt_hspan.errors import UsageError
-from trt_hspan.model.config import DEFAULT_RES_SCALE
-from trt_hspan.model.presets import preset_names
 from trt_hspan.sizes import ImageSize, image_size_from_text
 
 if TYPE_CHECKING:
@@ -70,11 +68,6 @@ def export(request: ExportRequest) -> None:
             static=size,
             form=form,
             on_progress=bar.show,
-        )
-    if request.export.res_scale is None and request.checkpoint not in preset_names():
-        say(
-            f"note: {request.checkpoint}: checkpoints do not store the residual scale; took the default "
-            f"{DEFAULT_RES_SCALE}, which --res-scale changes"
         )
     report = _report(request.output)
     if request.json:

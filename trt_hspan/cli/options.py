@@ -23,9 +23,9 @@ def output(metavar: str, help: str, *, default: Any = ..., shown: str | bool = T
     return option(help, metavar, default=default, shown=shown, names=("--output", "-o"))
 
 
-def res_scale(*, shown: str = str(DEFAULT_RES_SCALE)) -> Any:
+def res_scale(*, shown: str = f"what it says, else {DEFAULT_RES_SCALE}") -> Any:
     """The option --res-scale."""
-    return option("Residual scale of a checkpoint, which does not store it.", min=0, shown=shown)
+    return option("Residual scale of a checkpoint.", min=0, shown=shown)
 
 
 def keep_fp32(more: str = "") -> Any:
@@ -59,11 +59,6 @@ min_psnr = partial(
 seconds = partial(option, "Time of sampling for each figure.", default=3.0)
 opset = partial(option, "Version of the ONNX operators to export with.", shown="18, for bf16 22")
 opt_level = partial(option, "0 (fast build) to 5 (fast engine); tensorrt only.", shown="TensorRT's")
-
-
-def residual_scale(res_scale: float | None) -> float:
-    """The value of --res-scale, given or not."""
-    return DEFAULT_RES_SCALE if res_scale is None else res_scale
 
 
 @dataclass(frozen=True, kw_only=True)

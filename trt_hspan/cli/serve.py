@@ -80,9 +80,7 @@ class ServeRequest:
             source=self.network,
             name=self.name,
             devices=devices_from_text(self.device),
-            runner=RunnerOptions(
-                res_scale=options.residual_scale(self.res_scale), threads=self.threads, plugin=self.plugin
-            ),
+            runner=RunnerOptions(res_scale=self.res_scale, threads=self.threads, plugin=self.plugin),
             instances=self.instances or min(4, len(os.sched_getaffinity(0))),
             tile=tile,
             host=self.host,

@@ -1,4 +1,4 @@
-"""`trt-hspan validate`: does an engine compute what the checkpoint computes in PyTorch?"""
+"""`trt-hspan validate`: does an engine compute what the network computes that it was made from?"""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateRequest:
-    checkpoint: str = option(
-        "The .pt, .pth or .safetensors file, or preset, that they were made from.", default=...
+    reference: str = option(
+        "What they were made from: a checkpoint or preset, which PyTorch runs, or an FP32 ONNX file.",
+        default=...,
+        names=("--reference", "--checkpoint"),
     )
     files: tuple[Path, ...] = argument(
         "A .plan with its manifest beside it, or an .onnx file; several are compared in one go.",
@@ -32,7 +34,7 @@ class ValidateRequest:
         default=(),
     )
     precision: str | None = option(
-        "Also compare --checkpoint itself as PyTorch runs it in this precision on --device: fp16 on a GPU, "
+        "Also compare a checkpoint itself as PyTorch runs it in this precision on --device: fp16 on a GPU, "
         "bf16 where processor or GPU has it.",
         "fp32|fp16|bf16",
         shown="none, and fp32 for --device gpu alone",
@@ -60,7 +62,7 @@ class ValidateRequest:
         from trt_hspan.upscaling.options import UpscaleOptions
 
         return ValidationRequest(
-            checkpoint=self.checkpoint,
+            reference=self.reference,
             files=self.files,
             precision=self.precision,
             pictures=self.images,
@@ -77,7 +79,7 @@ class ValidateRequest:
 
 @takes_request
 def validate(request: ValidateRequest) -> None:
-    """Compare engines, or ONNX files on a CPU, with PyTorch on real pictures. Exit code 1 below the bar."""
+    """Compare engines, or ONNX files on a CPU, with their reference on real pictures. Exit code 1 below the bar."""
     from trt_hspan.evaluation.validation import validate_files
 
     validation = request.validation()
@@ -109,7 +111,7 @@ def _as_dict(result: Validation) -> dict[str, object]:
 def _next_step(report: ValidationReport) -> str:
     """Another checkpoint where that is what differs; else a precision with more digits than the file has, if any."""
     if report.same_source is False:
-        return "give the checkpoint that it was made from"
+        return "give the network that it was made from"
     if report.total.nan_count and report.precision in ("fp16", "bf16"):
         return "see trt-hspan audit, and export with --audit DIR --keep-fp32 at-risk, or --precision fp32"
     relaxed = "raise --budget-db" if report.total.worst_psnr_db >= report.min_psnr_db else "lower --min-psnr"
@@ -126,7 +128,7 @@ def _failure(report: ValidationReport) -> str:
         return f"loses {report.total.psnr_y_loss_db:.4f} dB of PSNR-Y, the budget is {report.budget_db:g} dB"
     worst = min(report.pictures, key=lambda picture: picture.agreement.psnr_db)
     return (
-        f"agrees with PyTorch to {worst.agreement.psnr_db:.2f} dB on {worst.name}, "
+        f"agrees with {_short(report)} to {worst.agreement.psnr_db:.2f} dB on {worst.name}, "
         f"the bar is {report.min_psnr_db:g} dB"
     )
 
@@ -136,7 +138,7 @@ def _print_report(report: ValidationReport, name: str) -> None:
     with_truth = total.reference_quality is not None
     columns = ["picture", "input", "PSNR dB", "max error", "mean error", "NaN"]
     if with_truth:
-        columns += ["PSNR-Y PyTorch", "PSNR-Y", "SSIM PyTorch", "SSIM"]
+        columns += [f"PSNR-Y {_short(report)}", "PSNR-Y", f"SSIM {_short(report)}", "SSIM"]
     rows = [
         [
             picture.name,
@@ -177,6 +179,11 @@ def _print_report(report: ValidationReport, name: str) -> None:
     for number, remark in enumerate(report.remarks, 1):
         notes["remark" if len(report.remarks) == 1 else f"remark {number}"] = remark
     print_table("", notes)
+
+
+def _short(report: ValidationReport) -> str:
+    """The reference in one word."""
+    return "PyTorch" if report.reference.startswith("PyTorch") else "reference"
 
 
 def _quality_cells(reference: Quality | None, candidate: Quality | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Does a network on one backend compute what it computes in PyTorch?
+"""Does a network on one backend compute what its reference computes?
 
 Polygraphy's Comparator does it picture by picture: all backends run, then their outputs are compared. So no
 more than one picture's tensors are in memory at a time. Pictures that are too large for one of the networks go
@@ -104,7 +104,7 @@ class ValidationReport:
 
     Attributes:
         candidate: label of the engine or ONNX file, such as "ONNX Runtime 1.32.0, FP16, emulated on CPU".
-        reference: label of PyTorch.
+        reference: label of the reference, such as "PyTorch 2.13.0, FP32".
         emulated: the engine itself did not run.
         why_emulated: why not; None when no engine was requested, or when it ran.
         precision: of the candidate.
@@ -207,7 +207,7 @@ def validate_all(
 
     Args:
         candidates: engines, or ONNX files under ONNX Runtime.
-        reference: the network in PyTorch.
+        reference: the network in float32.
         samples: at least one picture, for the networks' scale.
         min_psnr_db: the bar for the worst picture; None is `default_bar_db` of each candidate's precision.
         budget_db: the most PSNR-Y against ground truth that a candidate may lose, as a mean over the pictures.
@@ -289,7 +289,7 @@ def _report(
         precision=candidate.precision,
         scale=scale,
         same_source=None
-        if candidate.source_sha256 is None
+        if None in (candidate.source_sha256, reference.source_sha256)
         else candidate.source_sha256 == reference.source_sha256,
         min_psnr_db=bar_db,
         budget_db=budget_db,
@@ -307,7 +307,7 @@ def _below_bicubic(total: Summary) -> str | None:
         return None
     return (
         f"its PSNR-Y is {quality.psnr_y_db:.2f} dB, that of bicubic interpolation {bicubic.psnr_y_db:.2f} dB: agreeing "
-        "with PyTorch does not make its weights good; are they trained, at this scale and --res-scale?"
+        "with its reference does not make its weights good; are they trained, at this scale and --res-scale?"
     )
 
 
@@ -318,7 +318,7 @@ def common_scale(reference: Runner, candidates: Sequence[Runner]) -> int:
             raise HspanError(
                 candidate.where,
                 f"has scale {candidate.scale}, but {reference.where} has scale {reference.scale}",
-                "give the checkpoint that it was exported from",
+                "give the network that it was made from",
             )
     return reference.scale
 
@@ -343,6 +343,8 @@ def _compared(sample: Sample, candidates: Sequence[Runner], reference: Runner, t
         None if truth is None else quality_of(image, truth, sample.scale)
         for image in (bicubic, *(_pixels(run.output) for run in runs))
     ]
+    if bicubic_quality is not None and bicubic_quality.psnr_y_db == math.inf:
+        bicubic_quality = None  # at scale 1 the input may be the truth
     tile = tiles.options.tile if isinstance(tiles.options.tile, ImageSize) else None
     cut = None if tile is None or size.within(tile) == size else tile
     reports = tuple(
@@ -379,7 +381,7 @@ def _remarks(outputs: Outputs) -> list[str]:
     remarks = [] if remark is None else [remark]
     quality = outputs.reports[0].reference_quality
     if quality is not None and quality.psnr_y_db == math.inf:
-        remarks.append(f"{name}: PyTorch restores it exactly, so it is not in the mean PSNR-Y")
+        remarks.append(f"{name}: the reference restores it exactly, so it is not in the mean PSNR-Y")
     return remarks
 
 

@@ -118,6 +118,33 @@ class Sample:
         return low
 
 
+@dataclass(frozen=True, kw_only=True)
+class PictureSample(Sample):
+    """A picture in memory, without ground truth.
+
+    Attributes:
+        pixels: (H, W, 3) uint8.
+    """
+
+    pixels: Uint8Array
+
+    def size(self) -> ImageSize:
+        return ImageSize(*self.pixels.shape[:2])
+
+    def load(self) -> tuple[Uint8Array, Uint8Array | None]:
+        return self.pixels, None
+
+
+def sample_from_picture(picture: str | os.PathLike[str] | Uint8Array, scale: int, number: int) -> Sample:
+    """A picture's file, or a picture (H, W, 3) uint8. Raises: HspanError for an array of another kind."""
+    if isinstance(picture, str | os.PathLike):
+        return Sample(name=Path(picture).name, low_resolution=Path(picture), ground_truth=None, scale=scale)
+    pixels, name = np.asarray(picture), f"picture {number}"
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
+        raise HspanError(name, f"expected (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
+    return PictureSample(name=name, low_resolution=None, ground_truth=None, scale=scale, pixels=pixels)
+
+
 def samples_from_folder(path: str | os.PathLike[str], scale: int) -> list[Sample]:
     """The pictures of a folder, by name.
 

@@ -1,27 +1,26 @@
-"""Where along a network its error arises: each module's output, FP32 in PyTorch against the engine's graph on a CPU.
+"""Where along a network its error arises: each module's output, in its FP32 graph against the engine's, on a CPU.
 
-Modules are matched to graph nodes by the names that export gives them.
+Modules are matched by the names that export gives to nodes.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from trt_hspan.graph import model_for_cpu
+from trt_hspan.graph import model_for_cpu, model_with_attention_function
+from trt_hspan.graph.headroom import is_hspan
 from trt_hspan.runtime.onnxruntime_session import open_session, run_session
 from trt_hspan.runtime.runner import Float32Array
 
-if TYPE_CHECKING:
-    from torch import nn
-
-# Head, blocks and modules of the body, the tail's layers, and the network's output.
+# Of an HSPAN: head, blocks and modules of the body, the tail's layers, the network's output. Of others all modules.
 _MODULES: Final = re.compile(r"head\.0|body\.\d+(\.body\.\d+)?|tail\.\d+(\.\d+)?|add_mean")
 _NO_MODULE: Final = ("Cast", "QuantizeLinear", "DequantizeLinear")
 # Side in input pixels of the part that is looked at; the function body keeps (64 * 64)^2 scores there.
@@ -30,7 +29,7 @@ LAYER_SIDE: Final = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LayerError:
-    """PSNR of one module's output, such as "body.0.body.2": the engine's graph against PyTorch FP32.
+    """PSNR of one module's output, such as "body.0.body.2": the engine's graph against the FP32 one.
 
     The peak is the largest absolute value of the latter; infinite when equal, NaN when a value is not finite.
     """
@@ -40,7 +39,7 @@ class LayerError:
 
 
 def layer_errors(
-    model: onnx.ModelProto, network: nn.Module, batch: Float32Array, *, threads: int | None = None
+    model: onnx.ModelProto, reference: onnx.ModelProto, batch: Float32Array, *, threads: int | None = None
 ) -> list[LayerError]:
     """Compares the outputs of the modules that both have, in the graph's order.
 
@@ -48,61 +47,46 @@ def layer_errors(
 
     Args:
         model: the engine's ONNX file, in any precision; its nodes are named after modules.
-        network: the checkpoint's network, float32.
+        reference: the same network in float32, likewise.
         batch: (1, 3, H, W) float32; small, for the function body keeps (H * W)^2 scores.
         threads: CPU threads; None takes those that the process may use.
     """
-    tensors = _module_tensors(model)
-    expected = _module_outputs(network, batch, set(tensors))
-    tensors = {module: tensor for module, tensor in tensors.items() if module in expected}
+    tensors, of_reference = _module_tensors(model), _module_tensors(reference)
+    modules = [module for module in tensors if module in of_reference]
+    outputs = _outputs(model, [tensors[module] for module in modules], batch, threads)
+    expected = _outputs(reference, [of_reference[module] for module in modules], batch, threads)
+    return [
+        LayerError(module=module, psnr_db=_psnr_db(output, theirs))
+        for module, output, theirs in zip(modules, outputs, expected, strict=True)
+    ]
+
+
+def _outputs(
+    model: onnx.ModelProto, tensors: Sequence[str], batch: Float32Array, threads: int | None
+) -> list[Float32Array]:
     if not tensors:
         return []
     runnable = onnx.ModelProto()
-    runnable.CopyFrom(model_for_cpu(model))
+    runnable.CopyFrom(model_for_cpu(model_with_attention_function(model)))
     have = {value.name for value in runnable.graph.output}
-    for tensor in tensors.values():
+    for tensor in dict.fromkeys(tensors):
         if tensor not in have:
             runnable.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
     session = open_session(runnable, "layer errors", threads=threads)
-    outputs = run_session(session, list(tensors.values()), batch, "layer errors")
-    return [
-        LayerError(module=module, psnr_db=_psnr_db(np.asarray(output, np.float32), expected[module]))
-        for module, output in zip(tensors, outputs, strict=True)
-    ]
+    outputs = run_session(session, tensors, batch, "layer errors")
+    return [np.asarray(output, np.float32) for output in outputs]
 
 
 def _module_tensors(model: onnx.ModelProto) -> dict[str, str]:
     """Module -> the tensor that its last node makes, in the order of those nodes."""
     tensors: dict[str, str] = {}
+    shown = _MODULES if is_hspan(model) else re.compile(".+")
     for node in model.graph.node:
         module = node.name.rpartition("/")[0]
-        if node.op_type not in _NO_MODULE and _MODULES.fullmatch(module):
+        if node.op_type not in _NO_MODULE and shown.fullmatch(module):
             tensors.pop(module, None)
             tensors[module] = node.output[0]
     return tensors
-
-
-def _module_outputs(network: nn.Module, batch: Float32Array, names: set[str]) -> dict[str, Float32Array]:
-    import torch
-
-    outputs: dict[str, Float32Array] = {}
-
-    def keep(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            outputs[name] = output.numpy()
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(keep(name)) for name, module in network.named_modules() if name in names
-    ]
-    try:
-        with torch.inference_mode():
-            network(torch.from_numpy(batch))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
 
 
 def _psnr_db(output: Float32Array, expected: Float32Array) -> float:

@@ -1,31 +1,35 @@
-"""Files against their checkpoint in one call: opens the networks and pictures, compares, and writes the report."""
+"""Files against a reference in one call: opens the networks and pictures, compares, and writes the report."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
 
 from trt_hspan.engine.manifest import read_manifest
-from trt_hspan.errors import UsageError
+from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.evaluation.compare import Outputs, ValidationReport, common_scale, validate_all
-from trt_hspan.evaluation.datasets import Sample, samples_from_folder, shipped_samples
+from trt_hspan.evaluation.datasets import Sample, sample_from_picture, samples_from_folder, shipped_samples
 from trt_hspan.evaluation.layers import LAYER_SIDE, layer_errors
 from trt_hspan.evaluation.metrics import require_bar
 from trt_hspan.evaluation.report.evidence import EvidenceCollector
 from trt_hspan.evaluation.report.page import PAGE_NAME, ReportInput, Row, require_report_tools, write_report
 from trt_hspan.files import check_writable
 from trt_hspan.graph import load_onnx
-from trt_hspan.media.pixels import tensor_from_image
-from trt_hspan.model.checkpoint import load_model
-from trt_hspan.model.config import DEFAULT_RES_SCALE
-from trt_hspan.model.hspan import HSPAN
+from trt_hspan.media.pixels import Uint8Array, tensor_from_image
 from trt_hspan.runtime.opening import device_from_text, open_runner
 from trt_hspan.runtime.runner import Float32Array, Runner
 from trt_hspan.runtime.torch_runner import TorchRunner
 from trt_hspan.upscaling.options import DEFAULT_OPTIONS, UpscaleOptions
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +37,15 @@ class ValidationRequest:
     """What is compared with what.
 
     Args:
-        checkpoint: a checkpoint file or preset, which PyTorch runs in float32.
+        reference: a checkpoint file or preset, which PyTorch runs in float32, or a float32 ONNX file.
         files: engines and ONNX files that were made from it.
-        precision: compares the checkpoint in this precision of PyTorch too, as `TorchRunner` takes it; on a GPU "fp32"
+        precision: compares a checkpoint in this precision of PyTorch too, as `TorchRunner` takes it; on a GPU "fp32"
             where there are no files either.
         pictures: a folder as `samples_from_folder` takes it; None is the shipped photograph.
         limit: compare on the first so many pictures only.
         min_psnr_db, budget_db, options: as `validate_all` takes them.
-        res_scale: of the checkpoint; None is what the files say, or 0.1.
-        device: of engines and of the checkpoint in `precision`, as `open_runner` takes it. What is compared with is
+        res_scale: of a checkpoint; None is what it or the files say, or 0.1.
+        device: of engines and of a checkpoint in `precision`, as `open_runner` takes it. What is compared with is
             on the CPU.
         plugin: of engines, as `open_runner` takes it.
         report: a folder for `index.html` and `report.json`.
@@ -50,7 +54,7 @@ class ValidationRequest:
         UsageError: nothing to compare, a file named twice or of another kind, or options that make no sense.
     """
 
-    checkpoint: str
+    reference: str
     files: tuple[Path, ...] = ()
     precision: str | None = None
     pictures: Path | None = None
@@ -66,6 +70,10 @@ class ValidationRequest:
     def __post_init__(self) -> None:
         if not self.files and self.compared_precision is None:
             raise UsageError("ENGINE_OR_ONNX", "nothing to compare", "name a .plan or an .onnx file")
+        if self.is_onnx_reference:
+            for option, value in (("--precision", self.precision), ("--res-scale", self.res_scale)):
+                if value is not None:
+                    raise UsageError(option, "is for a checkpoint as the reference", "leave it out")
         require_bar(self.min_psnr_db)
         if self.budget_db is not None and not (math.isfinite(self.budget_db) and self.budget_db >= 0):
             raise UsageError("--budget-db", f"got {self.budget_db}, expected decibels, 0 or more")
@@ -87,9 +95,14 @@ class ValidationRequest:
             raise UsageError("--report", f"{self.report} is a file, expected a folder")
 
     @property
+    def is_onnx_reference(self) -> bool:
+        """Whether the reference is an ONNX file."""
+        return Path(self.reference).suffix.lower() == ".onnx"
+
+    @property
     def compared_precision(self) -> str | None:
         """In which precision the checkpoint itself is compared; None: it is not."""
-        on_gpu = device_from_text(self.device).kind == "gpu"
+        on_gpu = device_from_text(self.device).kind == "gpu" and not self.is_onnx_reference
         return "fp32" if self.precision is None and on_gpu and not self.files else self.precision
 
 
@@ -98,7 +111,7 @@ class Validation:
     """What a comparison came to.
 
     Attributes:
-        names: of the networks: their files, or the checkpoint with its precision.
+        names: of the networks: their files, or a checkpoint with its precision.
         reports: one for each, in the same order.
         page: the written report; None when none was requested.
     """
@@ -111,7 +124,7 @@ class Validation:
 def validate_files(
     request: ValidationRequest, *, on_progress: Callable[[str, float, float], None] | None = None
 ) -> Validation:
-    """Compares every network of a request with the checkpoint in PyTorch.
+    """Compares every network of a request with its reference.
 
     Args:
         on_progress: called with what is being done, pictures done, and pictures in all.
@@ -125,15 +138,15 @@ def validate_files(
         check_writable(request.report / PAGE_NAME)
     candidates = [_runner(path, request) for path in request.files]
     stored = [runner.res_scale for runner in candidates]
-    res_scale = next(value for value in (request.res_scale, *stored, DEFAULT_RES_SCALE) if value is not None)
-    reference = TorchRunner(request.checkpoint, res_scale=res_scale)
+    res_scale = next((value for value in (request.res_scale, *stored) if value is not None), None)
+    reference = reference_runner(request.reference, res_scale=res_scale)
     names = [str(path) for path in request.files]
     if (precision := request.compared_precision) is not None:
         runner = open_runner(
-            request.checkpoint, device=request.device, res_scale=res_scale, precision=precision
+            request.reference, device=request.device, res_scale=res_scale, precision=precision
         )
         candidates.append(runner)
-        names.append(f"{request.checkpoint} in {precision}")
+        names.append(f"{request.reference} in {precision}")
     scale, pictures = common_scale(reference, candidates), request.pictures
     samples = shipped_samples(scale) if pictures is None else samples_from_folder(pictures, scale)
     samples = samples[: request.limit]
@@ -158,11 +171,10 @@ def validate_files(
     page = None
     if request.report is not None and evidence is not None:
         progress("writing the report", len(samples), len(samples))
-        rows, layer_picture = _rows(
-            request, candidates, reports, load_model(request.checkpoint, res_scale=res_scale), samples[0]
-        )
+        graph = _float32_graph(request.reference, res_scale)
+        rows, layer_picture = _rows(request, candidates, reports, graph, samples[0])
         content = ReportInput(
-            checkpoint=request.checkpoint,
+            reference=request.reference,
             images="the shipped photograph" if request.pictures is None else str(request.pictures),
             rows=rows,
             evidence=evidence,
@@ -170,6 +182,77 @@ def validate_files(
         )
         page = write_report(request.report, content)
     return Validation(names=tuple(names), reports=tuple(reports), page=page)
+
+
+def validate(
+    engine_or_onnx: str | os.PathLike[str],
+    model_or_onnx: str | os.PathLike[str] | nn.Module,
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Uint8Array] | None = None,
+    *,
+    min_psnr_db: float | None = None,
+    budget_db: float | None = None,
+    device: str = "auto",
+    plugin: str | os.PathLike[str] | None = None,
+) -> ValidationReport:
+    """Compares an engine or an ONNX file with the network that it was made from, on pictures.
+
+    Args:
+        engine_or_onnx: a `.plan` with its manifest beside it, or an `.onnx` file.
+        model_or_onnx: the reference: a module, a float32 ONNX file, a checkpoint file or a preset's name.
+        images: a folder as `samples_from_folder` takes it, pictures' files, or pictures (H, W, 3) uint8; None is the
+            shipped photograph.
+        min_psnr_db, budget_db: as `compare.validate_all` takes them.
+        device, plugin: of an engine, as `open_runner` takes them.
+
+    Raises:
+        HspanError: as `open_runner` and `compare.validate_all`; the reference is not float32.
+
+    Example:
+        >>> import trt_hspan
+        >>> network = trt_hspan.load_model("hspan-tiny-x2")
+        >>> path = trt_hspan.export_onnx("hspan-tiny-x2", "tiny.onnx", precision="fp16")
+        >>> trt_hspan.validate(path, network).passed
+        True
+    """
+    candidate = open_runner(engine_or_onnx, device=device, plugin=plugin)
+    reference = reference_runner(model_or_onnx, res_scale=candidate.res_scale)
+    scale = common_scale(reference, [candidate])
+    if images is None:
+        samples = shipped_samples(scale)
+    elif isinstance(images, str | os.PathLike):
+        samples = samples_from_folder(images, scale)
+    else:
+        samples = [sample_from_picture(picture, scale, index) for index, picture in enumerate(images)]
+    (report,) = validate_all([candidate], reference, samples, min_psnr_db=min_psnr_db, budget_db=budget_db)
+    return report
+
+
+def reference_runner(
+    network: str | os.PathLike[str] | nn.Module, *, res_scale: float | None = None
+) -> Runner:
+    """The network in float32 on a CPU: a checkpoint, preset or module in PyTorch, an ONNX file in ONNX Runtime.
+
+    Raises:
+        HspanError: it cannot be read, or an ONNX file computes in another type.
+    """
+    if not (isinstance(network, str | os.PathLike) and Path(network).suffix.lower() == ".onnx"):
+        return TorchRunner(network, res_scale=res_scale)
+    runner = open_runner(network, device="cpu")
+    if runner.precision != "fp32":
+        raise HspanError(
+            network,
+            f"computes in {runner.precision}, and a reference in float32",
+            "name the file it was made from",
+        )
+    return runner
+
+
+def _float32_graph(reference: str, res_scale: float | None) -> onnx.ModelProto:
+    if Path(reference).suffix.lower() == ".onnx":
+        return load_onnx(reference)
+    from trt_hspan.export.to_onnx import variants_from_checkpoint
+
+    return variants_from_checkpoint(reference, res_scale=res_scale).float32()
 
 
 def _runner(path: Path, request: ValidationRequest) -> Runner:
@@ -196,7 +279,7 @@ def _rows(
     request: ValidationRequest,
     runners: Sequence[Runner],
     reports: Sequence[ValidationReport],
-    network: HSPAN,
+    graph: onnx.ModelProto,
     sample: Sample,
 ) -> tuple[list[Row], str]:
     """The report's rows, with the layers measured on the middle of one picture, and what that middle is."""
@@ -208,7 +291,7 @@ def _rows(
         layers = []
         if batch is not None:
             model = load_onnx(path if manifest is None else path.parent / manifest.onnx_file)
-            layers = layer_errors(model, network, batch)
+            layers = layer_errors(model, graph, batch)
             size = f"{batch.shape[2]}\N{MULTIPLICATION SIGN}{batch.shape[3]}"
         rows.append(Row(label=label, path=path, manifest=manifest, report=report, layers=layers))
     return rows, f"the middle {size} input pixels of {sample.name}"

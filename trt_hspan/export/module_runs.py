@@ -55,6 +55,18 @@ def taken_by_module(
     return taken_sizes(run, fixed=fixed, size_multiple=size_multiple)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile, DataParallel or a holder of averaged weights."""
+    holders = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "ema_model", None)
+        if inner is None and isinstance(model, holders):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where a module's weights are."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

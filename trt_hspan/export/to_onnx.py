@@ -17,7 +17,7 @@ from torch import nn
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.export.agreement import require_agreement
-from trt_hspan.export.module_runs import device_of, evaluation_mode, taken_by_module
+from trt_hspan.export.module_runs import device_of, evaluation_mode, taken_by_module, unwrapped
 from trt_hspan.export.tidy import tidy
 from trt_hspan.export.translations import scaled_dot_product_attention
 from trt_hspan.graph import (
@@ -37,10 +37,11 @@ from trt_hspan.graph import (
 )
 from trt_hspan.graph.taken_sizes import TakenSizes, odd_sides
 from trt_hspan.graph.variants import opset_to_write
-from trt_hspan.model.checkpoint import load_model, source_sha256
-from trt_hspan.model.config import DEFAULT_RES_SCALE
+from trt_hspan.model.checkpoint import load_network, source_sha256
 from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION
 from trt_hspan.sizes import ImageSize
+
+_LOG = logging.getLogger(__name__)
 
 # torch.onnx translates to this version; others are reached by ONNX's own version converter.
 _TRANSLATED_OPSET: Final = 18
@@ -65,8 +66,8 @@ def export_onnx(
         checkpoint: a path or preset, as `load_model` takes it.
         output: the `.onnx` file to write.
         precision: the type of the arithmetic, written into the graph. Input and output are float32 always.
-        res_scale: factor on each attention and module; checkpoints do not store it. None is 0.1, the official code's
-            default.
+        res_scale: factor on each attention and module; None is what the checkpoint says, else 0.1, the official
+            code's default.
         opset: version of the ONNX operators; None takes 18, or 22 for bf16.
         static: (height, width) fixes the input to one picture of that size; None leaves N, H, W free.
         keep_fp32: names or patterns of nodes that stay in float32, on top of what every HSPAN keeps.
@@ -163,7 +164,13 @@ def variants_from_checkpoint(
     static: tuple[int, int] | None = None,
 ) -> Variants:
     """A checkpoint's network, to be written in any type; arguments and errors as `export_onnx`."""
-    model = load_model(checkpoint, res_scale=DEFAULT_RES_SCALE if res_scale is None else res_scale)
+    model, is_default = load_network(checkpoint, res_scale=res_scale)
+    if is_default:
+        _LOG.warning(
+            "%s: does not say its residual scale; took the default %g, which --res-scale changes",
+            checkpoint,
+            model.config.res_scale,
+        )
     metadata = OnnxMetadata(
         scale=model.config.scale,
         architecture=model.config.name,
@@ -177,18 +184,6 @@ def variants_from_checkpoint(
     if size is not None:
         graph = with_fixed_input(graph, (1, 3, *size), scale=model.config.scale)
     return variants_from_model(graph, os.fspath(checkpoint), metadata=metadata)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile, DataParallel or a holder of averaged weights."""
-    holders = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
-    while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "ema_model", None)
-        if inner is None and isinstance(model, holders):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def require_float32(model: nn.Module) -> None:

@@ -169,7 +169,7 @@ def _fold_sizes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -
             known[node.output[0]] = sides
         elif names and len(node.output) == 1 and all(name in known for name in names):
             feeds = {name: known[name] for name in names}
-            known[node.output[0]] = ReferenceEvaluator(node).run(None, feeds)[0]
+            (known[node.output[0]],) = list(ReferenceEvaluator(node).run(None, feeds))
         else:
             kept.append(node)
             continue

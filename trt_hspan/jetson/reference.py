@@ -78,7 +78,7 @@ class ReferenceReport:
 
 
 def made_reference(
-    checkpoint: str, pictures: Mapping[str, npt.NDArray[np.uint8]], *, res_scale: float = 0.1
+    checkpoint: str, pictures: Mapping[str, npt.NDArray[np.uint8]], *, res_scale: float | None = None
 ) -> StoredReference:
     """Runs a network in PyTorch, in float32 on the CPU, on (H, W, 3) uint8 pictures by name, each as a whole."""
     from trt_hspan.runtime.memory import require_memory

@@ -23,7 +23,7 @@ from trt_hspan.model.state_search import FoundState, state_from_loaded
 _LOG = logging.getLogger(__name__)
 
 
-def load_model(path: str | os.PathLike[str], *, res_scale: float = DEFAULT_RES_SCALE) -> HSPAN:
+def load_model(path: str | os.PathLike[str], *, res_scale: float | None = None) -> HSPAN:
     """Loads a network from a checkpoint or by the name of a preset.
 
     Args:
@@ -31,7 +31,8 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float = DEFAULT_RES_S
             name such as "hspan-x4" (published size, seeded random weights). The network's state dict has the official
             keys. It is found in wrappers ("params_ema", "model_state_dict", several levels) and under prefixes
             ("module.", "net_g."), and a warning of this module's logger says where. No code in the file is run.
-        res_scale: factor on each attention and each module; checkpoints do not store it.
+        res_scale: factor on each attention and each module. None is what the file says beside the weights, in a header of
+            safetensors or its training's arguments, else 0.1, the official code's default.
 
     Returns:
         The network in eval mode, float32 whatever floating-point type was saved, on the CPU. Sizes and scale are read
@@ -48,11 +49,19 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float = DEFAULT_RES_S
         >>> load_model("hspan-tiny-x2").config.name
         'HSPAN x2, 32 features, 2 modules of 2 blocks'
     """
+    return load_network(path, res_scale=res_scale)[0]
+
+
+def load_network(path: str | os.PathLike[str], *, res_scale: float | None = None) -> tuple[HSPAN, bool]:
+    """As `load_model`, and whether the residual scale is a mere default: not given, not in the file, not a preset's."""
     name = os.fspath(path)
     if name in PRESETS:
-        return _random_model(name, res_scale)
-    checkpoint = shipped_weights(name) or Path(name)
+        return _random_model(name, DEFAULT_RES_SCALE if res_scale is None else res_scale), False
+    shipped = shipped_weights(name)
+    checkpoint = shipped or Path(name)
     found = _find_state(checkpoint)
+    is_default = res_scale is None and found.res_scale is None
+    res_scale = next(scale for scale in (res_scale, found.res_scale, DEFAULT_RES_SCALE) if scale is not None)
     config = config_from_shapes(
         {key: tuple(tensor.shape) for key, tensor in found.state.items()},
         where=found.where,
@@ -67,7 +76,7 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float = DEFAULT_RES_S
         _LOG.warning("%s: %s", checkpoint, found.note)
     for parameter in (*model.sub_mean.parameters(), *model.add_mean.parameters()):
         parameter.requires_grad_(False)
-    return model.eval()
+    return model.eval(), is_default and shipped is None
 
 
 def export_hspan_state(model: HSPAN) -> dict[str, Tensor]:

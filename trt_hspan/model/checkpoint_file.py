@@ -63,6 +63,8 @@ def require_suffix(path: Path) -> None:
 def read_checkpoint_file(path: Path) -> tuple[object, list[str]]:
     """What was saved, and the names of the classes of objects that were not loaded (`InertObject` stands for them).
 
+    The texts in a safetensors file's header come in an entry "__metadata__".
+
     Raises:
         HspanError: neither PyTorch's format nor safetensors, or truncated; cannot be read.
     """
@@ -87,11 +89,13 @@ def read_checkpoint_file(path: Path) -> tuple[object, list[str]]:
 
 
 def _read_safetensors(path: Path) -> object:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {"__metadata__": file.metadata() or {}} | {
+                key: file.get_tensor(key) for key in file.keys()
+            }  # noqa: SIM118  # no mapping
     except SafetensorError as error:
         raise HspanError(
             path, f"not a safetensors file, or truncated ({error})", "copy or download it again"

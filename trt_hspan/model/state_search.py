@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from trt_hspan.errors import HspanError
 from trt_hspan.model.checkpoint_file import objects_error
 from trt_hspan.model.config import config_from_shapes
+from trt_hspan.model.hspan import MeanShift
 
 _WRAPPERS: Final = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 # A key of the attention; before its first `body` stands the prefix. Wrappers may be around any module inside.
@@ -33,11 +35,13 @@ class FoundState:
         state: with the official names, if it is an HSPAN's.
         where: the file, and the entry in it, for errors.
         note: where it was found, in one line; None for a bare state dict.
+        res_scale: what the file says beside the weights, such as in its training's arguments; None where it does not.
     """
 
     state: dict[str, Tensor]
     where: str
     note: str | None
+    res_scale: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,8 @@ class _Candidate:
         )
 
     def fits(self) -> bool:
-        shapes = {key: tuple(item.shape) for key, item in self.items.items() if isinstance(item, Tensor)}
+        state = {key: item for key, item in self.items.items() if isinstance(item, Tensor)}
+        shapes = {key: tuple(item.shape) for key, item in with_constants(state).items()}
         try:
             config_from_shapes(shapes, where=self.name)
         except HspanError:
@@ -96,11 +101,38 @@ def state_from_loaded(loaded: object, path: Path, objects: list[str]) -> FoundSt
     if best.left_out:
         more = f" and {len(best.left_out) - 3} more" if len(best.left_out) > 3 else ""
         parts.append(f"left out: {', '.join(best.left_out[:3])}{more}")
+    state = {key: item for key, item in best.items.items() if isinstance(item, Tensor)}
+    if "sub_mean.weight" not in state and "sub_mean.weight" in with_constants(state):
+        parts.append("it lacks the mean shifts, which are constants; took DIV2K's")
+    res_scale = _stored_res_scale(mappings)
+    if res_scale is not None:
+        parts.append(f"it says res_scale {res_scale:g}")
     return FoundState(
-        state={key: item for key, item in best.items.items() if isinstance(item, Tensor)},
-        where=where,
-        note="; ".join(parts) or None,
+        state=with_constants(state), where=where, note="; ".join(parts) or None, res_scale=res_scale
     )
+
+
+def with_constants(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with what is the same in every HSPAN where it is left out, as in averages of trained weights."""
+    if any(key.startswith(("sub_mean.", "add_mean.")) for key in state):
+        return state
+    shifts = {"sub_mean": MeanShift(-1), "add_mean": MeanShift(1)}
+    constants = {
+        f"{name}.{key}": t for name, shift in shifts.items() for key, t in shift.state_dict().items()
+    }
+    return {"a": torch.zeros(1), **constants, **state}
+
+
+def _stored_res_scale(mappings: list[tuple[str, Mapping[object, object]]]) -> float | None:
+    """The one value that stands under this name in a file; None where there is none, or several differ."""
+    values = set()
+    for _, mapping in mappings:
+        try:
+            values.add(float(mapping["res_scale"]))  # type: ignore[arg-type]  # whatever was saved
+        except (KeyError, TypeError, ValueError):
+            continue
+    valid = {value for value in values if 0.0 <= value < float("inf")}
+    return valid.pop() if len(valid) == 1 else None
 
 
 def _mappings(value: object, entry: str, levels: int) -> Iterator[tuple[str, Mapping[object, object]]]:

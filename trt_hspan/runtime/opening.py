@@ -46,7 +46,7 @@ class RunnerOptions:
     """The options of `open_runner`, for requests that pass them on whole."""
 
     device: str = "auto"
-    res_scale: float = 0.1
+    res_scale: float | None = None
     threads: int | None = None
     plugin: Path | None = None
     precision: str | None = None
@@ -92,7 +92,7 @@ def open_runner(
     source: str | os.PathLike[str],
     *,
     device: str = "auto",
-    res_scale: float = 0.1,
+    res_scale: float | None = None,
     threads: int | None = None,
     plugin: str | os.PathLike[str] | None = None,
     precision: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,10 +21,10 @@ UPSCALED_TENSORS: Final = 3
 
 
 class TorchRunner(Runner):
-    """Runs a checkpoint or a preset in PyTorch.
+    """Runs a checkpoint, a preset or a module in PyTorch.
 
     Args:
-        checkpoint: as `trt_hspan.load_model` takes it.
+        network: as `trt_hspan.load_model` takes it, or a module, of which a copy in float32 runs.
         res_scale: factor on each attention and module; checkpoints do not store it.
         threads: CPU threads; None takes PyTorch's own choice.
         precision: "fp32", "bf16", on a GPU also "fp16". The short types compute convolutions and attention from such
@@ -39,9 +40,9 @@ class TorchRunner(Runner):
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike[str],
+        network: str | os.PathLike[str] | nn.Module,
         *,
-        res_scale: float = 0.1,
+        res_scale: float | None = None,
         threads: int | None = None,
         precision: str = "fp32",
         gpu: int | None = None,
@@ -49,8 +50,9 @@ class TorchRunner(Runner):
         import torch
 
         from trt_hspan.model.checkpoint import load_model, source_sha256
+        from trt_hspan.model.hspan import HSPAN
 
-        self.where = os.fspath(checkpoint)
+        self.where = type(network).__name__ if isinstance(network, torch.nn.Module) else os.fspath(network)
         self.name = f"PyTorch {torch.__version__.split('+')[0]}"
         kind = "cpu" if gpu is None else "gpu"
         if precision not in _PRECISIONS[kind]:
@@ -71,14 +73,18 @@ class TorchRunner(Runner):
         self._low = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
         self.on_gpu = gpu is not None
         self.emulated = False
-        self._model = load_model(checkpoint, res_scale=res_scale)
-        if self._low is not None:
+        self._model: nn.Module
+        if isinstance(network, torch.nn.Module):
+            self._describe(network)
+        else:
+            self._model = hspan = load_model(network, res_scale=res_scale)
+            self.scale, self.res_scale = hspan.config.scale, hspan.config.res_scale
+            self.source_sha256 = source_sha256(network)
+        self._features = _upscaled_features(self._model)
+        if self._low is not None and isinstance(self._model, HSPAN):
             # Mean shifts, the first and the last convolution see colors, and are cheap.
             for module in (self._model.sub_mean, self._model.head, self._model.tail[1], self._model.add_mean):
                 _keep_in_float32(module, self._device.type)
-        self.scale = self._model.config.scale
-        self.res_scale = res_scale
-        self.source_sha256 = source_sha256(checkpoint)
         self._macs_per_pixel = sum(parameter.numel() for parameter in self._model.parameters())
         self._threads = threads
         self._threads_before = torch.get_num_threads()
@@ -116,10 +122,19 @@ class TorchRunner(Runner):
         On a GPU input and result alone are in main memory.
         """
         n, _, height, width = shape
-        config = self._model.config
         if self._is_gpu:
-            return 4 * n * CHANNELS * height * width * (1 + config.scale**2)
-        return UPSCALED_TENSORS * 4 * n * config.n_feats * height * width * config.scale**2
+            return 4 * n * CHANNELS * height * width * (1 + self.scale**2)
+        return UPSCALED_TENSORS * 4 * n * self._features * height * width * self.scale**2
+
+    def _describe(self, module: nn.Module) -> None:
+        from trt_hspan.export.module_runs import taken_by_module, unwrapped
+        from trt_hspan.graph import OnnxMetadata
+        from trt_hspan.runtime.onnxruntime_session import scale_of
+
+        self._model = copy.deepcopy(unwrapped(module)).to("cpu").float().eval()
+        taken = taken_by_module(self._model, CHANNELS)
+        self.scale = scale_of(taken.recorded_in(OnnxMetadata()), self.where)
+        self.size_multiple, self.min_size = taken.size_multiple, taken.min_size
 
     @contextmanager
     def _translate_cuda_errors(self) -> Iterator[None]:
@@ -172,6 +187,15 @@ def gpu_device(index: int, where: str) -> torch.device:
 
 def _first_sentence(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0].split(". ", 1)[0].rstrip(".")
+
+
+def _upscaled_features(model: nn.Module) -> int:
+    """Input channels of the last convolution with a neighborhood, which sees the upscaled features."""
+    import torch
+
+    convolutions = [each for each in model.modules() if isinstance(each, torch.nn.Conv2d)]
+    channels = (each.in_channels for each in reversed(convolutions) if each.kernel_size != (1, 1))
+    return next(channels, CHANNELS)
 
 
 def _keep_in_float32(module: nn.Module, device_type: str) -> None:

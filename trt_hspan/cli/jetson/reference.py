@@ -42,9 +42,7 @@ def reference(request: ReferenceRequest) -> None:
     require_reference_name(request.output)
     pictures = pictures_from_files(request.picture) if request.picture else default_pictures()
     with progress(f"running {request.checkpoint}"):
-        stored = made_reference(
-            request.checkpoint, pictures, res_scale=options.residual_scale(request.res_scale)
-        )
+        stored = made_reference(request.checkpoint, pictures, res_scale=request.res_scale)
     write_reference(request.output, stored)
     report = {
         "reference": str(request.output),

@@ -156,7 +156,7 @@ class UpscaleRequest:
             network=network,
             execution=RunnerOptions(
                 device=self.execution.device,
-                res_scale=options.residual_scale(self.res_scale),
+                res_scale=self.res_scale,
                 threads=self.threads,
                 plugin=self.execution.plugin,
                 precision=self.precision,

@@ -115,7 +115,7 @@ class EvidenceCollector:
     def _evidence(self, outputs: Outputs, errors: Sequence[Float64Array], worst: float) -> PictureEvidence:
         images: list[tuple[str, str, Uint8Array]] = [
             ("bicubic", "Bicubic", outputs.bicubic),
-            ("fp32", "PyTorch FP32", _shown(outputs.reference)),
+            ("fp32", "FP32 reference", _shown(outputs.reference)),
         ]
         if outputs.truth is not None:
             images.append(("truth", "Ground truth", outputs.truth))

@@ -50,7 +50,7 @@ class Row:
 class ReportInput:
     """Everything the page shows; texts as the user named things."""
 
-    checkpoint: str
+    reference: str
     images: str
     rows: Sequence[Row]
     evidence: EvidenceCollector
@@ -117,7 +117,7 @@ def figures_from_report(content: ReportInput) -> dict[str, Any]:
     bicubic = content.rows[0].report.total.bicubic_quality
     return {
         "tool_version": __version__,
-        "checkpoint": content.checkpoint,
+        "reference": content.reference,
         "images": content.images,
         "passed": all(row.report.passed for row in content.rows),
         "bicubic": None if bicubic is None else asdict(bicubic),

@@ -64,7 +64,7 @@ class BenchSpec:
     seconds: float = 3.0
     peer: Literal["torch"] | None = None
     checkpoint: str | None = None
-    res_scale: float = 0.1
+    res_scale: float | None = None
     threads: int | None = None
     plugin: Path | None = None
     precisions: tuple[str, ...] = ()
