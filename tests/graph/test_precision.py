@@ -102,3 +102,26 @@ def test_emulated_half_precision_rounds_after_every_node() -> None:
 def test_float32_models_pass_to_the_cpu_unchanged() -> None:
     model = two_layer_model()
     assert model_for_cpu(model) is model
+
+
+def test_what_an_operator_takes_in_float32_alone_stays_float32() -> None:
+    nodes = [
+        helper.make_node("Shape", ["input"], ["shape"], name="Shape"),
+        helper.make_node("Cast", ["shape"], ["sizes"], name="Cast", to=TensorProto.FLOAT),
+        helper.make_node("ReduceMin", ["sizes"], ["least"], name="ReduceMin", keepdims=0),
+        helper.make_node("Resize", ["input", "", "scales"], ["large"], name="Resize", mode="linear"),
+        helper.make_node("Mul", ["large", "least"], ["output"], name="Mul"),
+    ]
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("input", [1, 1, 2, 3]), ("output", [1, 1, 4, 6]))
+    ]
+    weights = [numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")]
+    graph = helper.make_graph(nodes, "resize", infos[:1], infos[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    low = model_in_precision(model, "fp16")
+    onnx.checker.check_model(low, full_check=True)
+    types = types_of_tensors(low)
+    assert (types["sizes"], types["large"]) == (TensorProto.FLOAT16, TensorProto.FLOAT16)
+    x = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
+    np.testing.assert_allclose(run(low, x), run(model, x), rtol=2**-9)

@@ -186,3 +186,25 @@ def test_float32_arithmetic_leaves_no_rounding() -> None:
     exact = run(float32_twin(model).model, x)
     np.testing.assert_allclose(exact, run(two_convolutions(TensorProto.FLOAT), x), rtol=1e-6, atol=1e-6)
     assert np.abs(exact - run(model_for_cpu(model), x)).max() > 1e-3
+
+
+def test_work_is_counted_where_sizes_are_computed_from_the_input() -> None:
+    text = """
+        <ir_version: 9, opset_import: ["" : 18]>
+        agraph (float[n, 4, h, w] input) => (float[n, 4, h, w] output)
+        <float[4, 4, 3, 3] weight, int64[1] two = {2}, int64[1] four = {4}, int64[1] minus = {-1}>
+        {
+            height = Shape <start = 2, end = 3> (input)
+            half = Div (height, two)
+            shape = Concat <axis = 0> (four, half, minus)
+            flat = Reshape (input, shape)
+            whole = Shape (input)
+            picture = Reshape (flat, whole)
+            output = Conv <pads = [1, 1, 1, 1]> (picture, weight)
+        }
+    """
+    model = onnx.parser.parse_model(text)
+    model.graph.node[-1].name = "conv"
+    weight = numpy_helper.from_array(np.zeros((4, 4, 3, 3), np.float32), "weight")
+    model.graph.initializer.append(weight)
+    assert convolution_macs(model) == {"conv": 4 * 4 * 9 * 16 * 16}

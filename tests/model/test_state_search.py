@@ -6,16 +6,19 @@ import argparse
 import logging
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.command_line import CommandLine
 from torch import Tensor
 
 import trt_hspan
-from trt_hspan import HspanError
+from trt_hspan import HspanError, load_model
+from trt_hspan.model.hspan import DIV2K_MEAN
 
 KEY = "head.0.weight"
 
@@ -248,3 +251,42 @@ def _saved(folder: Path, state: dict[str, Tensor]) -> Path:
 @pytest.fixture(autouse=True)
 def _warnings_are_caught(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda state: {"state_dict": state, "args": argparse.Namespace(res_scale=0.25, scale="2")},
+        lambda state: {"params": state, "opt": {"network_g": {"type": "HSPAN", "res_scale": 0.25}}},
+        lambda state: {**state, "res_scale": 0.25},
+    ],
+    ids=["arguments", "options", "beside the weights"],
+)
+def test_residual_scale_that_a_checkpoint_says_is_taken(
+    tmp_path: Path,
+    state: dict[str, Tensor],
+    caplog: pytest.LogCaptureFixture,
+    around: Callable[[dict[str, Tensor]], object],
+) -> None:
+    torch.save(around(state), tmp_path / "said.pt")
+    assert load_model(tmp_path / "said.pt").config.res_scale == 0.25
+    assert "it says res_scale 0.25" in caplog.messages[-1]
+    assert load_model(tmp_path / "said.pt", res_scale=0.5).config.res_scale == 0.5
+
+
+def test_residual_scale_in_a_safetensors_header_is_taken(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    tensors = {key: tensor.contiguous() for key, tensor in state.items()}
+    save_file(tensors, tmp_path / "said.safetensors", metadata={"res_scale": "0.3"})
+    assert load_model(tmp_path / "said.safetensors").config.res_scale == 0.3
+
+
+def test_averaged_copy_without_the_constant_mean_shifts_is_complete(
+    tmp_path: Path, state: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = {key: t for key, t in state.items() if not key.startswith(("a", "sub_mean", "add_mean"))}
+    torch.save({"params": state, "params_ema": trained}, tmp_path / "ema.pt")
+    model = load_model(tmp_path / "ema.pt")
+    assert "took DIV2K's" in caplog.messages[-1]
+    assert "params_ema" in caplog.messages[-1]
+    torch.testing.assert_close(model.state_dict()["sub_mean.bias"], -torch.tensor(DIV2K_MEAN))
+    torch.testing.assert_close(model.state_dict()["head.0.weight"], state["head.0.weight"])

@@ -18,6 +18,8 @@ from trt_hspan.precision.crops import (
     split,
     with_ground_truth,
 )
+from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling.tile_size import SizeRange
 
 
 def test_every_picture_gives_tiles_and_the_same_ones_each_time(photographs: Path) -> None:
@@ -109,6 +111,30 @@ def test_a_folder_that_may_not_be_read_is_one_error_line(tmp_path: Path) -> None
         folder.chmod(0)
         with pytest.raises(HspanError, match="closed: no permission to read here"):
             samples_from_place(str(folder), 2)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tile"),
+    [
+        (SizeRange(low=ImageSize(12, 12), high=(None, None), step=12), (24, 24)),
+        (SizeRange(low=ImageSize(20, 50), high=(20, 50)), (20, 50)),
+    ],
+    ids=["multiples", "fixed and wider than the pictures"],
+)
+def test_tiles_have_sizes_that_the_network_takes(
+    photographs: Path, sizes: SizeRange, tile: tuple[int, int]
+) -> None:
+    samples = with_ground_truth(samples_from_place(str(photographs), 1))
+    crops = Crops(samples, TilePlan(count=12, side=32), sizes)
+    tiles = list(crops)
+    assert len(tiles) == crops.count == 12
+    for each in tiles:
+        assert each.low.shape == (*tile, 3)
+        assert each.truth is not None
+        height, width, _ = each.truth.shape
+        assert (height, width) == (min(44, tile[0]), min(48, tile[1]))
+        np.testing.assert_array_equal(each.low[:height, :width], each.truth)
+    assert crops.sha256 != Crops(samples, TilePlan(count=12, side=32)).sha256
 
 
 def test_a_picture_that_is_too_small_is_named(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class BuildRequest:
     checkpoint: str | None = option(
         "A .pt, .pth or .safetensors file, or a preset's name; exported first.", "FILE"
     )
-    onnx: Path | None = option("An ONNX file of trt-hspan export.", "FILE")
+    onnx: Path | None = option("An ONNX file, also of a network of one's own.", "FILE")
     output: Path | None = options.output(
         "NAME.plan",
         "The engine; NAME.onnx and NAME.json are written beside it.",
@@ -134,12 +134,13 @@ class BuildRequest:
         if network is None or (self.checkpoint is not None and self.onnx is not None):
             raise UsageError("trt-hspan build", "give exactly one of --checkpoint and --onnx")
         quantization = self._quantization(network)
+        writes = self.onnx is None or self.precision in ("fp16", "bf16")
         if self.onnx is not None:
             refuse_options(
                 {
                     "--res-scale": self.export.res_scale,
-                    "--opset": self.export.opset,
-                    "--keep-fp32": () if quantization else self.export.keep_fp32,
+                    "--opset": None if writes else self.export.opset,
+                    "--keep-fp32": () if quantization or writes else self.export.keep_fp32,
                 },
                 "is part of an ONNX file already",
                 "leave it out, or use --checkpoint",
@@ -149,7 +150,7 @@ class BuildRequest:
         from trt_hspan.precision.engine_job import EngineJob, default_engine_path
 
         precision = self.precision if quantization is None else quantization.how.precision
-        exported = None if self.checkpoint is None else precision or "fp32"
+        exported = precision or "fp32" if writes else None
         spec = EngineSpec(
             onnx=Path(network),
             output=self.output or default_engine_path(network, precision),
@@ -167,7 +168,7 @@ class BuildRequest:
         return EngineJob(
             spec=spec,
             quantization=quantization,
-            export=self.checkpoint is not None,
+            export=writes and quantization is None,
             ranges=RangeRequest() if quantization else self.export.ranges(exported),
             res_scale=self.export.res_scale,
             opset=self.export.opset,

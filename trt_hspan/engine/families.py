@@ -28,6 +28,10 @@ class EngineFamily:
     plugin: Path | None
 
     @property
+    def size_multiple(self) -> int:
+        return self.members[0][1].size_multiple
+
+    @property
     def flavor(self) -> str:
         return self.members[0][1].flavor
 

@@ -108,7 +108,7 @@ def model_in_precision(
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if precision == "bf16" and opset < BF16_OPSET:
         raise UsageError("--opset", f"{opset} has no bfloat16 convolutions", f"use {BF16_OPSET} or later")
-    _Rewriter(result.graph, precision, tuple(keep_fp32)).rewrite()
+    _Rewriter(result.graph, precision, tuple(keep_fp32), int(opset)).rewrite()
     return result
 
 
@@ -123,8 +123,11 @@ class _Tensor:
 class _Rewriter:
     """One pass over a topologically sorted graph. Floats are either float32 or the low type, never a third."""
 
-    def __init__(self, graph: onnx.GraphProto, precision: Precision, keep_fp32: tuple[str, ...]) -> None:
+    def __init__(
+        self, graph: onnx.GraphProto, precision: Precision, keep_fp32: tuple[str, ...], opset: int
+    ) -> None:
         self._graph = graph
+        self._opset = opset
         self._precision = precision
         self._low_type = _ELEMENT_TYPE[precision]
         self._keep_fp32 = keep_fp32
@@ -158,12 +161,32 @@ class _Rewriter:
             raise HspanError(node.name, f"{node.op_type} nodes must be folded before precision is chosen")
         kept = onnx.NodeProto()
         kept.CopyFrom(node)
+        inputs, outputs = self._takes_low(node)
+        for attribute in kept.attribute:  # a type that an attribute names is not seen in the schema
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT and low:
+                attribute.i = self._low_type
+            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
+                outputs = [False] * len(node.output)
         for index, name in enumerate(node.input):
-            kept.input[index] = self._in_type(name, low)
-        for name in node.output:
+            kept.input[index] = self._in_type(name, low and inputs[index])
+        for index, name in enumerate(node.output):
             if self._value_types.get(name, TensorProto.FLOAT) == TensorProto.FLOAT:
-                self._is_low[name] = low
+                self._is_low[name] = low and outputs[index]
         self._nodes.append(kept)
+
+    def _takes_low(self, node: onnx.NodeProto) -> tuple[list[bool], list[bool]]:
+        """Which inputs and outputs of an operator may be of the low type: the scales of a Resize may not, say."""
+        if not onnx.defs.has(node.op_type, node.domain):  # the attention: its three inputs and its output
+            return [True] * len(node.input), [True] * len(node.output)
+        schema = onnx.defs.get_schema(node.op_type, self._opset, node.domain)
+        low = f"tensor({'float16' if self._precision == 'fp16' else 'bfloat16'})"
+        types = {each.type_param_str: each.allowed_type_strs for each in schema.type_constraints}
+
+        def allowed(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) -> list[bool]:
+            kinds = (parameters[min(index, len(parameters) - 1)].type_str for index in range(count))
+            return [low in types.get(kind, [kind]) for kind in kinds]
+
+        return allowed(schema.inputs, len(node.input)), allowed(schema.outputs, len(node.output))
 
     def _in_type(self, name: str, low: bool) -> str:
         """The name of this tensor in the type that a node reads; adds a cast or a converted weight for it."""
@@ -193,7 +216,11 @@ class _Rewriter:
 
     def _is_read_in_both(self, name: str) -> bool:
         users = [node for node in self._graph.node if name in node.input]
-        kept = [any(fnmatch.fnmatchcase(node.name, p) for p in self._keep_fp32) for node in users]
+        kept = [
+            any(fnmatch.fnmatchcase(node.name, p) for p in self._keep_fp32)
+            or not self._takes_low(node)[0][list(node.input).index(name)]
+            for node in users
+        ]
         return any(kept) and not all(kept)
 
     def _low_weight(self, weight: onnx.TensorProto, name: str) -> onnx.TensorProto:

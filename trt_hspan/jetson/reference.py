@@ -86,6 +86,7 @@ def made_reference(
 
     with open_runner(checkpoint, device="cpu", res_scale=res_scale) as runner:
         assert runner.source_sha256 is not None
+        assert runner.res_scale is not None
         computed = []
         for name, picture in pictures.items():
             batch = tensor_from_image(picture)
@@ -95,7 +96,7 @@ def made_reference(
             network=checkpoint if Path(checkpoint).name == checkpoint else Path(checkpoint).name,
             source_sha256=runner.source_sha256,
             scale=runner.scale,
-            res_scale=res_scale,
+            res_scale=runner.res_scale,
             made_by=runner.label,
             pictures=tuple(computed),
         )

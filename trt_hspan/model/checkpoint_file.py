@@ -94,8 +94,9 @@ def _read_safetensors(path: Path) -> object:
     try:
         with safe_open(path, framework="pt") as file:
             return {"__metadata__": file.metadata() or {}} | {
-                key: file.get_tensor(key) for key in file.keys()
-            }  # noqa: SIM118  # no mapping
+                key: file.get_tensor(key)
+                for key in file.keys()  # noqa: SIM118  # it is no mapping
+            }
     except SafetensorError as error:
         raise HspanError(
             path, f"not a safetensors file, or truncated ({error})", "copy or download it again"

@@ -9,16 +9,17 @@ from trt_hspan.engine.build import PreparedModel, build_engine
 from trt_hspan.engine.manifest import EngineManifest, verify_manifest
 from trt_hspan.engine.refit import refit_engine, require_refittable
 from trt_hspan.engine.spec import EngineSpec, default_output
+from trt_hspan.errors import UsageError
 from trt_hspan.graph import (
     checked_precision,
     load_onnx,
     metadata_from_model,
     precision_from_model,
     require_attention,
-    variants_from_model,
     with_metadata,
 )
 from trt_hspan.graph.precision import float32_nodes
+from trt_hspan.graph.quantized import quantized_type_from_model
 from trt_hspan.graph.variants import opset_of, opset_to_write
 from trt_hspan.native.progress import BuildProgress
 from trt_hspan.precision.audit.network_audit import audit_variants, audited_model
@@ -26,7 +27,6 @@ from trt_hspan.precision.audit.range_request import RangeRequest
 from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
 from trt_hspan.precision.quantize.pipeline import companion_texts, quantized_network
 from trt_hspan.precision.quantize.request import QuantizationJob
-from trt_hspan.runtime.onnxruntime_session import described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,8 @@ class EngineJob:
     Args:
         spec: the engine; `spec.onnx` is the network.
         quantization: how the network is quantized first; None does not.
-        export: the network is a checkpoint or a preset and is exported in `spec.precision`, float32 if that is None.
+        export: the network is written in `spec.precision`, float32 if that is None: a checkpoint, a preset, or an
+            ONNX file in float32. An ONNX file of another type is built as it is.
         ranges: what to audit, and what to keep in float32 for it.
         res_scale, opset: of the export.
     """
@@ -115,22 +116,21 @@ def _prepared(job: EngineJob, on_progress: OnProgress) -> PreparedModel:
     if job.quantization is not None:
         quantized = quantized_network(job.quantization, on_progress=on_progress)
         return PreparedModel(model=quantized.model, companions=companion_texts(quantized))
-    if job.export:
-        on_progress(f"exporting {network}", 0, 0)
+    on_progress(f"reading {network}", 0, 0)
+    variants = variants_from_path(network, res_scale=job.res_scale)
+    if job.export and variants.stored == "fp32" and quantized_type_from_model(variants.bare) is None:
         model, audit = audited_model(
-            variants_from_path(network, res_scale=job.res_scale),
+            variants,
             job.ranges,
             checked_precision(job.spec.precision or "fp32"),
             opset=job.opset,
             on_progress=on_progress,
         )
         return PreparedModel(model=model, range_audit=audit)
-    model = load_onnx(network)
-    require_attention(model, network)
-    model = with_metadata(model, described(model, str(network)))
-    if job.ranges.pictures is None:
-        return PreparedModel(model=model)
-    variants = variants_from_model(model, str(network))
-    return PreparedModel(
-        model=model, range_audit=audit_variants(variants, job.ranges, on_progress=on_progress)
-    )
+    if job.ranges.keep_fp32 or job.opset is not None:
+        option = "--keep-fp32" if job.ranges.keep_fp32 else "--opset"
+        raise UsageError(option, f"is part of {network} already", "give an fp32 file or leave it out")
+    audit = None
+    if job.ranges.pictures is not None:
+        audit = audit_variants(variants, job.ranges, on_progress=on_progress)
+    return PreparedModel(model=with_metadata(load_onnx(network), variants.metadata), range_audit=audit)

@@ -1,0 +1,51 @@
+"""What a few runs show about the sizes that a network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from trt_hspan.graph.taken_sizes import NotTakenError, SizeRun, TakenSizes, taken_sizes
+from trt_hspan.sizes import ImageSize
+
+
+def network(takes: Callable[[int], bool], output: Callable[[int], int]) -> SizeRun:
+    def run(size: ImageSize) -> ImageSize:
+        if not all(map(takes, size)):
+            raise NotTakenError("network", f"does not run on {size}")
+        return ImageSize(*map(output, size))
+
+    return run
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3, 4, 7, 8, 12, 24, 64])
+@pytest.mark.parametrize("scale", [1, 3])
+def test_scale_and_multiple_are_those_of_the_network(multiple: int, scale: int) -> None:
+    run = network(lambda side: side % multiple == 0, lambda side: side * scale)
+    assert taken_sizes(run) == TakenSizes(scale=scale, size_multiple=multiple, min_size=multiple)
+
+
+def test_network_that_loses_a_remainder_takes_multiples() -> None:
+    run = network(lambda _: True, lambda side: side // 4 * 4)
+    assert taken_sizes(run) == TakenSizes(scale=1, size_multiple=4, min_size=4)
+
+
+def test_smallest_size_is_taken_and_a_smaller_half_is_not() -> None:
+    taken = taken_sizes(network(lambda side: side > 9, lambda side: side))
+    assert taken.size_multiple == 1
+    assert 9 < taken.min_size <= 18
+
+
+@pytest.mark.parametrize("output", [lambda side: side - 4, lambda side: side // 2], ids=["cut", "half"])
+def test_output_that_is_no_whole_multiple_has_no_scale(output: Callable[[int], int]) -> None:
+    assert taken_sizes(network(lambda side: side > 4, output)).scale is None
+
+
+def test_declared_multiple_and_fixed_size_are_held_to() -> None:
+    every = network(lambda _: True, lambda side: 2 * side)
+    assert taken_sizes(every, size_multiple=6).size_multiple == 6
+    fixed = ImageSize(40, 56)
+    assert taken_sizes(network(lambda side: side in fixed, lambda side: 2 * side), fixed=fixed).scale == 2
+    with pytest.raises(NotTakenError, match="does not run on 23x25"):
+        taken_sizes(network(lambda _: False, lambda side: side))
