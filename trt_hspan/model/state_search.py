@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trt_hspan.errors import HspanError
 from trt_hspan.model.checkpoint_file import objects_error
-from trt_hspan.model.config import config_from_shapes
+from trt_hspan.model.config import DEFAULT_RES_SCALE, config_from_shapes
 from trt_hspan.model.hspan import MeanShift
 
 _WRAPPERS: Final = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -23,6 +23,7 @@ _ATTENTION: Final = re.compile(
         "W", f"(?:{_WRAPPERS})*"
     )
 )
+_SHIFTS: Final = ("sub_mean.", "add_mean.")
 _AVERAGED: Final = re.compile(r"ema|averag|shadow|swa", re.IGNORECASE)
 _MOST_LEVELS: Final = 8
 
@@ -102,19 +103,21 @@ def state_from_loaded(loaded: object, path: Path, objects: list[str]) -> FoundSt
         more = f" and {len(best.left_out) - 3} more" if len(best.left_out) > 3 else ""
         parts.append(f"left out: {', '.join(best.left_out[:3])}{more}")
     state = {key: item for key, item in best.items.items() if isinstance(item, Tensor)}
-    if "sub_mean.weight" not in state and "sub_mean.weight" in with_constants(state):
-        parts.append("it lacks the mean shifts, which are constants; took DIV2K's")
+    if not any(key.startswith(_SHIFTS) for key in state):
+        whole = next((each for each in ranked if any(key.startswith(_SHIFTS) for key in each.items)), None)
+        shifts = {} if whole is None else {k: t for k, t in whole.items.items() if k.startswith(_SHIFTS)}
+        state = with_constants(state) | {k: item for k, item in shifts.items() if isinstance(item, Tensor)}
+        source = "DIV2K's" if whole is None else f"those of {whole.name}"
+        parts.append(f"it lacks the mean shifts, which are constants; took {source}")
     res_scale = _stored_res_scale(mappings)
-    if res_scale is not None:
+    if res_scale not in (None, DEFAULT_RES_SCALE):
         parts.append(f"it says res_scale {res_scale:g}")
-    return FoundState(
-        state=with_constants(state), where=where, note="; ".join(parts) or None, res_scale=res_scale
-    )
+    return FoundState(state=state, where=where, note="; ".join(parts) or None, res_scale=res_scale)
 
 
 def with_constants(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with what is the same in every HSPAN where it is left out, as in averages of trained weights."""
-    if any(key.startswith(("sub_mean.", "add_mean.")) for key in state):
+    if any(key.startswith(_SHIFTS) for key in state):
         return state
     shifts = {"sub_mean": MeanShift(-1), "add_mean": MeanShift(1)}
     constants = {
