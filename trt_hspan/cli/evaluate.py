@@ -107,7 +107,7 @@ def evaluate(request: EvaluateRequest) -> None:
             request.network,
             device=engine.device,
             plugin=engine.plugin,
-            res_scale=options.residual_scale(request.res_scale),
+            res_scale=request.res_scale,
         )
         sets = tuple(dict.fromkeys(request.sets))
         report = evaluated(
