@@ -224,7 +224,7 @@ def _inspect_checkpoint(source: str) -> Inspection:
         "modules": config.n_groups,
         "blocks_per_module": config.n_blocks,
         "query_channels": config.query_channels,
-        "residual_scale": "not stored in checkpoints; 0.1 unless --res-scale says otherwise",
+        "residual_scale": "not stored in official checkpoints; 0.1 unless the file or --res-scale says otherwise",
         "parameters": parameters,
         "keys": len(state),
         "weights_memory_bytes": sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
