@@ -20,6 +20,8 @@ from support.golden import GOLDEN, GoldenNetwork
 from support.small_engine import SmallEngine, build_small_engine
 from support.small_networks import write_attention_network
 
+import trt_hspan
+from trt_hspan import HspanError
 from trt_hspan.cli.validate import _next_step
 from trt_hspan.engine.spec import ProfileRequest
 from trt_hspan.evaluation import compare, datasets, validation
@@ -439,8 +441,8 @@ def test_package_that_is_not_installed_is_named_with_its_extra(
         ("bf16", None, 33.0, "try --precision fp32 or fp16, or lower --min-psnr"),
         ("int8", True, 33.0, "try --precision fp32 or fp16, or lower --min-psnr"),
         ("fp16", True, 60.0, "try --precision fp32, or raise --budget-db"),
-        ("fp32", False, 33.0, "give the checkpoint that it was made from"),
-        ("bf16", False, 33.0, "give the checkpoint that it was made from"),
+        ("fp32", False, 33.0, "give the network that it was made from"),
+        ("bf16", False, 33.0, "give the network that it was made from"),
     ],
 )
 def test_the_next_step_is_never_the_precision_that_the_file_has(
@@ -453,3 +455,30 @@ def test_the_next_step_is_never_the_precision_that_the_file_has(
         total=SimpleNamespace(nan_count=0, worst_psnr_db=worst_db),
     )
     assert _next_step(report) == step  # type: ignore[arg-type]
+
+
+def test_reference_may_be_a_float32_onnx_file_and_no_other(
+    run: CommandLine, exported: ExportCache, benchmark_set: Path
+) -> None:
+    reference, low = exported("small_x4"), exported("small_x4", precision="fp16")
+    words = ("--images", benchmark_set, "--limit", "1")
+    result = run("validate", low, "--reference", reference, *words, "--json")
+    assert result.code == 0, result.err
+    report = report_of(result)
+    assert report["reference"].startswith("ONNX Runtime")
+    assert report["same_source"] is True
+    assert 70 < report["total"]["worst_psnr_db"] < 100
+    assert "PSNR-Y reference" in run("validate", low, "--reference", reference, *words).out
+    assert "a reference in float32" in run("validate", reference, "--reference", low, *words).error_line
+    line = run("validate", low, "--reference", reference, "--res-scale", "1").error_line
+    assert "--res-scale: is for a checkpoint as the reference" in line
+
+
+def test_python_takes_a_module_and_pictures_in_memory(exported: ExportCache, small_x4: GoldenNetwork) -> None:
+    model = trt_hspan.load_model(small_x4.checkpoint, res_scale=small_x4.res_scale)
+    pictures = [np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)]
+    report = trt_hspan.validate(exported("small_x4", precision="fp16"), model, pictures)
+    assert report.passed
+    assert (report.same_source, report.scale, report.pictures[0].name) == (None, 4, "picture 0")
+    with pytest.raises(HspanError, match=r"picture 0: expected \(H, W, 3\) uint8, got \(12, 16\)"):
+        trt_hspan.validate(exported("small_x4"), model, [np.zeros((12, 16), np.uint8)])

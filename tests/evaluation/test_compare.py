@@ -219,7 +219,7 @@ def test_a_picture_that_both_restore_exactly_loses_nothing(samples: list[Sample]
     assert report.pictures[-1].reference_quality is not None
     assert report.pictures[-1].reference_quality.psnr_y_db == math.inf
     assert report.total.psnr_y_loss_db == without.total.psnr_y_loss_db
-    assert report.remarks == ("flat: PyTorch restores it exactly, so it is not in the mean PSNR-Y",)
+    assert report.remarks == ("flat: the reference restores it exactly, so it is not in the mean PSNR-Y",)
 
 
 def test_totals_of_flat_pictures_alone_are_finite(tmp_path: Path) -> None:
