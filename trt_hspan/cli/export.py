@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trt_hspan.cli import options
 from trt_hspan.cli.audit import audit_as_dict, print_audit
-from trt_hspan.cli.output import print_json, print_report
+from trt_hspan.cli.output import print_json, print_report, say
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import argument, flag, option, takes_request
 from trt_hspan.errors import UsageError
@@ -52,6 +52,7 @@ class ExportRequest:
 def export(request: ExportRequest) -> None:
     """Write CHECKPOINT as an ONNX model that ONNX Runtime runs and TensorRT builds from."""
     from trt_hspan.graph import checked_precision
+    from trt_hspan.model.checkpoint import says_res_scale
     from trt_hspan.precision.audit.network_audit import export_audited
 
     size, form = request.static_size(), request.form()
@@ -70,6 +71,11 @@ def export(request: ExportRequest) -> None:
             on_progress=bar.show,
         )
     report = _report(request.output)
+    if request.export.res_scale is None and not says_res_scale(request.checkpoint):
+        say(
+            f"note: {request.checkpoint}: does not say its residual scale; took the default {report['res_scale']}, which "
+            "--res-scale changes"
+        )
     if request.json:
         print_json(report if audit is None else {**report, "range_audit": audit_as_dict(audit)})
     else:

@@ -303,7 +303,11 @@ def _report(
 
 def _below_bicubic(total: Summary) -> str | None:
     quality, bicubic = total.candidate_quality, total.bicubic_quality
-    if quality is None or bicubic is None or quality.psnr_y_db >= bicubic.psnr_y_db - FAR_BELOW_BICUBIC_DB:
+    if (
+        quality is None or bicubic is None or bicubic.psnr_y_db == math.inf
+    ):  # at scale 1 the input may be the truth
+        return None
+    if quality.psnr_y_db >= bicubic.psnr_y_db - FAR_BELOW_BICUBIC_DB:
         return None
     return (
         f"its PSNR-Y is {quality.psnr_y_db:.2f} dB, that of bicubic interpolation {bicubic.psnr_y_db:.2f} dB: agreeing "
@@ -343,8 +347,6 @@ def _compared(sample: Sample, candidates: Sequence[Runner], reference: Runner, t
         None if truth is None else quality_of(image, truth, sample.scale)
         for image in (bicubic, *(_pixels(run.output) for run in runs))
     ]
-    if bicubic_quality is not None and bicubic_quality.psnr_y_db == math.inf:
-        bicubic_quality = None  # at scale 1 the input may be the truth
     tile = tiles.options.tile if isinstance(tiles.options.tile, ImageSize) else None
     cut = None if tile is None or size.within(tile) == size else tile
     reports = tuple(

@@ -37,11 +37,9 @@ from trt_hspan.graph import (
 )
 from trt_hspan.graph.taken_sizes import TakenSizes, odd_sides
 from trt_hspan.graph.variants import opset_to_write
-from trt_hspan.model.checkpoint import load_network, source_sha256
+from trt_hspan.model.checkpoint import load_model, source_sha256
 from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION
 from trt_hspan.sizes import ImageSize
-
-_LOG = logging.getLogger(__name__)
 
 # torch.onnx translates to this version; others are reached by ONNX's own version converter.
 _TRANSLATED_OPSET: Final = 18
@@ -164,13 +162,7 @@ def variants_from_checkpoint(
     static: tuple[int, int] | None = None,
 ) -> Variants:
     """A checkpoint's network, to be written in any type; arguments and errors as `export_onnx`."""
-    model, is_default = load_network(checkpoint, res_scale=res_scale)
-    if is_default:
-        _LOG.warning(
-            "%s: does not say its residual scale; took the default %g, which --res-scale changes",
-            checkpoint,
-            model.config.res_scale,
-        )
+    model = load_model(checkpoint, res_scale=res_scale)
     metadata = OnnxMetadata(
         scale=model.config.scale,
         architecture=model.config.name,

@@ -49,18 +49,11 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float | None = None) 
         >>> load_model("hspan-tiny-x2").config.name
         'HSPAN x2, 32 features, 2 modules of 2 blocks'
     """
-    return load_network(path, res_scale=res_scale)[0]
-
-
-def load_network(path: str | os.PathLike[str], *, res_scale: float | None = None) -> tuple[HSPAN, bool]:
-    """As `load_model`, and whether the residual scale is a mere default: not given, not in the file, not a preset's."""
     name = os.fspath(path)
     if name in PRESETS:
-        return _random_model(name, DEFAULT_RES_SCALE if res_scale is None else res_scale), False
-    shipped = shipped_weights(name)
-    checkpoint = shipped or Path(name)
+        return _random_model(name, DEFAULT_RES_SCALE if res_scale is None else res_scale)
+    checkpoint = shipped_weights(name) or Path(name)
     found = _find_state(checkpoint)
-    is_default = res_scale is None and found.res_scale is None
     res_scale = next(scale for scale in (res_scale, found.res_scale, DEFAULT_RES_SCALE) if scale is not None)
     config = config_from_shapes(
         {key: tuple(tensor.shape) for key, tensor in found.state.items()},
@@ -76,7 +69,12 @@ def load_network(path: str | os.PathLike[str], *, res_scale: float | None = None
         _LOG.warning("%s: %s", checkpoint, found.note)
     for parameter in (*model.sub_mean.parameters(), *model.add_mean.parameters()):
         parameter.requires_grad_(False)
-    return model.eval(), is_default and shipped is None
+    return model.eval()
+
+
+def says_res_scale(path: str | os.PathLike[str]) -> bool:
+    """Whether a residual scale is stored in a checkpoint, or known of a preset. Raises: HspanError as `load_model`."""
+    return os.fspath(path) in preset_names() or _find_state(Path(path)).res_scale is not None
 
 
 def export_hspan_state(model: HSPAN) -> dict[str, Tensor]:
