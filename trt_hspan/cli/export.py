@@ -73,8 +73,8 @@ def export(request: ExportRequest) -> None:
     report = _report(request.output)
     if request.export.res_scale is None and not says_res_scale(request.checkpoint):
         say(
-            f"note: {request.checkpoint}: does not say its residual scale; took the default {report['res_scale']}, which "
-            "--res-scale changes"
+            f"note: {request.checkpoint}: does not say its residual scale; took the default "
+            f"{report['res_scale']}, which --res-scale changes"
         )
     if request.json:
         print_json(report if audit is None else {**report, "range_audit": audit_as_dict(audit)})
