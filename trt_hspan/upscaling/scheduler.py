@@ -52,7 +52,9 @@ class TileRunner(Runner):
 
     name, precision, emulated = "server", "fp32", False
 
-    def __init__(self, where: str, scale: int, ranges: Ranges, results: Results, *, size_multiple: int = 1) -> None:
+    def __init__(
+        self, where: str, scale: int, ranges: Ranges, results: Results, *, size_multiple: int = 1
+    ) -> None:
         self.where, self.scale, self.profiles, self._results = where, scale, ranges, results
         self.size_multiple = size_multiple
 

@@ -17,7 +17,7 @@ class EagerRunner(TorchRunner):
     """A checkpoint in float32 whose attention is PyTorch's tensor operations, on CUDA where PyTorch has it."""
 
     def __init__(
-        self, checkpoint: str | os.PathLike[str], *, res_scale: float, threads: int | None = None
+        self, checkpoint: str | os.PathLike[str], *, res_scale: float | None, threads: int | None = None
     ) -> None:
         gpu = 0 if torch.cuda.is_available() else None
         super().__init__(checkpoint, res_scale=res_scale, threads=threads, gpu=gpu)
