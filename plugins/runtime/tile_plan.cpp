@@ -16,7 +16,8 @@ std::vector<Span> spans(int size, int tile, int overlap, int minimum, int multip
     tile = std::max(tile, minimum);
     if (size <= tile)
     {
-        return {Span{0, std::max((size + multiple - 1) / multiple * multiple, minimum), 0, 0, size, 0}};
+        return {
+            Span{0, std::max((size / multiple + (size % multiple == 0 ? 0 : 1)) * multiple, minimum), 0, 0, size, 0}};
     }
     if (overlap < 0 || overlap > tile / 2)
     {

@@ -19,7 +19,7 @@ constexpr int kDEFAULT_OVERLAP = 32;
 
 int dividedUp(int value, int divisor)
 {
-    return (value + divisor - 1) / divisor;
+    return value / divisor + (value % divisor == 0 ? 0 : 1); // a sum could overflow
 }
 
 // The nearest size that is taken, of two the larger one.
