@@ -22,6 +22,9 @@ _LOG = logging.getLogger(__name__)
 #: Names under which checkpoints come; `.tar` is that of `.pth.tar`. What a file is, its contents say.
 SUFFIXES: Final = (".pt", ".pth", ".safetensors", ".ckpt", ".bin", ".tar")
 
+#: The entry of the texts in a safetensors file's header.
+HEADER: Final = "__metadata__"
+
 # What is saved under a checkpoint's name by mistake: first bytes, what it is, what to do.
 _MISTAKEN: Final = (
     (
@@ -63,7 +66,7 @@ def require_suffix(path: Path) -> None:
 def read_checkpoint_file(path: Path) -> tuple[object, list[str]]:
     """What was saved, and the names of the classes of objects that were not loaded (`InertObject` stands for them).
 
-    The texts in a safetensors file's header come in an entry "__metadata__".
+    The texts in a safetensors file's header come in the entry `HEADER`.
 
     Raises:
         HspanError: neither PyTorch's format nor safetensors, or truncated; cannot be read.
@@ -93,7 +96,7 @@ def _read_safetensors(path: Path) -> object:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {"__metadata__": file.metadata() or {}} | {
+            return {HEADER: file.metadata() or {}} | {
                 key: file.get_tensor(key)
                 for key in file.keys()  # noqa: SIM118  # it is no mapping
             }

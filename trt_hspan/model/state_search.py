@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trt_hspan.errors import HspanError
-from trt_hspan.model.checkpoint_file import objects_error
+from trt_hspan.model.checkpoint_file import HEADER, objects_error
 from trt_hspan.model.config import DEFAULT_RES_SCALE, config_from_shapes
 from trt_hspan.model.hspan import MeanShift
 
@@ -154,7 +154,7 @@ def _mappings(value: object, entry: str, levels: int) -> Iterator[tuple[str, Map
 
 
 def _candidates(entry: str, mapping: Mapping[object, object]) -> Iterator[_Candidate]:
-    keys = [key for key in mapping if isinstance(key, str)]
+    keys = [key for key in mapping if isinstance(key, str) and key != HEADER]
     prefixes = list(dict.fromkeys(match["prefix"] for match in map(_ATTENTION.match, keys) if match))
     for prefix in prefixes:
         inner = [other for other in prefixes if other != prefix and other.startswith(prefix)]
