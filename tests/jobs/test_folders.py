@@ -71,6 +71,16 @@ def test_the_output_folder_is_not_taken_for_input(folder: Path) -> None:
     assert [task.source.name for task in matched if task.source.name == "z.png"] == []
 
 
+@pytest.mark.parametrize(("result", "is_video"), [("b.mkv", True), ("b.png", False)])
+def test_a_file_whose_content_and_name_say_nothing_is_read_as_what_its_result_is(
+    tmp_path: Path, result: str, is_video: bool
+) -> None:
+    source = tmp_path / "a.unheard"
+    source.touch()
+    (task,) = tasks_from_inputs([str(source)], tmp_path / result).tasks
+    assert task.is_video == is_video
+
+
 @pytest.mark.parametrize("inputs", ["", "*.png", "**/*.*"])
 def test_results_in_the_folder_of_their_sources_are_not_taken_for_input(folder: Path, inputs: str) -> None:
     (folder / "v.mp4").unlink()
@@ -156,6 +166,10 @@ def test_outputs_that_make_no_sense_are_wrong_usage(folder: Path, tmp_path: Path
         ("a.3gp", b"\0\0\0\x14ftyp3gp4" + bytes(20), "a.mkv"),
         ("a.wmv", b"0&\xb2u\x8ef\xcf\x11" + bytes(20), "a.mkv"),
         ("a.png", b"\x1aE\xdf\xa3" + bytes(20), "a.mkv"),  # Matroska under a picture's name
+        ("a.y4m", b"YUV4MPEG2 W48 H32\n", "a.mkv"),
+        ("a.264", b"\0\0\0\1\x67\x64", "a.mkv"),
+        ("a.ogv", b"OggS" + bytes(24) + b"\x80theora", "a.mkv"),
+        ("a.ogg", b"OggS" + bytes(24) + b"\1vorbis", None),
         ("a.avi", b"RIFF\1\0\0\0AVI LIST", "a.avi"),
         ("a.jfif", b"\xff\xd8\xff\xe0" + bytes(20), "a.jfif"),
         ("a", b"\xff\xd8\xff\xe0" + bytes(20), "a.png"),
@@ -229,7 +243,7 @@ def outcomes(folder: Path, out: Path, *, settings: object = 1, overwrite: bool =
 
 
 def test_finished_files_are_skipped_and_missing_ones_written(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "new" / "out"
     assert set(outcomes(folder, out).values()) == {"done"}
     (out / "sub" / "b.jpg").unlink()
     assert outcomes(folder, out) == {

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import error_from_os_error, locked_folder, remove_abandoned_stages, require_name_fits
-from trt_hspan.media.formats import READ_FORMATS, VIDEO_SUFFIXES, WRITE_FORMATS, kind_of_file
+from trt_hspan.media.formats import READ_FORMATS, VIDEO_SUFFIXES, WRITE_FORMATS, kind_of_file, kind_of_name
 
 JOURNAL_NAME: Final = ".trt-hspan-journal.jsonl"
 #: Of results of videos in formats that are not written: it can contain every codec.
@@ -46,7 +46,7 @@ class Task:
 
     @cached_property
     def is_video(self) -> bool:
-        return kind_of_file(self.source) == "video"
+        return (kind_of_file(self.source) or kind_of_name(self.target)) == "video"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,8 +45,15 @@ _BRANDS: Final = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
 )
 _SOUND_BRANDS: Final = (b"M4A ", b"M4B ", b"M4P ")
-# Matroska and WebM, MPEG program and elementary streams, Flash, Windows Media; QuickTime without "ftyp".
-_VIDEO_STARTS: Final = (b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1", b"0&\xb2u\x8ef\xcf\x11")
+_VIDEO_STARTS: Final = (
+    *(b"\x1aE\xdf\xa3", b"FLV\1", b"0&\xb2u\x8ef\xcf\x11"),  # Matroska and WebM, Flash, Windows Media
+    *(b"\0\0\1\xba", b"\0\0\1\xb3", b"\0\0\1\xb0"),  # MPEG: program streams, 1 and 2, 4
+    *(b"\0\0\0\1" + unit for unit in (b"\x67", b"\x27", b"\x09", b"\x40\1", b"\x46\1")),  # H.264, H.265
+    *(b"YUV4MPEG2 ", b"DKIF", b"nut/multimedia container", b"\x06\x0e+4\2\5\1\1"),  # the last is MXF
+)
+# Ogg begins alike for sound alone: Theora and VP8 in it.
+_OGG_VIDEOS: Final = (b"\x80theora", b"OVP80")
+# QuickTime may come without "ftyp".
 _VIDEO_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"wide")
 # MPEG transport streams: a byte at the start of each packet, which a disc puts a time stamp before.
 _TS_SYNC: Final = 0x47
@@ -150,7 +157,9 @@ def _is_video(start: bytes) -> bool:
         return start[8:12] not in _SOUND_BRANDS
     if start.startswith(b"RIFF"):
         return start[8:12] == b"AVI "
-    if start.startswith(_VIDEO_STARTS):
+    if start.startswith(_VIDEO_STARTS) or (
+        start.startswith(b"OggS") and any(name in start for name in _OGG_VIDEOS)
+    ):
         return True
     return any(
         len(start) > first + 2 * packet

@@ -274,7 +274,7 @@ class _Transcoding:
             length = video.duration * video.time_base
             missing = float(length + (video.start_time or 0) * video.time_base - self._end)
         elif self._container.duration and not plan.dropped:
-            length = Fraction(self._container.duration, 1_000_000)  # counted from 0 by some formats
+            length = Fraction(self._container.duration, self._av.time_base)  # counted from 0 by some formats
             missing = float(length - self._end)
         else:
             return
@@ -461,8 +461,7 @@ def _frame_count(container: Any, video: Any) -> int | None:
     if video.frames:
         return int(video.frames)
     if video.average_rate and container.duration:
-        seconds = float(container.duration) / 1_000_000
-        return max(1, round(float(video.average_rate) * seconds))
+        return max(1, round(float(video.average_rate * container.duration / _av().time_base)))
     return None
 
 
