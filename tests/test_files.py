@@ -141,8 +141,10 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_stays(t
     (left,) = tmp_path.iterdir()
     assert (left / "a.png").read_text() == "half"
     (tmp_path / ".trt-hspan-journal.jsonl").write_text("{}")
+    (tmp_path / ".trt-hspan-journal").mkdir()
     with staged_files([tmp_path / "b.png"]) as (path,):
         remove_abandoned_stages(tmp_path)
         assert not left.exists()
+        (tmp_path / ".trt-hspan-journal").rmdir()  # of a cluster's run, and still here
         path.write_text("whole")
     assert contents(tmp_path) == {"b.png": "whole", ".trt-hspan-journal.jsonl": "{}"}

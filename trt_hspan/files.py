@@ -199,7 +199,7 @@ def staged_files(targets: Sequence[Path]) -> Iterator[list[Path]]:
 
 def remove_abandoned_stages(folder: Path) -> None:
     """Removes what processes that were killed within `staged_files` left in a folder; those that live keep theirs."""
-    for stage in folder.glob(f"{_STAGE_PREFIX}*/"):
+    for stage in folder.glob(f"{_STAGE_PREFIX}{8 * '?'}/"):  # as `tempfile` names them
         with suppress(OSError):
             lock = os.open(stage, os.O_RDONLY)
             try:

@@ -45,11 +45,13 @@ def test_checkpoint_runs_in_pytorch(
     run: CommandLine, picture: Path, tmp_path: Path, small_x4: GoldenNetwork
 ) -> None:
     target = tmp_path / "out.png"
+    (tmp_path / ".trt-hspan-abcd0123").mkdir()  # of a run that was killed
     result = run(
         *("upscale", picture, "-o", target, "--checkpoint", small_x4.checkpoint),
         *("--res-scale", small_x4.res_scale, "--json"),
     )
     assert result.code == 0, result.err
+    assert list(tmp_path.glob(".*")) == []
     report = json.loads(result.out)
     assert (report["output_height"], report["output_width"]) == (64, 80)
     assert report["backend"].startswith("PyTorch")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trt_hspan.errors import UsageError
-from trt_hspan.files import check_writable, require_free, sha256_from_file
+from trt_hspan.files import check_writable, remove_abandoned_stages, require_free, sha256_from_file
 from trt_hspan.jobs.folders import (
     FoundTasks,
     Journal,
@@ -139,6 +139,7 @@ def upscale_files(
     (task,) = found.tasks
     job.require_no_suffix()
     check_writable(task.target)
+    remove_abandoned_stages(task.target.parent)
     job.require_used(found.tasks)
     written = [task.target, *([comparison_path(task.target)] if job.writing.compare else [])]
     require_free(written, overwrite=job.overwrite)
