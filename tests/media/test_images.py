@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.media import formats
 from trt_hspan.media.formats import require_writable_suffix
-from trt_hspan.media.pictures import read_image, size_from_image_file
+from trt_hspan.media.pictures import read_image, read_picture, size_from_image_file
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.media.writing import write_picture
 
@@ -128,10 +128,15 @@ def test_exif_orientation_is_applied_and_known_from_the_header(tmp_path: Path, o
     assert size_from_image_file(tmp_path / "a.png") == (6, 9)
 
 
-def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".tif", ".webp"])
+def test_of_several_pictures_the_first_is_taken_and_that_is_said(tmp_path: Path, suffix: str) -> None:
     frames = [Image.new("RGB", (3, 2), color) for color in ("red", "blue")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), np.full((2, 3, 3), (255, 0, 0)))
+    several, one = tmp_path / f"several{suffix}", tmp_path / f"one{suffix}"
+    frames[0].save(several, save_all=True, append_images=frames[1:], lossless=True)
+    frames[0].save(one)
+    np.testing.assert_array_equal(read_image(several), np.full((2, 3, 3), (255, 0, 0)))
+    assert read_picture(several).metadata.lost == ("contains several pictures: the first is taken",)
+    assert read_picture(one).metadata.lost == ()
 
 
 # Pictures that are not

@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
@@ -58,6 +59,8 @@ _DESCRIPTIVE_TAGS: Final = frozenset(
         *(_EXIF_FILE, _GPS_FILE),
     )
 )
+#: Said of animations and of files of several pages.
+FIRST_ONLY: Final = "contains several pictures: the first is taken"
 _PIXEL_SIZE_TAGS: Final = (0xA002, 0xA003)  # width and height of the picture, which change
 # An attribute or an element; the prefix is that of the XMP specification.
 _XMP_ORIENTATION: Final = re.compile(
@@ -76,7 +79,7 @@ class Metadata:
         text: PNG's keywords and their texts.
         dpi: pixels per inch, horizontal and vertical.
         png_colors: what a PNG says of its colors beside a profile.
-        lost: what is said of the colors and not heeded, one line each.
+        lost: what is left out or not heeded, one line each.
     """
 
     icc_profile: bytes | None = None
@@ -189,10 +192,12 @@ def _png_header(stream: BinaryIO, _where: object) -> Header:
 
     start = stream.read(26)
     small, has_gray_palette, colors = _small_png(stream)
+    before_pixels = takewhile(lambda chunk: chunk[0] != b"IDAT", png_chunks(stream))
+    lost = (FIRST_ONLY,) if any(kind == b"acTL" for kind, _ in before_pixels) else ()
     with PngImageFile(io.BytesIO(small)) as image:
         image.load()
         return Header(
-            metadata=replace(metadata_of_image(image), png_colors=colors),
+            metadata=replace(metadata_of_image(image), png_colors=colors, lost=lost),
             orientation=orientation_of_image(image),
             has_gray_palette=has_gray_palette,
             is_deep_color=start[24:25] == b"\x10" and start[25:26] != b"\0",
@@ -222,7 +227,7 @@ def _tiff_header(stream: BinaryIO, where: object) -> Header:
     return Header(
         metadata=Metadata(
             icc_profile=tags.get(PROFILE_TAG) or described,
-            lost=lost,
+            lost=(*lost, FIRST_ONLY) if directory.next else lost,
             exif=upright_exif(tags, of_tiff=True),
             xmp=_upright_packet(tags.get(XMP_TAG)),
             dpi=_tiff_dpi(tags),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from trt_hspan.media.formats import (
     require_accepted,
 )
 from trt_hspan.media.metadata import (
+    FIRST_ONLY,
     PPM_HEADER_BYTES,
     Header,
     Metadata,
@@ -192,6 +194,9 @@ class _PillowPicture:
                 pixels = np.array(straight)
             except (OSError, *DAMAGE) as error:
                 raise damaged(self.where, error) from error
+            with suppress(OSError, *DAMAGE):
+                if self._header is None and getattr(image, "is_animated", False):
+                    metadata = replace(metadata, lost=(FIRST_ONLY,))
         if not keeps_profile:
             metadata = replace(metadata, icc_profile=None)
         if pixels.dtype == bool:
