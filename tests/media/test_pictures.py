@@ -367,6 +367,23 @@ def test_avif_is_read_with_its_depth_and_metadata(
     assert read_picture(tmp_path / "b.png").pixels.shape == (68, 44, channels)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "kept"),
+    [((9, 16), b"\x09\x10\0\1"), ((12, 13), b"\x0c\x0d\0\1"), ((1, 13), None), ((2, 2), None)],
+)
+def test_the_colors_of_an_avif_stay(tmp_path: Path, numbers: tuple[int, int], kept: bytes | None) -> None:
+    """BT.2020 with PQ, Display P3, sRGB, and numbers that say nothing."""
+    image = pyvips.Image.new_from_array(pixels(3))
+    start, _, rest = image.heifsave_buffer(compression="av1").partition(b"colrnclx")
+    data = start + b"colrnclx" + bytes([0, numbers[0], 0, numbers[1]]) + rest[4:]
+    (tmp_path / "a.avif").write_bytes(data)
+    upscale_file(NearestRunner(), tmp_path / "a.avif", tmp_path / "b.png")
+    said = dict(read_picture(tmp_path / "b.png").metadata.png_colors)
+    assert said == ({b"cICP": kept} if kept else {})
+    upscale_file(NearestRunner(), tmp_path / "a.avif", tmp_path / "b.webp")
+    assert (read_picture(tmp_path / "b.webp").metadata.icc_profile is not None) == (kept is not None)
+
+
 def test_a_format_that_libvips_cannot_read_here_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + bytes(40))
     with pytest.raises(

@@ -59,6 +59,9 @@ _DESCRIPTIVE_TAGS: Final = frozenset(
         *(_EXIF_FILE, _GPS_FILE),
     )
 )
+# Primaries and transfer in a HEIF's box of colors: ISO/IEC 23008-12, section 6.5.5.
+_NCLX: Final = re.compile(rb"colrnclx\0(.)\0(.)", re.DOTALL)
+_SRGB_OR_NOTHING: Final = (b"\1\x0d", b"\2\2")
 #: Said of animations and of files of several pages.
 FIRST_ONLY: Final = "contains several pictures: the first is taken"
 _PIXEL_SIZE_TAGS: Final = (0xA002, 0xA003)  # width and height of the picture, which change
@@ -78,7 +81,7 @@ class Metadata:
         xmp: an XMP packet.
         text: PNG's keywords and their texts.
         dpi: pixels per inch, horizontal and vertical.
-        png_colors: what a PNG says of its colors beside a profile.
+        png_colors: what a file says of its colors beside a profile, as PNG says it.
         lost: what is left out or not heeded, one line each.
     """
 
@@ -165,6 +168,14 @@ def metadata_of_image(image: Image.Image) -> Metadata:
         text=tuple((k, str(v)) for k, v in getattr(image, "text", {}).items() if k != XMP_KEY),
         dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
     )
+
+
+def colors_of_heif(start: bytes) -> PngColors:
+    """The numbers of ITU-T H.273 in an AVIF or HEIC that begins so, as PNG says them; none where they are sRGB's."""
+    match = _NCLX.search(start)
+    if match is None or match[1] + match[2] in _SRGB_OR_NOTHING:
+        return ()
+    return ((b"cICP", match[1] + match[2] + b"\0\1"),)
 
 
 def _ppm_header(start: bytes) -> Header | None:

@@ -34,6 +34,7 @@ from trt_hspan.media.metadata import (
     PPM_HEADER_BYTES,
     Header,
     Metadata,
+    colors_of_heif,
     metadata_of_image,
     orientation_of_image,
     read_header,
@@ -97,7 +98,7 @@ def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None
     if kind is None:
         raise not_a_picture(where)
     if kind in VIPS_LOADERS:
-        return VipsPicture(source, kind, Header(metadata=Metadata()), where)
+        return VipsPicture(source, kind, Header(metadata=Metadata(png_colors=colors_of_heif(start))), where)
     header = read_header(source, start, kind, where)
     if header is not None and has_vips() and not header.needs_pillow:
         return VipsPicture(source, kind, header, where)

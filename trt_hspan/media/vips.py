@@ -164,9 +164,11 @@ class VipsPicture:
         names = ("icc-profile-data", "exif-data", "xmp-data")
         blocks = [image.get(name) if image.get_typeof(name) else None for name in names]
         try:
-            return metadata_of_blocks(*blocks)
+            described = metadata_of_blocks(*blocks)
         except (OSError, *DAMAGE) as error:
             raise damaged(self.where, error) from error
+        colors = () if described.icc_profile else self._header.metadata.png_colors
+        return dataclasses.replace(described, png_colors=colors)
 
     def _stored_ppm(self, header: PpmHeader) -> Any:
         height, width, channels, white, start = header
