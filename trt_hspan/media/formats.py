@@ -101,19 +101,9 @@ def require_accepted(size: ImageSize, where: object) -> None:
         )
 
 
-def format_from_start(start: bytes) -> str | None:
-    """The format of files that begin so, as Pillow names it; None for no picture."""
-    found = _format_and_suffix(start)
-    return None if found is None else found[0]
-
-
-def suffix_from_start(start: bytes) -> str | None:
-    """The suffix of files that begin so, .png for formats that are not written; None for no picture."""
-    found = _format_and_suffix(start)
-    return None if found is None else found[1]
-
-
-def _format_and_suffix(start: bytes) -> tuple[str, str] | None:
+def format_and_suffix(start: bytes) -> tuple[str, str] | None:
+    """Of files that begin so: the format as Pillow names it, and the suffix of results in it, .png where it is not
+    written. None for no picture."""
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return "WEBP", ".webp"
     if start[4:8] == b"ftyp":
@@ -137,7 +127,7 @@ def kind_of_file(path: Path) -> Kind | None:
         if path.is_file():
             with path.open("rb") as stream:
                 start = stream.read(_START_BYTES)
-    if format_from_start(start) is not None:
+    if format_and_suffix(start) is not None:
         return "picture"
     if _is_video(start):
         return "video"

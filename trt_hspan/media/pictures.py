@@ -25,7 +25,7 @@ from trt_hspan.media.formats import (
     READ_FORMATS,
     VIPS_LOADERS,
     damaged,
-    format_from_start,
+    format_and_suffix,
     not_a_picture,
     require_accepted,
 )
@@ -94,9 +94,10 @@ def open_picture(source: str | os.PathLike[str] | bytes, *, where: object = None
         start = _bytes_of_file(source, PPM_HEADER_BYTES)
     if not start:
         raise HspanError(where, "is empty (0 bytes), expected a picture", "copy or download it again")
-    kind = format_from_start(start)
-    if kind is None:
+    known = format_and_suffix(start)
+    if known is None:
         raise not_a_picture(where)
+    kind, _ = known
     if kind in VIPS_LOADERS:
         return VipsPicture(source, kind, Header(metadata=Metadata(png_colors=colors_of_heif(start))), where)
     header = read_header(source, start, kind, where)

@@ -23,10 +23,10 @@ from trt_hspan.jobs.folders import Task
 from trt_hspan.jobs.upscale import UpscaleJob, at_work
 from trt_hspan.media.formats import (
     VIDEO_SUFFIXES,
+    format_and_suffix,
     kind_of_file,
     not_a_picture,
     require_writable_suffix,
-    suffix_from_start,
 )
 
 PIPE: Final = "-"
@@ -120,18 +120,16 @@ def _task(job: UpscaleJob, folder: Path) -> Task:
     source = Path(name)
     if name == PIPE:
         source = folder / _INPUT
-        if to_file is not None and _is_video(to_file):
-            source = source.with_suffix(to_file.suffix)
-        _spool(source)
+        _spool(source, is_video=to_file is not None and _is_video(to_file))
     return Task(source=source, target=to_file or folder / f"{_OUTPUT}{job.suffix or _suffix(source)}")
 
 
-def _spool(path: Path) -> None:
+def _spool(path: Path, *, is_video: bool) -> None:
     """Standard input into a file. What does not begin as a picture does is refused before it fills the disk."""
     try:
         with path.open("wb") as stream:
             start = sys.stdin.buffer.read(_CHUNK_BYTES)
-            if start and not _is_video(path) and suffix_from_start(start) is None:
+            if start and not is_video and format_and_suffix(start) is None:
                 raise not_a_picture(_INPUT)
             stream.write(start)
             shutil.copyfileobj(sys.stdin.buffer, stream, _CHUNK_BYTES)
@@ -147,6 +145,6 @@ def _suffix(source: Path) -> str:
     """The suffix of a result in the source's own format, .png where that is not written or not known."""
     try:
         with source.open("rb") as stream:
-            return suffix_from_start(stream.read(16)) or ".png"
+            return (format_and_suffix(stream.read(16)) or ("", ".png"))[1]
     except OSError:  # whoever reads the picture says so
         return ".png"
