@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -152,16 +154,57 @@ def test_fixed_size_by_size_is_exported_as_it_computes() -> None:
     require_same(network, onnx_from_model(network, static=(9, 11)), (1, 3, 9, 11))
 
 
+class HolderOfAverages(nn.Module):
+    """As training libraries have them: the network is in it, and it cannot be run itself."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.module = network
+
+
 @pytest.mark.parametrize(
     "wrap",
-    [torch.compile, nn.DataParallel, torch.optim.swa_utils.AveragedModel],
-    ids=["compiled", "parallel", "averaged"],
+    [
+        torch.compile,
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        HolderOfAverages,
+        lambda network: SimpleNamespace(ema=network),
+    ],
+    ids=["compiled", "parallel", "averaged", "holder", "holder that is no module"],
 )
 def test_wrapped_network_is_exported_without_the_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
     network = Around(nn.Identity()).eval()
     model = onnx_from_model(wrap(network))
     assert "attention/Attention" in [node.name for node in model.graph.node]
     require_same(network, model, (1, 3, 8, 9))
+
+
+class PassingOn(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.inner = network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        result: Tensor = self.inner(*inputs)
+        return result
+
+
+def test_wrapper_that_passes_its_inputs_on_to_a_compiled_network_is_exported_in_silence(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    network = Around(nn.Identity()).eval()
+    compiled: Any = torch.compile(network)
+    require_same(network, onnx_from_model(PassingOn(compiled)), (1, 3, 8, 9))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "other", [{}, Around, torch.jit.ScriptModule()], ids=["state dict", "class", "script"]
+)
+def test_what_is_no_module_is_refused(other: nn.Module) -> None:
+    with pytest.raises(HspanError, match=r"expected a torch\.nn\.Module; give the module itself"):
+        onnx_from_model(other)
 
 
 class Returning(nn.Module):
@@ -267,7 +310,7 @@ def test_network_in_autocast_is_exported_in_its_type_and_no_other(capfd: pytest.
 
         def forward(self, image: Tensor) -> Tensor:
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                result: Tensor = self.inner(image).float()
+                result: Tensor = self.inner(image)
             return result
 
     with pytest.raises(HspanError, match='name precision="bf16"'):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,15 +57,29 @@ def taken_by_module(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile, DataParallel or a holder of averaged weights."""
+    """The network inside torch.compile, DataParallel or a holder of averaged weights.
+
+    Raises: HspanError for what is no module of Python.
+    """
     holders = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
-    while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "ema_model", None)
-        if inner is None and isinstance(model, holders):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
+    inner: object = model
+    while isinstance(inner, nn.Module):
         model = inner
+        if isinstance(model, torch.jit.ScriptModule):
+            break
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "ema_model", None)
+        cannot_run = type(model).forward is nn.Module.forward
+        if inner is None and (isinstance(model, holders) or cannot_run) and len([*model.children()]) == 1:
+            inner = next(model.children())
+    if not isinstance(model, nn.Module) and isinstance(inner := getattr(model, "ema", None), nn.Module):
+        return unwrapped(inner)
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise HspanError(
+            type(model).__name__,
+            "is no network that can be exported, expected a torch.nn.Module",
+            "give the module itself, with its weights loaded",
+        )
+    return model
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -74,12 +89,18 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """In its block every part of the module is in evaluation mode; then each is as it was."""
+    """In its block the module is evaluated, nothing in it is compiled, and it returns float32; then it is as it was."""
     training = {module: module.training for module in model.modules()}
     model.eval()
+    hook = model.register_forward_hook(
+        lambda _module, _inputs, result: result.float() if _no_picture(result) is None else result
+    )
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
+        hook.remove()
         for module, was_training in training.items():
             module.training = was_training
 

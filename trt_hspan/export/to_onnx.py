@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import io
 import logging
 import os
 import re
@@ -219,7 +221,11 @@ def _agreeing_graph(
 def _translate(model: nn.Module, channels: int, size: ImageSize, *, is_static: bool) -> onnx.ModelProto:
     """torch.export, then torch.onnx with the attention kept as one node."""
     example = torch.zeros((1 if is_static else 2, channels, *size), device=device_of(model))
-    dynamic = None if is_static else ({0: "batch", 2: "height", 3: "width"},)
+    free: Any = {0: "batch", 2: "height", 3: "width"}
+    takes_all = [p.kind for p in inspect.signature(model.forward).parameters.values()][:1] == [
+        inspect.Parameter.VAR_POSITIONAL
+    ]
+    dynamic = None if is_static else ((free,),) if takes_all else (free,)
     with _attention_translation() as table, _quiet_exporter():
         try:
             program = torch.onnx.export(
@@ -277,7 +283,7 @@ def _quiet_exporter() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

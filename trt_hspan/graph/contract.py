@@ -118,7 +118,11 @@ def attention_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def require_attention(model: onnx.ModelProto, where: object) -> None:
     """Raises: HspanError when the graph contains no attention node."""
     if not attention_nodes(model):
-        raise HspanError(where, f"contains no {DOMAIN}::{OP_TYPE} node", "export it with `trt-hspan export`")
+        raise HspanError(
+            where,
+            f"contains no {DOMAIN}::{OP_TYPE} node",
+            f"export a checkpoint of an HSPAN, or a network that contains trt_hspan.{OP_TYPE}",
+        )
 
 
 def model_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
