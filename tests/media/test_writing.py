@@ -19,7 +19,7 @@ from trt_hspan.media import writing
 from trt_hspan.media.metadata import Metadata
 from trt_hspan.media.pictures import decode_image, read_picture
 from trt_hspan.media.pixels import eight_bit, on_white
-from trt_hspan.media.writing import encode_image, write_strips
+from trt_hspan.media.writing import encode_image, write_picture, write_strips
 from trt_hspan.sizes import ImageSize
 
 
@@ -139,3 +139,10 @@ def test_gray_of_16_bits_needs_no_pyvips(suffix: str, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(decode_image(encode_image(gray, suffix)).pixels, gray)
     with pytest.raises(HspanError, match="needs pyvips"):
         encode_image(gray.repeat(3, 2), suffix)
+
+
+def test_a_narrow_tiff_is_written_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    column = np.arange(40, dtype=np.uint8).reshape(40, 1, 1)
+    write_picture(tmp_path / "a.tif", column)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, column)
+    assert capfd.readouterr() == ("", "")

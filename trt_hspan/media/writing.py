@@ -260,7 +260,8 @@ def _encode(file: BinaryIO, image: Any, encoding: _Encoding) -> None:
                 output.target,
                 compression="deflate",
                 predictor="horizontal",
-                tile_height=max(16, _PIECE_BYTES // row_bytes // 16 * 16),  # libvips garbles odd heights
+                # libvips garbles odd heights, and takes 32768 at most.
+                tile_height=min(max(16, _PIECE_BYTES // row_bytes // 16 * 16), 1 << 15),
                 bigtiff=image.height * row_bytes > _CLASSIC_BYTES,
                 keep="none",
             )
