@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.runner_doubles import NearestRunner
 
-from trt_hspan.errors import UsageError
+from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.upscaling.upscaler import Upscaler
 from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
 
@@ -120,6 +120,29 @@ def test_turned_and_mirrored_videos_are_set_upright(
         expected = Fraction(3, 4) if turned else Fraction(4, 3)
         assert container.streams.video[0].sample_aspect_ratio == expected
         assert next(container.decode(video=0)).rotation == 0
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_texts_in_other_encodings_stay_byte_for_byte(tmp_path: Path, suffix: str) -> None:
+    write_video(tmp_path / "a.mkv", sounds=("aac",))
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(data.replace(b"Ton", b"T\xf6n").replace(b"One", b"\xdcne"))
+    upscaled(tmp_path / "a.mkv", tmp_path / f"b{suffix}")
+    result = (tmp_path / f"b{suffix}").read_bytes()
+    assert b"T\xf6n" in result
+    assert b"\xdcne" in result
+
+
+def test_a_file_that_ffmpeg_refuses_is_not_called_one_without_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise av.error.PermissionError(1, "Operation not permitted", "a.wmv")
+
+    (tmp_path / "a.wmv").touch()
+    monkeypatch.setattr(av, "open", refused)
+    with pytest.raises(HspanError, match=r"a\.wmv: not a video that can be read"):
+        upscaled(tmp_path / "a.wmv", tmp_path / "b.mkv")
 
 
 def test_full_range_gray_gets_no_color(tmp_path: Path) -> None:

@@ -206,7 +206,9 @@ class _Transcoding:
         av, frames = self._av, 0
         total = _frame_count(self._container, self._video)
         try:
-            with av.open(str(temporary), "w", options=self._muxing()) as output:
+            with av.open(
+                str(temporary), "w", options=self._muxing(), metadata_errors="surrogateescape"
+            ) as output:
                 plan = planned_streams(
                     av, self._container, output, self._video, lambda: self._added_stream(output)
                 )
@@ -472,9 +474,9 @@ def _opened(path: Path) -> Iterator[Any]:
         raise HspanError(path, "is a folder, expected a video", "name a video in it")
     require_regular_file(path)
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), metadata_errors="surrogateescape")
     except (OSError, ValueError, av.error.FFmpegError) as error:
-        if isinstance(error, (FileNotFoundError, PermissionError)):
+        if isinstance(error, OSError) and not os.access(path, os.R_OK):
             raise error_from_os_error(path, error, action="read") from error
         raise HspanError(
             path, f"not a video that can be read ({error})", "copy or download it again"
