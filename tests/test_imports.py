@@ -116,3 +116,15 @@ def test_one_module_imports_tensorrt() -> None:
     }
     by_name = {name for name, path in modules().items() if "import_module(MODULE_OF" in path.read_text()}
     assert by_name | by_statement == {f"{PACKAGE}.engine.tensorrt_api"}
+
+
+def test_onnxruntime_is_imported_only_after_its_telemetry_is_off() -> None:
+    """Other modules may take parts of it once `imported_onnxruntime` was called."""
+    users = {
+        name
+        for name, imports in all_imports().items()
+        if "onnxruntime" in {each.partition(".")[0] for each in imports}
+    }
+    home = f"{PACKAGE}.machine.onnx_runtime"
+    assert {name for name in users if home not in own_imports()[name]} == {home}
+    assert {name for name in users if "onnxruntime" in all_imports()[name]} == {home}

@@ -211,24 +211,6 @@ def test_a_file_without_a_function_body_gives_the_same(
     np.testing.assert_array_equal(*outputs)
 
 
-@pytest.mark.parametrize(("chosen", "expected"), [(None, "1"), ("0", "0")])
-def test_telemetry_of_onnxruntime_is_off_unless_asked_for(chosen: str | None, expected: str) -> None:
-    """The library reads the variable as it is loaded, so it is set before that; whether it would start its thread
-    depends on the machine."""
-    script = (
-        "import builtins, os, sys; plain = builtins.__import__\n"
-        "def watched(name, *rest):\n"
-        "    if name == 'onnxruntime' and name not in sys.modules: print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
-        "    return plain(name, *rest)\n"
-        "builtins.__import__ = watched\n"
-        "from trt_hspan.runtime.onnxruntime_session import imported_onnxruntime; imported_onnxruntime()"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    environment |= {} if chosen is None else {"ORT_DISABLE_TELEMETRY": chosen}
-    printed = subprocess.check_output([sys.executable, "-c", script], env=environment, text=True)
-    assert printed.split() == [expected]
-
-
 def test_what_onnxruntime_cannot_load_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = attention_network()
     pads = next(a for a in model.graph.node[0].attribute if a.name == "pads")

@@ -13,6 +13,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.export.module_runs import StandInAttention
 from trt_hspan.export.tidy import read_by
 from trt_hspan.graph import model_for_cpu, model_with_attention_function, model_with_stand_in_attention
+from trt_hspan.machine.onnx_runtime import imported_onnxruntime
 
 # Of the largest value. Float32 in another order of summation differs by about 1e-5 in the deepest networks here; an
 # attribute that was lost, such as bicubic's coefficient, by 1e-2. Graphs in FP16 or BF16 round at every node.
@@ -102,8 +103,7 @@ def _paths_above(node: onnx.NodeProto) -> list[str]:
 def _run(
     runnable: onnx.ModelProto, nodes: list[onnx.NodeProto], example: Tensor, where: str
 ) -> list[np.ndarray]:
-    import onnxruntime
-
+    onnxruntime = imported_onnxruntime()
     model = model_for_cpu(runnable)
     output = model.graph.output[0].name
     names = [node.output[0] for node in nodes]

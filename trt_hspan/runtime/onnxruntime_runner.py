@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import os
 
+from trt_hspan.machine.onnx_runtime import imported_onnxruntime
 from trt_hspan.runtime.cpu_network import CpuNetwork
 from trt_hspan.runtime.onnx_file_runner import OnnxFileRunner
-from trt_hspan.runtime.onnxruntime_session import cpu_network, imported_onnxruntime
+from trt_hspan.runtime.onnxruntime_session import cpu_network
 from trt_hspan.runtime.runner import Shape
 
 

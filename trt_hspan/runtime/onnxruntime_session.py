@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,29 +22,13 @@ from trt_hspan.graph import (
     model_with_stand_in_attention,
 )
 from trt_hspan.graph.taken_sizes import NotTakenError, taken_sizes
-from trt_hspan.machine.install_advice import install_command
+from trt_hspan.machine.onnx_runtime import imported_onnxruntime
 from trt_hspan.runtime.cpu_network import Array, CpuNetwork, RunPart, cpu_threads
 from trt_hspan.runtime.runner import CHANNELS, Float32Array
 from trt_hspan.sizes import ImageSize
 
 # Of this process; not empty once the arena is registered.
 _ARENA_IS_SHARED: Final[list[bool]] = []
-
-
-def imported_onnxruntime() -> Any:
-    """The package, imported when it is needed, its telemetry off. Raises: HspanError when it is not installed.
-
-    Official builds send trace events home unless this variable is set before the library is loaded; where a program has
-    loaded it already, the function stops what is not essential. `ORT_DISABLE_TELEMETRY=0` is a user's own choice.
-    """
-    is_off = os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1") != "0"
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise HspanError("ONNX Runtime", "is not installed", install_command("cpu")) from error
-    if is_off:
-        onnxruntime.disable_telemetry_events()
-    return onnxruntime
 
 
 def open_session(

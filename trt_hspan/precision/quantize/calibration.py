@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.graph import INPUT_NAME, QuantizedType, model_for_cpu, model_with_attention_function
+from trt_hspan.machine.onnx_runtime import imported_onnxruntime
 from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.precision.crops import Crops
 from trt_hspan.precision.quantize.rounding import InputMoments, best_flips
@@ -35,7 +36,7 @@ from trt_hspan.precision.quantize.table import (
     TensorRange,
     text_from_flips,
 )
-from trt_hspan.runtime.onnxruntime_session import imported_onnxruntime, open_session
+from trt_hspan.runtime.onnxruntime_session import open_session
 
 #: What a user may choose; "none" is the method of a table without measurements.
 METHODS: Final[tuple[Method, ...]] = get_args(Method)[:-1]
