@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import socket
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -60,6 +60,7 @@ class LimitedProtocol(H11Protocol):
 
     most: int
     seconds: float
+    _refused: ClassVar[set[LimitedProtocol]] = set()  # which may still be sending
 
     def __init__(self, *words: Any, **options: Any) -> None:
         super().__init__(*words, **options)
@@ -94,7 +95,7 @@ class LimitedProtocol(H11Protocol):
         self._expect_header()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self in self._refused:
             return
         super().data_received(data)
         if self.conn.their_state is not h11.SEND_BODY:
@@ -120,6 +121,7 @@ class LimitedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._refused.discard(self)
         for name in list(self._timers):
             self._disarm(name)
 
@@ -146,16 +148,22 @@ class LimitedProtocol(H11Protocol):
 
     def _refuse(self, status: int, why: str) -> None:
         """An answer outside any request, and the end."""
-        self._log(str(status), why)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self in self._refused:
             return
+        self._log(str(status), why)
         body = json.dumps({"error": " ".join(why.split())}).encode()
         head = (
             f"HTTP/1.1 {status} {_PHRASES[status]}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
         )
+        self.connections.discard(self)
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        if len(self._refused) < self.most:
+            self._refused.add(self)
+            self.transport.write_eof()
+            self._arm("lingering", _LINGERING_SECONDS, self.transport.abort)
+        else:
+            self.transport.close()
 
     def _log(self, status: str, why: str) -> None:
         peer = self.client[0] if self.client else None

@@ -135,7 +135,7 @@ def test_foreign_and_spoilt_plugins_are_refused_on_the_board(orin: OrinBuild, en
             "file": path.name,
             "sha256": sha256(library).hexdigest(),
             "abi_version": abi,
-            "architectures": [87],
+            "architectures": ["sm_87"],
         }
         engine_copy.with_suffix(".json").write_text(json.dumps({**manifest, "plugin": record}))
 
