@@ -54,6 +54,13 @@ def test_names_are_printed_as_typed_and_fields_in_words(capsys: pytest.CaptureFi
         assert name in text
 
 
+def test_a_shape_is_printed_as_one_and_a_list_of_names_as_a_list(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("", {"input": ["batch", 3, "height"], "architectures": ["sm_75", "sm_80"]})
+    text = capsys.readouterr().out
+    assert "batch x 3 x height" in text
+    assert "sm_75, sm_80" in text
+
+
 def test_columns_are_grouped_by_width() -> None:
     assert output._groups([10, 10, 10], 31) == [[0, 1, 2]]
     assert output._groups([10, 10, 10], 30) == [[0, 1], [0, 2]]

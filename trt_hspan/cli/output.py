@@ -144,6 +144,7 @@ def _text(value: object) -> str:
         return "-"
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_text(item)}" for name, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return " x ".join(map(str, value)) if all(isinstance(i, (int, str)) for i in value) else str(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (int, str)) for item in value):
+        is_shape = any(isinstance(item, int) for item in value)
+        return (" x " if is_shape else ", ").join(map(str, value))
     return str(value)
