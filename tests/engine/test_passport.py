@@ -108,6 +108,7 @@ def test_another_version(manifest: EngineManifest) -> None:
     (line,) = lines(manifest, machine(version_of=lambda _: "1.8.0.1"))
     assert "was built by tensorrt-rtx version 1.7.1.116, installed is 1.8.0.1; trt-hspan build --onnx" in line
     low, high = manifest.profiles[0].min, manifest.profiles[0].max
+    assert "--flavor tensorrt-rtx --target sm_86" in line
     assert f"--min {low[2]}x{low[3]} --max {high[2]}x{high[3]} -o engines/net.plan" in line
     assert line.endswith("or pip install 'tensorrt-rtx==1.7.1.116'")
 

@@ -86,10 +86,10 @@ def built_for(manifest: EngineManifest, architecture: str) -> bool:
 
 
 def build_command(plan: Path, manifest: EngineManifest, *, target: str | None = None) -> str:
-    """The command that builds the engine again from its own model."""
+    """The command that builds the engine again from its own model, for its own GPUs or for `target`."""
     words = ["trt-hspan build --onnx", str(plan.parent / manifest.onnx_file), "--flavor", manifest.flavor]
-    if target is not None and manifest.flavor == "tensorrt-rtx":
-        words += ["--target", target]
+    if manifest.flavor == "tensorrt-rtx":
+        words += [f"--target {each}" for each in ([target] if target else manifest.targets)]
     if manifest.attention == "plugin":
         words += ["--attention", "plugin"]
     words += [OPTION_OF_TRAIT[trait] for trait in manifest.traits]
