@@ -40,7 +40,7 @@ def test_a_name_is_never_broken_in_a_pipe(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     print_rows("Figures", COLUMNS, [[NAME * 2, *ROWS[0][1:]]])
-    print_table("", {"sha256": "f" * 100, "name": NAME})
+    print_table("", {"sha256 of a checkpoint": "f" * 100, "name": NAME})
     text = capsys.readouterr().out
     assert text.count(NAME * 2) > 1
     assert "f" * 100 in text

@@ -57,7 +57,8 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     table = Table(title=_shown(title) if title else None, title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
+    widest = max((len(printable(name)) for name in rows), default=None)
+    table.add_column(no_wrap=True, min_width=widest)  # without, rich counts the longest word of a name only
     table.add_column(overflow="fold")
     for name, value in rows.items():  # as `Text`: a path may contain what rich takes for markup
         lines = map(_shown, _text(value).split("\n"))
