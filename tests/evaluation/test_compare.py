@@ -184,6 +184,14 @@ def test_a_network_far_below_bicubic_passes_with_a_warning(samples: list[Sample]
     )  # its error says enough
 
 
+def test_pictures_that_are_their_own_ground_truth_say_nothing_about_a_networks_weights(
+    samples: list[Sample],
+) -> None:
+    own = [replace(sample, low_resolution=None, scale=1) for sample in samples]
+    runner = NearestRunner(scale=1, offset=0.2)
+    assert validate(runner, runner, own).warning is None
+
+
 def test_report_survives_json_with_its_infinities_and_nans(
     samples: list[Sample], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.evaluation.metrics import (
+    EXACT_DB,
     Agreement,
     Quality,
     agreement,
@@ -304,7 +305,7 @@ def _report(
 def _below_bicubic(total: Summary) -> str | None:
     quality, bicubic = total.candidate_quality, total.bicubic_quality
     if (
-        quality is None or bicubic is None or bicubic.psnr_y_db == math.inf
+        quality is None or bicubic is None or bicubic.psnr_y_db >= EXACT_DB
     ):  # at scale 1 the input may be the truth
         return None
     if quality.psnr_y_db >= bicubic.psnr_y_db - FAR_BELOW_BICUBIC_DB:

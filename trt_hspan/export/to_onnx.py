@@ -66,8 +66,8 @@ def export_onnx(
         checkpoint: a path or preset, as `load_model` takes it.
         output: the `.onnx` file to write.
         precision: the type of the arithmetic, written into the graph. Input and output are float32 always.
-        res_scale: factor on each attention and module; None is what the checkpoint says, else 0.1, the official
-            code's default.
+        res_scale: factor on each attention and module; None is what the checkpoint says, else 0.1, as in
+            the official commands.
         opset: version of the ONNX operators; None takes 18, or 22 for bf16.
         static: (height, width) fixes the input to one picture of that size; None leaves N, H, W free.
         keep_fp32: names or patterns of nodes that stay in float32, on top of what every HSPAN keeps.

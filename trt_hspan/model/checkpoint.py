@@ -32,7 +32,7 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float | None = None) 
             keys. It is found in wrappers ("params_ema", "model_state_dict", several levels) and under prefixes
             ("module.", "net_g."), and a warning of this module's logger says where. No code in the file is run.
         res_scale: factor on each attention and each module. None is what the file says beside the weights, in the
-            header of safetensors or its training's arguments, else 0.1, the official code's default.
+            header of safetensors or its training's arguments, else 0.1, as in the official commands.
 
     Returns:
         The network in eval mode, float32 whatever floating-point type was saved, on the CPU. Sizes and scale are read

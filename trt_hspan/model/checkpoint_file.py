@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -124,7 +125,7 @@ def _read_torch(path: Path) -> tuple[object, list[str]]:
             raise objects_error(path, objects) from error
         raise _not_a_checkpoint(path, error) from error
     except OSError as error:
-        if error.errno is None:
+        if error.errno in (None, errno.EINVAL):  # a truncated file has torch.load seek to before its start
             raise _not_a_checkpoint(path, error) from error
         raise error_from_os_error(path, error, action="read") from error
     # torch.load meets damaged files with many kinds of errors; all of them mean this one thing.
@@ -170,7 +171,8 @@ def _require_tensors_inside(path: Path) -> None:
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> HspanError:
-    reason = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
+    is_advice = isinstance(error, pickle.UnpicklingError)  # to load without restrictions, which runs code
+    reason = ("" if is_advice else str(error).strip().split("\n")[0]) or type(error).__name__
     return HspanError(
         path, f"not a PyTorch checkpoint, or truncated ({reason[:160]})", "copy or download it again"
     )
