@@ -18,7 +18,12 @@ from torch.nn import functional as F
 import trt_hspan
 from trt_hspan import HspanError, UsageError, onnx_from_model
 from trt_hspan.export.agreement import require_agreement
-from trt_hspan.graph import metadata_from_model, model_with_plugin_nodes
+from trt_hspan.graph import (
+    base_precision_from_model,
+    metadata_from_model,
+    model_with_plugin_nodes,
+    variants_from_model,
+)
 
 
 def windows(features: Tensor) -> Tensor:
@@ -143,10 +148,14 @@ def require_same(module: nn.Module, model: onnx.ModelProto, shape: tuple[int, ..
 
 
 @pytest.mark.parametrize("name", [*PARTS, *MODULES])
-def test_part_of_a_real_network_is_exported_as_it_computes(name: str) -> None:
+def test_part_of_a_real_network_is_exported_as_it_computes_and_written_in_each_type(name: str) -> None:
     torch.manual_seed(0)
     network = Around(MODULES[name]() if name in MODULES else PARTS[name]).eval()
-    require_same(network, onnx_from_model(network), (2, 3, 18, 14))
+    model = onnx_from_model(network)
+    require_same(network, model, (2, 3, 18, 14))
+    for precision in ("fp16", "bf16"):
+        typed = variants_from_model(model, name).model(precision)
+        assert base_precision_from_model(typed) == precision
 
 
 def test_fixed_size_by_size_is_exported_as_it_computes() -> None:

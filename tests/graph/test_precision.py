@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan import HspanError, UsageError
-from trt_hspan.graph import model_for_cpu, model_in_precision
+from trt_hspan.graph import Precision, model_for_cpu, model_in_precision
 
 
 def two_layer_model(weight: float = 2.0, opset: int = 18) -> onnx.ModelProto:
@@ -69,6 +69,15 @@ def test_weight_that_would_become_infinite_is_refused() -> None:
     with pytest.raises(HspanError, match="weight: its value 70000 does not fit fp16"):
         model_in_precision(two_layer_model(70000.0), "fp16")
     model_in_precision(two_layer_model(70000.0, opset=22), "bf16")
+
+
+@pytest.mark.parametrize(("precision", "largest"), [("fp16", 65504.0), ("bf16", float.fromhex("0x1.fep127"))])
+def test_the_lowest_float32_of_a_mask_becomes_the_lowest_of_the_type(
+    precision: Precision, largest: float
+) -> None:
+    typed = model_in_precision(two_layer_model(float(np.finfo(np.float32).min), opset=22), precision)
+    weight = next(tensor for tensor in typed.graph.initializer if tensor.name == "weight")
+    assert np.unique(numpy_helper.to_array(weight).astype(np.float32)) == [-largest]
 
 
 def test_bfloat16_needs_an_opset_that_knows_it() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -108,7 +109,7 @@ def model_in_precision(
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if precision == "bf16" and opset < BF16_OPSET:
         raise UsageError("--opset", f"{opset} has no bfloat16 convolutions", f"use {BF16_OPSET} or later")
-    _Rewriter(result.graph, precision, tuple(keep_fp32), int(opset)).rewrite()
+    _Rewriter(result.graph, tensor_types(model), precision, tuple(keep_fp32), int(opset)).rewrite()
     return result
 
 
@@ -124,7 +125,12 @@ class _Rewriter:
     """One pass over a topologically sorted graph. Floats are either float32 or the low type, never a third."""
 
     def __init__(
-        self, graph: onnx.GraphProto, precision: Precision, keep_fp32: tuple[str, ...], opset: int
+        self,
+        graph: onnx.GraphProto,
+        types: dict[str, int],
+        precision: Precision,
+        keep_fp32: tuple[str, ...],
+        opset: int,
     ) -> None:
         self._graph = graph
         self._opset = opset
@@ -136,7 +142,7 @@ class _Rewriter:
         self._converted: dict[_Tensor, str] = {}  # its name in the other type
         self._nodes: list[onnx.NodeProto] = []
         self._new_weights: dict[str, onnx.TensorProto] = {}
-        self._value_types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input)}
+        self._value_types = types
 
     def rewrite(self) -> None:
         for value in self._graph.input:
@@ -225,8 +231,13 @@ class _Rewriter:
 
     def _low_weight(self, weight: onnx.TensorProto, name: str) -> onnx.TensorProto:
         values = numpy_helper.to_array(weight)
+        low_type = helper.tensor_dtype_to_np_dtype(self._low_type)
         with np.errstate(over="ignore"):
-            low = values.astype(helper.tensor_dtype_to_np_dtype(self._low_type))
+            low = values.astype(low_type)
+        # The largest number there is stays that: attention that is masked adds its negative to scores.
+        extreme = np.abs(values) == np.finfo(np.float32).max
+        largest_low = float(ml_dtypes.finfo(low_type).max)  # type: ignore[no-untyped-call]
+        low[extreme] = np.copysign(largest_low, values[extreme])
         lost = np.isinf(low.astype(np.float32)) & np.isfinite(values)
         if lost.any():
             largest = float(np.abs(values[lost]).max())
