@@ -266,3 +266,9 @@ def test_numbers_without_a_meaning_are_left_out(tmp_path: Path, chunk: tuple[byt
 @pytest.mark.parametrize("tags", [{318: (1.0,)}, {319: "red"}, {529: 3, 532: "x"}, {301: (1, 2)}])
 def test_tags_of_another_length_or_type_are_left_out(tags: dict[int, object]) -> None:
     assert profile_of_tiff(tags, bits=8, colors=2)[0] is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gamma_beyond_what_profiles_can_say_is_the_largest_of_theirs() -> None:
+    profile = profile_of_png(((b"gAMA", struct.pack(">L", 1)),), gray=True)
+    assert b"para" + bytes(8) + struct.pack(">l", (1 << 31) - 1) in profile

@@ -174,7 +174,7 @@ def icc_profile(
 
 
 def _fixed(values: Sequence[float] | npt.NDArray[np.float64]) -> bytes:
-    return np.round(np.asarray(values) * 65536).astype(">i4").tobytes()
+    return np.clip(np.round(np.asarray(values) * 65536), -(1 << 31), (1 << 31) - 1).astype(">i4").tobytes()
 
 
 def _text(words: str) -> bytes:
