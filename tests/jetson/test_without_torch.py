@@ -14,7 +14,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-BLOCKED = {"torch", "onnxscript", "onnxruntime", "polygraphy", "safetensors", "jinja2", "skimage", "matplotlib",
+BLOCKED = {"torch", "onnxscript", "onnxruntime", "openvino", "polygraphy", "safetensors", "jinja2", "skimage", "matplotlib",
            "pyvips", "av", "ray", "fsspec", "tritonclient", "aiohttp", "psutil", "elftools", "tensorrt_rtx"}
 
 for name in BLOCKED:
