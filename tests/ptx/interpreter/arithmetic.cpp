@@ -1,5 +1,6 @@
 //! \file arithmetic.cpp
 //! Integers, floats, bits and predicates.
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -135,6 +136,8 @@ void addIntegerArithmetic(Forms& forms)
     forms["neg.s32"] = unary<uint32_t>([](uint32_t a) { return 0U - a; });
     forms["neg.s64"] = unary<uint64_t>([](uint64_t a) { return uint64_t{0} - a; });
     forms["add.s16"] = forms["add.u16"] = binary<uint32_t>([](uint32_t a, uint32_t b) { return (a + b) & 0xffffU; });
+    forms["max.s16"]
+        = binary<uint32_t>([](uint32_t a, uint32_t b) { return lowBits(std::max(signedBits(a), signedBits(b))); });
     forms["sub.s16"] = forms["sub.u16"] = binary<uint32_t>([](uint32_t a, uint32_t b) { return (a - b) & 0xffffU; });
 }
 
@@ -151,6 +154,8 @@ void addBitOperations(Forms& forms)
     forms["shl.b64"] = form<uint64_t(uint64_t, uint32_t)>(left);
     forms["shr.s32"] = form<int32_t(int32_t, uint32_t)>(right);
     forms["shr.s64"] = form<int64_t(int64_t, uint32_t)>(right);
+    forms["shr.s16"] = form<uint32_t(uint32_t, uint32_t)>(
+        [](uint32_t number, uint32_t count) { return lowBits(shiftedRight(signedBits(number), count)); });
     forms["shr.u16"] = forms["shr.u32"] = forms["shr.b32"] = form<uint32_t(uint32_t, uint32_t)>(right);
     forms["shr.u64"] = forms["shr.b64"] = form<uint64_t(uint64_t, uint32_t)>(right);
     auto const insert

@@ -108,6 +108,7 @@ void addConversions(Forms& forms)
     forms["cvt.u32.u64"] = forms["cvt.u32.s64"] = form<uint32_t(uint64_t)>(same);
     forms["cvt.u16.u32"] = unary<uint32_t>([](uint32_t a) { return a & 0xffffU; });
     forms["cvt.u32.u16"] = unary<uint32_t>(same);
+    forms["cvt.s32.s16"] = form<int32_t(uint32_t)>([](uint32_t a) { return signedBits(a); });
 
     auto const toFloat = [](auto a) { return static_cast<float>(a); };
     forms["cvt.rn.f32.s32"] = form<float(int32_t)>(toFloat);

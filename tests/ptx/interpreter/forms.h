@@ -42,6 +42,19 @@ void addComparisons(Forms& forms);
 void addConversions(Forms& forms);
 //! @}
 
+//! \name A signed number of 16 bits, of a register's upper ones nothing
+//! @{
+inline int32_t signedBits(uint32_t number)
+{
+    return static_cast<int16_t>(number);
+}
+
+inline uint32_t lowBits(int32_t number)
+{
+    return static_cast<uint16_t>(number);
+}
+//! @}
+
 template <typename T>
 constexpr Width kWIDTH_OF{std::is_same_v<T, bool> ? Width::kPREDICATE
         : sizeof(T) == 8                          ? Width::k64
