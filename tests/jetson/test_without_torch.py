@@ -14,8 +14,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-BLOCKED = {"torch", "onnxscript", "onnxruntime", "openvino", "polygraphy", "safetensors", "jinja2", "skimage", "matplotlib",
-           "pyvips", "av", "ray", "fsspec", "tritonclient", "aiohttp", "psutil", "elftools", "tensorrt_rtx"}
+BLOCKED = {"onnxscript", "onnxruntime", "openvino", "polygraphy", "safetensors", "jinja2", "skimage", "matplotlib",
+           "torch", "pyvips", "av", "ray", "fsspec", "tritonclient", "aiohttp", "psutil", "elftools", "tensorrt_rtx"}
 
 for name in BLOCKED:
     sys.modules[name] = None  # as if it were not installed
