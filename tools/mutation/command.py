@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
-from tools.mutation.mistakes import Mistake, sample
+from tools.mutation.mistakes import Mistake, change, sample
 from tools.mutation.trial import PACKAGE, Copy, Verdict
 from tools.running import exit_code
 from trt_hspan.errors import HspanError, UsageError
@@ -104,7 +104,7 @@ def _verdicts(
             verdict = copy.verdict(mistake, arguments.seconds, passing)
         finally:
             copies.put(copy)
-        print(f"{verdict}: {mistake.module}:{mistake.line}: {mistake.change}", flush=True)
+        print(f"{verdict}: {mistake.module}:{mistake.place[0]}: {change(_ROOT, mistake)}", flush=True)
         return mistake, verdict
 
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
 
 from tools.mutation import command
-from tools.mutation.mistakes import mistakes, sample, source_with
+from tools.mutation.mistakes import change, mistakes, sample, source_with
 from tools.mutation.trial import Copy, mirroring_tests
 
 SOURCE = '''
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import sys
-def clamped(value: int | None, low: int = 2) -> int | None:
+def clamped(value: int | None, *, low: int = 2) -> int | None:
     """At least low."""
     if value is None or value < low and not value == 7:
         raise ValueError("got " + str(value) + f"{value:>4}")
@@ -52,39 +51,51 @@ def checkout(tmp_path: Path) -> Path:
 MODULE = "trt_hspan/room/module.py"
 
 
-def test_the_mistakes_of_a_source_are_these(checkout: Path) -> None:
-    assert [mistake.change for mistake in mistakes(checkout, MODULE)] == [
-        "2 -> 3",
-        "value is None or (value < low and (not value == 7)) -> value is None and (value < low and (not value == 7))",
-        "value is None -> value is not None",
-        "value < low and (not value == 7) -> value < low or not value == 7",
-        "value < low -> value <= low",
-        "not value == 7 -> value == 7",
-        "value == 7 -> value != 7",
-        "7 -> 8",
-        "max(value, low) - low -> max(value, low) + low",
-        "max(value, low) -> min(value, low)",
-        "count > 0 -> count >= 0",
-        "0 -> 1",
-        "count - 3 -> count + 3",
-        "3 -> 4",
-        "True -> False",
+def test_the_mistakes_that_change_something_are_these(checkout: Path) -> None:
+    every = sorted(sample(checkout, [MODULE], 99, 1), key=lambda mistake: mistake.place)
+    assert [(mistake.place, mistake.operator.split("_", 1)[-1]) for mistake in every] == [
+        ((5, 45), "NumberReplacer"),
+        ((7, 7), "AddNot"),
+        ((7, 13), "Is_IsNot"),
+        ((7, 21), "ReplaceOrWithAnd"),
+        ((7, 30), "Lt_LtE"),
+        ((7, 36), "ReplaceAndWithOr"),
+        ((7, 40), "Delete_Not"),
+        ((7, 50), "Eq_NotEq"),
+        ((7, 53), "NumberReplacer"),
+        ((9, 11), "Opposite"),
+        ((9, 27), "Sub_Add"),
+        ((11, 10), "AddNot"),
+        ((11, 16), "Gt_GtE"),
+        ((11, 18), "NumberReplacer"),
+        ((12, 22), "Sub_Add"),
+        ((12, 24), "NumberReplacer"),
+        ((13, 11), "ReplaceTrueWithFalse"),
     ]
 
 
-def test_each_mistake_changes_its_place_alone(checkout: Path) -> None:
-    unchanged = ast.unparse(ast.parse(SOURCE))
-    sources = [source_with(checkout, mistake) for mistake in mistakes(checkout, MODULE)]
-    assert len({unchanged, *sources}) == len(sources) + 1
-    for source in sources:
-        differing = [a for a, b in zip(source.splitlines(), unchanged.splitlines(), strict=True) if a != b]
+def test_membership_and_functions_become_their_opposites(checkout: Path) -> None:
+    (checkout / MODULE).write_text("a = 1 in b\na = 1 not in b\na = b is not c\na = max(b)\na = any(max)\n")
+    every = [mistake for mistake in mistakes(checkout, MODULE) if mistake.operator == "Opposite"]
+    assert [change(checkout, mistake) for mistake in every] == [
+        "a = 1 in b -> a = 1 not in b",
+        "a = 1 not in b -> a = 1  in b",
+        "a = max(b) -> a = min(b)",
+        "a = any(max) -> a = all(max)",
+    ]
+
+
+def test_each_mistake_changes_one_line_alone(checkout: Path) -> None:
+    for mistake in mistakes(checkout, MODULE):
+        source = source_with(checkout, mistake)
+        differing = [a for a, b in zip(source.splitlines(), SOURCE.splitlines(), strict=True) if a != b]
         assert len(differing) == 1
 
 
 def test_a_sample_depends_on_its_seed_alone(checkout: Path) -> None:
     assert sample(checkout, [MODULE], 5, 1) == sample(checkout, [MODULE], 5, 1)
     assert sample(checkout, [MODULE], 5, 1) != sample(checkout, [MODULE], 5, 2)
-    assert len(sample(checkout, [MODULE], 99, 1)) == 15
+    assert len(sample(checkout, [MODULE], 99, 1)) == 17
 
 
 def test_the_mirroring_test_goes_first_and_others_that_name_the_module_follow(checkout: Path) -> None:
@@ -99,13 +110,13 @@ def test_a_mistake_is_noticed_survives_or_is_stopped_and_leaves_nothing(
 ) -> None:
     (tmp_path / "copy").mkdir()
     copy, passing = Copy(checkout, tmp_path / "copy"), dict[str, bool]()
-    planted = {mistake.change: mistake for mistake in mistakes(checkout, MODULE)}
-    assert copy.verdict(planted["max(value, low) -> min(value, low)"], 60, passing) == "noticed"
-    assert (
-        copy.verdict(planted["7 -> 8"], 60, passing) == "survived"
-    )  # a test that always fails notices nothing
+    planted = {change(checkout, mistake): mistake for mistake in mistakes(checkout, MODULE)}
+    smallest = planted["return max(value, low) - low -> return min(value, low) - low"]
+    assert copy.verdict(smallest, 60, passing) == "noticed"
+    otherwise = planted["while count > 0: -> while count > -1:"]
+    assert copy.verdict(otherwise, 60, passing) == "survived"  # a test that always fails notices nothing
     assert passing == {"tests/room/test_module.py": True, "tests/room/test_broken.py": False}
-    endless = planted["count - 3 -> count + 3"]
+    endless = planted["count = count - 3 -> count = count + 3"]
     assert copy.verdict(endless, 1.5, {"tests/room/test_module.py": True}) == "noticed"
     assert (tmp_path / "copy" / MODULE).read_text() == SOURCE
 
@@ -118,11 +129,11 @@ def test_the_command_prints_the_score_and_fails_below_93_percent(
     monkeypatch.setattr(
         Copy, "fails", lambda self, test, seconds: "min(" in (self.folder / MODULE).read_text()
     )
-    assert command.main(["--count", "15", "--jobs", "1"]) == 1
+    assert command.main(["--count", "17", "--jobs", "1"]) == 1
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[-1] == "1 of 15 mistakes were noticed: 6.7 %"
-    assert printed.out.count("survived: trt_hspan/room/module.py:") == 14
+    assert printed.out.splitlines()[-1] == "1 of 17 mistakes were noticed: 5.9 %"
+    assert printed.out.count("survived: trt_hspan/room/module.py:") == 16
     assert "fewer than 93 % were noticed" in printed.err
     assert command.main(["--only", "nothing"]) == 2
     assert command.main(["--minutes", "0"]) == 1
-    assert "no time was left for 15 more" in capsys.readouterr().out
+    assert "no time was left for 17 more" in capsys.readouterr().out
