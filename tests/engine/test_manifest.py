@@ -179,6 +179,14 @@ def test_the_schema_is_that_of_the_dataclass_and_of_the_limits() -> None:
     assert tuple(schema["properties"]["traits"]["items"]["enum"]) == get_args(Trait)
 
 
+def test_a_manifest_that_names_no_multiple_is_of_a_network_of_any_size(plan: Path) -> None:
+    path = plan.with_suffix(".json")
+    document = json.loads(path.read_text())
+    del document["size_multiple"]
+    path.write_text(json.dumps(document))
+    assert read_manifest(plan).size_multiple == 1
+
+
 @pytest.mark.parametrize("size", [(1 << 22) + 1, 100 << 20])
 def test_a_file_too_long_for_a_manifest_is_not_read(plan: Path, size: int) -> None:
     os.truncate(plan.with_suffix(".json"), size)

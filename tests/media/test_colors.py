@@ -245,14 +245,116 @@ def test_profiles_say_what_lcms_knows_of_the_same_colors() -> None:
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
     )
     np.testing.assert_array_equal(np.asarray(shown), random)
-    for transfer in (16, 18):  # PQ and HLG: the curve of BT.2100 at half and at full level
-        wide = profile_of_png(((b"cICP", bytes([9, transfer, 0, 1])),), gray=False)
-        assert wide is not None
-        at = wide.index(b"curv\0\0\0\0") + 12
-        table = np.frombuffer(wide[at : at + 8192], ">u2") / 65535
-        # 92.2 of 10,000 candelas at half of PQ's range; a twelfth of HLG's.
-        assert table[2047] == pytest.approx({16: 0.00922, 18: 1 / 12}[transfer], rel=0.01)
-        assert table[-1] == 1
+
+
+def tag_of(profile: bytes, name: bytes) -> bytes:
+    """A tag's data without its type and what is reserved."""
+    for at in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12):
+        start, length = struct.unpack(">LL", profile[at + 4 : at + 12])
+        if profile[at : at + 4] == name:
+            return profile[start + 8 : start + length]
+    raise AssertionError(name)
+
+
+def described(primaries: int, transfer: int) -> bytes:
+    profile = profile_of_png(((b"cICP", bytes([primaries, transfer, 0, 1])),), gray=False)
+    assert profile is not None
+    return profile
+
+
+@pytest.mark.parametrize(
+    ("code", "points"),  # of white, red, green and blue, in thousandths but for D65: H.273, table 2
+    [
+        (1, (312.7, 329, 640, 330, 300, 600, 150, 60)),
+        (4, (310, 316, 670, 330, 210, 710, 140, 80)),
+        (5, (312.7, 329, 640, 330, 290, 600, 150, 60)),
+        (6, (312.7, 329, 630, 340, 310, 595, 155, 70)),
+        (7, (312.7, 329, 630, 340, 310, 595, 155, 70)),
+        (9, (312.7, 329, 708, 292, 170, 797, 131, 46)),
+        (11, (314, 351, 680, 320, 265, 690, 150, 60)),
+        (12, (312.7, 329, 680, 320, 265, 690, 150, 60)),
+        (22, (312.7, 329, 630, 340, 295, 605, 155, 77)),
+    ],
+)
+def test_primaries_by_their_number_are_those_of_the_table(code: int, points: tuple[float, ...]) -> None:
+    profile = described(code, 8)
+    adaptation = np.frombuffer(tag_of(profile, b"chad"), ">i4").reshape(3, 3) / 65536
+    colorants = [np.frombuffer(tag_of(profile, name + b"XYZ"), ">i4") / 65536 for name in (b"r", b"g", b"b")]
+    lights = np.linalg.solve(adaptation, np.array([sum(colorants), *colorants]).T)
+    found = (lights / lights.sum(axis=0))[:2].T.ravel()
+    # A colorant has an error of half of 1 / 65536 in each number, and blue's sum is at least a twentieth.
+    np.testing.assert_allclose(found, np.array(points) / 1000, atol=1e-3 / 2)
+
+
+def pq(code: float) -> float:
+    """BT.2100, table 4, with the numbers as it gives them."""
+    root = code ** (1 / 78.84375)
+    return (max(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (1 / 0.1593017578125)
+
+
+def hlg(code: float) -> float:
+    """BT.2100, table 5."""
+    a = 0.17883277
+    b = 1 - 4 * a
+    return code**2 / 3 if code <= 0.5 else (np.exp((code - (0.5 - a * np.log(4 * a))) / a) + b) / 12
+
+
+def segmented(gamma: float, offset: float, slope: float, start: float) -> Callable[[float], float]:
+    """H.273, table 3: code = (1 + offset) * light ** gamma - offset from start on, slope * light below."""
+    return lambda code: (
+        code / slope if code < slope * start else ((code + offset) / (1 + offset)) ** (1 / gamma)
+    )
+
+
+@pytest.mark.parametrize(
+    ("transfer", "light"),
+    [
+        *((code, segmented(0.45, 0.099, 4.5, 0.018)) for code in (1, 6, 14, 15)),
+        (4, lambda code: code**2.2),
+        (5, lambda code: code**2.8),
+        (7, segmented(0.45, 0.1115, 4, 0.0228)),
+        (8, lambda code: code),
+        (13, segmented(1 / 2.4, 0.055, 12.92, 0.0031308)),
+        (16, pq),
+        (18, hlg),
+    ],
+)
+def test_transfer_by_its_number_is_that_of_the_table(transfer: int, light: Callable[[float], float]) -> None:
+    profile = described(9, transfer)
+    for name in (b"rTRC", b"gTRC", b"bTRC"):
+        data = tag_of(profile, name)
+        if transfer in (16, 18):
+            table = np.frombuffer(data[4:], ">u2")
+            assert len(table) == int.from_bytes(data[:4], "big") == 4096
+            expected = [light(code) for code in np.linspace(0, 1, 4096)]
+            np.testing.assert_allclose(table / 65535, expected, atol=0.5001 / 65535)
+            continue
+        g, *others = np.frombuffer(data[4:], ">i4") / 65536
+        a, b, c, d = others or (1, 0, 0, 0)
+        for code in (0, 0.02, 0.04, 0.05, 0.08, 0.1, 0.5, 1):
+            # Each parameter is rounded to 1 / 65536, and enters with at most a slope of 3.
+            assert (c * code if code < d else (a * code + b) ** g) == pytest.approx(light(code), abs=1e-4)
+
+
+@pytest.mark.parametrize("code", [(3, 13, 0, 1), (9, 3, 0, 1), (9, 13, 1, 1), (9, 13, 0, 0)])
+def test_numbers_that_no_profile_says_are_refused(code: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        profile_of_png(((b"cICP", bytes(code)),), gray=False)
+
+
+def test_what_describes_srgb_needs_no_profile() -> None:
+    srgb = struct.pack(">8L", *(round(100_000 * value) for value in BT709))
+    gamma = struct.pack(">L", 45455)
+    for chunks in (
+        {},
+        {b"cICP": bytes([1, 13, 0, 1])},
+        {b"gAMA": gamma},
+        {b"gAMA": struct.pack(">L", 45_954), b"cHRM": srgb},
+        {b"sRGB": b"\0", b"gAMA": LINEAR, b"cHRM": CHRM},
+    ):
+        assert profile_of_png(tuple(chunks.items()), gray=False) is None
+    for chunks in ({b"gAMA": struct.pack(">L", 45_955)}, {b"gAMA": gamma, b"cHRM": CHRM}, {b"cHRM": CHRM}):
+        assert profile_of_png(tuple(chunks.items()), gray=False) is not None
 
 
 @pytest.mark.parametrize(

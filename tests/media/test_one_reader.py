@@ -159,3 +159,13 @@ def test_pillow_alone_gives_the_same_pixels_of_8_bits(file: Path, monkeypatch: p
     assert np.abs(difference).max() <= (
         1 if file.name.startswith("inks") else 0
     )  # two CMYK conversions round
+
+
+@pytest.mark.parametrize(
+    ("channels", "words"),
+    [(5, "5 channels are no picture"), (6, "6 channels of type uchar have no plain way")],
+)
+def test_more_channels_than_a_picture_has_are_refused(tmp_path: Path, channels: int, words: str) -> None:
+    vips_image(noise(channels), "srgb").tiffsave(str(tmp_path / "a.tif"))
+    with pytest.raises(HspanError, match=words):
+        open_picture(tmp_path / "a.tif")

@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2
 
 from trt_hspan.serving.admission import RefusedError
 from trt_hspan.serving.v2 import (
+    MOST_JSON_BYTES,
     MOST_JSON_ELEMENTS,
     PICTURES,
     TENSORS,
@@ -99,6 +100,9 @@ def test_shape_that_is_not_the_data_is_refused_before_anything_is_made_of_it(sha
         ({"parameters": {"binary_data_size": -1}}, "bytes follow the JSON"),
         ({"parameters": {"shared_memory_region": "x", "shared_memory_byte_size": 480}}, "no shared memory"),
         ({"parameters": []}, "expected an object"),
+        ({"data": BATCH.ravel().tolist()[:-1]}, "needs data: 120 numbers"),
+        ({"data": [True] * 120}, "expected numbers"),
+        ({"data": []}, "needs data"),
     ],
 )
 def test_wrong_input_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -119,8 +123,9 @@ def test_wrong_input_is_refused(changes: dict[str, Any], words: str) -> None:
         {"parameters": {"format": 3}},
         {"parameters": {"timeout": -1}},
         {"parameters": {"timeout": "soon"}},
+        {"parameters": {"timeout": True}},
         {"id": 7},
-        {"id": "x" * 1000},
+        {"id": "x" * 257},
     ],
 )
 def test_wrong_request_is_refused(changes: dict[str, Any]) -> None:
@@ -165,6 +170,71 @@ def test_json_of_too_many_bytes_is_not_even_looked_at() -> None:
     assert refused.value.status == 413
 
 
+def test_limits_are_the_largest_that_is_taken() -> None:
+    assert object_from_json(b'{"a":' + b"[" * 15 + b"]" * 15 + b"}")["a"]
+    assert object_from_json(b'{"a": [' + b"0," * (MOST_JSON_ELEMENTS - 1) + b"0,0]}")["a"]
+    assert len(object_from_json(b'{"a": [' + b"[]," * ((1 << 16) - 3) + b"[]]}")["a"]) == (1 << 16) - 2
+    for data in (
+        b'{"a": [' + b"0," * MOST_JSON_ELEMENTS + b"0,0]}",
+        b'{"a": [' + b"[]," * ((1 << 16) - 2) + b"[]]}",
+        b'{"a":' + b"[" * 16 + b"]" * 16 + b"}",
+    ):
+        with pytest.raises(RefusedError, match=r"too many elements|more than 16 levels"):
+            object_from_json(data)
+    assert object_from_json(b" " * (MOST_JSON_BYTES - 2) + b"{}") == {}
+    with pytest.raises(RefusedError):
+        object_from_json(b" " * (MOST_JSON_BYTES - 1) + b"{}")
+    assert MOST_JSON_BYTES == 8 << 20
+    assert read(request_of(BATCH) | {"id": "x" * 256}).identifier == "x" * 256
+    large = np.zeros((1, 3, 1, MOST_JSON_ELEMENTS // 3), np.float32)
+    assert body_from_output(InferCall(identifier="", values=None), "net", 1, TENSORS, large)[1] is None
+    with pytest.raises(RefusedError, match="too many for JSON"):
+        read(request_of(BATCH, shape=[1, 3, 1, MOST_JSON_ELEMENTS // 3 + 1]))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "request_", "rest", "words"),
+    [
+        (
+            {"parameters": {"binary_data_size": True}},
+            {},
+            b"1",
+            "binary_data_size is True, and 1 bytes follow",
+        ),
+        ({"parameters": {"binary_data_size": 479}}, {}, b"1", "binary_data_size is 479, and 1 bytes follow"),
+        ({"parameters": {"binary_data_size": 480}}, {}, BATCH.tobytes(), "both data and binary_data_size"),
+        ({}, {}, b"1", "no input says that they are its own"),
+    ],
+)
+def test_bytes_behind_the_json_belong_to_one_input(
+    tensor: dict[str, Any], request_: dict[str, Any], rest: bytes, words: str
+) -> None:
+    with pytest.raises(RefusedError, match=words):
+        read(request_of(BATCH, **tensor) | request_, rest)
+
+
+def test_an_output_is_binary_where_it_says_so_or_else_the_request() -> None:
+    for of_request, of_output, is_binary in (
+        (None, None, False),
+        (True, None, True),
+        (1, None, False),
+        (True, False, False),
+        (False, True, True),
+        (None, "yes", False),
+    ):
+        request = request_of(BATCH) | {"parameters": {"binary_data_output": of_request}}
+        if of_output is not None:
+            request["outputs"] = [{"name": "output", "parameters": {"binary_data": of_output}}]
+        assert read(request).is_binary is is_binary
+
+
+def test_format_and_time_are_parameters() -> None:
+    for timeout, seconds in ((None, None), (0, None), (1, 1e-6), (1500, 0.0015), (1 << 60, (1 << 50) / 1e6)):
+        call = read(request_of(BATCH) | {"parameters": {"timeout": timeout, "format": "WebP"}})
+        assert (call.seconds, call.format) == (seconds, "webp")
+    assert read(request_of(BATCH)).format == "png"
+
+
 @pytest.mark.parametrize("length", ["-1", "1e3", "9" * 40, "99999", "٣", "", "0x1"])
 def test_wrong_length_of_the_json_is_refused(length: str) -> None:
     with pytest.raises(RefusedError):
@@ -172,7 +242,11 @@ def test_wrong_length_of_the_json_is_refused(length: str) -> None:
 
 
 def test_picture_needs_no_json() -> None:
+    for body, length in ((b"", None), (b"", "1"), (b"{}", "3")):
+        with pytest.raises(RefusedError, match=r"cannot read the JSON|and the body has"):
+            call_from_body(body, length, PICTURES)
     call = call_from_body(b"\x89PNG", "0", PICTURES)
+    assert call.is_binary
     assert call.values.tobytes() == b"\x89PNG"
     with pytest.raises(RefusedError, match="only a picture"):
         call_from_body(BATCH.tobytes(), "0", TENSORS)
@@ -181,6 +255,7 @@ def test_picture_needs_no_json() -> None:
 def test_bytes_in_json_are_from_0_to_255() -> None:
     picture = {"name": "image", "datatype": "UINT8", "shape": [1, 2]}
     assert read({"inputs": [picture | {"data": [1, 255]}]}, interface=PICTURES).values.tolist() == [[1, 255]]
+    assert read({"inputs": [picture | {"data": [0, 1]}]}, interface=PICTURES).values.dtype == np.uint8
     for data in ([1, 256], [1, -1], [1, 1.5], [1, True]):
         with pytest.raises(RefusedError, match="from 0 to 255"):
             read({"inputs": [picture | {"data": data}]}, interface=PICTURES)
@@ -204,6 +279,23 @@ def test_message_is_read_as_the_body_is() -> None:
         BATCH.ravel()
     )
     np.testing.assert_array_equal(call_from_message(message, TENSORS).values, BATCH)
+
+
+def test_a_picture_may_be_numbers_of_a_message_and_have_parameters() -> None:
+    message = service_pb2.ModelInferRequest()
+    tensor = message.inputs.add(name="image", datatype="UINT8", shape=[1, 2])
+    tensor.contents.uint_contents.extend([7, 255])
+    message.parameters["format"].string_param = "jpg"
+    message.outputs.add(name="upscaled").parameters["binary_data"].bool_param = True
+    call = call_from_message(message, PICTURES)
+    assert (call.values.tolist(), call.format, call.is_binary) == ([[7, 255]], "jpg", True)
+    message.raw_input_contents.append(b"ab")
+    with pytest.raises(RefusedError, match="one of raw_input_contents, or contents"):
+        call_from_message(message, PICTURES)
+    twice = message_of(BATCH)
+    twice.raw_input_contents.append(b"")
+    with pytest.raises(RefusedError, match="one of raw_input_contents, or contents"):
+        call_from_message(twice, TENSORS)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,30 @@ def test_hidden_colors_that_differ_are_a_picture_and_stay() -> None:
     assert TileAlpha(picture).filled is picture
 
 
+@pytest.mark.parametrize("others", [(9, 0, 0), (0, 0, 9)])
+@pytest.mark.parametrize("count", [16, 17, 20])
+def test_a_color_of_more_than_half_of_what_is_clear_is_unused(others: tuple[int, ...], count: int) -> None:
+    """Of 32 clear pixels above 32 solid ones; what is left over has colors of larger or of smaller numbers."""
+    picture = np.full((8, 8, 4), (50, 60, 70, 255), np.uint8)
+    picture[:4] = (*others, 0)
+    picture[:4].reshape(32, 4)[:count] = (5, 0, 5, 0)
+    unused = (picture == (5, 0, 5, 0)).all(axis=2)
+    tile = TileAlpha(picture)
+    assert (tile.filled is picture) is (count == 16)
+    if count > 16:
+        np.testing.assert_array_equal(tile.filled[~unused], picture[~unused])
+        assert (tile.filled[unused] == (50, 60, 70, 0)).all()
+        output = np.zeros((2, 3, 16, 16), np.float32)
+        output[1] = 1
+        finished = tile.finished(output)
+        # All but the last row of what is clear is surrounded by what is.
+        clear = unused.repeat(2, 0).repeat(2, 1)[:6]
+        np.testing.assert_array_equal(finished[0][:, :6][:, clear].T * 255, [[5, 0, 5]] * clear.sum())
+        assert not finished[0][:, 6:].any()
+        assert not finished[1][:, :6].any()
+        assert finished[1][:, 6:].all()
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [2, 4])
 def test_streamed_pictures_have_the_same_edges(
