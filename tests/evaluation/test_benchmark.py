@@ -15,6 +15,7 @@ from support.export_cache import ExportCache
 from support.golden import GoldenNetwork
 from support.official_evaluation import official_psnrs
 from support.runner_doubles import NearestRunner
+from support.small_engine import SmallEngine
 from support.synthetic_pictures import picture
 
 from trt_hspan import load_model
@@ -22,6 +23,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.benchmark import OFFICIAL, BenchmarkPicture, BenchmarkReport, evaluate
 from trt_hspan.evaluation.metrics import EXACT_DB, psnr_y, ssim_y
 from trt_hspan.evaluation.resize import bicubic_pixels, downscale
+from trt_hspan.files import sha256_from_file
 from trt_hspan.runtime.opening import open_runner
 from trt_hspan.upscaling.options import Protocol, UpscaleOptions
 
@@ -91,6 +93,17 @@ def test_an_onnx_file_has_the_figures_of_its_checkpoint(
         assert second.quality.psnr_y_db == pytest.approx(first.quality.psnr_y_db, abs=1e-3)
 
 
+def test_an_engine_that_a_cpu_emulates_has_the_figures_of_its_onnx_file(
+    small_engine: SmallEngine, data: Path
+) -> None:
+    engine = evaluate(open_runner(small_engine.plan, device="cpu"), data, ["Set5"])
+    assert engine.network == str(small_engine.plan)
+    assert engine.sha256 == sha256_from_file(small_engine.plan)
+    assert "FP16, emulated on CPU" in engine.backend
+    onnx = evaluate(open_runner(small_engine.onnx), data, ["Set5"])
+    assert [p.quality for p in engine.pictures] == [p.quality for p in onnx.pictures]
+
+
 @pytest.fixture
 def runner() -> NearestRunner:
     return NearestRunner(source_sha256="a")
@@ -137,6 +150,37 @@ def test_each_protocol_cuts_as_it_says(
 ) -> None:
     evaluate(runner, data, ["Set5"], options=options)
     assert {shape[2:] for shape in runner.calls} == shapes
+
+
+def test_quarters_of_the_official_protocol_are_multiples_of_what_the_network_takes(
+    runner: NearestRunner, tmp_path: Path
+) -> None:
+    write_pair(tmp_path / "Set5", "baby", picture(244, 268, seed=0))
+    runner.size_multiple = 6
+    evaluate(runner, tmp_path)
+    assert {shape[2:] for shape in runner.calls} == {(48, 48)}  # from 30 + 10 and 33 + 10: multiples of 12 and 24
+
+
+def test_what_does_not_take_the_official_quarters_is_evaluated_in_the_tiles_that_the_error_names(
+    runner: NearestRunner, data: Path
+) -> None:
+    runner.fixed_shape = (1, 3, 24, 24)
+    with pytest.raises(HspanError, match=r"Set5/baby, a tile of .* takes 1x3x24x24.*; take --protocol tiles"):
+        evaluate(runner, data)
+    assert evaluate(runner, data, options=UpscaleOptions()).complete
+    assert {shape[2:] for shape in runner.calls} == {(24, 24)}
+
+
+def test_at_scale_1_the_input_stands_beside_and_is_never_the_ground_truth(tmp_path: Path) -> None:
+    truth = picture(60, 72, seed=0)
+    for place, pixels in (("HR/cat.png", truth), ("LR_bicubic/X1/catx1.png", truth // 2)):
+        (tmp_path / "Set5" / place).parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "Set5" / place)
+    report = evaluate(NearestRunner(scale=1), tmp_path, options=WHOLE)
+    assert report.sets[0].bicubic.psnr_y_db == psnr_y(truth // 2, truth, 1)
+    (tmp_path / "Set5/LR_bicubic").rename(tmp_path / "inputs")
+    with pytest.raises(HspanError, match=r"Set5/cat: is ground truth without an input.*; put inputs .*/catx1\.png"):
+        evaluate(NearestRunner(scale=1), tmp_path)
 
 
 # Results in a file ---------------------------------------------------------------------------------------------
@@ -258,7 +302,7 @@ def swap_inputs(data: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (shrink_one, r"Set5/baby: 16x20 pixels are too small to be quartered .*; take another --protocol"),
+        (shrink_one, r"Set5/baby: 16x20 pixels are too small to be quartered .*; take --protocol tiles"),
         (spoil_last, r"comic\.png: not a picture"),
         (narrow_last, r"Set14/comic: 40x31 pixels are too small to be quartered"),
     ],

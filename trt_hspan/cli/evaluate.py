@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from trt_hspan.evaluation.benchmark import BenchmarkPicture, BenchmarkReport, BenchmarkSet
     from trt_hspan.upscaling.options import UpscaleOptions
 
-_COLUMNS = ("PSNR-Y", "SSIM", "bicubic", "its SSIM", "seconds")
-
 
 class SeveralSets(TyperCommand):
     """Reads `--sets Set5 Set14` as `--sets Set5 --sets Set14`."""
@@ -132,18 +130,30 @@ def _title(report: BenchmarkReport) -> str:
 
 
 def _means(report: BenchmarkReport) -> tuple[list[str], list[list[str]]]:
-    return ["set", "pictures", *_COLUMNS], [[s.name, str(s.pictures), *_figures(s)] for s in report.sets]
+    rows = [[s.name, str(s.pictures), *_figures(s)] for s in report.sets]
+    return ["set", "pictures", *_columns(report)], rows
 
 
 def _pictures(report: BenchmarkReport, name: str) -> tuple[list[str], list[list[str]]]:
     own = (picture for picture in report.pictures if picture.set == name)
-    return [name, "input", *_COLUMNS], [[p.name, f"{p.height}x{p.width}", *_figures(p)] for p in own]
+    rows = [[p.name, f"{p.height}x{p.width}", *_figures(p)] for p in own]
+    return [name, "size", *_columns(report)], rows
+
+
+def _columns(report: BenchmarkReport) -> list[str]:
+    return ["PSNR-Y", "SSIM", "bicubic" if report.scale > 1 else "input", "its SSIM", "seconds"]
 
 
 def _figures(measured: BenchmarkPicture | BenchmarkSet) -> list[str]:
     qualities = (measured.quality, measured.bicubic)
-    cells = [text for q in qualities for text in (f"{q.psnr_y_db:.3f}", f"{q.ssim_y:.4f}")]
+    cells = [text for q in qualities for text in (_decibels(q.psnr_y_db), f"{q.ssim_y:.4f}")]
     return [*cells, f"{measured.seconds:.2f}"]
+
+
+def _decibels(psnr_y_db: float) -> str:
+    from trt_hspan.evaluation.metrics import EXACT_DB
+
+    return "exact" if psnr_y_db >= EXACT_DB else f"{psnr_y_db:.3f}"
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

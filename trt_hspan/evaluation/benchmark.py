@@ -36,7 +36,8 @@ class BenchmarkPicture:
     Attributes:
         set, name: where it is.
         height, width: of the input, in pixels.
-        quality, bicubic: of the network's result and of bicubic interpolation, against ground truth.
+        quality, bicubic: of the network's result and of bicubic interpolation, against ground truth; at scale 1 the
+            latter is the input itself.
         seconds: wall time of the network, without reading and measuring.
         remark: what is odd about it, if anything.
         sha256: of the ground truth's file, and of the input's if it has one.
@@ -55,7 +56,7 @@ class BenchmarkPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSet:
-    """The means over the pictures of a set, of PSNR-Y over those that are not restored exactly; seconds are a sum."""
+    """The means over the pictures of a set, of a PSNR-Y over those where it is finite; seconds are a sum."""
 
     name: str
     pictures: int
@@ -137,9 +138,7 @@ def evaluate(
             for sample in samples
         ]
         for name, sample in samples:
-            size, what = sample.size(), f"{name}/{sample.name}"
-            upscaler.plan(size, what=what)
-            require_measurable(size.scaled(sample.scale), sample.scale, what)
+            _require_usable(sample, upscaler, f"{name}/{sample.name}")
         report = _head(upscaler)
         stored = _stored_pictures(results, report)
         for done, (name, sample) in enumerate(samples):
@@ -159,6 +158,24 @@ def evaluate(
             if results is not None:
                 write_text(results, json_text(asdict(report)) + "\n")
     return report
+
+
+def _require_usable(sample: Sample, upscaler: Upscaler, what: str) -> None:
+    """Raises: HspanError for a picture that cannot be evaluated, before the first run."""
+    size = sample.size()
+    if sample.scale == 1 and sample.low_resolution is None:
+        raise HspanError(
+            what,
+            "is ground truth without an input, and a network of scale 1 needs one that is worse",
+            f"put inputs beside HR, as LR_bicubic/X1/{sample.name}x1.png",
+        )
+    try:
+        upscaler.plan(size, what=what)
+    except HspanError as error:
+        if upscaler.options.protocol != "official":
+            raise
+        raise HspanError(error.where, error.what, "take --protocol tiles") from error
+    require_measurable(size.scaled(sample.scale), sample.scale, what)
 
 
 def _head(upscaler: Upscaler) -> BenchmarkReport:
@@ -248,7 +265,7 @@ def _means(pictures: Sequence[BenchmarkPicture]) -> tuple[BenchmarkSet, ...]:
             name=name,
             pictures=len(own),
             quality=mean_quality([p.quality for p in own], [p.quality for p in own]),
-            bicubic=mean_quality([p.bicubic for p in own], [p.quality for p in own]),
+            bicubic=mean_quality([p.bicubic for p in own], [p.bicubic for p in own]),
             seconds=sum(picture.seconds for picture in own),
         )
         for name, own in sets.items()

@@ -8,6 +8,7 @@ picture that goes into the network; outputs are `scale` times as large.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -153,6 +154,7 @@ def official_plan(
     *,
     shave: int = OFFICIAL_SHAVE,
     min_size: int = OFFICIAL_MIN_SIZE,
+    size_multiple: int = 1,
     what: object = "picture",
 ) -> TilePlan:
     """The tiles of the official code's `--chop` (`forward_chop` of HSPAN's src/model/__init__.py).
@@ -160,7 +162,8 @@ def official_plan(
     A picture is always cut into four quarters, each with `shave` pixels more at its inner edges; height and width
     of a quarter are rounded up to the next multiple of 4 and 8, a multiple becoming the next one. Quarters of
     `min_size` pixels or more are cut again in the same way. Seams are hard and lie in the middle. All quarters of
-    one cut have one size, so the leaves form a grid.
+    one cut have one size, so the leaves form a grid. For a network whose sides are multiples of `size_multiple`, 4 and
+    8 become their least common multiples with it.
 
     Raises:
         HspanError: the picture is so small that its quarters would be larger; the official code fails there too.
@@ -172,10 +175,11 @@ def official_plan(
         (4, '48x72')
     """
     rows, columns = ([_Piece(0, side, 0, side)] for side in picture)
+    row_step, column_step = (math.lcm(step, size_multiple) for step in _OFFICIAL_STEPS)
     before = None
     while before is None or before.pixels >= min_size:
-        rows = _halved(rows, shave, _OFFICIAL_STEPS[0], picture, what)
-        columns = _halved(columns, shave, _OFFICIAL_STEPS[1], picture, what)
+        rows = _halved(rows, shave, row_step, picture, what)
+        columns = _halved(columns, shave, column_step, picture, what)
         quarter = ImageSize(rows[0].length, columns[0].length)
         if quarter == before:
             raise UsageError(

@@ -86,9 +86,8 @@ class Upscaler:
         """
         if self.options.protocol == "official":
             sizes = (picture, picture.turned) if self.options.self_ensemble else (picture,)
-            plans = [
-                official_plan(size, min_size=self.options.official_min_size, what=what) for size in sizes
-            ]
+            least, step = self.options.official_min_size, self.runner.size_multiple
+            plans = [official_plan(size, min_size=least, size_multiple=step, what=what) for size in sizes]
             for quarters in plans:
                 require_size(self.runner, quarters.tile, f"{what}, a tile of --protocol official")
             return plans[0]
