@@ -14,11 +14,13 @@ from support.command_line import CommandLine
 from support.golden import GOLDEN
 from support.permissions import read_only
 from support.small_networks import write_attention_network
+from torch import nn
 
+from trt_hspan import HighSimilarityPassAttention, onnx_from_model
 from trt_hspan.engine.manifest import verify_manifest
 from trt_hspan.engine.passport import build_command
 from trt_hspan.files import sha256_from_file
-from trt_hspan.graph import load_onnx, metadata_from_model
+from trt_hspan.graph import load_onnx, metadata_from_model, save_onnx
 from trt_hspan.native.plugin import default_plugin_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +169,20 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert result.code == 2, result.err
     assert message in result.error_line
     assert files_under(network.parent) == {network.name}
+
+
+def test_a_node_that_tensorrt_does_not_build_in_bf16_is_named_with_the_option_that_keeps_it_in_float32(
+    run: CommandLine, tmp_path: Path
+) -> None:
+    upsampler = nn.ConvTranspose2d(8, 3, 4, stride=2, padding=1)
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), HighSimilarityPassAttention(8), upsampler)
+    save_onnx(onnx_from_model(network), tmp_path / "up.onnx")
+    words = ("build", "--onnx", tmp_path / "up.onnx", "--precision", "bf16", *SMALL, "-o", tmp_path / "up.plan")
+    result = run(*words)
+    assert result.code == 1
+    option = result.error_line.partition("keep that node in float32: ")[2]
+    assert option == "--keep-fp32 2/ConvTranspose"
+    assert run(*words, *option.split()).code == 0
 
 
 def test_no_source_at_all_is_wrong_usage(run: CommandLine) -> None:

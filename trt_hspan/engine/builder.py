@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
+import shlex
 import signal
 import threading
 import time
@@ -114,7 +116,8 @@ def _build(
     monitor = progress_monitor(trt, tracker)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
-        raise HspanError(spec.output, f"TensorRT cannot read this model: {_parser_error(parser, log)}")
+        what, next_step = _parser_error(parser, log)
+        raise HspanError(spec.output, f"TensorRT cannot read this model: {what}", next_step)
     config = _config(trt, builder, network, spec, profiles=profiles, log=log)
     config.progress_monitor = monitor
     started = time.perf_counter()
@@ -125,7 +128,7 @@ def _build(
         raise HspanError(
             spec.output,
             f"TensorRT built no engine: {log.first_error or 'it did not say why'}",
-            _advice(trt, spec),
+            _advice(trt, spec, network, log.first_error or ""),
         )
     layers = Counter(network.get_layer(index).type.name for index in range(network.num_layers))
     figures = figures_from_log(log.figures)
@@ -207,23 +210,41 @@ def _set_timing_cache(config: Any, path: Path) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def _parser_error(parser: Any, log: CollectedLog) -> str:
+def _parser_error(parser: Any, log: CollectedLog) -> tuple[str, str | None]:
+    """What the parser does not read, and the next step."""
     if parser.num_errors == 0:
-        return log.first_error or "it did not say why"
+        return log.first_error or "it did not say why", None
     error = parser.get_error(0)
-    node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_operator() else ""
+    node, operator, reason = error.node_name(), error.node_operator(), error.desc()
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
-    return f"{node}{error.desc()}{more}"
+    if "Plugin not found" in reason:  # as it says of any operator that is none of its own
+        step = "write that part of the network with other operations"
+        return f"node {node}: it has no operator {operator}{more}", step
+    return f"{f'node {node} ({operator}): ' if operator else ''}{reason}{more}", None
 
 
-def _advice(trt: Any, spec: EngineSpec) -> str:
+def _advice(trt: Any, spec: EngineSpec, network: Any, error: str) -> str:
     if trt.__name__ == MODULE_OF["tensorrt-rtx"] and "refittable" in spec.traits:
         return (
             "build it where there is a GPU, which TensorRT-RTX 1.7 wants for this, or leave out --refittable"
         )
+    if (node := _low_node_in(network, error)) is not None:
+        return f"keep that node in float32: --keep-fp32 {shlex.quote(node)}"
     return "see its messages with --verbose" + (
         "" if spec.workspace_mib is None else ", or raise --workspace-mib"
     )
+
+
+def _low_node_in(network: Any, error: str) -> str | None:
+    """The node in FP16 or BF16 that an error names; of several names the longest."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    named = [
+        layer.name
+        for layer in layers
+        if re.search(rf"(?<![\w./]){re.escape(layer.name)}(?![\w./])", error)
+        and layer.get_output(0).dtype.name in ("HALF", "BF16")
+    ]
+    return max(named, key=len, default=None)
 
 
 def _io_tensors(network: Any) -> tuple[IoTensor, ...]:

@@ -193,6 +193,13 @@ def _with_opset(model: onnx.ModelProto, lowest: int) -> onnx.ModelProto:
     if opset_of(model) >= lowest:
         return model
     converted = onnx.version_converter.convert_version(model, lowest)
+    graph = converted.graph
+    constants = [node for node in graph.node if node.op_type == "Constant"]  # attributes that became inputs
+    for node in constants:
+        graph.node.remove(node)
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
     del converted.metadata_props[:]
     converted.metadata_props.extend(model.metadata_props)
     converted.ir_version = max(model.ir_version, 9)  # the first that has FP8
