@@ -161,12 +161,13 @@ def test_quarters_of_the_official_protocol_are_multiples_of_what_the_network_tak
     assert {shape[2:] for shape in runner.calls} == {(48, 48)}  # from 30 + 10 and 33 + 10: multiples of 12 and 24
 
 
-def test_what_does_not_take_the_official_quarters_is_evaluated_in_the_tiles_that_the_error_names(
+def test_what_takes_neither_quarters_nor_whole_pictures_is_evaluated_in_the_tiles_that_the_error_names(
     runner: NearestRunner, data: Path
 ) -> None:
     runner.fixed_shape = (1, 3, 24, 24)
-    with pytest.raises(HspanError, match=r"Set5/baby, a tile of .* takes 1x3x24x24.*; take --protocol tiles"):
-        evaluate(runner, data)
+    for options, what in ((OFFICIAL, "Set5/baby, a tile of"), (WHOLE, "Set5/baby: ")):
+        with pytest.raises(HspanError, match=rf"{what}.* takes 1x3x24x24.*; take --protocol tiles"):
+            evaluate(runner, data, options=options)
     assert evaluate(runner, data, options=UpscaleOptions()).complete
     assert {shape[2:] for shape in runner.calls} == {(24, 24)}
 
