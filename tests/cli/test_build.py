@@ -177,7 +177,16 @@ def test_a_node_that_tensorrt_does_not_build_in_bf16_is_named_with_the_option_th
     upsampler = nn.ConvTranspose2d(8, 3, 4, stride=2, padding=1)
     network = nn.Sequential(nn.Conv2d(3, 8, 1), HighSimilarityPassAttention(8), upsampler)
     save_onnx(onnx_from_model(network), tmp_path / "up.onnx")
-    words = ("build", "--onnx", tmp_path / "up.onnx", "--precision", "bf16", *SMALL, "-o", tmp_path / "up.plan")
+    words = (
+        "build",
+        "--onnx",
+        tmp_path / "up.onnx",
+        "--precision",
+        "bf16",
+        *SMALL,
+        "-o",
+        tmp_path / "up.plan",
+    )
     result = run(*words)
     assert result.code == 1
     option = result.error_line.partition("keep that node in float32: ")[2]

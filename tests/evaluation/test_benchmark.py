@@ -158,7 +158,8 @@ def test_quarters_of_the_official_protocol_are_multiples_of_what_the_network_tak
     write_pair(tmp_path / "Set5", "baby", picture(244, 268, seed=0))
     runner.size_multiple = 6
     evaluate(runner, tmp_path)
-    assert {shape[2:] for shape in runner.calls} == {(48, 48)}  # from 30 + 10 and 33 + 10: multiples of 12 and 24
+    # From 30 + 10 and 33 + 10 pixels, multiples of 12 and of 24.
+    assert {shape[2:] for shape in runner.calls} == {(48, 48)}
 
 
 def test_what_takes_neither_quarters_nor_whole_pictures_is_evaluated_in_the_tiles_that_the_error_names(
@@ -180,7 +181,9 @@ def test_at_scale_1_the_input_stands_beside_and_is_never_the_ground_truth(tmp_pa
     report = evaluate(NearestRunner(scale=1), tmp_path, options=WHOLE)
     assert report.sets[0].bicubic.psnr_y_db == psnr_y(truth // 2, truth, 1)
     (tmp_path / "Set5/LR_bicubic").rename(tmp_path / "inputs")
-    with pytest.raises(HspanError, match=r"Set5/cat: is ground truth without an input.*; put inputs .*/catx1\.png"):
+    with pytest.raises(
+        HspanError, match=r"Set5/cat: is ground truth without an input.*; put inputs .*/catx1\.png"
+    ):
         evaluate(NearestRunner(scale=1), tmp_path)
 
 
