@@ -6,6 +6,7 @@ Dataclasses may contain str, int, float, bool, X | None, Literal, tuple[X, ...],
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -17,7 +18,7 @@ from typing import Any, Final, Literal, NoReturn, TypeVar, Union, cast, get_args
 from trt_hspan.errors import STEERING
 
 _T = TypeVar("_T")
-_EXPECTED = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+_hints: Final[Callable[[Any], dict[str, Any]]] = functools.cache(get_type_hints)
 
 
 class MistypedError(Exception):
@@ -53,7 +54,8 @@ def _finite_number(text: str) -> float:
 def require_schema(value: object, schema: Mapping[str, Any], key: str = "") -> None:
     """Checks parsed JSON against a JSON Schema, of the keywords that engine/manifest.schema.json uses.
 
-    Stricter than the standard where that file says so: an integer has no point, and every text and key is printable.
+    Stricter than the standard where that file says so: an integer has no point; texts and keys whose length or number
+    is limited are printable.
 
     Raises:
         MistypedError: it does not fit; the message names the first key at fault.
@@ -62,8 +64,10 @@ def require_schema(value: object, schema: Mapping[str, Any], key: str = "") -> N
     kind, nullable = (kinds, False) if isinstance(kinds, str) else (kinds[0], "null" in kinds)
     if value is None and nullable:
         return
-    if not (type(value) in _JSON_TYPES[kind] and _SCHEMA_RULES[kind](value, schema)):
-        raise _mistyped(key or "the document", value, _expected(kind, schema))
+    accepted, rule, _ = _KINDS[kind]
+    if not (type(value) in accepted and rule(value, schema)):
+        expected, got = _expected(kind, schema), _short(repr(value))
+        raise MistypedError(f"{key or 'the document'} is {got}, expected {expected}")
     if isinstance(value, list):
         for index, item in enumerate(value):
             require_schema(item, schema["items"], f"{key}[{index}]")
@@ -74,19 +78,13 @@ def require_schema(value: object, schema: Mapping[str, Any], key: str = "") -> N
                 raise MistypedError(f"the key {prefix}{name} is missing")
         for name, item in value.items():
             inner = schema.get("properties", {}).get(name, schema["additionalProperties"])
-            if inner is False or STEERING.search(name):
-                raise MistypedError(f"the key {prefix}{_short(ascii(name)[1:-1])} is unknown")
-            require_schema(item, inner, f"{prefix}{_short(name)}")
+            shown = f"{prefix}{_short(ascii(name).strip(chr(39)))}"
+            is_text = type(name) is str and not ("maxProperties" in schema and STEERING.search(name))
+            if inner is False or not is_text:
+                raise MistypedError(f"the key {shown} is unknown")
+            require_schema(item, inner, shown)
 
 
-_JSON_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-}
 # "format" -> what matches, and what it is called.
 _FORMATS: Final = {
     "sha256": (re.compile("[0-9a-f]{64}"), "64 hexadecimal digits"),
@@ -106,19 +104,29 @@ def _is_text(text: Any, schema: Mapping[str, Any]) -> bool:
     return (
         len(text) <= schema.get("maxLength", math.inf)
         and text in schema.get("enum", (text,))
-        and not STEERING.search(text)
+        and not ("maxLength" in schema and STEERING.search(text))
         and (pattern is None or pattern.fullmatch(text) is not None)
     )
 
 
-_SCHEMA_RULES: Final[Mapping[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
-    "string": _is_text,
-    "integer": _is_number,
-    "number": _is_number,
-    "boolean": lambda *_: True,
-    "array": lambda value, schema: schema["minItems"] <= len(value) <= schema["maxItems"],
-    "object": lambda value, schema: len(value) <= schema.get("maxProperties", math.inf),
+def _is_list(value: Any, schema: Mapping[str, Any]) -> bool:
+    return bool(schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf))
+
+
+# Type in a schema -> Python's, the rule beyond them, and what it is called.
+_KINDS: Final[Mapping[str, tuple[tuple[type, ...], Callable[[Any, Mapping[str, Any]], bool], str]]] = {
+    "string": ((str,), _is_text, "a string"),
+    "integer": ((int,), _is_number, "an integer"),
+    "number": ((float, int), _is_number, "a number"),
+    "boolean": ((bool,), lambda *_: True, "true or false"),
+    "array": ((list,), _is_list, "a list"),
+    "object": (
+        (dict,),
+        lambda value, schema: len(value) <= schema.get("maxProperties", math.inf),
+        "an object",
+    ),
 }
+_TYPE_NAMES: Final = {types[0]: name for name, (types, _, _) in _KINDS.items()}
 
 
 def _expected(kind: str, schema: Mapping[str, Any]) -> str:
@@ -127,73 +135,73 @@ def _expected(kind: str, schema: Mapping[str, Any]) -> str:
         return f"one of {', '.join(filter(None, schema['enum']))}"
     if "format" in schema:
         return str(_FORMATS[schema["format"]][1])
-    if kind in ("integer", "number"):
-        limits = f" from {schema['minimum']} to {schema['maximum']}" if "minimum" in schema else ""
-        return f"{'an integer' if kind == 'integer' else 'a number'}{limits}"
-    if kind == "array":
+    words = _KINDS[kind][2]
+    if kind in ("integer", "number") and "minimum" in schema:
+        return f"{words} from {schema['minimum']} to {schema['maximum']}"
+    if kind == "array" and "minItems" in schema:
         return f"a list of {schema['minItems']} to {schema['maxItems']}"
-    if kind == "string":
+    if kind == "string" and "maxLength" in schema:
         return f"a text of at most {schema['maxLength']} printable characters"
-    return "true or false" if kind == "boolean" else "an object"
+    return words
 
 
-def dataclass_from_json(document: object, kind: type[_T]) -> _T:
+def dataclass_from_json(document: object, kind: type[_T], schema: Mapping[str, Any] | None = None) -> _T:
     """Builds a `kind` from parsed JSON. Lists become tuples, integers may stand for floats.
+
+    Args:
+        schema: what the document must fit; None is every key of the dataclass, each of its annotated type.
 
     Raises:
         MistypedError: a key is missing, unknown or mistyped.
     """
-    return cast("_T", _dataclass(document, kind, ""))
+    require_schema(document, _schema_of(kind) if schema is None else schema)
+    return cast("_T", _built(document, kind))
 
 
-def _dataclass(value: object, kind: Any, key: str) -> object:
-    if not isinstance(value, dict):
-        raise _mistyped(key or "the document", value, "an object")
-    hints = get_type_hints(kind)
-    prefix = f"{key}." if key else ""
-    for name in hints:
-        if name not in value:
-            raise MistypedError(f"the key {prefix}{name} is missing")
-    for name in value:
-        if name not in hints:
-            raise MistypedError(f"the key {prefix}{name} is unknown")
-    return kind(**{name: _convert(value[name], hint, f"{prefix}{name}") for name, hint in hints.items()})
-
-
-def _convert(value: object, kind: Any, key: str) -> object:
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        (kind,) = (argument for argument in get_args(kind) if argument is not type(None))
-        return None if value is None else _convert(value, kind, key)
+def _schema_of(kind: Any) -> Mapping[str, Any]:
+    """The JSON Schema of an annotated type."""
+    if (inner := _not_none(kind)) is not None:
+        schema = _schema_of(inner)
+        return {**schema, "type": (schema["type"], "null")}
     if dataclasses.is_dataclass(kind):
-        return _dataclass(value, kind, key)
-    if origin is not None:
-        return _generic(value, origin, get_args(kind), key)
-    if type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    raise _mistyped(key, value, _EXPECTED[kind])
-
-
-def _generic(value: object, origin: Any, arguments: tuple[Any, ...], key: str) -> object:
+        properties = {name: _schema_of(hint) for name, hint in _hints(kind).items()}
+        return {
+            "type": "object",
+            "additionalProperties": False,
+            "required": tuple(properties),
+            "properties": properties,
+        }
+    origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
-        if type(value) is str and value in arguments:
-            return value
-        raise _mistyped(key, value, f"one of {', '.join(arguments)}")
+        return {"type": "string", "enum": arguments}
     if origin is tuple:
-        if not isinstance(value, list):
-            raise _mistyped(key, value, "a list")
-        return tuple(_convert(item, arguments[0], f"{key}[{index}]") for index, item in enumerate(value))
-    if not issubclass(origin, Mapping):
-        raise TypeError(f"{key}: no rule to read {origin} from JSON")
-    if not isinstance(value, dict):
-        raise _mistyped(key, value, "an object")
-    return {name: _convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
+        return {"type": "array", "items": _schema_of(arguments[0])}
+    if origin is not None:
+        return {"type": "object", "additionalProperties": _schema_of(arguments[1])}
+    return {"type": _TYPE_NAMES[kind]}
 
 
-def _mistyped(key: str, value: object, expected: str) -> MistypedError:
-    return MistypedError(f"{key} is {_short(repr(value))}, expected {expected}")
+def _built(value: Any, kind: Any) -> object:
+    """A value that fits the type's schema, as that type."""
+    if value is None:
+        return None
+    kind = _not_none(kind) or kind
+    if dataclasses.is_dataclass(kind):
+        hints = _hints(kind)
+        return kind(**{name: _built(item, hints[name]) for name, item in value.items()})  # type: ignore[operator]
+    if isinstance(value, list):
+        return tuple(_built(item, get_args(kind)[0]) for item in value)
+    if isinstance(value, dict):
+        return {name: _built(item, get_args(kind)[1]) for name, item in value.items()}
+    return float(value) if kind is float else value
+
+
+def _not_none(kind: Any) -> Any:
+    """X of X | None; None of every other type."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return None
+    (inner,) = (argument for argument in get_args(kind) if argument is not type(None))
+    return inner
 
 
 def _short(text: str) -> str:

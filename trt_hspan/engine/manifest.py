@@ -22,7 +22,7 @@ from trt_hspan.engine.range_record import RangeAudit
 from trt_hspan.engine.spec import Attention, BasePrecision, Flavor, Precision, Trait
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error, require_regular_file, sha256_from_file
-from trt_hspan.records import MistypedError, dataclass_from_json, parsed_json, require_schema
+from trt_hspan.records import MistypedError, dataclass_from_json, parsed_json
 from trt_hspan.sizes import ImageSize
 
 FORMAT_VERSION: Final = 4
@@ -195,8 +195,7 @@ def manifest_from_json(content: bytes, *, where: str | os.PathLike[str]) -> Engi
             f"{_BUILD_AGAIN} of this version",
         )
     try:
-        require_schema(document, manifest_schema())
-        manifest = dataclass_from_json({"size_multiple": 1, **document}, EngineManifest)
+        manifest = dataclass_from_json(document, EngineManifest, manifest_schema())
     except MistypedError as error:
         raise HspanError(where, str(error), _BUILD_AGAIN) from None
     if (impossible := _impossible(manifest)) is not None:
