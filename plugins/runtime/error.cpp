@@ -1,6 +1,7 @@
 #include "error.h"
 
 #include <cerrno>
+#include <cstdint>
 #include <system_error>
 
 namespace hspan
@@ -13,48 +14,54 @@ std::string line(std::string const& where, std::string const& what, std::string 
     return printable(where + ": " + what + (nextStep.empty() ? "" : "; " + nextStep));
 }
 
-// How many bytes from `at` on are one character that steers a terminal; 0 when it is another.
-std::size_t steeringBytes(std::string const& text, std::size_t at)
+// A character of UTF-8; a byte that is none stands alone, as the number 0.
+struct Character
 {
-    auto const byte = [&](std::size_t offset) -> unsigned
+    std::uint32_t number;
+    std::size_t bytes;
+};
+
+Character characterAt(std::string const& text, std::size_t at)
+{
+    static std::uint32_t const kLEAST[] = {0, 0, 0x80, 0x800, 0x10000};
+    auto const byte = [&](std::size_t offset) -> std::uint32_t
     { return at + offset < text.size() ? static_cast<unsigned char>(text[at + offset]) : 0U; };
-    if (byte(0) < 0x20 || byte(0) == 0x7f)
+    std::uint32_t const lead = byte(0);
+    std::size_t const bytes = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+    std::uint32_t number = bytes == 1 ? lead : lead & 0x7fU >> bytes;
+    bool valid = lead < 0x80 || (lead >= 0xc0 && lead < 0xf8);
+    for (std::size_t i = 1; i < bytes; ++i)
     {
-        return 1;
+        valid = valid && (byte(i) & 0xc0U) == 0x80;
+        number = number << 6 | (byte(i) & 0x3fU);
     }
-    if (byte(0) == 0xc2 && byte(1) >= 0x80 && byte(1) <= 0x9f) // U+0080 to U+009F
-    {
-        return 2;
-    }
-    bool const inBlock = byte(0) == 0xe2 && (byte(1) == 0x80 || byte(1) == 0x81); // U+2028 to U+202E, U+2066 to U+2069
-    bool const turns = byte(1) == 0x80 ? byte(2) >= 0xa8 && byte(2) <= 0xae : byte(2) >= 0xa6 && byte(2) <= 0xa9;
-    return inBlock && turns ? 3 : 0;
+    valid = valid && number >= kLEAST[bytes] && number <= 0x10ffff && (number < 0xd800 || number > 0xdfff);
+    return valid ? Character{number, bytes} : Character{0, 1};
+}
+
+bool steers(std::uint32_t number)
+{
+    return number < 0x20 || (number >= 0x7f && number <= 0x9f) || (number >= 0x2028 && number <= 0x202e)
+        || (number >= 0x2066 && number <= 0x2069);
 }
 
 } // namespace
 
 bool steers(std::string const& text)
 {
-    for (std::size_t at = 0; at < text.size(); ++at)
-    {
-        if (steeringBytes(text, at) > 0)
-        {
-            return true;
-        }
-    }
-    return false;
+    return printable(text) != text;
 }
 
-std::string printable(std::string text)
+std::string printable(std::string const& text)
 {
-    for (std::size_t at = 0; at < text.size(); ++at)
+    std::string result;
+    for (std::size_t at = 0; at < text.size();)
     {
-        if (std::size_t const count = steeringBytes(text, at); count > 0)
-        {
-            text.replace(at, count, "?");
-        }
+        Character const character = characterAt(text, at);
+        result += steers(character.number) ? "?" : text.substr(at, character.bytes);
+        at += character.bytes;
     }
-    return text;
+    return result;
 }
 
 Error::Error(std::string const& where, std::string const& what, std::string const& nextStep, Code code)

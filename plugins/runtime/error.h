@@ -36,12 +36,12 @@ private:
     Code mCode;
 };
 
-// Whether a UTF-8 text contains what steers a terminal or breaks a line: control characters, separators of lines and
-// paragraphs, what turns the direction of writing. trt_hspan/errors.py has the same list.
+// Whether a text contains what steers a terminal or breaks a line: control characters, separators of lines and
+// paragraphs, what turns the direction of writing, bytes that are no UTF-8. trt_hspan/errors.py has the same list.
 bool steers(std::string const& text);
 
 // The text with a question mark for each of them.
-std::string printable(std::string text);
+std::string printable(std::string const& text);
 
 // An Error for a failed system call: errno's text, and what can be done about it.
 Error errorFromErrno(std::string const& where, std::string const& action, int number);

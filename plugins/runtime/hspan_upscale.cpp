@@ -131,6 +131,10 @@ void upscaleFile(DeferredEngine& engine, Upscaler& upscaler, std::string const& 
     std::string const output = targetFor(input, arguments);
     Image const image = imageFromBytes(readFile(input, kMAX_FILE_BYTES), input);
     requireFormatHolds(output, upscaler.resultOf(image, input));
+    if (std::string const lost = lostColors(image, output); !lost.empty())
+    {
+        say(input + ": " + lost);
+    }
     engine.open();
     std::vector<double> times;
     Image result;

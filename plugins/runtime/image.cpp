@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cctype>
 #include <initializer_list>
+#include <iterator>
+#include <vector>
 
 namespace hspan
 {
@@ -13,6 +15,11 @@ namespace
 {
 
 constexpr int kMAX_JPEG_SIDE = 65500; // libjpeg's own limit
+
+// What chunks of a PNG say of sRGB, after their kinds: files that say nothing are taken for that.
+std::string const kSRGB_CHUNKS[] = {std::string("cICP\x01\x0d\0\x01", 8), std::string("gAMA\0\0\xb1\x8f", 8),
+    std::string(
+        "cHRM\0\0\x7a\x26\0\0\x80\x84\0\0\xfa\0\0\0\x80\xe8\0\0\x75\x30\0\0\xea\x60\0\0\x3a\x98\0\0\x17\x70", 36)};
 
 enum class Format
 {
@@ -89,6 +96,34 @@ void requireFormatHolds(std::string const& path, PictureShape const& picture)
     {
         throw Error(path, "JPEG cannot hold sides above " + std::to_string(kMAX_JPEG_SIDE) + " pixels", next);
     }
+}
+
+std::string lostColors(Image const& image, std::string const& path)
+{
+    Format const format = formatFromSuffix(path);
+    if (format == Format::kPNG)
+    {
+        return "";
+    }
+    auto const [profile, chunks] = image.said;
+    std::vector<std::string> names;
+    for (std::size_t at = 0; at < chunks.size(); at += 12U + chunks[at + 3])
+    {
+        std::string const chunk(&chunks[at + 4], &chunks[at + 8] + chunks[at + 3]);
+        if (std::find(std::begin(kSRGB_CHUNKS), std::end(kSRGB_CHUNKS), chunk) == std::end(kSRGB_CHUNKS))
+        {
+            names.push_back(chunk.substr(0, 4));
+        }
+    }
+    bool const isSrgb = std::find(names.begin(), names.end(), "sRGB") != names.end();
+    std::string list = !profile.empty() && format != Format::kJPEG ? "profile" : "";
+    for (std::string const& name : names)
+    {
+        // A profile and sRGB have more right than these two.
+        bool const counts = name != "sRGB" && ((profile.empty() && !isSrgb) || (name != "gAMA" && name != "cHRM"));
+        list += counts ? (list.empty() ? "" : ", ") + name : "";
+    }
+    return list.empty() ? "" : "what it says of its colors (" + list + ") is lost: write .png instead";
 }
 
 Bytes bytesFromImage(Image const& image, std::string const& path)

@@ -20,6 +20,9 @@ Image imageFromBytes(Bytes const& bytes, std::string const& where);
 // Throws Error: another suffix, or what the format cannot hold (JPEG: alpha, 16 bit, sides above 65,500; PPM: alpha).
 Bytes bytesFromImage(Image const& image, std::string const& path);
 
+// What a picture says of its colors and a file of this name will not, in one phrase; empty if nothing.
+std::string lostColors(Image const& image, std::string const& path);
+
 // Checks before any work that bytesFromImage knows the suffix. Throws Error.
 void requireWritableSuffix(std::string const& path);
 

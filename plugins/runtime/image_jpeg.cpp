@@ -66,9 +66,12 @@ struct Reading
     Failure failure;
     jpeg_progress_mgr progress{};
     bool created = false;
+    JOCTET* profile = nullptr;
+    unsigned profileSize = 0;
 
     ~Reading()
     {
+        std::free(profile);
         if (created)
         {
             jpeg_destroy_decompress(&codec);
@@ -88,7 +91,9 @@ bool readHeader(Reading& reading, Bytes const& bytes)
     reading.codec.progress = &reading.progress;
     jpeg_mem_src(&reading.codec, bytes.data(), static_cast<unsigned long>(bytes.size()));
     jpeg_save_markers(&reading.codec, JPEG_APP0 + 1, 0xffff);
+    jpeg_save_markers(&reading.codec, JPEG_APP0 + 2, 0xffff); // where a profile is
     jpeg_read_header(&reading.codec, TRUE);
+    jpeg_read_icc_profile(&reading.codec, &reading.profile, &reading.profileSize);
     return true;
 }
 
@@ -147,6 +152,10 @@ bool writeAll(Writing& writing, Image const& image)
         writing.codec.comp_info[i].v_samp_factor = 1;
     }
     jpeg_start_compress(&writing.codec, TRUE);
+    if (Bytes const& profile = image.said.profile; !profile.empty())
+    {
+        jpeg_write_icc_profile(&writing.codec, profile.data(), static_cast<unsigned>(profile.size()));
+    }
     while (writing.codec.next_scanline < writing.codec.image_height)
     {
         // libjpeg reads through this pointer only.
@@ -192,6 +201,7 @@ Image imageFromJpeg(Bytes const& bytes, std::string const& where)
     }
     codec.out_color_space = codec.num_components == 1 ? JCS_GRAYSCALE : JCS_RGB;
     Image image = imageWithSize(where, codec.image_height, codec.image_width, codec.num_components, 8);
+    image.said.profile.assign(reading.profile, reading.profile + reading.profileSize);
     int const turned = orientation(codec); // libjpeg forgets the markers with the last row
     if (!readRows(reading, image))
     {

@@ -6,8 +6,12 @@
 #include <algorithm>
 #include <csetjmp>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <set>
+#include <string>
 #include <vector>
+#include <zlib.h>
 
 namespace hspan
 {
@@ -91,7 +95,7 @@ bool readHeader(Reading& reading)
     }
     png_set_read_fn(reading.png, &reading.source, readBytes);
     png_set_user_limits(reading.png, 1U << 27, 1U << 27);
-    // Text chunks and profiles are not kept; a bomb inside one is not unpacked either.
+    // Texts are not kept; a bomb inside one is not unpacked either.
     png_set_keep_unknown_chunks(reading.png, PNG_HANDLE_CHUNK_NEVER, nullptr, 0);
     png_set_chunk_malloc_max(reading.png, 8U << 20);
     png_read_info(reading.png, reading.info);
@@ -150,6 +154,90 @@ bool writeAll(Writing& writing, png_uint_32 width, png_uint_32 height, int bits,
     return true;
 }
 
+constexpr std::size_t kHEADER_END = 8 + 25; // of the signature and the chunk IHDR
+constexpr std::size_t kCHUNK_BYTES = 12;    // of a chunk beside its content
+constexpr uLong kMOST_PROFILE = 16UL << 20;
+
+std::uint32_t bigEndian(std::uint8_t const* bytes)
+{
+    return std::uint32_t{bytes[0]} << 24 | std::uint32_t{bytes[1]} << 16 | std::uint32_t{bytes[2]} << 8 | bytes[3];
+}
+
+void appendNumber(Bytes& bytes, std::size_t number)
+{
+    for (int shift = 24; shift >= 0; shift -= 8)
+    {
+        bytes.push_back(static_cast<std::uint8_t>(number >> shift));
+    }
+}
+
+// The profile in the chunk iCCP: a name, a null byte, 0 for deflate, and the profile. Empty if it is none.
+Bytes profileFromChunk(std::uint8_t const* content, std::size_t size)
+{
+    auto const start = static_cast<std::size_t>(std::find(content, content + size, 0) - content) + 2;
+    Bytes profile;
+    for (uLong room = 4096; start < size && room <= kMOST_PROFILE; room *= 4)
+    {
+        profile.resize(room);
+        uLongf count = room;
+        int const result = uncompress(profile.data(), &count, content + start, size - start);
+        if (result != Z_BUF_ERROR)
+        {
+            profile.resize(result == Z_OK ? count : 0);
+            return profile;
+        }
+    }
+    return {};
+}
+
+Bytes chunkFromProfile(Bytes const& profile)
+{
+    uLongf size = compressBound(profile.size());
+    Bytes packed(size);
+    compress(packed.data(), &size, profile.data(), profile.size());
+    std::string const head("iCCPICC profile\0\0", 17);
+    Bytes chunk;
+    appendNumber(chunk, head.size() - 4 + size);
+    chunk.insert(chunk.end(), head.begin(), head.end());
+    chunk.insert(chunk.end(), packed.begin(), packed.begin() + static_cast<std::ptrdiff_t>(size));
+    appendNumber(chunk, crc32(0, &chunk[4], static_cast<uInt>(chunk.size() - 4)));
+    return chunk;
+}
+
+// The profile, and the first chunk of each kind that says something of colors, before the pixels.
+Colors colorsFromPng(Bytes const& file)
+{
+    std::map<std::string, std::uint32_t> const sizes{
+        {"cICP", 4}, {"sRGB", 1}, {"gAMA", 4}, {"cHRM", 32}, {"mDCV", 24}, {"cLLI", 8}};
+    Colors said;
+    std::set<std::string> seen;
+    for (std::size_t at = kHEADER_END; at + kCHUNK_BYTES <= file.size();)
+    {
+        std::uint8_t const* const chunk = &file[at];
+        std::uint32_t const size = bigEndian(chunk);
+        std::string const kind(chunk + 4, chunk + 8);
+        if (kind == "IDAT" || size > file.size() - at - kCHUNK_BYTES)
+        {
+            break;
+        }
+        auto const known = sizes.find(kind);
+        bool const taken = kind == "iCCP" || (known != sizes.end() && known->second == size);
+        if (taken && crc32(0, chunk + 4, size + 4) == bigEndian(chunk + 8 + size) && seen.insert(kind).second)
+        {
+            if (kind == "iCCP")
+            {
+                said.profile = profileFromChunk(chunk + 8, size);
+            }
+            else
+            {
+                said.chunks.insert(said.chunks.end(), chunk, chunk + kCHUNK_BYTES + size);
+            }
+        }
+        at += kCHUNK_BYTES + size;
+    }
+    return said;
+}
+
 void pointRows(std::vector<png_bytep>& rows, Image const& image)
 {
     rows.resize(static_cast<std::size_t>(image.height));
@@ -194,6 +282,7 @@ Image imageFromPng(Bytes const& bytes, std::string const& where)
     {
         throw Error(where, "a PNG of an unknown kind", "convert it to 8-bit RGB");
     }
+    image.said = colorsFromPng(bytes);
     pointRows(reading.rows, image);
     if (!readRows(reading))
     {
@@ -219,6 +308,13 @@ Bytes pngFromImage(Image const& image, std::string const& where)
     {
         throw Error(where, "cannot be written as PNG (" + writing.messages.text + ")");
     }
+    Bytes chunks = image.said.chunks;
+    if (!image.said.profile.empty())
+    {
+        Bytes const chunk = chunkFromProfile(image.said.profile);
+        chunks.insert(chunks.end(), chunk.begin(), chunk.end());
+    }
+    writing.bytes.insert(writing.bytes.begin() + kHEADER_END, chunks.begin(), chunks.end());
     return std::move(writing.bytes);
 }
 

@@ -46,6 +46,7 @@ Image uprightImage(Image image, int orientation)
     bool const turned = orientation >= 5;
     Image upright = imageWithSize("picture", turned ? image.width : image.height, turned ? image.height : image.width,
         image.channels, image.bits);
+    upright.said = std::move(image.said);
     std::size_t const pixel = static_cast<std::size_t>(image.channels) * static_cast<std::size_t>(image.bits / 8);
     int const right = image.width - 1;
     int const bottom = image.height - 1;

@@ -11,6 +11,13 @@
 namespace hspan
 {
 
+// What a file says of its colors: an ICC profile, and chunks of a PNG beside it, as a PNG has them.
+struct Colors
+{
+    Bytes profile;
+    Bytes chunks;
+};
+
 // Samples interleaved, rows from top to bottom without padding; 16-bit samples in the machine's byte order.
 struct Image
 {
@@ -19,6 +26,7 @@ struct Image
     int channels = 0; // 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha
     int bits = 8;     // 8 or 16
     Bytes samples;
+    Colors said;
 
     std::size_t rowBytes() const
     {

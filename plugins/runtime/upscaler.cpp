@@ -280,6 +280,7 @@ Image Upscaler::attempt(Image const& image, TilePlan const& plan, std::string co
     int const factor = scale();
     Image result = imageWithSize(where + ", upscaled", std::int64_t{image.height} * factor,
         std::int64_t{image.width} * factor, image.channels, image.bits);
+    result.said = image.said;
     PixelWriter writer(result, where);
     int const passes = image.hasAlpha() ? 2 : 1;
     int const total = passes * static_cast<int>(plan.rows.size() * plan.columns.size());

@@ -23,6 +23,7 @@ from PIL import Image
 from support.hostile_pictures import HOSTILE
 from support.manifest_corpus import BASE
 from support.tile_networks import BoundedRunner
+from trt_hspan.media.metadata import png_chunk
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.upscaler import upscale_array
 
@@ -33,6 +34,8 @@ _BYTES_PER_PIXEL = 64
 #: A plan of the double's that contains code.
 _CODE = f"hspan double {SCALE} {_BYTES_PER_PIXEL} code\n".encode()
 _SECONDS = 120
+# White, red, green and blue, x and y of each, as the chunk cHRM has them.
+_BT709 = (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)
 
 
 @dataclass(frozen=True)
@@ -362,6 +365,28 @@ class ProgramContract:
         assert (tmp_path / "out.png").read_bytes() == b"the user's"
         completed = program.run("-e", engine, picture, "-o", tmp_path / "out.png", "--overwrite")
         assert (completed.returncode, Image.open(tmp_path / "out.png").size) == (0, (123, 150))
+
+    def test_colors_that_a_format_cannot_say_are_said_and_no_byte_of_a_name_steers(
+        self, program: UpscaleProgram, engine: Path, tmp_path: Path
+    ) -> None:
+        source = tmp_path / os.fsdecode(b"a\x9b31m\xc3\xa9\xc0\x9b.png")
+        standard = b"".join(value.to_bytes(4, "big") for value in _BT709)
+        Image.fromarray(_picture((9, 9, 3))).save(source)
+        file = source.read_bytes()
+        for chunks, lost in (
+            ([(b"gAMA", (100_000).to_bytes(4, "big")), (b"cLLI", bytes(8))], "gAMA, cLLI"),
+            ([(b"gAMA", (45_455).to_bytes(4, "big")), (b"cHRM", standard)], None),
+            ([(b"sRGB", b"\0"), (b"gAMA", bytes(4)), (b"cHRM", bytes(32))], None),
+        ):
+            source.write_bytes(file[:33] + b"".join(png_chunk(*chunk) for chunk in chunks) + file[33:])
+            for target in ("o.jpg", "o.ppm", "o.png"):
+                completed = program.run("-e", engine, source, "-o", tmp_path / target, "--overwrite")
+                *notes, result = completed.stderr.decode().splitlines()  # valid UTF-8
+                assert "/a?31m\xe9??.png -> " in result
+                expected = lost if target != "o.png" else None
+                assert [f"its colors ({expected}) is lost" in note for note in notes] == [True] * bool(
+                    expected
+                )
 
     def test_the_device_chooses_the_gpu(
         self, program: UpscaleProgram, engine: Path, picture: Path, tmp_path: Path

@@ -399,11 +399,21 @@ def auto_tile(runner: TorchFunctionRunner, picture: ImageSize) -> ImageSize:
 def test_auto_takes_a_small_picture_as_a_whole(free: Callable[[int | None], None]) -> None:
     free(None)
     assert auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(250, 260)) == (250, 260)
-    assert auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(300, 300)) == (256, 256)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_what_must_be_cut_is_cut_smaller_on_a_cpu(free: Callable[[int | None], None], on_gpu: bool) -> None:
+    free(None)
+    runner = TorchFunctionRunner(convolutions(2), 2)
+    runner.on_gpu = on_gpu
+    assert auto_tile(runner, ImageSize(300, 300)) == ((256, 256) if on_gpu else (64, 64))
+    # Thin pictures get long tiles of as many pixels.
+    assert auto_tile(runner, ImageSize(16, 100_000)) == ((16, 4096) if on_gpu else (16, 256))
 
 
 def test_auto_keeps_to_half_of_free_memory(free: Callable[[int | None], None]) -> None:
     runner = TorchFunctionRunner(convolutions(2), 2, memory=1000)
+    runner.on_gpu = True
     free(2 * 1000 * 100 * 100)
     height, width = auto_tile(runner, ImageSize(240, 240))
     assert height * width <= 100 * 100 < (height + 8) * (width + 8)
@@ -427,11 +437,6 @@ def test_a_fixed_size_is_the_size_of_every_tile(free: Callable[[int | None], Non
         result = upscale_batch(runner, batch(*size), UpscaleOptions(overlap=8))
         assert result.shape[2:] == (2 * size[0], 2 * size[1])
     assert {shape[2:] for shape in runner.shapes} == {(32, 48)}
-
-
-def test_thin_pictures_get_long_tiles(free: Callable[[int | None], None]) -> None:
-    free(None)
-    assert auto_tile(TorchFunctionRunner(convolutions(2), 2), ImageSize(16, 100_000)) == (16, 4096)
 
 
 class SeveralProfiles(TorchFunctionRunner):

@@ -65,6 +65,7 @@ class _Together:
         self._runners = runners
         self.name = ", ".join(dict.fromkeys(runner.name for runner in runners))
         self.where = ", ".join(runner.where for runner in runners)
+        self.on_gpu = all(runner.on_gpu for runner in runners)
         self.size_multiple = math.lcm(*(runner.size_multiple for runner in runners))
 
     @property

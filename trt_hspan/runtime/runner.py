@@ -30,7 +30,7 @@ class Limits(Protocol):
 
     where: str
     name: str
-
+    on_gpu: bool
     size_multiple: int
 
     @property

@@ -54,7 +54,7 @@ class ServeSpec:
         devices: one runner for each, as `open_runner` takes them; "auto" is one.
         runner: how a network is opened; its device is taken from `devices`.
         instances: of the network on a CPU.
-        tile: largest tile; None is the engine's largest, and on a CPU `scheduler.CPU_TILE`.
+        tile: largest tile; None is the engine's largest, and on a CPU `tile_size.CPU_TILE`.
         http_port, grpc_port: 0 takes a free one.
         allowed_hosts: names of this server beside the loopback's.
         token: which clients must give; None is none.

@@ -20,10 +20,8 @@ import numpy as np
 from trt_hspan.errors import OutOfMemoryError, UsageError
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner, Shape
 from trt_hspan.sizes import ImageSize
-from trt_hspan.upscaling.tile_size import batch_limits, rounded_down, rounded_up
+from trt_hspan.upscaling.tile_size import CPU_TILE, batch_limits, rounded_down, rounded_up
 
-#: Largest side of a tile on a CPU, where nothing else sets a limit.
-CPU_TILE: Final = 64
 #: Items of one run on a CPU, of no more pixels in all than a tile has: *measured*, four tiles at a time take 151 MB and
 #: one 33 MB, in the same time for each. Of one request only one, which then gets what it would get alone, to the bit.
 CPU_BATCH: Final = 4
@@ -228,7 +226,7 @@ class Model:
         openers: of the runners, one for each device.
         cpu_instances: threads with a runner of their own, where the first runner is on a CPU.
         name: of the network, as clients see it.
-        tile: largest tile; None is the network's own largest, and on a CPU `CPU_TILE`.
+        tile: largest tile; None is the network's own largest, and on a CPU `tile_size.CPU_TILE`.
         version: a number that goes up with each reload.
         on_failure: called with the DeviceError when a GPU fails.
 

@@ -15,8 +15,10 @@ from trt_hspan.sizes import ImageSize, TileChoice
 from trt_hspan.upscaling.tiling import ONE_PIXEL, TilePlan, tile_plan
 
 # Where no profile sets a limit, time does: attention takes time in proportion to a tile's pixels squared, so the
-# whole picture's time is in proportion to the pixels of one tile.
+# whole picture's time is in proportion to the pixels of one tile. What must be cut is cut smaller on CPUs, whose
+# time counts in minutes: docs/cpu.md, "Large pictures".
 AUTO_TILE_SIDE: Final = 256
+CPU_TILE: Final = 64
 # Tiles are tried in steps of this many pixels, and made no smaller when memory runs out.
 SIDE_STEP: Final = 8
 SMALLEST_SIDE: Final = 16
@@ -158,7 +160,8 @@ def auto_tile(runner: Limits, ranges: Sequence[SizeRange], picture: ImageSize) -
         if in_time and fits(whole):
             return whole, taken
     taken = _largest(ranges)
-    side = AUTO_TILE_SIDE if None in taken.high else max(taken.high[0] or 0, taken.high[1] or 0)
+    free_side = AUTO_TILE_SIDE if runner.on_gpu else CPU_TILE
+    side = free_side if None in taken.high else max(taken.high[0] or 0, taken.high[1] or 0)
     while True:
         height = min(picture.height, side)
         width = min(picture.width, side * side // height)

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from support.hostile_pictures import HOSTILE, png_file
 
+from trt_hspan.media.metadata import png_chunk, png_chunks
+
 from .conftest import RuntimeLibrary, StatusError, Upscaler
 
 
@@ -95,6 +97,40 @@ def test_written_jpeg_is_close_to_the_picture(copier: Upscaler, tmp_path: Path) 
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "a.png")
     got = _copied(copier, tmp_path, tmp_path / "a.png", ".jpg").astype(int)
     assert np.abs(got - ramp).max() <= 3  # quality 95: quantization steps of a few levels
+
+
+def test_what_a_file_says_of_its_colors_is_kept(copier: Upscaler, tmp_path: Path) -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    said = {
+        b"cICP": bytes([9, 16, 0, 1]),
+        b"gAMA": (100_000).to_bytes(4, "big"),
+        b"cHRM": np.array([31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000], ">u4").tobytes(),
+        b"mDCV": bytes(range(24)),
+        b"cLLI": bytes(range(8)),
+    }
+    plain, described = tmp_path / "plain.png", tmp_path / "described.png"
+    Image.fromarray(_pixels((9, 8, 3))).save(plain, icc_profile=profile)
+    damaged = png_chunk(b"sRGB", b"\0")[:-1] + b"?"
+    file = plain.read_bytes()
+    chunks = b"".join(png_chunk(kind, data) for kind, data in (*said.items(), (b"gAMA", b"more")))
+    described.write_bytes(file[:33] + chunks + damaged + file[33:])
+    copier.upscale_file(described, tmp_path / "again.png")
+    for source, copy in (
+        (described, "again.jpg"),
+        (tmp_path / "again.jpg", "more.jpg"),
+        (tmp_path / "more.jpg", "x.png"),
+    ):
+        copier.upscale_file(source, tmp_path / copy)
+    for copy in ("again.png", "again.jpg", "more.jpg", "x.png"):
+        with Image.open(tmp_path / copy) as image:
+            assert image.info["icc_profile"] == profile
+    with (tmp_path / "again.png").open("rb") as stream:
+        kept = [(kind, stream.read(length)) for kind, length in png_chunks(stream)]
+    assert {kind: data for kind, data in kept if kind in said} == said
+    assert [kind for kind, _ in kept].count(b"gAMA") == 1
+    assert b"sRGB" not in dict(kept)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
