@@ -13,11 +13,15 @@ from cuda_standin.build import standin_environment
 from support.command_line import CommandLine
 from support.small_engine import SmallEngine
 
+from trt_hspan.engine import manifest as manifests
+from trt_hspan.engine.manifest import ProfileRecord
 from trt_hspan.errors import HspanError
 from trt_hspan.files import write_text
 from trt_hspan.inspection import doctor as machine
 from trt_hspan.inspection.doctor import Finding, abilities, examine_engine, examine_machine
+from trt_hspan.machine import nvml
 from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.machine.nvml import GpuState
 from trt_hspan.native import plugin as plugin_library
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="this is about machines without a GPU")
@@ -76,6 +80,59 @@ def test_missing_tools_are_reported_with_how_to_get_them(
     assert findings_by_name["plugin"].next_step == "trt-hspan plugin build"
     assert findings_by_name["PyTorch"].next_step == "pip install -e '.[export]'"
     assert not abilities(tuple(findings_by_name.values()))["compile the plugin"]
+
+
+@pytest.mark.parametrize(
+    ("ability", "parts"),
+    [
+        ("run engines on a GPU", {"GPU 0", "PyCUDA", "tensorrt"}),
+        ("run engines on a GPU", {"GPU 0", "PyCUDA", "tensorrt-rtx"}),
+        ("build engines", {"tensorrt-rtx"}),
+        ("build engines", {"GPU 0", "tensorrt"}),
+        ("run ONNX files on the CPU", {"ONNX Runtime"}),
+        ("run INT8 on the CPU in integers", {"OpenVINO", "CPU kernel"}),
+        ("run checkpoints", {"PyTorch"}),
+        ("compile the plugin", {"CUDA compiler", "C++ compiler", "CMake"}),
+    ],
+)
+def test_an_ability_needs_each_of_its_parts_to_work(ability: str, parts: set[str]) -> None:
+    found = [Finding(name=part, state="ok", detail="") for part in sorted(parts)]
+    assert abilities(tuple(found))[ability]
+    for each in found:
+        others = [other for other in found if other is not each]
+        assert not abilities(tuple(others))[ability]
+        broken = dataclasses.replace(each, state="broken")
+        assert not abilities((*others, broken))[ability]
+
+
+@pytest.mark.parametrize(
+    ("free", "words"),
+    [
+        (None, "64x96, it takes 2.0 MB for activations"),
+        (2_000_000, "activations; 2 MB are free"),
+        (1_999_999, "2 MB are free: give smaller pictures or tiles"),
+    ],
+)
+def test_what_an_engine_takes_is_held_against_what_is_free(
+    small_engine: SmallEngine, monkeypatch: pytest.MonkeyPatch, free: int | None, words: str
+) -> None:
+    small, large = (
+        ProfileRecord(min=(1, 3, 1, 1), opt=(1, 3, 1, 1), max=shape, activation_memory_bytes=needed)
+        for shape, needed in (((1, 3, 8, 8), 9_000_000), ((1, 3, 64, 96), 2_000_000))
+    )
+    unknown = dict.fromkeys(field.name for field in dataclasses.fields(GpuState))
+    state = GpuState(**(unknown | {"name": "GPU", "free_bytes": free}))
+    monkeypatch.setattr(nvml, "gpu_states", lambda: (state,))
+    engine = dataclasses.replace(small_engine.manifest, profiles=(small, large))
+    monkeypatch.setattr(manifests, "verify_manifest", lambda _: engine)
+    notes = examine_engine(small_engine.plan).notes
+    assert [note.endswith(words) for note in notes[:1]] == [True]
+    assert len(notes) == 1 + (engine.flavor == "tensorrt-rtx" and engine.plugin is not None)
+    unknown = dataclasses.replace(small, activation_memory_bytes=None)
+    monkeypatch.setattr(
+        manifests, "verify_manifest", lambda _: dataclasses.replace(engine, profiles=(unknown,))
+    )
+    assert len(examine_engine(small_engine.plan).notes) == len(notes) - 1
 
 
 @needs_no_gpu

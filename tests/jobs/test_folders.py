@@ -230,6 +230,17 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_what_killed_runs_left_in_any_folder_is_removed(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "a" / "b"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".trt-hspan-12345678").mkdir()
+        (folder / "mine.png").touch()
+    with turn_in_folder(tmp_path, lambda: None):
+        left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+        assert left == ["a/b/mine.png", "mine.png"]
+        assert not list(tmp_path.rglob(".trt-hspan-12345678"))
+
+
 def copy(task: Task) -> str:
     task.target.parent.mkdir(parents=True, exist_ok=True)
     task.target.write_bytes(task.source.read_bytes())

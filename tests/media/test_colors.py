@@ -342,6 +342,19 @@ def test_numbers_that_no_profile_says_are_refused(code: tuple[int, ...]) -> None
         profile_of_png(((b"cICP", bytes(code)),), gray=False)
 
 
+@pytest.mark.parametrize(
+    "points",
+    [
+        (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.47, 0.465),  # all colors on one line
+        (0.3127, 0.0, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06),
+        (0.7, 0.4, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06),  # a white beyond all colors
+    ],
+)
+def test_points_that_are_those_of_no_colors_are_refused(points: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        icc_profile(points, [(2.2,)], gray=False)
+
+
 def test_what_describes_srgb_needs_no_profile() -> None:
     srgb = struct.pack(">8L", *(round(100_000 * value) for value in BT709))
     gamma = struct.pack(">L", 45455)

@@ -87,6 +87,7 @@ def test_quality_makes_files_smaller_and_must_be_a_percentage() -> None:
     image = pixels(3)
     for suffix in (".jpg", ".webp"):
         assert len(encode_image(image, suffix, quality=20)) < len(encode_image(image, suffix))
+        assert len(encode_image(image, suffix, quality=1)) < len(encode_image(image, suffix, quality=100))
     for bad in (0, 101):
         with pytest.raises(UsageError, match=f"got {bad}, expected 1 to 100"):
             encode_image(image, ".jpg", quality=bad)

@@ -24,7 +24,7 @@ from support.served_requests import (
 )
 
 from trt_hspan.media.pictures import decode_image
-from trt_hspan.runtime.runner import Runner
+from trt_hspan.runtime.runner import Runner, ShapeLimit
 from trt_hspan.upscaling.upscaler import upscale_array
 
 
@@ -37,12 +37,8 @@ class _UpTo48(Runner):
         self.emulated, self.scale = runner.emulated, runner.scale
 
     @property
-    def min_shape(self) -> tuple[int | None, int | None, int | None, int | None]:
-        return (1, 3, 8, 8)
-
-    @property
-    def max_shape(self) -> tuple[int | None, int | None, int | None, int | None]:
-        return (4, 3, 48, 48)
+    def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
+        return (((1, 3, 8, 8), (4, 3, 48, 48)),)
 
     def activate(self) -> None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -161,6 +162,65 @@ def test_charts_leave_out_what_they_cannot_draw() -> None:
     ranges = range_chart(["a", "b"], [1.0, 70000.0], 65504.0, [False, True])
     assert ranges.count('class="stem risk"') == 1
     assert "limit 65504" in ranges
+
+
+def test_modules_lie_side_by_side_and_decibels_above_each_other() -> None:
+    """Between 14 and 330 - 92 units from the top are 70 and 40 dB, between 64 and 936 from the left five modules."""
+    modules = ["head.0", "body.0", "body.0.body.0", "body.1", "add_mean"]
+    lines = [Line(label=name, values=(math.inf, 60.0, None, -math.inf, 50.0)) for name in "abcdefg"]
+    chart = layer_chart(modules, lines)
+    assert re.findall(r'y1="([^"]+)" y2="[^"]+"/><text [^>]*>([^<]+)</text>', chart) == [
+        *(("238.0", "40"), ("163.3", "50"), ("88.7", "60"), ("14.0", "70 dB")),
+        *(("238", name) for name in modules if name != "body.0.body.0"),
+    ]
+    assert re.findall(r'class="tick" x1="([^"]+)"', chart) == ["64.0", "282.0", "718.0", "936.0"]
+    circles = re.findall(r'class="series-(.)" cx="([^"]+)" cy="([^"]+)"', chart)
+    places = [("64.0", "14.0"), ("282.0", "88.7"), ("718.0", "238.0"), ("936.0", "163.3")]
+    assert circles == [(number, *place) for number in "0123450" for place in places]
+    curves = re.findall(
+        r'<polyline class="line series-(.)"( stroke-dasharray)?[^>]* points="([^"]+)"/>', chart
+    )
+    assert [(number, bool(dashed)) for number, dashed, _ in curves[::2]] == [
+        (number, number != "0") for number in "0123450"
+    ]
+    assert {points for _, _, points in curves} == {"64.0,14.0 282.0,88.7", "718.0,238.0 936.0,163.3"}
+    # A range of more than 80 dB has half of the lines.
+    wide = layer_chart(["a"], [Line(label="a", values=(150.0,)), Line(label="b", values=(62.0,))])
+    assert re.findall(r">([0-9]+)(?: dB)?</text>", wide) == ["60", "80", "100", "120", "140", "160"]
+
+
+def test_shares_of_errors_are_steps_over_a_logarithmic_axis() -> None:
+    chart = histogram_chart((0.1, 1.0, 10.0), ["a", "b"], [[0.25, 0.5], [0.0, 0.0]])
+    assert 'd="M64.0 224.0V119.0H500.0V14.0H936.0V224.0Z"><title>a</title>' in chart
+    assert re.findall(r'y="([^"]+)">([0-9]+) %<', chart) == [
+        *(("228.0", "0"), ("177.6", "12"), ("127.2", "24"), ("76.8", "36"), ("26.4", "48"))
+    ]
+    assert re.findall(r'text-anchor="middle" x="([^"]+)" y="242">([^<]+)<', chart) == [
+        *(("64.0", "10\u207b\u00b9"), ("500.0", "1"), ("936.0", "10"))
+    ]
+    odd = histogram_chart((10**1.5, 100.0, 1000.0), ["a"], [[0.001, 0.0]])
+    assert re.findall(r'y="242">([^<]+)<', odd) == ["100", "10\u00b3"]
+    assert re.findall(r">([0-9]+) %<", odd) == ["0", "1", "2"]
+
+
+def test_the_limit_of_a_type_lies_among_the_ranges() -> None:
+    chart = range_chart(["a", "b", "c"], [1.0, 70000.0, 0.0], 65504.0, [False, True, False])
+    assert re.findall(r'class="(stem[^"]*)" x1="([^"]+)" x2="[^"]+" y1="([^"]+)" y2="([^"]+)"', chart) == [
+        ("stem", "64.0", "232.0", "232.0"),
+        ("stem risk", "500.0", "232.0", "56.0"),
+    ]
+    assert re.findall(r'class="limit" [^>]* y1="([^"]+)"', chart) == ["57.0"]
+    assert "b: 7e+04" in chart
+    names = [f"10{exponent}" for exponent in "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076"]
+    assert re.findall(r">(10[^<]+)</text>", chart) == names
+    # float16's limit is shown above all values, bfloat16's is not.
+    assert "limit 65504" in range_chart(["a"], [10.0], 65504.0, [False])
+    for limit in (1.1e6, 3e38):
+        assert ">limit" not in range_chart(["a"], [10.0], limit, [False])
+    assert "limit 1e+06" in range_chart(["a"], [10.0], 1e6, [False])
+    tall = range_chart(["a", "b"], [1e-3, 1e12], 65504.0, [False, False])
+    assert len(re.findall(r">10[^<]+</text>", tall)) == 9
+    assert range_chart(["a"], [0.0], 65504.0, [False]) == ""
 
 
 def test_missing_package_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,13 @@ def test_what_is_not_ray_is_reported_in_seconds(monkeypatch: pytest.MonkeyPatch)
         require_ray(f"ray://127.0.0.1:{port}")  # it is Ray's business now
 
 
+@pytest.mark.parametrize("said", ["1", "True"])
+def test_with_tls_a_listener_is_enough(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("RAY_USE_TLS", said)
+    with listening() as port:
+        require_ray(f"ray://127.0.0.1:{port}")
+
+
 def test_cluster_elsewhere_does_the_pictures_of_a_relative_folder(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
