@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from trt_hspan.graph import OnnxMetadata
 from trt_hspan.graph.taken_sizes import NotTakenError, SizeRun, TakenSizes, taken_sizes
 from trt_hspan.sizes import ImageSize
 
@@ -19,7 +20,7 @@ def network(takes: Callable[[int], bool], output: Callable[[int], int]) -> SizeR
     return run
 
 
-@pytest.mark.parametrize("multiple", [1, 2, 3, 4, 7, 8, 12, 24, 64])
+@pytest.mark.parametrize("multiple", [*range(1, 11), 12, 14, 16, 20, 24, 28, 32, 48, 64])
 @pytest.mark.parametrize("scale", [1, 3])
 def test_scale_and_multiple_are_those_of_the_network(multiple: int, scale: int) -> None:
     run = network(lambda side: side % multiple == 0, lambda side: side * scale)
@@ -31,10 +32,21 @@ def test_network_that_loses_a_remainder_takes_multiples() -> None:
     assert taken_sizes(run) == TakenSizes(scale=1, size_multiple=4, min_size=4)
 
 
-def test_smallest_size_is_taken_and_a_smaller_half_is_not() -> None:
-    taken = taken_sizes(network(lambda side: side > 9, lambda side: side))
-    assert taken.size_multiple == 1
-    assert 9 < taken.min_size <= 18
+@pytest.mark.parametrize(
+    ("multiple", "above", "smallest"),
+    [(1, 1, 2), (1, 7, 8), (1, 9, 16), (1, 16, 23), (5, 5, 10), (5, 20, 25)],
+)
+def test_smallest_size_is_taken_and_a_smaller_half_is_not(multiple: int, above: int, smallest: int) -> None:
+    run = network(lambda side: side > above and side % multiple == 0, lambda side: side)
+    assert taken_sizes(run) == TakenSizes(scale=1, size_multiple=multiple, min_size=smallest)
+
+
+def test_recorded_is_what_is_not_usual() -> None:
+    usual = OnnxMetadata(size_multiple=7, min_size=7)
+    taken = TakenSizes(scale=3, size_multiple=1, min_size=1).recorded_in(usual)
+    assert (taken.scale, taken.size_multiple, taken.min_size) == (3, None, None)
+    taken = TakenSizes(scale=None, size_multiple=2, min_size=2).recorded_in(usual)
+    assert (taken.scale, taken.size_multiple, taken.min_size) == (None, 2, 2)
 
 
 @pytest.mark.parametrize("output", [lambda side: side - 4, lambda side: side // 2], ids=["cut", "half"])

@@ -80,7 +80,6 @@ def test_engine_without_a_gpu_is_emulated_from_its_onnx_file(small_engine: Small
 def test_an_emulated_engine_takes_what_its_profiles_take(small_engine: SmallEngine, tmp_path: Path) -> None:
     with open_runner(small_engine.plan) as runner:
         assert runner.shape_ranges == (((1, 3, 16, 16), (1, 3, 32, 32)),)
-        assert (runner.min_shape, runner.max_shape) == runner.shape_ranges[0]
         for shape in ((2, 3, 16, 16), (1, 3, 33, 32), (1, 3, 16, 15)):
             with pytest.raises(
                 HspanError, match=r"takes 1x3x16x16 to 1x3x32x32 .*; build the engine for larger"

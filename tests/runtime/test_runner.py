@@ -7,6 +7,7 @@ import pytest
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError
+from trt_hspan.runtime.runner import is_for_one_thread
 
 
 class Unstartable(NearestRunner):
@@ -80,6 +81,40 @@ def test_label_says_backend_precision_and_emulation() -> None:
 
 def test_limits_of_a_run_follow_the_fixed_shape() -> None:
     runner = NearestRunner(scale=2)
-    assert runner.min_shape == runner.max_shape == (None, 3, None, None)
+    assert runner.shape_ranges == (((None, 3, None, None),) * 2,)
     runner.fixed_shape = (1, 3, None, 6)
-    assert runner.min_shape == runner.max_shape == (1, 3, None, 6)
+    assert runner.shape_ranges == (((1, 3, None, 6),) * 2,)
+    runner.min_size = 4
+    assert runner.shape_ranges == (((1, 3, 4, 6), (1, 3, None, 6)),)
+    runner.profiles = (((1, 3, 8, 8), (2, 3, 9, 9)), ((1, 3, 2, 8), (1, 3, 4, 9)))
+    assert runner.shape_ranges == runner.profiles
+
+
+def test_each_profile_is_held_to_for_itself() -> None:
+    runner = NearestRunner(scale=2)
+    runner.profiles = (((1, 3, 8, 8), (2, 3, 9, 9)), ((1, 3, 2, 8), (1, 3, 4, 9)))
+    for shape in ((1, 3, 8, 8), (2, 3, 9, 9), (1, 3, 2, 8), (1, 3, 4, 9)):
+        runner.require_shape(shape, "input")
+    for shape in ((1, 3, 7, 8), (1, 3, 9, 10), (3, 3, 9, 9), (2, 3, 4, 9), (1, 3, 4), (1, 4, 8, 8)):
+        with pytest.raises(HspanError, match=r"takes 1x3x8x8 to 2x3x9x9 or 1x3x2x8 to 1x3x4x9"):
+            runner.require_shape(shape, "input")
+
+
+def test_sides_are_multiples_from_the_smallest_on() -> None:
+    runner = NearestRunner(scale=2)
+    runner.size_multiple = runner.min_size = 4
+    runner.require_shape((1, 3, 4, 8), "input")
+    for shape in ((1, 3, 4, 6), (1, 3, 6, 4)):
+        with pytest.raises(HspanError, match="takes sides that are multiples of 4; give such a size"):
+            runner.require_shape(shape, "input")
+    runner.min_size = 8
+    runner.require_shape((1, 3, 8, 8), "input")
+    with pytest.raises(
+        HspanError, match="is 1x3x4x8, but nearest takes sides that are multiples of 4 from 8"
+    ):
+        runner.require_shape((1, 3, 4, 8), "input")
+
+
+def test_a_run_of_less_than_64_million_multiplications_is_for_one_thread() -> None:
+    assert is_for_one_thread((2, 3, 4, 8), 999_999)
+    assert not is_for_one_thread((2, 3, 4, 8), 1_000_000)

@@ -69,8 +69,7 @@ def test_says_what_the_manifest_says(small_engine: SmallEngine, small_x4: Golden
 
 def test_limits_are_the_profiles(small_engine: SmallEngine) -> None:
     runner = TensorRtRunner(small_engine.plan)
-    assert runner.min_shape == small_engine.manifest.profiles[0].min
-    assert runner.max_shape == small_engine.manifest.profiles[0].max
+    assert runner.shape_ranges == tuple((each.min, each.max) for each in small_engine.manifest.profiles)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 3, 32, 20)])

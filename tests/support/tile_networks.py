@@ -25,14 +25,6 @@ class BoundedRunner(NearestRunner):
         self._least, self._largest, self._more = least, largest, more
 
     @property
-    def min_shape(self) -> tuple[int, int, int, int]:
-        return (1, 3, *self._least)
-
-    @property
-    def max_shape(self) -> tuple[int, int, int, int]:
-        return (1, 3, *self._largest)
-
-    @property
     def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
         """The first profile, and those of `more`."""
         return tuple(

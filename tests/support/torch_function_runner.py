@@ -18,7 +18,7 @@ class TorchFunctionRunner(Runner):
     Args:
         function: (N, 3, H, W) -> (N, 3, scale * H, scale * W).
         scale: of both axes.
-        low, high: what `min_shape` and `max_shape` say.
+        low, high: the one pair of `shape_ranges`.
         memory: bytes that `memory_bytes` claims for each pixel.
         most_pixels: a run on more raises `failure`.
         failure: what to raise then.
@@ -42,12 +42,8 @@ class TorchFunctionRunner(Runner):
         self.shapes: list[tuple[int, ...]] = []
 
     @property
-    def min_shape(self) -> ShapeLimit:
-        return self._low
-
-    @property
-    def max_shape(self) -> ShapeLimit:
-        return self._high
+    def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
+        return ((self._low, self._high),)
 
     def require_shape(self, shape: tuple[int, ...], what: object) -> None:
         limits = zip(self._low, shape, self._high, strict=True)

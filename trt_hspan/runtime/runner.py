@@ -88,30 +88,14 @@ class Runner(abc.ABC):
     picked: str = ""
 
     @property
-    def min_shape(self) -> ShapeLimit:
-        """The smallest (N, 3, H, W) that one run takes; None where anything from 1 will do."""
-        if self.profiles:
-            return min((low for low, _ in self.profiles), key=_pixels_first)
-        n, channels, *sides = self.fixed_shape
-        least = None if self.min_size == 1 else self.min_size
-        height, width = (side or least for side in sides)
-        return (n, channels, height, width)
-
-    @property
-    def max_shape(self) -> ShapeLimit:
-        """The largest (N, 3, H, W) that one run takes, of a picture's pixels first; None where only memory limits."""
-        if self.profiles:
-            return max((high for _, high in self.profiles), key=_pixels_first)
-        n, channels, height, width = self.fixed_shape
-        return (n, channels, height, width)
-
-    @property
     def shape_ranges(self) -> tuple[tuple[ShapeLimit, ShapeLimit], ...]:
-        """The smallest and largest (N, 3, H, W) of each range of shapes that one run takes; engines may have several.
-
-        `min_shape` and `max_shape` are the smallest and the largest of all ranges: not all between them need fit.
-        """
-        return self.profiles or ((self.min_shape, self.max_shape),)
+        """The smallest and largest (N, 3, H, W) that one run takes, a pair for each profile; None where anything from 1
+        will do, or where only memory limits."""
+        if self.profiles:
+            return self.profiles
+        n, channels, height, width = self.fixed_shape
+        least = None if self.min_size == 1 else self.min_size
+        return (((n, channels, height or least, width or least), (n, channels, height, width)),)
 
     @property
     def label(self) -> str:
@@ -243,8 +227,3 @@ class Runner(abc.ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.deactivate()
-
-
-def _pixels_first(shape: Shape) -> tuple[int, int]:
-    n, _, height, width = shape
-    return height * width, n
