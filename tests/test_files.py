@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trt_hspan.errors import HspanError
-from trt_hspan.files import check_writable, remove_abandoned_stages, staged_files
+from trt_hspan.files import check_writable, remove_abandoned_stages, staged_files, write_bytes
 
 
 def targets_in(folder: Path) -> list[Path]:
@@ -111,6 +111,14 @@ def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").mkdir()
     with pytest.raises(HspanError, match=r"x\.onnx: is a folder"), staged_files(targets_in(tmp_path)):
         pass
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "x.onnx"
+    os.mkfifo(pipe)
+    with pytest.raises(HspanError, match=r"x\.onnx: is a pipe, a socket or a device"):
+        write_bytes(pipe, b"x")
+    assert pipe.is_fifo()
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -173,8 +173,9 @@ def staged_files(targets: Sequence[Path]) -> Iterator[list[Path]]:
     created: list[Path] = []
     try:
         for target in targets:
-            if target.is_dir():
-                raise HspanError(target, "is a folder, expected a file name", "name a file in it")
+            if target.exists() and not target.is_file():
+                kind = "a folder" if target.is_dir() else "a pipe, a socket or a device"
+                raise HspanError(target, f"is {kind}, expected a file name", "name a file")
             require_name_fits(target)
         created = _create_folders(folder)
         stage, lock = _new_stage(folder)
