@@ -11,8 +11,8 @@ import pytest
 from support.small_engine import SmallEngine
 
 from trt_hspan.engine import passport
-from trt_hspan.engine.manifest import EngineManifest, PluginRecord
-from trt_hspan.engine.passport import Machine, built_for, engine_mismatches
+from trt_hspan.engine.manifest import EngineManifest, PluginRecord, ProfileRecord
+from trt_hspan.engine.passport import Machine, build_command, built_for, engine_mismatches
 from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.machine.gpu import GpuDriver, cuda_error
@@ -166,6 +166,46 @@ def test_a_version_compatible_engine_runs_with_later_releases(
         (line,) = lines(travels, here)
         assert "version 10.9.0.33 for it and later ones, installed is 10.3.0.26; trt-hspan build" in line
         assert "--version-compatible" in line
+
+
+@pytest.mark.parametrize(
+    ("built", "installed", "runs"),
+    [("10.9.1.2", "10.9.0.34", False), ("10.9.1.34", "10.9.1.2", True), ("10.10.0", "10.9.1", False)],
+)
+def test_a_release_has_three_numbers(
+    manifest: EngineManifest, built: str, installed: str, runs: bool
+) -> None:
+    travels = dataclasses.replace(
+        manifest, flavor="tensorrt", tensorrt_version=built, traits=("version-compatible",)
+    )
+    here = machine(flavors=("tensorrt",), version_of=lambda _: installed)
+    assert (lines(travels, here) == []) == runs
+
+
+def test_the_command_that_builds_again_names_all_profiles_and_targets(manifest: EngineManifest) -> None:
+    one, two = (
+        ProfileRecord(min=(n, 3, 8, 16), opt=(n, 3, 24, 32), max=(n, 3, 40, 48), activation_memory_bytes=None)
+        for n in (1, 2)
+    )
+    targets = dataclasses.replace(manifest, targets=("sm_86", "sm_89"))
+    start = "trt-hspan build --onnx engines/net.onnx --flavor"
+    for profiles, words in (
+        ((one,), "--min 8x16 --max 40x48"),
+        ((two,), "--profile min=2x8x16,opt=2x24x32,max=2x40x48"),
+        (
+            (one, two),
+            "--profile min=1x8x16,opt=1x24x32,max=1x40x48 --profile min=2x8x16,opt=2x24x32,max=2x40x48",
+        ),
+    ):
+        engine = dataclasses.replace(targets, profiles=profiles)
+        assert build_command(PLAN, engine) == (
+            f"{start} tensorrt-rtx --target sm_86 --target sm_89 {words} -o engines/net.plan"
+        )
+        assert build_command(PLAN, engine, target="sm_120") == (
+            f"{start} tensorrt-rtx --target sm_120 {words} -o engines/net.plan"
+        )
+        classic = dataclasses.replace(engine, flavor="tensorrt")
+        assert build_command(PLAN, classic) == f"{start} tensorrt {words} -o engines/net.plan"
 
 
 @pytest.mark.parametrize(

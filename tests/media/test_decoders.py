@@ -93,6 +93,22 @@ def test_picture_whose_process_is_killed_at_work_goes_to_another(pool: DecoderPo
     assert pool.replaced == before + 1
 
 
+def test_picture_whose_process_crashes_is_refused_with_the_code(pool: DecoderPool) -> None:
+    pool.size(png(8, 8))
+    process = pool._idle.queue[-1]
+    os.kill(process.pid, signal.SIGSTOP)
+    crash = threading.Timer(0.1, lambda: os.kill(process.pid, signal.SIGSEGV))
+    crash.start()
+    resume = threading.Timer(0.2, lambda: os.kill(process.pid, signal.SIGCONT))
+    resume.start()
+    with pytest.raises(DecoderError, match="it ended with code -11") as refused:
+        pool.size(png(8, 8))
+    assert not refused.value.killed
+    assert pool.size(png(8, 8)) == (8, 8)
+    crash.join()
+    resume.join()
+
+
 def test_picture_that_takes_more_memory_than_its_size_allows_is_refused(
     pool: DecoderPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from trt_hspan.data import DEMO_PHOTOGRAPH
 from trt_hspan.media.pictures import read_image
 from trt_hspan.upscaling.upscaler import Upscaler
 from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, upscale_video
-from trt_hspan.upscaling.video_colors import rgb_from_frame
+from trt_hspan.upscaling.video_colors import chroma_location, rgb_from_frame
 
 # ITU-T H.273, table 4: shares of red and blue; and primaries and transfer that such videos have.
 _WEIGHTS = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
@@ -181,10 +181,16 @@ def test_chroma_stays_where_the_source_says_that_it_lies(
     before = first_frame(tmp_path / "a.mp4")
     through_identity(tmp_path / "a.mp4", tmp_path / "b.mp4", "libx264")
     after = first_frame(tmp_path / "b.mp4")
+    assert chroma_location(before) == chroma_location(after) == location
     for frame, most in ((before, 0.2), (after, 1.5)):  # crf 18 rounds ramps
         cb, cr = codes_reference(rgb_from_frame(frame), kind)[1:, 16, 24]
         assert abs(cb - (40 + 6 * (24 - right) / 2)) < most
         assert abs(cr - (40 + 6 * (16 - below) / 2)) < most
+
+
+@pytest.mark.parametrize("name", ["yuv444p", "rgb24", "gbrp", "gray"])
+def test_chroma_that_is_not_halved_lies_as_most_formats_have_it(name: str) -> None:
+    assert chroma_location(av.VideoFrame(24, 16, name)) == "left"
 
 
 def test_rgb_and_gray_are_exact(tmp_path: Path) -> None:

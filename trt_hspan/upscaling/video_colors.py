@@ -41,7 +41,6 @@ _CENTER: Final = 1 << 15  # of chroma with 16 bits
 # Where samples of halved chroma lie: pixels to the right of and below the first of two, in halves of their distance.
 _LOCATIONS: Final = {
     (0, 1): "left",
-    (1, 1): "center",
     (0, 0): "topleft",
     (1, 0): "top",
     (0, 2): "bottomleft",
