@@ -46,11 +46,22 @@ def test_panels_stand_in_a_row_with_their_details_below(tmp_path: Path, count: i
         ((top, left),) = positions(figure, panel.image[CROP.top + CROP.height :])
         detail = panel.image[5:15, 20:50].repeat(2, axis=0).repeat(2, axis=1)
         ((detail_top, detail_left),) = positions(figure, detail)
-        assert detail_left == left
-        assert detail_top > top
+        # Margins of 16 pixels, labels of 54, a detail twice as large: 20 rows.
+        assert (top, detail_left, detail_top) == (16 + 54 + 15, left, 16 + 54 + 40 + 16)
         columns.append(left)
-    assert columns == sorted(columns)
-    assert len(set(columns)) == count
+        # A frame of two pixels lies around the detail.
+        framed = figure[70 + 5 : 70 + 15, left + 20 : left + 50]
+        around = np.ones((10, 30), bool)
+        around[2:-2, 2:-2] = False
+        assert (framed[around] == (255, 196, 0)).all()
+        np.testing.assert_array_equal(framed[~around].reshape(6, 26, 3), panel.image[7:13, 22:48])
+        # Title and note stand above the picture, below each other.
+        labels = (figure[:70, left : left + 60] != figure[0, 0]).any(axis=(1, 2))
+        assert not labels[:16].any()
+        assert labels[16:42].any()
+        assert labels[42:].any()
+    assert columns == [16 + 76 * index for index in range(count)]
+    assert figure.shape == (16 + 54 + 40 + 16 + 20 + 16, 16 + 76 * count, 3)
 
 
 def test_labels_are_drawn(tmp_path: Path) -> None:

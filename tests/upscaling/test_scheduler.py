@@ -14,7 +14,7 @@ from support.runner_doubles import NearestRunner
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.runner import Float32Array
 from trt_hspan.sizes import ImageSize
-from trt_hspan.upscaling.scheduler import DeviceError, Job, Model, RunError
+from trt_hspan.upscaling.scheduler import DeviceError, Job, Model, RunError, takes_size
 from trt_hspan.upscaling.upscaler import upscale_array
 
 
@@ -205,6 +205,47 @@ def test_tiles_are_multiples_of_what_the_network_takes() -> None:
     runner.size_multiple = 12
     with opened(runner) as model:
         assert model.tile_ranges == (((1, 3, 12, 12), (4, 3, 60, 60)),)
+
+
+def test_on_a_cpu_as_many_run_together_as_have_the_pixels_of_one_tile() -> None:
+    runner = NearestRunner(scale=2)
+    with opened(runner) as model:
+        shapes = ((8, 8), (32, 32), (32, 33), (32, 64), (32, 65), (64, 64), (65, 64))
+        assert [model.most((1, 3, *shape)) for shape in shapes] == [4, 4, 3, 2, 1, 1, 1]
+        assert (model.least((1, 3, 8, 8)), model.window) == (1, 2)
+    runner.fixed_shape = (2, 3, None, None)
+    with opened(runner) as model:
+        assert model.most((1, 3, 8, 8)) == model.least((1, 3, 8, 8)) == 2
+
+
+def test_on_a_gpu_as_many_run_together_as_the_engine_takes() -> None:
+    runner = NearestRunner(scale=2)
+    runner.on_gpu = True
+    runner.profiles = (((1, 3, 8, 8), (7, 3, 16, 16)), ((2, 3, 8, 8), (3, 3, 64, 96)))
+    with opened(runner) as model:
+        assert [model.most((1, 3, *shape)) for shape in ((8, 8), (16, 17), (64, 96))] == [7, 3, 3]
+        assert [model.least((1, 3, *shape)) for shape in ((8, 8), (16, 17))] == [1, 2]
+        assert model.window == 2 * 3  # of the largest shape
+
+
+def test_a_size_is_taken_within_one_range_and_in_whole_steps() -> None:
+    runner = NearestRunner()
+    assert takes_size(runner, ImageSize(1, 9999))
+    runner.profiles = (((1, 3, 8, 8), (1, 3, 32, 16)), ((1, 3, 8, 8), (1, 3, 16, 32)))
+    for height, width, taken in (
+        (32, 16, True),
+        (16, 32, True),
+        (32, 32, False),
+        (33, 8, False),
+        (1, 1, True),
+    ):
+        assert takes_size(runner, ImageSize(height, width)) is taken
+    runner.size_multiple = 4
+    assert [takes_size(runner, ImageSize(*size)) for size in ((8, 12), (8, 10), (10, 8))] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_tile_that_does_not_fit_is_refused() -> None:
