@@ -26,7 +26,9 @@ def write_pair(folder: Path, name: str, *, height: int = 41, width: int = 54, sc
     return high
 
 
-def test_plain_folder_gives_its_pictures_by_name_without_ground_truth(tmp_path: Path) -> None:
+def test_plain_folder_gives_its_pictures_by_name_without_ground_truth_and_counts_what_it_leaves_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("b.png", "a.JPG", "c.webp"):
         write_picture(tmp_path / name, picture(6, 8))
     (tmp_path / "notes.txt").write_text("not a picture")
@@ -34,6 +36,7 @@ def test_plain_folder_gives_its_pictures_by_name_without_ground_truth(tmp_path: 
     (tmp_path / "folder.png").mkdir()
     samples = samples_from_folder(tmp_path, 4)
     assert [sample.name for sample in samples] == ["a.JPG", "b.png", "c.webp"]
+    assert caplog.messages == [f"{tmp_path}: left out 1, no pictures: notes.txt"]
     low, truth = samples[1].load()
     np.testing.assert_array_equal(low, picture(6, 8))
     assert truth is None

@@ -139,6 +139,16 @@ def test_of_several_pictures_the_first_is_taken_and_that_is_said(tmp_path: Path,
     assert read_picture(one).metadata.lost == ()
 
 
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_smaller_copies_in_a_tiff_are_not_several_pictures(tmp_path: Path, bigtiff: bool) -> None:
+    pyvips = pytest.importorskip("pyvips")
+    pyramid = tmp_path / "pyramid.tif"
+    image = pyvips.Image.black(300, 280, bands=3)
+    image.tiffsave(str(pyramid), tile=True, pyramid=True, tile_width=64, tile_height=64, bigtiff=bigtiff)
+    assert pyvips.Image.new_from_file(str(pyramid)).get("n-pages") > 2
+    assert read_picture(pyramid).metadata.lost == ()
+
+
 # Pictures that are not
 # ------------------------------------------------------------------------------------------
 

@@ -170,3 +170,27 @@ def test_without_pyav_it_says_what_to_install(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(HspanError, match=r"needs PyAV.*pip install -e '\.\[media\]'"):
         require_encoder(VideoOptions())
+
+
+@pytest.mark.parametrize("stream", ["sound", "picture"])
+def test_a_damaged_transport_stream_is_blamed_and_not_its_encoder(tmp_path: Path, stream: str) -> None:
+    """Sound is copied, so that the new container meets what is wrong with it; of pictures a packet is missing."""
+    source, target = tmp_path / "a.ts", tmp_path / "b.mkv"
+    write_video(source, size=(64, 96))
+    packets = [source.read_bytes()[at : at + 188] for at in range(0, source.stat().st_size, 188)]
+    number = {"picture": 0x100, "sound": 0x101}[stream]
+    own = [
+        at
+        for at, packet in enumerate(packets)
+        if packet[1] & 0x1F == number >> 8 and packet[2] == number & 0xFF
+    ]
+    if stream == "sound":
+        packets[own[1]] = packets[own[1]][:4] + bytes(184)
+        source.write_bytes(b"".join(packets))
+        with pytest.raises(HspanError, match=rf"{source}: a damaged or truncated video \(Invalid data"):
+            upscaled(source, target)
+        assert not target.exists()
+    else:
+        del packets[own[len(own) // 2]]
+        source.write_bytes(b"".join(packets))
+        assert any("it is damaged" in note for note in upscaled(source, target).notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from trt_hspan.media.pictures import read_image, size_from_image_file
 from trt_hspan.media.pixels import Uint8Array
 from trt_hspan.sizes import ImageSize
 
+_LOG = logging.getLogger(__name__)
+_NAMED: Final = 5  # of files that are left out
 _SHIPPED: Final = Path(__file__).parent.parent / "data"
 # Side in pixels of the low-resolution square cut from a shipped photograph.
 SHIPPED_SIDE: Final = 64
@@ -149,7 +152,7 @@ def samples_from_folder(path: str | os.PathLike[str], scale: int) -> list[Sample
     """The pictures of a folder, by name.
 
     In the layout of a benchmark set every picture has its ground truth, see `benchmark_sets`. Any other folder
-    contains pictures without one. Sub-folders and other files are left alone. A single picture may be named instead of
+    contains pictures without one. Sub-folders are left alone, other files counted in a warning. A single picture may be named instead of
     a folder.
 
     Raises:
@@ -161,6 +164,10 @@ def samples_from_folder(path: str | os.PathLike[str], scale: int) -> list[Sample
     if is_benchmark_set(folder):
         return _set_samples(folder, "", scale)
     pictures = plain_pictures(folder, scale)
+    others = [path.name for path in _files(folder) if path.is_file() and kind_of_file(path) != "picture"]
+    if others:
+        names = ", ".join((*others[:_NAMED], *["..."] * (len(others) > _NAMED)))
+        _LOG.warning("%s: left out %d, no pictures: %s", folder, len(others), names)
     return [Sample(name=p.name, low_resolution=p, ground_truth=None, scale=scale) for p in pictures]
 
 
@@ -268,9 +275,11 @@ def shipped_samples(scale: int) -> list[Sample]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if not path.name.startswith(".") and kind_of_file(path) == "picture"
-    )
+    return [path for path in _files(folder) if kind_of_file(path) == "picture"]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _set_samples(folder: Path, prefix: str, scale: int) -> list[Sample]:

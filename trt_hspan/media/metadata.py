@@ -31,6 +31,7 @@ XMP_KEY: Final = "XML:com.adobe.xmp"
 XMP_TAG, PROFILE_TAG = 700, 34675
 X_RESOLUTION_TAG, Y_RESOLUTION_TAG, RESOLUTION_UNIT_TAG = 282, 283, 296
 _BITS_TAG, _COMPRESSION_TAG, _COLORS_TAG, _PLANES_TAG, _TILE_TAG, _EXTRA_TAG = 258, 259, 262, 284, 322, 338
+_PAGE_TAG, _COPIES_AND_MASKS = 254, (1, 4, 5)  # NewSubfileType, without bit 1: a page of several
 _YCBCR, _LAB, _JPEG, _SEPARATE_PLANES = 6, 8, 7, 2  # values of these tags
 _PILLOW_COMPRESSIONS: Final = (34925, 50000, 50001)  # LZMA, Zstandard, WebP
 _INCH, _CENTIMETER = 2, 3
@@ -227,18 +228,17 @@ def _tiff_header(stream: BinaryIO, where: object) -> Header:
     tags: Any = Image.Exif()
     tags.bigtiff = header[2:4] in (b"+\0", b"\0+")
     tags.endian = "<" if header[:2] == b"II" else ">"
-    first = ImageFileDirectory_v2(header if tags.bigtiff else header[:8]).next
+    head = header if tags.bigtiff else header[:8]
+    first = ImageFileDirectory_v2(head).next
     tags.load_from_fp(stream, first)
-    directory = ImageFileDirectory_v2(header if tags.bigtiff else header[:8])
-    stream.seek(first)
-    directory.load(stream)
+    directory = _tiff_directory(stream, head, first)
     bits, extra = directory.get(_BITS_TAG, (1,)), directory.get(_EXTRA_TAG, ())
     colors, compression = directory.get(_COLORS_TAG), directory.get(_COMPRESSION_TAG)
     described, lost = profile_of_tiff(dict(directory), bits=max(bits), colors=colors)
     return Header(
         metadata=Metadata(
             icc_profile=tags.get(PROFILE_TAG) or described,
-            lost=(*lost, FIRST_ONLY) if directory.next else lost,
+            lost=(*lost, FIRST_ONLY) if _has_more_pages(stream, head, directory) else lost,
             exif=upright_exif(tags, of_tiff=True),
             xmp=_upright_packet(tags.get(XMP_TAG)),
             dpi=_tiff_dpi(tags),
@@ -253,6 +253,29 @@ def _tiff_header(stream: BinaryIO, where: object) -> Header:
         or compression in _PILLOW_COMPRESSIONS
         or (_TILE_TAG in directory and directory.get(_PLANES_TAG) == _SEPARATE_PLANES),
     )
+
+
+def _tiff_directory(stream: BinaryIO, head: bytes, at: int) -> Any:
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    directory = ImageFileDirectory_v2(head)
+    stream.seek(at)
+    directory.load(stream)
+    return directory
+
+
+def _has_more_pages(stream: BinaryIO, head: bytes, directory: Any) -> bool:
+    """Whether a page after this one is more than a smaller copy, as of a pyramid, or a mask."""
+    seen: set[int] = set()
+    while directory.next and directory.next not in seen:
+        seen.add(directory.next)
+        try:
+            directory = _tiff_directory(stream, head, directory.next)
+        except (OSError, *DAMAGE):
+            return True
+        if directory.get(_PAGE_TAG) not in _COPIES_AND_MASKS:
+            return True
+    return False
 
 
 def orientation_of_image(image: Image.Image) -> int:

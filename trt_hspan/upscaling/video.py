@@ -221,10 +221,8 @@ class _Transcoding:
                                 packet.pts = packet.dts = 0
                             packet.stream = plan.copies[packet.stream]
                             waiting.append(packet)
-                        if self._writer is None:
-                            continue  # the header, written with the first packet, contains the frames' size
-                        while waiting:
-                            output.mux(waiting.pop(0))
+                        if self._writer is not None:  # whose frames' size the header contains, written first
+                            self._copy(output, waiting)
                         continue
                     for frame in self._decoded(packet):
                         output.mux(self._encoded(stream, frame))
@@ -233,8 +231,8 @@ class _Transcoding:
                             on_frame(frames, total)
                 if not frames:
                     raise HspanError(self._source, "contains no frame that can be read", "copy it again")
-                for packet in (*waiting, *stream.encode(None)):
-                    output.mux(packet)
+                self._copy(output, waiting)
+                output.mux(stream.encode(None))
         except av.error.FFmpegError as error:
             about_codec = "avcodec" in str(error.filename)
             if isinstance(error, OSError) and error.errno and error.errno > 0 and not about_codec:
@@ -394,10 +392,24 @@ class _Transcoding:
         try:
             for packet in self._container.demux(streams):
                 self._seen += packet.stream is self._video and packet.size > 0
+                if packet.is_corrupt:
+                    self._note(
+                        "it is damaged: frames or sound are missing, or are what a decoder made of them"
+                    )
                 if packet.pts is not None:
                     self._end = max(self._end, (packet.pts + (packet.duration or 0)) * packet.time_base)
                 yield packet
         except self._av.error.FFmpegError as error:
+            raise self._damaged(error) from error
+
+    def _copy(self, output: Any, waiting: list[Any]) -> None:
+        """Writes packets as they were read: one that its format refuses is damaged, or the disk is full."""
+        try:
+            while waiting:
+                output.mux(waiting.pop(0))
+        except self._av.error.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise
             raise self._damaged(error) from error
 
     def _decoded(self, packet: Any) -> list[Any]:
@@ -406,9 +418,9 @@ class _Transcoding:
         except self._av.error.FFmpegError as error:
             raise self._damaged(error) from error
 
-    def _damaged(self, error: Exception) -> HspanError:
+    def _damaged(self, error: Any) -> HspanError:
         return HspanError(
-            self._source, f"a damaged or truncated video ({error})", "copy or download it again"
+            self._source, f"a damaged or truncated video ({error.strerror})", "copy or download it again"
         )
 
     def _encoded(self, stream: Any, frame: Any) -> Any:
