@@ -152,8 +152,8 @@ def samples_from_folder(path: str | os.PathLike[str], scale: int) -> list[Sample
     """The pictures of a folder, by name.
 
     In the layout of a benchmark set every picture has its ground truth, see `benchmark_sets`. Any other folder
-    contains pictures without one. Sub-folders are left alone, other files counted in a warning. A single picture may be named instead of
-    a folder.
+    contains pictures without one. Sub-folders are left alone, other files are counted in a warning. A single picture
+    may be named instead of a folder.
 
     Raises:
         HspanError: no such folder, no pictures in it, or as `benchmark_sets`.
