@@ -1,0 +1,116 @@
+"""What a file is by how it begins, and what may be written: on the bytes alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trt_hspan.errors import HspanError
+from trt_hspan.media.formats import (
+    MAX_PIXELS,
+    format_and_suffix,
+    kind_of_file,
+    require_accepted,
+    require_sides,
+)
+from trt_hspan.sizes import ImageSize
+
+
+def box(*brands: bytes, length: int | None = None) -> bytes:
+    """A box "ftyp": its length, the major brand, a version, compatible brands."""
+    content = b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
+    return (len(content) + 4 if length is None else length).to_bytes(4, "big") + content
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (b"\x89PNG\r\n\x1a\n", ("PNG", ".png")),
+        (b"\xff\xd8\xff\xe0", ("JPEG", ".jpg")),
+        (b"BM", ("BMP", ".bmp")),
+        (b"GIF89a", ("GIF", ".png")),
+        *((start, ("TIFF", ".tif")) for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+        *((b"P%d\n" % kind, ("PPM", ".png")) for kind in (1, 2, 3, 4, 5, 6)),
+        (b"\xff\x0a", ("JXL", ".png")),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", ("JXL", ".png")),
+        (b"RIFF\1\2\3\4WEBPVP8 ", ("WEBP", ".webp")),
+        (box(b"avif"), ("AVIF", ".png")),
+        (box(b"heic", b"mif1"), ("HEIC", ".png")),
+        (box(b"mif1", b"heic", b"avif"), ("AVIF", ".png")),
+        (box(b"mif1", b"heic") + b"\0\0\0\x08avif", ("HEIC", ".png")),  # behind the box
+        (box(b"msf1", b"avif", length=1 << 30), ("AVIF", ".png")),
+        (box(b"isom", b"avif"), None),
+        (b"RIFF\1\2\3\4AVI LIST", None),
+        (b"P7\n", None),
+        (b"P0\n", None),
+        (b"", None),
+    ],
+)
+def test_pictures_are_told_by_how_they_begin(start: bytes, expected: tuple[str, str] | None) -> None:
+    assert format_and_suffix(start) == expected
+
+
+def packets(first: int, size: int, count: int) -> bytes:
+    return (bytes(first) + b"G" + bytes(size - first - 1)) * count
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (box(b"isom"), "video"),
+        (box(b"qt  "), "video"),
+        *((box(brand), None) for brand in (b"M4A ", b"M4B ", b"M4P ")),
+        *((b"\0\0\0\x08" + name, "video") for name in (b"moov", b"mdat", b"wide")),
+        (b"RIFF\1\2\3\4AVI LIST", "video"),
+        (b"RIFF\1\2\3\4WAVEfmt ", None),
+        (b"RIFF\1\2\3\4WEBP", "picture"),
+        (b"\x1aE\xdf\xa3", "video"),
+        (b"YUV4MPEG2 W4", "video"),
+        (b"OggS" + bytes(20) + b"\x80theora", "video"),
+        (b"OggS" + bytes(20) + b"OVP80", "video"),
+        (b"OggS" + bytes(20) + b"OpusHead", None),
+        (b"\x80theora", None),
+        (packets(0, 188, 3), "video"),
+        (packets(4, 192, 3), "video"),
+        (packets(0, 188, 2) + b"G", "video"),
+        (packets(0, 188, 2), None),
+        (packets(0, 188, 2) + b"X" + bytes(187), None),
+        (b"X" + bytes(187) + packets(0, 188, 2), None),
+        (packets(0, 190, 3), None),
+        (b"G" + bytes(600), None),
+        (b"", None),
+    ],
+)
+def test_videos_are_told_by_how_they_begin(tmp_path: Path, start: bytes, kind: str | None) -> None:
+    (tmp_path / "a.dat").write_bytes(start)
+    assert kind_of_file(tmp_path / "a.dat") == kind
+    # A name is heeded where the content says nothing, and not where it says sound.
+    (tmp_path / "a.MKV").write_bytes(start)
+    is_sound = start[4:8] == b"ftyp" or start.startswith(b"RIFF")
+    assert kind_of_file(tmp_path / "a.MKV") == (kind or (None if is_sound else "video"))
+
+
+def test_a_folder_is_neither_and_what_cannot_be_read_is_what_its_name_says(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    assert kind_of_file(tmp_path / "folder.png") is None
+    assert kind_of_file(tmp_path / "none.PNG") == "picture"
+    assert kind_of_file(tmp_path / "none.txt") is None
+
+
+def test_as_many_pixels_are_accepted_as_the_error_says() -> None:
+    require_accepted(ImageSize(1 << 13, 1 << 14), "a")
+    assert MAX_PIXELS == 1 << 27
+    with pytest.raises(HspanError, match="claims 8193x16384 pixels, more than the 134 million accepted"):
+        require_accepted(ImageSize((1 << 13) + 1, 1 << 14), "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("a.JPG", 65500), ("a.jpeg", 65500), ("a.jfif", 65500), ("a.webp", 16383)]
+)
+def test_sides_are_as_long_as_the_format_allows(name: str, most: int) -> None:
+    require_sides(name, ImageSize(most, 1))
+    for size in (ImageSize(most + 1, 1), ImageSize(1, most + 1)):
+        with pytest.raises(HspanError, match=f"its sides have at most {most}"):
+            require_sides(name, size)
+        require_sides("a.png", size)
