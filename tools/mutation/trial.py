@@ -20,18 +20,23 @@ _NO_TESTS: Final = 5  # pytest's exit code
 
 
 def mirroring_tests(root: Path, module: str) -> list[str]:
-    """The test files of the module's room that name it, the mirroring one first; those of the whole room if none does.
+    """The test files of the module's room that name it, the mirroring one first; if none does, those elsewhere that do,
+    and then the whole room.
 
     trt_hspan/engine/spec.py is in the room tests/engine, and tests/engine/test_spec.py mirrors it.
     """
     path = Path(module).with_suffix("")
     parts = path.parts[1:]
     room = root / "tests" / (parts[0] if len(parts) > 1 else "")
-    dotted = re.compile(rf"{re.escape('.'.join(path.parts))}\b")
+    package, name = re.escape(".".join(path.parts[:-1])), re.escape(path.name)
+    named = re.compile(rf"\b{package}(\.{name}\b| import [^\n]*\b{name}\b)")
     files = sorted(room.rglob("test_*.py") if len(parts) > 1 else room.glob("test_*.py"))
-    naming = [file for file in files if dotted.search(file.read_text(encoding="utf-8"))]
-    mirrors = [file for file in files if file.stem == f"test_{parts[-1].lstrip('_')}"]
-    chosen = dict.fromkeys([*mirrors, *naming]) or dict.fromkeys(files)
+    naming, elsewhere = (
+        [file for file in places if named.search(file.read_text(encoding="utf-8"))]
+        for places in (files, sorted((root / "tests").rglob("test_*.py")))
+    )
+    mirrors = [file for file in files if file.stem == f"test_{path.name.lstrip('_')}"]
+    chosen = dict.fromkeys([*mirrors, *naming] or [*elsewhere, *files])
     return [str(file.relative_to(root)) for file in chosen]
 
 

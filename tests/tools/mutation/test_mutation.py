@@ -100,6 +100,10 @@ def test_a_sample_depends_on_its_seed_alone(checkout: Path) -> None:
 
 def test_the_mirroring_test_goes_first_and_others_that_name_the_module_follow(checkout: Path) -> None:
     assert mirroring_tests(checkout, MODULE) == ["tests/room/test_module.py", "tests/room/test_broken.py"]
+    (checkout / "tests/elsewhere").mkdir()
+    (checkout / "tests/elsewhere/test_x.py").write_text("from trt_hspan.room import module, elsewhere\n")
+    assert mirroring_tests(checkout, MODULE)[0] == "tests/room/test_module.py"
+    assert mirroring_tests(checkout, "trt_hspan/room/elsewhere.py")[0] == "tests/elsewhere/test_x.py"
     assert mirroring_tests(checkout, "trt_hspan/room/nowhere.py") == [
         f"tests/room/test_{name}.py" for name in ("broken", "module", "other")
     ]
