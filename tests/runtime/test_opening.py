@@ -17,7 +17,13 @@ from trt_hspan.machine.gpu import gpu_architectures
 from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import opening, tensorrt_runner, torch_runner
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from trt_hspan.runtime.opening import Device, device_from_text, open_runner
+from trt_hspan.runtime.opening import (
+    Device,
+    device_from_text,
+    devices_from_text,
+    open_runner,
+    require_threads,
+)
 from trt_hspan.runtime.tensorrt_runner import TensorRtRunner
 from trt_hspan.runtime.torch_runner import TorchRunner
 from trt_hspan.sizes import ImageSize
@@ -124,10 +130,33 @@ def test_engine_without_manifest_or_with_a_changed_plan_is_refused(
         ("cpu", Device(kind="cpu")),
         ("gpu", Device(kind="gpu")),
         ("gpu:1", Device(kind="gpu", index=1)),
+        ("gpu:012", Device(kind="gpu", index=12)),
+        ("cpu:onnxruntime", Device(kind="cpu", library="onnxruntime")),
+        ("cpu:openvino", Device(kind="cpu", library="openvino")),
     ],
 )
 def test_devices_are_read(text: str, device: Device) -> None:
     assert device_from_text(text) == device
+
+
+def test_several_gpus_are_named_at_once() -> None:
+    for text in ("auto", "cpu", "gpu", "gpu:3", "cpu:openvino"):
+        assert devices_from_text(text) == (text,)
+    assert devices_from_text("gpu:0,2,1") == ("gpu:0", "gpu:2", "gpu:1")
+    with pytest.raises(UsageError, match="which names a GPU twice"):
+        devices_from_text("gpu:1,0,1")
+    for text in ("cpu,cpu", "gpu,1", "gpu:0,", "gpu:0,gpu:1", "auto,1"):
+        with pytest.raises(UsageError, match="--device: got"):
+            devices_from_text(text)
+
+
+@pytest.mark.parametrize(("threads", "is_possible"), [(0, False), (1, True), (1024, True), (1025, False)])
+def test_a_run_takes_1_to_1024_threads(threads: int, is_possible: bool) -> None:
+    if is_possible:
+        require_threads(threads)
+        return
+    with pytest.raises(UsageError, match=f"--threads: got {threads}, expected 1 to 1024"):
+        open_runner("none.onnx", threads=threads)
 
 
 @pytest.mark.parametrize("text", ["", "GPU", "cuda", "gpu:", "gpu:-1", "cpu:0", "gpu:1 ", "1"])
