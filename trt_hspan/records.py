@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from trt_hspan.errors import STEERING
@@ -223,28 +223,22 @@ def json_text(report: Mapping[str, Any]) -> str:
           }
         }
     """
-    odd = _not_finite(report)
-    return json.dumps(_plain({**report, "not_finite": odd} if odd else report), indent=2, allow_nan=False)
+    odd: dict[str, str] = {}
+    plain = _plain(report, "", odd)
+    return json.dumps({**plain, "not_finite": odd} if odd else plain, indent=2, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
-    """What `json` can write of a report: mappings with string keys, lists, None for what is no finite number."""
+def _plain(value: Any, place: str, odd: dict[str, str]) -> Any:
+    """What `json` can write of a report: mappings with string keys, lists, None for what is no finite number.
+
+    Such a number goes to `odd`: its place, as in "total.worst_psnr_db", -> "inf", "-inf" or "nan".
+    """
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        prefix = f"{place}." if place else ""
+        return {str(name): _plain(item, f"{prefix}{name}", odd) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, f"{place}[{index}]", odd) for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
+        odd[place] = str(value)
         return None
     return value
-
-
-def _not_finite(value: Any, place: str = "") -> dict[str, str]:
-    """The numbers that `_plain` writes as None: place, as in "total.worst_psnr_db", -> "inf", "-inf" or "nan"."""
-    if isinstance(value, float):
-        return {} if math.isfinite(value) else {place: str(value)}
-    items: Iterable[tuple[str, Any]] = ()
-    if isinstance(value, Mapping):
-        items = ((f"{place}.{name}" if place else str(name), item) for name, item in value.items())
-    elif isinstance(value, (list, tuple)):
-        items = ((f"{place}[{index}]", item) for index, item in enumerate(value))
-    return {where: text for name, item in items for where, text in _not_finite(item, name).items()}

@@ -60,19 +60,11 @@ _TS_SYNC: Final = 0x47
 _TS_PACKETS: Final = ((0, 188), (4, 192))
 _START_BYTES: Final = 1024
 # Pixels that a side may have in libjpeg and in libwebp.
-_LONGEST_SIDES: Final = {".jpg": 65500, ".jpeg": 65500, ".jfif": 65500, ".webp": 16383}
+_LONGEST_SIDES: Final = {"JPEG": 65500, "WEBP": 16383}
 #: Names of pictures, where contents cannot be looked at, or say nothing.
 READ_SUFFIXES: Final = (
     *WRITE_FORMATS,
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".jxl",
+    *(".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jxl"),
 )
 Kind = Literal["picture", "video"]
 MAX_PIXELS: Final = 1 << 27  # 134 million: more than any camera's picture, less than would fill the memory
@@ -188,7 +180,7 @@ def require_writable_suffix(path: str | os.PathLike[str]) -> None:
 def require_sides(path: str | os.PathLike[str], size: ImageSize) -> None:
     """Raises HspanError, before any work, for a side that is longer than JPEG or WebP allow."""
     suffix = Path(path).suffix.lower()
-    most = _LONGEST_SIDES.get(suffix)
+    most = _LONGEST_SIDES.get(WRITE_FORMATS[suffix][0])
     if most is not None and max(size) > most:
         raise HspanError(
             path,

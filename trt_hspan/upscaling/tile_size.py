@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.errors import HspanError
 from trt_hspan.machine.memory import available_memory_bytes
 from trt_hspan.runtime.memory import require_memory
 from trt_hspan.runtime.runner import CHANNELS, Limits
@@ -115,11 +115,9 @@ def plan_for_picture(
 
 def chosen_overlap(overlap: int | None, tile: ImageSize, picture: ImageSize) -> int:
     """The overlap for a tile size; a side that is not cut does not count."""
-    if overlap is None:
-        return min(DEFAULT_OVERLAP, min(_cut_sides(tile, picture), default=0) // 4)
-    if overlap < 0:
-        raise UsageError("--overlap", f"{overlap} pixels make no sense", "give 0 or more")
-    return overlap
+    return (
+        min(DEFAULT_OVERLAP, min(_cut_sides(tile, picture), default=0) // 4) if overlap is None else overlap
+    )
 
 
 def largest_overlap(tile: ImageSize, picture: ImageSize) -> int:
