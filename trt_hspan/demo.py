@@ -16,7 +16,7 @@ from trt_hspan.data import DEMO_PHOTOGRAPH
 from trt_hspan.engine.build import build_engine
 from trt_hspan.engine.manifest import EngineManifest
 from trt_hspan.engine.spec import Attention, EngineSpec, ProfileRequest
-from trt_hspan.evaluation.compare import ValidationReport, validate
+from trt_hspan.evaluation.compare import ValidationReport, validate_all
 from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.evaluation.figures import Crop, Panel, save_comparison
 from trt_hspan.evaluation.metrics import Quality
@@ -79,7 +79,7 @@ def run_demo(output: Path, *, on_step: Callable[[str], None] | None = None) -> D
     plan = engines["function"][0]
     with step("validate against PyTorch"):
         sample = Sample(name=DEMO_PHOTOGRAPH.name, low_resolution=None, ground_truth=DEMO_PHOTOGRAPH, scale=4)
-        validation = validate(open_runner(plan), TorchRunner(CHECKPOINT), [sample])
+        (validation,) = validate_all([open_runner(plan)], TorchRunner(CHECKPOINT), [sample])
     with step("upscale the photograph"):
         low, truth = sample.load()
         photograph, upscaled = output / "photograph_low.png", output / "photograph_x4.png"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,6 @@ from trt_hspan.evaluation.compare import (
     Outputs,
     PictureReport,
     ValidationReport,
-    validate,
     validate_all,
 )
 from trt_hspan.evaluation.datasets import Sample, samples_from_folder
@@ -26,9 +27,23 @@ from trt_hspan.evaluation.metrics import EXACT_DB, psnr_y, ssim_y
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import memory
-from trt_hspan.runtime.runner import RunnerPrecision
+from trt_hspan.runtime.runner import Runner, RunnerPrecision
 from trt_hspan.sizes import TileChoice
 from trt_hspan.upscaling.options import UpscaleOptions
+
+
+def validate(
+    candidate: Runner,
+    reference: Runner,
+    samples: Sequence[Sample],
+    on_picture: Callable[[PictureReport], None] = lambda _: None,
+    **choices: Any,
+) -> ValidationReport:
+    """One candidate."""
+    (report,) = validate_all(
+        [candidate], reference, samples, on_outputs=lambda out: on_picture(out.reports[0]), **choices
+    )
+    return report
 
 
 @pytest.fixture

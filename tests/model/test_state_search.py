@@ -213,7 +213,8 @@ def test_contents_say_what_a_file_is_whatever_its_name(
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 134\n", "Git LFS pointer"),
         (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "HTML page"),
         (b"<html lang='en'>" + bytes(400), "HTML page"),
-        (b"\x1f\x8b\x08" + bytes(400), "compressed archive"),
+        (b"\x1f\x8b\x08" + bytes(400), "an archive"),
+        (b"net.pt" + bytes(251) + b"ustar" + bytes(250), "an archive"),
     ],
 )
 def test_files_saved_by_mistake_are_called_what_they_are(

@@ -86,7 +86,13 @@ def export(request: ExportRequest) -> None:
 
 def _report(path: Path) -> dict[str, object]:
     from trt_hspan.files import sha256_from_file
-    from trt_hspan.graph import attention_nodes, metadata_from_model, model_in_own_domain, read_onnx
+    from trt_hspan.graph import (
+        attention_nodes,
+        metadata_from_model,
+        model_in_own_domain,
+        opset_of,
+        read_onnx,
+    )
 
     model = read_onnx(path)
     dimensions = model.graph.input[0].type.tensor_type.shape.dim
@@ -97,7 +103,7 @@ def _report(path: Path) -> dict[str, object]:
         "input_shape": [dim.dim_param or dim.dim_value for dim in dimensions],
         "attention_nodes": len(attention_nodes(model_in_own_domain(model))),
         "attention_has_a_function_body": bool(model.functions),
-        "opset": next(entry.version for entry in model.opset_import if entry.domain == ""),
+        "opset": opset_of(model),
         "plugin_domains": [entry.domain for entry in model.opset_import if entry.domain],
         **asdict(metadata_from_model(model)),
     }

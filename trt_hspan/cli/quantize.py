@@ -49,6 +49,7 @@ def quantize(request: QuantizeRequest) -> None:
 
 def _report(quantized: Quantized, written: list[Path]) -> dict[str, object]:
     from trt_hspan.files import sha256_from_file
+    from trt_hspan.graph import opset_of
 
     recipe, facts, table, measured = quantized.recipe, quantized.facts, quantized.table, quantized.measurement
     return {
@@ -59,9 +60,7 @@ def _report(quantized: Quantized, written: list[Path]) -> dict[str, object]:
         "sha256": sha256_from_file(written[0]),
         "precision": recipe.precision,
         "base": recipe.base,
-        "opset": next(
-            entry.version for entry in quantized.model.opset_import if entry.domain in ("", "ai.onnx")
-        ),
+        "opset": opset_of(quantized.model),
         "convolutions": facts.convolutions,
         "quantized_convolutions": facts.quantized_convolutions,
         "quantized_mac_share": round(facts.mac_share, 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 from dataclasses import replace
 from pathlib import Path
@@ -126,8 +127,7 @@ def _refitted(trt: Any, plan: Path, manifest: EngineManifest, model: onnx.ModelP
 
 def _structure(model: onnx.ModelProto) -> bytes:
     """All of a model but the values of its weights, and who made it."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare = copy.deepcopy(model)
     del bare.metadata_props[:]
     bare.ClearField("producer_version")
     for tensor in bare.graph.initializer:

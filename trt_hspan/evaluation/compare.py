@@ -159,31 +159,6 @@ class Outputs:
     reports: tuple[PictureReport, ...]
 
 
-def validate(
-    candidate: Runner,
-    reference: Runner,
-    samples: Sequence[Sample],
-    *,
-    min_psnr_db: float | None = None,
-    budget_db: float | None = None,
-    options: UpscaleOptions = DEFAULT_OPTIONS,
-    on_picture: Callable[[PictureReport], None] | None = None,
-) -> ValidationReport:
-    """Runs two networks on every picture and compares them: `validate_all` with one candidate."""
-
-    callback = None if on_picture is None else lambda outputs: on_picture(outputs.reports[0])
-    (report,) = validate_all(
-        [candidate],
-        reference,
-        samples,
-        min_psnr_db=min_psnr_db,
-        budget_db=budget_db,
-        options=options,
-        on_outputs=callback,
-    )
-    return report
-
-
 def validate_all(
     candidates: Sequence[Runner],
     reference: Runner,
@@ -198,11 +173,11 @@ def validate_all(
 
     Example:
         >>> from trt_hspan import export_onnx
-        >>> from trt_hspan.evaluation.compare import validate
+        >>> from trt_hspan.evaluation.compare import validate_all
         >>> from trt_hspan.evaluation.datasets import shipped_samples
         >>> from trt_hspan.runtime.opening import open_runner
         >>> candidate = open_runner(export_onnx("hspan-tiny-x2", "tiny.onnx", precision="fp16"))
-        >>> report = validate(candidate, open_runner("hspan-tiny-x2"), shipped_samples(2))
+        >>> (report,) = validate_all([candidate], open_runner("hspan-tiny-x2"), shipped_samples(2))
         >>> report.passed, report.same_source, report.precision
         (True, True, 'fp16')
 
@@ -253,15 +228,7 @@ def validate_all(
             if on_outputs is not None:
                 on_outputs(outputs)
     return [
-        _report(
-            candidate,
-            reference,
-            pictures,
-            remarks,
-            scale=scale,
-            min_psnr_db=min_psnr_db,
-            budget_db=budget_db,
-        )
+        _report(candidate, reference, pictures, remarks, min_psnr_db=min_psnr_db, budget_db=budget_db)
         for candidate, pictures in zip(candidates, pictures_of, strict=True)
     ]
 
@@ -272,7 +239,6 @@ def _report(
     pictures: Sequence[PictureReport],
     remarks: Sequence[str],
     *,
-    scale: int,
     min_psnr_db: float | None,
     budget_db: float | None,
 ) -> ValidationReport:
@@ -282,16 +248,15 @@ def _report(
         total.psnr_y_loss_db is not None and total.psnr_y_loss_db <= budget_db
     )
     passed = total.worst_psnr_db >= bar_db and within_budget  # NaN reaches no bar
+    sources = (candidate.source_sha256, reference.source_sha256)
     return ValidationReport(
         candidate=candidate.label,
         reference=reference.label,
         emulated=candidate.emulated,
         why_emulated=candidate.why_emulated,
         precision=candidate.precision,
-        scale=scale,
-        same_source=None
-        if None in (candidate.source_sha256, reference.source_sha256)
-        else candidate.source_sha256 == reference.source_sha256,
+        scale=reference.scale,
+        same_source=None if None in sources else sources[0] == sources[1],
         min_psnr_db=bar_db,
         budget_db=budget_db,
         passed=passed,

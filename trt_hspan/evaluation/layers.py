@@ -5,6 +5,7 @@ Modules are matched by the names that export gives to nodes.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Sequence
@@ -66,8 +67,7 @@ def _outputs(
 ) -> list[Float32Array]:
     if not tensors:
         return []
-    runnable = onnx.ModelProto()
-    runnable.CopyFrom(model_for_cpu(model_with_attention_function(model)))
+    runnable = copy.deepcopy(model_for_cpu(model_with_attention_function(model)))
     have = {value.name for value in runnable.graph.output}
     for tensor in dict.fromkeys(tensors):
         if tensor not in have:

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 
 from trt_hspan.errors import HspanError
 from trt_hspan.export.module_runs import StandInAttention
-from trt_hspan.export.tidy import read_by
-from trt_hspan.graph import model_for_cpu, model_with_attention_function, model_with_stand_in_attention
+from trt_hspan.graph import (
+    model_for_cpu,
+    model_with_attention_function,
+    model_with_stand_in_attention,
+    names_read,
+)
 from trt_hspan.machine.onnx_runtime import imported_onnxruntime
 
 # Of the largest value. Float32 in another order of summation differs by about 1e-5 in the deepest networks here; an
 # attribute that was lost, such as bicubic's coefficient, by 1e-2. Graphs in FP16 or BF16 round at every node.
 _TOLERANCE, _LOW_TOLERANCE = 1e-3, 5e-2
+_NEXT_STEP = (
+    "write that part of forward() with other operations, or export a fixed size, static=(height, width)"
+)
 
 
 def require_agreement(
@@ -67,7 +74,7 @@ def require_agreement(
             raise HspanError(
                 where,
                 f"exported wrongly: node {node.name} differs from the module by {difference:.2g}",
-                "write that part of forward() with other operations",
+                _NEXT_STEP,
             )
 
 
@@ -84,7 +91,7 @@ def _result_nodes(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     }
     producers = {name: node for node in graph.node for name in node.output if name in values}
     read_outside: dict[str, dict[str, onnx.NodeProto]] = {}
-    readers = [(_paths_above(node), read_by(node)) for node in graph.node]
+    readers = [(_paths_above(node), names_read([node])) for node in graph.node]
     for inside, names in [*readers, ([], [output.name for output in graph.output])]:
         for name in names:
             for path in _paths_above(producers[name]) if name in producers else ():
@@ -119,6 +126,4 @@ def _run(
         return list(session.run(names, {model.graph.input[0].name: example.cpu().numpy()}))
     except Exception as error:  # ONNX Runtime's errors have no common class; their text names the node
         reason = " ".join(str(error).split())[:300]
-        raise HspanError(
-            where, f"exported wrongly: {reason}", "write that part of forward() with other operations"
-        ) from error
+        raise HspanError(where, f"exported wrongly: {reason}", _NEXT_STEP) from error

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import onnx
 
+from trt_hspan.graph import names_read
 from trt_hspan.names import OP_TYPE
 
 
@@ -17,8 +20,7 @@ def _name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
     The exporter's metadata, which contains the paths, is dropped: it contains the exporting machine's stack traces too.
     """
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
+    named = copy.deepcopy(model)
     taken: set[str] = set()
     for node in named.graph.node:
         node.name = _free_name(_module_path(node), node.op_type, taken)
@@ -69,18 +71,12 @@ def _sort_by_depth(graph: onnx.GraphProto) -> None:
     depths: dict[str, int] = {}
     ordered: list[tuple[int, onnx.NodeProto]] = []
     for node in graph.node:
-        depth = 1 + max((depths.get(name, 0) for name in read_by(node)), default=0)
+        depth = 1 + max((depths.get(name, 0) for name in names_read([node])), default=0)
         depths |= dict.fromkeys(node.output, depth)
         ordered.append((depth, node))
     nodes = [node for _, node in sorted(ordered, key=lambda each: each[0])]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def read_by(node: onnx.NodeProto) -> list[str]:
-    """The tensors that a node reads, those that bodies of loops and branches take from around them included."""
-    inner = [each for attribute in node.attribute for each in attribute.g.node]
-    return [*node.input, *(name for each in inner for name in read_by(each))]
 
 
 def _module_path(node: onnx.NodeProto) -> str:

@@ -10,6 +10,7 @@ from trt_hspan.graph.attention_function import (
     model_with_inlined_functions,
     model_with_plugin_nodes,
     model_with_stand_in_attention,
+    opset_of,
 )
 from trt_hspan.graph.contract import (
     INPUT_NAME,
@@ -22,6 +23,7 @@ from trt_hspan.graph.contract import (
     load_onnx,
     metadata_from_model,
     model_inputs,
+    names_read,
     read_onnx,
     require_attention,
     save_onnx,
@@ -75,6 +77,8 @@ __all__ = [
     "model_with_native_types",
     "model_with_plugin_nodes",
     "model_with_stand_in_attention",
+    "names_read",
+    "opset_of",
     "precision_from_model",
     "quantization_from_model",
     "read_onnx",

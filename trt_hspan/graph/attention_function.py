@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Literal, get_args
@@ -131,7 +132,7 @@ def model_with_stand_in_attention(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _with_function(model: onnx.ModelProto, text: str) -> onnx.ModelProto:
     result = model_with_plugin_nodes(model)
-    named = text.format(domain=DOMAIN, name=OP_TYPE, opset=_opset(result), weights=WEIGHTS_TEXT)
+    named = text.format(domain=DOMAIN, name=OP_TYPE, opset=opset_of(result), weights=WEIGHTS_TEXT)
     result.functions.append(onnx.parser.parse_function(named))
     if all(entry.domain != DOMAIN for entry in result.opset_import):
         result.opset_import.append(onnx.helper.make_opsetid(DOMAIN, OP_VERSION))
@@ -140,8 +141,7 @@ def _with_function(model: onnx.ModelProto, text: str) -> onnx.ModelProto:
 
 def model_with_plugin_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without the body. A TensorRT parser then takes the plugin, or fails; it cannot inline silently."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     kept = [function for function in model.functions if (function.domain, function.name) != (DOMAIN, OP_TYPE)]
     del result.functions[:]
     result.functions.extend(kept)
@@ -195,8 +195,7 @@ def model_in_own_domain(model: onnx.ModelProto) -> onnx.ModelProto:
     plugins = {node.op_type for node in model.graph.node if node.domain == ORT_TENSORRT_DOMAIN}
     if OP_TYPE not in plugins:
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     for node in result.graph.node:
         if (node.domain, node.op_type) == (ORT_TENSORRT_DOMAIN, OP_TYPE):
             node.domain = DOMAIN
@@ -239,5 +238,6 @@ def _replace_import(model: onnx.ModelProto, domain: str | None, entry: onnx.Oper
     model.opset_import.extend([*kept, entry])
 
 
-def _opset(model: onnx.ModelProto) -> int:
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the ONNX operators that a model imports."""
     return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -145,8 +146,7 @@ def with_fixed_input(
     model: onnx.ModelProto, shape: tuple[int, int, int, int], *, scale: int
 ) -> onnx.ModelProto:
     """A copy of a network for free sizes that takes this (N, C, H, W) alone; its nodes are the same."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     n, channels, height, width = shape
     for value in result.graph.value_info:
         value.type.tensor_type.ClearField("shape")
@@ -168,6 +168,19 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
 
+def names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """The tensors that nodes read, with those that bodies of loops and branches take from around them."""
+    names: set[str] = set()
+    for node in nodes:
+        names.update(name for name in node.input if name)
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                own = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+                own |= {name for inner in graph.node for name in inner.output}
+                names |= (names_read(graph.node) | {value.name for value in graph.output}) - own
+    return names
+
+
 def metadata_from_model(model: onnx.ModelProto) -> OnnxMetadata:
     """Reads the metadata; unknown or malformed entries count as absent."""
     texts = {
@@ -186,8 +199,7 @@ def metadata_from_model(model: onnx.ModelProto) -> OnnxMetadata:
 
 def with_metadata(model: onnx.ModelProto, metadata: OnnxMetadata) -> onnx.ModelProto:
     """A copy of the model with this metadata; other entries stay."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     names = {_PREFIX + field.name for field in fields(OnnxMetadata)}
     entries = {entry.key: entry.value for entry in model.metadata_props if entry.key not in names}
     entries |= {_PREFIX + name: str(value) for name, value in asdict(metadata).items() if value is not None}

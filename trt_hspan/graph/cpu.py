@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Final
 
 import numpy as np
@@ -35,8 +36,7 @@ def model_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     if not _uses_emulated_types(model):
         return model
     inferred = onnx.shape_inference.infer_shapes(model)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     rounded = {
         value.name: value.type.tensor_type.elem_type
@@ -62,8 +62,7 @@ def model_with_native_types(model: onnx.ModelProto) -> onnx.ModelProto:
     For a library that picks the types of its arithmetic itself. *Measured*: OpenVINO 2026.4 computes nonsense from a
     DequantizeLinear whose scale is BF16.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     for tensor in result.graph.initializer:
         if tensor.data_type in _EMULATED:
             tensor.CopyFrom(_float32_tensor(tensor))
@@ -85,8 +84,7 @@ def model_with_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     if not nodes:
         return model
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     dequantized = {node.output[0] for node in nodes}
     kept = [node for node in model.graph.node if node.output[0] not in dequantized]
     del result.graph.node[:]
@@ -126,8 +124,7 @@ def _uses_emulated_types(model: onnx.ModelProto) -> bool:
 
 def _float32_nodes(node: onnx.NodeProto, rounded: dict[str, int]) -> list[onnx.NodeProto]:
     """The node in float32, and the rounding of its FP16 or BF16 outputs."""
-    computed = onnx.NodeProto()
-    computed.CopyFrom(node)
+    computed = copy.deepcopy(node)
     nodes = [computed]
     for index, name in enumerate(node.output):
         if name not in rounded:

@@ -7,6 +7,7 @@ whole product: nothing changes but the range.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from typing import Final
@@ -50,8 +51,7 @@ def tail_with_headroom(model: onnx.ModelProto) -> onnx.ModelProto:
     Args:
         model: constants folded, nodes named after modules.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     position = next(index for index, node in enumerate(graph.node) if node.name == _LONG_SKIP)
     features = graph.node[position].output[0]

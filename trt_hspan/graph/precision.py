@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.graph.attention_function import opset_of
 from trt_hspan.graph.contract import attention_nodes, tensor_types
 from trt_hspan.graph.quantized import quantized_type_from_model
 
@@ -102,14 +104,13 @@ def model_in_precision(
         HspanError: a weight is too large for the type; none is ever turned into infinity.
         UsageError: the model's opset has no operators for the type.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     if precision == "fp32":
         return result
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     if precision == "bf16" and opset < BF16_OPSET:
         raise UsageError("--opset", f"{opset} has no bfloat16 convolutions", f"use {BF16_OPSET} or later")
-    _Rewriter(result.graph, tensor_types(model), precision, tuple(keep_fp32), int(opset)).rewrite()
+    _Rewriter(result.graph, tensor_types(model), precision, tuple(keep_fp32), opset).rewrite()
     return result
 
 
@@ -165,8 +166,7 @@ class _Rewriter:
         low = not any(fnmatch.fnmatchcase(node.name, pattern) for pattern in self._keep_fp32)
         if node.op_type == "Constant" or any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute):
             raise HspanError(node.name, f"{node.op_type} nodes must be folded before precision is chosen")
-        kept = onnx.NodeProto()
-        kept.CopyFrom(node)
+        kept = copy.deepcopy(node)
         inputs, outputs = self._takes_low(node)
         for attribute in kept.attribute:  # a type that an attribute names is not seen in the schema
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT and low:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -128,8 +129,7 @@ def _weight_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 def shapes_on_a_small_input(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors; the attention gives what its value has, so its body need not be looked into."""
-    small = onnx.ModelProto()
-    small.CopyFrom(model)
+    small = copy.deepcopy(model)
     del small.functions[:], small.graph.value_info[:]
     for node in small.graph.node:
         if node.domain not in ("", "ai.onnx"):

@@ -16,6 +16,7 @@ from trt_hspan.graph.attention_function import (
     LOWEST_OPSET,
     model_with_attention_function,
     model_with_plugin_nodes,
+    opset_of,
 )
 from trt_hspan.graph.contract import (
     OnnxMetadata,
@@ -182,11 +183,6 @@ def opset_to_write(precision: Precision, opset: int | None) -> int:
     if not lowest <= opset <= HIGHEST_OPSET:
         raise UsageError("--opset", f"{opset} has no {precision}", f"choose {lowest} to {HIGHEST_OPSET}")
     return opset
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the ONNX operators that a model imports."""
-    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
 
 
 def _with_opset(model: onnx.ModelProto, lowest: int) -> onnx.ModelProto:

@@ -38,7 +38,7 @@ _MISTAKEN: Final = (
         "an HTML page, not a checkpoint: a download that was answered with a web page",
         "download the file itself, as its download button does",
     ),
-    (rb"\x1f\x8b|7z\xbc\xaf|Rar!", "a compressed archive", "unpack it and name the checkpoint in it"),
+    (rb"\x1f\x8b|7z\xbc\xaf|Rar!|(?s:.{257}ustar)", "an archive", "unpack it and name the checkpoint in it"),
     (rb"\x89HDF\r\n", "an HDF5 file, as Keras saves it", "save it with torch.save"),
 )
 
@@ -171,7 +171,8 @@ def _require_tensors_inside(path: Path) -> None:
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> HspanError:
-    is_advice = isinstance(error, pickle.UnpicklingError)  # to load without restrictions, which runs code
+    # To load without restrictions, which runs code.
+    is_advice = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
     reason = ("" if is_advice else str(error).strip().split("\n")[0]) or type(error).__name__
     return HspanError(
         path, f"not a PyTorch checkpoint, or truncated ({reason[:160]})", "copy or download it again"

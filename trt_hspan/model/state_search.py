@@ -188,9 +188,8 @@ def _without_attention(
         return FoundState(state=state, where=f"{path}: {entry}" if entry else str(path), note=None)
     if objects:
         raise objects_error(path, objects)
-    what = f"a {type(loaded).__name__}"
-    if isinstance(loaded, Mapping) and loaded:
-        what += f" of {', '.join(str(key) for key in list(loaded)[:5])}"
-    raise HspanError(
-        path, f"contains {what} without tensors, expected a state dict", "save model.state_dict()"
-    )
+    what = type(loaded).__name__
+    if isinstance(loaded, Mapping):
+        keys = ", ".join(str(key) for key in list(loaded)[:5])
+        what = f"a dict of {keys} without tensors" if keys else "an empty dict"
+    raise HspanError(path, f"contains {what}, expected a state dict", "save model.state_dict()")

@@ -14,13 +14,14 @@ from trt_hspan.graph import (
     checked_precision,
     load_onnx,
     metadata_from_model,
+    opset_of,
     precision_from_model,
     require_attention,
     with_metadata,
 )
 from trt_hspan.graph.precision import float32_nodes
 from trt_hspan.graph.quantized import quantized_type_from_model
-from trt_hspan.graph.variants import opset_of, opset_to_write
+from trt_hspan.graph.variants import opset_to_write
 from trt_hspan.native.progress import BuildProgress
 from trt_hspan.precision.audit.network_audit import audit_variants, audited_model
 from trt_hspan.precision.audit.range_request import RangeRequest

@@ -7,6 +7,7 @@ they lie. Who computes a part is the business of `onnxruntime_session` and `open
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trt_hspan.errors import HspanError
-from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME
+from trt_hspan.graph import INPUT_NAME, OUTPUT_NAME, names_read
 from trt_hspan.names import DOMAIN, OP_TYPE
 from trt_hspan.native import cpu_attention
 from trt_hspan.native.cpu_attention import NativeOptions, Operand
@@ -85,7 +86,7 @@ def parts_from_model(model: onnx.ModelProto, where: object) -> list[GraphPart]:
     # From the end: what a part must give is what comes after it reads.
     for nodes, attention in reversed(list(zip(runs, [*attentions, None], strict=True))):
         computed = [name for node in nodes for name in node.output if name]
-        read = _free_names(nodes)
+        read = names_read(nodes)
         outputs = tuple(name for name in computed if name in needed)
         inputs = tuple(sorted(read - set(computed) - set(weights)))
         needed |= read
@@ -101,8 +102,7 @@ def parts_from_model(model: onnx.ModelProto, where: object) -> list[GraphPart]:
                 [values[name] for name in outputs],
                 [weights[name] for name in sorted(read & set(weights))],
             )
-            part = onnx.ModelProto()
-            part.CopyFrom(model)
+            part = copy.deepcopy(model)
             part.graph.CopyFrom(graph)
             del part.functions[:]
             part.functions.extend(f for f in model.functions if f.domain != DOMAIN)
@@ -185,23 +185,9 @@ def _operand(array: Array) -> Operand:
     return Operand(array.ctypes.data, (n, channels, positions), (channels * positions, positions, 1))
 
 
-def _free_names(nodes: list[onnx.NodeProto]) -> set[str]:
-    """What the nodes read, their subgraphs included."""
-    names = {name for node in nodes for name in node.input if name}
-    for node in nodes:
-        for attribute in node.attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                own = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-                own |= {name for inner in graph.node for name in inner.output}
-                read = _free_names(list(graph.node)) | {value.name for value in graph.output}
-                names |= read - own
-    return names
-
-
 def _typed_values(model: onnx.ModelProto, attentions: list[onnx.NodeProto]) -> dict[str, onnx.ValueInfoProto]:
     """Every tensor whose type can be inferred, by name; the attention's output is (N, D, H, W) float32."""
-    hints = onnx.ModelProto()
-    hints.CopyFrom(model)
+    hints = copy.deepcopy(model)
     del hints.functions[:]
     declared = {value.name for value in hints.graph.value_info}
     for node in attentions:

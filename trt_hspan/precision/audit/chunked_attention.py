@@ -6,6 +6,7 @@ some rows at a time, so that memory is O(chunk * L) and not O(L * L), L = H * W.
 
 from __future__ import annotations
 
+import copy
 from typing import Final
 
 import onnx
@@ -13,7 +14,7 @@ import onnx.inliner
 import onnx.parser
 
 from trt_hspan.engine.range_record import LowPrecision
-from trt_hspan.graph import attention_nodes
+from trt_hspan.graph import attention_nodes, opset_of
 from trt_hspan.graph.attention_function import WEIGHTS_TEXT
 
 _DOMAIN: Final = "hspan.audit"
@@ -112,16 +113,14 @@ def with_chunked_attention(model: onnx.ModelProto, precision: LowPrecision) -> o
         model: float32 throughout, function body removed.
         precision: the type whose rounding is measured.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     for node in attention_nodes(result):
         node.domain, node.op_type = _DOMAIN, _NAME
         node.output.extend(score_outputs(node.output[0]))
-    opset = next(entry.version for entry in result.opset_import if entry.domain in ("", "ai.onnx"))
     text = _TEXT.format(
         domain=_DOMAIN,
         name=_NAME,
-        opset=opset,
+        opset=opset_of(result),
         low=_ELEMENT_TYPE[precision],
         chunk=QUERIES_PER_CHUNK,
         weights=WEIGHTS_TEXT,

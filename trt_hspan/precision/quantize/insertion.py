@@ -8,6 +8,7 @@ the tensor itself.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -50,8 +51,7 @@ def model_with_qdq(
     Raises:
         HspanError: a node is not there, or reads other tensors than its scales are for.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     nodes = list(result.graph.node)
     unknown = sorted(set(layers) - {node.name for node in nodes})
     if unknown:
