@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-_EMULATED: Final = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+#: Types that a CPU emulates.
+LOW_TYPES: Final = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _QUANTIZED: Final = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)
 
 
@@ -41,14 +42,11 @@ def model_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     rounded = {
         value.name: value.type.tensor_type.elem_type
         for value in (*inferred.graph.value_info, *inferred.graph.output)
-        if value.type.tensor_type.elem_type in _EMULATED
+        if value.type.tensor_type.elem_type in LOW_TYPES
     }
     for name in _inputs_of_quantized_convolutions(model):
         rounded.pop(name, None)
-    weights = [
-        _float32_tensor(tensor) if tensor.data_type in _EMULATED else tensor
-        for tensor in model.graph.initializer
-    ]
+    weights = [in_float32(tensor) for tensor in model.graph.initializer]
     del graph.initializer[:], graph.node[:], graph.value_info[:]
     graph.initializer.extend(weights)
     for node in model.graph.node:
@@ -64,11 +62,11 @@ def model_with_native_types(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = copy.deepcopy(model)
     for tensor in result.graph.initializer:
-        if tensor.data_type in _EMULATED:
-            tensor.CopyFrom(_float32_tensor(tensor))
+        if tensor.data_type in LOW_TYPES:
+            tensor.CopyFrom(in_float32(tensor))
     for node in result.graph.node:
         for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _EMULATED:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in LOW_TYPES:
                 attribute.i = TensorProto.FLOAT
     del result.graph.value_info[:]
     return result
@@ -109,7 +107,10 @@ def _inputs_of_quantized_convolutions(model: onnx.ModelProto) -> set[str]:
     return dequantized - elsewhere - {output.name for output in model.graph.output}
 
 
-def _float32_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
+def in_float32(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A weight in FP16 or BF16 as float32; others as they are."""
+    if tensor.data_type not in LOW_TYPES:
+        return tensor
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
@@ -118,8 +119,8 @@ def _cast_target(node: onnx.NodeProto) -> int:
 
 
 def _uses_emulated_types(model: onnx.ModelProto) -> bool:
-    casts = (_cast_target(node) in _EMULATED for node in model.graph.node if node.op_type == "Cast")
-    return any(t.data_type in _EMULATED for t in model.graph.initializer) or any(casts)
+    casts = (_cast_target(node) in LOW_TYPES for node in model.graph.node if node.op_type == "Cast")
+    return any(t.data_type in LOW_TYPES for t in model.graph.initializer) or any(casts)
 
 
 def _float32_nodes(node: onnx.NodeProto, rounded: dict[str, int]) -> list[onnx.NodeProto]:

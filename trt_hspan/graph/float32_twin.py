@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from trt_hspan.graph.attention_function import model_with_plugin_nodes
 from trt_hspan.graph.contract import tensor_types
-
-_LOW_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+from trt_hspan.graph.cpu import LOW_TYPES, in_float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +55,14 @@ def float32_twin(model: onnx.ModelProto) -> Float32Twin:
         if copy.op_type == "Cast" and copy.output[0] in types:
             copy.attribute[0].i = TensorProto.FLOAT
         kept.append(copy)
-    floats = [_in_float32(tensor) for tensor in graph.initializer]
+    floats = [in_float32(tensor) for tensor in graph.initializer]
     for value in graph.output:
         if value.name in renamed:
             kept.append(helper.make_node("Identity", [renamed[value.name]], [value.name], name=value.name))
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(kept)
     graph.initializer.extend(floats)
-    low = {node.name for node in kept if any(types.get(name) in _LOW_TYPES for name in node.output)}
+    low = {node.name for node in kept if any(types.get(name) in LOW_TYPES for name in node.output)}
     return Float32Twin(model=result, low_nodes=frozenset(low))
 
 
@@ -83,11 +81,5 @@ def _float_types(model: onnx.ModelProto) -> dict[str, int]:
     types = tensor_types(model)
     names = {name for node in model.graph.node for name in node.output} | {v.name for v in model.graph.input}
     types = {name: types.get(name, TensorProto.FLOAT) for name in names}
-    floats = (TensorProto.FLOAT, *_LOW_TYPES)
+    floats = (TensorProto.FLOAT, *LOW_TYPES)
     return {name: kind for name, kind in types.items() if kind in floats}
-
-
-def _in_float32(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    if tensor.data_type not in _LOW_TYPES:
-        return tensor
-    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)

@@ -163,7 +163,7 @@ class _Rewriter:
         self._graph.initializer.extend([*integers, *self._new_weights.values()])
 
     def _rewrite_node(self, node: onnx.NodeProto) -> None:
-        low = not any(fnmatch.fnmatchcase(node.name, pattern) for pattern in self._keep_fp32)
+        low = not self._is_kept(node)
         if node.op_type == "Constant" or any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute):
             raise HspanError(node.name, f"{node.op_type} nodes must be folded before precision is chosen")
         kept = copy.deepcopy(node)
@@ -179,6 +179,9 @@ class _Rewriter:
             if self._value_types.get(name, TensorProto.FLOAT) == TensorProto.FLOAT:
                 self._is_low[name] = low and outputs[index]
         self._nodes.append(kept)
+
+    def _is_kept(self, node: onnx.NodeProto) -> bool:
+        return any(fnmatch.fnmatchcase(node.name, pattern) for pattern in self._keep_fp32)
 
     def _takes_low(self, node: onnx.NodeProto) -> tuple[list[bool], list[bool]]:
         """Which inputs and outputs of an operator may be of the low type: the scales of a Resize may not, say."""
@@ -223,8 +226,7 @@ class _Rewriter:
     def _is_read_in_both(self, name: str) -> bool:
         users = [node for node in self._graph.node if name in node.input]
         kept = [
-            any(fnmatch.fnmatchcase(node.name, p) for p in self._keep_fp32)
-            or not self._takes_low(node)[0][list(node.input).index(name)]
+            self._is_kept(node) or not self._takes_low(node)[0][list(node.input).index(name)]
             for node in users
         ]
         return any(kept) and not all(kept)

@@ -209,8 +209,7 @@ def _halved(pieces: list[_Piece], shave: int, step: int, picture: ImageSize, wha
     if length > whole:
         raise HspanError(
             what,
-            f"{picture} pixels are too small to be quartered with margin {shave} (the official code "
-            "fails on it too)",
+            f"{picture} pixels are too small to be quartered with margin {shave}, in multiples of {step}",
             "take another --protocol",
         )
     halves = []

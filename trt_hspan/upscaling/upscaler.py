@@ -89,7 +89,10 @@ class Upscaler:
             least, step = self.options.official_min_size, self.runner.size_multiple
             plans = [official_plan(size, min_size=least, size_multiple=step, what=what) for size in sizes]
             for quarters in plans:
-                require_size(self.runner, quarters.tile, f"{what}, a tile of --protocol official")
+                try:
+                    require_size(self.runner, quarters.tile, f"{what}, a tile of --protocol official")
+                except HspanError as error:
+                    raise HspanError(error.where, error.what, "take another --protocol") from error
             return plans[0]
         limit = self.limit
         if highest is not None:
