@@ -54,9 +54,19 @@ def test_remarks_stand_below_the_tables(run: CommandLine, data: Path, tmp_path: 
         write_picture(data / "Set5" / folder, np.full((side, side, 3), 99, np.uint8))
     result = run("evaluate", "net.pt", "--data", data, "--sets", "Set5", "--markdown", tmp_path / "r.md")
     assert "Set5/cat: restored exactly" in result.out
+    assert result.out.count(" exact ") == 4  # network and bicubic, of the picture and of its set
     assert (
         "\n- Set5/cat: restored exactly, so it is not in the mean PSNR-Y\n" in (tmp_path / "r.md").read_text()
     )
+
+
+def test_at_scale_1_the_input_is_what_stands_beside(
+    run: CommandLine, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "open_runner", lambda *_, **__: NearestRunner(scale=1))
+    write_picture(data / "Set5/LR_bicubic/X1/catx1.png", picture(136, 160, seed=7))
+    head = run("evaluate", "net.pt", "--data", data, "--sets", "Set5").out.splitlines()[1]
+    assert [cell.strip() for cell in head.split("┃")][2:7] == ["size", "PSNR-Y", "SSIM", "input", "its SSIM"]
 
 
 @pytest.mark.parametrize(
