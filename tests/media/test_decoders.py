@@ -31,8 +31,10 @@ def pool() -> Iterator[DecoderPool]:
 
 def test_picture_goes_there_and_back(pool: DecoderPool) -> None:
     data = png(40, 30)
-    assert pool.size(data) == (30, 40)
-    picture = pool.decode(data, pixels=1200)
+    assert pool.opened(data, pixels=1199) == ((30, 40), None)
+    size, picture = pool.opened(data)
+    assert size == (30, 40)
+    assert picture is not None
     np.testing.assert_array_equal(picture.pixels, pixels_of(data))
     again = pool.encode(picture.pixels, picture.description, ".webp")
     np.testing.assert_array_equal(pixels_of(bytes(again)), pixels_of(data))
@@ -47,13 +49,13 @@ def test_hostile_file_costs_no_process(pool: DecoderPool, kind: str) -> None:
 
 
 def test_picture_of_more_pixels_than_its_header_promised_is_refused(pool: DecoderPool) -> None:
-    with pytest.raises(HspanError, match="more than 100 in all"):
+    with pytest.raises(HspanError, match="30x40 pixels, more than 100 in all"):
         pool.decode(png(40, 30), pixels=100)
 
 
 def test_process_that_was_killed_is_replaced(pool: DecoderPool) -> None:
     data = png(16, 16)
-    pool.size(data)
+    pool.opened(data)
     for pid in pool.pids():
         os.kill(pid, signal.SIGKILL)
     before = pool.replaced
@@ -61,30 +63,30 @@ def test_process_that_was_killed_is_replaced(pool: DecoderPool) -> None:
     while any(process.is_alive() for process in pool._all):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert pool.size(data) == (16, 16)
+    assert pool.opened(data)[0] == (16, 16)
     assert pool.replaced > before
 
 
 def test_process_that_hangs_costs_its_request_only() -> None:
     pool = DecoderPool(2, seconds=60)  # a process that is starting takes its time on a busy machine
     try:
-        pool.size(png(8, 8))
+        pool.opened(png(8, 8))
         pool._seconds = 0.7
         (pid,) = pool.pids()
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(DecoderError, match="took longer"):
-            pool.size(png(8, 8))
+            pool.opened(png(8, 8))
         assert not psutil.pid_exists(pid)
     finally:
         pool.close()
 
 
 def test_picture_whose_process_is_killed_at_work_goes_to_another(pool: DecoderPool) -> None:
-    pool.size(png(8, 8))
+    pool.opened(png(8, 8))
     process, before = pool._idle.queue[-1], pool.replaced
     os.kill(process.pid, signal.SIGSTOP)
     sizes: list[tuple[int, int]] = []
-    asking = threading.Thread(target=lambda: sizes.append(pool.size(png(8, 8))))
+    asking = threading.Thread(target=lambda: sizes.append(pool.opened(png(8, 8))[0]))
     asking.start()
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
@@ -138,7 +140,7 @@ def test_large_pictures_leave_a_process_to_small_ones(monkeypatch: pytest.Monkey
             waiting.start()
             time.sleep(0.1)
             assert waiting.is_alive()
-            assert pool.size(png(8, 8)) == (8, 8)
+            assert pool.opened(png(8, 8))[0] == (8, 8)
         waiting.join(20)
         assert not waiting.is_alive()
     finally:
@@ -166,12 +168,12 @@ def test_server_believes_nothing_of_a_process_that_was_taken_over(reply: bytes) 
 
 
 def test_processes_ignore_the_signals_that_stop_the_server_and_end_with_it(pool: DecoderPool) -> None:
-    pool.size(png(8, 8))
+    pool.opened(png(8, 8))
     for pid in pool.pids():
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
     before = pool.pids()
-    assert pool.size(png(8, 8)) == (8, 8)
+    assert pool.opened(png(8, 8))[0] == (8, 8)
     assert pool.pids() == before
     for pid in before:
         opened = [link for link in os.listdir(f"/proc/{pid}/fd") if int(link) > 2]  # noqa: PTH208

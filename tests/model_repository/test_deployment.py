@@ -157,7 +157,7 @@ def test_dashboard_asks_for_figures_that_triton_gives(repository: Path) -> None:
 def test_dockerfile_copies_what_is_there(repository: Path) -> None:
     text = (repository / "Dockerfile").read_text()
     assert "COPY requirements.txt /tmp/\n" in text
-    assert 'ENTRYPOINT ["sh", "/models/start.sh"]' in text
+    assert 'ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh", "sh", "/models/start.sh"]' in text
     ignored = (repository / ".dockerignore").read_text().split()
     assert not {"requirements.txt", "SHA256SUMS"} & set(ignored)
     checked = [line.split()[1] for line in (repository / "SHA256SUMS").read_text().splitlines()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import pickle
 import queue
@@ -30,6 +31,8 @@ from trt_hspan.errors import HspanError, UsageError
 
 #: Pictures of more pixels leave one process to the others.
 LARGE_PIXELS: Final = 1 << 20
+#: Pictures of at most so many are decoded as soon as they are opened: asking twice takes longer.
+SMALL_PIXELS: Final = 1 << 16
 # For libraries, threads, and what a decoder needs beside pixels.
 _ROOM_BYTES: Final = 192 << 20
 _HEADER_BYTES: Final = 1 << 16
@@ -81,26 +84,33 @@ class DecoderPool:
             self._idle.put(None)
         self._idle.put(self._started())
 
-    def size(self, data: Buffer) -> tuple[int, int]:
-        """Height and width by the file's header. Raises: HspanError as `media.pictures.open_picture`."""
-        reply, _ = self._ask({"do": "size", "memory": 2 * len(data)}, [data])
-        return _side(reply, "height"), _side(reply, "width")
-
-    def decode(self, data: Buffer, *, pixels: int) -> DecodedPicture:
-        """The picture in a file, of at most so many `pixels`.
+    def opened(
+        self, data: Buffer, *, pixels: int = SMALL_PIXELS
+    ) -> tuple[tuple[int, int], DecodedPicture | None]:
+        """Height and width by the file's header, and the picture itself where these are at most so many `pixels`.
 
         Raises:
-            HspanError: it is damaged, larger, or no picture.
+            HspanError: it is damaged, or no picture.
             DecoderError: the process failed; another picture gets a new one.
         """
         question = {"do": "decode", "pixels": pixels, "memory": 2 * len(data) + 24 * pixels}
         reply, buffers = self._ask(question, [data], pixels=pixels, most=8 * pixels)
-        height, width, channels = (_side(reply, name) for name in ("height", "width", "channels"))
+        height, width = size = _side(reply, "height"), _side(reply, "width")
+        if not buffers:
+            return size, None
         dtype = np.uint16 if reply.get("deep") is True else np.uint8
-        if len(buffers) != 2 or len(buffers[0]) != height * width * channels * np.dtype(dtype).itemsize:
+        shape = height, width, _side(reply, "channels")
+        if len(buffers) != 2 or len(buffers[0]) != math.prod(shape) * np.dtype(dtype).itemsize:
             raise DecoderError("it gave other pixels than it said")
-        array = np.frombuffer(buffers[0], dtype).reshape(height, width, channels)
-        return DecodedPicture(pixels=array, description=bytes(buffers[1]))
+        array = np.frombuffer(buffers[0], dtype).reshape(shape)
+        return size, DecodedPicture(pixels=array, description=bytes(buffers[1]))
+
+    def decode(self, data: Buffer, *, pixels: int) -> DecodedPicture:
+        """The picture in a file, of at most so many `pixels`. Raises: as `opened`; HspanError: it is larger."""
+        size, picture = self.opened(data, pixels=pixels)
+        if picture is None:
+            raise HspanError("picture", f"has {size[0]}x{size[1]} pixels, more than {pixels} in all")
+        return picture
 
     def encode(self, pixels: npt.NDArray[Any], description: bytes, suffix: str) -> Buffer:
         """The bytes of a file. Raises: HspanError as `media.writing.encode_image`; DecoderError as `decode`."""
@@ -264,19 +274,12 @@ def _exactly(stream: io.BufferedRWPair, size: int) -> bytes:
     return data
 
 
-def _size(_: dict[str, Any], buffers: Sequence[Buffer]) -> _Message:
-    from trt_hspan.media.pictures import open_picture
-
-    size = open_picture(bytes(buffers[0])).size
-    return {"height": size.height, "width": size.width}, []
-
-
 def _decode(question: dict[str, Any], buffers: Sequence[Buffer]) -> _Message:
     from trt_hspan.media.pictures import open_picture, whole_picture
 
     opened = open_picture(bytes(buffers[0]))
     if opened.size.pixels > question["pixels"]:
-        raise HspanError("picture", f"has {opened.size} pixels, more than {question['pixels']} in all")
+        return {"height": opened.size.height, "width": opened.size.width}, []
     picture = whole_picture(opened)
     pixels = np.ascontiguousarray(picture.pixels)
     height, width, channels = pixels.shape
@@ -296,7 +299,6 @@ def _encode(question: dict[str, Any], buffers: Sequence[Buffer]) -> _Message:
 
 
 _ACTIONS: Final[dict[str, Callable[[dict[str, Any], Sequence[Buffer]], _Message]]] = {
-    "size": _size,
     "decode": _decode,
     "encode": _encode,
 }

@@ -11,7 +11,7 @@ import re
 import time
 import zlib
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import Awaitable, Sequence
 from importlib import resources
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
@@ -215,21 +215,14 @@ class _Routes:
     def _sent(
         self, request: Request, parts: Sequence[Buffer], kind: str, headers: dict[str, str]
     ) -> Response:
-        """An answer sent a piece at a time, so that a slow client shows; one that takes long gives way to others."""
+        """An answer, whose memory is held until it has left; one that takes long gives way to others."""
         size = sum(map(len, parts))
         sending = asyncio.current_task()
         assert sending is not None
         stop = functools.partial(sending.cancel, too_slow().message)
         held = self._service.work.reserve(size, on_drop=stop, after=_SENDING_SECONDS)
         request.scope["held"].enter_context(held)
-
-        async def pieces() -> AsyncIterator[memoryview]:
-            for part in parts:
-                view = memoryview(part)
-                for start in range(0, len(part), _PIECE_BYTES):
-                    yield view[start : start + _PIECE_BYTES]
-
-        return StreamingResponse(pieces(), headers={**headers, "Content-Length": str(size)}, media_type=kind)
+        return _Answer(parts, headers={**headers, "Content-Length": str(size)}, media_type=kind)
 
     async def _progress(self, request: Request) -> Response:
         job = self._service.remembered.get(request.path_params["identifier"])
@@ -240,6 +233,22 @@ class _Routes:
 
     async def _metrics(self, _: Request) -> Response:
         return Response(generate_latest(self._service.metrics), media_type="text/plain; version=0.0.4")
+
+
+class _Answer(Response):
+    """Sent a piece at a time, so that a slow client shows; uvicorn drops what nobody reads any more."""
+
+    def __init__(self, parts: Sequence[Buffer], **options: Any) -> None:
+        super().__init__(**options)
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for part in map(memoryview, self._parts):
+            for start in range(0, len(part), _PIECE_BYTES):
+                piece = part[start : start + _PIECE_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
 
 
 class _Body:
@@ -284,9 +293,11 @@ class _Body:
                 self._add(part)
                 continue
             try:
-                while part and not unpacker.eof:
+                while part:
+                    if unpacker.eof:
+                        raise RefusedError(400, "bytes follow the end of the compressed body")
                     self._add(unpacker.decompress(part, 1 << 20))
-                    part = unpacker.unconsumed_tail  # noqa: PLW2901
+                    part = unpacker.unconsumed_tail or unpacker.unused_data  # noqa: PLW2901
             except zlib.error as error:
                 raise RefusedError(400, f"the body is not what Content-Encoding says: {error}") from None
 

@@ -30,16 +30,22 @@ _PHRASES: Final = {400: "Bad Request", 408: "Request Timeout", 503: "Service Una
 
 
 class _CountingConnection(h11.Connection):
-    """h11's connection, which also counts the pieces of a body and remembers what was wrong."""
+    """h11's connection, which also counts the pieces of a body, remembers what was wrong, and copies no answer."""
 
     failure = ""
     _pieces = _bytes = 0
+
+    def send(self, event: Any) -> Any:
+        parts = self.send_with_data_passthrough(event)
+        return parts[0] if parts and len(parts) == 1 else None if parts is None else b"".join(parts)
 
     def next_event(self) -> Any:
         try:
             event = super().next_event()
             if isinstance(event, h11.Request):
                 self._pieces = self._bytes = 0
+                if {name for name, _ in event.headers} >= {b"transfer-encoding", b"content-length"}:
+                    raise h11.RemoteProtocolError("both Transfer-Encoding and Content-Length")
             elif isinstance(event, h11.Data):
                 self._pieces, self._bytes = self._pieces + 1, self._bytes + len(event.data)
                 if self._pieces > _FREE_PIECES and self._bytes < _PIECE_BYTES * self._pieces:

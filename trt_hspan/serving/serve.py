@@ -191,8 +191,7 @@ class _Server:
             version=version,
             on_failure=lambda error: self._loop.call_soon_threadsafe(self._fail, error),
         )
-        opening = asyncio.ensure_future(in_thread(model.open))
-        await asyncio.sleep(0)
+        opening = in_thread(model.open)
         for name in ("connections", "v2_grpc"):  # for `_listen`, while the network is loaded
             importlib.import_module(f"trt_hspan.serving.{name}")
         stopped = asyncio.ensure_future(self._stop.wait())

@@ -6,11 +6,11 @@ when its time is over, or when the server stops.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import gc
 import logging
-import threading
 import time
 from collections import Counter as Tally
 from collections import OrderedDict
@@ -53,12 +53,12 @@ _REMEMBERED: Final = 256
 _QUIET: Final = ("/v2/health/", "/metrics", "/progress/", "ServerLive", "ServerReady", "ModelReady")
 
 
-async def in_thread(call: Callable[[], _T]) -> _T:
+def in_thread(call: Callable[[], _T]) -> asyncio.Future[_T]:
     """What a call gives, made in a thread of its own, which the end of the process does not wait for."""
     future: Future[_T] = Future()
+    future.set_running_or_notify_cancel()
 
     def run() -> None:
-        future.set_running_or_notify_cancel()
         try:
             result = call()
         except BaseException as error:  # noqa: BLE001  # raised where it is awaited
@@ -67,8 +67,9 @@ async def in_thread(call: Callable[[], _T]) -> _T:
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(future)
+    result = asyncio.wrap_future(future)
+    _thread.start_new_thread(run, ())  # `threading` would wait until it runs
+    return result
 
 
 @dataclass
@@ -283,14 +284,16 @@ class Service:
         return await self._worked(self.image_name, job, work, seconds)
 
     def _decoded(self, data: Buffer, suffix: str, job: Job, reservation: Reservation) -> DecodedPicture:
-        """The picture; one that is too large is refused by its header, before it is decoded."""
-        size, results = ImageSize(*self.pool.size(data)), 1 + 2 * job.model.scale**2
+        """The picture; one that is too large is refused by its header."""
+        sides, picture = self.pool.opened(data)
+        size, results = ImageSize(*sides), 1 + 2 * job.model.scale**2
         job.check()
         self._require_pixels("picture", size.pixels, f"send parts of its {size}")
         require_sides(f"picture{suffix}", size.scaled(job.model.scale))
         reservation.grow(CHANNELS * size.pixels * results)
-        picture = self.pool.decode(data, pixels=size.pixels)
-        job.check()
+        if picture is None:
+            picture = self.pool.decode(data, pixels=size.pixels)
+            job.check()
         reservation.grow(picture.pixels.nbytes * results)
         return picture
 
@@ -350,13 +353,13 @@ class Service:
                 job.cancel(RefusedError(503, waited))
 
         limit = min(limits.work_time_ms / 1000, seconds or float("inf"))
-        late = RefusedError(408, f"the work took longer than {limit * 1000:.0f} ms; send a smaller picture")
+        late = RefusedError(408, f"the work took longer than {limit * 1000:g} ms; send a smaller picture")
         loop, started = asyncio.get_running_loop(), time.perf_counter()
         timers = [
             loop.call_later(limit, job.cancel, late),
             loop.call_later(limits.queue_time_ms / 1000, require_begun),
         ]
-        future = asyncio.ensure_future(in_thread(run))
+        future = in_thread(run)
         succeeded = False
         try:
             result = await asyncio.shield(future)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
+import numpy as np
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
@@ -37,6 +38,8 @@ _FRAMING_BYTES: Final = 1 << 16
 _TURN_SECONDS, _LOOK_SECONDS = 0.5, 0.05
 # Of an output, until it is sent.
 _COPIES: Final = 3
+# On the wire a field begins with its number and its kind, 2: bytes after their length.
+_RAW_FIELD: Final = service_pb2.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | 2
 # Calls at a time, for each that may wait: most of them have only begun.
 _CALLS: Final = 4
 _CODES: Final = {
@@ -123,11 +126,11 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
                     request = [_parsed(name, message)]
                     del message
                     if name == "ModelInfer":
-                        answer = await self._infer(request, reservation, context)
+                        data = await self._infer(request, reservation, context)
                     else:
                         words = [getattr(request[0], field, "") for field in ("name", "version")]
                         answer = getattr(service_pb2, f"{name}Response")(**self._service.answer(name, *words))
-                    data = bytes(answer.SerializeToString())
+                        data = bytes(answer.SerializeToString())
                 except asyncio.CancelledError:
                     outcome.status, outcome.why = "CANCELLED", "the client has left, or its deadline is over"
                     raise
@@ -142,8 +145,8 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 
         return answered
 
-    async def _infer(self, requests: list[Any], held: Reservation, context: Any) -> Any:
-        """The answer; the request is taken out of its list, so that nobody else keeps its memory."""
+    async def _infer(self, requests: list[Any], held: Reservation, context: Any) -> bytes:
+        """The answer's bytes; the request is taken out of its list, so that nobody else keeps its memory."""
         request, service = requests.pop(), self._service
         name = request.model_name
         interface = service.interface(name, request.model_version)
@@ -157,8 +160,9 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             model_name=name, model_version=str(version), id=call.identifier
         )
         answer.outputs.add(name=interface.output, datatype=interface.datatype, shape=output.shape)
-        answer.raw_output_contents.append(output.tobytes())
-        return answer
+        # A message is its fields, one after the other: the last one, which is large, is copied once.
+        values = memoryview(np.ascontiguousarray(output).reshape(-1).view(np.uint8).data)
+        return b"".join((answer.SerializeToString(), bytes([_RAW_FIELD]), _varint(len(values)), values))
 
     async def _message(self, context: Any) -> tuple[bytes, Reservation]:
         """A call's only message, and the memory that it holds, to be released.
@@ -213,6 +217,12 @@ class GrpcServer(grpc.GenericRpcHandler):  # type: ignore[misc]
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits to a byte, the lowest first; all but the last have the highest bit set (protobuf's encoding)."""
+    groups = range(0, max(1, number.bit_length()), 7)
+    return bytes(number >> at & 0x7F | (0x80 if number >> at + 7 else 0) for at in groups)
 
 
 def _parsed(name: str, message: bytes) -> Any:
