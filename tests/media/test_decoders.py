@@ -140,7 +140,7 @@ def test_large_pictures_leave_a_process_to_small_ones(monkeypatch: pytest.Monkey
             waiting.start()
             time.sleep(0.1)
             assert waiting.is_alive()
-            assert pool.opened(png(8, 8))[0] == (8, 8)
+            assert pool.opened(png(8, 8), pixels=64)[0] == (8, 8)
         waiting.join(20)
         assert not waiting.is_alive()
     finally:

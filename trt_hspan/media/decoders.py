@@ -186,6 +186,8 @@ class _Process:
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
+        for end in (self._socket, theirs):  # as much as the system allows: who sends waits less often
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self._stream = self._socket.makefile("rwb")
         environment = {"VIPS_CONCURRENCY": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         with theirs:

@@ -143,9 +143,8 @@ class Service:
         """Counts a request of any kind while it is under way, and logs it at its end."""
         outcome, started = Outcome(), time.perf_counter()
         self.under_way += 1
-        try:
-            yield outcome
-        finally:
+
+        def note() -> None:
             self.under_way -= 1
             self._requests.labels(via, outcome.status).inc()
             log_event(
@@ -159,6 +158,11 @@ class Service:
                 peer=peer,
                 why=outcome.why,
             )
+
+        try:
+            yield outcome
+        finally:
+            asyncio.get_running_loop().call_soon(note)  # gRPC sends the answer after this
 
     def is_ready(self) -> bool:
         """Whether requests are taken, and an inference succeeded within the last minute or none was asked for."""
