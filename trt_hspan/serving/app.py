@@ -244,9 +244,9 @@ class _Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for part in map(memoryview, self._parts):
+        for part in self._parts:
             for start in range(0, len(part), _PIECE_BYTES):
-                piece = part[start : start + _PIECE_BYTES]
+                piece = memoryview(part)[start : start + _PIECE_BYTES]
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body"})
 
