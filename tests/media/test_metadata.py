@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError
-from trt_hspan.media.metadata import Metadata, png_chunk
+from trt_hspan.media.metadata import Header, Metadata, png_chunk, read_header
 from trt_hspan.media.pictures import Picture, open_picture, read_picture
+from trt_hspan.media.vips import vips
 from trt_hspan.media.writing import write_picture
 from trt_hspan.upscaling import pictures
 from trt_hspan.upscaling.pictures import upscale_picture_file
@@ -178,3 +180,49 @@ def test_an_empty_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(HspanError, match=r"a\.png: is empty"):
         open_picture(tmp_path / "a.png")
+
+
+def header_of(image: Image.Image, kind: str, **options: object) -> Header:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    header = read_header(stream.getvalue(), stream.getvalue()[:1024], kind, "a")
+    assert header is not None
+    return header
+
+
+@pytest.mark.parametrize(
+    ("color", "is_gray"),
+    [((7, 7, 7), True), ((8, 7, 7), False), ((7, 8, 7), False), ((7, 7, 8), False)],
+)
+def test_a_palette_is_gray_if_each_of_its_colors_is(color: tuple[int, int, int], is_gray: bool) -> None:
+    picture = Image.new("P", (3, 2))
+    picture.putpalette([1, 1, 1, *color, 9, 9, 9])
+    assert header_of(picture, "PNG").has_gray_palette is is_gray
+    assert not header_of(Image.new("L", (3, 2)), "PNG").has_gray_palette
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize(
+    ("value", "orientation"), [*((n, n) for n in range(1, 9)), (0, 1), (9, 1), (None, 1)]
+)
+def test_an_orientation_is_a_number_from_1_to_8(kind: str, value: int | None, orientation: int) -> None:
+    block = Image.Exif()
+    if value is not None:
+        block[0x0112] = value
+    assert header_of(Image.new("RGB", (3, 2)), kind, exif=block).orientation == orientation
+
+
+def test_color_of_16_bits_alone_is_deep() -> None:
+    for kind in ("PNG", "TIFF"):
+        for mode in ("L", "I;16", "RGB"):
+            assert not header_of(Image.new(mode, (3, 2)), kind).is_deep_color
+    deep = vips().Image.black(3, 2, bands=3).copy(interpretation="rgb16").cast("ushort")
+    for suffix, kind in ((".png", "PNG"), (".tif", "TIFF")):
+        data = deep.write_to_buffer(suffix)
+        header = read_header(data, data[:1024], kind, "a")
+        assert header is not None
+        assert header.is_deep_color
+
+
+def test_other_formats_have_no_header_of_their_own() -> None:
+    assert read_header(b"BM", b"BM", "BMP", "a") is None
