@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from collections import Counter
@@ -16,7 +17,7 @@ from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
 
 from trt_hspan.files import sha256_from_file
-from trt_hspan.inspection.files import inspect_file, layers_from_tensorrt_json
+from trt_hspan.inspection.files import Layer, inspect_file, layers_from_tensorrt_json
 from trt_hspan.native.plugin import default_plugin_path
 
 
@@ -59,6 +60,50 @@ def test_an_onnx_file_is_counted_truly(tmp_path: Path) -> None:
     convolution = next(layer for layer in inspection.layers if layer.type == "Conv")
     assert convolution.precision == "float16"
     assert convolution.shape == ("N", 8, "H", "W")
+
+
+def test_the_network_of_another_program_is_described_by_its_graph(tmp_path: Path) -> None:
+    path = write_attention_network(tmp_path / "a.onnx")
+    model = onnx.load(path)
+    weights = Counter({"float32": sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer)})
+    del model.metadata_props[:]
+    model.producer_name, model.producer_version = "painter", "2"
+    more = onnx.parser.parse_graph(
+        """
+        more (double y) => (int64[2] s, float t)
+        <float16[2] h = {1, 2}, int64[3] k = {4, 5, 6}, float v>
+        {
+            s = Identity(k)
+            v = Cast <to = 1> (y)
+            t = Relu(v)
+        }
+        """
+    )
+    more.node[0].name = "named"
+    for mine, added in (
+        (model.graph.node, more.node),
+        (model.graph.input, more.input),
+        (model.graph.output, more.output),
+        (model.graph.initializer, more.initializer),
+    ):
+        mine.extend(added)
+    onnx.save(model, path)
+    found = inspect_file(path)
+    facts = found.facts
+    assert facts["built_by"] == "painter 2"
+    assert facts["inputs"] == {"input": "float32 Nx3xHxW", "y": "float64 "}
+    assert (facts["outputs"]["s"], facts["outputs"]["t"]) == ("int64 2", "float32 ")
+    assert Counter(facts["weights_memory_by_type"]) == weights + Counter(float16=4, int64=24)
+    assert facts["weights_memory_bytes"] == weights["float32"] + 28
+    assert (facts["nodes"]["Identity"], facts["nodes"]["Cast"], facts["attention_nodes"]) == (1, 1, 1)
+    assert (facts["quantization"], facts["scale"], facts["architecture"]) == (None, None, None)
+    assert facts["attention_has_a_function_body"] is bool(model.functions)
+    assert facts["file_bytes"] == path.stat().st_size
+    assert found.layers[-3:] == (
+        Layer(name="named", type="Identity", precision="int64", shape=(2,)),
+        Layer(name="v", type="Cast"),
+        Layer(name="t", type="Relu", precision="float32", shape=()),
+    )
 
 
 def test_a_checkpoint_shows_sizes_and_weights(small_x4: GoldenNetwork) -> None:
