@@ -16,6 +16,7 @@ extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size
         {
             std::abort();
         }
+        hspan::lostColors(image, "fuzz.jpg");
         if (image.samples.size() < 4096) // writing is slow, and its input is ours
         {
             hspan::Bytes const png = hspan::pngFromImage(image, "fuzz");

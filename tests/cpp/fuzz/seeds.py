@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 MANIFEST = json.loads((Path(__file__).parents[2] / "engine" / "manifests.json").read_text())["base"]
 
@@ -41,6 +43,7 @@ def main() -> None:
                 for progressive in (0, 1)
             ),
             *(_encoded("PPM", mode) for mode in ("L", "RGB")),
+            *(_encoded(kind, "RGB", icc_profile=PROFILE) for kind in ("PNG", "JPEG")),
         ],
         "exif": [_exif(b"I"), _exif(b"M")],
     }

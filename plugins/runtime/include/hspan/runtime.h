@@ -85,7 +85,7 @@ extern "C"
         int32_t channels, int32_t bits, size_t input_stride, void* output, size_t output_stride);
 
     /* From file to file: PNG, JPEG, PPM, PGM. The output is there whole or not at all; a file that exists is replaced.
-     */
+     * What a picture says of its colors is kept as far as the output's format can say it. */
     HSPAN_API hspan_status hspan_upscale_file(hspan_upscaler* upscaler, char const* input, char const* output);
 
     /* The tiles for a picture, six numbers each for every row span, then for every column span:
