@@ -6,11 +6,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import helper
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.graph import OnnxMetadata
+from trt_hspan.graph.contract import with_metadata
+from trt_hspan.precision.audit.network_audit import nodes_from_patterns
 from trt_hspan.precision.audit.range_request import RangeRequest
+from trt_hspan.precision.network import input_sizes
 from trt_hspan.precision.quantize.request import QuantizationRequest
+from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling.tile_size import SizeRange
 
 
 @pytest.mark.parametrize(
@@ -100,3 +108,43 @@ def test_a_quantization_that_makes_no_sense_is_wrong_usage(options: dict[str, An
 )
 def test_a_quantization_of_measured_ranges_makes_sense(options: dict[str, Any]) -> None:
     QuantizationRequest(**{"precision": "int8", **options})
+
+
+def with_input(*sides: int | str, **metadata: int) -> onnx.ModelProto:
+    value = helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["N", 3, *sides])
+    output = helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, ["N", 3, "h", "w"])
+    nodes = [
+        helper.make_node("Relu", ["input"], [name], name=name) for name in ("head/a", "body/b", "body/c")
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "net", [value], [output]))
+    return with_metadata(model, OnnxMetadata(**metadata))
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        (with_input("H", "W"), SizeRange(low=ImageSize(1, 1), high=(None, None))),
+        (with_input(24, 32, size_multiple=5), SizeRange(low=ImageSize(24, 32), high=(24, 32))),
+        (
+            with_input("H", "W", size_multiple=4, min_size=10),
+            SizeRange(low=ImageSize(12, 12), high=(None, None), step=4),
+        ),
+        (
+            with_input(24, "W", size_multiple=4, min_size=8),
+            SizeRange(low=ImageSize(24, 8), high=(24, None), step=4),
+        ),
+    ],
+)
+def test_pictures_that_a_network_takes_are_those_of_its_input(
+    model: onnx.ModelProto, sizes: SizeRange
+) -> None:
+    assert input_sizes(model) == sizes
+
+
+def test_patterns_name_nodes_in_the_order_of_the_graph() -> None:
+    model = with_input("H", "W")
+    assert nodes_from_patterns(model, ()) == ()
+    assert nodes_from_patterns(model, ("body/c", "*/a", "body/*")) == ("head/a", "body/b", "body/c")
+    assert nodes_from_patterns(model, ("body/?",)) == ("body/b", "body/c")
+    with pytest.raises(UsageError, match="no node is called 'tail'; they are named like 'body/b'"):
+        nodes_from_patterns(model, ("head/a", "tail"))
