@@ -89,6 +89,12 @@ def clock_states() -> dict[str, Any]:
     }
 
 
+def sums_int8_exactly() -> bool:
+    """Whether the processor adds up products of 8-bit integers without saturation: VNNI, AMX, Arm's dot products."""
+    flags = {flag for line in (*_cpuinfo("flags"), *_cpuinfo("Features")) for flag in line.split()}
+    return any(flag.endswith("_vnni") or flag in ("amx_int8", "asimddp") for flag in flags)
+
+
 def _cpuinfo(name: str) -> list[str]:
     """A value of every processor that Linux lists; empty where it lists none."""
     try:

@@ -3,7 +3,8 @@
 `device="auto"` takes, for each kind of file, the first that this machine can do:
 
 1. an engine: TensorRT on the GPU; else its ONNX file under ONNX Runtime on the CPU, as an emulation;
-2. an ONNX file: ONNX Runtime on the CPU; in INT8 OpenVINO, where it is installed: as accurate, and much faster;
+2. an ONNX file: ONNX Runtime on the CPU; in INT8 OpenVINO, where it is installed and `sums_int8_exactly`: as accurate,
+   and much faster;
 3. a checkpoint or a preset: PyTorch on the CPU; where it is not installed, a shipped preset as ONNX.
 
 `"gpu"` and `"cpu"` are never quietly replaced by the other: what this machine cannot do is an error.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.machine.facts import sums_int8_exactly
 from trt_hspan.machine.install_advice import install_command
 from trt_hspan.model.presets import shipped_onnx
 from trt_hspan.runtime.runner import Runner
@@ -146,7 +148,7 @@ def open_runner(
                 f"build an engine: trt-hspan build --onnx {os.fspath(source)}",
             )
         runner = _onnx_runner(source, threads, request.library)
-        is_int8 = runner.precision == "int8" and not runner.emulated
+        is_int8 = runner.precision == "int8" and not runner.emulated and sums_int8_exactly()
         why = "which computes INT8 in integers" if is_int8 else "which runs ONNX files"
         why = "as requested" if request.library else why
         runner.picked = f"{runner.name} on the CPU, {why}"
@@ -223,7 +225,7 @@ def _onnx_runner(
     if library == "openvino" or is_alone:
         return OpenVinoRunner(source, threads=threads)
     runner = OnnxRuntimeRunner(source, threads=threads)
-    is_faster = may_be_openvino and runner.precision == "int8"
+    is_faster = may_be_openvino and runner.precision == "int8" and sums_int8_exactly()
     return OpenVinoRunner(source, threads=threads) if is_faster else runner
 
 

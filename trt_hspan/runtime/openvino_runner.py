@@ -1,9 +1,9 @@
 """An ONNX file on a CPU under OpenVINO, for speed: in the types that the processor computes in itself.
 
 INT8 convolutions are multiplied in integers also where their result is added to something, from the very Q/DQ graph
-that engines are built from. BF16 is the processor's own where it has it; FP16 and other BF16 networks are computed in
-FP32. So the result is close to an engine's and not equal to it: what an engine computes is checked under ONNX Runtime
-(`trt_hspan.runtime.onnxruntime_runner`). Never imports torch.
+that engines are built from. Processors that saturate such sums compute them in FP32. BF16 is the processor's own where
+it has it; FP16 and other BF16 networks are computed in FP32. So the result is close to an engine's and not equal to it:
+what an engine computes is checked under ONNX Runtime (`trt_hspan.runtime.onnxruntime_runner`). Never imports torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import os
 
 from trt_hspan.errors import HspanError
 from trt_hspan.graph import base_precision_from_model
+from trt_hspan.graph.cpu import model_with_stored_weights
+from trt_hspan.machine.facts import sums_int8_exactly
 from trt_hspan.native import cpu_attention
 from trt_hspan.runtime.cpu_network import CpuNetwork
 from trt_hspan.runtime.onnx_file_runner import OnnxFileRunner
@@ -50,8 +52,10 @@ class OpenVinoRunner(OnnxFileRunner):
 
     @property
     def label(self) -> str:
-        is_native = self.precision in ("fp32", "int8") or self._arithmetic == "bf16"
+        is_integer = self.precision == "int8" and sums_int8_exactly()
+        is_native = is_integer or self.precision == "fp32" or self._arithmetic == "bf16"
         return super().label if is_native else f"{super().label} computed in FP32"
 
     def _loaded(self) -> CpuNetwork:
-        return openvino_network(self._model, self.where, arithmetic=self._arithmetic, threads=self._threads)
+        model = self._model if sums_int8_exactly() else model_with_stored_weights(self._model)
+        return openvino_network(model, self.where, arithmetic=self._arithmetic, threads=self._threads)
