@@ -19,7 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size
         hspan::lostColors(image, "fuzz.jpg");
         if (image.samples.size() < 4096) // writing is slow, and its input is ours
         {
-            hspan::Bytes const png = hspan::pngFromImage(image, "fuzz");
+            hspan::Bytes const png = hspan::bytesFromImage(image, "fuzz.png");
             if (hspan::imageFromBytes(png, "fuzz").samples != image.samples)
             {
                 std::abort();
