@@ -140,8 +140,10 @@ class _Routes:
         self._page = page
 
     def router(self) -> Router:
-        routes = [
-            Route("/upscale", self._upscale, methods=["POST"]),
+        models = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+        routes = [Route("/upscale", self._upscale, methods=["POST"])]  # looked at in this order
+        routes += [Route(f"{start}/infer", self._infer, methods=["POST"]) for start in models]
+        routes += [
             Route("/progress/{identifier}", self._progress),
             Route("/metrics", self._metrics),
             Route("/v2", self._answers("ServerMetadata")),
@@ -150,12 +152,11 @@ class _Routes:
             Route("/v2/models/stats", self._answers("ModelStatistics")),
             Route("/v2/repository/index", self._answers("RepositoryIndex"), methods=["POST"]),
         ]
-        for start in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        for start in models:
             routes += [
                 Route(start, self._answers("ModelMetadata")),
                 Route(f"{start}/ready", self._answers("ModelReady")),
                 Route(f"{start}/stats", self._answers("ModelStatistics")),
-                Route(f"{start}/infer", self._infer, methods=["POST"]),
             ]
         if self._page:
             response = _page_response()
@@ -257,7 +258,7 @@ class _Body:
     def __init__(self, request: Request, service: Service) -> None:
         self._request, self._limits = request, service.limits
         self._data = bytearray()
-        self._reading: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[Any] | None = None
         self.held: Reservation = request.scope["held"].enter_context(
             service.bodies.reserve(on_drop=self._drop)
         )
@@ -271,16 +272,22 @@ class _Body:
             raise RefusedError(415, f"Content-Encoding is {encoding[:40]!r}, expected gzip or deflate")
         # 32 + 15: recognizes gzip and zlib.
         unpacker = None if encoding == "identity" else zlib.decompressobj(wbits=47)
-        self._reading = asyncio.ensure_future(self._collect(unpacker))
-        seconds = self._limits.body_time_ms / 1000
+        self._reading = asyncio.current_task()
+        assert self._reading is not None
+        loop, seconds = asyncio.get_running_loop(), self._limits.body_time_ms / 1000
+        late = loop.call_later(seconds, self._reading.cancel)
         try:
-            await asyncio.wait_for(self._reading, seconds)
-        except asyncio.TimeoutError:
-            raise RefusedError(408, f"the request took too long to arrive: more than {seconds:g} s") from None
+            await self._collect(unpacker)
         except asyncio.CancelledError:
             if self.held.dropped:
                 raise too_slow() from None
+            if loop.time() >= late.when():
+                what = f"the request took too long to arrive: more than {seconds:g} s"
+                raise RefusedError(408, what) from None
             raise
+        finally:
+            late.cancel()
+            self._reading = None
         if unpacker is not None and not unpacker.eof:
             raise RefusedError(400, "the compressed body is cut short")
         self.held.settle(len(self._data))
@@ -320,16 +327,22 @@ class _Body:
 
 async def _while_there(request: Request, work: Awaitable[_T]) -> _T:
     """What comes out of the work. Raises: RefusedError, 499, as soon as the client has left."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(request.receive())
+    working, leaving = asyncio.current_task(), asyncio.ensure_future(request.receive())
+    assert working is not None
+
+    def leave(_: object) -> None:
+        working.cancel(gone().message)
+
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise gone()
+        return await work
+    except asyncio.CancelledError:
+        if leaving.done():
+            raise gone() from None
+        raise
     finally:
+        leaving.remove_done_callback(leave)
         leaving.cancel()
-        working.cancel()
 
 
 def _refusal_from_error(error: Exception, scope: Scope) -> RefusedError:
