@@ -15,7 +15,7 @@ from support.runner_doubles import NearestRunner
 from support.tile_networks import BoundedRunner
 from support.torch_function_runner import TorchFunctionRunner, convolutions, global_network
 
-from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
+from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import ShapeLimit
 from trt_hspan.sizes import ImageSize, TileChoice
@@ -499,20 +499,3 @@ def test_smaller_tiles_end_at_the_least_size() -> None:
         sizes.append(smaller)
     assert sizes[-1] == (24, 16)
     assert sizes == sorted(sizes, key=lambda size: -size.pixels)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"tile": "some"},
-        {"tile": (0, 5)},
-        {"tile": (32, 32), "overlap": 17},
-        {"overlap": -1},
-        {"protocol": "chop"},
-        {"protocol": "official", "overlap": 8},
-        {"protocol": "official", "tile": (64, 64)},
-    ],
-)
-def test_options_that_make_no_sense_are_wrong_usage(arguments: dict) -> None:
-    with pytest.raises(UsageError):
-        UpscaleOptions(**arguments)
