@@ -330,9 +330,9 @@ def test_fp8_builds_where_gpus_have_it_and_the_error_names_where_not(
 def test_a_budget_that_cannot_be_met_builds_no_engine(
     run: CommandLine, network: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trt_hspan.precision.quantize.budget import _Search
+    from trt_hspan.precision.quantize import budget
 
-    monkeypatch.setattr(_Search, "_fits", lambda *_: False)  # whatever was measured, it is too much
+    monkeypatch.setattr(budget, "fits", lambda *_: False)  # whatever was measured, it is too much
     words = ("--precision", "int8", "--calibration", photographs, "--budget-db", "0.0001", *QUICK, *RTX)
     result = run("build", "--onnx", network, *words, "-o", tmp_path / "net.plan")
     assert result.code == 1

@@ -174,7 +174,8 @@ class QuantizationOptions(CalibrationOptions):
         self, model: str | Path, precision: str | None, *, res_scale: float | None, keep_fp32: tuple[str, ...]
     ) -> QuantizationJob:
         """Raises: UsageError for an option beside --recipe, which contains them all, or as `QuantizationRequest`."""
-        from trt_hspan.precision.quantize.request import QuantizationJob, recipe_from_file
+        from trt_hspan.precision.quantize.recipe import read_recipe
+        from trt_hspan.precision.quantize.request import QuantizationJob, RecipeFile
 
         base = self.base_type()
         if self.recipe is None:
@@ -184,7 +185,7 @@ class QuantizationOptions(CalibrationOptions):
         given += ["--keep-fp32"] if keep_fp32 else []
         if given:
             raise UsageError(given[0], "is part of the recipe", "leave it or --recipe out")
-        recipe = recipe_from_file(self.recipe)
+        recipe = RecipeFile(path=self.recipe, recipe=read_recipe(self.recipe))
         if precision not in (None, recipe.precision):
             raise UsageError(
                 "--precision", f"{precision}, but {self.recipe} is for {recipe.precision}", "leave it out"

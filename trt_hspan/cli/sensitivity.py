@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,7 @@ def sensitivity(request: SensitivityRequest) -> None:
     with progress(f"{request.precision}, layer by layer") as bar:
         report = network_sensitivity(job, on_progress=bar.show)
     chart = write_sensitivity(report, request.output)
-    figures = {"json": str(request.output), "chart": str(chart), **report.as_dict()}
+    figures = {"json": str(request.output), "chart": str(chart), **asdict(report)}
     print_report(f"Measured {request.output}, {chart}", figures, _rows(report), as_json=request.json)
 
 

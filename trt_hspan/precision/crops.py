@@ -131,47 +131,39 @@ class Crops:
         return self._sizes.within(ImageSize(self._plan.side, self._plan.side).within(picture))
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrationPictures:
-    """Pictures to calibrate on and to measure on, looked for before a network is read or exported.
+def calibration_crops(
+    calibration: str | None,
+    held_out: str | None,
+    plan: TilePlan,
+    scale: int,
+    sizes: SizeRange,
+    *,
+    hold_out: bool,
+    need_truth: bool,
+) -> tuple[Crops, Crops]:
+    """Tiles to calibrate on and to measure on; no tiles where there are no pictures.
 
-    Attributes:
+    Held-out tiles are fewer and larger: a small one may be all smooth background, whose loss in dB says nothing about
+    the picture's.
+
+    Args:
         calibration, held_out: folders, or "builtin"; None for no such pictures.
-        plan: of the calibration's tiles. Held-out tiles are fewer and larger: a small one may be all smooth background,
-            whose loss in dB says nothing about the picture's.
+        plan: of the calibration's tiles.
+        scale, sizes: of the network and its inputs.
+        hold_out: measure on every fourth picture where none are named for it.
+        need_truth: measure on pictures with ground truth only: others become it, and are shrunk to be the input.
 
     Raises:
-        HspanError: as `check_place`.
+        HspanError: as `samples_from_place` and `Crops`; there is one picture only to split.
     """
-
-    calibration: str | None
-    held_out: str | None
-    plan: TilePlan
-
-    def __post_init__(self) -> None:
-        for place in (self.calibration, self.held_out):
-            if place is not None:
-                check_place(place)
-
-    def crops(self, scale: int, sizes: SizeRange, *, hold_out: bool, need_truth: bool) -> tuple[Crops, Crops]:
-        """Tiles to calibrate on and to measure on; no tiles where there are no pictures.
-
-        Args:
-            scale, sizes: of the network and its inputs.
-            hold_out: measure on every fourth picture where none are named for it.
-            need_truth: measure on pictures with ground truth only: others become it, and are shrunk to be the input.
-
-        Raises:
-            HspanError: as `samples_from_place` and `Crops`; there is one picture only to split.
-        """
-        samples = [] if self.calibration is None else samples_from_place(self.calibration, scale)
-        measured = [] if self.held_out is None else samples_from_place(self.held_out, scale)
-        if hold_out and self.held_out is None:
-            samples, measured = split(samples, str(self.calibration))
-        if need_truth:
-            measured = with_ground_truth(measured)
-        larger = TilePlan(count=min(self.plan.count, 16), side=2 * self.plan.side)
-        return Crops(samples, self.plan, sizes), Crops(measured, larger, sizes)
+    samples = [] if calibration is None else samples_from_place(calibration, scale)
+    measured = [] if held_out is None else samples_from_place(held_out, scale)
+    if hold_out and held_out is None:
+        samples, measured = split(samples, str(calibration))
+    if need_truth:
+        measured = with_ground_truth(measured)
+    larger = TilePlan(count=min(plan.count, 16), side=2 * plan.side)
+    return Crops(samples, plan, sizes), Crops(measured, larger, sizes)
 
 
 def samples_from_place(place: str, scale: int) -> list[Sample]:

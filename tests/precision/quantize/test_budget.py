@@ -16,12 +16,15 @@ from trt_hspan.graph import model_for_cpu
 from trt_hspan.graph.quantized import convolution_macs, quantized_convolutions
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.precision.crops import Crops, Tile, samples_from_place, with_ground_truth
-from trt_hspan.precision.quantize.budget import BudgetResult, choose_layers
+from trt_hspan.precision.quantize.budget import choose_layers
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.measure import HeldOut, Measurement
 from trt_hspan.precision.quantize.pipeline import QuantizationRequest, Quantized, quantize
+from trt_hspan.precision.quantize.recipe import Choice
 from trt_hspan.precision.quantize.source import Source
 from trt_hspan.runtime.onnxruntime_session import cpu_network
+
+Result = tuple[dict[str, Choice], Measurement]
 
 
 class KnownLosses(HeldOut):
@@ -46,13 +49,13 @@ def names(source: Source) -> list[str]:
     return [node.name for node in layers_to_quantize(source.base)]
 
 
-def search(source: Source, int8: Quantized, held_out: HeldOut, budget_db: float) -> BudgetResult:
+def search(source: Source, int8: Quantized, held_out: HeldOut, budget_db: float) -> Result:
     assert int8.table is not None
     return choose_layers(source, layers_to_quantize(source.base), int8.table, held_out, budget_db)
 
 
-def kept(result: BudgetResult) -> set[str]:
-    return {name for name, choice in result.choices.items() if not choice.quantized}
+def kept(result: Result) -> set[str]:
+    return {name for name, choice in result[0].items() if not choice.quantized}
 
 
 def test_a_network_within_the_budget_is_quantized_whole(
@@ -62,7 +65,7 @@ def test_a_network_within_the_budget_is_quantized_whole(
     result = search(source, int8, held_out, 0.1)
     assert not kept(result)
     assert len(held_out.measured) == 1
-    assert result.measurement.loss_db == pytest.approx(0.001 * len(names))
+    assert result[1].loss_db == pytest.approx(0.001 * len(names))
 
 
 def test_the_most_sensitive_layers_go_back_first_and_only_as_many_as_needed(
@@ -72,9 +75,9 @@ def test_the_most_sensitive_layers_go_back_first_and_only_as_many_as_needed(
     total = sum(costs.values())
     result = search(source, int8, KnownLosses(costs), total - costs[names[-1]] - costs[names[-2]] + 1e-9)
     assert kept(result) == set(names[-2:])
-    assert set(result.choices) == set(names)
-    assert "alone it loses" in result.choices[names[-1]].why
-    assert "the loss falls to" in result.choices[names[-1]].why
+    assert set(result[0]) == set(names)
+    assert "alone it loses" in result[0][names[-1]].why
+    assert "the loss falls to" in result[0][names[-1]].why
 
 
 def test_of_two_layers_with_one_error_the_one_with_less_work_goes_back(
@@ -95,7 +98,7 @@ def test_a_layer_whose_return_was_not_needed_in_the_end_is_quantized_again(
     result = search(source, int8, KnownLosses(costs, together=5.0), 0.095)
     assert names[2] not in kept(result)
     assert len(kept(result)) == 1
-    choice = result.choices[names[2]]
+    choice = result[0][names[2]]
     assert choice.quantized
     assert "tried again" in choice.why
 

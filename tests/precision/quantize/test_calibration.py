@@ -24,7 +24,7 @@ from trt_hspan import HspanError, UsageError
 from trt_hspan.graph import QuantizedType, model_for_cpu, model_with_attention_function
 from trt_hspan.precision.crops import Crops, Tile, samples_from_place
 from trt_hspan.precision.quantize import calibration
-from trt_hspan.precision.quantize.calibration import calibrate, checked_method, mse_range
+from trt_hspan.precision.quantize.calibration import calibrate, mse_range
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.pipeline import (
     QuantizationRequest,
@@ -261,9 +261,9 @@ def test_a_layer_whose_input_is_always_zero_stays_in_the_base_type(source: Sourc
 
 def test_an_unknown_method_is_wrong_usage() -> None:
     with pytest.raises(
-        UsageError, match="--method: 'kl' is unknown; choose minmax, percentile, entropy, mse"
+        UsageError, match="--method: got 'kl', expected one of minmax, percentile, entropy, mse"
     ):
-        checked_method("kl")
+        QuantizationRequest(precision="int8", calibration="builtin", method="kl")  # type: ignore[arg-type]
 
 
 def table_of(source: Source, folder: Path, **options: object) -> tuple[CalibrationTable, bool]:
@@ -291,15 +291,15 @@ def test_an_interrupted_calibration_leaves_nothing_and_the_next_one_starts_clean
     source: Source, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, _ = table_of(source, photographs, use_cache=False)
-    original = calibration._feeds
+    original = calibration._values
 
     def interrupted(*arguments: object) -> Iterator[object]:
-        feeds = original(*arguments)  # type: ignore[arg-type]
-        yield next(feeds)
+        tiles = original(*arguments)  # type: ignore[arg-type]
+        yield next(tiles)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibration, "_feeds", interrupted)
+        patch.setattr(calibration, "_values", interrupted)
         with pytest.raises(KeyboardInterrupt):
             table_of(source, photographs)
     assert not calibration_folder().exists()

@@ -7,8 +7,8 @@ anew. Then the layers that went back are tried again, largest work first, and st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import onnx
@@ -24,14 +24,6 @@ from trt_hspan.precision.quantize.table import CalibrationTable
 _LEAST_SHARE: Final = 1e-4
 
 
-@dataclass(frozen=True, kw_only=True)
-class BudgetResult:
-    """Attributes: `choices` by layer name, `measurement` of the network that they make."""
-
-    choices: dict[str, Choice]
-    measurement: Measurement
-
-
 def choose_layers(
     source: Source,
     nodes: Sequence[onnx.NodeProto],
@@ -39,9 +31,9 @@ def choose_layers(
     held_out: HeldOut,
     budget_db: float,
     *,
-    on_step: Callable[[str, int, int], None] | None = None,
-) -> BudgetResult:
-    """Finds layers to quantize within a budget.
+    on_step: Callable[[str, int, int], None] = lambda *_: None,
+) -> tuple[dict[str, Choice], Measurement]:
+    """Searches for the layers to quantize within a budget.
 
     Args:
         nodes: candidates; at least one.
@@ -49,107 +41,76 @@ def choose_layers(
         budget_db: largest loss of PSNR-Y, mean over tiles, against the float32 network.
         on_step: called with a phrase, the steps that are complete, and how many there may be.
 
+    Returns:
+        Choices by layer name, and the measurement of the network that they make.
+
     Raises:
         HspanError: no choice with at least one quantized layer meets the budget; the error says the best one.
     """
-    search = _Search(
-        source, nodes, table, held_out, budget_db=budget_db, on_step=on_step or (lambda *_: None)
-    )
-    return search.run()
-
-
-class _Search:
-    def __init__(
-        self,
-        source: Source,
-        nodes: Sequence[onnx.NodeProto],
-        table: CalibrationTable,
-        held_out: HeldOut,
-        *,
-        budget_db: float,
-        on_step: Callable[[str, int, int], None],
-    ) -> None:
-        self._source, self._table, self._held_out = source, table, held_out
-        self._nodes = {node.name: node for node in nodes}
-        self._budget_db = budget_db
-        self._on_step = on_step
-        self._kind = table.precision.upper()
-        self._base = source.precision.upper()
-        self._best: tuple[float, int] | None = None
-
-    def run(self) -> BudgetResult:
-        names = list(self._nodes)
-        self._on_step("everything quantized", 0, 1)
-        measured = self._measure(set(names))
-        if self._fits(measured):
-            why = f"with every layer in {self._kind} the loss is {measured.loss_db:.4f} dB"
-            return BudgetResult(
-                choices={name: Choice(quantized=True, why=why) for name in names}, measurement=measured
-            )
-        return self._restore(self._ranked())
-
-    def _ranked(self) -> list[LayerSensitivity]:
-        count = 0
-
-        def on_layer() -> None:
-            nonlocal count
-            count += 1
-            self._on_step("layer by layer", count, len(self._nodes))
-
-        layers = layer_sensitivities(
-            self._source, list(self._nodes.values()), self._table, self._held_out, on_layer=on_layer
-        )
-        return sorted(layers, key=lambda layer: -_energy_per_work(layer))
-
-    def _restore(self, ranked: Sequence[LayerSensitivity]) -> BudgetResult:
-        quantized = set(self._nodes)
-        choices = {layer.name: Choice(quantized=True, why=_alone(layer)) for layer in ranked}
-        restored: list[LayerSensitivity] = []
-        measured: Measurement | None = None
-        for layer in ranked[:-1]:  # at least one layer stays, or nothing is quantized
-            quantized.remove(layer.name)
-            restored.append(layer)
-            self._on_step("back to the base type", len(restored), len(ranked))
-            measured = self._measure(quantized)
-            choices[layer.name] = Choice(
-                quantized=False,
-                why=f"{_alone(layer)}; with it in {self._base} the loss falls to {measured.loss_db:.4f} dB",
-            )
-            if self._fits(measured):
-                break
-        if measured is None or not self._fits(measured):
-            raise self._unmet()
-        for step, layer in enumerate(sorted(restored[:-1], key=lambda layer: -layer.mac_share)):
-            self._on_step("trying again", step, len(restored))
-            again = self._measure(quantized | {layer.name})
-            if self._fits(again):
-                quantized.add(layer.name)
-                measured = again
-                choices[layer.name] = Choice(
-                    quantized=True, why=f"{_alone(layer)}; tried again, the loss is {again.loss_db:.4f} dB"
-                )
-        return BudgetResult(choices=choices, measurement=measured)
-
-    def _measure(self, quantized: set[str]) -> Measurement:
-        nodes = [node for name, node in self._nodes.items() if name in quantized]
-        measured = self._held_out.measure(variant(self._source, nodes, self._table))
-        assert measured.loss_db is not None
-        if self._best is None or measured.loss_db < self._best[0]:
-            self._best = (measured.loss_db, len(nodes))
-        return measured
-
-    def _fits(self, measured: Measurement) -> bool:
-        return measured.loss_db is not None and measured.loss_db <= self._budget_db
-
-    def _unmet(self) -> HspanError:
-        assert self._best is not None
-        loss, count = self._best
-        return HspanError(
+    quantized = {node.name: node for node in nodes}
+    kind = table.precision.upper()
+    on_step("everything quantized", 0, 1)
+    measured = _measured(source, quantized, table, held_out)
+    if fits(measured, budget_db):
+        why = f"with every layer in {kind} the loss is {measured.loss_db:.4f} dB"
+        return {name: Choice(quantized=True, why=why) for name in quantized}, measured
+    best = [(measured.loss_db or 0.0, len(quantized))]
+    ranked = _ranked(source, nodes, table, held_out, on_step)
+    choices = {layer.name: Choice(quantized=True, why=_alone(layer)) for layer in ranked}
+    restored: list[tuple[LayerSensitivity, onnx.NodeProto]] = []
+    for layer in ranked[:-1]:  # at least one layer stays, or nothing is quantized
+        restored.append((layer, quantized.pop(layer.name)))
+        on_step("back to the base type", len(restored), len(ranked))
+        measured = _measured(source, quantized, table, held_out)
+        why = f"{_alone(layer)}; with it in {source.precision.upper()} the loss falls to {measured.loss_db:.4f} dB"
+        choices[layer.name] = Choice(quantized=False, why=why)
+        best.append((measured.loss_db or 0.0, len(quantized)))
+        if fits(measured, budget_db):
+            break
+    else:
+        loss, count = min(best, key=lambda entry: entry[0])
+        raise HspanError(
             "--budget-db",
-            f"{self._budget_db:g} dB cannot be met: the best choice loses {loss:.4f} dB with {count} of "
-            f"{len(self._nodes)} layers in {self._kind}",
-            f"allow that much, calibrate on more pictures, or build {self._source.precision}",
+            f"{budget_db:g} dB cannot be met: the best choice loses {loss:.4f} dB with {count} of {len(nodes)} layers "
+            f"in {kind}",
+            f"allow that much, calibrate on more pictures, or build {source.precision}",
         )
+    for step, (layer, node) in enumerate(sorted(restored[:-1], key=lambda pair: -pair[0].mac_share)):
+        on_step("trying again", step, len(restored))
+        again = _measured(source, quantized | {layer.name: node}, table, held_out)
+        if fits(again, budget_db):
+            quantized[layer.name], measured = node, again
+            why = f"{_alone(layer)}; tried again, the loss is {again.loss_db:.4f} dB"
+            choices[layer.name] = Choice(quantized=True, why=why)
+    return choices, measured
+
+
+def fits(measured: Measurement, budget_db: float) -> bool:
+    """Whether a network loses no more than a budget."""
+    return measured.loss_db is not None and measured.loss_db <= budget_db
+
+
+def _measured(
+    source: Source, quantized: Mapping[str, onnx.NodeProto], table: CalibrationTable, held_out: HeldOut
+) -> Measurement:
+    """Of the network with these layers quantized, whatever order they have come in."""
+    nodes = [node for node in source.base.graph.node if node.name in quantized]
+    return held_out.measure(variant(source, nodes, table))
+
+
+def _ranked(
+    source: Source,
+    nodes: Sequence[onnx.NodeProto],
+    table: CalibrationTable,
+    held_out: HeldOut,
+    on_step: Callable[[str, int, int], None],
+) -> list[LayerSensitivity]:
+    """The one whose return takes away most error for its work comes first."""
+    steps = itertools.count(1)
+    layers = layer_sensitivities(
+        source, nodes, table, held_out, on_layer=lambda: on_step("layer by layer", next(steps), len(nodes))
+    )
+    return sorted(layers, key=lambda layer: -_energy_per_work(layer))
 
 
 def _energy_per_work(layer: LayerSensitivity) -> float:

@@ -1,20 +1,15 @@
-"""Ranges of activations, measured by ONNX Runtime's own calibrators on tiles of real pictures.
+"""Ranges of activations, measured under ONNX Runtime on tiles of real pictures.
 
-One tile is in memory at a time, and what is kept does not grow with their number. ONNX Runtime finds the extremes,
-collects the histograms, and computes the percentile and entropy thresholds; the search of the `mse` method is ours. The
-graph that runs is the one that is quantized afterwards, in its base type as `graph.model_for_cpu` emulates it.
+One tile is in memory at a time, and what is kept does not grow with their number. The entropy threshold is that of ONNX
+Runtime's own calibration. The graph that runs is the one that is quantized afterwards, in its base type as
+`graph.model_for_cpu` emulates it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
@@ -22,8 +17,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.graph import INPUT_NAME, QuantizedType, model_for_cpu, model_with_attention_function
+from trt_hspan.errors import HspanError
+from trt_hspan.graph import QuantizedType, model_for_cpu, model_with_attention_function
 from trt_hspan.machine.onnx_runtime import imported_onnxruntime
 from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.precision.crops import Crops
@@ -36,10 +31,9 @@ from trt_hspan.precision.quantize.table import (
     TensorRange,
     text_from_flips,
 )
-from trt_hspan.runtime.onnxruntime_session import open_session
+from trt_hspan.runtime.onnxruntime_session import open_session, run_session
+from trt_hspan.runtime.runner import Float32Array
 
-#: What a user may choose; "none" is the method of a table without measurements.
-METHODS: Final[tuple[Method, ...]] = get_args(Method)[:-1]
 #: Bins of a histogram over 0..largest.
 BINS: Final = 2048
 #: Values of a quantized activation that the entropy method counts with; ONNX Runtime's default of 128 is for 7 bits.
@@ -47,16 +41,10 @@ ENTROPY_LEVELS: Final = 255
 #: Its bins over -largest..largest. It merges whole bins to levels, so their number is a multiple of the levels'; the
 #: time of its search grows with the square.
 ENTROPY_BINS: Final = 4 * ENTROPY_LEVELS
+#: The part of all magnitudes that the percentile method keeps.
+_PERCENTILE: Final = 0.99999
 #: Thresholds that the mse method tries, as parts of the largest magnitude.
 _TRIED: Final = np.linspace(0.2, 1.0, 161)
-
-
-def checked_method(text: str) -> Method:
-    """The method of this name. Raises: UsageError when there is none."""
-    for method in METHODS:
-        if text == method:
-            return method
-    raise UsageError("--method", f"{text!r} is unknown", f"choose {', '.join(METHODS)}")
 
 
 def calibrate(
@@ -84,7 +72,6 @@ def calibrate(
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     names = sorted({name for node in layers for name in node.input if name and name not in weights})
-    step = on_tile or (lambda: None)
     moments = (
         {
             node.name: InputMoments(node, tuple(weights[node.input[1]].dims))
@@ -94,13 +81,19 @@ def calibrate(
         if adaptive_rounding and kind == "int8"
         else {}
     )
-    with tempfile.TemporaryDirectory(prefix="trt-hspan-") as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(model_for_cpu(model_with_attention_function(model)), path)
-        extremes = _extremes(path, names, data, step)
-        ranges = {name: max(abs(low), abs(high)) for name, (low, high) in extremes.items()}
-        if method != "minmax" or moments:
-            ranges |= _histogram_ranges(path, ranges, data, step, kind=kind, method=method, moments=moments)
+    tensors = sorted({*names, *(moment.tensor for moment in moments.values())})
+    session = _session(model_for_cpu(model_with_attention_function(model)), tensors)
+    extremes = _extremes(names, _values(session, tensors, data, on_tile))
+    ranges = {name: max(abs(low), abs(high)) for name, (low, high) in extremes.items()}
+    if method != "minmax" or moments:
+        histograms = {} if method == "minmax" else _empty_histograms(ranges, method)
+        for values in _values(session, tensors, data, on_tile):
+            for name, (counts, edges) in histograms.items():
+                counts[:] += _histogram(values[name], edges, method)
+            for moment in moments.values():
+                moment.add(values[moment.tensor])
+        for name, (counts, edges) in histograms.items():
+            ranges[name] = _threshold(counts, edges, extremes[name], kind=kind, method=method)
     return CalibrationTable(
         format=TABLE_FORMAT,
         model_sha256=model_sha256,
@@ -148,167 +141,92 @@ def _flips(weight: onnx.TensorProto, moments: InputMoments) -> npt.NDArray[np.bo
     return best_flips(values, weight_scales(values, "int8", values.dtype), moments.mean)
 
 
-def _feeds(data: Crops, step: Callable[[], None]) -> Iterator[_OneTile]:
-    """Each tile as a data reader of its own; refuses a set of tiles that shows nothing."""
+def _session(model: onnx.ModelProto, tensors: Sequence[str]) -> Any:
+    """Of a model whose outputs are these tensors too."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    values = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
+    result.graph.output.extend(values)
+    return open_session(result, "calibration", optimize=False)
+
+
+def _values(
+    session: Any, tensors: Sequence[str], data: Crops, on_tile: Callable[[], None] | None
+) -> Iterator[dict[str, Float32Array]]:
+    """What the tensors contain on each tile; refuses a set of tiles that shows nothing."""
     varied = False
     for tile in data:
         varied = varied or bool((tile.low != tile.low[:1, :1]).any())
-        yield _OneTile({INPUT_NAME: tensor_from_image(tile.low)})
-        step()
+        arrays = run_session(session, tensors, tensor_from_image(tile.low), "calibration")
+        yield dict(zip(tensors, arrays, strict=True))
+        if on_tile is not None:
+            on_tile()
     if not varied:
         which = "the only picture" if data.pictures == 1 else f"every one of the {data.pictures} pictures"
         raise HspanError("calibration", f"{which} is of a single color", "give photographs")
 
 
-class _OneTile:
-    """ONNX Runtime's CalibrationDataReader for a single input."""
-
-    def __init__(self, feed: dict[str, Any]) -> None:
-        self._feed: dict[str, Any] | None = feed
-
-    def get_next(self) -> dict[str, Any] | None:
-        feed, self._feed = self._feed, None
-        return feed
-
-
 def _extremes(
-    path: Path, names: Sequence[str], data: Crops, step: Callable[[], None]
+    names: Sequence[str], tiles: Iterator[dict[str, Float32Array]]
 ) -> dict[str, tuple[float, float]]:
-    imported_onnxruntime()
-    from onnxruntime.quantization.calibrate import MinMaxCalibrater
-
-    class Extremes(MinMaxCalibrater):  # type: ignore[misc]
-        def select_tensors_to_calibrate(self, model: onnx.ModelProto) -> tuple[set[str], dict[str, Any]]:
-            return _selected(model, names)
-
-        def create_inference_session(self) -> None:
-            self.infer_session = open_session(Path(self.augmented_model_path), str(path), optimize=False)
-
-    calibrater = Extremes(path, augmented_model_path=str(path.with_name("extremes.onnx")))
-    calibrater.augment_graph()
-    calibrater.create_inference_session()
-    with warnings.catch_warnings():  # numpy's, of tensors that are NaN throughout: they are an error below
-        warnings.simplefilter("ignore", RuntimeWarning)
-        for feed in _feeds(data, step):
-            calibrater.collect_data(feed)
-        thresholds = calibrater.compute_data()
+    """The smallest and the largest value of each tensor."""
+    ends = [[(values[name].min(), values[name].max()) for name in names] for values in tiles]
+    lows, highs = np.moveaxis(np.array(ends, np.float64), 2, 0)
     result = {}
-    for name in names:
-        low, high = (float(np.min(v)) for v in thresholds[name].range_value)
+    for name, low, high in zip(names, lows.min(axis=0), highs.max(axis=0), strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):
             raise HspanError(
                 name,
                 "is not finite on these pictures",
                 "choose --base bf16 or fp32: FP16 overflows at 65504, and trt-hspan audit shows where",
             )
-        result[name] = (low, high)
+        result[name] = (float(low), float(high))
     return result
 
 
-def _histogram_ranges(
-    path: Path,
-    largest: Mapping[str, float],
-    data: Crops,
-    step: Callable[[], None],
-    *,
-    kind: QuantizedType,
-    method: Method,
-    moments: Mapping[str, InputMoments],
-) -> dict[str, float]:
-    """Ranges by percentile, entropy or mse; none by minmax, which needs only the moments."""
-    imported_onnxruntime()
-    from onnxruntime.quantization import calibrate as ort
-
-    entropy = method == "entropy"
-    family = ort.EntropyCalibrater if entropy else ort.PercentileCalibrater
-    bins = {"num_bins": BINS}
-    if entropy:
-        bins = {"num_bins": ENTROPY_BINS, "num_quantized_bins": ENTROPY_LEVELS}
-    names = [name for name, value in largest.items() if value > 0.0]
-    measured = sorted({*names, *(m.tensor for m in moments.values())})
-
-    class Histograms(family):  # type: ignore[misc,valid-type]
-        """Collects tile by tile; the library's own would keep every tile's tensors."""
-
-        def select_tensors_to_calibrate(self, model: onnx.ModelProto) -> tuple[set[str], dict[str, Any]]:
-            return _selected(model, measured)
-
-        def create_inference_session(self) -> None:
-            self.infer_session = open_session(Path(self.augmented_model_path), str(path), optimize=False)
-
-        def collect_data(self, data_reader: _OneTile) -> None:
-            feed = data_reader.get_next()
-            values = dict(zip(measured, self.infer_session.run(measured, feed), strict=True))
-            if method != "minmax":
-                self.collector.collect(
-                    {name: [_nonzero(values[name]) if entropy else values[name]] for name in names}
-                )
-            for moment in moments.values():
-                moment.add(values[moment.tensor])
-
-    calibrater = Histograms(
-        path, augmented_model_path=str(path.with_name("histograms.onnx")), symmetric=True, **bins
-    )
-    calibrater.augment_graph()
-    calibrater.create_inference_session()
-    calibrater.collector = _empty_collector(ort, calibrater, {name: largest[name] for name in names})
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-        for feed in _feeds(data, step):
-            calibrater.collect_data(feed)
-        if method == "minmax":
-            return {}
-        if method == "mse":
-            histograms = calibrater.collector.get_histogram_dict()
-            return {name: mse_range(histograms[name][0], largest[name], kind) for name in names}
-        thresholds = calibrater.compute_data()
-    return {name: max(abs(float(v)) for v in thresholds[name].range_value) for name in names}
+_Histogram = tuple[npt.NDArray[np.int64], Float32Array]
 
 
-def _nonzero(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Values that matter for entropy: those that are not 0, which every scale keeps exactly.
+def _empty_histograms(ranges: Mapping[str, float], method: Method) -> dict[str, _Histogram]:
+    """Counts and edges of bins for each tensor that is not 0 throughout: of values for entropy, else of magnitudes."""
+    result = {}
+    for name, largest in ranges.items():
+        if largest > 0.0:
+            end = np.float32(largest)
+            count, start = (ENTROPY_BINS, -end) if method == "entropy" else (BINS, np.float32(0))
+            result[name] = (np.zeros(count, np.int64), np.linspace(start, end, count + 1, dtype=np.float32))
+    return result
+
+
+def _histogram(values: Float32Array, edges: Float32Array, method: Method) -> npt.NDArray[np.int64]:
+    """For entropy, of values that are not 0, which every scale keeps exactly.
 
     After a ReLU nine of ten are 0. Counted, they would be all that entropy sees: it would keep the bin around 0 narrow
     and cut the range to an eighth.
     """
-    nonzero: npt.NDArray[np.floating] = values[values != 0]
-    return nonzero
+    if method == "entropy":
+        counts = np.histogram(values[values != 0], len(edges) - 1, range=(edges[0], edges[-1]))[0]
+    else:
+        counts = np.histogram(np.abs(values), edges)[0]
+    return counts
 
 
-def _empty_collector(ort: Any, calibrater: Any, largest: Mapping[str, float]) -> Any:
-    """A collector whose histograms reach over the measured extremes from the start.
+def _threshold(
+    counts: npt.NDArray[np.int64],
+    edges: Float32Array,
+    extremes: tuple[float, float],
+    *,
+    kind: QuantizedType,
+    method: Method,
+) -> float:
+    if method == "mse":
+        return mse_range(counts, float(edges[-1]), kind)
+    if method == "percentile":
+        return float(edges[np.searchsorted(np.cumsum(counts / counts.sum()), _PERCENTILE)])
+    imported_onnxruntime()
+    from onnxruntime.quantization.calibrate import HistogramCollector
 
-    Left to itself it takes its bins from the first tile, however flat that is, and adds bins of that width for ever.
-    """
-    collector = ort.HistogramCollector(
-        calibrater.method,
-        True,
-        calibrater.num_bins,
-        calibrater.num_quantized_bins,
-        calibrater.percentile,
-        calibrater.scenario,
-    )
-    bins = calibrater.num_bins
-    for name, value in largest.items():
-        top = np.float32(value)
-        if calibrater.method == "entropy":
-            edges = np.linspace(-top, top, bins + 1, dtype=np.float32)
-            collector.histogram_dict[name] = (
-                np.zeros(bins, np.int64),
-                edges,
-                np.float32(0),
-                np.float32(0),
-                top,
-            )
-        else:
-            edges = np.linspace(0, top, bins + 1, dtype=np.float32)
-            collector.histogram_dict[name] = (np.zeros(bins, np.int64), edges, np.float32(0), np.float32(0))
-    return collector
-
-
-def _selected(model: onnx.ModelProto, names: Iterable[str]) -> tuple[set[str], dict[str, Any]]:
-    """The tensors to look at, declared float32: shape inference does not see through the attention's body."""
-    declared = {value.name for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)}
-    for name in names:
-        if name not in declared:
-            model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    return set(names), {value.name: value for value in (*model.graph.value_info, *model.graph.input)}
+    collector = HistogramCollector(method, True, ENTROPY_BINS, ENTROPY_LEVELS, None, None)
+    low, high = np.float32(min(extremes[0], 0.0)), np.float32(max(extremes[1], 0.0))
+    reach = collector.get_entropy_threshold((counts, edges, low, high, edges[-1]), ENTROPY_LEVELS)
+    return max(abs(float(value)) for value in reach)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from onnx import helper, numpy_helper
 from trt_hspan.errors import HspanError
 from trt_hspan.graph import QuantizedType, tensor_types
 from trt_hspan.graph.quantized import ELEMENT_TYPE
-from trt_hspan.precision.quantize.scales import FloatArray, quantized_weights
+from trt_hspan.precision.quantize.scales import quantized_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class _Writer:
         self._kind = kind
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._pairs: dict[str, tuple[str, float]] = {}  # tensor -> its dequantized form, and the scale
-        self._zero_points: dict[int, str] = {}
+        self._zero_points: set[str] = set()
 
     def quantize(self, node: onnx.NodeProto, scales: LayerScales) -> None:
         """Rewires `node` to quantized inputs; what makes them is appended to the graph before it."""
@@ -102,22 +103,8 @@ class _Writer:
             scale_name = self._constant(f"{name}_scale", np.array(scale), self._types[name])
             zero = self._zero_point(())
             quantized, dequantized = f"{name}_quantized", f"{name}_dequantized"
-            self._graph.node.append(
-                helper.make_node(
-                    "QuantizeLinear",
-                    [name, scale_name, zero],
-                    [quantized],
-                    name=f"{name}/QuantizeLinear",
-                )
-            )
-            self._graph.node.append(
-                helper.make_node(
-                    "DequantizeLinear",
-                    [quantized, scale_name, zero],
-                    [dequantized],
-                    name=f"{name}/DequantizeLinear",
-                )
-            )
+            self._node("QuantizeLinear", name, [name, scale_name, zero], quantized)
+            self._node("DequantizeLinear", name, [quantized, scale_name, zero], dequantized)
             self._pairs[name] = (dequantized, scale)
         dequantized, first_scale = self._pairs[name]
         if first_scale != scale:
@@ -135,48 +122,25 @@ class _Writer:
             raise HspanError(
                 layer, f"has {values.shape[0]} output channels, but {scales.size} scales", "quantize it anew"
             )
-        stored = f"{name}_quantized"
-        self._graph.initializer.append(
-            helper.make_tensor(
-                stored,
-                ELEMENT_TYPE[self._kind],
-                values.shape,
-                quantized_weights(values, scales, self._kind, flips).tobytes(),
-                raw=True,
-            )
-        )
+        integers = quantized_weights(values, scales, self._kind, flips)
+        stored = self._constant(f"{name}_quantized", integers, ELEMENT_TYPE[self._kind])
         scale_name = self._constant(f"{name}_scale", scales, base.data_type)
-        zero = self._zero_point(scales.shape)
-        dequantized = f"{name}_dequantized"
-        self._graph.node.append(
-            helper.make_node(
-                "DequantizeLinear",
-                [stored, scale_name, zero],
-                [dequantized],
-                name=f"{name}/DequantizeLinear",
-                axis=0,
-            )
-        )
-        return dequantized
+        inputs = [stored, scale_name, self._zero_point(scales.shape)]
+        self._node("DequantizeLinear", name, inputs, f"{name}_dequantized", axis=0)
+        return f"{name}_dequantized"
 
-    def _constant(self, name: str, values: FloatArray, element_type: int) -> str:
+    def _node(self, kind: str, tensor: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        node = helper.make_node(kind, inputs, [output], name=f"{tensor}/{kind}", **attributes)
+        self._graph.node.append(node)
+
+    def _constant(self, name: str, values: npt.NDArray[Any], element_type: int) -> str:
         dtype = helper.tensor_dtype_to_np_dtype(element_type)
         self._graph.initializer.append(numpy_helper.from_array(values.astype(dtype), name))
         return name
 
     def _zero_point(self, shape: tuple[int, ...]) -> str:
         """One tensor of zeros for each number of channels: TensorRT and ONNX read the type off it."""
-        count = int(np.prod(shape, dtype=int)) if shape else 0
-        if count not in self._zero_points:
-            self._zero_points[count] = f"zero_point_{count}" if count else "zero_point"
-            dtype = helper.tensor_dtype_to_np_dtype(ELEMENT_TYPE[self._kind])
-            self._graph.initializer.append(
-                helper.make_tensor(
-                    self._zero_points[count],
-                    ELEMENT_TYPE[self._kind],
-                    shape,
-                    np.zeros(shape, dtype).tobytes(),
-                    raw=True,
-                )
-            )
-        return self._zero_points[count]
+        name = "_".join(["zero_point", *map(str, shape)])
+        if name not in self._zero_points:
+            self._zero_points.add(self._constant(name, np.zeros(shape), ELEMENT_TYPE[self._kind]))
+        return name

@@ -10,8 +10,8 @@ import onnx
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import staged_files
-from trt_hspan.graph import QuantizationFacts
-from trt_hspan.precision.crops import CalibrationPictures, Crops
+from trt_hspan.graph import QuantizationFacts, quantization_from_model
+from trt_hspan.precision.crops import Crops, calibration_crops, check_place
 from trt_hspan.precision.network import OnProgress, no_progress, variants_from_path
 from trt_hspan.precision.quantize import calibration
 from trt_hspan.precision.quantize.budget import choose_layers
@@ -21,8 +21,8 @@ from trt_hspan.precision.quantize.recipe import (
     Choice,
     Recipe,
     graph_from_layers,
+    model_from_recipe,
     new_recipe,
-    quantized_by_recipe,
 )
 from trt_hspan.precision.quantize.request import QuantizationJob, QuantizationRequest, RecipeFile
 from trt_hspan.precision.quantize.sensitivity import SensitivityReport, sensitivity_report
@@ -58,24 +58,34 @@ def quantized_network(job: QuantizationJob, *, on_progress: OnProgress = no_prog
     """Reads or exports the network, and quantizes it.
 
     Raises:
-        UsageError, HspanError: as `variants_from_path`, and as `quantize` or `quantize_by_recipe`.
+        UsageError, HspanError: as `variants_from_path` and `quantize`; a recipe is for another model or leaves no
+            convolution quantized.
     """
     if isinstance(job.how, QuantizationRequest):
-        given = _given(job.how)
-        source = _source(job, on_progress)
-        return _quantized(source, given, on_progress)
-    return quantize_by_recipe(_source(job, on_progress), job.how.recipe, where=job.how.path)
+        table = _named_table(job.how)
+        return _quantized(_source(job, on_progress), job.how, table, on_progress)
+    source = _source(job, on_progress)
+    return _by_recipe(source, job.how.recipe, job.how.path, "make one with trt-hspan quantize")
 
 
 def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_progress) -> SensitivityReport:
-    """Reads or exports the network, and measures each of its layers.
+    """Reads or exports the network, and measures what each layer costs when only it is quantized, on held-out pictures.
+
+    Without `held_out`, every fourth picture of the calibration's is held out. Pictures that come without ground
+    truth are inputs of the network, and the report has no loss then; shipped photographs have it.
 
     Raises:
-        UsageError, HspanError: as `variants_from_path` and `measure_sensitivity`.
+        UsageError, HspanError: as `quantized_network`.
     """
     assert isinstance(job.how, QuantizationRequest), "a recipe has chosen its layers"
-    given = _given(job.how)
-    return _sensitivity(_source(job, on_progress), given, on_progress)
+    table = _named_table(job.how)
+    source = _source(job, on_progress)
+    calibrated = _calibrated(source, job.how, table, on_progress, hold_out=True, need_truth=False)
+    assert calibrated.held_out is not None
+    steps = _counter(on_progress, "measuring", len(calibrated.alive))
+    return sensitivity_report(
+        source, calibrated.alive, calibrated.table, calibrated.held_out, on_layer=lambda: next(steps)
+    )
 
 
 def quantize(
@@ -104,27 +114,7 @@ def quantize(
         UsageError: a pattern matches nothing.
         HspanError: pictures, table or budget do not serve; see the modules that do the work.
     """
-    return _quantized(source, _given(request), on_progress)
-
-
-def measure_sensitivity(
-    source: Source, request: QuantizationRequest, *, on_progress: OnProgress = no_progress
-) -> SensitivityReport:
-    """What each layer costs when only it is quantized, on the request's held-out pictures.
-
-    Without `held_out`, every fourth picture of the calibration's is held out. Pictures that come without ground
-    truth are inputs of the network, and the report has no loss then; shipped photographs have it.
-
-    Raises:
-        UsageError, HspanError: as `quantize`.
-    """
-    return _sensitivity(source, _given(request), on_progress)
-
-
-def quantize_by_recipe(source: Source, recipe: Recipe, *, where: object) -> Quantized:
-    """Applies a recipe. Raises: HspanError when it is for another model or leaves no convolution quantized."""
-    model, facts = quantized_by_recipe(source, recipe, where, "make one with trt-hspan quantize")
-    return Quantized(model=model, recipe=recipe, table=None, facts=facts)
+    return _quantized(source, request, _named_table(request), on_progress)
 
 
 def write_quantized(quantized: Quantized, target: Path) -> list[Path]:
@@ -153,37 +143,27 @@ def companion_texts(quantized: Quantized) -> dict[str, str]:
     return texts
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Given:
-    """A request, and the pictures and the table that it names."""
-
-    request: QuantizationRequest
-    pictures: CalibrationPictures
-    table: CalibrationTable | None
-
-
-def _given(request: QuantizationRequest) -> _Given:
-    """Before the network is read: an export takes its time."""
-    return _Given(
-        request=request,
-        pictures=CalibrationPictures(
-            calibration=request.calibration, held_out=request.held_out, plan=request.tiles
-        ),
-        table=None if request.table is None else read_table(request.table),
-    )
+def _named_table(request: QuantizationRequest) -> CalibrationTable | None:
+    """The table, and a look for the pictures; before the network is read, since an export takes its time."""
+    for place in (request.calibration, request.held_out):
+        if place is not None:
+            check_place(place)
+    return None if request.table is None else read_table(request.table)
 
 
-def _quantized(source: Source, given: _Given, on_progress: OnProgress) -> Quantized:
-    request = given.request
+def _quantized(
+    source: Source, request: QuantizationRequest, table: CalibrationTable | None, on_progress: OnProgress
+) -> Quantized:
     hold_out = request.held_out is not None or request.budget_db is not None
-    calibrated = _calibrated(source, given, on_progress, hold_out=hold_out, need_truth=True)
+    calibrated = _calibrated(source, request, table, on_progress, hold_out=hold_out, need_truth=True)
     table, held_out, alive = calibrated.table, calibrated.held_out, calibrated.alive
     choices = {node.name: _DEAD for node in calibrated.nodes if table.is_dead(node)}
     measurement = None
     if held_out is not None and request.budget_db is not None:
-        within_budget = choose_layers(source, alive, table, held_out, request.budget_db, on_step=on_progress)
-        choices |= within_budget.choices
-        measurement = within_budget.measurement
+        chosen, measurement = choose_layers(
+            source, alive, table, held_out, request.budget_db, on_step=on_progress
+        )
+        choices |= chosen
     for node in alive:
         why = "was requested" if node.name in request.include else "no budget was set"
         choices.setdefault(node.name, Choice(quantized=True, why=why))
@@ -192,24 +172,20 @@ def _quantized(source: Source, given: _Given, on_progress: OnProgress) -> Quanti
     if held_out is not None:
         measurement = measurement or held_out.measure(graph)
         recipe = replace(recipe, loss_db=measurement.loss_db, psnr_db=measurement.psnr_db)
-    model, facts = quantized_by_recipe(source, recipe, source.where, "exclude fewer", graph=graph)
-    return Quantized(
-        model=model,
-        recipe=recipe,
-        table=table,
-        facts=facts,
-        measurement=measurement,
-        calibration_was_cached=calibrated.was_cached,
+    quantized = _by_recipe(source, recipe, source.where, "exclude fewer", graph=graph)
+    return replace(
+        quantized, table=table, measurement=measurement, calibration_was_cached=calibrated.was_cached
     )
 
 
-def _sensitivity(source: Source, given: _Given, on_progress: OnProgress) -> SensitivityReport:
-    calibrated = _calibrated(source, given, on_progress, hold_out=True, need_truth=False)
-    assert calibrated.held_out is not None
-    steps = _counter(on_progress, "measuring", len(calibrated.alive))
-    return sensitivity_report(
-        source, calibrated.alive, calibrated.table, calibrated.held_out, on_layer=lambda: next(steps)
-    )
+def _by_recipe(
+    source: Source, recipe: Recipe, where: object, next_step: str, *, graph: onnx.ModelProto | None = None
+) -> Quantized:
+    model = model_from_recipe(source, recipe, where=where, graph=graph)
+    facts = quantization_from_model(model)
+    if facts is None:
+        raise HspanError(where, "quantizes no convolution", next_step)
+    return Quantized(model=model, recipe=recipe, table=None, facts=facts)
 
 
 def _source(job: QuantizationJob, on_progress: OnProgress) -> Source:
@@ -238,15 +214,26 @@ class _Calibrated:
 
 
 def _calibrated(
-    source: Source, given: _Given, on_progress: OnProgress, *, hold_out: bool, need_truth: bool
+    source: Source,
+    request: QuantizationRequest,
+    table: CalibrationTable | None,
+    on_progress: OnProgress,
+    *,
+    hold_out: bool,
+    need_truth: bool,
 ) -> _Calibrated:
-    request = given.request
     nodes = layers_to_quantize(source.base, include=request.include, exclude=request.exclude)
-    tiles, measured = given.pictures.crops(
-        source.scale, source.sizes, hold_out=hold_out, need_truth=need_truth
+    tiles, measured = calibration_crops(
+        request.calibration,
+        request.held_out,
+        request.tiles,
+        source.scale,
+        source.sizes,
+        hold_out=hold_out,
+        need_truth=need_truth,
     )
-    if given.table is not None:
-        table, was_cached = given.table, True
+    was_cached = table is not None
+    if table is not None:
         _check_table(table, source, request)
     else:
         table, was_cached = measured_table(source, nodes, tiles, request, on_progress)

@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
-from trt_hspan.graph import Precision, QuantizationFacts, QuantizedType, quantization_from_model
+from trt_hspan.graph import Precision, QuantizedType
 from trt_hspan.graph.variants import finished_model
 from trt_hspan.precision.quantize.insertion import LayerScales, model_with_qdq
 from trt_hspan.precision.quantize.scales import scale_from_range, weight_scales
@@ -239,38 +239,21 @@ def model_from_recipe(
     return finished_model(graph, metadata, where)
 
 
-def quantized_by_recipe(
-    source: Source,
-    recipe: Recipe,
-    where: object,
-    next_step: str,
-    *,
-    graph: onnx.ModelProto | None = None,
-) -> tuple[onnx.ModelProto, QuantizationFacts]:
-    """`model_from_recipe`, and what it quantizes. Raises: HspanError as that, and when no convolution is quantized."""
-    model = model_from_recipe(source, recipe, where=where, graph=graph)
-    facts = quantization_from_model(model)
-    if facts is None:
-        raise HspanError(where, "quantizes no convolution", next_step)
-    return model, facts
-
-
 def graph_from_layers(
     source: Source, layers: tuple[RecipeLayer, ...], kind: QuantizedType, *, where: object
 ) -> onnx.ModelProto:
     """The base graph with those of the layers quantized that are of this type. Raises: HspanError: one does not fit."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in source.base.graph.initializer}
-    nodes = {node.name: node for node in source.base.graph.node}
+    dims = {tensor.name: tuple(tensor.dims) for tensor in source.base.graph.initializer}
+    shapes = {node.name: dims.get(node.input[1]) for node in source.base.graph.node if len(node.input) > 1}
     scales = {}
     for layer in layers:
         if layer.type != kind:
             continue
         flips = None
         if layer.rounding:
-            node = nodes.get(layer.name)
-            if node is None or len(node.input) < 2 or node.input[1] not in shapes:
+            if (shape := shapes.get(layer.name)) is None:
                 raise HspanError(where, f"{layer.name} is no convolution of the model", "quantize it anew")
-            flips = flips_from_text(layer.rounding, shapes[node.input[1]], f"{where}, {layer.name}")
+            flips = flips_from_text(layer.rounding, shape, f"{where}, {layer.name}")
         scales[layer.name] = LayerScales(
             activations=layer.scale, weight=layer.weight_scale or None, flips=flips
         )

@@ -12,8 +12,7 @@ from trt_hspan.engine.spec import check_choice
 from trt_hspan.errors import UsageError
 from trt_hspan.graph import Precision, QuantizedType
 from trt_hspan.precision.crops import TilePlan
-from trt_hspan.precision.quantize.calibration import checked_method
-from trt_hspan.precision.quantize.recipe import Recipe, read_recipe
+from trt_hspan.precision.quantize.recipe import Recipe
 from trt_hspan.precision.quantize.table import Method
 
 Rounding = Literal["adaptive", "nearest"]
@@ -54,8 +53,7 @@ class QuantizationRequest:
     def __post_init__(self) -> None:
         check_choice("--precision", self.precision, QuantizedType)
         check_choice("--rounding", self.rounding, Rounding)
-        if self.method is not None:
-            checked_method(self.method)
+        check_choice("--method", self.method, Method)
         if self.calibration is None and self.table is None:
             raise UsageError(
                 "--calibration",
@@ -68,9 +66,6 @@ class QuantizationRequest:
                     raise UsageError(option, "is part of the table", "leave it or --table out")
         if self.precision == "fp8" and self.rounding == "adaptive":
             raise UsageError("--rounding", "adaptive is for int8 weights", "leave it out")
-        self._check_budget()
-
-    def _check_budget(self) -> None:
         if self.budget_db is None:
             return
         if not (math.isfinite(self.budget_db) and self.budget_db > 0.0):
@@ -90,11 +85,6 @@ class RecipeFile:
     def precision(self) -> QuantizedType:
         """Of the quantized layers."""
         return self.recipe.precision
-
-
-def recipe_from_file(path: Path) -> RecipeFile:
-    """Raises: HspanError as `read_recipe`."""
-    return RecipeFile(path=path, recipe=read_recipe(path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -54,10 +53,6 @@ class SensitivityReport:
     base: Measurement
     everything: Measurement
     layers: tuple[LayerSensitivity, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Nested dictionaries of plain values, for JSON."""
-        return asdict(self)
 
 
 def layer_sensitivities(
@@ -122,7 +117,7 @@ def write_sensitivity(report: SensitivityReport, path: Path) -> Path:
     """Writes NAME.json and NAME.png, both or none, and returns the latter. Raises: HspanError."""
     chart = path.with_suffix(".png")
     with staged_files([path, chart]) as (json_file, chart_file):
-        json_file.write_text(json_text(report.as_dict()) + "\n", encoding="utf-8")
+        json_file.write_text(json_text(asdict(report)) + "\n", encoding="utf-8")
         write_sensitivity_chart(report, chart_file)
     return chart
 

@@ -24,7 +24,7 @@ from trt_hspan.files import cache_folder, error_from_os_error, write_text
 from trt_hspan.graph import QuantizedType
 from trt_hspan.records import MistypedError, dataclass_from_json, parsed_json
 
-Method = Literal["minmax", "percentile", "entropy", "mse", "none"]
+Method = Literal["minmax", "percentile", "entropy", "mse"]
 
 TABLE_FORMAT: Final = "trt-hspan calibration table 1"
 _AGAIN: Final = "calibrate again with --calibration"
