@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,22 +64,27 @@ def build(request: PluginBuildRequest) -> None:
     of_plugin: dict[str, object] = {"--tensorrt-root": request.tensorrt_root}
     from trt_hspan.native import build as native
 
-    compiled: Callable[..., native.LibraryBuild]
+    compiled, what, described = native.build_plugin, "the plugin", _described_plugin
     if request.cpu:
         refuse_options(of_gpus | of_plugin, "is for the plugin, and --cpu compiles the CPU attention library")
-        compiled = native.build_cpu_library
-        what, described = "the CPU attention library", _described_cpu_library
-    else:
-        compiled = partial(native.build_plugin, tensorrt_root=request.tensorrt_root)
-        what, described = "the plugin", _described_plugin
-        if request.cuda:
-            refuse_options(of_plugin, "is for the plugin, and --cuda needs no TensorRT")
-            compiled = native.build_cuda_library
-            what, described = "the GPU attention library", _described_cuda_library
-        compiled = partial(compiled, architectures=request.arch or None, nvcc=request.nvcc)
+        compiled, what, described = (
+            native.build_cpu_library,
+            "the CPU attention library",
+            _described_cpu_library,
+        )
+    elif request.cuda:
+        refuse_options(of_plugin, "is for the plugin, and --cuda needs no TensorRT")
+        compiled, what, described = (
+            native.build_cuda_library,
+            "the GPU attention library",
+            _described_cuda_library,
+        )
     with progress(f"compiling {what}") as bar:
         result = compiled(
             request.output,
+            architectures=request.arch or None,
+            nvcc=request.nvcc,
+            tensorrt_root=request.tensorrt_root,
             jobs=request.jobs,
             force=request.force,
             on_progress=bar.phases(f"compiling {what}"),

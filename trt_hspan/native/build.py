@@ -7,8 +7,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import atomic_path, cache_folder, check_writable, locked_folder
@@ -31,8 +32,6 @@ from trt_hspan.native.toolchain import (
 #: What TensorRT-RTX builds engines for, and data center GPUs; PTX of the first serves all others that are newer.
 DEFAULT_ARCHITECTURES: Final = (75, 80, 86, 89, 90, 100, 120)
 
-OnProgress = Callable[[BuildProgress], None]
-
 
 @dataclass(frozen=True)
 class LibraryBuild:
@@ -42,87 +41,6 @@ class LibraryBuild:
     compiled: bool
 
 
-def build_plugin(
-    output: str | os.PathLike[str] | None = None,
-    *,
-    architectures: Iterable[str | int] | None = None,
-    nvcc: str | os.PathLike[str] | None = None,
-    tensorrt_root: str | os.PathLike[str] | None = None,
-    jobs: int | None = None,
-    force: bool = False,
-    on_progress: OnProgress = lambda _: None,
-) -> LibraryBuild:
-    """Compiles the plugin library, unless the one in place is up to date.
-
-    It is up to date when it was made from the very same sources and contains machine code for the requested
-    architectures. A compiler or headers named by hand always build.
-
-    Args:
-        output: where the library goes; None compiles to `LibraryPlaces.own_path`, unless the one that would be used
-            without it is up to date.
-        architectures: compute capabilities ("sm_86", "8.6" or 86) to make machine code for, with PTX for the least;
-            None is DEFAULT_ARCHITECTURES, as far as the compiler has them, and those of the GPUs at hand.
-        nvcc, tensorrt_root: see `find_nvcc` and `find_tensorrt_headers`; None searches.
-        jobs: compilations at a time; None is the number of processors.
-        force: build from nothing.
-        on_progress: called at each step.
-
-    Raises:
-        UsageError: an unknown architecture, or jobs below 1.
-        HspanError: something needed is missing, the compiler has not an architecture, it reports an error (the log is
-            kept and named), or the output cannot be written.
-    """
-    return _build(
-        _PLUGIN,
-        output,
-        lambda: find_toolchain(nvcc=nvcc, tensorrt_root=tensorrt_root),
-        architectures=architectures,
-        is_named=nvcc is not None or tensorrt_root is not None,
-        jobs=jobs,
-        force=force,
-        on_progress=on_progress,
-    )
-
-
-def build_cuda_library(
-    output: str | os.PathLike[str] | None = None,
-    *,
-    architectures: Iterable[str | int] | None = None,
-    nvcc: str | os.PathLike[str] | None = None,
-    jobs: int | None = None,
-    force: bool = False,
-    on_progress: OnProgress = lambda _: None,
-) -> LibraryBuild:
-    """Compiles the library of the attention on GPUs, without TensorRT, unless the one in place is up to date.
-
-    Arguments and errors as `build_plugin`, which compiles the same kernels.
-    """
-    return _build(
-        _CUDA,
-        output,
-        lambda: find_toolchain(nvcc=nvcc, for_tensorrt=False),
-        architectures=architectures,
-        is_named=nvcc is not None,
-        jobs=jobs,
-        force=force,
-        on_progress=on_progress,
-    )
-
-
-def build_cpu_library(
-    output: str | os.PathLike[str] | None = None,
-    *,
-    jobs: int | None = None,
-    force: bool = False,
-    on_progress: OnProgress = lambda _: None,
-) -> LibraryBuild:
-    """Compiles the library of the attention on CPUs, unless the one in place was compiled from the very same sources.
-
-    Arguments and errors as `build_plugin`.
-    """
-    return _build(_CPU, output, None, jobs=jobs, force=force, on_progress=on_progress)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Product:
     """A library: where it is and goes, and what CMake makes it of.
@@ -130,6 +48,7 @@ class _Product:
     Attributes:
         folder: of its CMakeLists.txt, below the sources.
         built: its path in CMake's build folder.
+        compiler: what its sources are for: TensorRT's headers need nvcc too.
         choice: CMake's options that leave the kernels as they are: libraries of the same kernels share a build folder.
         state: reads the hash of the sources and the machine code's architectures from a file; None: it is no such
             library.
@@ -140,6 +59,7 @@ class _Product:
     places: LibraryPlaces
     folder: str = ""
     built: str
+    compiler: Literal["nvcc and TensorRT", "nvcc", "C++"]
     choice: tuple[str, ...] = ()
     state: Callable[[Path], tuple[str, tuple[int, ...]] | None]
     check: Callable[[Path], object]
@@ -162,6 +82,7 @@ _PLUGIN: Final = _Product(
     name="plugin",
     places=PLACES,
     built=f"plugins/{LIBRARY_NAME}",
+    compiler="nvcc and TensorRT",
     choice=("-DHSPAN_BUILD_PLUGIN=ON", "-DHSPAN_BUILD_CUDA=OFF"),
     state=_state_of_plugin,
     check=plugin_info_from_library,
@@ -170,6 +91,7 @@ _CUDA: Final = _Product(
     name="CUDA library",
     places=cuda_attention.PLACES,
     built=f"plugins/{cuda_attention.LIBRARY_NAME}",
+    compiler="nvcc",
     choice=("-DHSPAN_BUILD_PLUGIN=OFF", "-DHSPAN_BUILD_CUDA=ON"),
     state=cuda_attention.state_of_library,
     check=cuda_attention.CudaLibrary,
@@ -179,26 +101,47 @@ _CPU: Final = _Product(
     places=cpu_attention.PLACES,
     folder="plugins/cpu",
     built=cpu_attention.LIBRARY_NAME,
+    compiler="C++",
     state=_state_of_cpu_library,
     check=cpu_attention.NativeLibrary,  # which refuses what does not load or has another ABI
 )
 
 
-def _build(
+def build_library(
     product: _Product,
-    output: str | os.PathLike[str] | None,
-    find: Callable[[], Toolchain] | None,
+    output: str | os.PathLike[str] | None = None,
     *,
     architectures: Iterable[str | int] | None = None,
-    is_named: bool = False,
-    jobs: int | None,
-    force: bool,
-    on_progress: OnProgress,
+    nvcc: str | os.PathLike[str] | None = None,
+    tensorrt_root: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    on_progress: Callable[[BuildProgress], None] = lambda _: None,
 ) -> LibraryBuild:
-    """`find` finds what compiles for GPUs; None where a C++ compiler does."""
+    """Compiles a library, unless the one in place is up to date.
+
+    It is up to date when it was made from the very same sources and contains machine code for the requested
+    architectures. A compiler or headers named by hand always build.
+
+    Args:
+        product: which library; `build_plugin` and its like below have theirs.
+        output: where the library goes; None compiles to `LibraryPlaces.own_path`, unless the one that would be used
+            without it is up to date.
+        architectures: compute capabilities ("sm_86", "8.6" or 86) to make machine code for, with PTX for the least;
+            None is DEFAULT_ARCHITECTURES, as far as the compiler has them, and those of the GPUs at hand.
+        nvcc, tensorrt_root: see `find_nvcc` and `find_tensorrt_headers`; None searches.
+        jobs: compilations at a time; None is the number of processors.
+        force: build from nothing.
+        on_progress: called at each step.
+
+    Raises:
+        UsageError: an unknown architecture, or jobs below 1.
+        HspanError: something needed is missing, the compiler has not an architecture, it reports an error (the log is
+            kept and named), or the output cannot be written.
+    """
     if jobs is not None and jobs < 1:
         raise UsageError("--jobs", f"got {jobs}, expected at least 1")
-    requested: list[int] | None = [] if find is None else None
+    requested: list[int] | None = [] if product.compiler == "C++" else None
     if architectures is not None:
         requested = sorted({architecture_from_target(each) for each in architectures})
         if not requested:
@@ -207,15 +150,17 @@ def _build(
     if output is None:
         present, target = product.places.path(), product.places.own_path()
     digest = product.places.sources_sha256(sources_folder())
+    is_named = nvcc is not None or tensorrt_root is not None
     if not force and not is_named and _is_up_to_date(product, present, digest, requested):
         return LibraryBuild(present, compiled=False)
     check_writable(target)
     environment, choice = dict(os.environ), [*product.choice, f"-DHSPAN_SOURCE_SHA256={digest}"]
-    if find is None:
+    if product.compiler == "C++":
         cmake, version = find_cmake(), ""
         options = [f"-DCMAKE_CXX_COMPILER={find_host_compiler()}"]
     else:
-        toolchain = find()
+        for_tensorrt = product.compiler == "nvcc and TensorRT"
+        toolchain = find_toolchain(nvcc=nvcc, tensorrt_root=tensorrt_root, for_tensorrt=for_tensorrt)
         cmake, version = toolchain.cmake, toolchain.cuda_version
         options = [
             f"-DCMAKE_CUDA_COMPILER={toolchain.nvcc}",
@@ -252,6 +197,13 @@ def _build(
         with atomic_path(target) as temporary:
             shutil.copyfile(build / product.built, temporary)
     return LibraryBuild(target, compiled=True)
+
+
+#: Compile the TensorRT plugin, the attention on GPUs without TensorRT, from the same kernels, and that on CPUs, for
+#: which architectures, nvcc and tensorrt_root have no use. Arguments and errors as `build_library`.
+build_plugin = partial(build_library, _PLUGIN)
+build_cuda_library = partial(build_library, _CUDA)
+build_cpu_library = partial(build_library, _CPU)
 
 
 def _is_up_to_date(product: _Product, present: Path, digest: str, requested: list[int] | None) -> bool:
