@@ -107,9 +107,8 @@ def test_another_flavor(manifest: EngineManifest) -> None:
 def test_another_version(manifest: EngineManifest) -> None:
     (line,) = lines(manifest, machine(version_of=lambda _: "1.8.0.1"))
     assert "was built by tensorrt-rtx version 1.7.1.116, installed is 1.8.0.1; trt-hspan build --onnx" in line
-    low, high = manifest.profiles[0].min, manifest.profiles[0].max
     assert "--flavor tensorrt-rtx --target sm_86" in line
-    assert f"--min {low[2]}x{low[3]} --max {high[2]}x{high[3]} -o engines/net.plan" in line
+    assert f"--attention {manifest.attention} --profile {manifest.profiles[0]} -o engines/net.plan" in line
     assert line.endswith("or pip install 'tensorrt-rtx==1.7.1.116'")
 
 
@@ -272,7 +271,9 @@ def test_the_right_plugin(manifest: EngineManifest, plugin_library: Path) -> Non
 
 def test_a_missing_plugin(manifest: EngineManifest, plugin_library: Path, tmp_path: Path) -> None:
     (line,) = lines(with_plugin(manifest, plugin_library), machine(), tmp_path / "none.so")
-    assert line == f"{tmp_path}/none.so: no such file or folder; check the path"
+    assert (
+        line == f"{tmp_path}/none.so: there is no plugin library here; build one with trt-hspan plugin build"
+    )
 
 
 def test_a_file_that_is_no_plugin(manifest: EngineManifest, plugin_library: Path, tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_a_plugin_of_another_build(manifest: EngineManifest, plugin_library: Pat
     changed = with_plugin(manifest, plugin_library, sha256="0" * 64)
     (line,) = lines(changed, machine(), plugin_library)
     assert "but net.plan was built with 000000000000...; name the library that it was built with" in line
-    assert "--attention plugin" in line
+    assert f"--attention plugin --plugin {plugin_library} --profile" in line
 
 
 def test_a_plugin_of_another_abi(manifest: EngineManifest, plugin_library: Path) -> None:

@@ -30,7 +30,6 @@ from trt_hspan.engine.spec import (
     Attention,
     EngineSpec,
     Flavor,
-    ImageProfile,
     Precision,
     Trait,
     profiles_for,
@@ -80,7 +79,6 @@ class _Network:
 
     model: onnx.ModelProto
     precision: Precision
-    profiles: tuple[ImageProfile, ...]
     shapes: Profiles
     is_static: bool
 
@@ -168,8 +166,9 @@ def _tools(spec: EngineSpec) -> _Tools:
     flavor = select_flavor(spec.flavor)
     attention = spec.attention or DEFAULT_ATTENTION[flavor]
     _check_combination(spec, flavor, attention)
-    for request in spec.profiles:
-        _check_scores(attention, request.max, request.max_batch)
+    for request in spec.profiles:  # what is given of sizes and batches is in rising order
+        largest = next(filter(None, reversed(request.sizes)), None)
+        _check_scores(attention, largest, next(filter(None, reversed(request.batches)), None))
     targets = _targets(spec, flavor)
     _check_hardware(spec, targets)
     trt = load_tensorrt(flavor)
@@ -184,7 +183,9 @@ def check_fp8_targets(precision: Precision | None, flavor: Flavor, targets: tupl
     if precision != "fp8":
         return
     gpus = targets or (RTX_DEFAULT_TARGETS if flavor == "tensorrt-rtx" else ())
-    without = [target for target in gpus if int(target.removeprefix("sm_")) < FIRST_FP8_TARGET]
+    without = [
+        target for target in gpus if plugin_library.architecture_from_target(target) < FIRST_FP8_TARGET
+    ]
     if without:
         named = ", ".join(without)
         raise HspanError(
@@ -231,7 +232,6 @@ def _network(spec: EngineSpec, model: onnx.ModelProto, attention: Attention) -> 
     return _Network(
         model=model,
         precision=precision,
-        profiles=profiles,
         shapes=tuple(profile.shapes(channels) for profile in profiles),
         is_static=None not in (batch, height, width),
     )
@@ -289,7 +289,7 @@ def _check_traits(spec: EngineSpec, flavor: Flavor, attention: Attention) -> Non
 def _check_hardware(spec: EngineSpec, targets: tuple[str, ...]) -> None:
     """By NVIDIA's documentation hardware compatibility is for GPUs from Ampere on, and not for JetPack."""
     for trait, target in product(sorted(spec.traits & {"ampere+", "same-cc"}), targets):
-        if plugin_library.is_tegra(target) or int(target.removeprefix("sm_")) < FIRST_AMPERE:
+        if plugin_library.is_tegra(target) or plugin_library.architecture_from_target(target) < FIRST_AMPERE:
             raise UsageError(
                 OPTION_OF_TRAIT[trait],
                 f"is for GPUs from compute capability 8.0 on that are no Jetson, this one is {target}",

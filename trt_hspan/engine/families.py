@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trt_hspan.engine.manifest import EngineManifest, verify_manifest
+from trt_hspan.engine.passport import own_library
 from trt_hspan.errors import HspanError
-from trt_hspan.files import sha256_from_file
+from trt_hspan.native.plugin import default_plugin_path
 
 Member = tuple[Path, EngineManifest]
 
@@ -19,13 +20,15 @@ class EngineFamily:
     """Engines of one network, precision and TensorRT, each with its manifest.
 
     Attributes:
-        scale: of the network.
         plugin: the library that some need, None when they need none.
     """
 
     members: tuple[Member, ...]
-    scale: int
     plugin: Path | None
+
+    @property
+    def scale(self) -> int:
+        return self.members[0][1].scale or 1
 
     @property
     def size_multiple(self) -> int:
@@ -77,28 +80,14 @@ def families_from_engines(engines: Sequence[Path], *, plugin: Path | None = None
         key = (network, manifest.precision, manifest.scale, manifest.flavor, manifest.tensorrt_version)
         groups[key].append((engine, manifest))
     return [
-        EngineFamily(
-            members=tuple(members), scale=members[0][1].scale or 1, plugin=_plugin_of(members, plugin)
-        )
+        EngineFamily(members=tuple(members), plugin=_plugin_of(members, plugin))
         for members in groups.values()
     ]
 
 
 def _plugin_of(members: list[Member], named: Path | None) -> Path | None:
     """The library, when it is the one that all were built with."""
-    from trt_hspan.native.plugin import default_plugin_path, plugin_info_from_library
-
-    records = [(engine, m.plugin) for engine, m in members if m.plugin and m.needs_library]
-    if not records:
-        return None
-    path = named or default_plugin_path()
-    plugin_info_from_library(path)
-    actual = sha256_from_file(path)
-    for engine, record in records:
-        if record.sha256 != actual:
-            raise HspanError(
-                path,
-                f"SHA-256 is {actual[:12]}..., but {engine.name} was built with {record.sha256[:12]}...",
-                "name the plugin library that it was built with: --plugin",
-            )
-    return path
+    users = [member for member in members if member[1].needs_library]
+    for engine, manifest in users:
+        own_library(engine, manifest, named)
+    return (named or default_plugin_path()) if users else None

@@ -56,6 +56,11 @@ class ProfileRecord:
         low, best, high = (ImageSize(*shape[2:]) for shape in (self.min, self.opt, self.max))
         return low, best, high
 
+    def __str__(self) -> str:
+        """As --profile takes it."""
+        shapes = {"min": self.min, "opt": self.opt, "max": self.max}
+        return ",".join(f"{name}={n}x{h}x{w}" for name, (n, _, h, w) in shapes.items())
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationRecord:

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from trt_hspan.engine.manifest import EngineManifest, verify_manifest, write_manifest
-from trt_hspan.engine.passport import build_command, engine_mismatches, this_machine
+from trt_hspan.engine.passport import build_command, require_match, this_machine
 from trt_hspan.engine.tensorrt_api import (
     CollectedLog,
     collected_log,
@@ -66,13 +66,11 @@ def refit_engine(
             "take a checkpoint of the same architecture, or build an engine of it: trt-hspan build",
         )
     check_writable(target)
-    mismatches = engine_mismatches(plan, manifest, this_machine(), plugin=plugin)
-    if mismatches:
-        raise mismatches[0]
+    require_match(plan, manifest, this_machine(), plugin=plugin)
     trt = load_tensorrt(manifest.flavor)
     if manifest.needs_library:
         load_plugin_library(trt, plugin or default_plugin_path())
-    data = _refitted(trt, plan, manifest, model)
+    data = _refitted(trt, plan, manifest, model, plugin)
     with staged_files([target, target.with_suffix(".onnx"), target.with_suffix(".json")]) as staged:
         plan_file, onnx_file, manifest_file = staged
         plan_file.write_bytes(data)
@@ -100,12 +98,16 @@ def require_refittable(plan: Path, manifest: EngineManifest) -> None:
         )
 
 
-def _refitted(trt: Any, plan: Path, manifest: EngineManifest, model: onnx.ModelProto) -> bytes:
+def _refitted(
+    trt: Any, plan: Path, manifest: EngineManifest, model: onnx.ModelProto, plugin: Path | None
+) -> bytes:
     where = str(plan)
 
     def check(accepted: object, what: str, log: CollectedLog) -> None:
         if not accepted:
-            raise refusal(where, what, log, build_command(plan, manifest), "free some of the GPU's memory")
+            raise refusal(
+                where, what, log, build_command(plan, manifest, plugin), "free some of the GPU's memory"
+            )
 
     prepare = model_with_plugin_nodes if manifest.attention == "plugin" else model_with_inlined_functions
     logger = tensorrt_logger(trt)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.native.plugin import architecture_from_target
 from trt_hspan.sizes import ImageSize
 
 BasePrecision = Literal["fp32", "fp16", "bf16"]
@@ -49,6 +50,7 @@ _EXCLUSIVE_TRAITS: tuple[tuple[Trait, Trait, str], ...] = (
 )
 _CHANNELS = 3
 _PARTS = ("min", "opt", "max")
+_BATCHES = ("min batch", "opt batch", "max batch")
 _PROFILE_PART = re.compile(
     r"\s*(?P<name>min|opt|max)\s*=\s*(?P<shape>[0-9]{1,6}(?:[xX][0-9]{1,6}){1,3})\s*", re.ASCII
 )
@@ -56,10 +58,7 @@ _PROFILE_PART = re.compile(
 
 def target_from_text(text: str) -> str:
     """Reads "sm_86", "86" or "8.6" as the compute capability "sm_86". Raises UsageError: anything else."""
-    match = re.fullmatch(r"(?:sm_?)?([1-9][0-9]?)(\.?)([0-9])", text.strip().lower(), flags=re.ASCII)
-    if match is None:
-        raise UsageError("--target", f"got {text!r}, expected a compute capability like sm_86 or 8.6")
-    return f"sm_{match[1]}{match[3]}"
+    return f"sm_{architecture_from_target(text, option='--target')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,24 @@ class ProfileRequest:
     text: str | None = None
 
     def __post_init__(self) -> None:
-        _Names(self.text).require_rising(self)
+        for name, batch in zip(_BATCHES, self.batches, strict=True):
+            if batch is not None and batch < 1:
+                raise self._error(name, f"got {batch}, expected at least 1")
+        for names, parts in ((_PARTS, self.sizes), (_BATCHES, self.batches)):
+            given = [(name, part) for name, part in zip(names, parts, strict=True) if part is not None]
+            for (lower, low), (higher, high) in pairwise(given):
+                if any(map(operator.gt, _numbers(low), _numbers(high))):
+                    next_step = f"make {self._named(lower)} at most {self._named(higher)}"
+                    raise self._error(lower, f"{low} exceeds {self._named(higher)} {high}", next_step)
+
+    def _named(self, part: str) -> str:
+        """How errors call "min" or "min batch": by the option, or as the part of one --profile."""
+        return f"--{part.replace(' ', '-')}" if self.text is None else part
+
+    def _error(self, part: str, what: str, next_step: str | None = None) -> UsageError:
+        if self.text is None:
+            return UsageError(self._named(part), what, next_step)
+        return UsageError(f"--profile {self.text}", f"{part} {what}", next_step)
 
     @property
     def sizes(self) -> tuple[ImageSize | None, ...]:
@@ -110,12 +126,10 @@ class ProfileRequest:
 
         `taken` are what free sides are multiples of, and the smallest one.
         """
-        names = _Names(self.text)
         heights, widths = (
-            _complete(
+            self._complete(
                 [None if size is None else size[axis] for size in self.sizes],
-                names.sizes,
-                names.error,
+                _PARTS,
                 defaults=(MIN_SIZE, OPT_SIZE, MAX_SIZE[attention]),
                 fixed=fixed,
                 what=what,
@@ -123,13 +137,50 @@ class ProfileRequest:
             )
             for axis, (what, fixed) in enumerate((("height", height), ("width", width)))
         )
-        batches = _complete(
-            self.batches, names.batches, names.error, defaults=(1, 1, 1), fixed=batch, what="batch"
-        )
+        batches = self._complete(self.batches, _BATCHES, defaults=(1, 1, 1), fixed=batch, what="batch")
         low, best, high = map(ImageSize, heights, widths)
         return ImageProfile(
             min=low, opt=best, max=high, min_batch=batches[0], opt_batch=batches[1], max_batch=batches[2]
         )
+
+    def _complete(
+        self,
+        given: Sequence[int | None],
+        names: Sequence[str],
+        *,
+        defaults: tuple[int, int, int],
+        fixed: int | None,
+        what: str,
+        taken: tuple[int, int] = (1, 1),
+    ) -> tuple[int, int, int]:
+        """One dimension of a profile: min, opt, max. The given values are in order already."""
+        step, least = taken
+        if fixed is not None:
+            for name, value in zip(names, given, strict=True):
+                if value not in (None, fixed):
+                    raise self._error(
+                        name,
+                        f"{what} {value}, but the model was exported with the fixed {what} {fixed}",
+                        f"give {fixed} or export again without a fixed size",
+                    )
+            return fixed, fixed, fixed
+        for name, value in zip(names, given, strict=True):
+            if value is not None and (value % step or value < least):
+                raise self._error(
+                    name,
+                    f"{what} {value}, but the network takes multiples of {step}"
+                    + (f" from {least}" if least > step else ""),
+                    f"give {max(-(value // -step) * step, -(least // -step) * step)}",
+                )
+        low, best, high = given
+        floor, tuned, ceiling = (max(-(value // -step), -(least // -step)) * step for value in defaults)
+        if high is None:
+            high = max(value for value in (ceiling, low, best) if value is not None)
+        if best is None:
+            best = min(max(tuned, low or 1), high)
+        if low is None:
+            low = min(floor, best)
+        return low, best, high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +217,7 @@ def profile_request_from_text(text: str) -> ProfileRequest:
     Raises:
         UsageError: anything else.
     """
-    parts: dict[str, tuple[int | None, ImageSize]] = {}
+    parts: dict[str, Any] = {}
     for part in text.split(","):
         match = _PROFILE_PART.fullmatch(part)
         if match is None or match["name"] in parts:
@@ -181,18 +232,9 @@ def profile_request_from_text(text: str) -> ProfileRequest:
             raise UsageError(
                 "--profile", f"{text!r} contains {what}", f"networks take N x {_CHANNELS} x H x W from 1"
             )
-        batch = sizes[0] if len(sizes) > 2 else None
-        parts[match["name"]] = (batch, ImageSize(height=sizes[-2], width=sizes[-1]))
-    low, best, high = (parts.get(name, (None, None)) for name in ("min", "opt", "max"))
-    return ProfileRequest(
-        min=low[1],
-        opt=best[1],
-        max=high[1],
-        min_batch=low[0],
-        opt_batch=best[0],
-        max_batch=high[0],
-        text=text,
-    )
+        parts[match["name"]] = ImageSize(height=sizes[-2], width=sizes[-1])
+        parts[f"{match['name']}_batch"] = sizes[0] if len(sizes) > 2 else None
+    return ProfileRequest(**parts, text=text)
 
 
 def profiles_for(
@@ -279,10 +321,12 @@ class EngineSpec:
             raise UsageError("--profile", f"got {len(self.profiles)}, an engine has at most {MOST_PROFILES}")
         if self.output.suffix != ".plan":
             raise UsageError("--output", f"got {str(self.output)!r}", "name a file that ends in .plan")
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise UsageError("--workspace-mib", f"got {self.workspace_mib}, expected at least 1")
-        if self.tactic_dram_mib is not None and self.tactic_dram_mib < 1:
-            raise UsageError("tactic_dram_mib", f"got {self.tactic_dram_mib}, expected at least 1")
+        for option, mib in (
+            ("--workspace-mib", self.workspace_mib),
+            ("tactic_dram_mib", self.tactic_dram_mib),
+        ):
+            if mib is not None and mib < 1:
+                raise UsageError(option, f"got {mib}, expected at least 1")
         if self.optimization_level is not None and self.optimization_level not in OPTIMIZATION_LEVELS:
             raise UsageError("--opt-level", f"got {self.optimization_level}, expected 0 to 5")
 
@@ -312,72 +356,5 @@ def default_output(source: str | os.PathLike[str], precision: str) -> Path:
     return Path("engines") / f"{stem if stem.endswith(f'_{precision}') else f'{stem}_{precision}'}.plan"
 
 
-class _Names:
-    """How errors call min, opt and max: by the options --min to --max-batch, or as parts of one --profile."""
-
-    def __init__(self, profile_text: str | None) -> None:
-        self._text = profile_text
-        self.sizes = [f"--{part}" if profile_text is None else part for part in _PARTS]
-        self.batches = [f"--{part}-batch" if profile_text is None else f"{part} batch" for part in _PARTS]
-
-    def error(self, name: str, what: str, next_step: str | None = None) -> UsageError:
-        if self._text is None:
-            return UsageError(name, what, next_step)
-        return UsageError(f"--profile {self._text}", f"{name} {what}", next_step)
-
-    def require_rising(self, profile: ImageProfile | ProfileRequest) -> None:
-        """Raises UsageError where a batch is empty, or a given part exceeds the next given one."""
-        for name, batch in zip(self.batches, profile.batches, strict=True):
-            if batch is not None and batch < 1:
-                raise self.error(name, f"got {batch}, expected at least 1")
-        for names, parts in ((self.sizes, profile.sizes), (self.batches, profile.batches)):
-            given = [(name, part) for name, part in zip(names, parts, strict=True) if part is not None]
-            for (low_name, low), (high_name, high) in pairwise(given):
-                if any(map(operator.gt, _numbers(low), _numbers(high))):
-                    raise self.error(
-                        low_name, f"{low} exceeds {high_name} {high}", f"make {low_name} at most {high_name}"
-                    )
-
-
 def _numbers(part: ImageSize | int) -> tuple[int, ...]:
     return (part,) if isinstance(part, int) else part
-
-
-def _complete(
-    given: Sequence[int | None],
-    names: Sequence[str],
-    error: Callable[[str, str, str], UsageError],
-    *,
-    defaults: tuple[int, int, int],
-    fixed: int | None,
-    what: str,
-    taken: tuple[int, int] = (1, 1),
-) -> tuple[int, int, int]:
-    """One dimension of a profile: min, opt, max. The given values are in order already."""
-    step, least = taken
-    if fixed is not None:
-        for name, value in zip(names, given, strict=True):
-            if value not in (None, fixed):
-                raise error(
-                    name,
-                    f"{what} {value}, but the model was exported with the fixed {what} {fixed}",
-                    f"give {fixed} or export again without a fixed size",
-                )
-        return fixed, fixed, fixed
-    for name, value in zip(names, given, strict=True):
-        if value is not None and (value % step or value < least):
-            raise error(
-                name,
-                f"{what} {value}, but the network takes multiples of {step}"
-                + (f" from {least}" if least > step else ""),
-                f"give {max(-(value // -step) * step, -(least // -step) * step)}",
-            )
-    low, best, high = given
-    floor, tuned, ceiling = (max(-(value // -step), -(least // -step)) * step for value in defaults)
-    if high is None:
-        high = max(value for value in (ceiling, low, best) if value is not None)
-    if best is None:
-        best = min(max(tuned, low or 1), high)
-    if low is None:
-        low = min(floor, best)
-    return low, best, high

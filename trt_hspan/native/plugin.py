@@ -148,13 +148,12 @@ def _code_fields(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def architecture_from_target(target: str | int) -> int:
-    """86 from "sm_86", "8.6", "86" or 86. Raises: UsageError for anything else."""
-    match = re.fullmatch(r"(?:sm_|compute_)?([1-9]\d{1,2})|([1-9]\d?)\.(\d)", str(target))
+def architecture_from_target(target: str | int, *, option: str = "architecture") -> int:
+    """86 from "sm_86", "8.6", "86" or 86. Raises: UsageError for anything else, about the option."""
+    text = str(target).strip().lower()
+    match = re.fullmatch(r"(?:sm_?|compute_)?(?:([1-9]\d{1,2})|([1-9]\d?)\.(\d))", text, re.ASCII)
     if match is None:
-        raise UsageError(
-            "architecture", f"got {target!r}, expected a compute capability like 86, sm_86 or 8.6"
-        )
+        raise UsageError(option, f"got {target!r}, expected a compute capability like 86, sm_86 or 8.6")
     return int(match[1] or match[2] + match[3])
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trt_hspan.engine.passport import build_command, built_for, engine_mismatches, this_machine
+from trt_hspan.engine.passport import build_command, built_for, require_match, this_machine
 from trt_hspan.errors import HspanError
 from trt_hspan.files import error_from_os_error
 from trt_hspan.runtime.runner import CHANNELS, Float32Array, Runner
@@ -129,22 +129,24 @@ class TensorRtRunner(Runner):
 
     def activate(self) -> None:
         from trt_hspan.engine.tensorrt_api import load_plugin_library, load_tensorrt
+        from trt_hspan.native.plugin import default_plugin_path
         from trt_hspan.runtime.cuda_device import CudaDevice
         from trt_hspan.runtime.engine_loading import LoadedEngine
         from trt_hspan.runtime.engine_session import EngineSession
 
         machine = this_machine(self._index)
-        self._raise_first_mismatch(machine)
+        require_match(self._plan, self._manifest, machine, plugin=self._plugin)
         plan = self._verified_plan()
         trt = load_tensorrt(self._manifest.flavor)
         device = CudaDevice(self._index, self.where)
         device.open()
         self._device = device
         # nvidia-smi and CUDA may number GPUs differently: compare with the one that was really opened.
-        self._raise_first_mismatch(dataclasses.replace(machine, architecture=device.architecture))
+        opened = dataclasses.replace(machine, architecture=device.architecture)
+        require_match(self._plan, self._manifest, opened, plugin=self._plugin)
         with device.current():
             if self._manifest.needs_library:
-                load_plugin_library(trt, self._plugin_path())
+                load_plugin_library(trt, self._plugin or default_plugin_path())
             self._cache_read = self._read_cache(trt)
             self._engine = LoadedEngine(
                 trt, plan, self.where, traits=self._manifest.traits, cache=self._cache_read
@@ -185,16 +187,6 @@ class TensorRtRunner(Runner):
             self._check_output(shapes.pop(0), output)
             yield output
 
-    def _raise_first_mismatch(self, machine: Any) -> None:
-        mismatches = engine_mismatches(self._plan, self._manifest, machine, plugin=self._plugin)
-        if mismatches:
-            raise mismatches[0]
-
-    def _plugin_path(self) -> Path:
-        from trt_hspan.native.plugin import default_plugin_path
-
-        return self._plugin or default_plugin_path()
-
     def _verified_plan(self) -> bytes:
         """The plan's bytes, hashed after they were read: what is checked is what is loaded."""
         try:
@@ -202,11 +194,8 @@ class TensorRtRunner(Runner):
         except OSError as error:
             raise error_from_os_error(self._plan, error, action="read") from error
         if hashlib.sha256(data).hexdigest() != self._manifest.plan_sha256:
-            raise HspanError(
-                self._plan,
-                "is not the plan of its manifest",
-                build_command(self._plan, self._manifest),
-            )
+            rebuild = build_command(self._plan, self._manifest, self._plugin)
+            raise HspanError(self._plan, "is not the plan of its manifest", rebuild)
         return data
 
     def _read_cache(self, trt: Any) -> bytes | None:
