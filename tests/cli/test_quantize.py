@@ -176,7 +176,7 @@ def test_pictures_without_ground_truth_give_no_loss(
     ("words", "message"),
     [
         ([], "--calibration: is missing: int8 ranges are measured on pictures"),
-        (["--calibration", "builtin", "--method", "kl"], "--method: 'kl' is unknown; choose minmax"),
+        (["--calibration", "builtin", "--method", "kl"], "--method: got 'kl', expected one of minmax"),
         (
             ["--calibration", "builtin", "--precision", "fp16"],
             "--precision: got 'fp16', expected int8 or fp8",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,8 @@ from trt_hspan.native.cpu_attention import NativeOptions, Operand
 from trt_hspan.runtime.runner import Float32Array, is_for_one_thread
 
 Array = npt.NDArray[Any]
+#: Looks at tensors by name, of which these are new.
+Observe = Callable[[dict[str, Array], Sequence[str]], None]
 #: The values of a part's inputs by name -> those of its outputs, in order.
 RunPart = Callable[[dict[str, Array]], list[Array]]
 # Height and width.
@@ -129,7 +131,8 @@ class CpuNetwork:
         self, model: onnx.ModelProto, where: str, open_part: OpenPart, *, threads: int | None = None
     ) -> None:
         self._library = cpu_attention.native_library()
-        self._parts = [GraphPart(model, (INPUT_NAME,), (OUTPUT_NAME,), None)]
+        outputs = tuple(value.name for value in model.graph.output)
+        self._parts = [GraphPart(model, (INPUT_NAME,), outputs, None)]
         if self._library is not None:
             self._parts = parts_from_model(model, where)
         self._macs_per_pixel = sum(math.prod(t.dims) for t in model.graph.initializer if len(t.dims) == 4)
@@ -145,8 +148,13 @@ class CpuNetwork:
             for part in self._parts
         ]
 
-    def run(self, batch: Float32Array) -> Float32Array:
-        """(N, 3, H, W) float32 to the network's output. Raises: HspanError as the functions of `open_part`."""
+    def run(self, batch: Float32Array, observe: Observe = lambda *_: None) -> Float32Array:
+        """(N, 3, H, W) float32 to the network's output. Raises: HspanError as the functions of `open_part`.
+
+        Args:
+            observe: called with the tensors that are in memory and the names of those that are new, of which there are
+                all outputs of the model.
+        """
         alone = self._may_be_alone and is_for_one_thread(batch.shape, self._macs_per_pixel)
         threads = 1 if alone else self._threads
         if threads not in self._opened:
@@ -155,10 +163,12 @@ class CpuNetwork:
         for index, (part, run) in enumerate(zip(self._parts, self._opened[threads], strict=True)):
             if run is not None:
                 values |= zip(part.outputs, run({key: values[key] for key in part.inputs}), strict=True)
+                observe(values, part.outputs)
             if part.attention is not None:
                 operands = [values[key] for key in part.attention.input]
                 values[part.attention.output[0]] = self._attend(*operands, threads=threads)
                 del operands
+                observe(values, part.attention.output)
             # Tensors are dropped as soon as no later part reads them.
             later = {OUTPUT_NAME}
             for following in self._parts[index + 1 :]:

@@ -1,19 +1,20 @@
 """Range audit: how near a network's values come to the limits of FP16 or BF16 on real pictures.
 
-Everything is computed in float32 by ONNX Runtime
-on a CPU: reductions stand in the graph itself, so that scalars leave it and no activation is kept, and attention runs
-in chunks of queries. Never imports torch.
+Everything is computed in float32 on a CPU, and looked at while it is in memory: with the native library, the tensors
+between two attention nodes at a time, and scores in chunks of queries. Never imports torch.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -31,9 +32,9 @@ from trt_hspan.evaluation.datasets import Sample
 from trt_hspan.graph import OUTPUT_NAME, attention_nodes, require_attention
 from trt_hspan.graph.float32_twin import Float32Twin, float32_twin, float_outputs
 from trt_hspan.media.pixels import tensor_from_image
-from trt_hspan.precision.audit.chunked_attention import score_outputs, with_chunked_attention
 from trt_hspan.precision.network import OnProgress, input_sizes, no_progress
-from trt_hspan.runtime.onnxruntime_session import open_session, run_session
+from trt_hspan.runtime.cpu_network import Array
+from trt_hspan.runtime.onnxruntime_session import cpu_network
 from trt_hspan.runtime.runner import Float32Array
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tile_size import SizeRange, trimmed_tile
@@ -41,9 +42,10 @@ from trt_hspan.upscaling.tiling import tile_plan
 from trt_hspan.upscaling.upscaler import grown
 
 DEFAULT_TILE: Final = 64
-_ELEMENT_TYPE: Final[dict[str, int]] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+_LOW_TYPES: Final[dict[LowPrecision, npt.DTypeLike]] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+# In memory at a time.
+_SCORES: Final = 1 << 18
 _WHERE: Final = "range audit"
-_TINY: Final = "hspan_audit/tiny"
 
 
 def audit_ranges(
@@ -87,12 +89,21 @@ def audit_ranges(
     sizes = input_sizes(model)
     nodes = float_outputs(twin.model)
     gathered = {tensor: _Gathered() for _, tensor in nodes}
-    session = _Session(twin, nodes, low_type, threads)
+    attentions = {node.output[0]: node.input for node in attention_nodes(twin.model)}
+    low_dtype = _LOW_TYPES[low_type]
+
+    def observe(values: dict[str, Array], names: Sequence[str]) -> None:
+        for name in gathered.keys() & names:
+            gathered[name].add(values[name], low_dtype)
+            if name in attentions:
+                query, key = (values[each] for each in attentions[name][:2])
+                gathered[name].add_scores(query, key, low_dtype)
+
+    network = cpu_network(_with_outputs(twin.model, gathered), _WHERE, threads=threads)
     on_progress("auditing", 0, len(samples))
     for complete, sample in enumerate(samples, 1):
         for batch in _tiles(sample, sizes, tile):
-            for tensor, numbers in session.run(batch).items():
-                gathered[tensor].add(numbers)
+            network.run(batch, observe)
         on_progress(f"audited {sample.name}", complete, len(samples))
     low_nodes = _low_nodes(twin, keep_fp32)
     return RangeAudit(
@@ -127,23 +138,48 @@ def _low_nodes(twin: Float32Twin, keep_fp32: Sequence[str]) -> frozenset[str]:
 
 @dataclass
 class _Gathered:
-    """Statistics of one tensor over all parts of all pictures. Powers are sums over `count` elements, float64."""
+    """Statistics of one tensor over all parts of all pictures. Powers are sums of squares, float64."""
 
     largest: float = 0.0
     power: float = 0.0
     error_power: float = 0.0
-    count: float = 0.0
     largest_score: float = 0.0
     score_error: float = 0.0
 
-    def add(self, numbers: dict[str, float]) -> None:
-        self.largest = _larger(self.largest, numbers["largest"])
-        unit = numbers["largest"] ** 2 * numbers["count"]
-        self.power += numbers["mean_square"] * unit
-        self.error_power += numbers["error_mean_square"] * unit if unit else 0.0
-        self.count += numbers["count"]
-        self.largest_score = _larger(self.largest_score, numbers.get("largest_score", 0.0))
-        self.score_error = _larger(self.score_error, numbers.get("score_error", 0.0))
+    def add(self, values: Array, low: npt.DTypeLike) -> None:
+        """Values, and how far rounding them to the low type moves them."""
+        self.largest = _larger(self.largest, float(np.abs(values).max()))
+        self.power += _power(values)
+        self.error_power += _power(_rounded(values, low) - values)
+
+    def add_scores(self, query: Array, key: Array, low: npt.DTypeLike) -> None:
+        """The largest |q . k|, and the most that rounding (1, C, H, W) query and key moves one that can have a weight.
+
+        These are the scores within 1 of their row's largest: the threshold lies in [-1, 0) below it.
+        """
+        query_lc, key_cl = query.reshape(query.shape[1], -1).T, key.reshape(key.shape[1], -1)
+        low_lc, low_cl = _rounded(query_lc, low), _rounded(key_cl, low)
+        step = max(1, _SCORES // len(query_lc))
+        for start in range(0, len(query_lc), step):
+            rows = slice(start, start + step)
+            scores = query_lc[rows] @ key_cl
+            with np.errstate(invalid="ignore", over="ignore"):
+                moved = np.abs(low_lc[rows] @ low_cl - scores)
+            moved[np.isnan(moved)] = math.inf
+            deciding = scores > scores.max(axis=1, keepdims=True) - 1.0
+            self.largest_score = _larger(self.largest_score, float(np.abs(scores).max()))
+            self.score_error = _larger(self.score_error, float(np.where(deciding, moved, 0.0).max()))
+
+
+def _rounded(values: Array, low: npt.DTypeLike) -> Array:
+    with np.errstate(over="ignore"):
+        return values.astype(low).astype(np.float32)
+
+
+def _power(values: Array) -> float:
+    flat = values.ravel()
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
 
 
 def _larger(a: float, b: float) -> float:
@@ -151,79 +187,17 @@ def _larger(a: float, b: float) -> float:
     return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
 
 
-class _Session:
-    """The network with reductions on every float tensor, under ONNX Runtime."""
-
-    def __init__(
-        self,
-        twin: Float32Twin,
-        nodes: Sequence[tuple[onnx.NodeProto, str]],
-        precision: LowPrecision,
-        threads: int | None,
-    ) -> None:
-        self._tensors = [tensor for _, tensor in nodes]
-        self._attention = {node.output[0] for node in attention_nodes(twin.model)}
-        self._names = [name for tensor in self._tensors for name in self._scalars(tensor).values()]
-        self._session = open_session(self._model(twin.model, precision), _WHERE, threads=threads)
-
-    def run(self, batch: Float32Array) -> dict[str, dict[str, float]]:
-        """Tensor -> name of the statistic -> value, on one input (1, 3, H, W)."""
-        values = run_session(self._session, self._names, batch, _WHERE)
-        statistics = dict(zip(self._names, (float(value) for value in values), strict=True))
-        return {t: {kind: statistics[name] for kind, name in self._scalars(t).items()} for t in self._tensors}
-
-    def _scalars(self, tensor: str) -> dict[str, str]:
-        names = {
-            kind: f"{tensor}/{kind}" for kind in ("largest", "mean_square", "error_mean_square", "count")
-        }
-        if tensor in self._attention:
-            names["largest_score"], names["score_error"] = score_outputs(tensor)
-        return names
-
-    def _model(self, model: onnx.ModelProto, precision: LowPrecision) -> onnx.ModelProto:
-        result = with_chunked_attention(model, precision)
-        graph = result.graph
-        graph.initializer.append(numpy_helper.from_array(np.array(1e-30, np.float32), _TINY))
-        counted = set(self._tensors)
-        ordered: list[onnx.NodeProto] = []
-        for node in graph.node:  # reductions stand behind what they read, so that it can be freed early
-            ordered.append(node)
-            for tensor in counted.intersection(node.output):
-                ordered.extend(_reductions(tensor, _ELEMENT_TYPE[precision]))
-        del graph.node[:], graph.output[:]
-        graph.node.extend(ordered)
-        for name in self._names:
-            kind = TensorProto.INT64 if name.endswith("/count") else TensorProto.FLOAT
-            graph.output.append(helper.make_tensor_value_info(name, kind, []))
-        return result
-
-
-def _reductions(tensor: str, element_type: int) -> list[onnx.NodeProto]:
-    """Nodes that make `tensor`'s statistics. Squares are of values over the largest one, so none overflows."""
-
-    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
-        return helper.make_node(
-            kind, inputs, [f"{tensor}/{output}"], name=f"{tensor}/{output}/Audit", **attributes
-        )
-
-    def own(*names: str) -> list[str]:
-        return [f"{tensor}/{name}" for name in names]
-
-    return [
-        node("Abs", [tensor], "size"),
-        node("ReduceMax", own("size"), "largest", keepdims=0),
-        helper.make_node("Max", [f"{tensor}/largest", _TINY], own("unit"), name=f"{tensor}/unit/Audit"),
-        node("Div", [tensor, f"{tensor}/unit"], "scaled"),
-        node("Mul", own("scaled", "scaled"), "square"),
-        node("ReduceMean", own("square"), "mean_square", keepdims=0),
-        node("Cast", [tensor], "low", to=element_type),
-        node("Cast", own("low"), "rounded", to=TensorProto.FLOAT),
-        node("Sub", [f"{tensor}/rounded", tensor], "error"),
-        node("Div", own("error", "unit"), "error_scaled"),
-        node("Mul", own("error_scaled", "error_scaled"), "error_square"),
-        node("ReduceMean", own("error_square"), "error_mean_square", keepdims=0),
-        node("Size", [tensor], "count"),
-    ]
+def _with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """A copy whose outputs are these tensors too."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    present = {value.name for value in result.graph.output}
+    result.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in tensors
+        if name not in present
+    )
+    return result
 
 
 def _tiles(sample: Sample, sizes: SizeRange, side: int) -> Iterator[Float32Array]:
