@@ -25,7 +25,6 @@ _RUNS = {
 app = typer.Typer(
     help="Compile the TensorRT plugin; say what a compiled one is.",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 

@@ -40,7 +40,6 @@ class _RunByDefault(TyperGroup):
 app = typer.Typer(
     cls=_RunByDefault,
     help="Serve a network: serve [NETWORK] is serve run [NETWORK]; see serve run --help.",
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from trt_hspan.cli import options
-from trt_hspan.cli.jetson import options as board_options
+from trt_hspan.cli.jetson.board import board_option
 from trt_hspan.cli.output import print_json, print_rows, print_table
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import option, refuse_options, takes_request
@@ -52,7 +52,7 @@ def boards(request: BoardsRequest) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    board: str = board_options.board(default=...)
+    board: str = board_option(default=...)
     size: str = option("Of the picture or frame that goes in.", "HxW", default=...)
     scale: int | None = option("2, 3 or 4: the published network of that scale, in FP16.")
     checkpoint: str | None = option("Another network: a checkpoint file or a preset, in --precision.")

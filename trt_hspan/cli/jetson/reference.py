@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trt_hspan.cli import options
-from trt_hspan.cli.jetson.options import BoardEngineOptions
+from trt_hspan.cli.jetson.board import BoardEngineOptions
 from trt_hspan.cli.output import print_json, print_report, print_rows, print_table
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import argument, option, takes_request

@@ -208,7 +208,7 @@ def upscale(request: UpscaleRequest) -> None:
     """
     job, as_json = request.job(), request.json
     if request.on_cluster.cluster is not None:
-        from trt_hspan.cli.upscale.cluster import run_upscale_on_cluster
+        from trt_hspan.cli.upscale.job import run_upscale_on_cluster
 
         cluster, workers = request.on_cluster.cluster, request.on_cluster.workers
         raise typer.Exit(run_upscale_on_cluster(job, cluster, workers, as_json=as_json))

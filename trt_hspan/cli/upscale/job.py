@@ -15,10 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trt_hspan.cli.output import print_report, say
+from trt_hspan.cli.progress import progress
 from trt_hspan.errors import HspanError, printable
 from trt_hspan.jobs.upscale import UpscaleJob, Work, upscale_files
 
 if TYPE_CHECKING:
+    from trt_hspan.jobs.cluster.job import ClusterReport
     from trt_hspan.jobs.folders import Task, TaskReport
     from trt_hspan.jobs.upscale import JobOutcome
     from trt_hspan.runtime.runner import Runner
@@ -92,6 +94,35 @@ def print_files(
     for line in _lines_with_counts(errors):
         say(f"error: {line}")
     return 1 if errors else 0
+
+
+def run_upscale_on_cluster(job: UpscaleJob, address: str, workers: int | None, *, as_json: bool) -> int:
+    """Does all of it and prints the result. Returns the exit code."""
+    from trt_hspan.jobs.cluster.upscale import cluster_job
+
+    counts = {"done": 0, "skipped": 0, "failed": 0}
+    with progress("starting the cluster") as bar:
+
+        def on_end(report: ClusterReport) -> None:
+            counts[report.outcome] += 1
+            words = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+            bar.show(words, sum(counts.values()), len(on_cluster.tasks))
+
+        on_cluster = cluster_job(job, address, workers, on_end)
+        reports = on_cluster.run()
+    totals = {
+        **counts,
+        "left_out": on_cluster.left_out,
+        "cluster": address,
+        "workers_used": len({report.worker for report in reports if report.worker}),
+        "worker_seconds": round(sum(report.seconds for report in reports), 3),
+        "network": str(job.network),
+    }
+    files = [
+        {"input": r.task.source, "output": r.task.target, "outcome": r.outcome, "error": r.error or None}
+        for r in reports
+    ]
+    return print_files(job, totals, files, as_json=as_json)
 
 
 def _left_out_text(paths: Sequence[str]) -> str | None:
