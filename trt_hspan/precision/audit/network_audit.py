@@ -56,13 +56,20 @@ def audit_variants(
     request: RangeRequest,
     *,
     precision: Precision | None = None,
+    opset: int | None = None,
     tile: int = DEFAULT_TILE,
     on_progress: OnProgress = no_progress,
 ) -> RangeAudit:
     """Audits a network that is read already. Args and errors: as `audit_network`."""
     low_type = network.precision(precision, option="--precision")
-    graph = network.template(low_type)
-    return _audit(network, graph, request, low_type, tile=tile, on_progress=on_progress)
+    return audit_ranges(
+        network.template(low_type, opset=opset),
+        request.samples(network.metadata.scale or 1),
+        low_type,
+        keep_fp32=network.kept_fp32,
+        tile=tile,
+        on_progress=on_progress,
+    )
 
 
 def export_audited(
@@ -122,7 +129,7 @@ def audited_model(
     kept = nodes_from_patterns(graph, request.names)
     if request.pictures is None:
         return network.model(precision, keep_fp32=kept, opset=opset), None
-    audit = _audit(network, graph, request, precision, on_progress=on_progress)
+    audit = audit_variants(network, request, precision=precision, opset=opset, on_progress=on_progress)
     if AT_RISK in request.keep_fp32:
         kept = (*kept, *audit.cure)
     if request.budget_db is not None:
@@ -138,25 +145,6 @@ def audited_model(
         )
     kept = tuple(dict.fromkeys(kept))
     return network.model(precision, keep_fp32=kept, opset=opset), replace(audit, kept_fp32=kept)
-
-
-def _audit(
-    network: Variants,
-    graph: onnx.ModelProto,
-    request: RangeRequest,
-    precision: Precision,
-    *,
-    tile: int = DEFAULT_TILE,
-    on_progress: OnProgress,
-) -> RangeAudit:
-    return audit_ranges(
-        graph,
-        request.samples(network.metadata.scale or 1),
-        precision,
-        keep_fp32=network.kept_fp32,
-        tile=tile,
-        on_progress=on_progress,
-    )
 
 
 def nodes_from_patterns(graph: onnx.ModelProto, patterns: Sequence[str]) -> tuple[str, ...]:
