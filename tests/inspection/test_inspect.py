@@ -203,4 +203,5 @@ def test_the_cuda_library_says_what_it_is_made_of(run: CommandLine, tmp_path: Pa
     )
     report = json.loads(run("inspect", path, "--json").out)
     assert (report["kind"], report["facts"]["machine_code_for"]) == ("CUDA library", ["sm_80", "sm_90"])
+    assert report["facts"]["library"].endswith("on GPUs without TensorRT")
     assert report["facts"]["sources_sha256"] == "abc"

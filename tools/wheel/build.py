@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from trt_hspan.errors import HspanError, UsageError
-from trt_hspan.native.build import build_cpu_library, build_cuda_library, build_plugin
+from trt_hspan.native.build import build_cpu_library, build_cuda_library, build_plugin, require_current
 from trt_hspan.native.progress import BuildProgress
 from trt_hspan.native.sources import sources_folder
 
@@ -93,12 +93,13 @@ def build_wheel(folder: Path, libraries: Sequence[Path] = (), platform_name: str
             where it is installed.
 
     Raises:
-        HspanError: this is no checkout, or the wheel cannot be built.
+        HspanError: this is no checkout, a library was compiled from other sources, or the wheel cannot be built.
     """
     if platform_name is None:
         return _hatchling("wheel", folder)
     with tempfile.TemporaryDirectory(prefix="trt-hspan-libraries-") as scratch:
         for library in libraries:
+            require_current(library)
             shutil.copyfile(library, Path(scratch) / library.name)
         variables = {"TRT_HSPAN_WHEEL_LIBRARIES": scratch, "TRT_HSPAN_WHEEL_PLATFORM": platform_name}
         return _hatchling("wheel", folder, variables)

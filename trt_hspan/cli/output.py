@@ -42,7 +42,7 @@ def print_report(
 
 
 def size_text(size_bytes: int | None) -> str | None:
-    """In MB; None where it is not known."""
+    """In MB; None of None."""
     return None if size_bytes is None else f"{size_bytes / 1e6:,.1f} MB"
 
 

@@ -22,7 +22,7 @@ class Bar:
         self._task = bar.add_task(description, total=total)
 
     def show(self, description: str, completed: float | None = None, total: float | None = None) -> None:
-        """What is being done, and where it is known, how much of it is complete; a total of 0 is not known yet."""
+        """What is being done, and how much of it is complete, where that is counted; a total of 0 is yet to come."""
         self._bar.update(
             self._task, description=printable(description), completed=completed, total=total or None
         )

@@ -87,7 +87,7 @@ class IoTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineManifest:
-    """Everything about an engine that can be known without opening it."""
+    """What an engine is, for whoever does not open it."""
 
     format_version: int
     plan_sha256: str

@@ -62,7 +62,7 @@ def this_machine(index: int = 0) -> Machine:
 def engine_mismatches(
     plan: Path, manifest: EngineManifest, machine: Machine, *, plugin: Path | None = None
 ) -> list[HspanError]:
-    """Everything that is known to keep an engine from running here.
+    """Every reason against an engine on a machine, before it is opened.
 
     Hashes of plan and ONNX file are checked before, by `verify_manifest`. Without `plugin`, its library is the one that
     `trt-hspan plugin build` writes.

@@ -128,7 +128,7 @@ def _refitted(
 
 
 def _structure(model: onnx.ModelProto) -> bytes:
-    """All of a model but the values of its weights, and who made it."""
+    """All of a model but the values of its weights, and its producer."""
     bare = copy.deepcopy(model)
     del bare.metadata_props[:]
     bare.ClearField("producer_version")

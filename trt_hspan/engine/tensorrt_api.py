@@ -84,12 +84,12 @@ def _note_generation(flavor: Flavor, version: str) -> None:
     """Warns once of a generation that may have changed what this package calls."""
     major = re.match(r"\d+", version)
     if major is not None and int(major[0]) not in _GENERATIONS[flavor]:
-        known = " and ".join(map(str, _GENERATIONS[flavor]))
+        checked = " and ".join(map(str, _GENERATIONS[flavor]))
         _LOG.warning(
             "%s %s is of a generation that this trt-hspan does not know (%s): take a newer trt-hspan if it fails",
             flavor,
             version,
-            known,
+            checked,
         )
 
 

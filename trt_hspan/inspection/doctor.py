@@ -42,7 +42,7 @@ class EngineVerdict:
 
     Attributes:
         engine: the plan.
-        runs_on_gpu: no reason against it was found on this machine.
+        runs_on_gpu: this machine gives no reason against it.
         reasons: why it cannot, one line each, with the next step.
         notes: other remarks, one line each.
         can_be_emulated: its ONNX file can run on the CPU under ONNX Runtime.
@@ -254,10 +254,10 @@ def _missing_for_pycuda() -> list[str]:
         ("Python's headers (apt install python3-dev)", headers.is_file),
     ):
         try:
-            found = is_there()
+            is_present = is_there()
         except HspanError:
-            found = False
-        if not found:
+            is_present = False
+        if not is_present:
             missing.append(name)
     return missing
 

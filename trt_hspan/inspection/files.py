@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.machine.install_advice import install_command
+from trt_hspan.names import OP_TYPE
 
 if TYPE_CHECKING:
     import onnx
@@ -247,13 +248,14 @@ def _inspect_library(path: Path) -> Inspection:
         info = plugin_info_from_library(path)
     except HspanError:
         if (sources := source_sha256_from_library(path)) is not None:
-            facts = {"sources_sha256": sources, **_file_facts(path)}
+            facts = {"library": f"{OP_TYPE} on CPUs", "sources_sha256": sources, **_file_facts(path)}
             return Inspection(path=str(path), kind="CPU library", facts=facts)
         if (state := state_of_library(path)) is None:
             raise
         sources, architectures = state
         codes = [f"sm_{number}" for number in architectures]
-        facts = {"machine_code_for": codes, "sources_sha256": sources, **_file_facts(path)}
+        facts = {"library": f"{OP_TYPE} on GPUs without TensorRT", "machine_code_for": codes}
+        facts |= {"sources_sha256": sources, **_file_facts(path)}
         return Inspection(path=str(path), kind="CUDA library", facts=facts)
     facts = {
         "plugin": f"{info.namespace}::{info.name}" if info.namespace else info.name,

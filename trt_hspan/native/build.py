@@ -206,6 +206,16 @@ build_cuda_library = partial(build_library, _CUDA)
 build_cpu_library = partial(build_library, _CPU)
 
 
+def require_current(library: Path) -> None:
+    """Raises: HspanError when a library of ours was compiled from other sources than those at hand."""
+    (product,) = (each for each in (_PLUGIN, _CUDA, _CPU) if each.places.file_name == library.name)
+    state = product.state(library)
+    if state is None or state[0] != product.places.sources_sha256(sources_folder()):
+        raise HspanError(
+            library, "was compiled from other sources", "compile it again: trt-hspan plugin build"
+        )
+
+
 def _is_up_to_date(product: _Product, present: Path, digest: str, requested: list[int] | None) -> bool:
     state = product.state(present)
     if state is None or state[0] != digest:

@@ -1,4 +1,4 @@
-"""Loading a compiled library by its C interface, once it is known to be the right one."""
+"""Loading a compiled library by its C interface, once it is shown to be the right one."""
 
 from __future__ import annotations
 

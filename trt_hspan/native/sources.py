@@ -29,7 +29,7 @@ def is_checkout(root: Path) -> bool:
 
 def sources_folder() -> Path:
     """The folder of CMakeLists.txt and plugins/: in an installed wheel, or the checkout."""
-    folder = _found_sources()
+    folder = _sources_if_any()
     if folder is None:
         raise HspanError(
             _PACKAGE, "this installation contains no sources of the libraries", "install trt-hspan again"
@@ -37,7 +37,7 @@ def sources_folder() -> Path:
     return folder
 
 
-def _found_sources() -> Path | None:
+def _sources_if_any() -> Path | None:
     return next(filter(is_checkout, (_PACKAGE / "_sources", _PACKAGE.parent)), None)
 
 
@@ -72,7 +72,7 @@ class LibraryPlaces:
             return Path(named)
         if is_checkout(_PACKAGE.parent):
             return _PACKAGE.parent / "build" / self.folder / self.file_name
-        sources = _found_sources()  # what was compiled from other ones is not found
+        sources = _sources_if_any()  # the name leads past what was compiled from other ones
         version = __version__ if sources is None else f"{__version__}-{self.sources_sha256(sources)[:16]}"
         return cache_folder() / version / self.file_name
 

@@ -23,7 +23,7 @@ from trt_hspan.runtime.onnxruntime_session import described
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tile_size import SizeRange, rounded_up
 
-#: Called with what is being done, how much of it is complete, and the whole; 0 while that is not known.
+#: Called with what is being done, how much of it is complete, and the whole; 0 before it is counted.
 OnProgress = Callable[[str, float, float], None]
 
 

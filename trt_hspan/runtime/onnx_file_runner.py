@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
-from typing import Final
+from typing import ClassVar, Final
 
 import onnx
 
@@ -45,6 +45,8 @@ class OnnxFileRunner(Runner):
             error.
     """
 
+    upscaled_tensors: ClassVar[float] = UPSCALED_TENSORS
+
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self.where = os.fspath(path)
         self._model = load_onnx(path)
@@ -76,12 +78,12 @@ class OnnxFileRunner(Runner):
         return self._network.run(batch)
 
     def memory_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """With the native library `UPSCALED_TENSORS` of (N, features, scale * H, scale * W) float32; else the score
+        """With the native library `upscaled_tensors` of (N, features, scale * H, scale * W) float32; else the score
         tensors of the function body, `SCORE_TENSORS` of (N, L, L) float32 with L = H * W."""
         n, _, height, width = shape
         if cpu_attention.native_library() is None:
             return int(SCORE_TENSORS * 4 * n * (height * width) ** 2)
-        return int(UPSCALED_TENSORS * 4 * n * self._features * height * width * self.scale**2)
+        return int(self.upscaled_tensors * 4 * n * self._features * height * width * self.scale**2)
 
 
 def _features_before_output(model: onnx.ModelProto) -> int:

@@ -37,6 +37,8 @@ class OpenVinoRunner(OnnxFileRunner):
     """
 
     emulated = False
+    # *Measured* with 2026.4: hspan-tiny-x4 in FP32 at 96x96, 128x160 and 192x224 pixels takes 3.8 to 4.0.
+    upscaled_tensors = 4.0
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self.name = f"OpenVINO {imported_openvino().__version__.split('-')[0]}"

@@ -20,6 +20,7 @@ from support.synthetic_pictures import picture
 from tools.wheel import build
 from trt_hspan import HspanError, UsageError
 from trt_hspan.media.pictures import read_image
+from trt_hspan.native.build import build_cpu_library
 from trt_hspan.native.cpu_attention import LIBRARY_NAME as CPU_LIBRARY
 from trt_hspan.native.cuda_attention import LIBRARY_NAME as CUDA_LIBRARY
 from trt_hspan.native.plugin import LIBRARY_NAME as PLUGIN
@@ -158,6 +159,14 @@ def test_a_wheel_that_promises_too_much_is_refused(
         build.check_wheel(other)
     with pytest.raises(UsageError, match="got riscv64, here wheels are built for"):
         build.libraries_for("riscv64")
+
+
+def test_a_library_of_other_sources_is_not_packed(tmp_path: Path) -> None:
+    stale = tmp_path / CPU_LIBRARY
+    digest = cpu_sources_sha256(sources_folder()).encode()
+    stale.write_bytes(build_cpu_library().path.read_bytes().replace(digest, b"0" * 64))
+    with pytest.raises(HspanError, match="was compiled from other sources; compile it again"):
+        build.build_wheel(tmp_path, [stale], build.platform_tag(HERE))
 
 
 def test_the_source_distribution_compiles_the_same_sources(tmp_path: Path) -> None:

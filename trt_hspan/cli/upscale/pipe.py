@@ -142,7 +142,7 @@ def _spool(path: Path, *, is_video: bool) -> None:
 
 
 def _suffix(source: Path) -> str:
-    """The suffix of a result in the source's own format, .png where that is not written or not known."""
+    """The suffix of a result in the source's own format, .png where that is not written or not recognized."""
     try:
         with source.open("rb") as stream:
             return (format_and_suffix(stream.read(16)) or ("", ".png"))[1]

@@ -58,7 +58,7 @@ class RangeRequest:
         return _budget_from_text(texts[0]) if texts else None
 
     def require_low(self, precision: str | None) -> None:
-        """Raises: UsageError for a request that a float32 network has no use for; None is not known yet."""
+        """Raises: UsageError for a request that a float32 network has no use for; None is read from the file later."""
         if precision == "fp32" and (self.pictures is not None or self.keep_fp32):
             option = "--audit" if self.pictures is not None else "--keep-fp32"
             raise UsageError(

@@ -105,6 +105,6 @@ class HeldOut:
 
     def _mean(self, qualities: Sequence[float | None]) -> float | None:
         """Over the tiles where float32 has an error; None without ground truth."""
-        known = [quality for quality in qualities if quality is not None]
+        measured = [quality for quality in qualities if quality is not None]
         references = [quality for quality in self._reference_db if quality is not None]
-        return mean_psnr_y(known, references) if known else None
+        return mean_psnr_y(measured, references) if measured else None

@@ -75,7 +75,7 @@ def source_from_variants(
 ) -> Source:
     """A network to be quantized with this base type. Raises: as `source_from_path`."""
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in network.bare.graph.node):
-        raise HspanError(network.where, "is quantized already", "give the model that it was made from")
+        raise HspanError(network.where, "is quantized already", "give the model that it comes from")
     scale = scale_of(network.metadata, network.where)
     precision = network.precision(base, option="--base")
     typed = network.typed(precision, keep_fp32=keep_fp32, opset=lowest_opset(precision, quantized=True))
