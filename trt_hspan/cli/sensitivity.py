@@ -45,12 +45,13 @@ def sensitivity(request: SensitivityRequest) -> None:
     if request.output.suffix != ".json":
         raise UsageError(request.output, "the figures' name ends in .json", "name another file")
     job = request.job()
+    import matplotlib  # noqa: F401  # here, so that it is not missed after the measurement
+
     from trt_hspan.files import check_writable
     from trt_hspan.precision.quantize.pipeline import network_sensitivity
-    from trt_hspan.precision.quantize.sensitivity import require_matplotlib, write_sensitivity
+    from trt_hspan.precision.quantize.sensitivity import write_sensitivity
 
     check_writable(request.output)
-    require_matplotlib()
     with progress(f"{request.precision}, layer by layer") as bar:
         report = network_sensitivity(job, on_progress=bar.show)
     chart = write_sensitivity(report, request.output)

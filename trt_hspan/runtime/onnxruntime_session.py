@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper
 
 from trt_hspan.errors import HspanError
 from trt_hspan.graph import (
@@ -71,6 +72,16 @@ def run_session(session: Any, names: Sequence[str], batch: Float32Array, where: 
     with translate_errors(where, "ONNX Runtime failed"):
         values: list[Any] = session.run(list(names), {INPUT_NAME: batch})
     return values
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """A copy whose outputs are these tensors too, float32 ones."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    present = {value.name for value in result.graph.output}
+    added = (name for name in tensors if name not in present)
+    result.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in added)
+    return result
 
 
 def described(model: onnx.ModelProto, where: str) -> OnnxMetadata:

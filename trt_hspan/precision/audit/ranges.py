@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from trt_hspan.engine.range_record import (
     LIMITS,
@@ -34,7 +34,7 @@ from trt_hspan.graph.float32_twin import Float32Twin, float32_twin, float_output
 from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.precision.network import OnProgress, input_sizes, no_progress
 from trt_hspan.runtime.cpu_network import Array
-from trt_hspan.runtime.onnxruntime_session import cpu_network
+from trt_hspan.runtime.onnxruntime_session import cpu_network, with_outputs
 from trt_hspan.runtime.runner import Float32Array
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.tile_size import SizeRange, trimmed_tile
@@ -99,7 +99,7 @@ def audit_ranges(
                 query, key = (values[each] for each in attentions[name][:2])
                 gathered[name].add_scores(query, key, low_dtype)
 
-    network = cpu_network(_with_outputs(twin.model, gathered), _WHERE, threads=threads)
+    network = cpu_network(with_outputs(twin.model, gathered), _WHERE, threads=threads)
     on_progress("auditing", 0, len(samples))
     for complete, sample in enumerate(samples, 1):
         for batch in _tiles(sample, sizes, tile):
@@ -185,19 +185,6 @@ def _power(values: Array) -> float:
 def _larger(a: float, b: float) -> float:
     """The larger one; NaN when either is."""
     return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
-
-
-def _with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
-    """A copy whose outputs are these tensors too."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    present = {value.name for value in result.graph.output}
-    result.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        for name in tensors
-        if name not in present
-    )
-    return result
 
 
 def _tiles(sample: Sample, sizes: SizeRange, side: int) -> Iterator[Float32Array]:

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from trt_hspan.errors import HspanError
 from trt_hspan.graph import QuantizedType, model_for_cpu, model_with_attention_function
@@ -31,7 +31,7 @@ from trt_hspan.precision.quantize.table import (
     TensorRange,
     text_from_flips,
 )
-from trt_hspan.runtime.onnxruntime_session import open_session, run_session
+from trt_hspan.runtime.onnxruntime_session import open_session, run_session, with_outputs
 from trt_hspan.runtime.runner import Float32Array
 
 #: Bins of a histogram over 0..largest.
@@ -82,7 +82,8 @@ def calibrate(
         else {}
     )
     tensors = sorted({*names, *(moment.tensor for moment in moments.values())})
-    session = _session(model_for_cpu(model_with_attention_function(model)), tensors)
+    observed = with_outputs(model_for_cpu(model_with_attention_function(model)), tensors)
+    session = open_session(observed, "calibration", optimize=False)
     extremes = _extremes(names, _values(session, tensors, data, on_tile))
     ranges = {name: max(abs(low), abs(high)) for name, (low, high) in extremes.items()}
     if method != "minmax" or moments:
@@ -139,15 +140,6 @@ def mse_range(histogram: npt.NDArray[np.integer], largest: float, kind: Quantize
 def _flips(weight: onnx.TensorProto, moments: InputMoments) -> npt.NDArray[np.bool_]:
     values = numpy_helper.to_array(weight)
     return best_flips(values, weight_scales(values, "int8", values.dtype), moments.mean)
-
-
-def _session(model: onnx.ModelProto, tensors: Sequence[str]) -> Any:
-    """Of a model whose outputs are these tensors too."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    values = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
-    result.graph.output.extend(values)
-    return open_session(result, "calibration", optimize=False)
 
 
 def _values(

@@ -269,17 +269,5 @@ def _dumper() -> Any:
     def flow(dumper: Any, data: tuple[object, ...]) -> Any:
         return dumper.represent_sequence("tag:yaml.org,2002:seq", list(data), flow_style=True)
 
-    def number(dumper: Any, data: float) -> Any:
-        return dumper.represent_scalar("tag:yaml.org,2002:float", _float_text(data))
-
     Dumper.add_representer(tuple, flow)
-    Dumper.add_representer(float, number)
     return Dumper
-
-
-def _float_text(value: float) -> str:
-    """All digits, in a form that YAML 1.1 reads as a float (which needs a point before an exponent)."""
-    text = repr(float(value))
-    if "e" in text and "." not in text:
-        text = text.replace("e", ".0e")
-    return text

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx
 
-from trt_hspan.errors import HspanError
 from trt_hspan.files import staged_files
 from trt_hspan.graph import Precision, QuantizedType
 from trt_hspan.graph.quantized import convolution_macs
@@ -105,14 +104,6 @@ def sensitivity_report(
     )
 
 
-def require_matplotlib() -> None:
-    """Raises: HspanError when matplotlib is not installed, before anything is measured."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise HspanError("matplotlib", "is not installed", "pip install matplotlib") from error
-
-
 def write_sensitivity(report: SensitivityReport, path: Path) -> Path:
     """Writes NAME.json and NAME.png, both or none, and returns the latter. Raises: HspanError."""
     chart = path.with_suffix(".png")
@@ -123,12 +114,7 @@ def write_sensitivity(report: SensitivityReport, path: Path) -> Path:
 
 
 def write_sensitivity_chart(report: SensitivityReport, path: Path) -> None:
-    """Writes a PNG: error against float32 of each layer, and its loss of PSNR-Y where there is ground truth.
-
-    Raises:
-        HspanError: matplotlib is not installed.
-    """
-    require_matplotlib()
+    """Writes a PNG: error against float32 of each layer, and its loss of PSNR-Y where there is ground truth."""
     from matplotlib.figure import Figure
 
     layers = report.layers[::-1]
