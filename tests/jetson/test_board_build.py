@@ -90,7 +90,7 @@ def test_the_table_shows_board_limits_and_sizes(
         *("--size", "48x64", "--opt-level", "1"),
     )
     assert completed.code == 0, completed.err
-    assert "16x16 to 48x64, tuned for 48x64" in completed.out
+    assert "min 1x3x16x16, opt 1x3x48x64, max 1x3x48x64" in completed.out
     assert "workspace 512 MiB" in completed.out
     assert "Traceback" not in completed.err
     assert tensorrt.built is not None

@@ -218,21 +218,27 @@ def _print(spec: EngineSpec, manifest: EngineManifest, *, as_json: bool) -> None
     if spec.precision not in (None, manifest.precision):
         say(f"note: every node stays in float32: this is no {spec.precision} engine")
     if as_json:
-        print_json({"plan": str(spec.output), **json.loads(manifest.as_json())})
+        print_json(engine_report(spec.output, manifest))
     else:
         if manifest.range_audit is not None:
             print_audit(spec.onnx_output, manifest.range_audit)
-        print_table(f"Built {spec.output}", _summary(spec, manifest))
+        print_table(f"Built {spec.output}", engine_rows(spec.output, manifest))
 
 
-def _summary(spec: EngineSpec, manifest: EngineManifest) -> dict[str, object]:
+def engine_report(plan: Path, manifest: EngineManifest) -> dict[str, object]:
+    """What JSON output says about an engine that was written."""
+    return {"plan": str(plan), **json.loads(manifest.as_json())}
+
+
+def engine_rows(plan: Path, manifest: EngineManifest) -> dict[str, object]:
+    """The same for people."""
     plugin = manifest.plugin
     layers = manifest.network_layer_counts
     default = "TensorRT-RTX's default set"
     return {
-        "engine": f"{spec.output} ({size_text(manifest.plan_size_bytes)})",
-        "model": spec.onnx_output,
-        "manifest": spec.manifest_output,
+        "engine": f"{plan} ({size_text(manifest.plan_size_bytes)})",
+        "model": plan.with_name(manifest.onnx_file),
+        "manifest": plan.with_suffix(".json"),
         "TensorRT": f"{manifest.flavor} {manifest.tensorrt_version}",
         "targets": ", ".join(manifest.targets) or default,
         "traits": ", ".join(manifest.traits) or None,

@@ -7,13 +7,13 @@ import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass
-from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from trt_hspan.cli import options
+from trt_hspan.cli.build import engine_report
 from trt_hspan.cli.output import print_json, print_rows, size_text
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import takes_request
@@ -42,10 +42,7 @@ def demo(request: DemoRequest) -> None:
 
 
 def _as_dict(report: DemoReport) -> dict[str, object]:
-    engines = {
-        kind: {"plan": str(plan), **loads(manifest.as_json())}
-        for kind, (plan, manifest) in report.engines.items()
-    }
+    engines = {kind: engine_report(plan, manifest) for kind, (plan, manifest) in report.engines.items()}
     paths = {
         name: str(getattr(report, name)) for name in ("onnx", "plugin_library", "upscaled", "comparison")
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from trt_hspan.cli import options
+from trt_hspan.cli.build import engine_report, engine_rows
 from trt_hspan.cli.output import print_report
 from trt_hspan.cli.request import argument, option, takes_request
 
@@ -36,13 +36,9 @@ def refit(request: RefitRequest) -> None:
         request.engine, request.checkpoint, output=request.output, plugin=request.plugin
     )
     plan = request.output or request.engine
-    report = {"plan": str(plan), **json.loads(manifest.as_json())}
-    rows = {
-        "engine": plan,
-        "weights": request.checkpoint,
+    rows = engine_rows(plan, manifest) | {
+        "weights of": request.checkpoint,
         "checkpoint sha256": manifest.source_sha256,
-        "precision": manifest.precision,
-        "traits": ", ".join(manifest.traits),
         "plan sha256": manifest.plan_sha256,
     }
-    print_report(f"Refitted {plan}", report, rows, as_json=request.json)
+    print_report(f"Refitted {plan}", engine_report(plan, manifest), rows, as_json=request.json)

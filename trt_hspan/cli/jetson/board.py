@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ import typer
 
 from trt_hspan.cli import options
 from trt_hspan.cli.bench import measurement_row
-from trt_hspan.cli.output import print_json, print_report, print_rows, print_table, say, size_text
+from trt_hspan.cli.build import engine_report, engine_rows
+from trt_hspan.cli.output import print_json, print_report, print_rows, print_table, say
 from trt_hspan.cli.progress import progress
 from trt_hspan.cli.request import argument, flag, option, takes_request
 from trt_hspan.errors import printable
@@ -111,11 +111,10 @@ def build(request: BoardBuildRequest) -> None:
         manifest = build_engine(planned.spec, on_progress=bar.phases(f"building {request.output.name}"))
     report = {
         **board_report(detection, advice),
-        "plan": str(request.output),
         "planned_memory_bytes": planned.plan.memory.total,
         "workspace_limit_mib": planned.spec.workspace_mib,
         "tactic_memory_limit_mib": planned.spec.tactic_dram_mib,
-        **json.loads(manifest.as_json()),
+        **engine_report(request.output, manifest),
     }
     rows = _build_table(detection, planned, manifest)
     print_report(f"Built {request.output}", report, rows, as_json=request.json)
@@ -123,24 +122,13 @@ def build(request: BoardBuildRequest) -> None:
 
 def _build_table(detection: Detection, planned: BoardBuild, manifest: EngineManifest) -> dict[str, Any]:
     spec, plan = planned.spec, planned.plan
-    largest = manifest.largest_profile
-    least, best, most = largest.sizes
-    reported = largest.activation_memory_bytes
-    plugin = "-" if manifest.plugin is None else f"{manifest.plugin.file} {manifest.plugin.sha256[:12]}"
     return {
         "board": f"{detection.board.name}: {detection.why}",
-        "engine": f"{spec.output} ({size_text(manifest.plan_size_bytes)})",
-        "manifest": spec.manifest_output,
-        "TensorRT": f"{manifest.flavor} {manifest.tensorrt_version}, {', '.join(manifest.targets)}",
-        "precision": manifest.precision,
-        "plugin": plugin,
-        "sizes": f"{least} to {most}, tuned for {best}",
+        **engine_rows(spec.output, manifest),
         "larger pictures": "are cut into tiles",
         "memory planned": f"{plan.memory.total / 1e9:.2f} of {plan.board.memory_bytes / 1e9:.2f} GB, of them "
         f"{plan.memory.reserved / 1e9:.2f} GB for the system",
-        "activation memory": reported and f"{size_text(reported)}, as TensorRT reports it",
         "limits of the build": f"workspace {spec.workspace_mib} MiB, trial runs {spec.tactic_dram_mib} MiB",
-        "build time": f"{manifest.build_time_seconds:.1f} s",
     }
 
 
