@@ -166,7 +166,7 @@ class _Gathered:
             with np.errstate(invalid="ignore", over="ignore"):
                 moved = np.abs(low_lc[rows] @ low_cl - scores)
             moved[np.isnan(moved)] = math.inf
-            deciding = scores > scores.max(axis=1, keepdims=True) - 1.0
+            deciding = scores - scores.max(axis=1, keepdims=True) > -1.0
             self.largest_score = _larger(self.largest_score, float(np.abs(scores).max()))
             self.score_error = _larger(self.score_error, float(np.where(deciding, moved, 0.0).max()))
 
