@@ -175,9 +175,7 @@ def samples_from_place(place: str, scale: int) -> list[Sample]:
         HspanError: no such folder, not readable, no pictures.
     """
     if place == BUILTIN:
-        return [
-            _shrunk(Sample(name=p.name, low_resolution=None, ground_truth=p, scale=scale)) for p in _shipped()
-        ]
+        return [Sample(name=p.name, low_resolution=None, ground_truth=p, scale=scale) for p in _shipped()]
     try:
         return samples_from_folder(place, scale)
     except OSError as error:
@@ -199,7 +197,12 @@ def check_place(place: str) -> None:
 
 def with_ground_truth(samples: Sequence[Sample]) -> list[Sample]:
     """The same pictures; those without ground truth become it, and their shrunk version the input."""
-    return [_shrunk(sample) for sample in samples]
+    return [
+        replace(each, low_resolution=None, ground_truth=each.low_resolution)
+        if each.ground_truth is None
+        else each
+        for each in samples
+    ]
 
 
 def split(samples: Sequence[Sample], place: str) -> tuple[list[Sample], list[Sample]]:
@@ -213,12 +216,6 @@ def split(samples: Sequence[Sample], place: str) -> tuple[list[Sample], list[Sam
     step = min(_HELD_OUT_EVERY, len(samples))
     held_out = list(samples[step - 1 :: step])
     return [sample for sample in samples if sample not in held_out], held_out
-
-
-def _shrunk(sample: Sample) -> Sample:
-    if sample.ground_truth is not None:
-        return sample
-    return replace(sample, low_resolution=None, ground_truth=sample.low_resolution)
 
 
 def _shipped() -> list[Path]:

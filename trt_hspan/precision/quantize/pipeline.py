@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,9 +83,9 @@ def network_sensitivity(job: QuantizationJob, *, on_progress: OnProgress = no_pr
     source = _source(job, on_progress)
     calibrated = _calibrated(source, job.how, table, on_progress, hold_out=True, need_truth=False)
     assert calibrated.held_out is not None
-    steps = _counter(on_progress, "measuring", len(calibrated.alive))
+    on_layer = _counted(on_progress, "measuring", len(calibrated.alive))
     return sensitivity_report(
-        source, calibrated.alive, calibrated.table, calibrated.held_out, on_layer=lambda: next(steps)
+        source, calibrated.alive, calibrated.table, calibrated.held_out, on_layer=on_layer
     )
 
 
@@ -242,8 +243,8 @@ def _calibrated(
         raise HspanError(source.where, "every layer's input was 0 on the calibration pictures", "give others")
     held_out = None
     if measured.count:
-        steps = _counter(on_progress, "float32 on held-out pictures", measured.count)
-        held_out = HeldOut(source.reference, measured, where=source.where, on_tile=lambda: next(steps))
+        on_tile = _counted(on_progress, "float32 on held-out pictures", measured.count)
+        held_out = HeldOut(source.reference, measured, where=source.where, on_tile=on_tile)
     return _Calibrated(nodes=nodes, alive=alive, table=table, was_cached=was_cached, held_out=held_out)
 
 
@@ -273,7 +274,6 @@ def measured_table(
 
     def measure() -> CalibrationTable:
         total = tiles.count * calibration.passes(method, request.precision, adaptive_rounding=adaptive)
-        steps = _counter(on_progress, "calibrating", total)
         return calibration.calibrate(
             source.base,
             nodes,
@@ -282,7 +282,7 @@ def measured_table(
             method=method,
             adaptive_rounding=adaptive,
             model_sha256=source.sha256,
-            on_tile=lambda: next(steps),
+            on_tile=_counted(on_progress, "calibrating", total),
         )
 
     if not request.use_cache:
@@ -291,11 +291,8 @@ def measured_table(
     return cached_table([source.sha256, tiles.sha256, request.precision, method, adaptive, names], measure)
 
 
-def _counter(on_progress: OnProgress, what: str, total: int) -> Iterator[None]:
-    """Each `next` reports one more step."""
+def _counted(on_progress: OnProgress, what: str, total: int) -> Callable[[], None]:
+    """Each call reports one more step."""
     on_progress(what, 0, total)
-    for complete in range(1, total + 1):
-        on_progress(what, complete, total)
-        yield
-    while True:
-        yield
+    steps = itertools.count(1)
+    return lambda: on_progress(what, next(steps), total)
