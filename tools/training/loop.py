@@ -24,11 +24,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tools.training.data import Pair, PatchSampler, upscaled_pixels
 from tools.training.network import initial_network
+from tools.training.rescaling import rescaled_network
 from trt_hspan import HSPAN, HspanConfig, save_checkpoint
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.metrics import psnr_y
 from trt_hspan.files import atomic_path
-from trt_hspan.model.rescaling import rescaled_network
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ def initial_network(config: HspanConfig, *, seed: int) -> HSPAN:
     scores measure similarity.
 
     Args:
-        config: sizes; scale 2 or 4. `res_scale` is best 1 in training, see `trt_hspan.model.rescaling`.
+        config: sizes; scale 2 or 4. `res_scale` is best 1 in training, see `tools.training.rescaling`.
         seed: of the random weights.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
+from tools.training.rescaling import rescaled_network
 from trt_hspan import HSPAN, HspanConfig
-from trt_hspan.model.rescaling import rescaled_network
 
 
 def test_folding_the_residual_factor_changes_no_output() -> None:
