@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trt_hspan.cli import options
 from trt_hspan.cli.output import print_json, print_rows, print_table, size_text
 from trt_hspan.cli.request import argument, flag, takes_request
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

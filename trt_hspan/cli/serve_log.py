@@ -7,6 +7,7 @@ import logging
 import time
 from typing import IO, Any
 
+from trt_hspan.errors import printable
 from trt_hspan.serving.events import LOGGER
 
 
@@ -28,7 +29,7 @@ def _time(record: logging.LogRecord) -> str:
 class _TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "event_fields", {})
-        words = [_time(record), record.levelname, one_line(record.getMessage())]
+        words = [_time(record), record.levelname, printable(record.getMessage())]
         words += [f"{name}={_quoted(value)}" for name, value in fields.items() if value is not None]
         return " ".join(words)
 
@@ -39,13 +40,8 @@ class _JsonLines(logging.Formatter):
         return json.dumps(head | getattr(record, "event_fields", {}), default=str)
 
 
-def one_line(text: str) -> str:
-    """A text without line breaks and control characters: a client's words must not look like events."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
 def _quoted(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.1f}"
-    text = one_line(str(value))
+    text = printable(str(value))  # a client's words must not look like events
     return json.dumps(text, ensure_ascii=False) if not text or any(c in text for c in ' "=') else text
