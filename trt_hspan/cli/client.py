@@ -40,13 +40,6 @@ class ClientRequest:
     attempts: int = option("At a server that is busy.", default=6, min=1)
     json: bool = options.json()
 
-    def connection(self) -> dict[str, Any]:
-        """What the clients take beside the URL."""
-        from trt_hspan.serving.client_protocol import RetryPolicy
-
-        retry = RetryPolicy(attempts=self.attempts)
-        return {"model": self.model, "timeout_seconds": self.timeout, "retry": retry}
-
 
 class _Target(NamedTuple):
     picture: Path
@@ -126,9 +119,13 @@ async def _results(
     request: ClientRequest, targets: list[_Target], advance: Callable[[], None]
 ) -> list[dict[str, Any]]:
     from trt_hspan.serving.async_client import AsyncUpscaleClient
+    from trt_hspan.serving.client_protocol import RetryPolicy
 
     places = asyncio.Semaphore(request.concurrency)
-    async with AsyncUpscaleClient(request.url, **request.connection()) as remote:
+    retry = RetryPolicy(attempts=request.attempts)
+    async with AsyncUpscaleClient(
+        request.url, model=request.model, timeout_seconds=request.timeout, retry=retry
+    ) as remote:
 
         async def send(target: _Target) -> dict[str, Any]:
             async with places:
