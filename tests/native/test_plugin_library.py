@@ -238,7 +238,7 @@ def test_an_installation_uses_what_its_wheel_ships_until_another_is_compiled(
     monkeypatch.setattr(sources, "_SHIPPED", tmp_path / "package")
     digest = sources.plugin_sources_sha256(sources.sources_folder())
     monkeypatch.setattr(sources, "is_checkout", lambda root: root.name == "_sources")
-    monkeypatch.setattr(sources, "_found_sources", lambda: Path(module.__file__).parents[2])
+    monkeypatch.setattr(sources, "_sources_if_any", lambda: Path(module.__file__).parents[2])
     own = tmp_path / "trt-hspan" / f"{__version__}-{digest[:16]}" / "libhspan_plugin.so"
     assert default_plugin_path() == own
     shipped = tmp_path / "package" / "libhspan_plugin.so"
