@@ -43,8 +43,10 @@ from trt_hspan.upscaling.upscaler import grown
 
 DEFAULT_TILE: Final = 64
 _LOW_TYPES: Final[dict[LowPrecision, npt.DTypeLike]] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
-# In memory at a time.
+# Scores in memory at a time.
 _SCORES: Final = 1 << 18
+# What overflows or is no number is a finding, and no warning of numpy's.
+_QUIET: Final = np.errstate(over="ignore", invalid="ignore")
 _WHERE: Final = "range audit"
 
 
@@ -146,12 +148,14 @@ class _Gathered:
     largest_score: float = 0.0
     score_error: float = 0.0
 
+    @_QUIET
     def add(self, values: Array, low: npt.DTypeLike) -> None:
         """Values, and how far rounding them to the low type moves them."""
         self.largest = _larger(self.largest, float(np.abs(values).max()))
         self.power += _power(values)
         self.error_power += _power(_rounded(values, low) - values)
 
+    @_QUIET
     def add_scores(self, query: Array, key: Array, low: npt.DTypeLike) -> None:
         """The largest |q . k|, and the most that rounding (1, C, H, W) query and key moves one that can have a weight.
 
@@ -163,8 +167,7 @@ class _Gathered:
         for start in range(0, len(query_lc), step):
             rows = slice(start, start + step)
             scores = query_lc[rows] @ key_cl
-            with np.errstate(invalid="ignore", over="ignore"):
-                moved = np.abs(low_lc[rows] @ low_cl - scores)
+            moved = np.abs(low_lc[rows] @ low_cl - scores)
             moved[np.isnan(moved)] = math.inf
             deciding = scores - scores.max(axis=1, keepdims=True) > -1.0
             self.largest_score = _larger(self.largest_score, float(np.abs(scores).max()))
@@ -172,14 +175,12 @@ class _Gathered:
 
 
 def _rounded(values: Array, low: npt.DTypeLike) -> Array:
-    with np.errstate(over="ignore"):
-        return values.astype(low).astype(np.float32)
+    return values.astype(low).astype(np.float32)
 
 
 def _power(values: Array) -> float:
     flat = values.ravel()
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
+    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
 
 
 def _larger(a: float, b: float) -> float:
