@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from typing import Final
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.jetson.roofline import PeakRates
 from trt_hspan.machine.jetson import DeviceFacts
+from trt_hspan.records import dataclass_from_json
 
 AUTO: Final = "auto"
 
-_GIB: Final = 1 << 30
 # Linux has less than the module, because firmware keeps some: an Orin Nano 8GB shows 7.4 GiB, an AGX Thor 122.9.
 _LEAST_SHARE: Final = 0.7
-_ORIN: Final = "Jetson Orin series data sheets; FP16 is half of the dense half of the GPU's sparse INT8 TOPS"
-_THOR: Final = "Jetson Thor series data sheet; FP16 is an eighth of the sparse FP4 TFLOPS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,69 +56,11 @@ class Detection:
     why: str
 
 
-def _reserved(gib: int) -> int:
-    """1.5 GiB for a system without a desktop and the CUDA context, and an eighth of what is beyond 4 GiB."""
-    return _GIB * 3 // 2 + max(0, gib - 4) * _GIB // 8
-
-
-def _orin(
-    name: str, title: str, gib: int, rates: tuple[float, float, float], mode: str, *modules: str
-) -> Board:
-    sparse_tops, gbps, mhz = rates
-    return Board(
-        name=name,
-        title=title,
-        memory_bytes=gib * _GIB,
-        reserved_bytes=_reserved(gib),
-        rates=PeakRates(
-            name=title,
-            architecture=87,
-            tensor_tflops=sparse_tops / 4,
-            fp32_tflops=sparse_tops / 32,
-            memory_gbps=gbps,
-            source=_ORIN,
-        ),
-        gpu_mhz=mhz,
-        power_mode=mode,
-        modules=modules,
-        family=" ".join(title.split()[1:3]),
-        packages={"jetson-orin": ("36",), "jetson-orin-jp7": ("39",)},
-        workspace_mib=256 * gib // 4,
-    )
-
-
-#: Without "Super" clocks: what every carrier and cooler reaches. Rates: sparse INT8 TOPS of the GPU, GB/s, MHz.
-BOARDS: Final = (
-    _orin("orin-nano-4g", "Jetson Orin Nano 4GB", 4, (20.0, 34.0, 625.0), "10W", "p3767-0004"),
-    _orin("orin-nano-8g", "Jetson Orin Nano 8GB", 8, (40.0, 68.0, 625.0), "15W", "p3767-0003", "p3767-0005"),
-    _orin("orin-nx-8g", "Jetson Orin NX 8GB", 8, (50.0, 102.4, 765.0), "MAXN", "p3767-0001"),
-    _orin("orin-nx-16g", "Jetson Orin NX 16GB", 16, (60.0, 102.4, 918.0), "MAXN", "p3767-0000"),
-    _orin(
-        "agx-orin-32g", "Jetson AGX Orin 32GB", 32, (108.0, 204.8, 930.0), "MAXN", "p3701-0000", "p3701-0004"
-    ),
-    _orin(
-        "agx-orin-64g", "Jetson AGX Orin 64GB", 64, (170.0, 204.8, 1300.0), "MAXN", "p3701-0000", "p3701-0005"
-    ),
-    Board(
-        name="agx-thor",
-        title="Jetson AGX Thor (T5000)",
-        memory_bytes=128 * _GIB,
-        reserved_bytes=_reserved(128),
-        rates=PeakRates(
-            name="Jetson AGX Thor (T5000)",
-            architecture=110,
-            tensor_tflops=2070.0 / 8,
-            fp32_tflops=8.064,  # 2,560 cores, one multiply-add each, at 1.575 GHz
-            memory_gbps=273.0,
-            source=_THOR,
-        ),
-        gpu_mhz=1575.0,
-        power_mode="MAXN",
-        modules=("p3834-0008",),
-        family="AGX Thor",
-        packages={"jetson-thor": ("38", "39")},
-        workspace_mib=8192,
-    ),
+#: Those of boards.json: without "Super" clocks, what every carrier and cooler reaches. Reserved are 1.5 GiB for a
+#: system without a desktop and the CUDA context, and an eighth of what is beyond 4 GiB.
+BOARDS: Final = tuple(
+    dataclass_from_json(entry, Board)
+    for entry in json.loads(resources.files(__package__).joinpath("boards.json").read_text(encoding="utf-8"))
 )
 
 

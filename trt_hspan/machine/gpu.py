@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 from dataclasses import dataclass
+from importlib import resources
 from typing import Final, Literal
 
 from trt_hspan.errors import HspanError
@@ -12,9 +14,6 @@ from trt_hspan.errors import HspanError
 # CUdevice_attribute values of the CUDA driver API (cuda.h).
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 
-_NEW_DRIVER = "install a newer NVIDIA driver (580 or newer for CUDA 13, 525 or newer for CUDA 12)"
-_BUILD_HERE = "compile for this GPU: trt-hspan plugin build"
-_RESTART = "restart the machine, so that all parts of the driver are of one version, then run nvidia-smi"
 _NO_DEVICE, _UNKNOWN = 100, 999
 # As TensorRT says it: "CUDA initialization failure with error: 35".
 _QUOTED_CODE: Final = re.compile(r"CUDA[ a-z]* error:? (\d+)")
@@ -24,37 +23,10 @@ _NO_DRIVER: Final = HspanError(
 
 #: cudaError_t, which the driver's CUresult shares from 100 on -> CUDA's own words, what it means here, what to do.
 _CUDA_ERRORS: Final[dict[int, tuple[str, str, str]]] = {
-    35: (
-        "CUDA driver version is insufficient for CUDA runtime version",
-        "the NVIDIA driver is older than the CUDA that this was compiled with",
-        _NEW_DRIVER,
-    ),
-    _NO_DEVICE: (
-        "no CUDA-capable device is detected",
-        "the driver finds no GPU",
-        "see whether nvidia-smi lists one; a container needs --gpus all",
-    ),
-    209: (
-        "no kernel image is available for execution on the device",
-        "the library contains no code for this GPU",
-        _BUILD_HERE,
-    ),
-    221: (
-        "PTX JIT compiler library not found",
-        "the driver's compiler of PTX is not installed (libnvidia-ptxjitcompiler.so.1)",
-        _BUILD_HERE,
-    ),
-    222: (
-        "the provided PTX was compiled with an unsupported toolchain.",
-        "the library's PTX is newer than the driver's compiler, and it contains no machine code for this GPU",
-        _BUILD_HERE,
-    ),
-    803: (
-        "system has unsupported display driver / cuda driver combination",
-        "the driver's library and its kernel module are of different versions",
-        _RESTART,
-    ),
-    _UNKNOWN: ("unknown error", "the driver fails for an unknown reason", _RESTART),
+    int(code): tuple(texts)
+    for code, texts in json.loads(
+        resources.files(__package__).joinpath("cuda_errors.json").read_text(encoding="utf-8")
+    ).items()
 }
 
 
