@@ -174,7 +174,7 @@ def _write_package(target: Path) -> None:
     """This package, the same bytes for the same files; pip installs what it imports."""
     package = Path(__file__).parents[1]
     with zipfile.ZipFile(target, "w") as archive:
-        for path in sorted([*package.rglob("*.py"), *package.rglob("*.schema.json")]):
+        for path in sorted([*package.rglob("*.py"), *package.rglob("*.json")]):
             if "_sources" not in path.parts:
                 entry = zipfile.ZipInfo(path.relative_to(package.parent).as_posix(), (1980, 1, 1, 0, 0, 0))
                 archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
