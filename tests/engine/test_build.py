@@ -175,8 +175,12 @@ def test_more_scores_than_tensorrt_takes_in_a_tensor_are_an_error_before_anythin
     expected = (
         f"at {size}x{size} the function body has {scores} scores .* or choose at most --max {side}x{side}"
     )
-    with pytest.raises(UsageError, match=expected):
-        build(network, profiles=(profile,))
+    tuned = ProfileRequest(
+        opt=ImageSize(height=size, width=size), opt_batch=batch
+    )  # and so no smaller at most
+    for each in (profile, tuned):
+        with pytest.raises(UsageError, match=expected):
+            build(network, profiles=(each,))
     assert (batch or 1) * side**4 <= 2**31 - 1 < (batch or 1) * (side + 1) ** 4
 
 
