@@ -17,7 +17,7 @@ from support.small_engine import SmallEngine
 
 from trt_hspan.engine.manifest import PluginRecord
 from trt_hspan.model_repository.deployment import DEFAULT_IMAGE
-from trt_hspan.native.plugin import default_plugin_path
+from trt_hspan.native.plugin import PLUGIN_ABI_VERSION, default_plugin_path
 
 
 def test_one_engine_becomes_two_models_and_everything_around_them(
@@ -200,7 +200,7 @@ def test_engines_of_two_versions_of_tensorrt(
 
 
 def test_missing_and_wrong_plugin(run: CommandLine, small_engine: SmallEngine, tmp_path: Path) -> None:
-    record = PluginRecord(file="x.so", sha256="0" * 64, abi_version=1, architectures=())
+    record = PluginRecord(file="x.so", sha256="0" * 64, abi_version=PLUGIN_ABI_VERSION, architectures=())
     engine = engine_as(
         small_engine,
         tmp_path / "e",
