@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from trt_hspan.engine.manifest import (
 )
 from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
+from trt_hspan.names import OP_TYPE, PLUGIN_VERSION
 from trt_hspan.native import plugin as plugins
 
 BASE = dataclasses.replace(
@@ -116,7 +118,8 @@ def test_the_library_is_the_one_that_all_were_built_with(
     library, other = tmp_path / "own.so", tmp_path / "other.so"
     library.write_bytes(b"own")
     other.write_bytes(b"other")
-    monkeypatch.setattr(plugins, "plugin_info_from_library", lambda _: None)
+    info = SimpleNamespace(name=OP_TYPE, version=PLUGIN_VERSION, abi_version=1)
+    monkeypatch.setattr(plugins, "plugin_info_from_library", lambda _: info)
     monkeypatch.setattr(plugins, "default_plugin_path", lambda: library)
     record = PluginRecord(file="p.so", sha256=sha256_from_file(library), abi_version=1, architectures=())
     add(engines, "a")

@@ -188,8 +188,8 @@ def test_the_command_that_builds_again_names_all_profiles_and_targets(manifest: 
     )
     targets = dataclasses.replace(manifest, targets=("sm_86", "sm_89"))
     start = "trt-hspan build --onnx engines/net.onnx --flavor"
-    for profiles, words in (
-        ((one,), "--min 8x16 --max 40x48"),
+    for profiles, shapes in (
+        ((one,), "--profile min=1x8x16,opt=1x24x32,max=1x40x48"),
         ((two,), "--profile min=2x8x16,opt=2x24x32,max=2x40x48"),
         (
             (one, two),
@@ -197,6 +197,7 @@ def test_the_command_that_builds_again_names_all_profiles_and_targets(manifest: 
         ),
     ):
         engine = dataclasses.replace(targets, profiles=profiles)
+        words = f"--attention {manifest.attention} {shapes}"
         assert build_command(PLAN, engine) == (
             f"{start} tensorrt-rtx --target sm_86 --target sm_89 {words} -o engines/net.plan"
         )
@@ -205,6 +206,16 @@ def test_the_command_that_builds_again_names_all_profiles_and_targets(manifest: 
         )
         classic = dataclasses.replace(engine, flavor="tensorrt")
         assert build_command(PLAN, classic) == f"{start} tensorrt {words} -o engines/net.plan"
+
+
+def test_the_command_that_builds_again_names_the_library_where_it_has_a_use(manifest: EngineManifest) -> None:
+    library = Path("my libraries/plugin.so")
+    with_library = dataclasses.replace(manifest, attention="plugin")
+    assert " --attention plugin --plugin 'my libraries/plugin.so' --" in build_command(
+        PLAN, with_library, library
+    )
+    assert "--plugin" not in build_command(PLAN, with_library)
+    assert "--plugin" not in build_command(PLAN, dataclasses.replace(manifest, attention="function"), library)
 
 
 @pytest.mark.parametrize(

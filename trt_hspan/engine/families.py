@@ -10,7 +10,7 @@ from pathlib import Path
 from trt_hspan.engine.manifest import EngineManifest, verify_manifest
 from trt_hspan.engine.passport import own_library
 from trt_hspan.errors import HspanError
-from trt_hspan.native.plugin import default_plugin_path
+from trt_hspan.native import plugin as plugins
 
 Member = tuple[Path, EngineManifest]
 
@@ -90,4 +90,4 @@ def _plugin_of(members: list[Member], named: Path | None) -> Path | None:
     users = [member for member in members if member[1].needs_library]
     for engine, manifest in users:
         own_library(engine, manifest, named)
-    return (named or default_plugin_path()) if users else None
+    return (named or plugins.default_plugin_path()) if users else None
