@@ -80,8 +80,7 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
 
     try:
         model = onnx.load_model_from_string(data)
-        external = _external_tensors(model)
-        if external:
+        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
             onnx.external_data_helper.load_external_data_for_model(model, str(source.parent))
     except DecodeError as error:
         raise HspanError(source, "not an ONNX file, or truncated", "export it again") from error
@@ -206,10 +205,6 @@ def with_metadata(model: onnx.ModelProto, metadata: OnnxMetadata) -> onnx.ModelP
     del result.metadata_props[:]
     onnx.helper.set_model_props(result, entries)
     return result
-
-
-def _external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    return [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
 
 
 def _converted(kind: Callable[[str], Any], text: str | None) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import ml_dtypes
@@ -114,14 +113,6 @@ def model_in_precision(
     return result
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor in one of the two types in which nodes may read it."""
-
-    name: str
-    low: bool
-
-
 class _Rewriter:
     """One pass over a topologically sorted graph. Floats are either float32 or the low type, never a third."""
 
@@ -140,7 +131,7 @@ class _Rewriter:
         self._keep_fp32 = keep_fp32
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._is_low: dict[str, bool] = {}  # of every float tensor so far, weights excluded
-        self._converted: dict[_Tensor, str] = {}  # its name in the other type
+        self._converted: dict[str, str] = {}  # its name in the other type
         self._nodes: list[onnx.NodeProto] = []
         self._new_weights: dict[str, onnx.TensorProto] = {}
         self._value_types = types
@@ -203,15 +194,13 @@ class _Rewriter:
             return self._weight_in_type(name, low)
         if name not in self._is_low or self._is_low[name] == low:
             return name
-        key = _Tensor(name, low)
-        if key not in self._converted:
-            self._converted[key] = f"{name}_{self._precision if low else 'fp32'}"
+        if name not in self._converted:
+            self._converted[name] = other = f"{name}_{self._precision if low else 'fp32'}"
             element_type = self._low_type if low else TensorProto.FLOAT
-            cast = helper.make_node(
-                "Cast", [name], [self._converted[key]], name=f"{self._converted[key]}/Cast", to=element_type
+            self._nodes.append(
+                helper.make_node("Cast", [name], [other], name=f"{other}/Cast", to=element_type)
             )
-            self._nodes.append(cast)
-        return self._converted[key]
+        return self._converted[name]
 
     def _weight_in_type(self, name: str, low: bool) -> str:
         weight = self._weights[name]
