@@ -6,9 +6,9 @@
 //! rounded to it; the parts cost nothing, as a product has eight columns anyway. FP16: two, scaled by a power of two
 //! (weightScale() in dense.cuh), 2^-22 of the weight or 2^-39 of the row's greatest are lost. BF16: three, nothing is.
 //!
-//! Products are summed in FP32 over kENTRIES_PER_TOTAL entries and then added to a total. Where a sum is not finite,
-//! its channel is computed again by multiply-adds: a part of 0 or of another sign times infinity is not what it should
-//! be.
+//! Products are summed in FP32 over kENTRIES_OF_TOTAL entries, the columns added up, and that added to a total. The
+//! last product of a row repeats its last entry with a weight of 0. Where a sum is not finite, its channel is computed
+//! again by multiply-adds: a part of 0 or of another sign times infinity is not what it should be.
 #pragma once
 
 #include <cmath>
@@ -24,12 +24,9 @@
 namespace hspan
 {
 
-//! Entries of one product, and of one total: 32 steps of eight entries that may lose 2u each.
+//! Entries of one product, and of one total: 16 steps of eight entries that may lose 2u each.
 constexpr int32_t kENTRIES_OF_PRODUCT{16};
-constexpr int32_t kENTRIES_PER_TOTAL{256};
-
-//! Entries that wait to be multiplied: what a lane holds of a list, and fewer than a product takes from before.
-constexpr int32_t kWAITING_ENTRIES{kHELD_BY_WARP + kENTRIES_OF_PRODUCT};
+constexpr int32_t kENTRIES_OF_TOTAL{kHELD_BY_WARP};
 
 template <typename T>
 constexpr int32_t kPARTS{2};
@@ -45,12 +42,15 @@ struct ValueStage
 {
     static constexpr int32_t kPITCH{kPIECES * kCHANNELS_OF_PRODUCT + kPER_COPY}; //!< see kSCORE_PITCH
     static constexpr int32_t kBUFFER_BYTES{kENTRIES_OF_PRODUCT * kPITCH * static_cast<int32_t>(sizeof(T))};
+    static constexpr int32_t kCOLUMNS{(kPARTS<T> + 1) / 2 * 2}; //!< the last of three parts has one of zeros beside it
+    static constexpr uint32_t kPLACES{kENTRIES_OF_TOTAL + kHELD_BY_WARP};
 
     alignas(16) T values[2 * kENTRIES_OF_PRODUCT][kPITCH]; //!< two buffers
-    alignas(8) T parts[kPARTS<T>][kWAITING_ENTRIES];       //!< of weights
-    alignas(8) T zeros[kENTRIES_OF_PRODUCT];               //!< of the columns that are no parts
-    int32_t keys[kWAITING_ENTRIES];
+    alignas(8) T parts[kCOLUMNS][kPLACES];                 //!< of the weights of entries that wait, in a ring
+    uint32_t offsets[kPLACES];                             //!< of their values, in bytes from those of key 0
 };
+
+static_assert(kMAX_EXACT_POSITIONS * kMAX_VALUE_CHANNELS * 2 <= UINT32_MAX, "an offset has 32 bits");
 
 //! The sum of one row, while the warp goes through its list. FP32 has one of its own (weighted_floats.cuh).
 template <typename T, int32_t kPIECES>
@@ -62,14 +62,34 @@ public:
     HSPAN_DEVICE WeightedValues(Stage& stage, T const* value, int64_t pitch, int32_t channels)
         : mStage(stage)
         , mValue(simt::globalAddress(value + simt::laneIndex() % 2 * kPER_COPY))
-        , mPitch(pitch * static_cast<int64_t>(sizeof(T)))
+        , mPitch(simt::kept(static_cast<uint32_t>(pitch * sizeof(T))))
         , mLanesBefore(simt::kept(simt::lanesBefore()))
         , mCopies((channels + kPER_COPY - 1) / kPER_COPY)
     {
-        if (simt::laneIndex() < kENTRIES_OF_PRODUCT)
+        int32_t const lane = simt::laneIndex();
+        int32_t const row = lane / 2;                                                   // of B
+        int32_t const part = lane / 4 % 2 + (Stage::kCOLUMNS == 2 ? 0 : lane / 16 * 2); // column lane / 4
+        mTarget = simt::kept(simt::sharedAddress(&stage.values[row][lane % 2 * kPER_COPY]));
+        mMatrices = simt::kept(simt::sharedAddress(rightThenDown<T, Stage::kPITCH>(stage.values, 0)));
+        // Lane t of a column has its weights 4 t ... 4 t + 3, which are rows 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of B.
+        mOffsets = simt::kept(simt::sharedAddress(&stage.offsets[row % 8 / 2 * 4 + row / 8 * 2 + row % 2]));
+        mWeights = simt::kept(simt::sharedAddress(&stage.parts[part][lane % 4 * 4]));
+        for (uint32_t i = lane; kPARTS<T> < Stage::kCOLUMNS && i < Stage::kPLACES; i += simt::kWARP_SIZE)
         {
-            stage.zeros[simt::laneIndex()] = simt::fromFloat<T>(0.0F);
+            stage.parts[Stage::kCOLUMNS - 1][i] = simt::fromFloat<T>(0.0F);
         }
+    }
+
+    //! Begins a row.
+    HSPAN_DEVICE void begin()
+    {
+        HSPAN_UNROLL
+        for (float& total : mTotals)
+        {
+            total = 0.0F;
+        }
+        mFirst = 0;
+        mEnd = 0;
     }
 
     //! Adds an entry where `stays`, in the order of the lanes. The warp calls it together, after begin().
@@ -78,8 +98,8 @@ public:
         uint32_t const staying = simt::ballot(stays);
         if (stays)
         {
-            int32_t const at = mWaiting + simt::bitCount(staying & mLanesBefore);
-            mStage.keys[at] = key;
+            uint32_t const at = (mEnd + simt::bitCount(staying & mLanesBefore)) % Stage::kPLACES;
+            mStage.offsets[at] = static_cast<uint32_t>(key) * mPitch;
             float rest = weight;
             HSPAN_UNROLL
             for (int32_t part = 0; part < kPARTS<T>; ++part)
@@ -89,135 +109,107 @@ public:
                 rest = simt::subtract(rest, simt::toFloat(rounded));
             }
         }
-        mWaiting += simt::bitCount(staying);
+        mEnd += simt::bitCount(staying);
     }
 
-    //! Begins a row.
-    HSPAN_DEVICE void begin()
-    {
-        HSPAN_UNROLL
-        for (int32_t piece = 0; piece < kPIECES; ++piece)
-        {
-            HSPAN_UNROLL
-            for (int32_t i = 0; i < 4; ++i)
-            {
-                mSums[piece][i] = 0.0F;
-                mTotals[piece][i] = 0.0F;
-            }
-        }
-        mWaiting = 0;
-        mProducts = 0;
-        simt::syncWarp(); // the readers of the last row's entries are done
-    }
-
-    //! Multiplies the waiting entries, the last ones of the row with zeros behind them, of others what fills products.
+    //! Adds up the totals that are complete, and where `isLast` what is left.
     HSPAN_DEVICE void multiply(bool isLast)
     {
-        int32_t const lane = simt::laneIndex();
-        int32_t const products = (mWaiting + (isLast ? kENTRIES_OF_PRODUCT - 1 : 0)) / kENTRIES_OF_PRODUCT;
-        if (mWaiting + lane < products * kENTRIES_OF_PRODUCT)
+        uint32_t const lane = simt::laneIndex();
+        if (isLast && lane < -mEnd % kENTRIES_OF_PRODUCT)
         {
             HSPAN_UNROLL
             for (int32_t part = 0; part < kPARTS<T>; ++part)
             {
-                mStage.parts[part][mWaiting + lane] = simt::fromFloat<T>(0.0F);
+                mStage.parts[part][(mEnd + lane) % Stage::kPLACES] = simt::fromFloat<T>(0.0F);
             }
         }
         simt::syncWarp(); // the entries are complete
-        if (products > 0)
+        while (isLast ? mFirst < mEnd : mEnd - mFirst >= kENTRIES_OF_TOTAL)
         {
-            start(0);
+            uint32_t const left = mEnd - mFirst;
+            multiplyEntries(mFirst % Stage::kPLACES, left < kENTRIES_OF_TOTAL ? left : kENTRIES_OF_TOTAL);
+            addToTotals();
+            mFirst += kENTRIES_OF_TOTAL;
         }
-        bool const isPart = lane / 4 < kPARTS<T>;
-        T const* weights = (isPart ? mStage.parts[lane / 4] : mStage.zeros) + lane % 4 * 2;
-        int32_t const step = isPart ? kENTRIES_OF_PRODUCT : 0;
-        simt::SharedAddress const matrices = simt::sharedAddress(rightThenDown<T, Stage::kPITCH>(mStage.values, 0));
-        for (int32_t product = 0; product < products; ++product)
-        {
-            simt::waitForCopies();
-            simt::syncWarp(); // the values are complete, and the other buffer's readers are done
-            if (product + 1 < products)
-            {
-                start(product + 1);
-            }
-            uint32_t const low = simt::loadWord(weights);
-            uint32_t const high = simt::loadWord(weights + 8);
-            weights += step;
-            simt::SharedAddress const buffer = matrices + product % 2 * Stage::kBUFFER_BYTES;
-            forConstants<kPIECES>(
-                [&](auto piece)
-                {
-                    constexpr int32_t kPIECE{decltype(piece)::kVALUE};
-                    constexpr int32_t kOFFSET{kPIECE * kCHANNELS_OF_PRODUCT * static_cast<int32_t>(sizeof(T))};
-                    uint32_t a[4];
-                    simt::loadMatricesTransposedAt<kOFFSET>(a, buffer);
-                    simt::multiplyMatrices<T>(mSums[kPIECE], a, low, high);
-                });
-            if (++mProducts % (kENTRIES_PER_TOTAL / kENTRIES_OF_PRODUCT) == 0)
-            {
-                addToTotals();
-            }
-        }
-        if (!isLast)
-        {
-            keepRest(products * kENTRIES_OF_PRODUCT);
-        }
+        simt::syncWarp(); // the entries' readers are done
     }
 
-    //! Ends a row: calls visit(channel, sum) for the sums of the lane, two lanes in four having some. All lanes learn
-    //! whether one of them is not finite, padding included.
+    //! Ends a row: calls visit(channel, sum) for the sums of the lane. All lanes learn whether one of them is not
+    //! finite, padding included.
     template <typename Visit>
     HSPAN_DEVICE bool finish(Visit const& visit)
     {
-        if (mProducts >= kENTRIES_PER_TOTAL / kENTRIES_OF_PRODUCT)
-        {
-            addToTotals();
-            HSPAN_UNROLL
-            for (int32_t piece = 0; piece < kPIECES; ++piece)
-            {
-                HSPAN_UNROLL
-                for (int32_t i = 0; i < 4; ++i)
-                {
-                    mSums[piece][i] = mTotals[piece][i];
-                }
-            }
-        }
-        // Columns 0 and 1 are with lane t = 0, 2 and 3 with t = 1. The one takes channels g, the other g + 8.
-        int32_t const lane = simt::laneIndex();
-        bool const isFirst = lane % 4 == 0;
         float zero = 0.0F; // or NaN
         HSPAN_UNROLL
-        for (int32_t piece = 0; piece < kPIECES; ++piece)
+        for (int32_t pair = 0; pair < kPIECES / 2; ++pair)
         {
-            float const low = simt::add(mSums[piece][0], mSums[piece][1]);
-            float const high = simt::add(mSums[piece][2], mSums[piece][3]);
-            float const given = simt::shuffleXor(isFirst ? high : low, 1);
-            float const sum = simt::add(isFirst ? low : high, given);
-            zero = simt::multiplyAdd(sum, 0.0F, zero);
-            if (lane % 4 < 2)
-            {
-                visit(piece * kCHANNELS_OF_PRODUCT + lane / 4 + lane % 4 * 8, sum);
-            }
+            zero = simt::multiplyAdd(mTotals[pair], 0.0F, zero);
+            visit(pair * 2 * kCHANNELS_OF_PRODUCT + simt::laneIndex() % 4 * 8 + simt::laneIndex() / 4, mTotals[pair]);
         }
         return simt::ballot(zero != 0.0F) != 0;
     }
 
 private:
-    //! Starts copying the values of a product's entries: a lane the half of the 16-byte pieces of one of them.
-    HSPAN_DEVICE void start(int32_t product)
+    static_assert(kPIECES % 2 == 0, "a lane has a channel of every two pieces");
+
+    //! Multiplies `count` entries from one place of the ring on.
+    HSPAN_DEVICE void multiplyEntries(uint32_t first, uint32_t count)
     {
-        int32_t const lane = simt::laneIndex();
-        int32_t const at = product * kENTRIES_OF_PRODUCT + lane / 2;
-        bool const exists = at < mWaiting;
-        int32_t const bytes = exists ? static_cast<int32_t>(sizeof(T)) * kPER_COPY : 0;
-        simt::GlobalAddress const source = mValue + (exists ? mStage.keys[at] * mPitch : int64_t{0});
-        simt::SharedAddress const target
-            = simt::sharedAddress(&mStage.values[product % 2 * kENTRIES_OF_PRODUCT + lane / 2][lane % 2 * kPER_COPY]);
-        int32_t const own = mCopies - lane % 2;
+        simt::SharedAddress offset = mOffsets + first * sizeof(uint32_t);
+        simt::SharedAddress const lastOffset = simt::sharedAddress(&mStage.offsets[first + count - 1]);
+        simt::SharedAddress weights = mWeights + first * sizeof(T);
+        int32_t buffer = 0;
+        auto left = static_cast<int32_t>(count);
+        auto const start = [&]
+        {
+            startCopies(simt::loadWordAt(offset < lastOffset ? offset : lastOffset), mTarget + buffer);
+            offset += kENTRIES_OF_PRODUCT * sizeof(uint32_t);
+        };
+        auto const multiply = [&](auto isFirst)
+        {
+            simt::waitForCopies();
+            simt::syncWarp(); // the values are complete, and the other buffer's readers are done
+            auto const pair = simt::loadPairAt(weights);
+            simt::SharedAddress const matrices = mMatrices + buffer;
+            weights += kENTRIES_OF_PRODUCT * sizeof(T);
+            buffer = Stage::kBUFFER_BYTES - buffer;
+            left -= kENTRIES_OF_PRODUCT;
+            if (left > 0)
+            {
+                start();
+            }
+            forConstants<kPIECES>(
+                [&](auto piece)
+                {
+                    constexpr int32_t kPIECE{decltype(piece)::kVALUE};
+                    uint32_t a[4];
+                    simt::loadMatricesTransposedAt<kPIECE * kPIECE_BYTES>(a, matrices);
+                    if constexpr (decltype(isFirst)::kVALUE == 1)
+                    {
+                        simt::multiplyMatricesFirst<T>(mSums[kPIECE], a, pair.x, pair.y);
+                    }
+                    else
+                    {
+                        simt::multiplyMatrices<T>(mSums[kPIECE], a, pair.x, pair.y);
+                    }
+                });
+        };
+        start();
+        multiply(Constant<1>{});
+        while (left > 0)
+        {
+            multiply(Constant<0>{});
+        }
+    }
+
+    //! Starts copying the values at this offset, a lane the half of their 16-byte pieces.
+    HSPAN_DEVICE void startCopies(uint64_t offset, simt::SharedAddress target)
+    {
         auto const copy = [&](auto piece, bool isInside)
         {
-            constexpr int32_t kOFFSET{decltype(piece)::kVALUE * kCHANNELS_OF_PRODUCT * static_cast<int32_t>(sizeof(T))};
-            simt::copyAsyncAt<kOFFSET, kOFFSET>(target, source, isInside ? bytes : 0);
+            constexpr int32_t kOFFSET{decltype(piece)::kVALUE * kPIECE_BYTES};
+            simt::copyAsyncAt<kOFFSET, kOFFSET>(target, mValue + offset, isInside ? kPIECE_BYTES / 2 : 0);
         };
         if (mCopies == 2 * kPIECES)
         {
@@ -225,64 +217,48 @@ private:
         }
         else
         {
+            int32_t const own = mCopies - simt::laneIndex() % 2;
             forConstants<kPIECES>([&](auto piece) { copy(piece, 2 * decltype(piece)::kVALUE < own); });
         }
     }
 
-    //! Moves the entries from `first` on to the front.
-    HSPAN_DEVICE void keepRest(int32_t first)
-    {
-        int32_t const lane = simt::laneIndex();
-        int32_t const rest = mWaiting - first;
-        bool const moves = lane < rest && first > 0;
-        int32_t key = 0;
-        T parts[kPARTS<T>];
-        if (moves)
-        {
-            key = mStage.keys[first + lane];
-            HSPAN_UNROLL
-            for (int32_t part = 0; part < kPARTS<T>; ++part)
-            {
-                parts[part] = mStage.parts[part][first + lane];
-            }
-        }
-        simt::syncWarp(); // all lanes have read, also what their products needed
-        if (moves)
-        {
-            mStage.keys[lane] = key;
-            HSPAN_UNROLL
-            for (int32_t part = 0; part < kPARTS<T>; ++part)
-            {
-                mStage.parts[part][lane] = parts[part];
-            }
-        }
-        mWaiting = rest;
-        simt::syncWarp(); // the front may be overwritten
-    }
-
+    //! Adds the sums of the columns to the totals. Lane t of a row gets channel 8 t + g of each 32.
     HSPAN_DEVICE void addToTotals()
     {
+        int32_t const lane = simt::laneIndex();
+        auto const own = [lane](float const(&sums)[4])
+        { return simt::add(lane % 2 == 0 ? sums[0] : sums[2], lane % 2 == 0 ? sums[1] : sums[3]); };
         HSPAN_UNROLL
-        for (int32_t piece = 0; piece < kPIECES; ++piece)
+        for (int32_t pair = 0; pair < kPIECES / 2; ++pair)
         {
-            HSPAN_UNROLL
-            for (int32_t i = 0; i < 4; ++i)
+            float const low = own(mSums[2 * pair]);
+            float const high = own(mSums[2 * pair + 1]);
+            float sum = lane % 4 < 2 ? low : high;
+            if constexpr (Stage::kCOLUMNS > 2) // the others are with lane t + 2 or t - 2
             {
-                mTotals[piece][i] = simt::add(mTotals[piece][i], mSums[piece][i]);
-                mSums[piece][i] = 0.0F;
+                sum = simt::add(sum, simt::shuffleXor(lane % 4 < 2 ? high : low, 2));
             }
+            mTotals[pair] = simt::add(mTotals[pair], sum);
         }
     }
+
+    static constexpr int32_t kPIECE_BYTES{kCHANNELS_OF_PRODUCT * static_cast<int32_t>(sizeof(T))};
 
     Stage& mStage;
     simt::GlobalAddress mValue; //!< of key 0, the lane's first piece
-    int64_t mPitch;             //!< bytes from key to key
+    uint32_t mPitch;            //!< bytes from key to key
     uint32_t mLanesBefore;
     int32_t mCopies; //!< pieces of a row that hold channels
-    int32_t mWaiting{0};
-    int32_t mProducts{0}; //!< of the row
-    float mSums[kPIECES][4];
-    float mTotals[kPIECES][4];
+    //! The lane's places: where it copies values to and loads them from, in the first buffer, and its weights and the
+    //! offset of its values in the first product.
+    simt::SharedAddress mTarget;
+    simt::SharedAddress mMatrices;
+    simt::SharedAddress mWeights;
+    simt::SharedAddress mOffsets;
+    uint32_t mFirst{0}; //!< entry that waits
+    uint32_t mEnd{0};
+    float mSums[kPIECES][4];    //!< of products
+    float mTotals[kPIECES / 2]; //!< of the lane's channels
 };
 
 //! One channel of the weighted sum by multiply-adds in the order of keys, in chains that go to a two-float total: for

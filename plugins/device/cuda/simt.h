@@ -430,6 +430,22 @@ HSPAN_DEVICE GlobalAddress globalAddress(void const* object)
     return __cvta_generic_to_global(object);
 }
 
+//! The word at a place in shared memory that is a multiple of four.
+HSPAN_DEVICE uint64_t loadWordAt(SharedAddress place)
+{
+    uint64_t word;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=l"(word) : "r"(place) : "memory");
+    return word;
+}
+
+//! Two words, at a multiple of eight.
+HSPAN_DEVICE Pair<uint32_t> loadPairAt(SharedAddress place)
+{
+    Pair<uint32_t> pair;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(pair.x), "=r"(pair.y) : "r"(place) : "memory");
+    return pair;
+}
+
 //! loadMatrices() of the row that lies kOFFSET bytes further.
 template <int32_t kOFFSET>
 HSPAN_DEVICE void loadMatricesAt(uint32_t (&r)[4], SharedAddress row)

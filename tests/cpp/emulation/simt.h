@@ -551,6 +551,16 @@ inline GlobalAddress globalAddress(void const* object)
     return static_cast<unsigned char*>(const_cast<void*>(object));
 }
 
+inline uint64_t loadWordAt(SharedAddress place)
+{
+    return loadWord(place);
+}
+
+inline Pair<uint32_t> loadPairAt(SharedAddress place)
+{
+    return loadPair(reinterpret_cast<uint32_t const*>(place));
+}
+
 template <int32_t kOFFSET>
 void loadMatricesAt(uint32_t (&r)[4], SharedAddress row, int32_t line = __builtin_LINE())
 {
