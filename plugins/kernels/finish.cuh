@@ -24,7 +24,7 @@ constexpr int32_t kMOST_ROWS_OF_WARP{8};
 
 //! Warps of a block: two buffers of values for each are to fit into its shared memory.
 template <int32_t kPIECES>
-constexpr int32_t kFINISH_WARPS{kPIECES <= 8 ? 4 : 2};
+constexpr int32_t kFINISH_WARPS{kPIECES <= 4 ? 4 : 2};
 
 template <typename T, int32_t kPIECES>
 struct FinishStage
@@ -143,10 +143,7 @@ HSPAN_DEVICE void writeRows(
 //! Writes the outputs of rows on lists, and which rows take the dense route. Grid: x rows, `rowsOfWarp` a warp, a power
 //! of two up to kMOST_ROWS_OF_WARP.
 template <typename T, int32_t kPIECES>
-HSPAN_KERNEL_FITTING(kFINISH_WARPS<kPIECES>* simt::kWARP_SIZE,
-    (kPIECES <= 4          ? 4
-            : kPIECES <= 8 ? 2
-                           : 4))
+HSPAN_KERNEL_FITTING(kFINISH_WARPS<kPIECES>* simt::kWARP_SIZE, 4)
 finishKernel(LookArguments<T> arguments, int32_t rowsOfWarp)
 {
     using Stage = FinishStage<T, kPIECES>;

@@ -130,6 +130,25 @@ def attention_inputs(picture: Path, size: ImageSize, network: str) -> list[Atten
     return inputs
 
 
+def lifted(attention: AttentionInput) -> AttentionInput:
+    """The same scores with the published 96 and 192 channels: by matrices with orthonormal columns."""
+    generator = np.random.default_rng(0)
+    score, value = (
+        np.linalg.qr(generator.standard_normal((wide, array.shape[0])))[0]
+        for wide, array in ((96, attention.query), (192, attention.value))
+    )
+
+    def times(matrix: NDArray[np.float64], array: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.tensordot(matrix, array, 1).astype(np.float32)
+
+    return AttentionInput(
+        block=attention.block,
+        query=times(score, attention.query),
+        key=times(score, attention.key),
+        value=times(value, attention.value),
+    )
+
+
 def count_instructions(attention: AttentionInput, precision: str) -> list[KernelCount]:
     """Runs the operator with the kernels that it chooses itself.
 

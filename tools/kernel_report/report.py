@@ -30,6 +30,7 @@ from tools.kernel_report.counts import (
     attention_inputs,
     count_instructions,
     issue_floors,
+    lifted,
     photograph_of_scikit_image,
 )
 from tools.kernel_report.plugin_code import KernelCode, inspect_kernels
@@ -105,6 +106,11 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--network", default="hspan-tiny-x4", help="whose attention sees it: a name or a checkpoint"
     )
+    parser.add_argument(
+        "--published-channels",
+        action="store_true",
+        help="lift what the attention gets to 96 and 192 channels; scores stay",
+    )
     return parser.parse_args()
 
 
@@ -114,7 +120,8 @@ def count(arguments: argparse.Namespace) -> int:
     picture = arguments.picture or photograph_of_scikit_image()
     counts: list[KernelCount] = []
     for attention in attention_inputs(picture, size, arguments.network):
-        counts += count_instructions(attention, arguments.precision)
+        taken = lifted(attention) if arguments.published_channels else attention
+        counts += count_instructions(taken, arguments.precision)
     floors = issue_floors(counts)
     if arguments.json:
         kernels = [{**asdict(each), "tensor_share": each.tensor_share} for each in counts]
