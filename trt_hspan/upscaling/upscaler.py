@@ -352,11 +352,9 @@ def grown(pixels: npt.NDArray[Any], size: ImageSize, *, axes: tuple[int, int] = 
 def reflected(indices: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
     """Indices past the end of an axis, thrown back at its ends as often as needed; the end pixel is not repeated.
 
-    With the period p = 2 * (size - 1) and m = i mod p: m if m < size, else p - m; 0 for an axis of one pixel.
+    With the period p = 2 * (size - 1), 1 for an axis of one pixel, and m = i mod p: m if m < size, else p - m.
     """
-    if size == 1:
-        return np.zeros_like(indices)
-    period = 2 * (size - 1)
+    period = max(1, 2 * (size - 1))
     folded = indices % period
     return np.where(folded < size, folded, period - folded)
 
