@@ -25,19 +25,23 @@ if TYPE_CHECKING:
     from support.small_engine import SmallEngine
 
 
-#: Few tests that take long, each a minute or so on a fresh checkout: they begin first, so that none of two processes
-#: waits for the last of them.
+#: Files that take a minute or so on a fresh checkout, the longest first: they begin first, in this order, so that none
+#: of two processes waits for the last of them.
 LONG_FILES = (
+    "plugins/test_emulated_kernels_cpp.py",
     "plugins/test_emulated_kernels_aarch64.py",
     "tools/jetson_package/test_board_program.py",
     "native/test_plugin_build.py",
     "native/test_cuda_library.py",
-    "jobs/cluster/test_s3.py",
     "jobs/cluster/test_ray_address.py",
     "jobs/cluster/test_job.py",
     "ptx/test_compiled_kernels.py",
     "runtime/test_tensorrt_on_standin.py",
+    "cli/test_build.py",
+    "plugins/test_emulated_kernels.py",
+    "plugins/runtime/test_program_on_doubles.py",
     "tools/wheel/test_wheel.py",
+    "jobs/cluster/test_s3.py",
     "test_console_blocks.py",
     "test_demo.py",
 )
@@ -46,10 +50,9 @@ LONG_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, then those with the most tests; `make test` has pytest-xdist keep this order."""
     tests = Path(__file__).parent
+    rank = {tests / name: place for place, name in enumerate(LONG_FILES)}
     counts = Counter(item.path for item in items)
-    items.sort(
-        key=lambda item: (item.path.relative_to(tests).as_posix() not in LONG_FILES, -counts[item.path])
-    )
+    items.sort(key=lambda item: (rank.get(item.path, len(rank)), -counts[item.path]))
 
 
 @pytest.fixture(params=NETWORK_CASES)

@@ -68,8 +68,8 @@ void checkAgainstReference(ElementType type, Problem const& problem);
 //! Rows of NaN and infinities.
 void addDegenerateRows(ElementType type, Variant variant);
 
-//! Lists, the dense route, tile shapes and workspaces.
-void addRoutes();
+//! Lists, the dense route, tile shapes and workspaces; `all` combinations, or those that every pair needs.
+void addRoutes(bool all);
 
 //! @}
 

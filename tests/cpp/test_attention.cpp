@@ -169,7 +169,8 @@ int main(int argc, char** argv)
 {
     std::string const order = argc > 1 ? argv[1] : "forward";
     gLaneOrder = order == "reverse" ? 1 : order == "shuffled" ? 2 : 0;
-    addSizes(order == "forward");
+    bool const all = order == "forward";
+    addSizes(all);
     addDegenerateRows(ElementType::kFLOAT, {1, 0, TensorLayout::kLINEAR});
     addDegenerateRows(ElementType::kFLOAT, {});
     addDegenerateRows(ElementType::kFLOAT, {2, 16, TensorLayout::kCHANNELS_LAST});
@@ -177,6 +178,6 @@ int main(int argc, char** argv)
     addDegenerateRows(ElementType::kHALF, {2, 16, TensorLayout::kCHANNELS_LAST});
     addDegenerateRows(ElementType::kBFLOAT16, {2, 40, TensorLayout::kLINEAR, 40});
     addProperties();
-    addRoutes();
+    addRoutes(all);
     return runAll();
 }

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from support.arm64 import needs_cross_compiler, needs_qemu, run_emulated
+
+from tools.jetson_package.cross_toolkit import CROSS_COMPILER
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPILER = shutil.which("aarch64-linux-gnu-g++")
-EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 
 
-@pytest.mark.skipif(
-    COMPILER is None or EMULATOR is None,
-    reason="needs Debian's g++-aarch64-linux-gnu and qemu-user-static",
-)
+@needs_cross_compiler
+@needs_qemu
 def test_kernel_is_right_on_aarch64(tmp_path: Path) -> None:
     sources = ROOT / "plugins" / "cpu"
     # The flags of plugins/cpu/CMakeLists.txt.
@@ -24,12 +21,12 @@ def test_kernel_is_right_on_aarch64(tmp_path: Path) -> None:
     program = tmp_path / "test"
     subprocess.run(
         [
-            *(COMPILER, *flags.split(), "-static", "-pthread", "-I", sources, "-o", program),
+            *(CROSS_COMPILER, *flags.split(), "-static", "-pthread", "-I", sources, "-o", program),
             ROOT / "tests" / "cpp" / "cpu" / "test_cpu_attention.cpp",
             *(sources / name for name in ("attention.cpp", "kernel_baseline.cpp")),
         ],
         check=True,
     )
-    result = subprocess.run([EMULATOR, program], capture_output=True, text=True, check=False)
+    result = run_emulated(program)
     assert result.returncode == 0, result.stdout
-    assert "instruction set neon\n0 of 648 problems failed" in result.stdout
+    assert b"instruction set neon\n0 of 648 problems failed" in result.stdout

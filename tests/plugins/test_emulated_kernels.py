@@ -1,4 +1,4 @@
-"""The CUDA kernels on emulated hardware: the C++ tests, the golden vectors, random problems.
+"""The CUDA kernels on emulated hardware: the golden vectors, random problems.
 
 The tiled kernels are broken on purpose by these tests themselves, in the ways of MUTATIONS: a copy of the source is
 changed, compiled together with tests/cpp/mutation_probe.cpp, and must fail there.
@@ -12,42 +12,11 @@ changed, compiled together with tests/cpp/mutation_probe.cpp, and must fail ther
 Mistakes with refined scores, each made, seen to fail and taken back: the lesser part of a sum dropped, lists not
 computed again, the dense route's output from plain scores. All of them run into
 test_fp32_is_within_a_relative_error_of_1e_5.
-
-What each mistake in the plain kernels runs into; every one was made, seen to fail there, and taken back:
-
-=====================================================  ==============================================================
-mistake                                                test that fails
-=====================================================  ==============================================================
-keys past the end are not masked                       attention_*: most sizes; threshold
-rows of a tile take their neighbor's threshold        attention_*: most sizes; threshold
-last slice of score channels dropped                   attention_*: "more score channels than any network has ..."
-batches beyond the grid left out                       attention_*: "more batches than the grid has places ..."
-keys, or values, read past the end                     attention_*: segmentation fault at the guard page
-no barrier before the stage is overwritten             attention_*: most sizes; threshold
-no barrier after the stage is loaded                   attention_*: most sizes; threshold
-no barrier after weights and values are loaded         attention_*: most sizes
-warps skip a key group each for itself                 attention_*: "barrier divergence"
-lanes' sums reduced over half the warp                 attention_*: most sizes; threshold
-support counted one too large                          attention_*: most sizes; threshold
-iteration starts at max instead of max - 1             attention_*: most sizes; threshold
-iteration stops after one step                         attention_*: sparse rows; threshold
-a row settles on its support from any distance         threshold: "a support that shrinks by a hair ..."
-downward steps forbidden                               threshold: "... made shrink by a hair grows again"
-a settled row goes on                                  threshold: "a dense row settles after three Newton passes"
-step not limited to max - 1/n                          threshold: "a step never ends above max - 1/n"
-threshold kept in one float                            threshold: "weights of a million scores ..."; attention_*
-F summed in one float                                  threshold: "weights of a million scores ..."
-running output sums never flushed                      threshold: "the mean of many equal values is that value"
-maximum skips NaN                                      attention_*: "a NaN in a key ..."
-weights of 0 multiplied too                            attention_*: "a NaN in a value reaches ..."
-low part of a sum added to infinity                    attention_*: "values of weight 0 may be NaN or infinite ..."
-=====================================================  ==============================================================
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import shutil
 import subprocess
@@ -63,19 +32,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.golden import ATTENTION_CASES, GOLDEN
 
-from trt_hspan.native.toolchain import find_cmake
-
-CTESTS = [
-    "attention_forward",
-    "attention_reverse",
-    "attention_shuffled",
-    "coarse_scores",
-    "emulation",
-    "emulation_ucontext",
-    "exact_threshold",
-    "large_strides",
-    "threshold",
-]
 UNIT = 2.0**-24  # u, the rounding unit of FP32
 DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ELEMENT_TYPES = {name: number for number, name in enumerate(DTYPES)}
@@ -211,24 +167,6 @@ def rounding(dtype: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
     info = ml_dtypes.finfo(DTYPES[dtype])
     exponent = np.floor(np.log2(np.maximum(np.abs(values), float(info.tiny))))
     return 2.0 ** (exponent - info.nmant - 1)
-
-
-def ctest() -> str:
-    return str(find_cmake().with_name("ctest"))
-
-
-@pytest.mark.parametrize("name", CTESTS)
-def test_cpp_tests_pass(name: str, emulation_folder: Path) -> None:
-    command = [ctest(), "--output-on-failure", "--tests-regex", f"^{name}$", "--no-tests=error"]
-    completed = subprocess.run(command, cwd=emulation_folder, capture_output=True, text=True, check=False)
-    assert completed.returncode == 0, completed.stdout
-
-
-def test_no_cpp_test_is_left_out(emulation_folder: Path) -> None:
-    completed = subprocess.run(
-        [ctest(), "--show-only=json-v1"], cwd=emulation_folder, capture_output=True, text=True, check=True
-    )
-    assert sorted(test["name"] for test in json.loads(completed.stdout)["tests"]) == sorted(CTESTS)
 
 
 @pytest.mark.parametrize("name", ATTENTION_CASES)

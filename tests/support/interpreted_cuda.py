@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
 from tools.kernel_report.interpreter import build_program
 from trt_hspan.native.cuda_attention import CudaLibrary, CudaProblem, DeviceAddresses
+from trt_hspan.native.sources import sources_folder
 
 
 class InterpretedLibrary(CudaLibrary):
@@ -44,3 +47,18 @@ class InterpretedLibrary(CudaLibrary):
     def finding(self) -> str:
         """What the last call did wrong; empty: nothing."""
         return str(self._library.fakeCudaFinding().decode())
+
+
+@contextmanager
+def library_with_mistake(folder: Path, right: str, wrong: str) -> Iterator[InterpretedLibrary]:
+    """The library with `wrong` in place of `right` in its C functions, compiled from a copy in a folder of its own."""
+    plugins = sources_folder() / "plugins"
+    shutil.copytree(plugins / "cuda", folder / "plugins" / "cuda")
+    (folder / "plugins" / "kernels").symlink_to(plugins / "kernels")
+    source = folder / "plugins" / "cuda" / "hspan_cuda.cpp"
+    text = source.read_text()
+    assert right in text, "the C functions have changed; change the mistake as well"
+    source.write_text(text.replace(right, wrong))
+    library = InterpretedLibrary(replaced={source.name: folder / "plugins"})
+    yield library
+    library.path.unlink()

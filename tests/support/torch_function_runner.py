@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from trt_hspan.runtime.runner import Float32Array, Runner, ShapeLimit
 
 Network = Callable[[torch.Tensor], torch.Tensor]
+
+# A sum of a hundred float32 products of size one differs by less than this when its order changes.
+ROUNDING = 2e-5
 
 
 class TorchFunctionRunner(Runner):
@@ -85,3 +89,14 @@ def global_network(scale: int, *, seed: int = 0) -> Network:
     """Convolutions, plus the mean of everything that the network sees: like attention, it notices the tile."""
     local = convolutions(scale, seed=seed)
     return lambda x: local(x) + 0.1 * x.mean(dim=(2, 3), keepdim=True)
+
+
+def batch(height: int, width: int, *, n: int = 1, seed: int = 0) -> Float32Array:
+    """(N, 3, H, W), 0..1."""
+    return np.random.default_rng(seed).random((n, 3, height, width), dtype=np.float32)
+
+
+def untiled(function: Network, x: Float32Array) -> Float32Array:
+    """What it gives of the whole."""
+    with torch.inference_mode():
+        return function(torch.from_numpy(x)).numpy()
