@@ -232,6 +232,31 @@ def test_a_bmp_has_no_profile_and_that_is_said(tmp_path: Path) -> None:
     ]
     (line,) = upscaled(png((b"cICP", bytes([9, 99, 0, 1]))), tmp_path, ".jpg")[1]
     assert line.endswith("its colors' numbers (cICP 9-99-0-1) are lost: no profile says them")
+    (line,) = upscaled(png((b"cHRM", bytes(32))), tmp_path, ".jpg")[1]
+    assert line.endswith("its colors' numbers (cHRM) are lost: no profile says them")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+@pytest.mark.parametrize(
+    ("profile", "mode", "kind"),
+    [(b"no profile" * 20, "RGB", "RGB"), (SRGB[:-1], "RGB", "RGB"), (SRGB, "L", "gray")],
+)
+def test_a_profile_that_says_nothing_of_the_pixels_is_said_to_be_left_out(
+    tmp_path: Path, suffix: str, profile: bytes, mode: str, kind: str
+) -> None:
+    stream = io.BytesIO()
+    Image.new(mode, (8, 6)).save(stream, "PNG", icc_profile=profile)
+    result, notes = upscaled(stream.getvalue(), tmp_path, suffix)
+    assert read_picture(result).metadata.icc_profile is None
+    line = f"its color profile is left out: damaged, or not one of {kind} pixels"
+    assert notes == [f"{tmp_path / 'source'}: {line}"]
+
+
+def test_a_profile_that_cannot_be_used_does_not_hide_what_else_is_said(tmp_path: Path) -> None:
+    broken = (b"iCCP", b"a\0\0is not compressed")
+    result, (line,) = upscaled(png(broken, (b"gAMA", LINEAR)), tmp_path, ".jpg")
+    assert read_picture(result).metadata.icc_profile == profile_of_png(((b"gAMA", LINEAR),), gray=False)
+    assert "its color profile is left out" in line
 
 
 def test_profiles_say_what_lcms_knows_of_the_same_colors() -> None:

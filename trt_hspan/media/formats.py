@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from contextlib import suppress
@@ -33,31 +34,36 @@ VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
 _STARTS: Final[tuple[tuple[bytes, str, str], ...]] = (
     (b"\x89PNG\r\n\x1a\n", "PNG", ".png"),
     (b"\xff\xd8\xff", "JPEG", ".jpg"),
-    (b"BM", "BMP", ".bmp"),
-    (b"GIF8", "GIF", ".png"),
+    *((start, "GIF", ".png") for start in (b"GIF87a", b"GIF89a")),
     *((start, "TIFF", ".tif") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
-    *((b"P%d" % kind, "PPM", ".png") for kind in range(1, 7)),
     (b"\xff\x0a", "JXL", ".png"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL", ".png"),
 )
-# Of files that begin with a box "ftyp": brands of pictures, and of sound alone. All others are videos.
+# Two letters begin many a text too: more of a PNM's header, and a BMP's with one of the lengths of its description.
+_LONGER_STARTS: Final = (
+    (re.compile(rb"P[1-6](?:\s|#[^\n\r]*[\n\r])+(?:[0-9]|\Z)"), "PPM", ".png"),
+    (re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL), "BMP", ".bmp"),
+)
+# Of files that begin with a box "ftyp": brands of pictures, and of sound alone or raw pictures. All others are videos.
 _BRANDS: Final = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
 )
-_SOUND_BRANDS: Final = (b"M4A ", b"M4B ", b"M4P ")
+_OTHER_BRANDS: Final = (b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B ", b"aax ", b"crx ")
 _VIDEO_STARTS: Final = (
     *(b"\x1aE\xdf\xa3", b"FLV\1", b"0&\xb2u\x8ef\xcf\x11"),  # Matroska and WebM, Flash, Windows Media
     *(b"\0\0\1\xba", b"\0\0\1\xb3", b"\0\0\1\xb0"),  # MPEG: program streams, 1 and 2, 4
     *(b"\0\0\0\1" + unit for unit in (b"\x67", b"\x27", b"\x09", b"\x40\1", b"\x46\1")),  # H.264, H.265
+    *(b"\0\0\0\x08" + box for box in (b"wide", b"free", b"skip")),  # QuickTime
     *(b"YUV4MPEG2 ", b"DKIF", b"nut/multimedia container", b"\x06\x0e+4\2\5\1\1"),  # the last is MXF
 )
 # Ogg begins alike for sound alone: Theora and VP8 in it.
 _OGG_VIDEOS: Final = (b"\x80theora", b"OVP80")
 # QuickTime may come without "ftyp".
-_VIDEO_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"wide")
-# MPEG transport streams: a byte at the start of each packet, which a disc puts a time stamp before.
+_VIDEO_BOXES: Final = (b"ftyp", b"moov", b"mdat")
+# MPEG transport streams: a byte at the start of each packet, which a disc puts a time stamp before, and a broadcast
+# a checksum behind.
 _TS_SYNC: Final = 0x47
-_TS_PACKETS: Final = ((0, 188), (4, 192))
+_TS_PACKETS: Final = ((0, 188), (4, 192), (0, 204))
 _START_BYTES: Final = 1024
 # Pixels that a side may have in libjpeg and in libwebp.
 _LONGEST_SIDES: Final = {"JPEG": 65500, "WEBP": 16383}
@@ -104,7 +110,9 @@ def format_and_suffix(start: bytes) -> tuple[str, str] | None:
             return None
         compatible = [start[at : at + 4] for at in range(16, length, 4)]
         return ("AVIF" if b"avif" in compatible else _BRANDS[brand]), ".png"
-    return next(((name, suffix) for magic, name, suffix in _STARTS if start.startswith(magic)), None)
+    known = next(((name, suffix) for magic, name, suffix in _STARTS if start.startswith(magic)), None)
+    longer = ((name, suffix) for pattern, name, suffix in _LONGER_STARTS if pattern.match(start))
+    return known or next(longer, None)
 
 
 def kind_of_file(path: Path) -> Kind | None:
@@ -136,7 +144,7 @@ def kind_of_name(path: Path) -> Kind | None:
 
 def _is_video(start: bytes) -> bool:
     if start[4:8] in _VIDEO_BOXES:
-        return start[8:12] not in _SOUND_BRANDS
+        return start[8:12] not in _OTHER_BRANDS
     if start.startswith(b"RIFF"):
         return start[8:12] == b"AVI "
     if start.startswith(_VIDEO_STARTS) or (

@@ -46,6 +46,7 @@ _PPM_HEADER: Final = re.compile(
 #: Bytes of a file that `read_header` needs of a PPM.
 PPM_HEADER_BYTES: Final = 4096
 _START_OF_SCAN: Final = 0xDA
+_MP_ENTRIES: Final = 0xB002  # of a JPEG's index of further pictures: CIPA DC-007
 #: Application segments and comments of a JPEG.
 JPEG_DESCRIPTIONS: Final = frozenset((*range(0xE0, 0xF0), 0xFE))
 _ORIENTATION: Final = 0x0112
@@ -77,7 +78,7 @@ class Metadata:
     """What a file says beside its pixels.
 
     Attributes:
-        icc_profile: the colors' profile.
+        icc_profile: the colors' profile, as it stands in the file; without bytes where it cannot be unpacked.
         exif: an EXIF block, `Exif\\0\\0` first; its orientation is that of the pixels: upright.
         xmp: an XMP packet.
         text: PNG's keywords and their texts.
@@ -154,8 +155,9 @@ def read_header(source: Path | bytes, start: bytes, kind: str, where: object) ->
 
 
 def fits_profile(profile: bytes, *, gray: bool) -> bool:
-    """Whether an ICC profile is one for such pixels: a CMYK profile on RGB would turn every color."""
-    return profile[16:20] == (b"GRAY" if gray else b"RGB ")
+    """Whether an ICC profile is whole and one for such pixels: a CMYK profile on RGB would turn every color."""
+    is_whole = profile[36:40] == b"acsp" and int.from_bytes(profile[:4], "big") <= len(profile)
+    return is_whole and profile[16:20] == (b"GRAY" if gray else b"RGB ")
 
 
 def metadata_of_image(image: Image.Image) -> Metadata:
@@ -163,7 +165,7 @@ def metadata_of_image(image: Image.Image) -> Metadata:
     dpi = image.info.get("dpi")
     orientation_of_image(image)  # so that a block that is not EXIF fails here
     return Metadata(
-        icc_profile=image.info.get("icc_profile") or None,
+        icc_profile=image.info["icc_profile"] or b"" if "icc_profile" in image.info else None,
         exif=upright_exif(image.getexif(), of_tiff=False),
         xmp=_upright_packet(image.info.get("xmp") or image.info.get(XMP_KEY)),
         text=tuple((k, str(v)) for k, v in getattr(image, "text", {}).items() if k != XMP_KEY),
@@ -195,8 +197,14 @@ def _jpeg_header(stream: BinaryIO, _where: object) -> Header:
     from PIL.JpegImagePlugin import JpegImageFile
 
     # Not Image.open: that follows an index of further pictures, and has a limit of size.
-    image = JpegImageFile(stream)
-    return Header(metadata=metadata_of_image(image), orientation=orientation_of_image(image))
+    image: Any = JpegImageFile(stream)
+    pictures = []
+    with contextlib.suppress(*DAMAGE):  # an index that cannot be read names none
+        pictures = (image._getmp() or {}).get(_MP_ENTRIES, [])
+    kinds = [str(entry["Attribute"]["MPType"]) for entry in pictures]
+    has_more = sum("Thumbnail" not in kind for kind in kinds) > 1
+    metadata = replace(metadata_of_image(image), lost=(FIRST_ONLY,) if has_more else ())
+    return Header(metadata=metadata, orientation=orientation_of_image(image))
 
 
 def _png_header(stream: BinaryIO, _where: object) -> Header:
@@ -265,7 +273,12 @@ def _tiff_directory(stream: BinaryIO, head: bytes, at: int) -> Any:
 
 
 def _has_more_pages(stream: BinaryIO, head: bytes, directory: Any) -> bool:
-    """Whether a page after this one is more than a smaller copy, as of a pyramid, or a mask."""
+    """Whether a page beside this one is more than a smaller copy, as of a pyramid, or a mask.
+
+    This one is such a copy itself in raw photographs.
+    """
+    if directory.get(_PAGE_TAG) in _COPIES_AND_MASKS:
+        return True
     seen: set[int] = set()
     while directory.next and directory.next not in seen:
         seen.add(directory.next)

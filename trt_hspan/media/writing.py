@@ -177,16 +177,19 @@ def write_strips(
 def color_losses(metadata: Metadata, path: str | os.PathLike[str], *, gray: bool) -> list[str]:
     """What a file says of its colors and what a file of this name, with or without colors, will not; one line each."""
     name, lost = WRITE_FORMATS[Path(path).suffix.lower()][0], list(metadata.lost)
+    kinds, gray = dict(metadata.png_colors), gray and name != "WEBP"
+    if metadata.icc_profile is not None and not fits_profile(metadata.icc_profile, gray=gray):
+        lost.append(f"its color profile is left out: damaged, or not one of {'gray' if gray else 'RGB'} pixels")
     if name == "PNG":
         return lost
-    kinds = dict(metadata.png_colors)
-    profile = _profile(metadata, gray=gray and name != "WEBP")
+    profile = _profile(metadata, gray=gray)
     if name == "BMP" and profile is not None:
         lost.append("its color profile is lost: BMP has none")
-    if b"cICP" in kinds and profile is None and kinds[b"cICP"] != b"\1\x0d\0\1":
-        lost.append(
-            f"its colors' numbers (cICP {'-'.join(map(str, kinds[b'cICP']))}) are lost: no profile says them"
-        )
+    try:
+        profile_of_png(metadata.png_colors if profile is None else (), gray=gray)
+    except ValueError:
+        numbers = f"cICP {'-'.join(map(str, kinds[b'cICP']))}" if b"cICP" in kinds else "cHRM"
+        lost.append(f"its colors' numbers ({numbers}) are lost: no profile says them")
     if kinds.keys() & {b"mDCV", b"cLLI"}:
         lost.append(f"its HDR metadata (mastering display, light level) is lost: {name} has none")
     return lost
@@ -195,10 +198,12 @@ def color_losses(metadata: Metadata, path: str | os.PathLike[str], *, gray: bool
 def _profile(metadata: Metadata, *, gray: bool) -> bytes | None:
     """The profile of files that are no PNG; PNG's cICP has more right than a profile, and that than other chunks."""
     profile = metadata.icc_profile
-    if metadata.png_colors and (profile is None or b"cICP" in dict(metadata.png_colors)):
+    if profile is not None and not fits_profile(profile, gray=gray):
+        profile = None
+    if profile is None or b"cICP" in dict(metadata.png_colors):
         with suppress(ValueError):
             profile = profile_of_png(metadata.png_colors, gray=gray)
-    return profile if profile and fits_profile(profile, gray=gray) else None
+    return profile
 
 
 def _encode_from_pipe(
