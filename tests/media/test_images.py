@@ -143,7 +143,9 @@ def test_of_several_pictures_the_first_is_taken_and_that_is_said(tmp_path: Path,
 
 def test_a_smaller_copy_at_the_start_of_a_raw_photograph_is_said_to_be_one_of_several(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "a.dng", "TIFF", tiffinfo={254: 1})
-    assert read_picture(tmp_path / "a.dng").metadata.lost == ("contains several pictures: the first is taken",)
+    assert read_picture(tmp_path / "a.dng").metadata.lost == (
+        "contains several pictures: the first is taken",
+    )
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])

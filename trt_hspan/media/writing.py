@@ -179,7 +179,9 @@ def color_losses(metadata: Metadata, path: str | os.PathLike[str], *, gray: bool
     name, lost = WRITE_FORMATS[Path(path).suffix.lower()][0], list(metadata.lost)
     kinds, gray = dict(metadata.png_colors), gray and name != "WEBP"
     if metadata.icc_profile is not None and not fits_profile(metadata.icc_profile, gray=gray):
-        lost.append(f"its color profile is left out: damaged, or not one of {'gray' if gray else 'RGB'} pixels")
+        lost.append(
+            f"its color profile is left out: damaged, or not one of {'gray' if gray else 'RGB'} pixels"
+        )
     if name == "PNG":
         return lost
     profile = _profile(metadata, gray=gray)
