@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
@@ -17,6 +18,7 @@ from tools.mutation.mistakes import Mistake, source_with
 Verdict = Literal["noticed", "survived"]
 PACKAGE: Final = "trt_hspan"
 _NO_TESTS: Final = 5  # pytest's exit code
+_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
 
 def mirroring_tests(root: Path, module: str) -> list[str]:
@@ -51,37 +53,43 @@ class Copy:
         shutil.copytree(root / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
 
     def verdict(self, mistake: Mistake, seconds: float, passing: dict[str, bool]) -> Verdict:
-        """Whether a test file fails with the mistake, or runs on after so many seconds, and passes without it.
+        """Whether a test fails with the mistake, or its file runs on after so many seconds, and passes without it.
 
-        `passing` keeps which files pass without any.
+        `passing` keeps which tests pass without any.
         """
         target = self.folder / mistake.module
         for test in mirroring_tests(self.root, mistake.module):
             target.write_text(source_with(self.root, mistake), encoding="utf-8")
-            failed = self.fails(test, seconds)
+            failing = self.failing(test, seconds)
             shutil.copyfile(self.root / mistake.module, target)
-            if failed and test not in passing:
-                passing[test] = not self.fails(test, seconds)
-            if failed and passing[test]:
+            if failing is not None and failing not in passing:
+                passing[failing] = self.failing(failing, seconds) is None
+            if failing is not None and passing[failing]:
                 return "noticed"
         return "survived"
 
-    def fails(self, test: str, seconds: float) -> bool:
-        """Whether a test file fails here, or runs on after so many seconds. One without tests passes."""
+    def failing(self, test: str, seconds: float) -> str | None:
+        """The first test that fails here, or the file if it runs on after so many seconds; None when all pass."""
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-m", "not slow and not soak"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *options, test],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            return process.wait(seconds) not in (0, _NO_TESTS)
-        except subprocess.TimeoutExpired:
-            return True
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # servers and other processes of the tests too
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with tempfile.TemporaryFile() as output:  # a pipe would be held open by servers that tests start
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", *options, test],
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"},
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            try:
+                code = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                return test
+            finally:
+                with contextlib.suppress(ProcessLookupError):  # servers and other processes of the tests too
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            output.seek(0)
+            named = _FAILED.search(output.read().decode(errors="replace"))
+        if code in (0, _NO_TESTS):
+            return None
+        return named[1] if named else test

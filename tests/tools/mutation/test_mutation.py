@@ -119,7 +119,8 @@ def test_a_mistake_is_noticed_survives_or_is_stopped_and_leaves_nothing(
     assert copy.verdict(smallest, 60, passing) == "noticed"
     otherwise = planted["while count > 0: -> while count > -1:"]
     assert copy.verdict(otherwise, 60, passing) == "survived"  # a test that always fails notices nothing
-    assert passing == {"tests/room/test_module.py": True, "tests/room/test_broken.py": False}
+    module, broken = (f"tests/room/test_{name}.py::test_it" for name in ("module", "broken"))
+    assert passing == {module: True, broken: False}
     endless = planted["count = count - 3 -> count = count + 3"]
     assert copy.verdict(endless, 1.5, {"tests/room/test_module.py": True}) == "noticed"
     assert (tmp_path / "copy" / MODULE).read_text() == SOURCE
@@ -131,7 +132,9 @@ def test_the_command_prints_the_score_and_fails_below_93_percent(
     monkeypatch.setattr(command, "_ROOT", checkout)
     monkeypatch.setattr(command, "ROOMS", ("room",))
     monkeypatch.setattr(
-        Copy, "fails", lambda self, test, seconds: "min(" in (self.folder / MODULE).read_text()
+        Copy,
+        "failing",
+        lambda self, test, seconds: test if "min(" in (self.folder / MODULE).read_text() else None,
     )
     assert command.main(["--count", "17", "--jobs", "1"]) == 1
     printed = capsys.readouterr()
