@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.torch_function_runner import ROUNDING, TorchFunctionRunner, batch, convolutions, untiled
 
-from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import ShapeLimit
 from trt_hspan.sizes import ImageSize, TileChoice
@@ -221,3 +221,12 @@ def test_smaller_tiles_end_at_the_least_size() -> None:
         sizes.append(smaller)
     assert sizes[-1] == (24, 16)
     assert sizes == sorted(sizes, key=lambda size: -size.pixels)
+
+
+@pytest.mark.parametrize("more", [1, 32, 64, 900])
+def test_an_overlap_of_more_than_half_of_the_tile_that_is_chosen_is_wrong_usage(more: int) -> None:
+    runner, picture = TorchFunctionRunner(convolutions(2), 2), ImageSize(2000, 2000)
+    half = min(tile_size.plan_for_picture(runner, picture).tile) // 2
+    assert tile_size.plan_for_picture(runner, picture, overlap=half).count > 1
+    with pytest.raises(UsageError, match="do not suit a tile side"):
+        tile_size.plan_for_picture(runner, picture, overlap=half + more)
