@@ -215,3 +215,14 @@ def test_rgb_and_gray_are_exact(tmp_path: Path) -> None:
             assert all(
                 (plane == 128 << after.format.components[0].bits - 8).all() for plane in planes_of(after)[1:]
             )
+
+
+def test_full_range_is_read_alike_from_both_names_of_a_format_with_every_matrix() -> None:
+    random = np.random.default_rng(0)
+    for matrix in (1, 5, 6, 7, 8, 9):  # of YCgCo, 8, libswscale knows nothing
+        plain, full = av.VideoFrame(24, 16, "yuv444p"), av.VideoFrame(24, 16, "yuvj444p")
+        for stored, copied in zip(planes_of(plain), planes_of(full), strict=True):
+            stored[:] = copied[:] = random.integers(0, 256, stored.shape)
+        for frame in (plain, full):
+            frame.colorspace, frame.color_range = matrix, _FULL
+        np.testing.assert_array_equal(rgb_from_frame(full), rgb_from_frame(plain))

@@ -122,6 +122,21 @@ def test_turned_and_mirrored_videos_are_set_upright(
         assert next(container.decode(video=0)).rotation == 0
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("libx264", ".mkv"), ("libvpx-vp9", ".mp4"), ("libvpx-vp9", ".webm")]
+)
+def test_pixels_that_are_not_square_stay_so_or_are_said_to_be_lost(
+    tmp_path: Path, codec: str, suffix: str
+) -> None:
+    source, target = tmp_path / "a.mp4", tmp_path / f"b{suffix}"
+    write_video(source, times=(0, 100), aspect=Fraction(4, 3))
+    notes = upscaled(source, target, codec=codec).notes
+    with av.open(str(target)) as container:
+        is_kept = container.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
+    line = f"its pixels are not square (4/3): {codec} cannot say so in {suffix}"
+    assert notes == (() if is_kept else (line,))
+
+
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 def test_texts_in_other_encodings_stay_byte_for_byte(tmp_path: Path, suffix: str) -> None:
     write_video(tmp_path / "a.mkv", sounds=("aac",))

@@ -169,7 +169,7 @@ def video_frames(path: Path) -> tuple[int, ImageSize] | None:
     """(frames, their size) from the file's header; None where it does not say."""
     try:
         with _opened(path) as container:
-            video = container.streams.video[0]
+            video = _videos(container)[0]
             count = _frame_count(container, video)
             return None if count is None else (count, ImageSize(video.height, video.width))
     except (HspanError, IndexError):
@@ -185,12 +185,9 @@ class _Transcoding:
         self._av = _av()
         self._upscaler, self._source, self._target, self._options = upscaler, source, target, options
         self._container = container
-        videos = [
-            s for s in container.streams.video if not s.disposition & self._av.stream.Disposition.attached_pic
-        ]
-        if not videos:
+        if not _videos(container):
             raise HspanError(source, "contains no video stream", "give a video")
-        self._video = videos[0]
+        self._video = _videos(container)[0]
         named = options.codec or _DEFAULT_CODECS.get(target.suffix.lower(), _DEFAULT_CODEC)
         self._codec = _encoder(self._av, named).name
         _require_crf(options, self._codec)
@@ -200,6 +197,7 @@ class _Transcoding:
         self._end, self._seen = Fraction(0), 0  # of all that was read, in seconds; packets of the video
         self._writer: FrameWriter | None = None
         self._input_size = self._output_size = ImageSize(1, 1)
+        self._aspect = Fraction(1)  # of a pixel of the result
         self._notes: dict[str, None] = {}  # in their order, each once
 
     def run(self, temporary: Path, on_frame: OnFrame | None) -> UpscaledVideo:
@@ -243,6 +241,11 @@ class _Transcoding:
                 "choose another --codec or container",
             ) from error
         self._note_missing_end(plan)
+        with _opened(temporary) as result:
+            if (_videos(result)[0].sample_aspect_ratio or 1) != self._aspect:
+                self._note(
+                    f"its pixels are not square ({self._aspect}): {self._codec} cannot say so in {self._target.suffix}"
+                )
         rate = self._video.average_rate
         return UpscaledVideo(
             backend=self._upscaler.runner.label,
@@ -317,7 +320,7 @@ class _Transcoding:
             setattr(stream.codec_context, name, tag)
         location = _CHROMA_LOCATIONS.get(self._codec) or chroma_location(frame)
         if aspect := self._video.sample_aspect_ratio:
-            stream.codec_context.sample_aspect_ratio = 1 / aspect if turned else aspect
+            self._aspect = stream.codec_context.sample_aspect_ratio = 1 / aspect if turned else aspect
         crf = (
             self._options.crf if self._options.crf is not None else _RATE_FACTORS.get(self._codec, (None,))[0]
         )
@@ -469,6 +472,12 @@ class _Transcoding:
         if turned:
             rgb, a, d = rgb.transpose(0, 2, 1), c, b
         return rgb[:, :: -1 if d < 0 else 1, :: -1 if a < 0 else 1], turned
+
+
+def _videos(container: Any) -> list[Any]:
+    """Its video streams, without covers."""
+    cover = _av().stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
 
 
 def _frame_count(container: Any, video: Any) -> int | None:

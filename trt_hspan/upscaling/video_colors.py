@@ -85,13 +85,13 @@ def rgb_from_frame(frame: Any) -> Float32Array:
             white = _largest(bits) / (1 << bits) * 256  # on the scale of 8 bits
             levels = (levels * np.float32(white) - np.float32(16)) / np.float32(219)
         return np.repeat(levels[None], 3, axis=0)
-    full = frame.color_range == FULL_RANGE
+    full, tag = frame.color_range == FULL_RANGE, matrix_of_frame(frame)
     if kind.name.startswith("yuvj"):  # of which libswscale would convert the range
         full, plain = True, kind.name.replace("yuvj", "yuv")
-        frame = frame.reformat(format=plain, src_color_range=FULL_RANGE, dst_color_range=FULL_RANGE)
+        frame = _resampled(frame, plain, FULL_RANGE)
     planes = _planes(_resampled(frame, "yuv444p16le"))
     codes = np.stack([plane.astype(np.float32) for plane in planes])
-    matrix, offsets = _code_matrix(matrix_of_frame(frame), full, bits)
+    matrix, offsets = _code_matrix(tag, full, bits)
     codes -= offsets.astype(np.float32)[:, None, None]
     return _times(np.linalg.inv(matrix), codes)
 
@@ -189,7 +189,7 @@ class FrameWriter:
         return frame
 
 
-def _resampled(frame: Any, name: str) -> Any:
+def _resampled(frame: Any, name: str, color_range: int = LIMITED_RANGE) -> Any:
     """The frame with another layout of samples, whose codes stay what they are: both sides claim one matrix and range.
 
     With full range libswscale would spread luma, and luma alone, to another white where it has no chroma to resample.
@@ -198,8 +198,8 @@ def _resampled(frame: Any, name: str) -> Any:
         format=name,
         src_colorspace=BT709,
         dst_colorspace=BT709,
-        src_color_range=LIMITED_RANGE,
-        dst_color_range=LIMITED_RANGE,
+        src_color_range=color_range,
+        dst_color_range=color_range,
         interpolation=_RESAMPLED,
     )
 
