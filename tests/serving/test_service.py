@@ -135,12 +135,17 @@ def test_the_last_256_requests_that_named_themselves_are_remembered(service: Ser
 def test_a_request_is_counted_while_it_is_under_way_and_logged_at_its_end(
     service: Service, caplog: pytest.LogCaptureFixture, name: str, why: str | None, level: int
 ) -> None:
-    with caplog.at_level(logging.DEBUG, logger="trt_hspan.serving"):
+    async def requested() -> None:
         with service.request("http", name, "1.2.3.4", method="GET") as outcome:
             assert service.under_way == 1
             outcome.status, outcome.why, outcome.bytes_out = "200", why, 7
+        assert not caplog.records  # first the answer leaves
+        await asyncio.sleep(0)
+        assert service.under_way == 0
+
+    with caplog.at_level(logging.DEBUG, logger="trt_hspan.serving"):
+        asyncio.run(requested())
         (record,) = caplog.records
-    assert service.under_way == 0
     fields = record.event_fields  # type: ignore[attr-defined]
     assert record.levelno == level
     assert 0 <= fields.pop("ms") < 60_000
