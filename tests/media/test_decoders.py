@@ -96,7 +96,7 @@ def test_picture_whose_process_is_killed_at_work_goes_to_another(pool: DecoderPo
 
 
 def test_picture_whose_process_crashes_is_refused_with_the_code(pool: DecoderPool) -> None:
-    pool.size(png(8, 8))
+    pool.opened(png(8, 8))
     process = pool._idle.queue[-1]
     os.kill(process.pid, signal.SIGSTOP)
     crash = threading.Timer(0.1, lambda: os.kill(process.pid, signal.SIGSEGV))
@@ -104,9 +104,9 @@ def test_picture_whose_process_crashes_is_refused_with_the_code(pool: DecoderPoo
     resume = threading.Timer(0.2, lambda: os.kill(process.pid, signal.SIGCONT))
     resume.start()
     with pytest.raises(DecoderError, match="it ended with code -11") as refused:
-        pool.size(png(8, 8))
+        pool.opened(png(8, 8))
     assert not refused.value.killed
-    assert pool.size(png(8, 8)) == (8, 8)
+    assert pool.opened(png(8, 8))[0] == (8, 8)
     crash.join()
     resume.join()
 
