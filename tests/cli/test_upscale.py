@@ -200,7 +200,7 @@ def test_table_names_the_backend(run: CommandLine, picture: Path, tmp_path: Path
         (["--tile", "32x32", "--overlap", "17"], "--overlap: 17 pixels are more than half of the tile 32x32"),
         (["--tile", "none", "--overlap", "8"], "--overlap: is for tiles, and --tile none makes none"),
         (["--overlap", "-1"], "--overlap: -1 pixels make no sense"),
-        (["--protocol", "chop"], "--protocol: got 'chop', expected one of tiled, official"),
+        (["--protocol", "chop"], "--protocol: got 'chop', expected one of tiles, official"),
         (["--protocol", "official", "--tile", "64x64"], "has its own tiles and margins"),
         (["--official-min-size", "9000"], "--official-min-size: is for --protocol official"),
         (["--format", "gif"], "--format: got 'gif', expected one of png"),

@@ -54,7 +54,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("protocol", "self_ensemble", "sets"),
-    [("official", False, ["Set5", "Set14"]), ("tiled", False, ["Set5"]), ("official", True, ["Set14"])],
+    [("official", False, ["Set5", "Set14"]), ("tiles", False, ["Set5"]), ("official", True, ["Set14"])],
 )
 def test_figures_are_those_of_the_official_code(
     small_x4: GoldenNetwork, data: Path, protocol: Protocol, self_ensemble: bool, sets: list[str]
@@ -237,7 +237,7 @@ def test_a_picture_that_changed_is_run_again(runner: NearestRunner, data: Path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (WHOLE, "with protocol official, not tiled; name another file, or remove this one"),
+        (WHOLE, "with protocol official, not tiles; name another file, or remove this one"),
         (replace(OFFICIAL, self_ensemble=True), "with self ensemble False, not True"),
         (OFFICIAL, "with sha256 a, not b"),
     ],

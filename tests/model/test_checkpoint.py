@@ -176,9 +176,21 @@ def test_weights_that_are_no_numbers_are_refused(
     _assert_refused(_saved(tmp_path, state), "tail.1.bias")
 
 
-def test_network_for_pixels_up_to_255_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    state["sub_mean.bias"] *= 255
-    _assert_refused(_saved(tmp_path, state), "rgb_range")
+def test_network_for_pixels_up_to_255_is_rescaled(
+    tmp_path: Path, state: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    for key in ("sub_mean.bias", "add_mean.bias"):
+        state[key] = 255 * state[key]
+    loaded = trt_hspan.load_model(_saved(tmp_path, state))
+    assert "rgb_range 255" in caplog.text
+    of_255 = trt_hspan.HSPAN(loaded.config)
+    of_255.load_state_dict(state)
+    image = torch.rand((1, 3, 7, 9), dtype=torch.float64)
+    with torch.no_grad():
+        expected = of_255.double()(255 * image) / 255
+        actual = loaded.double()(image)
+    # Five weights are rounded to float32 up to twice, 2^-24 each; the small network amplifies that less than 100 times.
+    torch.testing.assert_close(actual, expected, rtol=0, atol=5 * 2 * 2**-24 * 100)
 
 
 def test_half_precision_checkpoint_is_widened(tmp_path: Path, state: dict[str, Tensor]) -> None:

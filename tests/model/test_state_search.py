@@ -118,6 +118,19 @@ def test_numbers_beside_the_weights_are_left_out(tmp_path: Path, state: dict[str
     assert_loads(tmp_path / "net.pt", state)
 
 
+def test_counters_of_thop_are_left_out_in_one_line(
+    tmp_path: Path, state: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    modules = ["", *dict.fromkeys(f"{key.rpartition('.')[0]}." for key in state if "." in key)]
+    counters = {f"{name}{key}": torch.zeros(1) for name in modules for key in ("total_ops", "total_params")}
+    torch.save({"params": state | counters}, tmp_path / "net.pt")
+    assert_loads(tmp_path / "net.pt", state)
+    assert len(caplog.messages) == 1
+    assert (
+        f"left out: total_ops, total_params, sub_mean.total_ops and {len(counters) - 3} more" in caplog.text
+    )
+
+
 def test_key_that_does_not_fit_is_named_with_its_entry(tmp_path: Path, state: dict[str, Tensor]) -> None:
     del state[KEY]
     torch.save({"net": {f"module.{key}": tensor for key, tensor in state.items()}}, tmp_path / "net.pt")

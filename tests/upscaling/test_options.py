@@ -33,7 +33,7 @@ def test_choices_that_make_sense_are_kept(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"protocol": "chop"}, "--protocol: got 'chop', expected one of tiled, official"),
+        ({"protocol": "chop"}, "--protocol: got 'chop', expected one of tiles, official"),
         ({"tile": "some"}, "--tile: got 'some', expected auto, none or a size"),
         ({"tile": "none", "overlap": 0}, "--overlap: is for tiles, and --tile none makes none"),
         ({"tile": (0, 5)}, "--tile: got (0, 5), expected a height and a width of at least 1"),

@@ -237,7 +237,7 @@ def test_official_protocol_is_the_official_codes_chop(height: int, width: int, s
 
 
 @pytest.mark.parametrize(("height", "width"), [(33, 51), (40, 40)])
-@pytest.mark.parametrize("protocol", ["tiled", "official"])
+@pytest.mark.parametrize("protocol", ["tiles", "official"])
 def test_self_ensemble_is_the_official_codes(height: int, width: int, protocol: str) -> None:
     network = global_network(2)
     x = batch(height, width)

@@ -172,7 +172,7 @@ def _require_usable(sample: Sample, upscaler: Upscaler, what: str) -> None:
     try:
         upscaler.plan(size, what=what)
     except HspanError as error:
-        if upscaler.options.protocol == "tiled" and upscaler.options.tile != "none":
+        if upscaler.options.protocol == "tiles" and upscaler.options.tile != "none":
             raise
         raise HspanError(error.where, error.what, "take --protocol tiles") from error
     require_measurable(size.scaled(sample.scale), sample.scale, what)

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -21,6 +22,14 @@ from trt_hspan.model.presets import PRESETS, RANDOM_SEED, closest_preset, preset
 from trt_hspan.model.state_search import FoundState, state_from_loaded
 
 _LOG = logging.getLogger(__name__)
+# Of a network for pixels in 0..255: features stay as they are, pixels at both ends become 0..1.
+_DIVISORS_OF_255: Final = {
+    "sub_mean.bias": 255,
+    "head.0.weight": 1 / 255,
+    "tail.1.weight": 255,
+    "tail.1.bias": 255,
+    "add_mean.bias": 255,
+}
 
 
 def load_model(path: str | os.PathLike[str], *, res_scale: float | None = None) -> HSPAN:
@@ -36,7 +45,7 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float | None = None) 
 
     Returns:
         The network in eval mode, float32 whatever floating-point type was saved, on the CPU. Sizes and scale are read
-        from the tensors' shapes.
+        from the tensors' shapes. One trained with `--rgb_range 255` is rescaled to pixels in 0..1.
 
     Raises:
         HspanError: no such file; not a checkpoint; truncated; another architecture; keys missing,
@@ -62,11 +71,15 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float | None = None) 
     )
     state = _float32_state(found.state, found.where)
     _require_usable_values(state, found.where)
+    notes = [found.note] if found.note else []
+    if float(state["sub_mean.bias"].abs().max()) > 1.5:
+        state |= {key: state[key] / divisor for key, divisor in _DIVISORS_OF_255.items()}
+        notes.append("trained on pixels in 0..255 (rgb_range 255); rescaled to 0..1")
     with torch.device("meta"):
         model = HSPAN(config)
     model.load_state_dict(state, strict=True, assign=True)
-    if found.note:
-        _LOG.warning("%s: %s", checkpoint, found.note)
+    if notes:
+        _LOG.warning("%s: %s", checkpoint, "; ".join(notes))
     for parameter in (*model.sub_mean.parameters(), *model.add_mean.parameters()):
         parameter.requires_grad_(False)
     return model.eval()
@@ -194,10 +207,4 @@ def _require_usable_values(state: Mapping[str, Tensor], where: str) -> None:
     if broken:
         raise HspanError(
             where, f"NaN or infinite values in {', '.join(broken)}", "give an undamaged checkpoint"
-        )
-    if float(state["sub_mean.bias"].abs().max()) > 1.5:
-        raise HspanError(
-            where,
-            "its mean shift is for pixels in 0..255 (rgb_range 255), expected 0..1",
-            "give a checkpoint trained with --rgb_range 1",
         )

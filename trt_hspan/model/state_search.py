@@ -160,8 +160,14 @@ def _candidates(entry: str, mapping: Mapping[object, object]) -> Iterator[_Candi
         inner = [other for other in prefixes if other != prefix and other.startswith(prefix)]
         own = [key for key in keys if key.startswith(prefix) and not key.startswith(tuple(inner))]
         names = {key: re.sub(rf"(?<![^.]){_WRAPPERS}", "", key.removeprefix(prefix)) for key in own}
-        # Beside the weights of a bare state dict stand an epoch or a loss, under keys that no module has.
-        notes = {key for key in own if "." not in names[key] and not isinstance(mapping[key], Tensor)}
+        # Beside the weights of a bare state dict stand an epoch or a loss, under keys that no module has, and beside
+        # those of each module what thop counted.
+        notes = {
+            key
+            for key in own
+            if key.endswith(("total_ops", "total_params"))
+            or ("." not in names[key] and not isinstance(mapping[key], Tensor))
+        }
         yield _Candidate(
             entry=entry,
             prefix=prefix,

@@ -9,8 +9,8 @@ from trt_hspan.errors import UsageError
 from trt_hspan.sizes import ImageSize, TileChoice
 from trt_hspan.upscaling.tiling import OFFICIAL_MIN_SIZE
 
-Protocol = Literal["tiled", "official"]
-PROTOCOLS: Final[tuple[Protocol, ...]] = ("tiled", "official")
+Protocol = Literal["tiles", "official"]
+PROTOCOLS: Final[tuple[Protocol, ...]] = ("tiles", "official")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class UpscaleOptions:
 
     tile: TileChoice = "auto"
     overlap: int | None = None
-    protocol: Protocol = "tiled"
+    protocol: Protocol = "tiles"
     self_ensemble: bool = False
     official_min_size: int = OFFICIAL_MIN_SIZE
 

@@ -153,7 +153,7 @@ class Upscaler:
             return alphas.popleft().finished(output) if pixels.has_alpha else output
 
         official = self.options.protocol == "official"
-        step = "use --protocol tiled" if official else "give smaller tiles with --tile"
+        step = "use --protocol tiles" if official else "give smaller tiles with --tile"
         with _translate_out_of_memory(self.runner, plan, step):
             yield from blended_strips(plan, scale, output_of, pixels.pixels_from_tensor)
 

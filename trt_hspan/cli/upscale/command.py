@@ -27,9 +27,9 @@ class TileOptions:
     tile: str = options.tile()
     overlap: int | None = option("Pixels that neighboring tiles share.", shown="32 or less")
     protocol: str = option(
-        "tiled, or official: quarters with hard seams as the official code's --chop cuts them, for "
+        "tiles, or official: quarters with hard seams as the official code's --chop cuts them, for "
         "comparing with published figures.",
-        default="tiled",
+        default="tiles",
     )
     official_min_size: int | None = option(
         "--protocol official: pixels from which a quarter is quartered again.", shown="120000"
