@@ -84,7 +84,7 @@ def _columns_of_row(
             assert carried is not None
             ramp = carried + output[..., rise:body] * rising_weights(body - rise)
             values = np.concatenate([ramp, values], axis=3)
-        carried = output[..., fall:end] * falling_weights(end - fall) if end > fall else None
+        carried = output[..., fall:end] * falling_weights(end - fall)
         yield column.rise_start * scale, values
 
 
