@@ -91,7 +91,7 @@ def test_without_a_request_nothing_is_kept_and_the_overflow_is_reported_with_its
     assert json.loads(result.out)["range_audit"]["kept_fp32"] == []
     validated = run("validate", target, "--checkpoint", loud, "--images", pictures)
     assert validated.code == 1
-    assert "NaN or infinite; see trt-hspan audit" in validated.error_line
+    assert "NaN or infinite; see where with trt-hspan audit" in validated.error_line
 
 
 def test_engine_stores_the_audit_in_its_manifest(

@@ -455,6 +455,11 @@ def test_the_next_step_is_never_the_precision_that_the_file_has(
         total=SimpleNamespace(nan_count=0, worst_psnr_db=worst_db),
     )
     assert _next_step(report) == step  # type: ignore[arg-type]
+    report.total.nan_count = 1  # which no bar would let pass
+    if same_source is not False:
+        cure = _next_step(report)  # type: ignore[arg-type]
+        assert cure.startswith("see where with trt-hspan audit")
+        assert ("--precision" in cure) == (precision in ("fp16", "bf16"))
 
 
 def test_reference_may_be_a_float32_onnx_file_and_no_other(

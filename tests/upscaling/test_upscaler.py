@@ -40,7 +40,9 @@ def test_values_outside_the_range_are_clamped_and_not_wrapped(source: Path, tmp_
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_broken_output_is_an_error_and_no_file(source: Path, tmp_path: Path, bad: float) -> None:
-    with pytest.raises(HspanError, match=r"nearest on .*in\.png: 1 of 1680 values are NaN or infinite"):
+    with pytest.raises(
+        HspanError, match=r"nearest on .*in\.png: 1 of 1680 values are NaN or infinite; see where"
+    ):
         upscale_file(NearestRunner(spoil=bad), source, tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
 

@@ -112,8 +112,10 @@ def _next_step(report: ValidationReport) -> str:
     """Another checkpoint where that is what differs; else a precision with more digits than the file has, if any."""
     if report.same_source is False:
         return "give the network that it was made from"
-    if report.total.nan_count and report.precision in ("fp16", "bf16"):
-        return "see trt-hspan audit, and export with --audit DIR --keep-fp32 at-risk, or --precision fp32"
+    if report.total.nan_count:
+        is_half = report.precision in ("fp16", "bf16")
+        kept = ", and export with --audit DIR --keep-fp32 at-risk, or --precision fp32" if is_half else ""
+        return f"see where with trt-hspan audit{kept}"
     relaxed = "raise --budget-db" if report.total.worst_psnr_db >= report.min_psnr_db else "lower --min-psnr"
     finer = {"fp32": (), "fp16": ("fp32",), "bf16": ("fp32", "fp16")}.get(report.precision, ("fp32", "fp16"))
     if not finer:

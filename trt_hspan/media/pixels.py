@@ -150,7 +150,7 @@ def require_finite(tensor: npt.NDArray[np.floating], where: object) -> None:
         raise HspanError(
             where,
             f"{broken} of {tensor.size} values are NaN or infinite",
-            "try --precision fp32 or bf16: FP16 overflows at 65504",
+            "see where with trt-hspan audit; FP16 overflows at 65504, BF16 and FP32 do not",
         )
 
 

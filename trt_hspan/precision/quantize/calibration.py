@@ -170,7 +170,7 @@ def _extremes(
             raise HspanError(
                 name,
                 "is not finite on these pictures",
-                "choose --base bf16 or fp32: FP16 overflows at 65504, and trt-hspan audit shows where",
+                "see where with trt-hspan audit; --base fp16 overflows at 65504, bf16 and fp32 do not",
             )
         result[name] = (float(low), float(high))
     return result
