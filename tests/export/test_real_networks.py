@@ -269,6 +269,13 @@ def test_what_is_no_module_is_refused(other: nn.Module) -> None:
         onnx_from_model(other)
 
 
+def test_network_that_takes_more_than_the_picture_is_refused_with_the_next_step() -> None:
+    with pytest.raises(
+        HspanError, match=r"'input2'; wrap it in a module whose forward\(\) takes the picture alone"
+    ):
+        onnx_from_model(nn.Bilinear(9, 9, 3))
+
+
 class Returning(nn.Module):
     """A network whose forward() returns something around the picture."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trt_hspan.errors import HspanError
 from trt_hspan.graph.taken_sizes import NotTakenError, TakenSizes, taken_sizes
 from trt_hspan.sizes import ImageSize
+
+_PICTURE_ALONE: Final = (
+    "wrap it in a module whose forward() takes and returns the picture alone, and export that"
+)
 
 
 class StandInAttention(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
@@ -39,17 +43,20 @@ def taken_by_module(
                 result = model(torch.zeros((1, channels, *size), device=device))
         except Exception as error:  # whatever forward() raises
             reason = " ".join(str(error).split())[:300]
+            sizes = (
+                "name what it takes, channels= and static=(height, width) or size_multiple=, or pad in forward() to "
+                "the sizes that it takes"
+            )
             raise NotTakenError(
                 where,
                 f"does not run on a picture of {channels} channels and {size}: {reason}",
-                "name what it takes, channels= and static=(height, width) or size_multiple=, or pad in forward() to "
-                "the sizes that it takes",
+                _PICTURE_ALONE if ".forward() missing " in reason else sizes,
             ) from error
         if (what := _no_picture(result)) is not None:
             raise HspanError(
                 where,
                 f"returns {what}, expected one tensor, the picture, (N, C, H, W) of floating point",
-                "wrap it in a module whose forward() returns the picture alone, and export that",
+                _PICTURE_ALONE,
             )
         return ImageSize(*result.shape[2:])
 
