@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.media.colors import icc_profile, profile_of_png, profile_of_tiff
@@ -250,6 +250,16 @@ def test_a_profile_that_says_nothing_of_the_pixels_is_said_to_be_left_out(
     assert read_picture(result).metadata.icc_profile is None
     line = f"its color profile is left out: damaged, or not one of {kind} pixels"
     assert notes == [f"{tmp_path / 'source'}: {line}"]
+
+
+@pytest.mark.parametrize(("kind", "value"), [(3, 7), (2, "text"), (5, 1.5)])
+def test_a_profile_of_a_type_not_its_own_is_left_out(tmp_path: Path, kind: int, value: object) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[34675], stream = kind, io.BytesIO()
+    tags[34675] = value
+    Image.new("RGB", (8, 6)).save(stream, "TIFF", tiffinfo=tags)
+    (line,) = upscaled(stream.getvalue(), tmp_path, ".tif")[1]
+    assert "its color profile is left out" in line
 
 
 def test_a_profile_that_cannot_be_used_does_not_hide_what_else_is_said(tmp_path: Path) -> None:

@@ -243,9 +243,10 @@ def _tiff_header(stream: BinaryIO, where: object) -> Header:
     bits, extra = directory.get(_BITS_TAG, (1,)), directory.get(_EXTRA_TAG, ())
     colors, compression = directory.get(_COLORS_TAG), directory.get(_COMPRESSION_TAG)
     described, lost = profile_of_tiff(dict(directory), bits=max(bits), colors=colors)
+    profile = tags.get(PROFILE_TAG) or described
     return Header(
         metadata=Metadata(
-            icc_profile=tags.get(PROFILE_TAG) or described,
+            icc_profile=profile if isinstance(profile, bytes | None) else b"",  # of a type not its own
             lost=(*lost, FIRST_ONLY) if _has_more_pages(stream, head, directory) else lost,
             exif=upright_exif(tags, of_tiff=True),
             xmp=_upright_packet(tags.get(XMP_TAG)),
