@@ -271,7 +271,8 @@ def test_what_is_no_module_is_refused(other: nn.Module) -> None:
 
 def test_network_that_takes_more_than_the_picture_is_refused_with_the_next_step() -> None:
     with pytest.raises(
-        HspanError, match=r"'input2'; wrap it in a module whose forward\(\) takes the picture alone"
+        HspanError,
+        match=r"'input2'; wrap it in a module whose forward\(\) takes and returns the picture alone",
     ):
         onnx_from_model(nn.Bilinear(9, 9, 3))
 
