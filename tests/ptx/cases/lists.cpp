@@ -35,7 +35,7 @@ using Entries = std::vector<Entry>;
 std::string const kREGIMES[]{
     "sparse", "mid", "dense", "flat", "ties", "huge", "nan", "keyinf", "valinf", "valspecial", "offset", "keynan"};
 
-//! Each regime once, and lists that overflow, with one key and with many more than they take.
+//! Each regime once, lists that overflow, with one key and with many more than they take, and one wide value.
 Entries quickEntries()
 {
     Entries entries;
@@ -48,6 +48,7 @@ Entries quickEntries()
     entries.push_back({{2, 3, 5, 70}, "keynan", 40, Effort::kSCHEDULES});
     entries.push_back({{2, 3, 5, 33}, "mid", 0, Effort::kALL});
     entries.push_back({{2, 3, 5, 33}, "nan", 0, Effort::kSCHEDULES});
+    entries.push_back({{1, 17, 97, 70}, "mid", 0, Effort::kSCHEDULES}); // of finish's blocks only two warps fit
     return entries;
 }
 
