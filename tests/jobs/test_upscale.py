@@ -20,7 +20,7 @@ from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime.opening import RunnerOptions
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import WriteOptions
-from trt_hspan.upscaling.video import VideoOptions
+from trt_hspan.upscaling.video_encoder import VideoOptions
 
 
 @dataclass

@@ -12,7 +12,8 @@ from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.upscaling.upscaler import Upscaler
-from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
+from trt_hspan.upscaling.video import UpscaledVideo, upscale_video
+from trt_hspan.upscaling.video_encoder import VideoOptions, require_encoder
 
 _TICK = Fraction(1, 1200)
 

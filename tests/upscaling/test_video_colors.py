@@ -15,8 +15,9 @@ from support.runner_doubles import NearestRunner
 from trt_hspan.data import DEMO_PHOTOGRAPH
 from trt_hspan.media.pictures import read_image
 from trt_hspan.upscaling.upscaler import Upscaler
-from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, upscale_video
+from trt_hspan.upscaling.video import UpscaledVideo, upscale_video
 from trt_hspan.upscaling.video_colors import chroma_location, rgb_from_frame
+from trt_hspan.upscaling.video_encoder import VideoOptions
 
 # ITU-T H.273, table 4: shares of red and blue; and primaries and transfer that such videos have.
 _WEIGHTS = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}

@@ -26,7 +26,8 @@ from trt_hspan.runtime.runner import Runner
 from trt_hspan.upscaling.options import UpscaleOptions
 from trt_hspan.upscaling.pictures import Upscaled, WriteOptions, comparison_path, upscale_picture_file
 from trt_hspan.upscaling.upscaler import Upscaler
-from trt_hspan.upscaling.video import UpscaledVideo, VideoOptions, require_encoder, upscale_video
+from trt_hspan.upscaling.video import UpscaledVideo, upscale_video
+from trt_hspan.upscaling.video_encoder import VideoOptions, require_encoder
 
 
 @dataclass(frozen=True, kw_only=True)

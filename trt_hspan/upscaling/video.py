@@ -19,7 +19,6 @@ import numpy as np
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.files import atomic_path, error_from_os_error, require_regular_file
-from trt_hspan.machine.install_advice import install_command
 from trt_hspan.media.formats import VIDEO_SUFFIXES
 from trt_hspan.media.pixels import require_finite
 from trt_hspan.runtime.runner import Float32Array
@@ -37,45 +36,19 @@ from trt_hspan.upscaling.video_colors import (
     matrix_of_frame,
     rgb_from_frame,
 )
+from trt_hspan.upscaling.video_encoder import (
+    DEFAULT_VIDEO,
+    VideoEncoder,
+    VideoOptions,
+    load_av,
+    require_encoder,
+)
 from trt_hspan.upscaling.video_streams import StreamPlan, planned_streams
 
 #: Called after each frame with the frames that are done and frames in all (None where the file does not say).
 OnFrame = Callable[[int, int | None], None]
 
-_DEFAULT_CODECS: Final = {".webm": "libvpx-vp9"}
-_DEFAULT_CODEC: Final = "libx264"
-# Codec -> its default and its largest constant rate factor.
-_RATE_FACTORS: Final[dict[str, tuple[int | None, int]]] = {
-    **{"libx264": (18, 51), "libx264rgb": (18, 51), "libx265": (20, 51)},
-    **{"libvpx": (None, 63), "libvpx-vp9": (24, 63), "libsvtav1": (24, 63), "libaom-av1": (None, 63)},
-}
-# Pixel formats of 8 and of 10 bits, from the least to the most chroma.
-_FORMATS_8: Final = ("yuv420p", "yuv422p", "yuv444p", "gbrp", "bgr0", "rgb24")
-_FORMATS_10: Final = ("yuv420p10le", "yuv422p10le", "yuv444p10le", "gbrp10le")
-# Encoders of formats that leave no choice where the samples of halved chroma lie.
-_CHROMA_LOCATIONS: Final = {"mpeg1video": "center", "mpeg2video": "left", "mpeg4": "left"}
 _HDR_DATA: Final = ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoOptions:
-    """How videos are encoded.
-
-    None takes libx264, libvpx-vp9 for .webm, and their constant rate factors of `_RATE_FACTORS`; smaller is better.
-
-    Raises:
-        UsageError: a CRF outside 0 to 63.
-    """
-
-    codec: str | None = None
-    crf: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.crf is not None and not 0 <= self.crf <= 63:
-            raise UsageError("--crf", f"got {self.crf}, expected 0 to 63")
-
-
-DEFAULT_VIDEO: Final = VideoOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,38 +72,6 @@ class UpscaledVideo:
     copied_streams: int
     dropped_streams: tuple[str, ...]
     notes: tuple[str, ...] = ()
-
-
-def require_encoder(options: VideoOptions) -> None:
-    """Checks, before any work, that PyAV is installed and has the codec, and that the codec has such a CRF."""
-    av = _av()
-    if options.codec is None:
-        return
-    codec = _encoder(av, options.codec)
-    if codec.type != "video":
-        raise UsageError("--codec", f"{options.codec} encodes {codec.type}, not video")
-    _require_crf(options, codec.name)
-
-
-def _encoder(av: Any, name: str) -> Any:
-    try:
-        return av.codec.Codec(name, "w")
-    except (ValueError, av.error.FFmpegError) as error:
-        raise UsageError(
-            "--codec",
-            f"no encoder is named {name!r}",
-            "try libx264, libx265, libsvtav1 or libvpx-vp9",
-        ) from error
-
-
-def _require_crf(options: VideoOptions, codec: str) -> None:
-    if options.crf is None:
-        return
-    _, largest = _RATE_FACTORS.get(codec, (None, None))
-    if largest is None:
-        raise UsageError("--crf", f"{codec} has no constant rate factor", "leave it out")
-    if options.crf > largest:
-        raise UsageError("--crf", f"got {options.crf}, {codec} takes 0 to {largest}")
 
 
 def upscale_video(
@@ -182,15 +123,13 @@ class _Transcoding:
     def __init__(
         self, upscaler: Upscaler, source: Path, target: Path, options: VideoOptions, container: Any
     ) -> None:
-        self._av = _av()
-        self._upscaler, self._source, self._target, self._options = upscaler, source, target, options
+        self._av = load_av()
+        self._upscaler, self._source, self._target = upscaler, source, target
         self._container = container
         if not _videos(container):
             raise HspanError(source, "contains no video stream", "give a video")
         self._video = _videos(container)[0]
-        named = options.codec or _DEFAULT_CODECS.get(target.suffix.lower(), _DEFAULT_CODEC)
-        self._codec = _encoder(self._av, named).name
-        _require_crf(options, self._codec)
+        self._encoder = VideoEncoder(options, target.suffix.lower())
         # AVI stores no time stamps: a frame is as long as every other.
         self._even_rate = self._video.average_rate or 25 if target.suffix.lower() == ".avi" else None
         self._time: int | None = None  # of the last frame, in ticks of the encoder
@@ -237,15 +176,14 @@ class _Transcoding:
                 raise error_from_os_error(self._target, error) from error
             raise HspanError(
                 self._target,
-                f"{self._codec} cannot write {self._output_size} pixels here: {error}",
+                f"{self._encoder.name} cannot write {self._output_size} pixels here: {error}",
                 "choose another --codec or container",
             ) from error
         self._note_missing_end(plan)
         with _opened(temporary) as result:
             if (_videos(result)[0].sample_aspect_ratio or 1) != self._aspect:
-                self._note(
-                    f"its pixels are not square ({self._aspect}): {self._codec} cannot say so in {self._target.suffix}"
-                )
+                kinds = f"{self._encoder.name} cannot say so in {self._target.suffix}"
+                self._note(f"its pixels are not square ({self._aspect}): {kinds}")
         rate = self._video.average_rate
         return UpscaledVideo(
             backend=self._upscaler.runner.label,
@@ -255,7 +193,7 @@ class _Transcoding:
             output_width=self._output_size.width,
             frames=frames,
             frames_per_second=None if rate is None else float(rate),
-            codec=self._codec,
+            codec=self._encoder.name,
             copied_streams=len(plan.copies),
             dropped_streams=tuple(plan.dropped),
             notes=tuple(self._notes),
@@ -291,15 +229,14 @@ class _Transcoding:
 
     def _added_stream(self, output: Any) -> Any:
         try:
-            return output.add_stream(self._codec, rate=self._video.average_rate or 25)
+            return output.add_stream(self._encoder.name, rate=self._video.average_rate or 25)
         except ValueError as error:
             raise HspanError(self._target, str(error), "choose another --codec or container") from error
 
     def _configured(self, stream: Any, frame: Any, size: ImageSize, turned: bool) -> FrameWriter:
-        suffix = self._target.suffix.lower()
         self._input_size, self._output_size = size, size.scaled(self._upscaler.scale)
         stream.height, stream.width = self._output_size
-        stream.pix_fmt = self._pixel_format(stream.codec_context.codec, frame)
+        stream.pix_fmt = self._pixel_format(frame)
         tick = 1 / Fraction(self._even_rate) if self._even_rate else self._video.time_base
         stream.time_base = tick
         stream.codec_context.time_base = tick or Fraction(1, 90_000)
@@ -318,29 +255,10 @@ class _Transcoding:
         }
         for name, tag in tags.items():
             setattr(stream.codec_context, name, tag)
-        location = _CHROMA_LOCATIONS.get(self._codec) or chroma_location(frame)
+        location = self._encoder.chroma_location(chroma_location(frame))
         if aspect := self._video.sample_aspect_ratio:
             self._aspect = stream.codec_context.sample_aspect_ratio = 1 / aspect if turned else aspect
-        crf = (
-            self._options.crf if self._options.crf is not None else _RATE_FACTORS.get(self._codec, (None,))[0]
-        )
-        settings = {} if crf is None else {"crf": str(crf)}
-        if self._codec not in _CHROMA_LOCATIONS:
-            settings["chroma_sample_location"] = location
-        if self._codec.startswith("libvpx"):
-            settings["b"] = "0"  # without it libvpx treats the CRF as a limit only
-        if self._codec == "libx265":
-            settings["x265-params"] = "log-level=error"
-            if suffix in (".mp4", ".mov", ".m4v"):
-                stream.codec_context.codec_tag = "hvc1"  # Apple's players open no other
-        if self._codec == "libsvtav1":
-            os.environ.setdefault("SVT_LOG", "1")  # errors only
-        if suffix == ".avi":
-            settings["bf"] = "0"  # frames must come in order
-            if self._codec == "libx264":
-                # With times in the stream, or FFmpeg's readers show each frame one late.
-                settings["x264-params"] = "nal-hrd=vbr:vbv-maxrate=1000000:vbv-bufsize=1000000"
-        stream.options = settings
+        self._encoder.configure(stream, location)
         self._note_losses(frame)
         return FrameWriter(
             self._av,
@@ -351,26 +269,15 @@ class _Transcoding:
             gray=is_gray(frame),
         )
 
-    def _pixel_format(self, codec: Any, frame: Any) -> str:
-        """The best one that an encoder takes: 10 bits for more than 8, then the chroma of the source or the next finer.
-
-        Chroma is halved only where both sides are even.
-        """
-        offered = {kind.name for kind in codec.video_formats or ()}
-        bits, least = bits_of_frame(frame), self._least_chroma(frame)
-        deep = bits > 8
-        formats = [
-            name
-            for names in ((_FORMATS_10, _FORMATS_8) if deep else (_FORMATS_8, _FORMATS_10))
-            for name in (*names[least:], *reversed(names[:least]))
-        ]
-        kind = next((name for name in formats if name in offered), formats[0])
-        if deep and kind in _FORMATS_8:
-            self._note(f"{bits} bits a sample became 8: {self._codec} takes no more")
+    def _pixel_format(self, frame: Any) -> str:
+        bits = bits_of_frame(frame)
+        kind, is_deep = self._encoder.pixel_format(self._least_chroma(frame), deep=bits > 8)
+        if bits > 8 and not is_deep:
+            self._note(f"{bits} bits a sample became 8: {self._encoder.name} takes no more")
         return kind
 
     def _least_chroma(self, frame: Any) -> int:
-        """The place in `_FORMATS_8` and `_FORMATS_10` of the chroma that a frame has."""
+        """The place among 4:2:0, 4:2:2, 4:4:4 and RGB of the chroma to keep: halved only where both sides are even."""
         if any(side % 2 for side in self._output_size):
             return 2
         kind = frame.format
@@ -476,7 +383,7 @@ class _Transcoding:
 
 def _videos(container: Any) -> list[Any]:
     """Its video streams, without covers."""
-    cover = _av().stream.Disposition.attached_pic
+    cover = load_av().stream.Disposition.attached_pic
     return [stream for stream in container.streams.video if not stream.disposition & cover]
 
 
@@ -484,13 +391,13 @@ def _frame_count(container: Any, video: Any) -> int | None:
     if video.frames:
         return int(video.frames)
     if video.average_rate and container.duration:
-        return max(1, round(float(video.average_rate * container.duration / _av().time_base)))
+        return max(1, round(float(video.average_rate * container.duration / load_av().time_base)))
     return None
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    av = _av()
+    av = load_av()
     if path.is_dir():
         raise HspanError(path, "is a folder, expected a video", "name a video in it")
     require_regular_file(path)
@@ -504,15 +411,3 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
     with container:
         yield container
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise HspanError(
-            "video",
-            f"needs PyAV, which cannot be loaded ({error})",
-            f"install it with {install_command('media')}",
-        ) from error
-    return av

@@ -148,7 +148,7 @@ class UpscaleRequest:
             raise UsageError("--workers", "is for --cluster", "leave it out")
         from trt_hspan.jobs.upscale import UpscaleJob
         from trt_hspan.upscaling.pictures import WriteOptions
-        from trt_hspan.upscaling.video import VideoOptions
+        from trt_hspan.upscaling.video_encoder import VideoOptions
 
         return UpscaleJob(
             inputs=self.inputs,
