@@ -111,7 +111,7 @@ def test_upscale_loads_the_plugin_library_that_is_named(
     with pytest.raises(SystemExit) as stopped:
         main(words)
     assert stopped.value.code == 1
-    assert "none.so: no such file" in capsys.readouterr().err
+    assert "none.so: there is no plugin library here" in capsys.readouterr().err
     assert engine_double.LIBRARIES == []
     with pytest.raises(SystemExit) as stopped:
         main([*words, "--plugin", str(library)])
