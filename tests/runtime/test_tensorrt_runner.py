@@ -131,7 +131,7 @@ def test_plugin_library_with_another_hash_is_not_loaded(
     ):
         pass
     with (
-        pytest.raises(HspanError, match="no such file"),
+        pytest.raises(HspanError, match="there is no plugin library here"),
         TensorRtRunner(plan, plugin=tmp_path / "none.so"),
     ):
         pass
