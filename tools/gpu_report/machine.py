@@ -38,7 +38,7 @@ modules = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is no
 def version(name):
     try:
         return importlib.metadata.version(name)
-    except Exception:
+    except Exception:  # a half-removed installation fails in many ways, and the report goes on
         return "version unknown"
 answer = {"prefix": sys.prefix, "version": sys.version.split()[0], "cuda": ""}
 answer["modules"] = {name: version(name) for name in modules}
