@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -88,10 +87,8 @@ def other_grpc_server(code: grpc.StatusCode) -> Iterator[int]:
 
 
 def refusal(address: str) -> str:
-    started = time.monotonic()
     with pytest.raises(HspanError) as refused:
         require_ray(address)
-    assert time.monotonic() - started < 25  # Ray itself takes 30 s; here importing it takes longest
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
