@@ -235,7 +235,7 @@ import numpy as np
 from trt_hspan.errors import HspanError
 from trt_hspan.runtime.openvino_runner import OpenVinoRunner
 
-small, large = np.zeros((1, 3, 8, 8), np.float32), np.zeros((1, 3, 2000, 2000), np.float32)
+small, large, huge = (np.zeros((1, 3, side, side), np.float32) for side in (8, 2000, 8000))
 with OpenVinoRunner(sys.argv[1], threads=1) as runner:
     runner.run(small)
     threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -246,7 +246,7 @@ with OpenVinoRunner(sys.argv[1], threads=1) as runner:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, -1))
     try:
-        runner.run(large)
+        runner.run(huge)
     except HspanError as error:
         print(str(error).partition(": ")[2])
     print(runner.run(small).shape)
