@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.command_line import CommandLine
 from support.golden import GOLDEN, GoldenNetwork
+from torch import Tensor
 
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import load_onnx, precision_from_model
@@ -132,3 +133,18 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     completed = subprocess.run(words, capture_output=True, text=True, check=False)
     assert completed.returncode == 1
     assert "Traceback" in completed.stderr
+
+
+def test_export_tells_the_residual_scale_that_it_takes(
+    tmp_path: Path, state: dict[str, Tensor], run: CommandLine
+) -> None:
+    path = tmp_path / "net.pt"
+    torch.save({"params": state}, path)
+    result = run("export", path, "-o", tmp_path / "net.onnx")
+    lines = result.err.splitlines()
+    assert result.code == 0
+    assert [line.startswith(f"trt-hspan: note: {path}: ") for line in lines] == [True, True], result.err
+    assert "['params']" in lines[0]
+    assert "the default 0.1, which --res-scale changes" in lines[1]
+    assert "residual scale" not in run("export", path, "-o", tmp_path / "b.onnx", "--res-scale", "0.1").err
+    assert run("export", "hspan-tiny-x2", "-o", tmp_path / "c.onnx").err == ""

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.command_line import CommandLine
 from torch import Tensor
 
 import trt_hspan
 from trt_hspan import HspanError, load_model
 from trt_hspan.model.hspan import DIV2K_MEAN
+from trt_hspan.model.state_search import state_from_loaded, with_constants
 
 KEY = "head.0.weight"
 
@@ -177,24 +177,6 @@ def test_every_type_of_number_is_converted(
     assert_loads(tmp_path / "net.pt", {key: tensor.float() for key, tensor in saved.items()})
 
 
-def test_tensors_that_cannot_be_converted_are_named(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    tensor = state[KEY]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        odd = {
-            "sparse": tensor.to_sparse(),
-            "meta": tensor.to("meta"),
-            "quantized": torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
-            "floating point": tensor.to(torch.complex64),
-            "not floating point": tensor.to(torch.int64),
-        }
-    for word, value in odd.items():
-        torch.save({**state, KEY: value}, tmp_path / "odd.pt")
-        line = refusal(tmp_path / "odd.pt")
-        assert word in line
-        assert KEY in line
-
-
 def test_tensors_that_are_no_network_are_named_with_their_entry(tmp_path: Path) -> None:
     torch.save({"epoch": 1, "model": {"conv.weight": torch.zeros(3, 3, 1, 1)}}, tmp_path / "net.pt")
     line = refusal(tmp_path / "net.pt")
@@ -242,21 +224,6 @@ def test_torchscript_archive_is_called_what_it_is(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "net.pt")
     assert "TorchScript" in refusal(tmp_path / "net.pt")
-
-
-def test_export_tells_the_residual_scale_that_it_takes(
-    tmp_path: Path, state: dict[str, Tensor], run: CommandLine
-) -> None:
-    path = tmp_path / "net.pt"
-    torch.save({"params": state}, path)
-    result = run("export", path, "-o", tmp_path / "net.onnx")
-    lines = result.err.splitlines()
-    assert result.code == 0
-    assert [line.startswith(f"trt-hspan: note: {path}: ") for line in lines] == [True, True], result.err
-    assert "['params']" in lines[0]
-    assert "the default 0.1, which --res-scale changes" in lines[1]
-    assert "residual scale" not in run("export", path, "-o", tmp_path / "b.onnx", "--res-scale", "0.1").err
-    assert run("export", "hspan-tiny-x2", "-o", tmp_path / "c.onnx").err == ""
 
 
 def _saved(folder: Path, state: dict[str, Tensor]) -> Path:
@@ -309,3 +276,163 @@ def test_averaged_copy_without_the_constant_mean_shifts_is_complete(
     assert "took DIV2K's" in caplog.messages[-1]
     torch.testing.assert_close(model.state_dict()["sub_mean.bias"], -torch.tensor(DIV2K_MEAN))
     torch.testing.assert_close(model.state_dict()["head.0.weight"], state["head.0.weight"])
+
+
+def nested_in(levels: int, state: object) -> object:
+    for _ in range(levels):
+        state = {"in": state}
+    return state
+
+
+def test_a_network_is_found_within_seven_entries(state: dict[str, Tensor]) -> None:
+    found = state_from_loaded(nested_in(7, state), Path("net.pt"), [])
+    assert found.where == "net.pt: " + 7 * "['in']"
+    with pytest.raises(HspanError, match="contains a dict of in without tensors"):
+        state_from_loaded(nested_in(8, state), Path("net.pt"), [])
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_network_is_found_in_a_list_of_up_to_a_hundred(
+    state: dict[str, Tensor], kind: Callable[[object], object]
+) -> None:
+    found = state_from_loaded(kind([0] * 99 + [state]), Path("net.pt"), [])
+    assert found.note == "its network is in [99]"
+    with pytest.raises(HspanError, match="contains (list|tuple), expected a state dict"):
+        state_from_loaded(kind([0] * 100 + [state]), Path("net.pt"), [])
+
+
+@pytest.mark.parametrize(
+    ("loaded", "what"),
+    [
+        ({}, "contains an empty dict, expected a state dict; save model.state_dict()"),
+        (dict.fromkeys("abcde"), "contains a dict of a, b, c, d, e without tensors"),
+        (dict.fromkeys("abcdef"), "contains a dict of a, b, c, d, e without tensors"),
+        ({1: "x"}, "contains a dict of 1 without tensors"),
+        ([], "contains list, expected"),
+        ("text", "contains str, expected"),
+    ],
+)
+def test_what_contains_no_tensors_is_described(loaded: object, what: str) -> None:
+    with pytest.raises(HspanError) as refused:
+        state_from_loaded(loaded, Path("net.pt"), [])
+    assert str(refused.value).startswith(f"net.pt: {what}")
+
+
+def test_objects_alone_are_named_and_so_are_whole_modules() -> None:
+    for loaded in ({"a": 1}, {"net": {"_parameters": {}, "w": torch.zeros(1)}}):
+        with pytest.raises(HspanError, match=r"contains Python objects \(a\.B\) besides tensors"):
+            state_from_loaded(loaded, Path("net.pt"), ["a.B"])
+
+
+def test_of_other_networks_the_largest_is_described() -> None:
+    one, two = {"w": torch.zeros(1)}, {"w": torch.zeros(1), "v": torch.zeros(1), "n": 3, 7: torch.zeros(1)}
+    found = state_from_loaded({"small": one, "large": two, "none": {}}, Path("net.pt"), [])
+    assert (found.where, sorted(found.state), found.note) == ("net.pt: ['large']", ["v", "w"], None)
+    assert state_from_loaded(one, Path("net.pt"), []).where == "net.pt"
+
+
+@pytest.mark.parametrize("count", [1, 5, 6])
+def test_entries_that_are_no_tensors_are_named_as_far_as_a_line_takes_them(
+    state: dict[str, Tensor], count: int
+) -> None:
+    keys = [key for key in state if key.startswith("body.0.body.0.")] + ["head.0.weight", "tail.1.bias"]
+    spoiled: dict[str, object] = {**state, **dict.fromkeys(keys[:count], 0)}
+    with pytest.raises(HspanError) as refused:
+        state_from_loaded(spoiled, Path("net.pt"), [])
+    listed = [key for key in state if key in keys[:count]][:5]
+    assert str(refused.value) == f"net.pt: not tensors: {', '.join(listed)}; save model.state_dict()"
+
+
+@pytest.mark.parametrize(("count", "more"), [(1, ""), (3, ""), (4, " and 1 more"), (5, " and 2 more")])
+def test_what_is_left_out_is_named_as_far_as_a_line_takes_it(
+    state: dict[str, Tensor], count: int, more: str
+) -> None:
+    others = [f"d.{number}" for number in range(count)]
+    loaded = {f"g.{key}": tensor for key, tensor in state.items()} | dict.fromkeys(others, torch.zeros(1))
+    note = f"its network is in the prefix 'g.'; left out: {', '.join(others[:3])}{more}"
+    assert state_from_loaded(loaded, Path("net.pt"), []).note == note
+
+
+def test_every_other_copy_is_named_and_of_like_ones_the_first_is_taken(state: dict[str, Tensor]) -> None:
+    copies = {f"{name}.{key}": tensor for name in ("a", "b", "ema") for key, tensor in state.items()}
+    found = state_from_loaded(copies, Path("net.pt"), [])
+    assert found.note is not None
+    assert found.note.startswith(
+        "its network is in the prefix 'ema.'; also an HSPAN: the prefix 'a.', the prefix 'b.'; left out: a.a"
+    )
+    whole = {"net": state, "swa": {key: state[key] for key in list(state)[:-1]}}
+    found = state_from_loaded(whole, Path("net.pt"), [])
+    assert found.note == "its network is in ['net']; also an HSPAN: ['swa']"
+    both = {**state, **{f"ema.{key}": tensor for key, tensor in state.items()}}
+    del both["ema.tail.1.bias"]
+    found = state_from_loaded(both, Path("net.pt"), [])
+    assert found.state.keys() == state.keys()
+    assert (found.where, found.note and found.note.partition("; left out: ")[0]) == (
+        "net.pt",
+        "also an HSPAN: the prefix 'ema.'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("around", "res_scale"),
+    [
+        ({"res_scale": 0.25}, 0.25),
+        ({"res_scale": "0.25"}, 0.25),
+        ({"res_scale": 0}, 0.0),
+        ({"a": {"res_scale": 0.25}, "b": {"res_scale": 0.25}}, 0.25),
+        ({"a": {"res_scale": "none"}, "b": {"res_scale": 0.25}}, 0.25),
+        ({"a": {"res_scale": None}, "b": {"res_scale": 0.25}}, 0.25),
+        ({"a": {}, "b": {"res_scale": 0.25}}, 0.25),
+        ({"a": {"res_scale": -1}, "b": {"res_scale": 0.25}}, 0.25),
+        ({"a": {"res_scale": float("inf")}, "b": {"res_scale": 0.25}}, 0.25),
+        ({"a": {"res_scale": 0.5}, "b": {"res_scale": 0.25}}, None),
+        ({"res_scale": -0.5}, None),
+        ({}, None),
+    ],
+)
+def test_the_one_possible_residual_scale_of_a_file_is_taken(
+    state: dict[str, Tensor], around: dict[str, object], res_scale: float | None
+) -> None:
+    found = state_from_loaded({"net": state, **around}, Path("net.pt"), [])
+    assert found.res_scale == res_scale
+    assert found.note is not None
+    said = "" if res_scale is None else f"; it says res_scale {res_scale:g}"
+    assert found.note == f"its network is in ['net']{said}"
+
+
+def test_the_official_residual_scale_needs_no_words(state: dict[str, Tensor]) -> None:
+    found = state_from_loaded({"net": state, "res_scale": 0.1}, Path("net.pt"), [])
+    assert (found.res_scale, found.note) == (0.1, "its network is in ['net']")
+
+
+def test_what_is_the_same_in_every_network_is_added_only_where_all_of_it_lacks(
+    state: dict[str, Tensor],
+) -> None:
+    constants = ["a", "sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias"]
+    trained = {key: tensor for key, tensor in state.items() if key not in constants}
+    added = with_constants(trained)
+    assert added.keys() == state.keys()
+    mean = torch.tensor(DIV2K_MEAN)
+    assert torch.equal(added["sub_mean.bias"], -mean)
+    assert torch.equal(added["add_mean.bias"], mean)
+    assert torch.equal(added["sub_mean.weight"], torch.eye(3).view(3, 3, 1, 1))
+    assert torch.equal(added["a"], torch.zeros(1))
+    for key in constants[1:]:
+        part = {**trained, key: state[key]}
+        assert with_constants(part) == part
+
+
+def test_mean_shifts_come_from_the_copy_that_has_them(state: dict[str, Tensor]) -> None:
+    state["sub_mean.bias"] = state["sub_mean.bias"] + 0.25
+    trained = {key: t for key, t in state.items() if not key.startswith(("sub_mean.", "add_mean."))}
+    found = state_from_loaded({"ema": trained, "other": trained, "net": state}, Path("net.pt"), [])
+    assert torch.equal(found.state["sub_mean.bias"], state["sub_mean.bias"])
+    assert found.note is not None
+    assert found.note.endswith("it lacks the mean shifts, which are constants; took those of ['net']")
+
+
+def test_keys_that_are_no_text_and_counters_do_not_hide_a_network(state: dict[str, Tensor]) -> None:
+    odd: dict[object, object] = {**state, 3: "x", "total_ops": torch.zeros(1), "step": 5}
+    found = state_from_loaded(odd, Path("net.pt"), [])
+    assert found.state.keys() == state.keys()
+    assert found.note == "left out: total_ops, step"

@@ -19,7 +19,7 @@ from trt_hspan.model.checkpoint_file import read_checkpoint_file, require_suffix
 from trt_hspan.model.config import DEFAULT_RES_SCALE, config_from_shapes
 from trt_hspan.model.hspan import HSPAN
 from trt_hspan.model.presets import PRESETS, RANDOM_SEED, closest_preset, preset_names, shipped_weights
-from trt_hspan.model.state_search import FoundState, state_from_loaded
+from trt_hspan.model.state_search import FoundState, shapes_from_state, state_from_loaded
 
 _LOG = logging.getLogger(__name__)
 # Of a network for pixels in 0..255: features stay as they are, pixels at both ends become 0..1.
@@ -64,11 +64,7 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float | None = None) 
     checkpoint = shipped_weights(name) or Path(name)
     found = _find_state(checkpoint)
     res_scale = next(scale for scale in (res_scale, found.res_scale, DEFAULT_RES_SCALE) if scale is not None)
-    config = config_from_shapes(
-        {key: tuple(tensor.shape) for key, tensor in found.state.items()},
-        where=found.where,
-        res_scale=res_scale,
-    )
+    config = config_from_shapes(shapes_from_state(found.state), where=found.where, res_scale=res_scale)
     state = _float32_state(found.state, found.where)
     _require_usable_values(state, found.where)
     notes = [found.note] if found.note else []
@@ -77,7 +73,7 @@ def load_model(path: str | os.PathLike[str], *, res_scale: float | None = None) 
         notes.append("trained on pixels in 0..255 (rgb_range 255); rescaled to 0..1")
     with torch.device("meta"):
         model = HSPAN(config)
-    model.load_state_dict(state, strict=True, assign=True)
+    model.load_state_dict(state, assign=True)
     if notes:
         _LOG.warning("%s: %s", checkpoint, "; ".join(notes))
     for parameter in (*model.sub_mean.parameters(), *model.add_mean.parameters()):
@@ -190,7 +186,7 @@ def _why_unusable(tensor: Tensor) -> tuple[str, str] | None:
     """What a tensor is that cannot be converted to dense float32, and what to save instead."""
     if tensor.is_meta:
         return "without values (meta tensors)", "save the state dict after the weights are loaded"
-    if tensor.layout != torch.strided or tensor.is_nested:
+    if tensor.layout != torch.strided:
         return (
             "sparse tensors, expected dense ones",
             "save {key: tensor.to_dense() for key, tensor in state.items()}",

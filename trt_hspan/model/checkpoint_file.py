@@ -128,18 +128,9 @@ def _read_torch(path: Path) -> tuple[object, list[str]]:
         if error.errno in (None, errno.EINVAL):  # a truncated file has torch.load seek to before its start
             raise _not_a_checkpoint(path, error) from error
         raise error_from_os_error(path, error, action="read") from error
-    # torch.load meets damaged files with many kinds of errors; all of them mean this one thing.
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        ImportError,
-        zipfile.BadZipFile,
-    ) as error:
+    except HspanError:
+        raise
+    except Exception as error:  # torch.load meets damaged files with many kinds of errors
         raise _not_a_checkpoint(path, error) from error
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trt_hspan.errors import HspanError
 from trt_hspan.model.checkpoint_file import HEADER, objects_error
-from trt_hspan.model.config import DEFAULT_RES_SCALE, config_from_shapes
+from trt_hspan.model.config import DEFAULT_RES_SCALE, Shape, config_from_shapes
 from trt_hspan.model.hspan import MeanShift
 
 _WRAPPERS: Final = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -63,9 +63,8 @@ class _Candidate:
 
     def fits(self) -> bool:
         state = {key: item for key, item in self.items.items() if isinstance(item, Tensor)}
-        shapes = {key: tuple(item.shape) for key, item in with_constants(state).items()}
         try:
-            config_from_shapes(shapes, where=self.name)
+            config_from_shapes(shapes_from_state(with_constants(state)), where=self.name)
         except HspanError:
             return False
         return True
@@ -113,6 +112,11 @@ def state_from_loaded(loaded: object, path: Path, objects: list[str]) -> FoundSt
     if res_scale not in (None, DEFAULT_RES_SCALE):
         parts.append(f"it says res_scale {res_scale:g}")
     return FoundState(state=state, where=where, note="; ".join(parts) or None, res_scale=res_scale)
+
+
+def shapes_from_state(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Key -> shape; that of a nested tensor, which has none, is ()."""
+    return {key: () if tensor.is_nested else tuple(tensor.shape) for key, tensor in state.items()}
 
 
 def with_constants(state: dict[str, Tensor]) -> dict[str, Tensor]:
