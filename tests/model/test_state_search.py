@@ -292,12 +292,10 @@ def test_a_network_is_found_within_seven_entries(state: dict[str, Tensor]) -> No
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_a_network_is_found_in_a_list_of_up_to_a_hundred(
-    state: dict[str, Tensor], kind: Callable[[object], object]
-) -> None:
+def test_a_network_is_found_in_a_list_of_up_to_a_hundred(state: dict[str, Tensor], kind: type) -> None:
     found = state_from_loaded(kind([0] * 99 + [state]), Path("net.pt"), [])
     assert found.note == "its network is in [99]"
-    with pytest.raises(HspanError, match="contains (list|tuple), expected a state dict"):
+    with pytest.raises(HspanError, match=f"contains {kind.__name__}, expected a state dict"):
         state_from_loaded(kind([0] * 100 + [state]), Path("net.pt"), [])
 
 
