@@ -422,3 +422,82 @@ def test_tags_of_another_length_or_type_are_left_out(tags: dict[int, object]) ->
 def test_a_gamma_beyond_what_profiles_can_say_is_the_largest_of_theirs() -> None:
     profile = profile_of_png(((b"gAMA", struct.pack(">L", 1)),), gray=True)
     assert b"para" + bytes(8) + struct.pack(">l", (1 << 31) - 1) in profile
+
+
+@pytest.mark.parametrize("gray", [True, False])
+def test_a_profile_is_one_of_a_display_by_the_current_standard(gray: bool) -> None:
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile(P3, [(2.2,)], gray=gray))).profile
+    assert (profile.version, profile.device_class, profile.connection_space) == (4.4, "mntr", "XYZ ")
+    assert profile.xcolor_space == ("GRAY" if gray else "RGB ")
+    assert str(profile.creation_date) == "2024-01-01 00:00:00"
+    assert (profile.profile_description, profile.copyright) == (
+        "described by the picture's file",
+        "public domain",
+    )
+    (light, _) = profile.media_white_point
+    np.testing.assert_allclose(light, (0.9642, 1, 0.8249), atol=1 / 65536)  # D50
+    assert profile.is_matrix_shaper is not gray
+
+
+def test_a_profile_has_its_tags_at_multiples_of_four_and_its_length_in_front() -> None:
+    profile = icc_profile(P3, [np.linspace(0, 1, 3)], gray=True, cicp=b"\1\2\3\4")
+    assert int.from_bytes(profile[:4], "big") == len(profile)
+    places = [int.from_bytes(profile[at + 4 : at + 8], "big") for at in range(132, 132 + 6 * 12, 12)]
+    assert places[0] == 132 + 6 * 12
+    assert places == sorted(places)
+    assert all(place % 4 == 0 for place in places)
+    assert tag_of(profile, b"cicp") == b"\1\2\3\4"
+    assert np.frombuffer(tag_of(profile, b"kTRC")[4:], ">u2").tolist() == [0, 32768, 65535]
+
+
+@pytest.mark.parametrize(
+    ("bits", "colors", "levels"),
+    [
+        (8, 2, (0, 255) * 3),
+        (16, 2, (0, 65535) * 3),
+        (8, 6, (0, 255, 128, 255, 128, 255)),
+        (8, 1, (0, 255, 128, 255, 128, 255)),
+    ],
+)
+def test_black_and_white_within_a_level_of_the_usual_ones_are_those(
+    bits: int, colors: int, levels: tuple[int, ...]
+) -> None:
+    for change, is_lost in ((1, False), (2, True)):
+        tags = {532: (levels[0] + change, *levels[1:])}
+        _, lost = profile_of_tiff(tags, bits=bits, colors=colors)
+        assert len(lost) == is_lost
+    assert profile_of_tiff({532: levels[:2]}, bits=bits, colors=colors)[1] != ()
+
+
+@pytest.mark.parametrize("colors", [0, 3, 4, 5, 8, None])
+def test_tags_of_pixels_that_are_neither_gray_nor_rgb_say_nothing(colors: int | None) -> None:
+    assert profile_of_tiff({301: TABLE, 532: (1,)}, bits=8, colors=colors) == (None, ())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_table_of_a_tiff_is_the_curve_of_its_profile(count: int) -> None:
+    tables = [tuple(65535 - level for level in TABLE), TABLE, (9,) * 256][:count]
+    profile, lost = profile_of_tiff({301: tuple(np.ravel(tables))}, bits=8, colors=2)
+    assert profile is not None
+    assert lost == ()
+    for name, table in zip((b"rTRC", b"gTRC", b"bTRC"), tables * (3 // count), strict=True):
+        assert np.frombuffer(tag_of(profile, name)[4:], ">u2").tolist() == list(table)
+
+
+def test_points_of_a_tiff_that_are_those_of_no_colors_are_said() -> None:
+    said = profile_of_tiff({319: (0.64, 0.33, 0.64, 0.33, 0.15, 0.06)}, bits=8, colors=2)
+    assert said == (None, ("its tags WhitePoint and PrimaryChromaticities are not those of colors",))
+    assert profile_of_tiff({319: BT709[2:]}, bits=8, colors=2) == (None, ())
+
+
+def test_a_gamma_near_that_of_srgb_has_its_curve() -> None:
+    near, far = (
+        profile_of_png(((b"gAMA", struct.pack(">L", gamma)), (b"cHRM", CHRM)), gray=False)
+        for gamma in (45_954, 45_956)
+    )
+    assert near is not None
+    assert far is not None
+    assert len(tag_of(near, b"rTRC")) == 4 + 4 * 5
+    (exponent,) = struct.unpack(">l", tag_of(far, b"rTRC")[4:])
+    assert exponent / 65536 == pytest.approx(100_000 / 45_956, abs=1 / 65536)
+    assert tag_of(far, b"rTRC")[:4] == bytes(4)

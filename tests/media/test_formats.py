@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from trt_hspan.errors import HspanError
+from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.media.formats import (
     MAX_PIXELS,
+    damaged,
     format_and_suffix,
     kind_of_file,
+    kind_of_name,
+    not_a_picture,
     require_accepted,
     require_sides,
+    require_writable_suffix,
 )
 from trt_hspan.sizes import ImageSize
 
@@ -118,3 +122,32 @@ def test_sides_are_as_long_as_the_format_allows(name: str, most: int) -> None:
         with pytest.raises(HspanError, match=f"its sides have at most {most}"):
             require_sides(name, size)
         require_sides("a.png", size)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *[("a.PNG", "picture"), ("a.heif", "picture"), ("a.jfif", "picture"), ("a.pbm", "picture")],
+        *[("a.MKV", "video"), ("a.m4v", "video"), ("a.txt", None), ("png", None)],
+    ],
+)
+def test_a_name_says_what_a_file_is_to_be(name: str, kind: str | None) -> None:
+    assert kind_of_name(Path(name)) == kind
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".TIF"])
+def test_pictures_are_written_under_the_names_of_eight_kinds(tmp_path: Path, suffix: str) -> None:
+    require_writable_suffix(tmp_path / f"a{suffix}")
+    (tmp_path / f"b{suffix}").mkdir()
+    with pytest.raises(UsageError, match="is a folder, expected a picture's name; name a file in it"):
+        require_writable_suffix(tmp_path / f"b{suffix}")
+
+
+def test_what_no_decoder_knows_and_what_one_complains_of_is_one_line() -> None:
+    assert str(not_a_picture("a")) == (
+        "a: not a picture that can be read; give PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM"
+    )
+    line = "a: a damaged or truncated picture"
+    assert str(damaged("a", ValueError(" \n"))) == f"{line}; copy or download it again"
+    assert str(damaged("a", ValueError(" odd\nbytes"))) == f"{line} (odd); copy or download it again"
+    assert str(damaged("a", ValueError(130 * "x"))) == f"{line} ({120 * 'x'}); copy or download it again"

@@ -1,4 +1,4 @@
-"""Reading and writing pictures: every color mode, every broken file, and the conversions to tensors."""
+"""Reading and writing pictures: every color mode, and every broken file."""
 
 from __future__ import annotations
 
@@ -311,45 +311,6 @@ def test_failed_write_keeps_the_old_picture(tmp_path: Path, monkeypatch: pytest.
         write_picture(path, picture(seed=1))
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
     np.testing.assert_array_equal(read_image(path), picture())
-
-
-# Tensors
-# --------------------------------------------------------------------------------------------------------
-
-
-def test_tensor_has_channels_first_in_zero_to_one() -> None:
-    image = picture(5, 7)
-    tensor = tensor_from_image(image)
-    assert tensor.shape == (1, 3, 5, 7)
-    assert tensor.dtype == np.float32
-    assert tensor.flags.c_contiguous
-    np.testing.assert_array_equal(tensor[0, 2], image[..., 2].astype(np.float32) / np.float32(255))
-
-
-def test_every_gray_level_survives_the_way_there_and_back() -> None:
-    levels = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-    np.testing.assert_array_equal(image_from_tensor(tensor_from_image(levels)), levels)
-
-
-@settings(max_examples=60)
-@given(hnp.arrays(np.float32, (1, 3, 4, 4), elements=st.floats(-2, 3, width=32)))
-def test_rounding_is_the_one_of_the_official_code(tensor: np.ndarray) -> None:
-    official = torch.from_numpy(tensor).mul(255).clamp(0, 255).round()[0].permute(1, 2, 0)
-    np.testing.assert_array_equal(image_from_tensor(tensor), official.numpy())
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_broken_value_is_an_error_and_not_a_pixel(bad: float) -> None:
-    tensor = np.full((1, 3, 4, 4), 0.5, np.float32)
-    tensor[0, 1, 2, 3] = bad
-    with pytest.raises(HspanError, match="1 of 48 values are NaN or infinite"):
-        image_from_tensor(tensor)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 4, 4, 4), (4, 4)])
-def test_other_shapes_are_no_picture(shape: tuple[int, ...]) -> None:
-    with pytest.raises(HspanError, match="expected shape"):
-        image_from_tensor(np.zeros(shape, np.float32))
 
 
 def test_eps_is_not_on_the_list_because_pillow_runs_ghostscript_for_it() -> None:

@@ -7,11 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 from PIL import Image, ImageCms, PngImagePlugin
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError
-from trt_hspan.media.metadata import Header, Metadata, png_chunk, read_header
+from trt_hspan.media.colors import PngColors, icc_profile
+from trt_hspan.media.metadata import (
+    PNG_SIGNATURE,
+    UNUSED_PROFILE,
+    Header,
+    Metadata,
+    PpmHeader,
+    colors_of_heif,
+    fits_profile,
+    jpeg_segments,
+    metadata_of_inks,
+    png_chunk,
+    png_chunks,
+    read_header,
+)
 from trt_hspan.media.pictures import Picture, open_picture, read_picture
 from trt_hspan.media.vips import vips
 from trt_hspan.media.writing import write_picture
@@ -226,3 +241,131 @@ def test_color_of_16_bits_alone_is_deep() -> None:
 
 def test_other_formats_have_no_header_of_their_own() -> None:
     assert read_header(b"BM", b"BM", "BMP", "a") is None
+
+
+@pytest.mark.parametrize(
+    ("start", "header"),
+    [
+        (b"P5 3 2 255\nx", PpmHeader(2, 3, 1, 255, 11)),
+        (b"P6\n# 7 7\n3\t2 # of 8 bits\n256 ", PpmHeader(2, 3, 3, 256, 30)),
+        (b"P6 3 2 65535\n", PpmHeader(2, 3, 3, 65535, 13)),
+        (b"P6 3 2 1\n", PpmHeader(2, 3, 3, 1, 9)),
+        *((text, None) for text in (b"P6 3 2 65536\n", b"P6 3 2 0\n", b"P6 0 2 9\n", b"P6 3 0 9\n")),
+        *((text, None) for text in (b"P4 3 2\n", b"P6 3 2 255", b"P6 3 2\n")),
+    ],
+)
+def test_a_binary_ppm_says_height_width_channels_and_white(start: bytes, header: PpmHeader | None) -> None:
+    found = read_header(start, start, "PPM", "a")
+    assert (None if found is None else found.ppm) == header
+    if found is not None and header is not None:
+        assert found.is_deep_color is (header.white > 255)
+        assert found.metadata == Metadata()
+
+
+@pytest.mark.parametrize("gray", [True, False])
+def test_a_profile_fits_pixels_of_its_kind_if_it_is_whole(gray: bool) -> None:
+    profile = icc_profile((0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06), [(2.2,)], gray=gray)
+    assert fits_profile(profile, gray=gray)
+    assert fits_profile(profile + b"more", gray=gray)
+    assert not fits_profile(profile, gray=not gray)
+    assert not fits_profile(profile[:-1], gray=gray)
+    assert not fits_profile(profile.replace(b"acsp", b"ascp"), gray=gray)
+    assert not fits_profile(b"", gray=gray)
+
+
+def test_a_jpeg_is_read_up_to_its_first_scan() -> None:
+    file = b"\xff\xd8" + b"\xff\xe0\0\4ab" + b"\xff\xff\xff\xfe\0\2" + b"\xff\xda\0\2" + b"\xff\xe1\0\2"
+    assert list(jpeg_segments(file)) == [(0xE0, slice(2, 8)), (0xFE, slice(10, 14))]
+    assert list(jpeg_segments(file[:12])) == [(0xE0, slice(2, 8))]
+    assert list(jpeg_segments(file[:6])) == [(0xE0, slice(2, 8))]
+    assert list(jpeg_segments(file[:5])) == []
+    assert list(jpeg_segments(b"\xff\xd8\0\xe0\0\2")) == []
+
+
+def test_chunks_of_a_png_are_what_their_lengths_say() -> None:
+    data = PNG_SIGNATURE + png_chunk(b"tEXt", b"abc") + png_chunk(b"IEND", b"") + b"rest"
+    # https://www.w3.org/TR/png-3/: an empty IEND is these twelve bytes.
+    assert data[-16:-4] == bytes.fromhex("00000000 49454e44 ae426082")
+    stream = io.BytesIO(data)
+    assert [(kind, length, stream.read(length)) for kind, length in png_chunks(stream)] == [
+        (b"tEXt", 3, b"abc"),
+        (b"IEND", 0, b""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "colors"),
+    [
+        (b"xxcolrnclx\0\x09\0\x10", ((b"cICP", b"\x09\x10\0\1"),)),
+        (b"colrnclx\0\x0c\0\n", ((b"cICP", b"\x0c\n\0\1"),)),
+        *((start, ()) for start in (b"colrnclx\0\1\0\x0d", b"colrnclx\0\2\0\2", b"colrprof", b"")),
+    ],
+)
+def test_the_numbers_of_a_heif_are_those_of_a_png(start: bytes, colors: PngColors) -> None:
+    assert colors_of_heif(start) == colors
+
+
+@pytest.mark.parametrize(
+    ("tags", "dpi"),
+    [
+        ({282: 100.0, 283: 50.0, 296: 2}, (100.0, 50.0)),
+        ({282: 100.0, 283: 50.0, 296: 3}, (254.0, 127.0)),
+        ({282: 100.0, 283: 50.0, 296: 1}, None),  # no unit: an aspect alone
+        ({282: 100.0}, None),
+        ({283: 100.0}, None),
+        ({282: 100.0, 283: 0.0}, None),
+    ],
+)
+def test_a_resolution_has_two_numbers_and_a_unit(
+    tags: dict[int, float], dpi: tuple[float, float] | None
+) -> None:
+    assert header_of(Image.new("L", (4, 4)), "TIFF", tiffinfo=tags).metadata.dpi == dpi
+
+
+def tiff(image: pyvips.Image, **options: object) -> Header:
+    data = image.tiffsave_buffer(**options)
+    header = read_header(data, data[:1024], "TIFF", "a")
+    assert header is not None
+    return header
+
+
+def test_tiffs_that_libvips_reads_wrongly_are_for_pillow() -> None:
+    image = pyvips.Image.black(40, 30, bands=3).copy(interpretation="srgb")
+    plain, tiled = tiff(image), tiff(image, tile=True)
+    assert (plain.is_tiled, plain.needs_pillow, plain.unknown_channels) == (False, False, 0)
+    assert (tiled.is_tiled, tiled.needs_pillow) == (True, False)
+    assert not tiff(image, compression="jpeg").needs_pillow
+    assert not tiff(image, compression="lzw").needs_pillow
+    assert tiff(image, compression="zstd").needs_pillow
+    assert tiff(image.colourspace("lab")).needs_pillow
+    assert header_of(Image.new("YCbCr", (8, 6)), "TIFF").needs_pillow
+    assert header_of(Image.new("YCbCr", (16, 16)), "TIFF", compression="jpeg").needs_pillow is False
+
+
+@pytest.mark.parametrize(("mode", "unknown"), [("RGB", 0), ("RGBA", 0), ("RGBX", 1), ("LA", 0)])
+def test_channels_that_are_no_alpha_are_counted(mode: str, unknown: int) -> None:
+    assert header_of(Image.new(mode, (4, 4)), "TIFF").unknown_channels == unknown
+
+
+def test_colors_of_a_png_count_before_its_pixels_alone() -> None:
+    gamma, other = png_chunk(b"gAMA", b"\0\1\2\3"), png_chunk(b"gAMA", b"\0\0\0\7")
+    stream = io.BytesIO()
+    Image.new("L", (3, 2)).save(stream, "PNG")
+    data = stream.getvalue()
+    for file, colors in (
+        (data[:33] + gamma + other + data[33:], ((b"gAMA", b"\0\1\2\3"),)),
+        (data[:-12] + gamma + data[-12:], ()),
+        (data[:33] + png_chunk(b"gAMA", bytes(4)) + data[33:], ()),
+    ):
+        header = read_header(file, file[:1024], "PNG", "a")
+        assert header is not None
+        assert header.metadata.png_colors == colors
+
+
+def test_a_profile_of_inks_is_left_out_and_one_without_use_said() -> None:
+    said = Metadata(icc_profile=SRGB, dpi=(9.0, 9.0), lost=("one",))
+    assert metadata_of_inks(said, is_heeded=True) == Metadata(dpi=(9.0, 9.0), lost=("one",))
+    assert metadata_of_inks(said, is_heeded=False).lost == ("one", UNUSED_PROFILE)
+    empty = Metadata(icc_profile=b"")  # one that cannot be unpacked
+    assert metadata_of_inks(empty, is_heeded=False) == Metadata(lost=(UNUSED_PROFILE,))
+    assert metadata_of_inks(Metadata(), is_heeded=False) == Metadata()

@@ -12,14 +12,14 @@ import pytest
 import pyvips
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
-from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.media import writing
-from trt_hspan.media.metadata import Metadata
-from trt_hspan.media.pictures import decode_image, read_picture
+from trt_hspan.media.metadata import FIRST_ONLY, Metadata
+from trt_hspan.media.pictures import Picture, decode_image, read_picture
 from trt_hspan.media.pixels import eight_bit, on_white
-from trt_hspan.media.writing import encode_image, write_picture, write_strips
+from trt_hspan.media.writing import color_losses, encode_image, write_picture, write_strips
 from trt_hspan.sizes import ImageSize
 
 
@@ -146,3 +146,98 @@ def test_a_narrow_tiff_is_written_without_a_word(tmp_path: Path, capfd: pytest.C
     write_picture(tmp_path / "a.tif", column)
     np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, column)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("writer", ["libvips", "Pillow"])
+def test_a_jpeg_has_quality_95_and_full_color_resolution(monkeypatch: pytest.MonkeyPatch, writer: str) -> None:
+    if writer == "Pillow":
+        monkeypatch.setitem(sys.modules, "pyvips", None)
+    noise = np.random.default_rng(0).integers(0, 256, (33, 40, 3), np.uint8)
+    for suffix in (".jpg", ".JPEG", ".jfif"):
+        assert encode_image(noise, suffix) == encode_image(noise, suffix, quality=95)
+    assert encode_image(noise, ".jpg", quality=94) != encode_image(noise, ".jpg", quality=96)
+    with Image.open(io.BytesIO(encode_image(noise, ".jpg"))) as image:
+        assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3
+        # The table of luma that libjpeg scales to 95 %: its first entry is 16.
+        assert image.quantization[0][0] == round(16 * 10 / 100)
+
+
+def test_a_webp_is_lossless_unless_it_has_a_quality() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    noise[:3, :, 3] = 0  # whose colors stay
+    np.testing.assert_array_equal(decode_image(encode_image(noise, ".webp")).pixels, noise)
+    lossy = decode_image(encode_image(noise, ".webp", quality=100)).pixels
+    assert (lossy[3:] != noise[3:]).any()
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+LINEAR = (b"gAMA", (100_000).to_bytes(4, "big"))
+NUMBERS = (b"cICP", bytes([9, 99, 0, 1]))  # of no transfer that there is
+
+
+@pytest.mark.parametrize(
+    ("said", "suffix", "gray", "lines"),
+    [
+        (Metadata(), ".jpg", False, []),
+        (Metadata(lost=(FIRST_ONLY,)), ".png", False, [FIRST_ONLY]),
+        (Metadata(icc_profile=SRGB), ".PNG", False, []),
+        (Metadata(icc_profile=SRGB), ".tif", False, []),
+        (Metadata(icc_profile=SRGB), ".tif", True, ["left out: damaged, or not one of gray pixels"]),
+        (Metadata(icc_profile=SRGB), ".webp", True, []),  # whose gray is RGB
+        (Metadata(icc_profile=b""), ".png", False, ["left out: damaged, or not one of RGB pixels"]),
+        (Metadata(icc_profile=SRGB), ".bmp", False, ["its color profile is lost: BMP has none"]),
+        (Metadata(png_colors=(LINEAR,)), ".bmp", False, ["its color profile is lost: BMP has none"]),
+        (Metadata(png_colors=(NUMBERS,)), ".png", False, []),
+        (Metadata(png_colors=(NUMBERS,)), ".jpg", False, ["(cICP 9-99-0-1) are lost: no profile says them"]),
+        (Metadata(png_colors=(NUMBERS,), icc_profile=SRGB), ".jpg", False, []),
+        (Metadata(png_colors=((b"cHRM", bytes(32)),)), ".tif", False, ["(cHRM) are lost: no profile says them"]),
+        (Metadata(png_colors=((b"mDCV", bytes(24)),)), ".png", False, []),
+        (Metadata(png_colors=((b"mDCV", bytes(24)),)), ".webp", False, ["is lost: WEBP has none"]),
+        (Metadata(png_colors=((b"cLLI", bytes(8)),)), ".tiff", False, ["is lost: TIFF has none"]),
+    ],
+)
+def test_what_a_file_of_another_name_will_not_say_is_one_line(
+    said: Metadata, suffix: str, gray: bool, lines: list[str]
+) -> None:
+    found = color_losses(said, f"folder/a{suffix}", gray=gray)
+    assert len(found) == len(lines)
+    assert all(line.endswith(end) for line, end in zip(found, lines, strict=True))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif", ".webp"])
+def test_numbers_of_colors_have_more_right_than_a_profile_and_that_than_a_gamma(suffix: str) -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+
+    def profile_of(*colors: tuple[bytes, bytes]) -> bytes | None:
+        picture = Picture(pixels=pixels, metadata=Metadata(icc_profile=SRGB, png_colors=colors))
+        return decode_image(encode_image(picture, suffix)).metadata.icc_profile
+
+    assert profile_of(LINEAR) == SRGB
+    assert profile_of(NUMBERS) == SRGB
+    numbers = profile_of((b"cICP", bytes([12, 13, 0, 1])), LINEAR)
+    assert numbers is not None
+    assert bytes([12, 13, 0, 1]) in numbers
+
+
+def test_a_png_says_srgb_once_and_its_profile_stays() -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    said = Metadata(icc_profile=SRGB, png_colors=((b"sRGB", b"\1"), LINEAR))
+    again = decode_image(encode_image(Picture(pixels=pixels, metadata=said))).metadata
+    assert (again.icc_profile, again.png_colors) == (SRGB, (LINEAR,))
+    alone = Metadata(png_colors=((b"sRGB", b"\1"), LINEAR))
+    assert decode_image(encode_image(Picture(pixels=pixels, metadata=alone))).metadata == alone
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("writer", ["libvips", "Pillow"])
+def test_a_quality_is_a_number_from_1_to_100(
+    monkeypatch: pytest.MonkeyPatch, suffix: str, writer: str
+) -> None:
+    if writer == "Pillow":
+        monkeypatch.setitem(sys.modules, "pyvips", None)
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    for quality in (1, 100):
+        assert decode_image(encode_image(pixels, suffix, quality=quality)).pixels.shape == (4, 4, 3)
+    for quality in (0, 101):
+        with pytest.raises(UsageError, match=f"--quality: got {quality}, expected 1 to 100"):
+            encode_image(pixels, suffix, quality=quality)

@@ -100,79 +100,6 @@ def test_fp16_overflow_shows_as_infinity(tmp_path: Path) -> None:
     assert np.isfinite(results["bf16"]).all()
 
 
-# What does not fit
-# ----------------------------------------------------------------------------------------------
-
-
-def test_fixed_size_is_known_and_another_picture_is_reported(tmp_path: Path) -> None:
-    path = write_attention_network(tmp_path / "a.onnx", shape=(1, 3, 8, 12))
-    with OnnxRuntimeRunner(path) as runner:
-        assert runner.fixed_shape == (1, 3, 8, 12)
-        assert runner.run(np.zeros((1, 3, 8, 12), np.float32)).shape == (1, 3, 8, 12)
-        with pytest.raises(HspanError, match=r"is 1x3x12x8, but .*a\.onnx takes 1x3x8x12"):
-            runner.run(np.zeros((1, 3, 12, 8), np.float32))
-
-
-def renamed_input(model: onnx.ModelProto) -> None:
-    model.graph.input[0].name = model.graph.node[0].input[0] = "picture"
-
-
-def half_input(model: onnx.ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-
-
-def second_output(model: onnx.ModelProto) -> None:
-    model.graph.output.add().CopyFrom(model.graph.output[0])
-    model.graph.output[1].name = model.graph.node[0].output[0]
-
-
-def no_attention(model: onnx.ModelProto) -> None:
-    for node in model.graph.node:
-        if node.domain:
-            node.domain, node.op_type = "", "Sum"
-
-
-def four_channels(model: onnx.ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
-
-
-def flat_input(model: onnx.ModelProto) -> None:
-    del model.graph.input[0].type.tensor_type.shape.dim[3]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (renamed_input, r"its inputs are \['picture'\]"),
-        (half_input, "its input is not float32"),
-        (second_output, r"its outputs \['output', 'conv0'\]"),
-        (no_attention, "contains no hspan::HighSimilarityPassAttention node"),
-        (four_channels, r"expected \(N, 3, H, W\)"),
-        (flat_input, r"expected one input \(N, C, H, W\)"),
-    ],
-)
-def test_file_with_another_interface_is_reported_before_the_block(
-    tmp_path: Path, spoil: Callable[[onnx.ModelProto], None], message: str
-) -> None:
-    model = attention_network()
-    spoil(model)
-    save_onnx(model, tmp_path / "a.onnx")
-    with pytest.raises(HspanError, match=message) as caught:
-        OnnxRuntimeRunner(tmp_path / "a.onnx")
-    assert str(caught.value).startswith(str(tmp_path / "a.onnx"))
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_truncated_and_foreign_files_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(HspanError, match="no such file"):
-        OnnxRuntimeRunner(tmp_path / "none.onnx")
-    whole = write_attention_network(tmp_path / "a.onnx").read_bytes()
-    for content in (whole[: len(whole) // 2], b"\x89PNG\r\n", b""):
-        (tmp_path / "b.onnx").write_bytes(content)
-        with pytest.raises(HspanError, match="not an ONNX"):
-            OnnxRuntimeRunner(tmp_path / "b.onnx")
-
-
 @pytest.fixture
 def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where no native library is: attention by the function body."""
@@ -239,12 +166,6 @@ def test_what_fails_while_running_is_one_line(tmp_path: Path, capfd: pytest.Capt
     assert capfd.readouterr().err == ""
 
 
-def test_running_outside_the_block_is_a_mistake_of_the_program(tmp_path: Path) -> None:
-    runner = OnnxRuntimeRunner(write_attention_network(tmp_path / "a.onnx"))
-    with pytest.raises(RuntimeError, match="not active"):
-        runner.run(np.zeros((1, 3, 8, 8), np.float32))
-
-
 _SCRIPT = """
 import sys
 class Blocker:
@@ -300,23 +221,6 @@ def test_memory_estimate_is_what_a_run_really_takes(tmp_path: Path) -> None:
     # Measured 0.93 to 1.07 over sizes, batches and precisions. The estimate must neither refuse pictures that
     # would fit by far nor let through what needs much more.
     assert 0.8 < float(completed.stdout) < 1.25
-
-
-def test_memory_with_native_attention_grows_with_the_picture_only(tmp_path: Path) -> None:
-    runner = OnnxRuntimeRunner(write_attention_network(tmp_path / "a.onnx"))
-    assert runner.memory_bytes((1, 3, 64, 64)) * 4 == runner.memory_bytes((1, 3, 128, 128))
-    with runner:
-        # 16,384 positions: the score matrix alone would take a gigabyte.
-        assert runner.memory_bytes((1, 3, 128, 128)) < 50e6
-        assert runner.run(np.zeros((1, 3, 128, 128), np.float32)).shape == (1, 3, 128, 128)
-
-
-def test_memory_with_native_attention_is_three_tensors_of_the_upscaled_features(
-    exported: ExportCache, small_x4: GoldenNetwork
-) -> None:
-    features = load_model(small_x4.checkpoint).config.n_feats
-    runner = OnnxRuntimeRunner(exported("small_x4"))
-    assert runner.memory_bytes((2, 3, 10, 20)) == 3 * 4 * 2 * features * 40 * 80  # float32
 
 
 def test_a_run_too_small_to_share_takes_sessions_of_one_thread(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from trt_hspan.runtime import opening, tensorrt_runner, torch_runner
 from trt_hspan.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from trt_hspan.runtime.opening import (
     Device,
+    RunnerOptions,
     device_from_text,
     devices_from_text,
     open_runner,
@@ -235,3 +237,40 @@ def test_package_that_is_missing_is_named(
         HspanError, match=r"no NVIDIA GPU .*, and ONNX Runtime, .* not installed; pip install -e '\.\[cpu"
     ):
         open_runner(small_engine.plan)
+
+
+def test_options_that_are_passed_on_whole_are_those_of_the_function(
+    small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(opening, "open_runner", lambda source, **options: seen.append(options))
+    given = {"device": "gpu:1", "res_scale": 0.5, "threads": 3, "plugin": Path("a.so"), "precision": "bf16"}
+    RunnerOptions().open("a.pt")
+    RunnerOptions(**given).open("a.pt")  # type: ignore[arg-type]
+    defaults = {name: "auto" if name == "device" else None for name in given}
+    assert seen == [defaults, given]
+
+
+@pytest.fixture
+def without_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name)
+    )
+
+
+@pytest.mark.usefixtures("without_pytorch")
+@pytest.mark.parametrize("precision", [None, "fp32"])
+def test_a_shipped_preset_needs_no_pytorch(precision: str | None) -> None:
+    runner = open_runner("hspan-tiny-x2", precision=precision)
+    assert isinstance(runner, OnnxRuntimeRunner)
+    assert runner.picked == (
+        f"{runner.name} on the CPU: PyTorch is not installed, and hspan-tiny-x2 ships as ONNX too"
+    )
+
+
+@pytest.mark.usefixtures("without_pytorch")
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"device": "gpu"}])
+def test_what_onnx_cannot_give_of_a_preset_needs_pytorch(options: dict[str, str]) -> None:
+    with pytest.raises(HspanError, match="PyTorch, which runs checkpoints, is not installed"):
+        open_runner("hspan-tiny-x2", **options)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from trt_hspan.native import cpu_attention as native
 from trt_hspan.precision.crops import TilePlan
 from trt_hspan.precision.quantize.pipeline import QuantizationRequest, quantize
 from trt_hspan.precision.quantize.source import source_from_path
-from trt_hspan.runtime import opening, openvino_runner
+from trt_hspan.runtime import opening, openvino_runner, openvino_session
 from trt_hspan.runtime.opening import RunnerOptions, open_runner
 from trt_hspan.runtime.openvino_runner import OpenVinoRunner
 from trt_hspan.upscaling.options import UpscaleOptions
@@ -190,6 +192,19 @@ def test_without_it_onnxruntime_emulates_and_a_request_says_what_to_install(
         open_runner(int8_file, device=OPENVINO)
 
 
+def test_without_onnxruntime_it_takes_every_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_attention_network(tmp_path / "net.onnx")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name)
+    )
+    runner = open_runner(path)
+    assert isinstance(runner, OpenVinoRunner)
+    assert runner.picked == f"{runner.name} on the CPU, which runs ONNX files"
+    monkeypatch.setattr(native, "native_library", lambda: None)
+    assert open_runner(path).name.startswith("ONNX Runtime")
+
+
 def test_without_the_native_attention_too(int8_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "native_library", lambda: None)
     assert open_runner(int8_file).emulated
@@ -226,6 +241,41 @@ def test_what_it_cannot_load_or_run_is_one_line(tmp_path: Path, capfd: pytest.Ca
             runner.run(np.zeros((1, 3, 9, 9), np.float32))
         assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory; give a smaller picture"),
+        (RuntimeError("std::bad_alloc"), "out of memory; give a smaller picture"),
+        (RuntimeError("cannot allocate 9 bytes"), "out of memory; give a smaller picture"),
+        (RuntimeError(400 * "x" + "of two\n  lines"), f"{287 * 'x'}of two lines; take --device cpu:onnxruntime"),
+    ],
+)
+def test_what_it_raises_is_one_line_of_its_last_300_letters(error: Exception, line: str) -> None:
+    assert str(openvino_session._translated(error, "a", "it failed")) == f"a: it failed: {line}"
+
+
+def test_one_stream_takes_all_threads_and_is_bound_to_no_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, given = openvino_session._core(), []
+
+    def compile_model(model: object, device: str, options: dict[str, object]) -> object:
+        given.append(options)
+        return core.compile_model(model, device, options)
+
+    noting = SimpleNamespace(read_model=core.read_model, compile_model=compile_model)
+    monkeypatch.setattr(openvino_session, "_core", lambda: noting)
+    monkeypatch.setattr(openvino_runner, "has_bf16", lambda: True)
+    path = write_attention_network(tmp_path / "net.onnx")
+    # As much as four tensors of the last features, of float32.
+    assert OpenVinoRunner(path).memory_bytes((2, 3, 5, 7)) == 4 * 4 * 2 * 8 * 5 * 7
+    with OpenVinoRunner(path, threads=3) as runner:
+        runner.run(np.zeros((1, 3, 8, 8), np.float32))
+    assert {options.pop("INFERENCE_NUM_THREADS") for options in given} == {1, 3}
+    expected = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    assert all(options == expected for options in given)
 
 
 _INTERRUPTED = """

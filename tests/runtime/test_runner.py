@@ -118,3 +118,17 @@ def test_sides_are_multiples_from_the_smallest_on() -> None:
 def test_a_run_of_less_than_64_million_multiplications_is_for_one_thread() -> None:
     assert is_for_one_thread((2, 3, 4, 8), 999_999)
     assert not is_for_one_thread((2, 3, 4, 8), 1_000_000)
+    assert not is_for_one_thread((1, 3, 1, 1), 64_000_000)
+    assert is_for_one_thread((1, 3, 1, 1), 63_999_999)
+
+
+def test_without_limits_of_its_own_a_network_on_a_cpu_takes_a_single_pixel() -> None:
+    runner = active(NearestRunner(scale=2))
+    assert runner.run(np.zeros((1, 3, 1, 1), np.float32)).shape == (1, 3, 2, 2)
+    assert (runner.on_gpu, runner.size_multiple, runner.min_size) == (False, 1, 1)
+
+
+def test_many_batches_of_several_shapes_come_in_order() -> None:
+    batches = [np.full((1, 3, 2, side), side, np.float32) for side in (3, 1, 2)]
+    outputs = list(active(NearestRunner(scale=2)).run_many(batches))
+    assert [(output.shape[3], output.max()) for output in outputs] == [(6, 3), (2, 1), (4, 2)]

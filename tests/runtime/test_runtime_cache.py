@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 
@@ -45,3 +47,12 @@ def test_a_file_that_cannot_be_read_or_written_costs_time_alone(
     assert "cannot be read" in caplog.text
     assert not write_runtime_cache(tmp_path, b"kernels", **FACTS)
     assert "the runtime cache is not kept" in caplog.text
+
+
+def test_the_first_line_says_what_the_data_are_of(tmp_path: Path) -> None:
+    """Files that earlier versions wrote stay readable while the number of the format is 1."""
+    path = tmp_path / "net.runtime_cache"
+    write_runtime_cache(path, b"kernels\n", **FACTS)
+    line, _, data = path.read_bytes().partition(b"\n")
+    assert json.loads(line) == {"format": 1, **FACTS, "sha256": hashlib.sha256(b"kernels\n").hexdigest()}
+    assert data == b"kernels\n"

@@ -1,4 +1,8 @@
-"""The GPU runner with real PyCUDA on a stand-in driver: the scenarios of `tests/cuda_standin`, in both its modes."""
+"""The GPU runner with real PyCUDA on a stand-in driver: the scenarios of `tests/cuda_standin`, in both its modes.
+
+They mirror `trt_hspan.runtime.tensorrt_runner`, `trt_hspan.runtime.engine_loading`, `trt_hspan.runtime.engine_session`,
+`trt_hspan.runtime.cuda_device` and `trt_hspan.runtime.cuda_graph`, which need a driver.
+"""
 
 from __future__ import annotations
 

@@ -83,6 +83,19 @@ def test_shapes_outside_the_profile_are_reported(small_engine: SmallEngine, shap
         TensorRtRunner(small_engine.plan).require_shape(shape, "a.png")
 
 
+def test_main_memory_of_a_run_is_input_and_result_twice(small_engine: SmallEngine) -> None:
+    """Pinned, and as they are handed over: float32, three channels, four times as high and wide."""
+    assert TensorRtRunner(small_engine.plan).memory_bytes((2, 3, 16, 20)) == 2 * 4 * 2 * 3 * 17 * 16 * 20
+
+
+def test_outside_of_a_block_there_is_no_session(small_engine: SmallEngine) -> None:
+    runner = TensorRtRunner(small_engine.plan)
+    assert runner.on_gpu
+    for use in (lambda: runner.session, lambda: runner.device, runner.layer_information):
+        with pytest.raises(RuntimeError, match="the runner is not active: use it in a `with` block"):
+            use()
+
+
 @needs_no_gpu
 @pytest.mark.usefixtures("pretended_gpu")
 def test_a_machine_without_pycuda_is_one_error_line(

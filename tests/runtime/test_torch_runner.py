@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import pytest
 import torch
@@ -168,6 +170,74 @@ def test_errors_of_cuda_are_one_line(
         runner.run(small_x4.input)
 
 
+def test_what_pytorch_raises_on_a_cpu_stays_as_it_is(
+    small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = TorchRunner(small_x4.checkpoint)
+
+    def failing(batch: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal address")
+
+    monkeypatch.setattr(runner._model, "forward", failing)
+    with runner, pytest.raises(RuntimeError, match="^CUDA error: an illegal address$"):
+        runner.run(small_x4.input)
+
+
+def test_after_an_error_of_cuda_threads_are_restored_all_the_same(
+    small_x4: GoldenNetwork, borrowed_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, before = TorchRunner(small_x4.checkpoint, gpu=1, threads=3), torch.get_num_threads()
+    assert runner.label.endswith(" on the GPU 1, FP32")
+    assert runner.on_gpu
+    assert not TorchRunner(small_x4.checkpoint).on_gpu
+
+    def failing(device: str) -> None:
+        raise RuntimeError("CUDA error: an illegal address")
+
+    with runner:
+        monkeypatch.setattr(runner._model, "to", failing)
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+
+
+def test_without_a_number_threads_are_pytorchs_own(small_x4: GoldenNetwork) -> None:
+    before = torch.get_num_threads()
+    with TorchRunner(small_x4.checkpoint) as runner:
+        assert torch.get_num_threads() == before
+        runner.infer(np.zeros((1, 3, 64, 64), np.float32))
+        assert torch.get_num_threads() == before
+
+
+class Blocks(torch.nn.Module):
+    """Takes sides that are multiples of 4, in double precision; every pixel times a weight, twice as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.5], dtype=torch.float64))
+        self.unused = torch.nn.Conv2d(7, 3, 1)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        rows = batch.unflatten(2, (-1, 4)).flatten(2, 3).unflatten(3, (-1, 4)).flatten(3, 4)
+        return (rows * self.weight).repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_a_module_runs_as_a_copy_in_float32_that_knows_what_it_takes() -> None:
+    module = Blocks()
+    runner = TorchRunner(module)
+    assert (runner.where, runner.scale, runner.size_multiple, runner.min_size) == ("Blocks", 2, 4, 4)
+    assert (runner.res_scale, runner.source_sha256, runner.emulated) == (None, None, False)
+    batch = np.random.default_rng(0).random((2, 3, 8, 12), dtype=np.float32)
+    with runner:
+        output = runner.run(batch)
+    np.testing.assert_array_equal(output, (batch / 2).repeat(2, 2).repeat(2, 3))
+    assert module.weight.dtype == torch.float64
+    assert module.training
+    with runner, pytest.raises(HspanError, match="multiples of 4"):
+        runner.run(batch[:, :, :6])
+    # Without a convolution of neighborhoods, colors are what is upscaled.
+    assert runner.memory_bytes((2, 3, 8, 12)) == 3 * 4 * 2 * 3 * 16 * 24
+
+
 def test_a_pytorch_without_cuda_says_so(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(
@@ -199,6 +269,18 @@ def test_a_gpu_that_is_not_there_is_named(small_x4: GoldenNetwork, monkeypatch: 
     ):
         TorchRunner(small_x4.checkpoint, gpu=2)
     assert torch_runner.gpu_device(1, "x") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(
+    ("machine", "supported", "has"),
+    [("x86_64", True, True), ("x86_64", False, False), ("aarch64", False, True)],
+)
+def test_processors_of_x86_alone_may_lack_bf16(
+    monkeypatch: pytest.MonkeyPatch, machine: str, supported: bool, has: bool
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
+    assert torch_runner.has_bf16_instructions(torch.device("cpu")) is has
 
 
 def test_bf16_needs_a_gpu_that_has_it(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,3 +50,10 @@ def test_choices_that_make_sense_are_kept(options: dict[str, Any]) -> None:
 def test_choices_that_make_none_are_wrong_usage(options: dict[str, Any], line: str) -> None:
     with pytest.raises(UsageError, match=re.escape(line)):
         UpscaleOptions(**options)
+
+
+def test_without_choices_tiles_are_chosen_and_nothing_is_turned() -> None:
+    options = UpscaleOptions()
+    assert (options.tile, options.overlap, options.protocol) == ("auto", None, "tiles")
+    assert not options.self_ensemble
+    assert options.official_min_size == 120_000  # of the official code's `forward_chop`

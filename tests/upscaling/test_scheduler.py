@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,16 @@ from support.runner_doubles import NearestRunner
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.runner import Float32Array
 from trt_hspan.sizes import ImageSize
-from trt_hspan.upscaling.scheduler import DeviceError, Job, Model, RunError, takes_size
+from trt_hspan.upscaling.scheduler import (
+    DeviceError,
+    Job,
+    Model,
+    RunError,
+    TileQueue,
+    TileRunner,
+    Unit,
+    takes_size,
+)
 from trt_hspan.upscaling.upscaler import upscale_array
 
 
@@ -256,3 +266,162 @@ def test_tile_that_does_not_fit_is_refused() -> None:
         opened(runner, tile=ImageSize(64, 64)),
     ):
         pass
+
+
+def test_tiles_of_a_network_without_limits_are_those_of_a_cpu() -> None:
+    with opened(NearestRunner(scale=2)) as model:
+        assert model.tile_ranges == (((1, 3, 8, 8), (4, 3, 64, 64)),)
+        assert (model.version, model.runs, model.items) == (1, 0, 0)
+    with opened(NearestRunner(scale=2), tile=ImageSize(40, 4)) as model:
+        assert model.tile_ranges == (((1, 3, 8, 8), (4, 3, 40, 8)),)
+
+
+def test_tiles_of_an_engine_are_its_own_unless_smaller_ones_are_requested() -> None:
+    runner = NearestRunner(scale=2)
+    runner.profiles = (((1, 3, 16, 24), (2, 3, 128, 96)), ((1, 3, 32, 32), (3, 3, 32, 32)))
+    with opened(runner) as model:
+        assert model.tile_ranges == runner.profiles
+    with opened(runner, tile=ImageSize(48, 20)) as model:
+        assert model.tile_ranges == (
+            ((1, 3, 16, 24), (2, 3, 48, 24)),
+            ((1, 3, 32, 32), (3, 3, 32, 32)),
+        )
+
+
+def test_on_a_cpu_each_instance_has_a_runner_of_its_own_and_on_gpus_each_device() -> None:
+    for on_gpu, openers, instances, count in ((False, 1, 3, 3), (False, 2, 1, 1), (True, 2, 3, 2)):
+        runners: list[NearestRunner] = []
+
+        def opener(on_gpu: bool = on_gpu, runners: list[NearestRunner] = runners) -> NearestRunner:
+            runners.append(NearestRunner(scale=2))
+            runners[-1].on_gpu = on_gpu
+            return runners[-1]
+
+        model = Model([opener] * openers, name="net", cpu_instances=instances)
+        model.open()
+        assert len(runners) == count
+        assert model.window == 2 * count * (4 if on_gpu else 1)
+        assert {runner.where for runner in runners} == {"net"}
+        assert [runner.calls for runner in runners] == [[(1, 3, 8, 8)]] * count
+        model.close()
+        assert not any(runner.active for runner in runners)
+
+
+def test_a_runner_that_does_not_open_is_what_open_raises() -> None:
+    def broken() -> NearestRunner:
+        raise HspanError("a.onnx", "is broken")
+
+    with pytest.raises(HspanError, match="a.onnx: is broken"):
+        Model([broken], name="net").open()
+
+
+def unit(job: Job, count: int = 1, side: int = 8) -> Unit:
+    return Unit(job=job, batch=np.zeros((count, 3, side, side), np.float32))
+
+
+def taken(queue: TileQueue, most: int, *, several: bool = False) -> list[Unit]:
+    return queue.take(lambda shape: most, several=several)
+
+
+def test_whoever_gave_a_tile_waits_for_all_others() -> None:
+    queue, jobs = TileQueue(), [Job(None) for _ in range(3)]  # type: ignore[arg-type]
+    a, b, c = jobs
+    first, second, third, large = unit(a), unit(a), unit(b), unit(c, side=16)
+    queue.put([first, second, third, large])
+    assert len(queue) == 4
+    assert not any(job.has_begun for job in jobs)
+    assert taken(queue, 2) == [first, third]
+    assert [job.has_begun for job in jobs] == [True, True, False]
+    assert taken(queue, 2) == [large]
+    assert taken(queue, 2) == [second]
+    assert len(queue) == 0
+    assert first.result.running()
+
+
+def test_a_run_has_no_more_items_than_the_network_takes_but_for_one_job_alone() -> None:
+    queue, jobs = TileQueue(), [Job(None) for _ in range(4)]  # type: ignore[arg-type]
+    units = [unit(job, count) for job, count in zip(jobs, (3, 2, 1, 9), strict=True)]
+    queue.put(units)
+    assert taken(queue, 4) == [units[0], units[2]]
+    assert taken(queue, 4) == [units[1]]
+    assert taken(queue, 4) == [units[3]]
+
+
+def test_of_one_job_several_run_together_where_that_is_allowed() -> None:
+    queue, a, b = TileQueue(), Job(None), Job(None)  # type: ignore[arg-type]
+    units = [unit(a), unit(a), unit(a), unit(b)]
+    queue.put(units)
+    assert taken(queue, 3, several=True) == [units[0], units[3], units[1]]
+    assert taken(queue, 3, several=True) == [units[2]]
+
+
+def test_a_closed_queue_gives_what_waits_and_then_nothing() -> None:
+    queue, job, other = TileQueue(), Job(None), Job(None)  # type: ignore[arg-type]
+    queue.put([unit(job), unit(other), unit(job)])
+    queue.drop(other)
+    queue.close()
+    assert [len(taken(queue, 1)) for _ in range(3)] == [1, 1, 0]
+    queue.drop(other)
+
+
+def test_a_job_takes_batches_as_it_gives_results() -> None:
+    """As many are in the queue as keep devices busy, and no more are made."""
+
+    def put(units: list[Unit]) -> None:
+        for each in units:
+            each.result.set_result(each.batch)
+
+    model, made = SimpleNamespace(window=3, put=put), []
+
+    def batches() -> Iterator[Float32Array]:
+        for value in range(5):
+            made.append(value)
+            yield tile(value)
+
+    results = Job(model).results(batches())  # type: ignore[arg-type]
+    seen = []
+    for result in results:
+        seen.append((int(result.max()), len(made)))
+    assert seen == [(0, 3), (1, 4), (2, 5), (3, 5), (4, 5)]
+
+
+def test_a_job_is_given_up_for_the_first_reason() -> None:
+    with opened(NearestRunner(scale=2)) as model:
+        job = Job(model)
+        assert (job.state, job.done, job.total) == ("receiving", 0, 0)
+        job.on_tile(2, 5)
+        assert (job.done, job.total) == (2, 5)
+        job.cancel(TimeoutError("too late"))
+        job.cancel(ValueError("too many"))
+        for call in (job.check, lambda: job.on_tile(3, 5)):
+            with pytest.raises(TimeoutError, match="too late"):
+                call()
+
+
+def test_what_fails_together_is_run_alone_and_one_fails() -> None:
+    class Picky(_Stepped):
+        def infer(self, batch: Float32Array) -> Float32Array:
+            output = super().infer(batch)
+            if 2 in batch:
+                raise HspanError("net", "does not take a 2")
+            return output
+
+    runner = Picky()
+    with opened(runner) as model:
+        jobs = [Job(model) for _ in range(4)]
+        jobs[0].submit(tile(1))
+        waiting(model, 0)
+        results = [job.submit(tile(value)) for job, value in zip(jobs, (1, 2, 3), strict=False)]
+        runner.step(5)
+        assert int(jobs[0].result(results[0]).max()) == 1
+        with pytest.raises(RunError, match="HspanError: net: does not take a 2"):
+            jobs[1].result(results[1])
+        assert int(jobs[2].result(results[2]).max()) == 3
+        assert runner.seen[1:] == [[1], [1, 2, 3], [1], [2], [3]]
+        assert (model.runs, model.items) == (3, 3)
+
+
+def test_the_memory_of_a_tile_that_runs_elsewhere_is_that_of_its_result() -> None:
+    runner = TileRunner("net", 2, (((1, 3, 8, 8), (4, 3, 64, 64)),), lambda batches: iter(batches))
+    assert runner.memory_bytes((2, 3, 10, 20)) == 4 * 2 * 3 * 20 * 40
+    assert (runner.size_multiple, runner.emulated, runner.on_gpu) == (1, False, False)

@@ -17,7 +17,6 @@ from support.torch_function_runner import TorchFunctionRunner, convolutions
 from trt_hspan.errors import HspanError
 from trt_hspan.machine.memory import array_of_own_pages
 from trt_hspan.media import pictures as media_pictures
-from trt_hspan.media import vips
 from trt_hspan.media.pictures import open_picture, read_picture, size_from_image_file
 from trt_hspan.media.writing import write_picture
 from trt_hspan.upscaling import pictures
@@ -233,26 +232,6 @@ def test_what_would_be_whole_in_memory_is_refused_before_it_is_decoded(
             ):
                 upscale_picture_file(Upscaler(runner), tmp_path / f"a{suffix}", tmp_path / target)
     assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "sample_bytes"), [("a.png", "an interlaced PNG", 1), ("a.jpg", "a progressive JPEG", 2)]
-)
-def test_what_its_decoder_unpacks_whole_is_refused_where_memory_is_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, sample_bytes: int
-) -> None:
-    image = pyvips.Image.black(40, 30, bands=3).copy(interpretation="srgb")
-    image.set_type(pyvips.GValue.gint_type, "orientation", 3)  # an upright PNG is read pass by pass
-    plain, source = tmp_path / f"plain_{name}", tmp_path / name
-    image.write_to_file(str(plain))
-    image.write_to_file(str(source), interlace=True)
-    needed = 40 * 30 * 3 * sample_bytes
-    monkeypatch.setattr(vips, "available_memory_bytes", lambda: needed)
-    assert open_picture(source).rows()(0, 30).shape == (30, 40, 3)
-    monkeypatch.setattr(vips, "available_memory_bytes", lambda: needed - 1)
-    assert open_picture(plain).rows()(0, 30).shape == (30, 40, 3)
-    with pytest.raises(HspanError, match=f"{name}: {kind} is decoded as a whole, its 30x40 pixels need"):
-        open_picture(source).rows()
 
 
 def test_a_file_of_the_same_name_is_read_anew(tmp_path: Path) -> None:

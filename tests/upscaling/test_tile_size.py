@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.runner_doubles import NearestRunner
 from support.torch_function_runner import ROUNDING, TorchFunctionRunner, batch, convolutions, untiled
 
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
@@ -16,6 +17,7 @@ from trt_hspan.runtime.runner import ShapeLimit
 from trt_hspan.sizes import ImageSize, TileChoice
 from trt_hspan.upscaling import tile_size
 from trt_hspan.upscaling.options import UpscaleOptions
+from trt_hspan.upscaling.tile_size import SizeRange
 from trt_hspan.upscaling.upscaler import Upscaler, is_out_of_memory, upscale_batch
 
 # Memory
@@ -230,3 +232,154 @@ def test_an_overlap_of_more_than_half_of_the_tile_that_is_chosen_is_wrong_usage(
     assert tile_size.plan_for_picture(runner, picture, overlap=half).count > 1
     with pytest.raises(UsageError, match="do not suit a tile side"):
         tile_size.plan_for_picture(runner, picture, overlap=half + more)
+
+
+# Arithmetic of sizes
+# ----------------------------------------------------------------------------------------------
+
+
+def test_sizes_that_are_taken_are_multiples_between_the_smallest_and_the_largest() -> None:
+    sizes = SizeRange(low=ImageSize(8, 12), high=(40, None), step=4)
+    assert [sizes.bounded(ImageSize(*size)) for size in ((1, 1), (9, 13), (41, 100), (40, 101))] == [
+        *[(8, 12), (12, 16), (40, 100), (40, 104)]
+    ]
+    assert [sizes.within(ImageSize(*size)) for size in ((7, 15), (11, 16), (50, 51))] == [
+        *[(8, 12), (8, 16), (40, 48)]
+    ]
+    assert [sizes.padded(ImageSize(*size)) for size in ((41, 1), (1, 13))] == [(44, 12), (8, 16)]
+    assert [sizes.takes_padded(ImageSize(*size)) for size in ((40, 1), (41, 1))] == [True, False]
+    assert [sizes.starts_by(ImageSize(*size)) for size in ((8, 12), (7, 12), (8, 11))] == [True, False, False]
+    assert SizeRange(low=ImageSize(3, 5), high=(7, 9)).step == 1
+    assert tile_size.rounded_up(ImageSize(7, 8), 4) == (8, 8)
+    assert tile_size.rounded_down(ImageSize(3, 11), 4) == (4, 8)
+
+
+def test_an_overlap_is_a_fourth_of_the_shortest_side_that_is_cut_and_32_at_most() -> None:
+    sides = [((64, 200), (100, 100)), ((200, 44), (200, 100)), ((130, 127), (999, 999)), ((128, 128), (999, 999))]
+    assert [tile_size.chosen_overlap(None, ImageSize(*t), ImageSize(*p)) for t, p in sides] == [16, 11, 31, 32]
+    assert tile_size.chosen_overlap(None, ImageSize(9, 9), ImageSize(9, 9)) == 0
+    assert tile_size.chosen_overlap(5, ImageSize(64, 64), ImageSize(100, 100)) == 5
+    assert [tile_size.largest_overlap(ImageSize(*t), ImageSize(*p)) for t, p in sides] == [32, 22, 63, 64]
+    assert tile_size.largest_overlap(ImageSize(30, 70), ImageSize(30, 70)) == 70
+
+
+def tiles_along(size: int, tile: int, overlap: int) -> int:
+    return 1 + max(0, -(-(size - tile) // (tile - overlap)))
+
+
+@pytest.mark.parametrize(("low", "step"), [(1, 1), (40, 1), (24, 12)])
+def test_a_trimmed_tile_is_the_smallest_multiple_of_8_for_as_many_tiles(low: int, step: int) -> None:
+    taken = SizeRange(low=ImageSize(low, 1), high=(None, None), step=step)
+    for size in range(60, 400, 7):
+        for overlap in (0, 5, 16, 32):
+            count = tiles_along(size, 96, overlap)
+            fitting = (side for side in range(8, 104, 8) if side > overlap and tiles_along(size, side, overlap) <= count)
+            least = max(next(fitting), low, 2 * overlap)
+            expected = min(96, -(-least // step) * step) if size > 96 else 96
+            trimmed = tile_size.trimmed_tile(ImageSize(size, 9), ImageSize(96, 96), overlap, taken)
+            assert trimmed == (expected, 96), (size, overlap)
+    # More overlap than half a tile is refused later.
+    assert tile_size.trimmed_tile(ImageSize(400, 9), ImageSize(96, 96), 49) == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("step", "low", "sizes"),
+    [
+        (
+            1,
+            (None, None),
+            [(256, 200), (128, 200), (128, 104), (64, 104), (64, 56), (32, 56), (32, 32), (16, 32), (16, 16)],
+        ),
+        (1, (64, 20), [(64, 90), (64, 48), (64, 24), (64, 20)]),
+        (12, (12, 12), [(48, 48), (24, 48), (24, 24)]),
+    ],
+)
+def test_the_longer_side_is_halved_until_nothing_smaller_is_left(
+    step: int, low: tuple[int | None, int | None], sizes: list[tuple[int, int]]
+) -> None:
+    runner = TorchFunctionRunner(convolutions(2), 2, low=(1, 3, *low))
+    runner.size_multiple = step
+    found: list[ImageSize | None] = [ImageSize(*sizes[0])]
+    while found[-1] is not None:
+        found.append(tile_size.smaller_tile(runner, found[-1]))
+    assert found == [*sizes, None]
+
+
+def ranges_of(*shapes: tuple[tuple[int | None, int | None], tuple[int | None, int | None]]) -> NearestRunner:
+    runner = NearestRunner()
+    runner.profiles = tuple(((1, 3, *low), (2, 3, *high)) for low, high in shapes)  # type: ignore[assignment]
+    return runner
+
+
+def test_ranges_keep_to_multiples_and_those_without_any_are_left_out() -> None:
+    runner = ranges_of(((5, 9), (30, None)), ((13, 13), (15, 15)))
+    runner.size_multiple = 4
+    only = SizeRange(low=ImageSize(8, 12), high=(28, None), step=4)
+    assert tile_size.size_ranges(runner) == (only,)
+    runner.profiles = runner.profiles[1:]
+    with pytest.raises(HspanError, match="nearest: takes sides that are multiples of 4, and there is none"):
+        tile_size.size_ranges(runner)
+
+
+def test_ranges_of_both_ways_round_are_square() -> None:
+    runner = ranges_of(((8, 16), (32, 64)), ((8, 40), (32, None)), ((None, 9), (None, None)))
+    ranges = tile_size.size_ranges(runner, turned=True)
+    assert [(sizes.low, sizes.high) for sizes in ranges] == [((16, 16), (32, 32)), ((9, 9), (None, None))]
+    assert [sizes.low for sizes in tile_size.size_ranges(runner)] == [(8, 16), (8, 40), (1, 9)]
+    with pytest.raises(HspanError, match="no tile both upright and on its side, .*; leave out --self-ensemble"):
+        tile_size.size_ranges(ranges_of(((8, 33), (32, 64))), turned=True)
+    assert len(tile_size.size_ranges(ranges_of(((8, 32), (32, 64))), turned=True)) == 1
+
+
+def test_of_several_ranges_that_take_a_size_it_is_the_one_for_the_most_pictures() -> None:
+    runner = NearestRunner()
+    runner.profiles = (((2, 3, 8, 8), (4, 3, 64, 64)), ((1, 3, 8, 8), (4, 3, 32, 32)), ((1, 3, 8, 8), (3, 3, 64, 64)))
+    assert tile_size.batch_limits(runner, ImageSize(16, 16), requested=9) == (1, 4)
+    assert tile_size.batch_limits(runner, ImageSize(64, 64), requested=9) == (2, 4)
+    assert tile_size.batch_limits(runner, ImageSize(65, 64), requested=9) == (1, 9)
+    assert tile_size.batch_limits(NearestRunner(), ImageSize(65, 64), requested=9) == (1, 9)
+
+
+def test_a_size_must_fit_both_ways_round_where_tiles_are_turned() -> None:
+    runner = ranges_of(((8, 16), (32, 64)))
+    tile_size.require_size(runner, ImageSize(16, 40), "a.png")
+    tile_size.require_size(runner, ImageSize(16, 32), "a.png", turned=True)
+    with pytest.raises(HspanError, match=r"^a\.png on its side \(--self-ensemble\): is 1x3x40x16, but"):
+        tile_size.require_size(runner, ImageSize(16, 40), "a.png", turned=True)
+    with pytest.raises(HspanError, match=r"^a\.png: is 1x3x40x16, but"):
+        tile_size.require_size(runner, ImageSize(40, 16), "a.png", turned=True)
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_as_many_pixels_as_a_square_of_256_are_taken_whole(
+    free: Callable[[int | None], None], on_gpu: bool
+) -> None:
+    free(None)
+    runner = TorchFunctionRunner(convolutions(2), 2)
+    runner.on_gpu = on_gpu
+    for picture, is_whole in (((256, 256), True), ((128, 512), True), ((257, 256), False), ((1, 65536), True)):
+        assert (auto_tile(runner, ImageSize(*picture)) == picture) is is_whole
+
+
+def test_a_whole_picture_may_take_half_of_free_memory_and_no_byte_more(
+    free: Callable[[int | None], None],
+) -> None:
+    runner = TorchFunctionRunner(convolutions(2), 2, memory=1000)
+    free(2 * 1000 * 100 * 100)
+    assert auto_tile(runner, ImageSize(100, 100)) == (100, 100)
+    free(2 * 1000 * 100 * 100 - 2)
+    assert auto_tile(runner, ImageSize(100, 100)) == (64, 64)
+    free(0)
+    assert auto_tile(runner, ImageSize(100, 100)) == (16, 16)
+
+
+def test_of_several_profiles_the_one_with_the_least_padding_takes_a_whole_picture() -> None:
+    large, small = ((16, 16), (256, 256)), ((16, 16), (64, 64))
+    for shapes in ((large, small), (small, large)):
+        ranges = tile_size.size_ranges(ranges_of(*shapes))
+        assert tile_size.auto_tile(ranges_of(*shapes), ranges, ImageSize(60, 40))[1].high == (64, 64)
+        assert tile_size.auto_tile(ranges_of(*shapes), ranges, ImageSize(65, 40))[1].high == (256, 256)
+    near, far = ((32, 32), (64, 64)), ((48, 48), (50, 50))
+    for shapes in ((near, far), (far, near)):
+        ranges = tile_size.size_ranges(ranges_of(*shapes))
+        assert tile_size.auto_tile(ranges_of(*shapes), ranges, ImageSize(20, 40))[0] == (32, 40)

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.blending import falling_weights, rising_weights
-from trt_hspan.upscaling.tiling import Span, TilePlan, margin_length, official_plan, tile_plan
+from trt_hspan.upscaling.tiling import (
+    Span,
+    TilePlan,
+    feather_length,
+    margin_length,
+    official_plan,
+    tile_plan,
+)
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tile_plans.json").read_text())
 
@@ -113,12 +120,6 @@ def test_golden_official_plan(case: dict) -> None:
     assert [list(astuple(span)) for span in plan.columns] == case["columns"]
 
 
-@pytest.mark.parametrize("case", GOLDEN["ramps"], ids=lambda case: str(case["length"]))
-def test_golden_weights(case: dict) -> None:
-    assert rising_weights(case["length"]).tolist() == case["rising"]
-    assert falling_weights(case["length"]).tolist() == case["falling"]
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.integers(24, 3000), st.integers(32, 3000))
 def test_official_plan_covers_every_pixel_once(height: int, width: int) -> None:
@@ -147,3 +148,34 @@ def test_pictures_that_the_official_code_fails_on_are_reported(height: int, widt
 def test_a_recursion_that_would_not_end_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="500 is too small: quarters of 28x32 pixels do not become smaller"):
         official_plan(ImageSize(300, 300), min_size=500)
+
+
+def test_quarters_are_multiples_of_what_the_network_takes_and_of_the_official_steps() -> None:
+    """Of 4 and 8 with 3 these are 12 and 24; half of 60 with a margin of 10 is 40."""
+    assert official_plan(ImageSize(60, 60), size_multiple=3).tile == (48, 48)
+    assert official_plan(ImageSize(60, 60)).tile == (44, 48)
+    assert official_plan(ImageSize(60, 60), shave=4).tile == (36, 40)
+    with pytest.raises(HspanError, match="margin 10, in multiples of 40; take another --protocol"):
+        official_plan(ImageSize(60, 60), size_multiple=5)
+
+
+def test_as_many_pixels_as_are_cut_again_are_cut_again() -> None:
+    least = 332 * 336
+    assert official_plan(ImageSize(640, 640), min_size=least + 1).count == 4
+    assert official_plan(ImageSize(640, 640), min_size=least).count == 16
+    with pytest.raises(UsageError, match="give at least 897$"):
+        official_plan(ImageSize(300, 300), min_size=896)
+    assert official_plan(ImageSize(300, 300), min_size=897).tile == (28, 32)
+
+
+@pytest.mark.parametrize("side", [8, 9, 15, 16])
+def test_a_side_that_is_not_cut_grows_to_the_next_multiple(side: int) -> None:
+    plan = tile_plan(ImageSize(side, 40), ImageSize(16, 16), 4, step=8)
+    assert plan.tile == (8 if side == 8 else 16, 16)
+    assert plan.rows == (Span(0, plan.tile.height, 0, 0, side, 0),)
+    assert plan.columns[0].end == 16
+
+
+def test_the_margin_is_three_eighths_of_the_overlap() -> None:
+    assert [margin_length(overlap) for overlap in (0, 2, 3, 5, 6, 8, 32)] == [0, 0, 1, 1, 2, 3, 12]
+    assert [feather_length(overlap) for overlap in (0, 1, 3, 8, 32)] == [0, 1, 1, 2, 8]

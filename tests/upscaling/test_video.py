@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -11,9 +13,12 @@ import pytest
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling import video as video_module
 from trt_hspan.upscaling.upscaler import Upscaler
-from trt_hspan.upscaling.video import UpscaledVideo, upscale_video
+from trt_hspan.upscaling.video import UpscaledVideo, upscale_video, video_frames
 from trt_hspan.upscaling.video_encoder import VideoOptions, require_encoder
+from trt_hspan.upscaling.video_streams import StreamPlan
 
 _TICK = Fraction(1, 1200)
 
@@ -195,3 +200,139 @@ def test_a_damaged_transport_stream_is_blamed_and_not_its_encoder(tmp_path: Path
         del packets[own[len(own) // 2]]
         source.write_bytes(b"".join(packets))
         assert any("it is damaged" in note for note in upscaled(source, target).notes)
+
+
+def test_frames_are_counted_by_the_header_or_by_its_length(tmp_path: Path) -> None:
+    for suffix in (".mp4", ".mkv"):
+        write_video(tmp_path / f"a{suffix}", audio=None)
+        assert video_frames(tmp_path / f"a{suffix}") == (12, (32, 48))
+    (tmp_path / "words.mp4").write_text("words")
+    assert video_frames(tmp_path / "words.mp4") is None
+    assert video_frames(tmp_path) is None
+    for frames, rate, duration, count in (
+        (7, None, None, 7),
+        *[(0, Fraction(25), 2_000_000, 50), (0, Fraction(1, 9), 1_000_000, 1)],
+        *[(0, None, 2_000_000, None), (0, Fraction(25), None, None)],
+    ):
+        stream = SimpleNamespace(frames=frames, average_rate=rate)
+        assert video_module._frame_count(SimpleNamespace(duration=duration), stream) == count
+
+
+def test_progress_counts_every_frame(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", audio=None)
+    seen: list[tuple[int, int | None]] = []
+    with NearestRunner(scale=2) as runner:
+        report = upscale_video(
+            Upscaler(runner), tmp_path / "a.mp4", tmp_path / "b.mp4", on_frame=lambda *words: seen.append(words)
+        )
+    assert seen == [(number, 12) for number in range(1, 13)]
+    assert (report.input_height, report.input_width) == (32, 48)
+    assert (report.output_height, report.output_width) == (64, 96)
+    assert (report.frames_per_second, report.backend) == (12, "numpy, FP32")
+
+
+class Unopened(video_module._Transcoding):
+    """Of no file: what it decides by facts alone."""
+
+    def __init__(self, **facts: object) -> None:
+        self._notes, self._av, self._time = {}, av, None
+        vars(self).update({f"_{name}": value for name, value in facts.items()})
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "place"),
+    [
+        *[("yuv420p", (4, 6), 0), ("yuv422p", (4, 6), 1), ("yuv444p", (4, 6), 2), ("rgb24", (4, 6), 3)],
+        *[("gray", (4, 6), 0), ("yuv440p", (4, 6), 0), ("yuv411p", (4, 6), 1), ("yuv410p", (4, 6), 0)],
+        *[("yuv420p", (3, 6), 2), ("yuv420p", (4, 7), 2), ("rgb24", (3, 6), 2)],
+    ],
+)
+def test_chroma_is_kept_and_whole_where_a_side_is_odd(name: str, size: tuple[int, int], place: int) -> None:
+    transcoding = Unopened(output_size=ImageSize(*size))
+    assert transcoding._least_chroma(av.VideoFrame(16, 16, name)) == place
+
+
+@pytest.mark.parametrize(
+    ("facts", "note"),
+    [
+        ({"frames": 100, "seen": 99}, None),
+        ({"frames": 100, "seen": 98}, "its header promises 100 frames, it contains 98: it may be cut off"),
+        ({"frames": 9, "seen": 8}, "its header promises 9 frames, it contains 8: it may be cut off"),
+        ({"frames": 9, "seen": 8, "format": "avi"}, None),
+        ({"duration": 10_000, "end": "9.8"}, None),
+        ({"duration": 10_000, "end": "9.7"}, "its header promises 0.3 s more than there is: it may be cut off"),
+        ({"duration": 100_000, "end": "99"}, None),
+        ({"duration": 100_000, "end": "98.9"}, "its header promises 1.1 s more"),
+        ({"duration": 10_000, "start": 2_000, "end": "11"}, "its header promises 1.0 s more"),
+        ({"whole": 10_000_000, "end": "9.7"}, "its header promises 0.3 s more"),
+        ({"whole": 10_000_000, "end": "9.7", "dropped": ["sound"]}, None),
+        ({"end": "1"}, None),
+    ],
+)
+def test_a_file_that_ends_before_its_header_says_is_noted(facts: dict[str, Any], note: str | None) -> None:
+    """By more than a hundredth of its frames; of its length by as much, and by more than 0.2 s."""
+    stream = SimpleNamespace(
+        frames=facts.get("frames", 0),
+        duration=facts.get("duration"),
+        time_base=Fraction(1, 1000),
+        start_time=facts.get("start"),
+    )
+    container = SimpleNamespace(
+        format=SimpleNamespace(name=facts.get("format", "mov,mp4")), duration=facts.get("whole")
+    )
+    transcoding = Unopened(
+        video=stream, container=container, seen=facts.get("seen", 0), end=Fraction(facts.get("end", 0))
+    )
+    transcoding._note_missing_end(StreamPlan(dropped=facts.get("dropped", [])))
+    (found,) = transcoding._notes or [None]
+    assert (found is None) is (note is None)
+    assert note is None or str(found).startswith(note)
+
+
+def times(transcoding: Unopened, *stamps: int | None) -> list[tuple[int, Fraction, int]]:
+    frames = [SimpleNamespace(pts=pts, time_base=_TICK, duration=50) for pts in stamps]
+    return [transcoding._timed(frame) for frame in frames]
+
+
+def test_time_stamps_rise_from_frame_to_frame() -> None:
+    line = "frames without a time of their own follow one tick after the frame before"
+    transcoding = Unopened(even_rate=None)
+    assert [time for time, *_ in times(transcoding, 0, 100, 100, 90, None, 200)] == [0, 100, 101, 102, 103, 200]
+    assert list(transcoding._notes) == [line]
+    assert times(Unopened(even_rate=None), 7) == [(7, _TICK, 50)]
+    first = Unopened(even_rate=None)
+    assert times(first, None) == [(0, _TICK, 50)]
+    assert first._notes == {}
+
+
+def test_frames_of_an_avi_are_counted_and_uneven_ones_noted() -> None:
+    """Of 12 in a second, 100 of 1200 ticks each; a fourth of a frame is even enough."""
+    even = Unopened(even_rate=12)
+    assert times(even, 0, 125, 175, 300) == [(number, Fraction(1, 12), 1) for number in range(4)]
+    assert even._notes == {}
+    uneven = Unopened(even_rate=12)
+    assert [time for time, *_ in times(uneven, 0, 126)] == [0, 1]
+    assert list(uneven._notes) == ["AVI stores frames at even intervals only: these were uneven"]
+
+
+@pytest.mark.parametrize(
+    ("alpha", "interlaced", "data", "notes"),
+    [
+        ({}, False, [], []),
+        ({"alpha_mode": "1"}, False, [], ["its alpha channel is dropped"]),
+        ({"ALPHA_MODE": "1"}, False, [], ["its alpha channel is dropped"]),
+        ({"alpha_mode": "0"}, True, ["DISPLAYMATRIX"], ["its frames are interlaced and were upscaled as they are"]),
+        ({}, False, ["CONTENT_LIGHT_LEVEL"], ["HDR metadata of the mastering display and light level"]),
+    ],
+)
+def test_what_frames_lose_is_noted(
+    alpha: dict[str, str], interlaced: bool, data: list[str], notes: list[str]
+) -> None:
+    frame = SimpleNamespace(
+        format=av.VideoFormat("yuv420p"),
+        interlaced_frame=interlaced,
+        side_data=[SimpleNamespace(type=SimpleNamespace(name=name)) for name in data],
+    )
+    transcoding = Unopened(video=SimpleNamespace(metadata=alpha))
+    transcoding._note_losses(frame)
+    assert [note.startswith(start) for note, start in zip(transcoding._notes, notes, strict=True)] == [True] * len(notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import av
@@ -14,9 +15,17 @@ from support.runner_doubles import NearestRunner
 
 from trt_hspan.data import DEMO_PHOTOGRAPH
 from trt_hspan.media.pictures import read_image
+from trt_hspan.sizes import ImageSize
 from trt_hspan.upscaling.upscaler import Upscaler
 from trt_hspan.upscaling.video import UpscaledVideo, upscale_video
-from trt_hspan.upscaling.video_colors import chroma_location, rgb_from_frame
+from trt_hspan.upscaling.video_colors import (
+    FrameWriter,
+    chroma_location,
+    has_linear_matrix,
+    is_gray,
+    matrix_of_frame,
+    rgb_from_frame,
+)
 from trt_hspan.upscaling.video_encoder import VideoOptions
 
 # ITU-T H.273, table 4: shares of red and blue; and primaries and transfer that such videos have.
@@ -227,3 +236,89 @@ def test_full_range_is_read_alike_from_both_names_of_a_format_with_every_matrix(
         for frame in (plain, full):
             frame.colorspace, frame.color_range = matrix, _FULL
         np.testing.assert_array_equal(rgb_from_frame(full), rgb_from_frame(plain))
+
+
+@pytest.mark.parametrize(
+    ("tag", "height", "matrix"),
+    [
+        *((tag, 719, 6) for tag in (0, 2, 3, 18, 200)),
+        *((tag, 720, 1) for tag in (0, 2, 3, 18)),
+        *((tag, 100, tag) for tag in (1, 4, 5, 6, 7, 8, 9, 17)),
+    ],
+)
+def test_a_video_without_a_matrix_is_high_definition_from_720_lines(tag: int, height: int, matrix: int) -> None:
+    assert matrix_of_frame(SimpleNamespace(colorspace=tag, height=height)) == matrix
+
+
+def test_matrices_that_are_not_linear_are_those_of_bt_2020() -> None:
+    assert [number for number in range(18) if has_linear_matrix(number)] == [1, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "red", "blue"),
+    [
+        *[(1, 0.2126, 0.0722), (4, 0.30, 0.11), (5, 0.299, 0.114), (6, 0.299, 0.114)],
+        *[(7, 0.212, 0.087), (9, 0.2627, 0.0593), (14, 0.2627, 0.0593)],
+    ],
+)
+def test_each_matrix_has_the_shares_of_the_standard(matrix: int, red: float, blue: float) -> None:
+    """ITU-T H.273, table 4 and equations 38 to 40, of full range and 8 bits."""
+    frame = av.VideoFrame(2, 2, "yuv444p")
+    for stored, code in zip(planes_of(frame), (100, 60, 190), strict=True):
+        stored[:] = code
+    frame.colorspace, frame.color_range = matrix, _FULL
+    luma, first, second = 100 / 255, (60 - 128) / 255, (190 - 128) / 255
+    r, b = luma + 2 * (1 - red) * second, luma + 2 * (1 - blue) * first
+    g = (luma - red * r - blue * b) / (1 - red - blue)
+    np.testing.assert_allclose(rgb_from_frame(frame)[:, 0, 0], (r, g, b), atol=1e-6)
+
+
+def test_ycgco_is_read_by_its_own_equations() -> None:
+    """ITU-T H.273, equations 63 to 66: t = Y - Cg, G = Y + Cg, B = t - Co, R = t + Co."""
+    frame = av.VideoFrame(2, 2, "yuv444p")
+    for stored, code in zip(planes_of(frame), (100, 60, 190), strict=True):
+        stored[:] = code
+    frame.colorspace, frame.color_range = 8, _FULL
+    luma, green, orange = 100, 60 - 128, 190 - 128
+    expected = (luma - green + orange, luma + green, luma - green - orange)
+    np.testing.assert_allclose(rgb_from_frame(frame)[:, 0, 0] * 255, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("gray", 8), ("gray10le", 10), ("gray16le", 16)])
+def test_gray_of_limited_range_is_black_at_16_and_white_at_235(name: str, bits: int) -> None:
+    frame = av.VideoFrame(4, 2, name)
+    unit = 1 << bits - 8
+    (stored,) = planes_of(frame)
+    stored[:] = np.array([16, 235, 100, 255]) * unit
+    frame.color_range = _LIMITED
+    expected = np.array([0, 1, 84 / 219, 239 / 219])
+    # libswscale gives 16 bits of gray with a rounding to one of 65535 levels.
+    np.testing.assert_allclose(
+        rgb_from_frame(frame), np.broadcast_to(expected, (3, 2, 4)), atol=1e-6 if bits == 8 else 2 / 65535
+    )
+    frame.color_range = _FULL
+    np.testing.assert_allclose(rgb_from_frame(frame)[0, 0], np.array(stored[0]) / ((1 << bits) - 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "gray"), [("gray", True), ("gray10le", True), ("ya8", True), ("pal8", False), ("rgb24", False), ("yuv420p", False)]
+)
+def test_gray_is_luma_alone(name: str, gray: bool) -> None:
+    assert is_gray(av.VideoFrame(4, 2, name)) is gray
+
+
+def test_codes_beyond_what_a_frame_can_hold_are_the_nearest_that_it_can() -> None:
+    tags = {"colorspace": 1, "color_range": _LIMITED, "color_primaries": 1, "color_trc": 1}
+    for name, top in (("yuv444p", 255), ("yuv444p10le", 1023), ("yuv420p", 255)):
+        writer = FrameWriter(av, name, ImageSize(2, 4), tags=tags, location="left", gray=False)
+        for level, code in ((-9.0, 0), (9.0, top)):
+            frame = writer.frame(np.full((3, 2, 4), level, np.float32))
+            assert (planes_of(frame)[0] == code).all()
+            assert {tag: int(getattr(frame, tag)) for tag in tags} == tags
+    for name, top in (("gbrp", 255), ("gbrp10le", 1023)):
+        writer = FrameWriter(av, name, ImageSize(1, 3), tags={}, location="left", gray=False)
+        rgb = np.array([[[-1, 0.5, 2]], [[0, 0.25, 1]], [[0, 1 / top, 0.75]]], np.float32)
+        green, blue, red = planes_of(writer.frame(rgb))
+        assert red.ravel().tolist() == [0, np.rint(top / 2), top]
+        assert green.ravel().tolist() == [0, np.rint(top / 4), top]
+        assert blue.ravel().tolist() == [0, 1, np.rint(top * 3 / 4)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.upscaling import video_streams
 from trt_hspan.upscaling.upscaler import Upscaler
 from trt_hspan.upscaling.video import UpscaledVideo, upscale_video
 from trt_hspan.upscaling.video_encoder import VideoOptions, require_encoder
@@ -225,3 +228,65 @@ def test_a_crf_that_would_do_nothing_is_wrong_usage() -> None:
         require_encoder(VideoOptions(codec="ffv1", crf=20))
     with pytest.raises(UsageError, match="got 52, libx265 takes 0 to 51"):
         require_encoder(VideoOptions(codec="libx265", crf=52))
+
+
+def stream(kind: str, index: int = 1, **facts: Any) -> SimpleNamespace:
+    return SimpleNamespace(type=kind, index=index, metadata={}, disposition=0, codec_context=None, **facts)
+
+
+@pytest.mark.parametrize(
+    ("of_stream", "of_video", "format_name", "chapters", "is_kept"),
+    [
+        (True, True, "mp4", False, True),
+        (True, True, "mov", False, True),
+        (True, True, "matroska", False, False),
+        (True, False, "mov", True, False),
+        (False, True, "matroska", True, True),
+        (False, True, "mov", False, False),
+    ],
+)
+def test_data_that_only_repeats_chapters_or_a_time_code_are_not_called_lost(
+    of_stream: bool, of_video: bool, format_name: str, chapters: bool, is_kept: bool
+) -> None:
+    data, video = stream("data"), stream("video")
+    data.metadata = {"timecode": "01:00:00:00"} if of_stream else {}
+    video.metadata = {"timecode": "01:00:00:00"} if of_video else {}
+    container = SimpleNamespace(chapters=lambda: ["one"] if chapters else [])
+    assert video_streams._kept_otherwise(data, container, video, format_name) is is_kept
+
+
+def test_what_cannot_be_copied_has_a_reason() -> None:
+    def reason(kind: str, format_name: str, **facts: Any) -> str | None:
+        return video_streams._refusal(av, stream(kind, **facts), format_name)
+
+    assert reason("attachment", "matroska") is None
+    assert reason("attachment", "mp4") == "mp4 cannot contain it"
+    assert reason("video", "mp4") == "only one video stream is upscaled"
+    assert reason("data", "mov") == reason("audio", "mov") == "data is not copied"
+
+
+def test_what_is_said_of_the_encoding_is_not_said_of_another(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv")
+    with av.open(str(tmp_path / "a.mkv")) as container, av.open(str(tmp_path / "c.mkv"), "w") as other:
+        copy = other.add_stream_from_template(container.streams.video[0])
+        copy.metadata.update({"title": "cat", "BPS": "9", "NUMBER_OF_FRAMES": "7", "alpha_mode": "0"})
+        other.metadata["comment"] = "of a cat"
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                other.mux(packet)
+    upscaled(tmp_path / "c.mkv", tmp_path / "b.mkv")
+    with av.open(str(tmp_path / "b.mkv")) as container:
+        said = {name.lower(): text for name, text in container.streams.video[0].metadata.items()}
+        assert said["title"] == "cat"
+        assert not {"bps", "number_of_frames", "alpha_mode"} & said.keys()
+        assert {name.lower(): text for name, text in container.metadata.items()}["comment"] == "of a cat"
+
+
+def test_chapters_that_a_format_cannot_contain_are_named(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv")
+    assert upscaled(tmp_path / "a.mkv", tmp_path / "b.avi").dropped_streams == (
+        "attachment stream 1: avi cannot contain it",
+        "1 chapters: avi cannot contain them",
+    )
+    assert not upscaled(tmp_path / "a.mkv", tmp_path / "b.webm").dropped_streams[1:]

@@ -66,6 +66,8 @@ _NCLX: Final = re.compile(rb"colrnclx\0(.)\0(.)", re.DOTALL)
 _SRGB_OR_NOTHING: Final = (b"\1\x0d", b"\2\2")
 #: Said of animations and of files of several pages.
 FIRST_ONLY: Final = "contains several pictures: the first is taken"
+#: Said of CMYK.
+UNUSED_PROFILE: Final = "its color profile is not heeded: damaged, or not one of CMYK pixels"
 _PIXEL_SIZE_TAGS: Final = (0xA002, 0xA003)  # width and height of the picture, which change
 # An attribute or an element; the prefix is that of the XMP specification.
 _XMP_ORIENTATION: Final = re.compile(
@@ -158,6 +160,12 @@ def fits_profile(profile: bytes, *, gray: bool) -> bool:
     """Whether an ICC profile is whole and one for such pixels: a CMYK profile on RGB would turn every color."""
     is_whole = profile[36:40] == b"acsp" and int.from_bytes(profile[:4], "big") <= len(profile)
     return is_whole and profile[16:20] == (b"GRAY" if gray else b"RGB ")
+
+
+def metadata_of_inks(metadata: Metadata, *, is_heeded: bool) -> Metadata:
+    """What is said of the RGB that CMYK pixels became: no profile, and that theirs was of no use if there was one."""
+    lost = () if is_heeded or metadata.icc_profile is None else (UNUSED_PROFILE,)
+    return replace(metadata, icc_profile=None, lost=(*metadata.lost, *lost))
 
 
 def metadata_of_image(image: Image.Image) -> Metadata:

@@ -36,6 +36,7 @@ from trt_hspan.media.metadata import (
     Metadata,
     colors_of_heif,
     metadata_of_image,
+    metadata_of_inks,
     orientation_of_image,
     read_header,
 )
@@ -192,15 +193,16 @@ class _PillowPicture:
                 bits = getattr(image, "tag_v2", {}).get(_BITS_TAG)
                 self._scale_color_key(image)
                 metadata = metadata_of_image(image) if self._header is None else self._header.metadata
-                straight, keeps_profile = _plain_mode(ImageOps.exif_transpose(image), self.where)
-                pixels = np.array(straight)
+                upright = ImageOps.exif_transpose(image)
+                if upright.mode == "CMYK":
+                    upright, is_heeded = _srgb_from_cmyk(upright)
+                    metadata = metadata_of_inks(metadata, is_heeded=is_heeded)
+                pixels = np.array(_plain_mode(upright, self.where))
             except (OSError, *DAMAGE) as error:
                 raise damaged(self.where, error) from error
             with suppress(OSError, *DAMAGE):
                 if self._header is None and getattr(image, "is_animated", False):
                     metadata = replace(metadata, lost=(FIRST_ONLY,))
-        if not keeps_profile:
-            metadata = replace(metadata, icc_profile=None)
         if pixels.dtype == bool:
             pixels = pixels.astype(np.uint8) * np.uint8(255)
         if pixels.dtype not in (np.uint8, np.uint16):
@@ -239,39 +241,31 @@ def _open_with_pillow(data: bytes, where: object) -> Image.Image:
     return image
 
 
-def _plain_mode(image: Image.Image, where: object) -> tuple[Image.Image, bool]:
-    """The picture in mode L, LA, RGB, RGBA, 1 or I;16, and whether its color profile still describes it."""
+def _plain_mode(image: Image.Image, where: object) -> Image.Image:
+    """The picture in mode L, LA, RGB, RGBA, 1 or I;16, in the colors that its profile describes."""
     mode, transparent = image.mode, "transparency" in image.info
     if mode in ("1", "L", "RGB"):
         alpha = {"1": "LA", "L": "LA", "RGB": "RGBA"}[mode]
-        return (image.convert(alpha) if transparent else image), True
+        return image.convert(alpha) if transparent else image
     if mode in ("LA", "RGBA") or mode.startswith("I;16"):
-        return image, True
+        return image
     if mode in ("P", "PA"):
         colors = image.getpalette() or []
         gray = colors[::3] == colors[1::3] == colors[2::3]
         opaque = not transparent and mode == "P"
-        return image.convert(("L" if gray else "RGB") if opaque else ("LA" if gray else "RGBA")), True
+        return image.convert(("L" if gray else "RGB") if opaque else ("LA" if gray else "RGBA"))
     if mode in ("La", "RGBa"):
-        return image.convert(mode.upper()), True
-    if mode == "CMYK":
-        return _srgb_from_cmyk(image), False
+        return image.convert(mode.upper())
     if mode in ("YCbCr", "HSV", "RGBX"):
-        return image.convert("RGB"), True
+        return image.convert("RGB")
     raise HspanError(where, f"its color mode {mode} has no plain way to RGB", "convert it to an RGB picture")
 
 
-def _srgb_from_cmyk(image: Image.Image) -> Image.Image:
+def _srgb_from_cmyk(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Through its profile, or plainly where it has none that can be used; and whether it had."""
     from PIL import ImageCms
 
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            target = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError, *DAMAGE):
-            converted = None  # an invalid profile says nothing about the colors
-        if converted is not None:
-            return converted
-    return image.convert("RGB")
+    with suppress(ImageCms.PyCMSError, OSError, *DAMAGE):
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+        return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "CMYK", "RGB").apply(image), True
+    return image.convert("RGB"), False

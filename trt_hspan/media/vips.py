@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,13 @@ from trt_hspan.errors import HspanError
 from trt_hspan.machine.install_advice import install_command
 from trt_hspan.machine.memory import array_of_own_pages, available_memory_bytes
 from trt_hspan.media.formats import DAMAGE, VIPS_LOADERS, damaged, require_accepted
-from trt_hspan.media.metadata import Header, Metadata, PpmHeader, metadata_of_blocks
+from trt_hspan.media.metadata import (
+    Header,
+    Metadata,
+    PpmHeader,
+    metadata_of_blocks,
+    metadata_of_inks,
+)
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.sizes import ImageSize
 
@@ -206,8 +212,9 @@ class VipsPicture:
                 "convert it to an RGB picture",
             )
         if image.interpretation == "cmyk":
-            self.metadata = dataclasses.replace(self.metadata, icc_profile=None)
-            return self._rgb_from_cmyk(image)
+            rgb, is_heeded = self._rgb_from_cmyk(image)
+            self.metadata = metadata_of_inks(self.metadata, is_heeded=is_heeded)
+            return rgb
         if self._header.unknown_channels:
             image = image[: image.bands - self._header.unknown_channels]
         if image.interpretation not in ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband"):
@@ -219,20 +226,18 @@ class VipsPicture:
             return gray.copy(interpretation="b-w")
         return image
 
-    def _rgb_from_cmyk(self, image: Any) -> Any:
+    def _rgb_from_cmyk(self, image: Any) -> tuple[Any, bool]:
         """Inks as sRGB, as Pillow converts them: through the embedded profile, perceptually; without one, or with one
-        that cannot be used, what each ink leaves of what black leaves."""
+        that cannot be used, what each ink leaves of what black leaves. And whether the profile was used."""
         is_deep = image.format == "ushort"
         if (self._header.metadata.icc_profile or b"")[16:20] == b"CMYK":
-            try:
+            with suppress(self._library.Error):  # of a damaged profile
                 depth = 16 if is_deep else 8
-                return image.icc_transform("srgb", embedded=True, depth=depth, intent="perceptual")
-            except self._library.Error:
-                pass  # a damaged profile
+                return image.icc_transform("srgb", embedded=True, depth=depth, intent="perceptual"), True
         white = 65535 if is_deep else 255
         left = image * -1 + white
         left = left[:3] * left[3] / white
-        return left.rint().cast(image.format).copy(interpretation="rgb16" if is_deep else "srgb")
+        return left.rint().cast(image.format).copy(interpretation="rgb16" if is_deep else "srgb"), False
 
     def _upright(self) -> Any:
         # What libvips reads in order can be read once.

@@ -130,7 +130,7 @@ class CpuNetwork:
     def __init__(
         self, model: onnx.ModelProto, where: str, open_part: OpenPart, *, threads: int | None = None
     ) -> None:
-        self._library = cpu_attention.native_library()
+        self._library: Any = cpu_attention.native_library()  # None where a graph is not cut
         outputs = tuple(value.name for value in model.graph.output)
         self._parts = [GraphPart(model, (INPUT_NAME,), outputs, None)]
         if self._library is not None:
@@ -178,7 +178,6 @@ class CpuNetwork:
         return values[OUTPUT_NAME]
 
     def _attend(self, query: Array, key: Array, value: Array, *, threads: int) -> Array:
-        assert self._library is not None  # else the graph was not cut
         query, key, value = (np.ascontiguousarray(array, np.float32) for array in (query, key, value))
         output = np.empty_like(value)
         self._library.attend(

@@ -58,7 +58,6 @@ class TorchRunner(Runner):
         if precision not in _PRECISIONS[kind]:
             runs = "a CPU runs fp32 or bf16" if gpu is None else "a GPU runs fp32, fp16 or bf16"
             raise UsageError("--precision", f"got {precision!r}, PyTorch on {runs}")
-        self._is_gpu = gpu is not None
         self._device = torch.device("cpu") if gpu is None else gpu_device(gpu, self.where)
         if gpu is not None:
             self.name += " on the GPU" + (f" {gpu}" if gpu else "")
@@ -122,7 +121,7 @@ class TorchRunner(Runner):
         On a GPU input and result alone are in main memory.
         """
         n, _, height, width = shape
-        if self._is_gpu:
+        if self.on_gpu:
             return 4 * n * CHANNELS * height * width * (1 + self.scale**2)
         return UPSCALED_TENSORS * 4 * n * self._features * height * width * self.scale**2
 
@@ -148,7 +147,7 @@ class TorchRunner(Runner):
                 self.where, f"the GPU has not enough memory: {_first_sentence(error)}", "give smaller tiles"
             ) from error
         except RuntimeError as error:
-            if not self._is_gpu:
+            if not self.on_gpu:
                 raise
             raise HspanError(
                 self.where, f"{self.name} failed: {_first_sentence(error)}", "take --device cpu"

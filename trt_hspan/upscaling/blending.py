@@ -40,18 +40,17 @@ def blended_strips(
 
     `output_of` is called once for each tile, row by row.
     """
-    carried: Float32Array | None = None  # the previous row's falling ramp, (N, 3, rows, scale * width)
+    carried: Any = None  # the previous row's falling ramp, (N, 3, rows, scale * width)
     for row_index, row in enumerate(plan.rows):
         body = row.rise_start + row.rise_length
-        strip: npt.NDArray[Any] | None = None
-        falling: Float32Array | None = None
+        strip: Any = None
+        falling: Any = None
         for left, values in _columns_of_row(plan, scale, row_index, output_of):
             right = left + values.shape[3]
             rise = (body - row.rise_start) * scale
             fall = (row.fall_start - row.rise_start) * scale
             top, middle, bottom = values[:, :, :rise], values[:, :, rise:fall], values[:, :, fall:]
             if rise:
-                assert carried is not None
                 ramp = rising_weights(rise)[:, None]
                 middle = np.concatenate([carried[..., left:right] + top * ramp, middle], axis=2)
             pixels = pixels_from_tensor(middle)
@@ -65,7 +64,6 @@ def blended_strips(
                     falling = array_of_own_pages((*bottom.shape[:3], plan.picture.width * scale), np.float32)
                 falling[..., left:right] = bottom * falling_weights(bottom.shape[2])[:, None]
         carried = falling
-        assert strip is not None
         yield strip
         del strip  # before the next one is made
 
@@ -75,13 +73,12 @@ def _columns_of_row(
 ) -> Iterator[tuple[int, Float32Array]]:
     """The values of one row of tiles, blended along the row: (left edge, (N, 3, rows, columns)) from left to right."""
     top, _, _, bottom = _edges(plan.rows[row_index], scale)
-    carried: Float32Array | None = None
+    carried: Any = None  # the falling ramp of the tile before
     for column_index, column in enumerate(plan.columns):
         rise, body, fall, end = _edges(column, scale)
         output = output_of(row_index, column_index)[:, :, top:bottom]
         values = output[..., body:fall]
         if body > rise:
-            assert carried is not None
             ramp = carried + output[..., rise:body] * rising_weights(body - rise)
             values = np.concatenate([ramp, values], axis=3)
         carried = output[..., fall:end] * falling_weights(end - fall)

@@ -14,13 +14,15 @@ TURNS: Final = 8
 
 def ensemble_mean(batch: Float32Array, run: Callable[[Float32Array, int], Float32Array]) -> Float32Array:
     """The mean over all turns of the outputs, each turned back; `run` takes a contiguous turn and its number."""
-    total: Float32Array | None = None
-    for index in range(TURNS):
-        # `np.ascontiguousarray` would keep the negative stride of a flipped axis of one pixel, which PyTorch refuses.
-        output = inverse_transform(run(transform(batch, index).copy(), index), index)
-        total = output.copy() if total is None else np.add(total, output, out=total)
-    assert total is not None
-    return np.ascontiguousarray(total / np.float32(TURNS))
+    # `np.ascontiguousarray` would keep the negative stride of a flipped axis of one pixel, which PyTorch refuses.
+    outputs = (
+        inverse_transform(run(transform(batch, index).copy(), index), index) for index in range(TURNS)
+    )
+    total = next(outputs).copy()
+    for output in outputs:
+        total += output
+    total /= np.float32(TURNS)
+    return total
 
 
 def transform(batch: Float32Array, index: int) -> Float32Array:

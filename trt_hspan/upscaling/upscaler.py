@@ -193,15 +193,14 @@ class Upscaler:
                 strips = self.strips(
                     lambda top, bottom: image[top:bottom], picture, pixels, on_tile=on_tile, what=what
                 )
-                result: npt.NDArray[Any] | None = None
+                result: Any = None
                 at = 0
                 for strip in strips:
                     if result is None:
                         result = np.empty((picture.height * self.scale, *strip.shape[1:]), strip.dtype)
                     result[at : at + len(strip)] = strip
                     at += len(strip)
-                assert result is not None
-                return result
+                return cast(npt.NDArray[Any], result)
             except OutOfMemoryError as error:
                 self.shrink(picture, error)
 
