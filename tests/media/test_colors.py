@@ -436,7 +436,6 @@ def test_a_profile_is_one_of_a_display_by_the_current_standard(gray: bool) -> No
     )
     (light, _) = profile.media_white_point
     np.testing.assert_allclose(light, (0.9642, 1, 0.8249), atol=1 / 65536)  # D50
-    assert profile.is_matrix_shaper is not gray
 
 
 def test_a_profile_has_its_tags_at_multiples_of_four_and_its_length_in_front() -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -187,9 +187,9 @@ def test_processes_ignore_the_signals_that_stop_the_server_and_end_with_it(pool:
 class Answering:
     """In place of a process: notes the questions, and answers them one after the other."""
 
-    made: list[Answering] = []
-    answers: list[Any] = []
-    questions: list[tuple[dict[str, Any], float, int]] = []
+    made: ClassVar[list[Answering]] = []
+    answers: ClassVar[list[Any]] = []
+    questions: ClassVar[list[tuple[dict[str, Any], float, int]]] = []
 
     def __init__(self) -> None:
         self.pid, self.ended = 100 + len(self.made), False
@@ -365,7 +365,9 @@ def test_a_decoder_gives_size_pixels_and_description_of_at_most_so_many_pixels()
     _, (file,) = decoders._encode(question, buffers)
     np.testing.assert_array_equal(pixels_of(bytes(file)), pixels_of(data))
     deep = np.arange(12, dtype=np.uint16).reshape(3, 4, 1) * 5000
-    _, (file,) = decoders._encode({**question, "shape": deep.shape, "deep": True}, [deep.tobytes(), buffers[1]])
+    _, (file,) = decoders._encode(
+        {**question, "shape": deep.shape, "deep": True}, [deep.tobytes(), buffers[1]]
+    )
     reply, again = decoders._decode({"pixels": 12}, [file])
     assert reply == {"height": 3, "width": 4, "channels": 1, "deep": True}
     assert bytes(again[0]) == deep.tobytes()

@@ -135,7 +135,9 @@ def test_a_name_says_what_a_file_is_to_be(name: str, kind: str | None) -> None:
     assert kind_of_name(Path(name)) == kind
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".TIF"])
+@pytest.mark.parametrize(
+    "suffix", [".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".TIF"]
+)
 def test_pictures_are_written_under_the_names_of_eight_kinds(tmp_path: Path, suffix: str) -> None:
     require_writable_suffix(tmp_path / f"a{suffix}")
     (tmp_path / f"b{suffix}").mkdir()

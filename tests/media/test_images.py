@@ -10,17 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image, PngImagePlugin
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.media import formats
 from trt_hspan.media.formats import require_writable_suffix
 from trt_hspan.media.pictures import read_image, read_picture, size_from_image_file
-from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.media.writing import write_picture
 
 

@@ -21,8 +21,8 @@ from trt_hspan.media.metadata import (
     PpmHeader,
     colors_of_heif,
     fits_profile,
+    inks,
     jpeg_segments,
-    metadata_of_inks,
     png_chunk,
     png_chunks,
     read_header,
@@ -247,7 +247,7 @@ def test_other_formats_have_no_header_of_their_own() -> None:
     ("start", "header"),
     [
         (b"P5 3 2 255\nx", PpmHeader(2, 3, 1, 255, 11)),
-        (b"P6\n# 7 7\n3\t2 # of 8 bits\n256 ", PpmHeader(2, 3, 3, 256, 30)),
+        (b"P6\n# 7 7\n3\t2 # of 8 bits\n256 ", PpmHeader(2, 3, 3, 256, 29)),
         (b"P6 3 2 65535\n", PpmHeader(2, 3, 3, 65535, 13)),
         (b"P6 3 2 1\n", PpmHeader(2, 3, 3, 1, 9)),
         *((text, None) for text in (b"P6 3 2 65536\n", b"P6 3 2 0\n", b"P6 0 2 9\n", b"P6 3 0 9\n")),
@@ -336,7 +336,7 @@ def test_tiffs_that_libvips_reads_wrongly_are_for_pillow() -> None:
     assert (tiled.is_tiled, tiled.needs_pillow) == (True, False)
     assert not tiff(image, compression="jpeg").needs_pillow
     assert not tiff(image, compression="lzw").needs_pillow
-    assert tiff(image, compression="zstd").needs_pillow
+    assert header_of(Image.new("RGB", (8, 6)), "TIFF", compression="zstd").needs_pillow
     assert tiff(image.colourspace("lab")).needs_pillow
     assert header_of(Image.new("YCbCr", (8, 6)), "TIFF").needs_pillow
     assert header_of(Image.new("YCbCr", (16, 16)), "TIFF", compression="jpeg").needs_pillow is False
@@ -363,9 +363,16 @@ def test_colors_of_a_png_count_before_its_pixels_alone() -> None:
 
 
 def test_a_profile_of_inks_is_left_out_and_one_without_use_said() -> None:
-    said = Metadata(icc_profile=SRGB, dpi=(9.0, 9.0), lost=("one",))
-    assert metadata_of_inks(said, is_heeded=True) == Metadata(dpi=(9.0, 9.0), lost=("one",))
-    assert metadata_of_inks(said, is_heeded=False).lost == ("one", UNUSED_PROFILE)
-    empty = Metadata(icc_profile=b"")  # one that cannot be unpacked
-    assert metadata_of_inks(empty, is_heeded=False) == Metadata(lost=(UNUSED_PROFILE,))
-    assert metadata_of_inks(Metadata(), is_heeded=False) == Metadata()
+    image = pyvips.Image.black(1, 1, bands=4).copy(interpretation="cmyk")
+    profile = bytes(image.icc_transform("cmyk", input_profile="cmyk").get("icc-profile-data"))
+    transform, said = inks(Metadata(icc_profile=profile, dpi=(9.0, 9.0), lost=("one",)))
+    assert said == Metadata(dpi=(9.0, 9.0), lost=("one",))
+    red = transform.apply(Image.new("CMYK", (1, 1), (0, 255, 255, 0))).getpixel((0, 0))
+    assert red[0] > 2 * max(red[1:])
+    # One that cannot be unpacked, of other pixels, cut off, and without what a profile contains.
+    for broken in (b"", SRGB, profile[:-1], (132).to_bytes(4, "big") + profile[4:128] + bytes(4)):
+        assert inks(Metadata(icc_profile=broken, lost=("one",))) == (
+            None,
+            Metadata(lost=("one", UNUSED_PROFILE)),
+        )
+    assert inks(Metadata()) == (None, Metadata())

@@ -40,7 +40,8 @@ def test_gray_and_alpha_travel_as_three_equal_channels(channels: int, dtype: typ
     colors = levels[:3] if channels >= 3 else levels[[0, 0, 0]]
     np.testing.assert_array_equal(tensor[0], colors)
     assert len(tensor) == (2 if channels in (2, 4) else 1)
-    np.testing.assert_array_equal(tensor[1:], [levels[[-1] * 3]] * (len(tensor) - 1))
+    if channels in (2, 4):
+        np.testing.assert_array_equal(tensor[1], levels[[-1] * 3])
     np.testing.assert_array_equal(kind.pixels_from_tensor(tensor), image)
 
 
@@ -96,7 +97,7 @@ def test_numbers_that_are_none_are_counted() -> None:
     tensor = np.zeros((1, 3, 2, 2), np.float32)
     require_finite(tensor, "net")
     tensor[0, 0, 0] = np.nan, np.inf
-    with pytest.raises(HspanError, match="^net: 2 of 12 values are NaN or infinite; see where with trt-hspan audit"):
+    with pytest.raises(HspanError, match=r"^net: 2 of 12 values are NaN or infinite; see where"):
         require_finite(tensor, "net")
 
 

@@ -149,7 +149,9 @@ def test_a_narrow_tiff_is_written_without_a_word(tmp_path: Path, capfd: pytest.C
 
 
 @pytest.mark.parametrize("writer", ["libvips", "Pillow"])
-def test_a_jpeg_has_quality_95_and_full_color_resolution(monkeypatch: pytest.MonkeyPatch, writer: str) -> None:
+def test_a_jpeg_has_quality_95_and_full_color_resolution(
+    monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
     if writer == "Pillow":
         monkeypatch.setitem(sys.modules, "pyvips", None)
     noise = np.random.default_rng(0).integers(0, 256, (33, 40, 3), np.uint8)
@@ -190,7 +192,12 @@ NUMBERS = (b"cICP", bytes([9, 99, 0, 1]))  # of no transfer that there is
         (Metadata(png_colors=(NUMBERS,)), ".png", False, []),
         (Metadata(png_colors=(NUMBERS,)), ".jpg", False, ["(cICP 9-99-0-1) are lost: no profile says them"]),
         (Metadata(png_colors=(NUMBERS,), icc_profile=SRGB), ".jpg", False, []),
-        (Metadata(png_colors=((b"cHRM", bytes(32)),)), ".tif", False, ["(cHRM) are lost: no profile says them"]),
+        (
+            Metadata(png_colors=((b"cHRM", bytes(32)),)),
+            ".tif",
+            False,
+            ["(cHRM) are lost: no profile says them"],
+        ),
         (Metadata(png_colors=((b"mDCV", bytes(24)),)), ".png", False, []),
         (Metadata(png_colors=((b"mDCV", bytes(24)),)), ".webp", False, ["is lost: WEBP has none"]),
         (Metadata(png_colors=((b"cLLI", bytes(8)),)), ".tiff", False, ["is lost: TIFF has none"]),

@@ -1,4 +1,4 @@
-"""Memory that grows, and errors of CUDA in one line, on a PyCUDA in numpy; `test_tensorrt_on_standin` has the real one."""
+"""Memory that grows, and errors of CUDA in one line, on a PyCUDA of numpy; `test_tensorrt_on_standin` has another."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def test_pinned_memory_is_an_array_of_the_shape_in_use(log: list[str]) -> None:
 
 def test_errors_of_cuda_are_one_line(log: list[str]) -> None:
     device = CudaDevice(0, "net.plan")
-    with pytest.raises(OutOfMemoryError, match="^net.plan: failed: out of GPU or pinned memory; use smaller"):
-        with device.translate_errors("failed"):
-            raise CudaMemoryError
-    with pytest.raises(HspanError, match="^net.plan: failed: cuLaunch: odd; see trt-hspan doctor$"):
-        with device.translate_errors("failed"):
-            raise CudaError("cuLaunch: odd")
+    line = r"^net\.plan: failed: out of GPU or pinned memory; use smaller"
+    with pytest.raises(OutOfMemoryError, match=line), device.translate_errors("failed"):
+        raise CudaMemoryError
+    line = r"^net\.plan: failed: cuLaunch: odd; see trt-hspan doctor$"
+    with pytest.raises(HspanError, match=line), device.translate_errors("failed"):
+        raise CudaError("cuLaunch: odd")
     with pytest.raises(KeyError), device.translate_errors("failed"):
         raise KeyError
 
@@ -133,5 +133,5 @@ def test_events_of_an_integrated_gpu_leave_the_processor_to_others(
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert opened(monkeypatch, count=2, integrated=0, index=1).architecture == "sm_87"
-    with pytest.raises(HspanError, match="^gpu:2: no such GPU, this machine has 2; take --device gpu:0$"):
+    with pytest.raises(HspanError, match=r"^gpu:2: no such GPU, this machine has 2; take --device gpu:0$"):
         opened(monkeypatch, count=2, integrated=0, index=2)

@@ -37,7 +37,13 @@ def keep(cache: GraphCache, name: str, log: list[str]) -> None:
 
 def test_a_key_is_worth_a_graph_when_it_is_used_again(cache: GraphCache) -> None:
     assert cache.use("a") is None
-    assert [cache.worth_capturing(key) for key in ("a", "b", "a", "b", "a")] == [False, False, True, True, True]
+    assert [cache.worth_capturing(key) for key in ("a", "b", "a", "b", "a")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(("others", "is_worth"), [(15, True), (16, False)])
@@ -145,7 +151,7 @@ def test_a_graph_of_no_handle_is_not_freed(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_cannot_be_enqueued_leaves_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = driven(monkeypatch, NotingDriver())
-    with pytest.raises(CaptureError, match="^TensorRT refused to enqueue during the capture$"):
+    with pytest.raises(CaptureError, match=r"^TensorRT refused to enqueue during the capture$"):
         capture_graph(5, lambda: False, (1,), None)
     assert driver.calls == [BEGIN, END, DESTROY]
 

@@ -37,9 +37,18 @@ def test_a_plan_that_is_valid_and_one_of_another_tensorrt_pass(caplog: pytest.Lo
 @pytest.mark.parametrize(
     ("diagnosis", "line"),
     [
-        (1, "net.plan: was built by another TensorRT-RTX release; build the engine again with trt-hspan build"),
-        (3, "net.plan: was built by another TensorRT-RTX release; build the engine again with trt-hspan build"),
-        (2, "net.plan: contains no code for this GPU; build the engine again with trt-hspan build and --target"),
+        (
+            1,
+            "net.plan: was built by another TensorRT-RTX release; build the engine again with trt-hspan build",
+        ),
+        (
+            3,
+            "net.plan: was built by another TensorRT-RTX release; build the engine again with trt-hspan build",
+        ),
+        (
+            2,
+            "net.plan: contains no code for this GPU; build the engine again with trt-hspan build and --target",
+        ),
         (128, "net.plan: is invalid: NEW_ONE; build the engine again with trt-hspan build"),
     ],
 )

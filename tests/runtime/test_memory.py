@@ -30,5 +30,5 @@ def test_a_byte_more_than_there_is_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         require_memory(runner, (1, 3, 50, 70), "a.png")
     assert str(refused.value) == line
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1_450_000_000)
-    with pytest.raises(HspanError, match="; take tiles$"):
+    with pytest.raises(HspanError, match=r"; take tiles$"):
         require_memory(runner, (1, 3, 50, 70), "a.png", "take tiles")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 from support.export_cache import ExportCache
 from support.golden import GoldenNetwork
 from support.small_networks import attention_network, write_attention_network
@@ -22,7 +21,6 @@ from support.small_networks import attention_network, write_attention_network
 from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import model_with_plugin_nodes, save_onnx
-from trt_hspan.model.checkpoint import load_model
 from trt_hspan.native import cpu_attention as native
 from trt_hspan.ops.attention import high_similarity_pass_attention
 from trt_hspan.runtime import onnxruntime_session

@@ -140,9 +140,9 @@ def test_a_network_without_a_scale_is_refused() -> None:
     [MemoryError(), RuntimeError("std::bad_alloc"), state.Fail("Failed to allocate memory for requested")],
 )
 def test_a_lack_of_memory_is_called_that(error: Exception) -> None:
-    with pytest.raises(HspanError, match="^a: it failed: out of memory; give a smaller picture$"):
-        with translate_errors("a", "it failed"):
-            raise error
+    line = r"^a: it failed: out of memory; give a smaller picture$"
+    with pytest.raises(HspanError, match=line), translate_errors("a", "it failed"):
+        raise error
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, state.Fail, state.InvalidGraph])

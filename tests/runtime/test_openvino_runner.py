@@ -249,7 +249,10 @@ def test_what_it_cannot_load_or_run_is_one_line(tmp_path: Path, capfd: pytest.Ca
         (MemoryError(), "out of memory; give a smaller picture"),
         (RuntimeError("std::bad_alloc"), "out of memory; give a smaller picture"),
         (RuntimeError("cannot allocate 9 bytes"), "out of memory; give a smaller picture"),
-        (RuntimeError(400 * "x" + "of two\n  lines"), f"{287 * 'x'}of two lines; take --device cpu:onnxruntime"),
+        (
+            RuntimeError(400 * "x" + "of two\n  lines"),
+            f"{288 * 'x'}of two lines; take --device cpu:onnxruntime",
+        ),
     ],
 )
 def test_what_it_raises_is_one_line_of_its_last_300_letters(error: Exception, line: str) -> None:

@@ -179,7 +179,7 @@ def test_what_pytorch_raises_on_a_cpu_stays_as_it_is(
         raise RuntimeError("CUDA error: an illegal address")
 
     monkeypatch.setattr(runner._model, "forward", failing)
-    with runner, pytest.raises(RuntimeError, match="^CUDA error: an illegal address$"):
+    with runner, pytest.raises(RuntimeError, match=r"^CUDA error: an illegal address$"):
         runner.run(small_x4.input)
 
 

@@ -43,8 +43,8 @@ def blended_reference(plan: TilePlan, scale: int, tiles: dict[tuple[int, int], n
         top, left = row.start * scale, column.start * scale
         part = tile[:, :, : height - top, : width - left]
         weights = np.outer(profile_reference(row, height, scale), profile_reference(column, width, scale))
-        window = slice(top, top + part.shape[2]), slice(left, left + part.shape[3])
-        total[:, :, *window] += part * weights[window]
+        window = ..., slice(top, top + part.shape[2]), slice(left, left + part.shape[3])
+        total[window] += part * weights[window]
     return total
 
 
@@ -76,7 +76,9 @@ def test_strips_are_the_weighted_means_of_the_tiles(name: str, scale: int) -> No
         kept.append(strip)
     # Each strip ends where the next row's tiles begin to count.
     assert [len(strip) for strip in kept] == [(row.fall_start - row.rise_start) * scale for row in plan.rows]
-    assert list(tiles) == [(row, column) for row in range(len(plan.rows)) for column in range(len(plan.columns))]
+    assert list(tiles) == [
+        (row, column) for row in range(len(plan.rows)) for column in range(len(plan.columns))
+    ]
     expected = blended_reference(plan, scale, tiles).transpose(2, 3, 0, 1)
     # Weights, products and sums of numbers below 1, each rounded to float32, along two axes.
     np.testing.assert_allclose(np.concatenate(kept), expected, rtol=0, atol=8 * 2**-24)

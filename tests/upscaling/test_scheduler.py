@@ -311,7 +311,7 @@ def test_a_runner_that_does_not_open_is_what_open_raises() -> None:
     def broken() -> NearestRunner:
         raise HspanError("a.onnx", "is broken")
 
-    with pytest.raises(HspanError, match="a.onnx: is broken"):
+    with pytest.raises(HspanError, match=r"a\.onnx: is broken"):
         Model([broken], name="net").open()
 
 
@@ -422,6 +422,6 @@ def test_what_fails_together_is_run_alone_and_one_fails() -> None:
 
 
 def test_the_memory_of_a_tile_that_runs_elsewhere_is_that_of_its_result() -> None:
-    runner = TileRunner("net", 2, (((1, 3, 8, 8), (4, 3, 64, 64)),), lambda batches: iter(batches))
+    runner = TileRunner("net", 2, (((1, 3, 8, 8), (4, 3, 64, 64)),), iter)
     assert runner.memory_bytes((2, 3, 10, 20)) == 4 * 2 * 3 * 20 * 40
     assert (runner.size_multiple, runner.emulated, runner.on_gpu) == (1, False, False)

@@ -255,8 +255,18 @@ def test_sizes_that_are_taken_are_multiples_between_the_smallest_and_the_largest
 
 
 def test_an_overlap_is_a_fourth_of_the_shortest_side_that_is_cut_and_32_at_most() -> None:
-    sides = [((64, 200), (100, 100)), ((200, 44), (200, 100)), ((130, 127), (999, 999)), ((128, 128), (999, 999))]
-    assert [tile_size.chosen_overlap(None, ImageSize(*t), ImageSize(*p)) for t, p in sides] == [16, 11, 31, 32]
+    sides = [
+        ((64, 200), (100, 100)),
+        ((200, 44), (200, 100)),
+        ((130, 127), (999, 999)),
+        ((128, 128), (999, 999)),
+    ]
+    assert [tile_size.chosen_overlap(None, ImageSize(*t), ImageSize(*p)) for t, p in sides] == [
+        16,
+        11,
+        31,
+        32,
+    ]
     assert tile_size.chosen_overlap(None, ImageSize(9, 9), ImageSize(9, 9)) == 0
     assert tile_size.chosen_overlap(5, ImageSize(64, 64), ImageSize(100, 100)) == 5
     assert [tile_size.largest_overlap(ImageSize(*t), ImageSize(*p)) for t, p in sides] == [32, 22, 63, 64]
@@ -273,8 +283,9 @@ def test_a_trimmed_tile_is_the_smallest_multiple_of_8_for_as_many_tiles(low: int
     for size in range(60, 400, 7):
         for overlap in (0, 5, 16, 32):
             count = tiles_along(size, 96, overlap)
-            fitting = (side for side in range(8, 104, 8) if side > overlap and tiles_along(size, side, overlap) <= count)
-            least = max(next(fitting), low, 2 * overlap)
+            sides = (side for side in range(8, 104, 8) if side > overlap)
+            least = next(side for side in sides if tiles_along(size, side, overlap) <= count)
+            least = max(least, low, 2 * overlap)
             expected = min(96, -(-least // step) * step) if size > 96 else 96
             trimmed = tile_size.trimmed_tile(ImageSize(size, 9), ImageSize(96, 96), overlap, taken)
             assert trimmed == (expected, 96), (size, overlap)
@@ -326,14 +337,20 @@ def test_ranges_of_both_ways_round_are_square() -> None:
     ranges = tile_size.size_ranges(runner, turned=True)
     assert [(sizes.low, sizes.high) for sizes in ranges] == [((16, 16), (32, 32)), ((9, 9), (None, None))]
     assert [sizes.low for sizes in tile_size.size_ranges(runner)] == [(8, 16), (8, 40), (1, 9)]
-    with pytest.raises(HspanError, match="no tile both upright and on its side, .*; leave out --self-ensemble"):
+    with pytest.raises(
+        HspanError, match=r"no tile both upright and on its side, .*; leave out --self-ensemble"
+    ):
         tile_size.size_ranges(ranges_of(((8, 33), (32, 64))), turned=True)
     assert len(tile_size.size_ranges(ranges_of(((8, 32), (32, 64))), turned=True)) == 1
 
 
 def test_of_several_ranges_that_take_a_size_it_is_the_one_for_the_most_pictures() -> None:
     runner = NearestRunner()
-    runner.profiles = (((2, 3, 8, 8), (4, 3, 64, 64)), ((1, 3, 8, 8), (4, 3, 32, 32)), ((1, 3, 8, 8), (3, 3, 64, 64)))
+    runner.profiles = (
+        ((2, 3, 8, 8), (4, 3, 64, 64)),
+        ((1, 3, 8, 8), (4, 3, 32, 32)),
+        ((1, 3, 8, 8), (3, 3, 64, 64)),
+    )
     assert tile_size.batch_limits(runner, ImageSize(16, 16), requested=9) == (1, 4)
     assert tile_size.batch_limits(runner, ImageSize(64, 64), requested=9) == (2, 4)
     assert tile_size.batch_limits(runner, ImageSize(65, 64), requested=9) == (1, 9)
@@ -357,7 +374,12 @@ def test_as_many_pixels_as_a_square_of_256_are_taken_whole(
     free(None)
     runner = TorchFunctionRunner(convolutions(2), 2)
     runner.on_gpu = on_gpu
-    for picture, is_whole in (((256, 256), True), ((128, 512), True), ((257, 256), False), ((1, 65536), True)):
+    for picture, is_whole in (
+        ((256, 256), True),
+        ((128, 512), True),
+        ((257, 256), False),
+        ((1, 65536), True),
+    ):
         assert (auto_tile(runner, ImageSize(*picture)) == picture) is is_whole
 
 

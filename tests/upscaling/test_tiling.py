@@ -163,7 +163,7 @@ def test_as_many_pixels_as_are_cut_again_are_cut_again() -> None:
     least = 332 * 336
     assert official_plan(ImageSize(640, 640), min_size=least + 1).count == 4
     assert official_plan(ImageSize(640, 640), min_size=least).count == 16
-    with pytest.raises(UsageError, match="give at least 897$"):
+    with pytest.raises(UsageError, match=r"give at least 897$"):
         official_plan(ImageSize(300, 300), min_size=896)
     assert official_plan(ImageSize(300, 300), min_size=897).tile == (28, 32)
 

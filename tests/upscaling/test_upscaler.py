@@ -139,7 +139,9 @@ def test_pixels_grow_by_reflection_at_the_bottom_and_right() -> None:
     assert grown(pixels, ImageSize(3, 5)).tolist() == [[0, 1, 2, 1, 0], [3, 4, 5, 4, 3], [0, 1, 2, 1, 0]]
     assert grown(pixels, ImageSize(1, 2)).tolist() == [[0, 1]]
     batch = pixels[None, None]
-    np.testing.assert_array_equal(grown(batch, ImageSize(3, 5), axes=(2, 3))[0, 0], grown(pixels, ImageSize(3, 5)))
+    np.testing.assert_array_equal(
+        grown(batch, ImageSize(3, 5), axes=(2, 3))[0, 0], grown(pixels, ImageSize(3, 5))
+    )
     assert grown(pixels[:1, :1], ImageSize(2, 2)).tolist() == [[0, 0], [0, 0]]
 
 
@@ -195,7 +197,12 @@ def test_what_tiles_change_is_measured_where_there_are_several(source: Path, tmp
     assert reason is not None
     assert "is 1x3x5x7, but nearest takes 1x3x1x1 to 1x3x3x9" in reason
     plain = upscale_picture_file(Upscaler(active()), source, tmp_path / "out.png")
-    assert (plain.tile_effect, plain.why_no_tile_effect, plain.comparison, plain.streamed) == (None, None, None, False)
+    assert (plain.tile_effect, plain.why_no_tile_effect, plain.comparison, plain.streamed) == (
+        None,
+        None,
+        None,
+        False,
+    )
 
 
 class Brighter(NearestRunner):

@@ -223,7 +223,10 @@ def test_progress_counts_every_frame(tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     with NearestRunner(scale=2) as runner:
         report = upscale_video(
-            Upscaler(runner), tmp_path / "a.mp4", tmp_path / "b.mp4", on_frame=lambda *words: seen.append(words)
+            Upscaler(runner),
+            tmp_path / "a.mp4",
+            tmp_path / "b.mp4",
+            on_frame=lambda *words: seen.append(words),
         )
     assert seen == [(number, 12) for number in range(1, 13)]
     assert (report.input_height, report.input_width) == (32, 48)
@@ -260,7 +263,10 @@ def test_chroma_is_kept_and_whole_where_a_side_is_odd(name: str, size: tuple[int
         ({"frames": 9, "seen": 8}, "its header promises 9 frames, it contains 8: it may be cut off"),
         ({"frames": 9, "seen": 8, "format": "avi"}, None),
         ({"duration": 10_000, "end": "9.8"}, None),
-        ({"duration": 10_000, "end": "9.7"}, "its header promises 0.3 s more than there is: it may be cut off"),
+        (
+            {"duration": 10_000, "end": "9.7"},
+            "its header promises 0.3 s more than there is: it may be cut off",
+        ),
         ({"duration": 100_000, "end": "99"}, None),
         ({"duration": 100_000, "end": "98.9"}, "its header promises 1.1 s more"),
         ({"duration": 10_000, "start": 2_000, "end": "11"}, "its header promises 1.0 s more"),
@@ -297,7 +303,14 @@ def times(transcoding: Unopened, *stamps: int | None) -> list[tuple[int, Fractio
 def test_time_stamps_rise_from_frame_to_frame() -> None:
     line = "frames without a time of their own follow one tick after the frame before"
     transcoding = Unopened(even_rate=None)
-    assert [time for time, *_ in times(transcoding, 0, 100, 100, 90, None, 200)] == [0, 100, 101, 102, 103, 200]
+    assert [time for time, *_ in times(transcoding, 0, 100, 100, 90, None, 200)] == [
+        0,
+        100,
+        101,
+        102,
+        103,
+        200,
+    ]
     assert list(transcoding._notes) == [line]
     assert times(Unopened(even_rate=None), 7) == [(7, _TICK, 50)]
     first = Unopened(even_rate=None)
@@ -321,7 +334,12 @@ def test_frames_of_an_avi_are_counted_and_uneven_ones_noted() -> None:
         ({}, False, [], []),
         ({"alpha_mode": "1"}, False, [], ["its alpha channel is dropped"]),
         ({"ALPHA_MODE": "1"}, False, [], ["its alpha channel is dropped"]),
-        ({"alpha_mode": "0"}, True, ["DISPLAYMATRIX"], ["its frames are interlaced and were upscaled as they are"]),
+        (
+            {"alpha_mode": "0"},
+            True,
+            ["DISPLAYMATRIX"],
+            ["its frames are interlaced and were upscaled as they are"],
+        ),
         ({}, False, ["CONTENT_LIGHT_LEVEL"], ["HDR metadata of the mastering display and light level"]),
     ],
 )
@@ -335,4 +353,5 @@ def test_what_frames_lose_is_noted(
     )
     transcoding = Unopened(video=SimpleNamespace(metadata=alpha))
     transcoding._note_losses(frame)
-    assert [note.startswith(start) for note, start in zip(transcoding._notes, notes, strict=True)] == [True] * len(notes)
+    assert len(transcoding._notes) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(transcoding._notes, notes, strict=True))

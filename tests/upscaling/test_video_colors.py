@@ -246,7 +246,9 @@ def test_full_range_is_read_alike_from_both_names_of_a_format_with_every_matrix(
         *((tag, 100, tag) for tag in (1, 4, 5, 6, 7, 8, 9, 17)),
     ],
 )
-def test_a_video_without_a_matrix_is_high_definition_from_720_lines(tag: int, height: int, matrix: int) -> None:
+def test_a_video_without_a_matrix_is_high_definition_from_720_lines(
+    tag: int, height: int, matrix: int
+) -> None:
     assert matrix_of_frame(SimpleNamespace(colorspace=tag, height=height)) == matrix
 
 
@@ -297,11 +299,21 @@ def test_gray_of_limited_range_is_black_at_16_and_white_at_235(name: str, bits: 
         rgb_from_frame(frame), np.broadcast_to(expected, (3, 2, 4)), atol=1e-6 if bits == 8 else 2 / 65535
     )
     frame.color_range = _FULL
-    np.testing.assert_allclose(rgb_from_frame(frame)[0, 0], np.array(stored[0]) / ((1 << bits) - 1), atol=1e-5)
+    np.testing.assert_allclose(
+        rgb_from_frame(frame)[0, 0], np.array(stored[0]) / ((1 << bits) - 1), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "gray"), [("gray", True), ("gray10le", True), ("ya8", True), ("pal8", False), ("rgb24", False), ("yuv420p", False)]
+    ("name", "gray"),
+    [
+        ("gray", True),
+        ("gray10le", True),
+        ("ya8", True),
+        ("pal8", False),
+        ("rgb24", False),
+        ("yuv420p", False),
+    ],
 )
 def test_gray_is_luma_alone(name: str, gray: bool) -> None:
     assert is_gray(av.VideoFrame(4, 2, name)) is gray

@@ -15,7 +15,9 @@ def encoder(codec: str | None = None, suffix: str = ".mkv", crf: int | None = No
     return VideoEncoder(VideoOptions(codec=codec, crf=crf), suffix)
 
 
-def settings(codec: str | None = None, suffix: str = ".mkv", crf: int | None = None) -> tuple[dict[str, str], Any]:
+def settings(
+    codec: str | None = None, suffix: str = ".mkv", crf: int | None = None
+) -> tuple[dict[str, str], Any]:
     """What a stream is set to, and its codec's tag."""
     stream = SimpleNamespace(codec_context=SimpleNamespace(codec_tag=None), options={})
     encoder(codec, suffix, crf).configure(stream, "topleft")
@@ -57,7 +59,8 @@ def test_pixels_are_as_deep_and_as_fine_as_the_encoder_takes_them(
 
 
 def test_chroma_lies_where_the_source_has_it_unless_the_format_says_otherwise() -> None:
-    places = {name: encoder(name).chroma_location("topleft") for name in ("libx264", "mpeg1video", "mpeg2video", "mpeg4")}
+    names = ("libx264", "mpeg1video", "mpeg2video", "mpeg4")
+    places = {name: encoder(name).chroma_location("topleft") for name in names}
     assert places == {"libx264": "topleft", "mpeg1video": "center", "mpeg2video": "left", "mpeg4": "left"}
     assert settings("libx264")[0]["chroma_sample_location"] == "topleft"
     assert settings("mpeg4")[0] == {}
@@ -70,7 +73,9 @@ def test_chroma_lies_where_the_source_has_it_unless_the_format_says_otherwise() 
         *[("libvpx-vp9", "24"), ("libsvtav1", "24"), ("libvpx", None), ("ffv1", None)],
     ],
 )
-def test_quality_is_the_usual_one_of_the_codec_unless_it_is_given(codec: str | None, usual: str | None) -> None:
+def test_quality_is_the_usual_one_of_the_codec_unless_it_is_given(
+    codec: str | None, usual: str | None
+) -> None:
     assert settings(codec)[0].get("crf") == usual
     if codec != "ffv1":
         assert settings(codec, crf=0)[0]["crf"] == "0"
@@ -78,7 +83,14 @@ def test_quality_is_the_usual_one_of_the_codec_unless_it_is_given(codec: str | N
 
 @pytest.mark.parametrize(
     ("codec", "most"),
-    [("libx264", 51), ("libx264rgb", 51), ("libx265", 51), ("libvpx", 63), ("libvpx-vp9", 63), ("libsvtav1", 63)],
+    [
+        ("libx264", 51),
+        ("libx264rgb", 51),
+        ("libx265", 51),
+        ("libvpx", 63),
+        ("libvpx-vp9", 63),
+        ("libsvtav1", 63),
+    ],
 )
 def test_the_largest_factor_is_the_codecs(codec: str, most: int) -> None:
     assert settings(codec, crf=most)[0]["crf"] == str(most)

@@ -158,14 +158,25 @@ def read_header(source: Path | bytes, start: bytes, kind: str, where: object) ->
 
 def fits_profile(profile: bytes, *, gray: bool) -> bool:
     """Whether an ICC profile is whole and one for such pixels: a CMYK profile on RGB would turn every color."""
+    return _is_profile_of(b"GRAY" if gray else b"RGB ", profile)
+
+
+def _is_profile_of(space: bytes, profile: bytes) -> bool:
     is_whole = profile[36:40] == b"acsp" and int.from_bytes(profile[:4], "big") <= len(profile)
-    return is_whole and profile[16:20] == (b"GRAY" if gray else b"RGB ")
+    return is_whole and profile[16:20] == space
 
 
-def metadata_of_inks(metadata: Metadata, *, is_heeded: bool) -> Metadata:
-    """What is said of the RGB that CMYK pixels became: no profile, and that theirs was of no use if there was one."""
-    lost = () if is_heeded or metadata.icc_profile is None else (UNUSED_PROFILE,)
-    return replace(metadata, icc_profile=None, lost=(*metadata.lost, *lost))
+def inks(metadata: Metadata) -> tuple[Any, Metadata]:
+    """What turns CMYK into sRGB by its profile, None without one that can be used; and what is said of the sRGB."""
+    from PIL import ImageCms
+
+    transform, profile = None, metadata.icc_profile
+    if profile is not None and _is_profile_of(b"CMYK", profile):
+        with contextlib.suppress(ImageCms.PyCMSError, OSError, *DAMAGE):
+            read = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            transform = ImageCms.buildTransform(read, ImageCms.createProfile("sRGB"), "CMYK", "RGB")
+    lost = () if profile is None or transform is not None else (UNUSED_PROFILE,)
+    return transform, replace(metadata, icc_profile=None, lost=(*metadata.lost, *lost))
 
 
 def metadata_of_image(image: Image.Image) -> Metadata:

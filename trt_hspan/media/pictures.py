@@ -35,8 +35,8 @@ from trt_hspan.media.metadata import (
     Header,
     Metadata,
     colors_of_heif,
+    inks,
     metadata_of_image,
-    metadata_of_inks,
     orientation_of_image,
     read_header,
 )
@@ -195,8 +195,8 @@ class _PillowPicture:
                 metadata = metadata_of_image(image) if self._header is None else self._header.metadata
                 upright = ImageOps.exif_transpose(image)
                 if upright.mode == "CMYK":
-                    upright, is_heeded = _srgb_from_cmyk(upright)
-                    metadata = metadata_of_inks(metadata, is_heeded=is_heeded)
+                    transform, metadata = inks(metadata)
+                    upright = upright.convert("RGB") if transform is None else transform.apply(upright)
                 pixels = np.array(_plain_mode(upright, self.where))
             except (OSError, *DAMAGE) as error:
                 raise damaged(self.where, error) from error
@@ -259,13 +259,3 @@ def _plain_mode(image: Image.Image, where: object) -> Image.Image:
     if mode in ("YCbCr", "HSV", "RGBX"):
         return image.convert("RGB")
     raise HspanError(where, f"its color mode {mode} has no plain way to RGB", "convert it to an RGB picture")
-
-
-def _srgb_from_cmyk(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Through its profile, or plainly where it has none that can be used; and whether it had."""
-    from PIL import ImageCms
-
-    with suppress(ImageCms.PyCMSError, OSError, *DAMAGE):
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
-        return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "CMYK", "RGB").apply(image), True
-    return image.convert("RGB"), False

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,8 +28,8 @@ from trt_hspan.media.metadata import (
     Header,
     Metadata,
     PpmHeader,
+    inks,
     metadata_of_blocks,
-    metadata_of_inks,
 )
 from trt_hspan.media.pixels import PixelFormat
 from trt_hspan.sizes import ImageSize
@@ -132,7 +132,7 @@ class VipsPicture:
     def rows(self) -> VipsRows:
         """The picture's rows, from the first one on. Raises: HspanError when a decoder needs too much memory."""
         try:
-            return VipsRows(self._upright(), self.pixel_format, self.where)
+            return VipsRows(self, self._upright())
         except self._library.Error as error:
             raise _unreadable(self.where, error) from error
 
@@ -212,9 +212,7 @@ class VipsPicture:
                 "convert it to an RGB picture",
             )
         if image.interpretation == "cmyk":
-            rgb, is_heeded = self._rgb_from_cmyk(image)
-            self.metadata = metadata_of_inks(self.metadata, is_heeded=is_heeded)
-            return rgb
+            return self._rgb_from_cmyk(image)
         if self._header.unknown_channels:
             image = image[: image.bands - self._header.unknown_channels]
         if image.interpretation not in ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband"):
@@ -226,18 +224,18 @@ class VipsPicture:
             return gray.copy(interpretation="b-w")
         return image
 
-    def _rgb_from_cmyk(self, image: Any) -> tuple[Any, bool]:
+    def _rgb_from_cmyk(self, image: Any) -> Any:
         """Inks as sRGB, as Pillow converts them: through the embedded profile, perceptually; without one, or with one
-        that cannot be used, what each ink leaves of what black leaves. And whether the profile was used."""
+        that cannot be used, for which libvips would take its own, what each ink leaves of what black leaves."""
         is_deep = image.format == "ushort"
-        if (self._header.metadata.icc_profile or b"")[16:20] == b"CMYK":
-            with suppress(self._library.Error):  # of a damaged profile
-                depth = 16 if is_deep else 8
-                return image.icc_transform("srgb", embedded=True, depth=depth, intent="perceptual"), True
+        transform, self.metadata = inks(self._header.metadata)
+        if transform is not None:
+            depth = 16 if is_deep else 8
+            return image.icc_transform("srgb", embedded=True, depth=depth, intent="perceptual")
         white = 65535 if is_deep else 255
         left = image * -1 + white
         left = left[:3] * left[3] / white
-        return left.rint().cast(image.format).copy(interpretation="rgb16" if is_deep else "srgb"), False
+        return left.rint().cast(image.format).copy(interpretation="rgb16" if is_deep else "srgb")
 
     def _upright(self) -> Any:
         # What libvips reads in order can be read once.
@@ -279,15 +277,14 @@ class VipsPicture:
 class VipsRows:
     """The rows of a picture, decoded when they are needed; at most one tile's rows are held."""
 
-    def __init__(self, image: Any, pixel_format: PixelFormat, where: object) -> None:
-        self._library, self._where = vips(where), where
+    def __init__(self, picture: VipsPicture, image: Any) -> None:
+        self._picture, self._library = picture, vips(picture.where)  # whose bytes libvips reads
         self._region = self._library.Region.new(image)
         self._width, row_shape = image.width, (image.width, image.bands)
-        self._rows_at_a_time = max(
-            1, _CHUNK_BYTES // (image.width * image.bands * np.dtype(pixel_format.dtype).itemsize)
-        )
+        dtype = picture.pixel_format.dtype
+        self._rows_at_a_time = max(1, _CHUNK_BYTES // (image.width * image.bands * np.dtype(dtype).itemsize))
         self._top = self._count = 0  # the rows that are held, in the first rows of the buffer
-        self._buffer = array_of_own_pages((0, *row_shape), pixel_format.dtype)
+        self._buffer = array_of_own_pages((0, *row_shape), dtype)
 
     def __call__(self, top: int, bottom: int) -> npt.NDArray[Any]:
         """Rows top to bottom; `top` never goes back. (bottom - top, W, C), a view that the next call may end."""
@@ -304,7 +301,7 @@ class VipsRows:
             try:
                 data = self._region.fetch(0, top + self._count, self._width, count)
             except self._library.Error as error:
-                raise _unreadable(self._where, error) from error
+                raise _unreadable(self._picture.where, error) from error
             fresh = np.frombuffer(data, self._buffer.dtype).reshape(count, *self._buffer.shape[1:])
             self._buffer[self._count : self._count + count] = fresh
             self._count += count

@@ -63,7 +63,6 @@ def capture_graph(
     """
     stream, graph, executable = ctypes.c_void_p(stream_handle), ctypes.c_void_p(), ctypes.c_void_p()
     _call("cuStreamBeginCapture_v2", stream, _THREAD_LOCAL)
-    accepted = False
     try:
         accepted = enqueue()
     except BaseException:

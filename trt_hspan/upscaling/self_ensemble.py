@@ -15,9 +15,7 @@ TURNS: Final = 8
 def ensemble_mean(batch: Float32Array, run: Callable[[Float32Array, int], Float32Array]) -> Float32Array:
     """The mean over all turns of the outputs, each turned back; `run` takes a contiguous turn and its number."""
     # `np.ascontiguousarray` would keep the negative stride of a flipped axis of one pixel, which PyTorch refuses.
-    outputs = (
-        inverse_transform(run(transform(batch, index).copy(), index), index) for index in range(TURNS)
-    )
+    outputs = (inverse_transform(run(transform(batch, index).copy(), index), index) for index in range(TURNS))
     total = next(outputs).copy()
     for output in outputs:
         total += output
