@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
+from support.around_block import Around, require_same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import trt_hspan
-from trt_hspan import HspanError, UsageError, onnx_from_model
-from trt_hspan.export.agreement import require_agreement
-from trt_hspan.graph import (
-    base_precision_from_model,
-    metadata_from_model,
-    model_with_plugin_nodes,
-    variants_from_model,
-)
+from trt_hspan import onnx_from_model
+from trt_hspan.graph import base_precision_from_model, variants_from_model
 
 
 def windows(features: Tensor) -> Tensor:
@@ -181,28 +170,6 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
 COMPUTES_SIZES = ("larger by size", "borders", "attention in windows", "Fourier transform")
 
 
-class Around(nn.Module):
-    """A convolution, the part, the block, a convolution."""
-
-    def __init__(self, part: nn.Module | Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.head, self.part = nn.Conv2d(3, 8, 3, padding=1), part
-        self.attention, self.tail = trt_hspan.HighSimilarityPassAttention(8), nn.Conv2d(8, 3, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        result: Tensor = self.tail(self.attention(self.part(self.head(image))))
-        return result
-
-
-def require_same(module: nn.Module, model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
-    image = torch.rand(shape)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    with torch.no_grad():
-        np.testing.assert_allclose(
-            session.run(None, {"input": image.numpy()})[0], module(image).numpy(), atol=1e-4
-        )
-
-
 @pytest.mark.parametrize("name", PARTS)
 def test_part_of_a_real_network_is_exported_as_it_computes_and_written_in_each_type(name: str) -> None:
     torch.manual_seed(0)
@@ -214,191 +181,3 @@ def test_part_of_a_real_network_is_exported_as_it_computes_and_written_in_each_t
         assert base_precision_from_model(typed) == precision
     if name in COMPUTES_SIZES:
         require_same(network, onnx_from_model(network, static=(12, 10)), (1, 3, 12, 10))
-
-
-class HolderOfAverages(nn.Module):
-    """As training libraries have them: the network is in it, and it cannot be run itself."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.module = network
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        torch.compile,
-        nn.DataParallel,
-        torch.optim.swa_utils.AveragedModel,
-        HolderOfAverages,
-        lambda network: SimpleNamespace(ema=network),
-    ],
-    ids=["compiled", "parallel", "averaged", "holder", "holder that is no module"],
-)
-def test_wrapped_network_is_exported_without_the_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    network = Around(nn.Identity()).eval()
-    model = onnx_from_model(wrap(network))
-    assert "attention/Attention" in [node.name for node in model.graph.node]
-    require_same(network, model, (1, 3, 8, 9))
-
-
-class PassingOn(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.inner = network
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        result: Tensor = self.inner(*inputs)
-        return result
-
-
-def test_wrapper_that_passes_its_inputs_on_to_a_compiled_network_is_exported_in_silence(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    network = Around(nn.Identity()).eval()
-    compiled: Any = torch.compile(network)
-    require_same(network, onnx_from_model(PassingOn(compiled)), (1, 3, 8, 9))
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    "other", [{}, Around, torch.jit.ScriptModule()], ids=["state dict", "class", "script"]
-)
-def test_what_is_no_module_is_refused(other: nn.Module) -> None:
-    with pytest.raises(HspanError, match=r"expected a torch\.nn\.Module; give the module itself"):
-        onnx_from_model(other)
-
-
-def test_network_that_takes_more_than_the_picture_is_refused_with_the_next_step() -> None:
-    with pytest.raises(
-        HspanError,
-        match=r"'input2'; wrap it in a module whose forward\(\) takes and returns the picture alone",
-    ):
-        onnx_from_model(nn.Bilinear(9, 9, 3))
-
-
-class Returning(nn.Module):
-    """A network whose forward() returns something around the picture."""
-
-    def __init__(self, around: Callable[[Tensor], object]) -> None:
-        super().__init__()
-        self.inner, self.around = Around(nn.Identity()), around
-
-    def forward(self, image: Tensor) -> object:
-        return self.around(self.inner(image))
-
-
-@pytest.mark.parametrize("static", [None, (8, 9)])
-@pytest.mark.parametrize(
-    ("around", "name"),
-    [
-        (lambda picture: (picture, 2 * picture), "tuple"),
-        (lambda picture: {"picture": picture}, "dict"),
-        (lambda picture: picture.shape[2], "int"),
-    ],
-    ids=["several", "dict", "number"],
-)
-def test_output_that_is_not_one_tensor_is_refused_with_the_next_step(
-    around: Callable[[Tensor], object], name: str, static: tuple[int, int] | None
-) -> None:
-    with pytest.raises(HspanError, match=f"returns a {name}, expected one tensor.*; wrap it in a module"):
-        onnx_from_model(Returning(around), static=static)
-
-
-@pytest.mark.parametrize(
-    ("around", "what"),
-    [
-        (lambda picture: picture.flatten(1), r"a tensor of shape \(1, "),
-        (lambda picture: (255 * picture).to(torch.uint8), "a tensor of uint8"),
-    ],
-    ids=["flat", "bytes"],
-)
-def test_output_that_is_no_picture_is_refused(around: Callable[[Tensor], object], what: str) -> None:
-    with pytest.raises(HspanError, match=f"returns {what}.*; wrap it in a module"):
-        onnx_from_model(Returning(around), static=(72, 80))
-
-
-def test_operation_that_onnx_lacks_is_named_with_the_next_step() -> None:
-    with pytest.raises(HspanError, match=r"does not translate aten\._to_sparse\S* as .*; write that part"):
-        onnx_from_model(Around(lambda x: x.to_sparse().to_dense()), static=(8, 9))
-
-
-def of_windows(side: int) -> nn.Module:
-    """A network that takes whole windows alone."""
-    return Around(
-        lambda x: x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).flatten(4, 5).flatten(2, 3)
-    ).eval()
-
-
-def test_sizes_that_a_network_takes_are_found_by_running_it_and_recorded() -> None:
-    metadata = metadata_from_model(onnx_from_model(of_windows(6)))
-    assert (metadata.scale, metadata.size_multiple, metadata.min_size) == (1, 6, 6)
-
-
-def test_declared_multiple_is_recorded_and_one_that_the_network_does_not_take_is_refused() -> None:
-    model = onnx_from_model(Around(PARTS["shuffle and unshuffle"]()).eval(), size_multiple=4)
-    assert metadata_from_model(model).size_multiple == 4
-    assert metadata_from_model(model).scale == 1
-    with pytest.raises(
-        HspanError, match=r"does not run on a picture of 3 channels and 28x36.*size_multiple="
-    ):
-        onnx_from_model(of_windows(8), size_multiple=4)
-    with pytest.raises(UsageError, match="size_multiple: got 0"):
-        onnx_from_model(of_windows(8), size_multiple=0)
-
-
-def test_network_of_a_fixed_size_is_run_at_that_size_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wrong(nn.Module):
-        """Is another function in the graph, at one size."""
-
-        def forward(self, features: Tensor) -> Tensor:
-            return features if torch.compiler.is_exporting() else 2 * features
-
-    network = Around(Wrong()).eval()
-    with pytest.raises(HspanError, match="differs from the module"):
-        onnx_from_model(network, static=(88, 96))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_weights_of_another_type_are_refused_with_the_call_that_works(dtype: torch.dtype) -> None:
-    with pytest.raises(HspanError, match=r"call \.float\(\) first"):
-        onnx_from_model(copy.deepcopy(Around(nn.Identity())).to(dtype))
-
-
-def test_sparse_weights_are_refused_in_one_line() -> None:
-    network = Around(nn.Identity())
-    network.head.weight = nn.Parameter(network.head.weight.detach().to_sparse())
-    with pytest.raises(HspanError, match=r"sparse, expected dense ones; call \.to_dense\(\)"):
-        onnx_from_model(network)
-
-
-def test_network_in_autocast_is_exported_in_its_type_and_no_other(capfd: pytest.CaptureFixture[str]) -> None:
-    class Autocast(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = Around(nn.Identity())
-
-        def forward(self, image: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                result: Tensor = self.inner(image)
-            return result
-
-    with pytest.raises(HspanError, match='name precision="bf16"'):
-        onnx_from_model(Autocast())
-    assert onnx_from_model(Autocast(), precision="bf16").functions
-    assert capfd.readouterr() == ("", "")
-
-
-def test_training_mode_is_left_as_it_was() -> None:
-    network = Around(nn.BatchNorm2d(8)).train()
-    onnx_from_model(network)
-    assert all(module.training for module in network.modules())
-
-
-def test_graph_that_computes_something_else_is_an_error_that_names_the_node() -> None:
-    network = Around(nn.Identity()).eval()
-    graph = model_with_plugin_nodes(onnx_from_model(network))
-    weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "head.weight")
-    weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
-    with pytest.raises(HspanError, match="node head/Conv differs from the module"):
-        require_agreement(graph, network, torch.rand(1, 3, 8, 9), "net", low=False)

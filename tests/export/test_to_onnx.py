@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from onnx import TensorProto
 from support.edsr_like import EdsrLike
 from support.export_cache import ExportCache
 from support.golden import GOLDEN, GoldenNetwork
+from support.small_networks import attention_network
 
 import trt_hspan
 from trt_hspan import HSPAN, HspanConfig, HspanError, UsageError, export_onnx, onnx_from_model
+from trt_hspan.export import to_onnx
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import (
     Precision,
@@ -26,6 +29,9 @@ from trt_hspan.graph import (
     model_for_cpu,
     precision_from_model,
 )
+from trt_hspan.graph.taken_sizes import TakenSizes
+from trt_hspan.names import DOMAIN, OP_TYPE
+from trt_hspan.sizes import ImageSize
 
 SIZES = [(1, 1, 1), (1, 7, 5), (3, 8, 8), (1, 33, 17), (2, 24, 31)]
 
@@ -265,3 +271,72 @@ def test_other_width_and_depth(tmp_path: Path) -> None:
     model = HSPAN(HspanConfig(n_feats=10, n_groups=3, n_blocks=0, scale=3, reduction=3, res_scale=0.7)).eval()
     image = np.random.default_rng(1).random((2, 3, 6, 9), np.float32)
     np.testing.assert_allclose(run(onnx_from_model(model), image), run_torch(model, image), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("static", "taken", "traced", "run_at", "cheap"),
+    [
+        (None, (1, 1), (23, 25), (12, 16), False),
+        (None, (5, 5), (25, 35), (15, 20), False),
+        (None, (6, 20), (30, 42), (24, 30), False),
+        (None, (1, 61), (23, 25), (61, 65), False),
+        (None, (1, 62), (23, 25), (62, 66), False),
+        (None, (1, 63), (23, 25), (63, 67), True),
+        ((64, 64), (1, 1), (64, 64), (64, 64), False),
+        ((17, 241), (1, 1), (17, 241), (17, 241), True),
+    ],
+)
+def test_a_graph_is_run_once_at_another_size_than_it_was_traced_at(
+    monkeypatch: pytest.MonkeyPatch,
+    static: tuple[int, int] | None,
+    taken: tuple[int, int],
+    traced: tuple[int, int],
+    run_at: tuple[int, int],
+    cheap: bool,
+) -> None:
+    runs: list[tuple[object, ...]] = []
+
+    def require_agreement(
+        graph: onnx.ModelProto, module: object, example: torch.Tensor, where: str, *, low: bool, cheap: bool
+    ) -> None:
+        runs.append((tuple(example.shape), where, low, cheap))
+
+    graph = attention_network(precision="bf16")
+
+    def translate(_: object, channels: int, size: ImageSize, *, is_static: bool) -> onnx.ModelProto:
+        assert (channels, tuple(size), is_static) == (3, traced, static is not None)
+        return graph
+
+    monkeypatch.setattr(to_onnx, "require_agreement", require_agreement)
+    monkeypatch.setattr(to_onnx, "_translate", translate)
+    size = None if static is None else ImageSize(*static)
+    sizes = TakenSizes(scale=1, size_multiple=taken[0], min_size=taken[1])
+    to_onnx._agreeing_graph(torch.nn.Identity(), 3, size, sizes)
+    assert runs == [((1, 3, *run_at), "Identity", True, cheap)]
+    graph = attention_network()
+    del graph.graph.node[1]
+    graph.graph.node[1].input[0] = "conv0"
+    to_onnx._agreeing_graph(torch.nn.Identity(), 3, size, sizes)
+    assert len(runs) == 1  # what has no attention is refused later, by its name
+
+
+def test_a_forward_that_looks_at_its_pixels_cannot_be_exported() -> None:
+    class Looking(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image * 2 if image.mean() > 0 else image
+
+    with pytest.raises(
+        HspanError, match=r"Looking: cannot be exported: .*; export a fixed size, static="
+    ) as caught:
+        onnx_from_model(Looking())
+    assert 100 < len(caught.value.what) <= len("cannot be exported: ") + 300
+
+
+def test_the_exporter_leaves_logging_and_translations_as_they_were() -> None:
+    with to_onnx._quiet_exporter():
+        assert logging.root.manager.disable == logging.CRITICAL
+    assert logging.root.manager.disable == logging.NOTSET
+    with to_onnx._attention_translation() as table:
+        assert len(table) == 2
+        assert onnx.defs.has(OP_TYPE, DOMAIN)
+    assert not onnx.defs.has(OP_TYPE, DOMAIN)

@@ -16,11 +16,14 @@ from support.reference import attention_reference, sparsemax_reference
 from trt_hspan.errors import UsageError
 from trt_hspan.graph import (
     attention_nodes,
+    attention_schema,
     load_onnx,
     model_in_form,
+    model_in_own_domain,
     model_with_attention_function,
     model_with_inlined_functions,
     model_with_plugin_nodes,
+    model_with_stand_in_attention,
 )
 from trt_hspan.names import DOMAIN, OP_TYPE, OP_VERSION
 
@@ -46,6 +49,59 @@ def attend(model: onnx.ModelProto, *arrays: NDArray[np.floating]) -> NDArray[np.
         None, dict(zip(("query", "key", "value"), arrays, strict=True))
     )[0]
     return result
+
+
+def test_a_body_imports_the_domain_once_and_keeps_what_the_node_says() -> None:
+    model = attention_model()
+    bare = attention_model()
+    del bare.opset_import[1]
+    model.graph.node[0].attribute.append(helper.make_attribute("io_format", "linear"))
+    for each in (model, bare):
+        written = model_with_attention_function(model_with_attention_function(each))
+        assert [(entry.domain, entry.version) for entry in written.opset_import] == [("", 18), (DOMAIN, 1)]
+        assert len(written.functions) == 1
+    attributes = model_with_plugin_nodes(model).graph.node[0].attribute
+    assert {each.name: each.s.decode() for each in attributes} == {
+        "io_format": "linear",
+        "configuration": "any",
+    }
+
+
+def test_functions_of_others_stay_with_and_without_the_body() -> None:
+    model = attention_model()
+    other = onnx.parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["" : 18]> Other (x) => (y) {{ y = Relu(x) }}'
+    )
+    model.functions.append(other)
+    assert list(model_with_plugin_nodes(model_with_attention_function(model)).functions) == [other]
+
+
+def test_the_stand_in_weighs_the_value_by_query_and_key() -> None:
+    q, k, v = (
+        np.random.default_rng(i).normal(size=(2, c, 3, 5)).astype(np.float32) for i, c in enumerate((4, 4, 3))
+    )
+    out = attend(model_with_stand_in_attention(attention_model()), q, k, v)
+    weight = 1 / (1 + np.exp(-(2 * q + k).mean(1, keepdims=True)))
+    np.testing.assert_allclose(out, weight * v, rtol=1e-5, atol=1e-6)
+
+
+def test_within_the_block_alone_onnx_knows_the_operator() -> None:
+    model = attention_model()
+    assert not onnx.defs.has(OP_TYPE, DOMAIN)
+    with attention_schema():
+        onnx.checker.check_model(model, full_check=True)
+        schema = onnx.defs.get_schema(OP_TYPE, OP_VERSION, DOMAIN)
+        assert [each.name for each in schema.inputs] == ["query", "key", "value"]
+        assert [each.required for each in schema.attributes.values()] == [False, False]
+    assert not onnx.defs.has(OP_TYPE, DOMAIN)
+
+
+def test_a_model_of_this_domain_is_itself() -> None:
+    model = attention_model()
+    assert model_in_own_domain(model) is model
+    written = model_in_form(model, "ort-tensorrt")
+    again = model_in_own_domain(written)
+    assert (again.graph.node[0].domain, written.graph.node[0].domain) == (DOMAIN, "trt.plugins")
 
 
 def test_constants_of_the_body_are_tensors() -> None:

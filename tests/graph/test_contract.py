@@ -9,10 +9,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.export_cache import ExportCache
+from support.small_networks import attention_network
 
 from trt_hspan import HspanError
 from trt_hspan.graph import (
     OnnxMetadata,
+    attention_nodes,
+    check_model,
     load_onnx,
     metadata_from_model,
     precision_from_model,
@@ -67,6 +70,24 @@ def test_model_without_the_operator_is_refused() -> None:
         require_attention(plain_model(), "plain.onnx")
     with pytest.raises(HspanError, match="no attention node"):
         precision_from_model(plain_model())
+
+
+def test_a_model_that_is_not_valid_is_refused_with_its_name() -> None:
+    check_model(plain_model(), "net.onnx")
+    unknown, mistyped = plain_model(), plain_model()
+    unknown.graph.node[0].op_type = "Nothing"
+    mistyped.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    for model in (unknown, mistyped):
+        with pytest.raises(HspanError, match=r"net\.onnx: not a valid ONNX model: .*; export it again"):
+            check_model(model, "net.onnx")
+
+
+def test_attention_is_the_node_of_its_name_in_its_domain() -> None:
+    model = attention_network(blocks=2)
+    assert [node.name for node in attention_nodes(model)] == ["attention0", "attention1"]
+    model.graph.node[1].op_type = "Other"
+    model.graph.node[3].domain = "other"
+    assert not attention_nodes(model)
 
 
 def test_metadata_survives_a_file_and_keeps_what_others_wrote(tmp_path: Path) -> None:

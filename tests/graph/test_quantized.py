@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_hspan import HspanError
-from trt_hspan.graph import QuantizedType, model_for_cpu, quantization_from_model
+from trt_hspan.graph import OnnxMetadata, QuantizedType, quantization_from_model, with_metadata
+from trt_hspan.graph.cpu import model_for_cpu, model_with_native_types
 from trt_hspan.graph.float32_twin import float32_twin
 from trt_hspan.graph.quantized import convolution_macs, quantized_type_from_model
 from trt_hspan.machine.facts import sums_int8_exactly
@@ -211,3 +212,184 @@ def test_work_is_counted_where_sizes_are_computed_from_the_input() -> None:
     weight = numpy_helper.from_array(np.zeros((4, 4, 3, 3), np.float32), "weight")
     model.graph.initializer.append(weight)
     assert convolution_macs(model) == {"conv": 4 * 4 * 9 * 16 * 16}
+
+
+def convolved(picture: str, text: str = "", inputs: str = "") -> onnx.ModelProto:
+    """A 3x3 convolution, 4 to 5 channels, of what the text computes from the input."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["" : 18, "own" : 1]>
+        agraph (float[n, 4, h, w] input {inputs}) => (float[n, 5, h, w] output)
+        <float[5, 4, 3, 3] weight, int64[1] minus = {{-1}}>
+        {{ {text} output = Conv <pads = [1, 1, 1, 1]> ({picture}, weight) }}""")
+    model.graph.node[-1].name = "conv"
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((5, 4, 3, 3), np.float32), "weight"))
+    return model
+
+
+def test_work_is_counted_on_the_smallest_size_that_is_taken_from_16_pixels_on() -> None:
+    for metadata, side in (
+        (OnnxMetadata(), 16),
+        (OnnxMetadata(min_size=17), 17),
+        (OnnxMetadata(size_multiple=5), 20),
+        (OnnxMetadata(size_multiple=6, min_size=20), 24),
+    ):
+        model = with_metadata(convolved("input"), metadata)
+        assert convolution_macs(model) == {"conv": 5 * 4 * 9 * side * side}
+    fixed = convolved("input")
+    for dim, size in zip(fixed.graph.input[0].type.tensor_type.shape.dim, (2, 4, 7, 9), strict=True):
+        dim.dim_value = size
+    assert convolution_macs(fixed) == {"conv": 2 * 5 * 4 * 9 * 7 * 9}
+
+
+def test_an_operator_of_another_domain_gives_what_its_third_or_only_input_has() -> None:
+    three = convolved("mixed", "mixed = own.Mix(other, other, input)", ", float[n, 2, h, w] other")
+    one = convolved("mixed", "mixed = own.Mix <alpha = 2.0> (input)")
+    assert convolution_macs(three) == convolution_macs(one) == {"conv": 5 * 4 * 9 * 16 * 16}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["shape = Reshape(positions, minus)", "shape = Slice(positions, minus, minus) whole = Shape(input)"],
+)
+def test_a_convolution_of_unknown_size_is_named(shape: str) -> None:
+    text = f"positions = NonZero(input) {shape} picture = Reshape(input, shape)"
+    with pytest.raises(HspanError, match="conv: the sizes of this convolution are unknown; export it again"):
+        convolution_macs(convolved("picture", text))
+    computed = convolved("input")
+    computed.graph.node[0].input[1] = "made"
+    computed.graph.node.insert(0, helper.make_node("Relu", ["weight"], ["made"]))
+    with pytest.raises(HspanError, match="conv: the sizes of this convolution are unknown"):
+        convolution_macs(computed)
+
+
+def test_weights_that_pass_a_quantizer_have_the_shape_of_what_is_stored() -> None:
+    model = convolved("input")
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "scale"))
+    for index, kind in enumerate(("QuantizeLinear", "DequantizeLinear")):
+        source = ("weight", "stored")[index]
+        model.graph.node.insert(index, helper.make_node(kind, [source, "scale"], [("stored", "made")[index]]))
+    model.graph.node[-1].input[1] = "made"
+    assert convolution_macs(model) == {"conv": 5 * 4 * 9 * 16 * 16}
+
+
+@pytest.mark.parametrize(
+    ("declared", "zero_point", "expected"),
+    [
+        ("", "", None),
+        ("<output_dtype = 3>", "", "int8"),
+        ("<output_dtype = 17>", "", "fp8"),
+        ("", ", zero", "int8"),
+        ("", ", bytes", None),
+    ],
+)
+def test_the_type_of_a_quantizer_is_declared_or_that_of_its_zero_point_or_bytes(
+    declared: str, zero_point: str, expected: QuantizedType | None
+) -> None:
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 21]>
+        net (float[1, 1, 4, 4] input) => (float[1, 1, 4, 4] output)
+        <float[1, 1, 1, 1] w = {{1}}, float scale = {{1}}, int8 zero = {{0}}, uint8 bytes = {{0}}>
+        {{
+            x = QuantizeLinear {declared} (input, scale {zero_point})
+            y = DequantizeLinear (x, scale)
+            q = QuantizeLinear {declared} (w, scale {zero_point})
+            d = DequantizeLinear (q, scale)
+            output = Conv(y, d)
+        }}""")
+    assert quantized_type_from_model(model) == expected
+
+
+@pytest.mark.parametrize("base", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_native_types_are_those_of_the_float32_network_with_the_same_integers(base: int) -> None:
+    def quantized(of: int) -> onnx.ModelProto:
+        return model_with_qdq(two_convolutions(of), {"first": SCALES, "second": HIDDEN}, "int8")
+
+    typed = quantized(base)
+    native = model_with_native_types(typed)
+    expected = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in quantized(TensorProto.FLOAT).graph.initializer
+    }
+    assert {tensor.name for tensor in native.graph.initializer} == set(expected)
+    for tensor in native.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        assert values.dtype == expected[tensor.name].dtype
+        # Float weights keep the values that they had in the low type.
+        original = next(each for each in typed.graph.initializer if each.name == tensor.name)
+        np.testing.assert_array_equal(values, numpy_helper.to_array(original).astype(values.dtype))
+    assert list(native.graph.node) == list(quantized(TensorProto.FLOAT).graph.node)
+
+
+def test_native_types_leave_other_casts_and_attributes() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        net (float[1, n] input) => (float[1, n] output) <float16[1, n] low>
+        {
+            whole = Cast <to = 7> (input)
+            low = Cast <to = 10> (whole)
+            other = Softmax <axis = 10> (low)
+            output = Cast <to = 1> (other)
+        }""")
+    native = model_with_native_types(model)
+    assert [node.attribute[0].i for node in native.graph.node] == [
+        7,
+        TensorProto.FLOAT,
+        10,
+        TensorProto.FLOAT,
+    ]
+    assert not native.graph.value_info
+
+
+def test_a_network_whose_casts_or_weights_alone_are_low_is_emulated() -> None:
+    casts = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        net (float[1, n] input) => (float[1, n] output)
+        { low = Cast <to = 10> (input) output = Cast <to = 1> (low) }""")
+    weights = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        net (float[1, n] input) => (float[1, n] output) <float[1] one = {1}>
+        { wide = Cast <to = 1> (third) more = Mul(input, wide) output = Mul(more, one) }""")
+    weights.graph.initializer.append(numpy_helper.from_array(np.float16([0.333]), "third"))
+    x = np.float32([[0.1, 1 / 3]])
+    third = np.float32(np.float16(0.333))
+    for model, expected in ((casts, x.astype(np.float16).astype(np.float32)), (weights, x * third)):
+        emulated = model_for_cpu(model)
+        assert not any(t.data_type == TensorProto.FLOAT16 for t in emulated.graph.initializer)
+        np.testing.assert_array_equal(run(emulated, x), expected)
+    no_casts = onnx.ModelProto()
+    no_casts.CopyFrom(casts)
+    for node in no_casts.graph.node:
+        node.attribute[0].i = TensorProto.INT64 if node.output[0] == "low" else TensorProto.FLOAT
+    assert model_for_cpu(no_casts) is no_casts
+
+
+def test_a_dequantized_value_is_rounded_where_anything_but_a_convolution_reads_it() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 19]>
+        net (float[1, 1, 1, 3] input) => (float[1, 1, 1, 3] output)
+        <int8 zero = {0}>
+        {
+            x = Cast <to = 10> (input)
+            q = QuantizeLinear (x, scale, zero)
+            d = DequantizeLinear (q, scale, zero)
+            y = Conv (d, w)
+            s = Add (d, y)
+            output = Cast <to = 1> (s)
+        }""")
+    for name, weight in (("scale", np.float16(0.1)), ("w", np.ones((1, 1, 1, 1), np.float16))):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(weight), name))
+    x = np.float32([[[[0.3, 0.7, 1.1]]]])
+    scale = np.float32(np.float16(0.1))
+
+    def half(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return values.astype(np.float16).astype(np.float32)
+
+    exact = np.rint(half(x) / scale) * scale
+    np.testing.assert_array_equal(run(model_for_cpu(model), x), half(half(exact) + half(half(exact))))
+    alone = onnx.ModelProto()
+    alone.CopyFrom(model)
+    alone.graph.node[4].input[0] = (
+        "y"  # now the convolution alone reads it: its exact value is what is convolved
+    )
+    found = run(model_for_cpu(alone), x)
+    np.testing.assert_array_equal(found, half(2 * half(exact)))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -155,23 +159,125 @@ def test_torch_export_sees_one_node() -> None:
     assert calls == ["hspan.high_similarity_pass_attention.default"]
 
 
+IMAGE = (1, 2, 3, 4)
+
+
 @pytest.mark.parametrize(
-    ("query", "key", "value"),
+    ("query", "key", "value", "line"),
     [
-        ((1, 2, 3, 4), (1, 3, 3, 4), (1, 2, 3, 4)),
-        ((1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 4, 3)),
-        ((2, 3), (2, 3), (2, 3)),
+        (IMAGE, (1, 3, 3, 4), IMAGE, "query and key must have one shape"),
+        (IMAGE, IMAGE, (1, 2, 4, 3), "value must share N, H and W with query and key"),
+        (IMAGE, IMAGE, (1, 2, 3, 5), "value must share N, H and W"),
+        (IMAGE, IMAGE, (2, 2, 3, 4), "value must share N, H and W"),
+        ((2, 3), IMAGE, IMAGE, r"expected three \(N, channels, H, W\) tensors"),
+        (IMAGE, (2, 3), IMAGE, r"expected three \(N, channels, H, W\) tensors"),
+        (IMAGE, IMAGE, (2, 3), r"expected three \(N, channels, H, W\) tensors"),
     ],
-    ids=["other channels", "other size", "no image"],
 )
 def test_shapes_that_do_not_fit_are_refused(
-    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], line: str
 ) -> None:
-    with pytest.raises(ValueError, match="query"):
+    with pytest.raises(ValueError, match=line):
         high_similarity_pass_attention(torch.zeros(query), torch.zeros(key), torch.zeros(value))
 
 
-def test_mixed_dtypes_are_refused() -> None:
-    image = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="dtype"):
-        high_similarity_pass_attention(image, image.half(), image)
+def test_mixed_dtypes_and_integers_are_refused() -> None:
+    image = torch.zeros(IMAGE)
+    for mixed in ((image, image.half(), image), (image, image, image.half()), [image.int()] * 3):
+        with pytest.raises(ValueError, match="expected one floating dtype"):
+            high_similarity_pass_attention(*mixed)
+
+
+@pytest.mark.parametrize(
+    ("positions", "epsilon", "rounds"),
+    [
+        (9216, 2.0**-23, 33),
+        (0, 2.0**-24, 13),
+        (1, 2.0**-24, 13),
+        (1, 0.99 * 2.0**-24, 14),
+        (4, 2.0**-24, 16),
+        (4, 2.0**-52, 30),
+    ],
+)
+def test_rounds_are_the_binary_logarithms_of_the_derivation(
+    positions: int, epsilon: float, rounds: int
+) -> None:
+    """log4(4 L^3 / epsilon), rounded up."""
+    assert attention.most_newton_rounds(positions, epsilon) == rounds
+
+
+class Device(SimpleNamespace):
+    """What the operator asks of tensors on a device that is not here."""
+
+    def tensor(self, *shape: int, bytes_each: int = 4) -> Any:
+        return SimpleNamespace(device=self, shape=shape, element_size=lambda: bytes_each)
+
+
+def test_rows_are_chunked_for_the_caches_of_a_cpu_and_for_all_of_a_gpu() -> None:
+    cpu, gpu = Device(type="cpu"), Device(type="cuda")
+    # 2 MiB and 128 MiB of scores at a time.
+    assert attention._chunk_rows(cpu.tensor(1, 2**10, 96)) == 2**21 // (4 * 2**10)
+    assert attention._chunk_rows(cpu.tensor(1, 2**10, 96, bytes_each=8)) == 2**21 // (8 * 2**10)
+    assert attention._chunk_rows(gpu.tensor(1, 2**10, 96)) == 2**27 // (4 * 2**10)
+    assert attention._chunk_rows(cpu.tensor(1, 2**20, 96)) == 1
+
+
+def test_a_gpu_is_looked_at_every_eighth_round_and_never_while_it_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered: list[object] = []
+    recording = [False]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: recording[0])
+    monkeypatch.setattr(
+        torch.cuda, "device", lambda device: (entered.append(device), contextlib.nullcontext())[1]
+    )
+    cpu, gpu = Device(type="cpu"), Device(type="cuda")
+    looks = [attention._rounds_between_looks(device.tensor(1)) for device in (cpu, gpu)]
+    recording[0] = True
+    looks += [attention._rounds_between_looks(device.tensor(1)) for device in (cpu, gpu)]
+    assert looks == [1, 8, 1, None]
+    assert entered == [gpu, gpu]
+
+
+def test_scores_are_refined_in_float64_where_the_device_has_it() -> None:
+    wide = [attention._wide_type(Device(type=kind).tensor(1)) for kind in ("cpu", "cuda", "mps")]
+    assert wide == [torch.float64, torch.float64, torch.float32]
+
+
+def test_rows_are_refined_where_sums_over_the_channels_may_be_off_by_16_units() -> None:
+    """sqrt(4) |q| |k| above 16, where |k| is the largest of the finite keys, 1/2."""
+    query = torch.tensor([15.0, 16.0, 16.01, 17.0, 0.0])[:, None] * torch.eye(4)[0]
+    key = torch.tensor([0.25, 0.5, torch.inf, torch.nan])[:, None] * torch.ones(4) / 2
+    assert attention._is_refined(query, key, torch.float64).tolist() == [False, False, True, True, False]
+    assert not attention._is_refined(query.double(), key.double(), torch.float64).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradients_of_several_pictures_in_chunks_are_those_of_autograd(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against sparsemax written in operations that PyTorch differentiates itself."""
+    monkeypatch.setattr(attention, "_CHUNK_BYTES", 5 * 20 * 4)
+    inputs = [t.to(dtype) for t in random_tensors(6, 2, 3, 4, 4, 5, 0.3)]
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    weight = torch.linspace(-1, 1, 2 * 4 * 20).reshape(2, 4, 4, 5).to(dtype)
+    (high_similarity_pass_attention(*leaves) * weight).sum().backward()
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    q, k, v = (tensor.flatten(2).transpose(1, 2) for tensor in exact)
+    scores = q @ k.transpose(1, 2)
+    ordered = scores.sort(-1, descending=True).values
+    counts = torch.arange(1, 21, dtype=torch.float64)
+    support = (1 + counts * ordered > ordered.cumsum(-1)).sum(-1, keepdim=True)
+    tau = (ordered.cumsum(-1).gather(-1, support - 1) - 1) / support
+    output = ((scores - tau).clamp_min(0) @ v).transpose(1, 2).reshape(2, 4, 4, 5)
+    (output * weight.double()).sum().backward()
+    for leaf, reference in zip(leaves, exact, strict=True):
+        assert leaf.grad is not None
+        assert reference.grad is not None
+        assert leaf.grad.dtype == dtype
+        # Sums of 20 products in float32; bfloat16 rounds the result once more.
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2.0**-8}[dtype]
+        largest = float(reference.grad.abs().max())
+        torch.testing.assert_close(
+            leaf.grad.double(), reference.grad, rtol=tolerance, atol=tolerance * largest
+        )

@@ -14,12 +14,14 @@ from trt_hspan import HspanError, UsageError
 from trt_hspan.precision.crops import (
     Crops,
     TilePlan,
+    calibration_crops,
+    check_place,
     samples_from_place,
     split,
     with_ground_truth,
 )
 from trt_hspan.sizes import ImageSize
-from trt_hspan.upscaling.tile_size import SizeRange
+from trt_hspan.upscaling.tile_size import ANY_SIZE, SizeRange
 
 
 def test_every_picture_gives_tiles_and_the_same_ones_each_time(photographs: Path) -> None:
@@ -98,10 +100,12 @@ def test_the_hash_follows_contents_and_plan_and_not_names(photographs: Path, tmp
     assert Crops(samples[1:], plan).sha256 != Crops(samples, plan).sha256
 
 
-@pytest.mark.parametrize("options", [{"count": 0}, {"side": 8}])
-def test_no_tiles_or_too_small_ones_are_wrong_usage(options: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="expected at least"):
-        TilePlan(**options)
+def test_no_tiles_or_too_small_ones_are_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="--tiles: got 0, expected at least 1"):
+        TilePlan(count=0)
+    with pytest.raises(UsageError, match="--tile: got 15, expected at least 16 pixels"):
+        TilePlan(side=15)
+    assert TilePlan(count=1, side=16) != TilePlan() == TilePlan(count=32, side=48)
 
 
 def test_a_folder_that_may_not_be_read_is_one_error_line(tmp_path: Path) -> None:
@@ -144,3 +148,99 @@ def test_a_picture_that_is_too_small_is_named(tmp_path: Path) -> None:
         HspanError, match=r"small\.png: gives an input of 12x40 pixels, expected at least 16x16"
     ):
         Crops(samples, TilePlan())
+
+
+def test_the_smallest_picture_and_the_smallest_tile_have_16_pixels(tmp_path: Path) -> None:
+    Image.fromarray(picture(16, 40, seed=0)).save(tmp_path / "a.png")
+    crops = Crops(samples_from_place(str(tmp_path), 1), TilePlan(count=3, side=16))
+    assert [tile.low.shape for tile in crops] == [(16, 16, 3)] * 3
+    Image.fromarray(picture(15, 40, seed=0)).save(tmp_path / "b.png")
+    with pytest.raises(HspanError, match=r"b\.png: gives an input of 15x40 pixels"):
+        Crops(samples_from_place(str(tmp_path), 1), TilePlan(count=3, side=16))
+
+
+def test_tiles_reach_every_edge_of_a_picture(tmp_path: Path) -> None:
+    pixels = np.indices((18, 19)).transpose(1, 2, 0).astype(np.uint8)
+    Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "a.png")
+    tiles = Crops(samples_from_place(str(tmp_path), 1), TilePlan(count=60, side=16))
+    assert {tuple(tile.low[0, 0, :2].tolist()) for tile in tiles} == {
+        (y, x) for y in range(3) for x in range(4)
+    }
+
+
+def crops_of(
+    folder: str | None, held_out: str | None = None, **options: bool
+) -> list[tuple[int, set[str], int]]:
+    """Pictures, names and the tiles' height, of calibration and measuring."""
+    flags = {"hold_out": False, "need_truth": False, **options}
+    parts = calibration_crops(folder, held_out, TilePlan(count=20, side=16), 2, ANY_SIZE, **flags)
+    found = []
+    for crops in parts:
+        tiles = list(crops)
+        assert all(
+            (tile.truth is not None) == (options.get("need_truth", False) and crops is parts[1])
+            for tile in tiles
+        )
+        found.append((crops.count, {tile.name for tile in tiles}, tiles[0].low.shape[0] if tiles else 0))
+    return found
+
+
+def test_measuring_takes_fewer_and_larger_tiles_of_other_pictures(photographs: Path) -> None:
+    folder = str(photographs)
+    every = {f"{index}.png" for index in range(6)}
+    assert crops_of(None) == [(0, set(), 0), (0, set(), 0)]
+    assert crops_of(folder) == [(24, every, 16), (0, set(), 0)]
+    assert crops_of(folder, hold_out=True) == [(20, every - {"3.png"}, 16), (16, {"3.png"}, 32)]
+    assert crops_of(folder, folder, hold_out=True) == [(24, every, 16), (18, every, 32)]
+    assert crops_of(None, folder) == [(0, set(), 0), (18, every, 32)]
+    # Halved, the pictures are 22x24 pixels, smaller than a tile: each is one itself.
+    assert crops_of(folder, folder, need_truth=True)[1] == (6, every, 22)
+    fewer = calibration_crops(
+        None, folder, TilePlan(count=3, side=16), 2, ANY_SIZE, hold_out=True, need_truth=False
+    )[1]
+    assert fewer.count == 6
+
+
+def test_a_place_is_looked_at_before_the_scale_is_known(photographs: Path, tmp_path: Path) -> None:
+    for place in ("builtin", str(photographs), str(next(photographs.iterdir()))):
+        check_place(place)
+    with pytest.raises(HspanError, match="gone: no such"):
+        check_place(str(tmp_path / "gone"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HspanError, match="empty: "):
+        check_place(str(tmp_path / "empty"))
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    with read_only(closed):
+        closed.chmod(0)
+        with pytest.raises(HspanError, match="closed: no permission to read here"):
+            check_place(str(closed))
+
+
+def test_the_hash_follows_the_sizes_that_the_network_takes_and_which_side_a_picture_is(
+    photographs: Path,
+) -> None:
+    samples = samples_from_place(str(photographs), 2)
+    plan = TilePlan(count=6, side=20)
+    hashes = {
+        Crops(samples, plan).sha256,
+        Crops(samples, plan, SizeRange(low=ImageSize(4, 4), high=(None, None), step=4)).sha256,
+        Crops(with_ground_truth(samples), plan).sha256,
+        Crops(samples[::-1], plan).sha256,
+        Crops(samples, TilePlan(count=6, side=21)).sha256,
+    }
+    assert len(hashes) == 5
+
+
+def test_ground_truth_that_is_there_stays(photographs: Path) -> None:
+    plain = samples_from_place(str(photographs), 2)
+    once = with_ground_truth(plain)
+    assert all(each.low_resolution is None and each.ground_truth is not None for each in once)
+    assert with_ground_truth(once) == once
+
+
+def test_an_installation_without_photographs_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "gone"):
+        monkeypatch.setattr("trt_hspan.precision.crops._PHOTOGRAPHS", folder)
+        with pytest.raises(HspanError, match="contains no photograph; name a folder with --calibration"):
+            check_place("builtin")

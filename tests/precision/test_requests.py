@@ -15,6 +15,7 @@ from trt_hspan.graph import OnnxMetadata
 from trt_hspan.graph.contract import with_metadata
 from trt_hspan.precision.audit.network_audit import nodes_from_patterns
 from trt_hspan.precision.audit.range_request import RangeRequest
+from trt_hspan.precision.crops import TilePlan
 from trt_hspan.precision.network import input_sizes
 from trt_hspan.precision.quantize.request import QuantizationRequest
 from trt_hspan.sizes import ImageSize
@@ -108,6 +109,13 @@ def test_a_quantization_that_makes_no_sense_is_wrong_usage(options: dict[str, An
 )
 def test_a_quantization_of_measured_ranges_makes_sense(options: dict[str, Any]) -> None:
     QuantizationRequest(**{"precision": "int8", **options})
+
+
+def test_a_request_leaves_everything_to_the_defaults() -> None:
+    request = QuantizationRequest(precision="fp8", calibration="builtin")
+    assert (request.tiles, request.use_cache) == (TilePlan(count=32, side=48), True)
+    assert (request.method, request.rounding, request.budget_db, request.held_out) == (None, None, None, None)
+    assert (request.include, request.exclude, request.table) == ((), (), None)
 
 
 def with_input(*sides: int | str, **metadata: int) -> onnx.ModelProto:

@@ -77,7 +77,7 @@ def taken_sizes(
     while side < min(odd_sides(multiple)):
         if _takes(run, ImageSize(side, side)):
             break
-        side = 2 * side if side > multiple else side + multiple
+        side *= 2
     return TakenSizes(scale=_whole(ratio), size_multiple=multiple, min_size=min(side, *odd_sides(multiple)))
 
 

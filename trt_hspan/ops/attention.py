@@ -175,17 +175,22 @@ def _wide_type(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
+def _is_refined(query: Tensor, key: Tensor, wide: torch.dtype) -> Tensor:
+    """(L,) for rows of float32 scores whose rounding would show: plugins/cpu/README.md derives when."""
+    norms = torch.linalg.vector_norm(key, dim=-1, dtype=wide)
+    largest = norms.where(norms.isfinite(), 0).amax()
+    likely_error = query.shape[1] ** 0.5 * torch.linalg.vector_norm(query, dim=-1, dtype=wide) * largest
+    return (likely_error > _LIKELY_ERROR_ALLOWED) & (query.dtype != wide)
+
+
 def _weights_of_rows(query: Tensor, key: Tensor) -> Callable[[slice], Tensor]:
     """Sparsemax weights (R, L) of any R rows of query (L, C) over all keys (L, C), as a function of the rows.
 
     Where the rounding of float32 scores would show, they are computed in float64, and their distances from the row's
-    maximum are what is rounded: plugins/cpu/README.md derives when. The threshold's last step is one of float64.
+    maximum are what is rounded. The threshold's last step is one of float64.
     """
     wide = _wide_type(query)
-    norms = torch.linalg.vector_norm(key, dim=-1, dtype=wide)
-    largest = norms.where(norms.isfinite(), 0).amax()
-    likely_error = query.shape[1] ** 0.5 * torch.linalg.vector_norm(query, dim=-1, dtype=wide) * largest
-    is_refined = (likely_error > _LIKELY_ERROR_ALLOWED) & (query.dtype != wide)
+    is_refined = _is_refined(query, key, wide)
     # Read from the device once for all rows; while a graph is captured it cannot be, and all are computed both ways.
     candidates = torch.ones_like(is_refined, device="cpu") if _is_captured(query) else is_refined.cpu()
     wide_key = key.to(wide) if bool(candidates.any()) else key

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import onnx
 import pytest
@@ -13,6 +14,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.datasets import Sample, shipped_samples
 from trt_hspan.precision.audit import budgeted_ranges
 from trt_hspan.precision.audit.budgeted_ranges import kept_within_budget, severity
+from trt_hspan.precision.crops import Crops, Tile
 from trt_hspan.precision.quantize.measure import Measurement
 
 
@@ -56,8 +58,10 @@ class Losses:
 
     by_count: dict[int, float | None]
     measured: list[tuple[str, ...]] = field(default_factory=list)
+    tiles: Iterable[Tile] = ()
 
-    def held_out(self, *_: object, where: str) -> Losses:
+    def held_out(self, _: onnx.ModelProto, tiles: Crops, *, where: str) -> Losses:
+        self.tiles = tiles
         return self
 
     def variant(self, kept: tuple[str, ...]) -> onnx.ModelProto:
@@ -113,6 +117,19 @@ def test_the_worst_are_kept_until_the_loss_is_within_the_budget(
     result, measured = kept(monkeypatch, samples, losses, 0.1)
     assert result == expected
     assert [len(names) for names in measured] == list(losses)
+
+
+def test_losses_are_measured_on_one_tile_of_each_of_four_pictures(
+    monkeypatch: pytest.MonkeyPatch, samples: list[Sample]
+) -> None:
+    known = Losses({0: 0.0})
+    five = [replace(samples[0], name=str(number)) for number in range(5)]
+    monkeypatch.setattr(budgeted_ranges, "HeldOut", known.held_out)
+    kept_within_budget(known.variant, onnx.ModelProto(), audit(*NODES), five, 0.1, where="net")
+    tiles = list(known.tiles)
+    assert [tile.name for tile in tiles] == ["0", "1", "2", "3"]
+    assert {tile.low.shape for tile in tiles} == {(48, 48, 3)}
+    assert all(tile.truth is not None for tile in tiles)
 
 
 @pytest.mark.parametrize(

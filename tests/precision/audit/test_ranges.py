@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from support.golden import GOLDEN, load_golden_network
 from support.loud_network import loud_network
 from support.small_networks import attention_network
@@ -27,12 +27,13 @@ from trt_hspan.graph import (
     model_with_attention_function,
     variants_from_model,
 )
-from trt_hspan.graph.float32_twin import float32_twin
+from trt_hspan.graph.float32_twin import Float32Twin, float_outputs
 from trt_hspan.media.pixels import tensor_from_image
 from trt_hspan.media.writing import write_picture
 from trt_hspan.precision.audit import ranges
 from trt_hspan.precision.audit.ranges import audit_ranges
 from trt_hspan.runtime.onnxruntime_session import open_session, run_session
+from trt_hspan.upscaling.tile_size import ANY_SIZE
 
 
 @pytest.fixture
@@ -134,19 +135,6 @@ def test_an_overflow_of_a_score_counts_as_infinite() -> None:
     gathered.add_scores(query, query, np.float16)
     assert gathered.score_error == math.inf
     assert gathered.largest_score == pytest.approx(1e10 + 9e8, rel=1e-6)
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_twin_of_a_typed_network_is_the_float32_network(precision: str) -> None:
-    plain = attention_network()
-    typed = model_with_attention_function(model_in_precision(plain, precision))
-    twin = float32_twin(typed)
-    assert {node.name for node in plain.graph.node} == {
-        node.name for node in twin.model.graph.node if node.op_type != "Identity"
-    }
-    assert twin.low_nodes == {node.name for node in plain.graph.node}
-    assert all(tensor.data_type == TensorProto.FLOAT for tensor in twin.model.graph.initializer)
-    assert not float32_twin(plain).low_nodes
 
 
 def test_typed_network_itself_says_which_nodes_are_low(samples: list[Sample]) -> None:
@@ -298,3 +286,175 @@ def test_wrong_requests_are_one_line(samples: list[Sample], tmp_path: Path) -> N
         no_attention.graph.node.remove(node)
     with pytest.raises(HspanError, match="contains no hspan::"):
         audit_ranges(no_attention, samples, "fp16")
+
+
+def test_progress_is_the_number_of_audited_pictures_and_16_is_the_least_tile(samples: list[Sample]) -> None:
+    shown: list[tuple[str, float, float]] = []
+    audit = audit_ranges(
+        attention_network(),
+        samples,
+        "fp16",
+        tile=16,
+        threads=1,
+        on_progress=lambda *moment: shown.append(moment),
+    )
+    assert shown == [("auditing", 0, 2), ("audited 0.png", 1, 2), ("audited 1.png", 2, 2)]
+    assert (audit.tile, audit.pictures, audit.limit) == (16, 2, 65504.0)
+    with pytest.raises(UsageError, match="--tile: got 15, expected at least 16 pixels"):
+        audit_ranges(attention_network(), samples, "fp16", tile=15)
+
+
+def test_nodes_that_are_kept_are_not_low(samples: list[Sample]) -> None:
+    audit = audit_ranges(attention_network(), samples, "fp16", keep_fp32=["conv1", "conv2"], threads=1)
+    assert {node.node: node.low for node in audit.nodes} == {
+        "conv0": True,
+        "attention0": True,
+        "conv1": False,
+        "conv2": False,
+    }
+
+
+def test_every_pixel_is_in_a_tile_of_the_side_at_most(tmp_path: Path) -> None:
+    places = np.indices((40, 70)).transpose(1, 2, 0).astype(np.uint8)
+    pixels = np.dstack([places, places[..., :1]])
+    write_picture(tmp_path / "a.png", pixels)
+    sample = Sample(name="a", low_resolution=tmp_path / "a.png", ground_truth=None, scale=1)
+    tiles = list(ranges._tiles(sample, ANY_SIZE, 24))
+    assert [tile.shape for tile in tiles] == [(1, 3, 24, 24)] * (2 * 3)
+    seen = np.concatenate([np.rint(255 * tile[0, :2].reshape(2, -1)) for tile in tiles], axis=1)
+    assert len(np.unique(seen, axis=1).T) == 40 * 70
+    assert [tile.shape for tile in ranges._tiles(sample, ANY_SIZE, 70)] == [(1, 3, 40, 70)]
+
+
+def test_powers_and_the_largest_are_sums_over_parts_and_a_nan_stays() -> None:
+    parts = [np.array([[3.0, -4.0]], np.float32), np.array([[0.1], [2049.0]], np.float32)]
+    gathered = ranges._Gathered()
+    for part in parts:
+        gathered.add(part, np.float16)
+    values = np.concatenate([part.ravel() for part in parts]).astype(np.float64)
+    errors = values.astype(np.float16).astype(np.float64) - values
+    assert gathered.largest == 2049.0
+    assert gathered.power == pytest.approx((values**2).sum(), rel=1e-12)
+    assert gathered.error_power == pytest.approx((errors**2).sum(), rel=1e-6)
+    for before, after in (([math.nan], [1.0]), ([1.0], [math.nan])):
+        broken = ranges._Gathered()
+        for part in (before, after):
+            broken.add(np.array(part, np.float32), np.float16)
+        assert math.isnan(broken.largest)
+
+
+def test_a_score_one_below_the_largest_has_no_weight_and_no_say() -> None:
+    """2049 is rounded to 2048 in FP16, 2050 to itself."""
+    for key, moved in (([2050.0, 2049.0], 0.0), ([2050.0, 2049.0625], 0.9375), ([2049.0, 5.0], 1.0)):
+        gathered = ranges._Gathered()
+        key_array = np.array(key, np.float32).reshape(1, 1, 1, 2)
+        gathered.add_scores(np.ones_like(key_array), key_array, np.float16)
+        assert (gathered.largest_score, gathered.score_error) == (max(key), moved)
+
+
+def test_a_score_that_is_no_number_in_the_low_type_counts_as_infinite() -> None:
+    query = np.array([1e5, 0.0], np.float32).reshape(1, 2, 1, 1)  # infinite in FP16, times 0
+    gathered = ranges._Gathered()
+    gathered.add_scores(query, query[:, ::-1], np.float16)
+    assert (gathered.largest_score, gathered.score_error) == (0.0, math.inf)
+
+
+def block() -> onnx.ModelProto:
+    """a, then b and c to query and key, a itself as value; a sum around it, and a convolution with weights."""
+    text = """
+        <ir_version: 10, opset_import: ["" : 22, "hspan" : 1]>
+        net (float[1, 2, 4, 4] input) => (float[1, 2, 4, 4] output)
+        <float[2, 2, 1, 1] w = {1, -65504, 2, 3}, int64[4] sizes = {1, 2, 4, 4}>
+        {
+            a = Relu(input)
+            b = Relu(a)
+            c = Relu(a)
+            attended = hspan.HighSimilarityPassAttention(b, c, a)
+            total = Add(attended, a)
+            shaped = Reshape(total, sizes)
+            output = Conv(total, w)
+        }
+    """
+    model = onnx.parser.parse_model(text)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
+def judged(*, low: str = "a b c attended total output", **figures: dict[str, float]) -> dict[str, NodeRange]:
+    """Verdicts on `block` for FP16 where tensors have these statistics; others are harmless."""
+    model = block()
+    harmless = {"largest": 1.0, "power": 100.0, "error_power": 1.0}
+    gathered = {
+        tensor: ranges._Gathered(**{**harmless, **figures.get(tensor, {})})
+        for _, tensor in float_outputs(model)
+    }
+    twin = Float32Twin(model=model, low_nodes=frozenset(low.split()))
+    verdict = ranges._Verdict(twin, float_outputs(model), gathered, twin.low_nodes, "fp16")
+    return {node.node: node for node in verdict.ranges()}
+
+
+HALF = 65504.0 / 2
+BEYOND = math.nextafter(HALF, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "figures", "risks", "cure"),
+    [
+        ("a", {"largest": HALF}, (), ()),
+        ("a", {"largest": BEYOND}, ("activation",), ("a", "attended", "b", "c", "total")),
+        ("b", {"largest": BEYOND}, ("activation",), ("attended", "b")),
+        ("a", {"largest": math.inf}, ("not finite", "activation"), ("a", "attended", "b", "c", "total")),
+        ("a", {"power": math.nan}, ("not finite",), ()),
+        ("attended", {"largest_score": HALF, "score_error": 0.5}, (), ()),
+        ("attended", {"largest_score": BEYOND}, ("score",), ("attended", "b", "c")),
+        ("attended", {"score_error": 0.51}, ("score precision",), ("attended", "b", "c")),
+        ("a", {"largest_score": BEYOND, "score_error": 1.0}, (), ()),
+        ("total", {"error_power": 1.0}, (), ()),
+        ("total", {"error_power": 1.01}, ("update",), ("total",)),
+        ("total", {"error_power": math.inf}, ("update",), ("total",)),
+        ("total", {"error_power": 0.0}, (), ()),
+    ],
+)  # fmt: skip
+def test_what_is_past_a_threshold_is_a_risk_with_its_cure(
+    tensor: str, figures: dict[str, float], risks: tuple[str, ...], cure: tuple[str, ...]
+) -> None:
+    verdict = judged(**{tensor: figures})[tensor]
+    assert (verdict.risks, verdict.cure) == (risks, cure)
+    others = [node for name, node in judged(**{tensor: figures}).items() if name != tensor]
+    assert not [node.node for node in others if node.risks]
+
+
+def test_a_nodes_figures_are_those_of_its_result() -> None:
+    verdicts = judged(b={"largest": 3.0, "power": 1000.0, "error_power": 1.0}, total={"error_power": 0.0})
+    assert (verdicts["b"].largest, verdicts["b"].rounding_snr_db) == (3.0, pytest.approx(30.0))
+    assert (verdicts["total"].rounding_snr_db, verdicts["total"].update_snr_db) == (None, None)
+    assert judged()["total"].update_snr_db == pytest.approx(20.0)
+    smaller = judged(attended={"power": 10.0})["total"]
+    assert smaller.update_snr_db == pytest.approx(10.0)
+    assert judged(a={"power": 0.0})["total"].risks == ("update",)
+    assert verdicts["b"].update_snr_db is None
+    weights = {
+        name: node.largest_weight for name, node in verdicts.items() if node.largest_weight is not None
+    }
+    assert weights == {"output": 65504.0}  # sizes are no weights
+    assert (verdicts["attended"].largest_score, verdicts["b"].largest_score) == (0.0, None)
+    broken = judged(attended={"largest": math.nan, "largest_score": math.inf, "score_error": math.nan})
+    attended = broken["attended"]
+    assert (attended.largest, attended.largest_score, attended.score_error) == (None, None, None)
+
+
+def test_a_result_is_low_where_its_node_or_a_reader_is_and_the_output_never() -> None:
+    low = {name: node.low for name, node in judged(low="b output").items()}
+    assert {name for name, is_low in low.items() if is_low} == {"a", "b", "total"}
+    kept = judged(low="b output", a={"largest": BEYOND}, attended={"largest_score": BEYOND})
+    assert kept["a"].cure == ("b",)
+    assert (kept["attended"].risks, kept["attended"].cure) == ((), ())
+    assert judged(low="a", total={"error_power": 9.0})["total"].risks == ()
+
+
+def test_a_weight_is_a_risk_beyond_the_limit_in_a_low_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert judged()["output"].risks == ()
+    monkeypatch.setitem(LIMITS, "fp16", 65503.0)  # type: ignore[arg-type]
+    assert (judged()["output"].risks, judged()["output"].cure) == (("weight",), ("output",))
+    assert judged(low="a")["output"].risks == ()

@@ -16,11 +16,13 @@ from trt_hspan.graph import model_for_cpu
 from trt_hspan.graph.quantized import convolution_macs, quantized_convolutions
 from trt_hspan.media.pixels import image_from_tensor, tensor_from_image
 from trt_hspan.precision.crops import Crops, Tile, samples_from_place, with_ground_truth
+from trt_hspan.precision.quantize import budget
 from trt_hspan.precision.quantize.budget import choose_layers
 from trt_hspan.precision.quantize.layers import layers_to_quantize
 from trt_hspan.precision.quantize.measure import HeldOut, Measurement
 from trt_hspan.precision.quantize.pipeline import QuantizationRequest, Quantized, quantize
 from trt_hspan.precision.quantize.recipe import Choice
+from trt_hspan.precision.quantize.sensitivity import LayerSensitivity
 from trt_hspan.precision.quantize.source import Source
 from trt_hspan.runtime.onnxruntime_session import cpu_network
 
@@ -78,6 +80,40 @@ def test_the_most_sensitive_layers_go_back_first_and_only_as_many_as_needed(
     assert set(result[0]) == set(names)
     assert "alone it loses" in result[0][names[-1]].why
     assert "the loss falls to" in result[0][names[-1]].why
+
+
+def test_every_step_of_the_search_is_reported(source: Source, int8: Quantized, names: list[str]) -> None:
+    costs = {name: 0.001 * index for index, name in enumerate(names)}
+    most = sum(costs.values()) - costs[names[-1]] - costs[names[-2]] + 1e-9
+    assert int8.table is not None
+    shown: list[tuple[str, int, int]] = []
+    choose_layers(
+        source,
+        layers_to_quantize(source.base),
+        int8.table,
+        KnownLosses(costs),
+        most,
+        on_step=lambda *step: shown.append(step),
+    )
+    count = len(names)
+    assert shown == [
+        ("everything quantized", 0, 1),
+        *(("layer by layer", step, count) for step in range(1, count + 1)),
+        *(("back to the base type", step, count) for step in (1, 2)),
+        ("trying again", 0, 2),
+    ]
+
+
+def test_error_counts_by_the_work_and_what_has_none_counts_as_a_little() -> None:
+    for share, weight in ((0.5, 2.0), (0.0, 1e4), (0.5e-4, 1e4), (1.0, 1.0)):
+        layer = LayerSensitivity(name="n", mac_share=share, psnr_db=30.0, loss_db=0.1)
+        assert budget._energy_per_work(layer) == pytest.approx(1e-3 * weight)
+
+
+@pytest.mark.parametrize(("loss_db", "is_within"), [(0.1, True), (0.11, False), (-1.0, True), (None, False)])
+def test_a_loss_that_cannot_be_measured_is_in_no_budget(loss_db: float | None, is_within: bool) -> None:
+    measured = Measurement(psnr_db=50.0, worst_psnr_db=50.0, psnr_y_db=None, loss_db=loss_db)
+    assert budget.fits(measured, 0.1) is is_within
 
 
 def test_of_two_layers_with_one_error_the_one_with_less_work_goes_back(

@@ -227,6 +227,17 @@ def test_pictures_of_one_color_are_refused(source: Source, tmp_path: Path) -> No
         HspanError, match="every one of the 2 pictures is of a single color; give photographs"
     ):
         quantize(source, QuantizationRequest(precision="int8", calibration=str(tmp_path), tiles=PLAN))
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(HspanError, match="calibration: the only picture is of a single color"):
+        quantize(source, QuantizationRequest(precision="int8", calibration=str(tmp_path), tiles=PLAN))
+
+
+def test_extremes_alone_take_one_pass_and_all_else_two() -> None:
+    for kind in ("int8", "fp8"):
+        for method in ("mse", "entropy", "percentile"):
+            assert calibration.passes(method, kind, adaptive_rounding=False) == 2
+        assert calibration.passes("minmax", kind, adaptive_rounding=False) == 1
+        assert calibration.passes("minmax", kind, adaptive_rounding=True) == (2 if kind == "int8" else 1)
 
 
 def test_an_overflow_of_fp16_is_one_line_and_no_warnings(source: Source, photographs: Path) -> None:

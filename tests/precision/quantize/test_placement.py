@@ -168,6 +168,40 @@ def test_a_pattern_that_matches_nothing_is_wrong_usage(source: Source) -> None:
         layers_to_quantize(source.base, exclude=["*"])
 
 
+def of_every_kind() -> onnx.ModelProto:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 19]>
+        net (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y) <float[1, 1, 1, 1] w = {1}>
+        {
+            first = Conv (x, w)
+            made = Relu (w)
+            computed = Conv (first, made)
+            stored = Conv (w, w)
+            second = Conv (first, w)
+            shifted = Add (second, w)
+            sum = Add (shifted, first)
+            third = Conv (sum, w)
+            y = Conv (third, w)
+        }""")
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
+def test_of_any_network_all_convolutions_but_the_first_and_last_are_taken() -> None:
+    def names(**patterns: list[str]) -> list[str]:
+        return [node.name for node in layers_to_quantize(of_every_kind(), **patterns)]
+
+    assert names() == ["second", "third"]
+    assert names(include=["sum", "first"], exclude=["sec*"]) == ["first", "sum", "third"]
+    assert names(include=["sum"], exclude=["sum"]) == ["second", "third"]
+    for no_layer in ("computed", "stored", "shifted", "made"):
+        with pytest.raises(
+            UsageError, match=f"--include: '{no_layer}' matches no convolution, sum or attention"
+        ):
+            names(include=[no_layer])
+
+
 def two_convolutions() -> onnx.ModelProto:
     weight = numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), "w")
     nodes = [
@@ -190,7 +224,25 @@ def test_scales_that_do_not_fit_are_refused() -> None:
     other = LayerScales(activations={"x": 0.25}, weight=(1.0, 1.0))
     with pytest.raises(HspanError, match="x: has two scales"):
         model_with_qdq(two_convolutions(), {"first": scales, "second": other}, "int8")
-    with pytest.raises(HspanError, match="2 output channels, but 3 scales"):
+    with pytest.raises(HspanError, match="first: has 2 output channels, but 3 scales"):
         model_with_qdq(
             two_convolutions(), {"first": LayerScales(activations={"x": 1.0}, weight=(1.0,) * 3)}, "int8"
         )
+
+
+def test_a_pair_serves_every_layer_that_reads_a_tensor_and_weights_nobody_reads_are_left_out() -> None:
+    model = two_convolutions()
+    scales = LayerScales(activations={"x": 0.5}, weight=(1.0, 1.0))
+    sparing = LayerScales(activations={"x": 0.5}, weight=None)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1.0), "given"))
+    model.graph.output.append(helper.make_tensor_value_info("given", TensorProto.FLOAT, []))
+    result = model_with_qdq(model, {"first": scales, "second": sparing}, "int8")
+    kinds = [node.op_type for node in result.graph.node]
+    assert kinds == ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "Conv", "Conv"]
+    assert list(result.graph.node[-2].input) == ["x_dequantized", "w_dequantized"]
+    assert list(result.graph.node[-1].input) == ["x_dequantized", "w"]
+    assert initializers(result).keys() == {
+        *("w", "given", "x_scale", "zero_point", "w_quantized", "w_scale", "zero_point_2")
+    }
+    del model.graph.node[1]
+    assert "w" not in initializers(model_with_qdq(model, {"first": scales}, "int8"))

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 from support.export_cache import ExportCache
+from support.small_networks import attention_network
 
 from trt_hspan import HspanError
-from trt_hspan.graph import metadata_from_model
+from trt_hspan.graph import metadata_from_model, variants_from_model
 from trt_hspan.precision.quantize.pipeline import Quantized, write_quantized
-from trt_hspan.precision.quantize.recipe import model_from_recipe, read_recipe
-from trt_hspan.precision.quantize.source import Source, source_from_path
+from trt_hspan.precision.quantize.recipe import Choice, model_from_recipe, new_recipe, read_recipe
+from trt_hspan.precision.quantize.source import Source, source_from_path, source_from_variants
+from trt_hspan.precision.quantize.table import TABLE_FORMAT, CalibrationTable, TensorRange
 
 
 def test_the_same_source_and_recipe_give_the_same_bytes(
@@ -91,6 +93,77 @@ def test_a_recipe_for_another_model_is_refused(int8: Quantized, exported: Export
         assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_cannot_be_read_as_text_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(HspanError, match=r"gone\.yaml: no such file"):
+        read_recipe(tmp_path / "gone.yaml")
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(HspanError, match=r"r\.yaml: is not a recipe: malformed YAML"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+def small() -> Source:
+    return source_from_variants(
+        variants_from_model(attention_network(blocks=2, opset=18), "folder/größe.onnx")
+    )
+
+
+def table(**ranges: float) -> CalibrationTable:
+    return CalibrationTable(
+        format=TABLE_FORMAT,
+        model_sha256=small().sha256,
+        precision="int8",
+        method="minmax",
+        pictures=1,
+        tiles=1,
+        pictures_sha256="0" * 64,
+        tensors={name: TensorRange(min=0.0, max=reach, range=reach) for name, reach in ranges.items()},
+        rounding={},
+    )
+
+
+def test_a_recipe_says_of_every_layer_what_it_is_and_why() -> None:
+    choices = {
+        "conv2": Choice(quantized=True, why="is fast"),
+        "conv1": Choice(quantized=False, why="is fine"),
+        "attention1": Choice(quantized=True, why="was requested"),
+    }
+    recipe = new_recipe(small(), choices, table(attention1=254.0, conv1=127.0), budget_db=0.25)
+    attention, conv1, conv2 = sorted(recipe.layers, key=lambda layer: layer.name)
+    assert [layer.name for layer in recipe.layers] == ["conv1", "attention1", "conv2"]
+    assert (conv1.type, conv1.why, dict(conv1.scale), conv1.weight_scale) == ("fp16", "is fine", {}, ())
+    assert (attention.type, dict(attention.scale), attention.weight_scale) == ("int8", {"conv1": 1.0}, ())
+    assert (conv2.type, conv2.why, dict(conv2.scale)) == ("int8", "is fast", {"attention1": 2.0})
+    assert len(conv2.weight_scale) == 8
+    assert recipe.quantized == ("attention1", "conv2")
+    assert (recipe.model, recipe.budget_db, recipe.loss_db, recipe.psnr_db) == (
+        "größe.onnx",
+        0.25,
+        None,
+        None,
+    )
+    text = recipe.as_yaml()
+    assert "größe" in text
+    assert "weight_scale: [" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_a_layer_without_a_range_or_with_one_that_has_no_scale_is_named() -> None:
+    choices = {"conv2": Choice(quantized=True, why="")}
+    with pytest.raises(
+        HspanError, match="attention1: has no range in the calibration table; calibrate again"
+    ):
+        new_recipe(small(), choices, table(conv1=1.0), budget_db=None)
+    with pytest.raises(
+        HspanError, match="conv2: its input attention1: a range of 1e-08 has no int8 scale in float16"
+    ):
+        new_recipe(small(), choices, table(attention1=1e-8), budget_db=None)
+
+
+def test_a_recipe_of_another_model_is_called_a_recipe_where_it_has_no_file(int8: Quantized) -> None:
+    with pytest.raises(HspanError, match="recipe: is for another model"):
+        model_from_recipe(small(), int8.recipe)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -103,7 +176,16 @@ def test_a_recipe_for_another_model_is_refused(int8: Quantized, exported: Export
         (lambda text: text.replace("  type: int8", "  type: int4", 1), "expected one of int8, fp8"),
         (lambda text: text.replace("relu: ", "relu: -", 1), "a scale of body.0.body.0.body.2/Conv is -"),
         (lambda text: text.replace("    relu: ", "    gone: ", 1), "its scales are for gone"),
-        (lambda text: text.replace("body.0.body.0.body.0/Conv", "gone/Conv"), "gone/Conv"),
+        (
+            lambda text: text.replace("body.0.body.0.body.0/Conv", "gone/Conv"),
+            "gone/Conv is no convolution of the",
+        ),
+        (lambda text: text.replace("rounding: ", "rounding: A", 1), "its rounding is damaged"),
+        (
+            lambda text: text.replace("weight_scale: [", "weight_scale: [-", 1),
+            "a scale of body.0.body.0.body.0/Conv is -",
+        ),
+        (lambda _: "[" * 5000, "malformed YAML"),
     ],
 )
 def test_a_recipe_that_does_not_serve_is_one_error_line(

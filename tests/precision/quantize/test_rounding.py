@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 
+from trt_hspan.precision.quantize import rounding
 from trt_hspan.precision.quantize.rounding import InputMoments, best_flips
 from trt_hspan.precision.quantize.scales import quantized_weights, weight_scales
 
@@ -105,6 +106,65 @@ def test_moments_are_those_of_the_convolutions_patches() -> None:
     moments.add(values)
     patches = torch.nn.functional.unfold(torch.from_numpy(values), 3, padding=1)[0].double().numpy()
     np.testing.assert_allclose(moments.mean, patches @ patches.T / patches.shape[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "step"), [(32, 1), (33, 2), (64, 4), (65, 5)])
+def test_of_a_large_tile_a_thousand_patches_are_taken_evenly(side: int, step: int) -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"])
+    values = np.random.default_rng(0).normal(size=(1, 2, side, side)).astype(np.float32)
+    moments = InputMoments(node, (1, 2, 1, 1))
+    moments.add(values)
+    patches = values.reshape(2, -1)[:, ::step].astype(np.float64)
+    np.testing.assert_allclose(moments.mean, patches @ patches.T / patches.shape[1], rtol=1e-5, atol=1e-6)
+
+
+def test_moments_are_means_over_all_tiles_with_each_side_padded_as_the_node_says() -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[0, 1, 2, 3])
+    moments = InputMoments(node, (1, 1, 2, 3))
+    assert not moments.mean.any()
+    patches = []
+    for height in (3, 5):
+        values = np.random.default_rng(height).normal(size=(1, 1, height, 4)).astype(np.float32)
+        moments.add(values)
+        padded = torch.nn.functional.pad(torch.from_numpy(values), (1, 3, 0, 2))
+        patches.append(torch.nn.functional.unfold(padded, (2, 3))[0].double().numpy())
+    every = np.concatenate(patches, axis=1)
+    np.testing.assert_allclose(moments.mean, every @ every.T / every.shape[1], rtol=1e-5, atol=1e-6)
+    assert moments.tensor == "x"
+
+
+@pytest.mark.parametrize(
+    ("weights", "importance", "first_is_flipped"),
+    [
+        ([126.4, 0.4, 0.4], [1.5, 1, 1], True),
+        ([-126.4, -0.4, -0.4], [1.5, 1, 1], True),
+        ([127.4, 0.4, 0.4], [1.5, 1, 1], False),  # to 128
+        ([-127.4, -0.4, -0.4], [1.5, 1, 1], False),
+        ([130.0, 0.4, 0.4], [1.5, 1, 1], False),  # clamped
+        ([3.0, 0.6, 0.6, 0.6], [1.3, 1, 1, 1], False),  # exact: it has no other neighbor
+    ],
+)
+def test_only_a_weight_between_two_integers_up_to_127_is_flipped(
+    weights: list[float], importance: list[float], first_is_flipped: bool
+) -> None:
+    """All inputs are one, more or less of it: flipping the first weight alone would bring the sum nearest."""
+    moments = np.outer(importance, importance)
+    flips = best_flips(np.array(weights).reshape(1, -1, 1, 1), np.ones(1), moments).ravel()
+    assert bool(flips[0]) is first_is_flipped
+    assert flips.any()
+
+
+def test_the_number_of_weights_between_updates_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, moments = problem(5, (4, 10, 3, 3))
+    scales = weight_scales(weight, "int8", np.float64)
+    errors = np.rint(weight.reshape(4, -1) / scales[:, None]) - weight.reshape(4, -1) / scales[:, None]
+    steps = np.where(errors < 0, 1.0, -1.0)
+    every = []
+    for block in (1, 7, 64, 90, 1000):
+        monkeypatch.setattr(rounding, "_BLOCK", block)
+        every.append(rounding._sequential_flips(errors, steps, moments))
+    assert every[0].any()
+    assert all((flips == every[0]).all() for flips in every)
 
 
 def test_strides_dilations_and_groups_are_left_to_nearest_rounding() -> None:

@@ -85,6 +85,16 @@ def test_bars_are_errors_in_levels_and_losses(
     assert [text.get_text() for text in errors.texts] == ["none", "50.0 dB", "40.0 dB", "30.0 dB"]
     assert "error" in errors.get_xlabel()
     assert len(losses) == has_truth
+    # Room for each layer, and two charts side by side.
+    assert figure.get_size_inches().tolist() == pytest.approx([11.0 if has_truth else 5.5, 1.6 + 4 * 0.26])
+    for axes in figure.axes:
+        assert axes.lines[0].get_xdata() == [0, 0]
+        assert not axes.spines["top"].get_visible()
+        assert not axes.spines["right"].get_visible()
+        low, high = axes.get_xlim()
+        reach = axes.dataLim
+        assert high - reach.x1 == pytest.approx(0.2 * reach.width)  # for the labels
+        assert low == pytest.approx(reach.x0 - 0.2 * reach.width if reach.x0 else 0.0)
     for axes in losses:
         assert [bar.get_width() for bar in axes.patches] == [0.0, 0.25, 0.0, -0.125]
         assert [text.get_text() for text in axes.texts] == ["+0.0000", "+0.2500", "+0.0000", "-0.1250"]

@@ -92,8 +92,8 @@ def best_flips(
     ratio = weight.astype(np.float64).reshape(weight.shape[0], -1) / scales[:, None]
     nearest = np.clip(np.rint(ratio), -LARGEST["int8"], LARGEST["int8"])
     direction = np.where(ratio > nearest, 1.0, -1.0)
+    # What was clamped would leave the range too.
     allowed = (ratio != nearest) & (np.abs(nearest + direction) <= LARGEST["int8"])
-    allowed &= np.abs(ratio - nearest) <= 0.5  # not what was clamped
     steps = np.where(allowed, direction, 0.0)
     errors = nearest - ratio
     flipped = _descended(errors, steps, moments, np.zeros(ratio.shape, dtype=bool))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import onnx
 
@@ -19,6 +20,10 @@ from trt_hspan.precision.quantize.table import CalibrationTable
 from trt_hspan.records import json_text
 
 _BAR, _LOSS, _LINE = "#4477aa", "#cc6677", "#999999"
+_STYLE: Final[dict[str, Any]] = {
+    **{"font.size": 7, "figure.titlesize": 10, "savefig.dpi": 140},
+    **{"axes.xmargin": 0.2, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 0.8},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,35 +120,30 @@ def write_sensitivity(report: SensitivityReport, path: Path) -> Path:
 
 def write_sensitivity_chart(report: SensitivityReport, path: Path) -> None:
     """Writes a PNG: error against float32 of each layer, and its loss of PSNR-Y where there is ground truth."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     layers = report.layers[::-1]
-    with_loss = all(layer.loss_db is not None for layer in layers)
-    figure = Figure(figsize=(11 if with_loss else 7, 1.6 + 0.26 * len(layers)), layout="constrained")
-    axes = figure.subplots(1, 2 if with_loss else 1, sharey=True, squeeze=False)[0]
     names = [layer.name.removesuffix("/Conv") for layer in layers]
     # A bar for the size of the error: its root mean square in levels of an 8-bit picture.
     errors = [
         255.0 * 10 ** (-layer.psnr_db / 20) if math.isfinite(layer.psnr_db) else 0.0 for layer in layers
     ]
-    bars = axes[0].barh(names, errors, color=_BAR)
-    labels = [f"{layer.psnr_db:.1f} dB" if math.isfinite(layer.psnr_db) else "none" for layer in layers]
-    axes[0].bar_label(bars, labels, padding=3, fontsize=7)
-    axes[0].set_xlabel("error against FP32 (RMS, 8-bit levels; label: PSNR)")
-    axes[0].margins(x=0.16)
-    if with_loss:
-        losses = [layer.loss_db or 0.0 for layer in layers]
-        bars = axes[1].barh(names, losses, color=_LOSS)
-        axes[1].bar_label(bars, [f"{loss:+.4f}" for loss in losses], padding=3, fontsize=7)
-        axes[1].axvline(0.0, color=_LINE, linewidth=0.8)
-        axes[1].set_xlabel("loss of PSNR-Y against ground truth (dB)")
-        axes[1].margins(x=0.2)
-    for axis in axes:
-        axis.tick_params(labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{Path(report.model).name}: one layer in {report.precision.upper()}, the rest in "
-        f"{report.base_precision.upper()} ({report.tiles} tiles)",
-        fontsize=10,
-    )
-    figure.savefig(path, dpi=140, format="png")
+    psnrs = [f"{layer.psnr_db:.1f} dB" if math.isfinite(layer.psnr_db) else "none" for layer in layers]
+    losses = [layer.loss_db for layer in layers if layer.loss_db is not None]
+    charts = [(errors, psnrs, _BAR, "error against FP32 (RMS, 8-bit levels; label: PSNR)")]
+    if losses:
+        texts = [f"{loss:+.4f}" for loss in losses]
+        charts.append((losses, texts, _LOSS, "loss of PSNR-Y against ground truth (dB)"))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(5.5 * len(charts), 1.6 + 0.26 * len(layers)), layout="constrained")
+        row = figure.subplots(1, len(charts), sharey=True, squeeze=False)[0]
+        for axes, (values, labels, color, title) in zip(row, charts, strict=True):
+            axes.bar_label(axes.barh(names, values, color=color), labels, padding=3)
+            axes.axvline(color=_LINE)
+            axes.set_xlabel(title)
+        figure.suptitle(
+            f"{Path(report.model).name}: one layer in {report.precision.upper()}, the rest in "
+            f"{report.base_precision.upper()} ({report.tiles} tiles)"
+        )
+        figure.savefig(path, format="png")
