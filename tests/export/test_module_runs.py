@@ -240,8 +240,8 @@ def test_a_holder_of_several_modules_is_no_wrapper() -> None:
     for other in (
         SimpleNamespace(ema={}),
         {},
-        torch.jit.script(nn.Identity()),
-        SimpleNamespace(ema=torch.jit.script(nn.Identity())),
+        torch.jit.ScriptModule(),
+        SimpleNamespace(ema=torch.jit.ScriptModule()),
     ):
         with pytest.raises(
             HspanError, match=r"is no network that can be exported, expected a torch\.nn\.Module"

@@ -48,7 +48,7 @@ def test_attention_of_any_rank_is_that_of_torch(
     generator = torch.Generator().manual_seed(0)
     shapes = [(*batch, 4, 6), (*batch, 5, 6), (*batch, 5, 7), *([] if mask is None else [mask])]
     inputs = tuple(torch.randn(shape, generator=generator) for shape in shapes)
-    module = Attention(**options)
+    module = Attention(**options).eval()
     program = torch.onnx.export(
         module,
         inputs,

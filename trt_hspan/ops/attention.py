@@ -180,7 +180,8 @@ def _is_refined(query: Tensor, key: Tensor, wide: torch.dtype) -> Tensor:
     norms = torch.linalg.vector_norm(key, dim=-1, dtype=wide)
     largest = norms.where(norms.isfinite(), 0).amax()
     likely_error = query.shape[1] ** 0.5 * torch.linalg.vector_norm(query, dim=-1, dtype=wide) * largest
-    return (likely_error > _LIKELY_ERROR_ALLOWED) & (query.dtype != wide)
+    result: Tensor = (likely_error > _LIKELY_ERROR_ALLOWED) & (query.dtype != wide)
+    return result
 
 
 def _weights_of_rows(query: Tensor, key: Tensor) -> Callable[[slice], Tensor]:

@@ -257,7 +257,7 @@ def test_sensitivity_is_measured_on_every_fourth_picture(photographs: Path, tmp_
     assert (report.tiles, report.precision, report.base_precision) == (6, "int8", "fp16")
     assert [layer.loss_db for layer in report.layers] == [None, None]  # the pictures have no ground truth
     assert shown[-1] == ("measuring", 2, 2)
-    assert ("calibrating", 10, 10) in shown
+    assert ("calibrating", 20, 20) in shown
     report = network_sensitivity(
         QuantizationJob(model=path, how=request(photographs, held_out=str(photographs)))
     )

@@ -20,7 +20,7 @@ from trt_hspan.precision.quantize.table import CalibrationTable
 from trt_hspan.records import json_text
 
 _BAR, _LOSS, _LINE = "#4477aa", "#cc6677", "#999999"
-_STYLE: Final[dict[str, Any]] = {
+_STYLE: Final[dict[Any, Any]] = {
     **{"font.size": 7, "figure.titlesize": 10, "savefig.dpi": 140},
     **{"axes.xmargin": 0.2, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 0.8},
 }
