@@ -22,6 +22,17 @@ def printable(text: str) -> str:
     return STEERING.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def reason_from(error: BaseException) -> str:
+    """What another library says of its error, in at most 300 characters; its type's name if it says nothing.
+
+    Example:
+        >>> from trt_hspan.errors import reason_from
+        >>> reason_from(OSError("no\\nanswer")), reason_from(TimeoutError())
+        ('no answer', 'TimeoutError')
+    """
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 class HspanError(Exception):
     """A failure that a user can act on, in one line: where, what, next step.
 

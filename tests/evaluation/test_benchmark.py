@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from support.synthetic_pictures import picture
 
 from trt_hspan import load_model
 from trt_hspan.errors import HspanError
+from trt_hspan.evaluation import benchmark
 from trt_hspan.evaluation.benchmark import OFFICIAL, BenchmarkPicture, BenchmarkReport, evaluate
 from trt_hspan.evaluation.metrics import EXACT_DB, psnr_y, ssim_y
 from trt_hspan.evaluation.resize import bicubic_pixels, downscale
@@ -333,3 +335,34 @@ def test_nan_in_a_result_is_an_error_that_names_the_picture(runner: NearestRunne
     runner.spoil = math.nan
     with pytest.raises(HspanError, match=r"nearest on Set5/baby: 1 of .* values are NaN"):
         evaluate(runner, data, options=WHOLE)
+
+
+def test_progress_counts_tiles_as_parts_of_a_picture(runner: NearestRunner, data: Path) -> None:
+    steps: list[tuple[str, float, float]] = []
+    evaluate(runner, data, ["Set5"], on_progress=lambda *step: steps.append(step))
+    expected = [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert steps == [
+        *(("Set5/baby", done, 2) for done in expected),
+        *(("Set5/bird", 1 + done, 2) for done in expected),
+    ]
+
+
+def test_results_that_cannot_be_read_are_one_line(
+    runner: NearestRunner, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "r.json").touch()
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(HspanError, match=r"r\.json: no permission to read"):
+        evaluate(runner, data, results=tmp_path / "r.json")
+
+
+def test_a_picture_has_the_time_that_its_network_took(
+    runner: NearestRunner, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([10.0, 12.5, 20.0, 21.0])
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    report = evaluate(runner, data, ["Set5"])
+    assert [picture.seconds for picture in report.pictures] == [2.5, 1.0]

@@ -9,7 +9,15 @@ import pytest
 
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation import datasets
-from trt_hspan.evaluation.datasets import SHIPPED_SIDE, benchmark_sets, samples_from_folder, shipped_samples
+from trt_hspan.evaluation.datasets import (
+    SHIPPED_SIDE,
+    Sample,
+    benchmark_sets,
+    plain_pictures,
+    sample_from_picture,
+    samples_from_folder,
+    shipped_samples,
+)
 from trt_hspan.evaluation.resize import downscale
 from trt_hspan.media.writing import write_picture
 
@@ -41,6 +49,78 @@ def test_plain_folder_gives_its_pictures_by_name_without_ground_truth_and_counts
     np.testing.assert_array_equal(low, picture(6, 8))
     assert truth is None
     assert samples[1].size() == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("count", "names"),
+    [(5, "0.txt, 1.txt, 2.txt, 3.txt, 4.txt"), (6, "0.txt, 1.txt, 2.txt, 3.txt, 4.txt, ...")],
+)
+def test_five_files_that_are_left_out_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int, names: str
+) -> None:
+    write_picture(tmp_path / "a.png", picture(6, 8))
+    for number in range(count):
+        (tmp_path / f"{number}.txt").touch()
+    samples_from_folder(tmp_path, 4)
+    assert caplog.messages == [f"{tmp_path}: left out {count}, no pictures: {names}"]
+
+
+def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_picture(tmp_path / "a.png", picture(6, 8))
+    samples_from_folder(tmp_path, 4)
+    assert caplog.messages == []
+
+
+def test_a_picture_is_given_by_its_file_or_as_an_array(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", picture(6, 8))
+    for place in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        sample = sample_from_picture(place, 4, 3)
+        assert (sample.name, sample.size(), sample.scale) == ("a.png", (6, 8), 4)
+    sample = sample_from_picture(picture(6, 8), 4, 3)
+    assert (sample.name, sample.size(), sample.scale) == ("picture 3", (6, 8), 4)
+    low, truth = sample.load()
+    np.testing.assert_array_equal(low, picture(6, 8))
+    assert truth is None
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((6, 8), np.uint8),
+        np.zeros((1, 6, 8, 3), np.uint8),
+        np.zeros((6, 8, 4), np.uint8),
+        np.zeros((6, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+        np.zeros((6, 0, 3), np.uint8),
+    ],
+)
+def test_an_array_of_another_kind_is_no_picture(array: np.ndarray) -> None:
+    with pytest.raises(HspanError, match=r"picture 2: expected \(H, W, 3\) uint8, got \("):
+        sample_from_picture(array, 4, 2)
+
+
+@pytest.mark.parametrize(("levels", "is_one"), [(36, True), (37, False)])
+def test_a_pair_that_is_17_db_apart_is_of_one_picture(tmp_path: Path, levels: int, is_one: bool) -> None:
+    """20 log10(255 / 36) is 17.005 dB, 20 log10(255 / 37) is 16.8 dB."""
+    low, truth = np.full((10, 10, 3), 90, np.uint8), np.full((40, 40, 3), 90 + levels, np.uint8)
+    sample = Sample(name="a", low_resolution=None, ground_truth=None, scale=4)
+    assert (sample.remark(low, truth) is None) == is_one
+
+
+@pytest.mark.parametrize(
+    ("truth", "fits"), [((60, 60), True), ((60, 99), True), ((99, 60), True), ((61, 61), False)]
+)
+def test_a_ground_truth_of_half_as_much_again_is_cropped_and_a_larger_one_is_of_another_scale(
+    tmp_path: Path, truth: tuple[int, int], fits: bool
+) -> None:
+    write_picture(tmp_path / "HR" / "a.png", picture(*truth))
+    write_picture(tmp_path / "LR_bicubic" / "X4" / "ax4.png", picture(10, 10))
+    (sample,) = samples_from_folder(tmp_path, 4)
+    if fits:
+        assert sample.size() == (10, 10)
+        return
+    with pytest.raises(HspanError, match="not 4 times the 10x10"):
+        sample.size()
 
 
 def test_one_picture_may_be_named_instead_of_a_folder(tmp_path: Path) -> None:
@@ -117,6 +197,12 @@ def test_several_missing_halves_are_counted(tmp_path: Path) -> None:
         (tmp_path / "LR_bicubic" / "X4" / f"{name}x4.png").unlink()
     with pytest.raises(HspanError, match=r"ax4\.png: is missing \(and 2 more\)"):
         samples_from_folder(tmp_path, 4)
+    write_pair(tmp_path, "a")
+    with pytest.raises(HspanError, match=r"bx4\.png: is missing \(and 1 more\)"):
+        samples_from_folder(tmp_path, 4)
+    write_pair(tmp_path, "b")
+    with pytest.raises(HspanError, match=r"cx4\.png: is missing; complete"):
+        samples_from_folder(tmp_path, 4)
 
 
 @pytest.mark.parametrize("size", [(6, 8), (10, 14), (11, 13), (41, 54)])
@@ -154,9 +240,12 @@ def test_ground_truth_alone_is_made_smaller_from_its_first_pixel(tmp_path: Path)
     assert truth is not None
     np.testing.assert_array_equal(truth, picture(43, 55)[:40, :52])
     np.testing.assert_array_equal(low, downscale(picture(43, 55), 4))
-    write_picture(tmp_path / "HR" / "a.png", picture(3, 55))
-    with pytest.raises(HspanError, match=r"a\.png: has 3x55 pixels, too few for scale 4"):
-        samples_from_folder(tmp_path, 4)[0].size()
+    for size in ((3, 55), (55, 3)):
+        write_picture(tmp_path / "HR" / "a.png", picture(*size))
+        with pytest.raises(HspanError, match=rf"a\.png: has {size[0]}x{size[1]} pixels, too few for scale 4"):
+            samples_from_folder(tmp_path, 4)[0].size()
+    write_picture(tmp_path / "HR" / "a.png", picture(4, 4))
+    assert samples_from_folder(tmp_path, 4)[0].size() == (1, 1)
 
 
 def names_of(sets: dict[str, list[datasets.Sample]]) -> dict[str, list[str]]:
@@ -168,6 +257,9 @@ def test_sets_come_in_the_order_of_the_published_tables_and_by_any_case(tmp_path
     for name in ("Urban100", "BSD100", "set5", "Another"):
         write_pair(tmp_path / shelf / name, name.lower())
     write_picture(tmp_path / "results" / "a.png", picture(41, 54))  # no set unless it is named
+    write_pair(tmp_path / shelf / ".hidden", "a")
+    (tmp_path / shelf / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
     found = benchmark_sets(tmp_path, 4)
     assert list(found) == ["set5", "BSD100", "Urban100", "Another"]
     assert names_of(benchmark_sets(tmp_path, 4, ["B100", "SET5"])) == {"BSD100": ["bsd100"], "set5": ["set5"]}
@@ -228,7 +320,7 @@ def test_empty_and_missing_folders_are_reported(tmp_path: Path) -> None:
 def test_shipped_photograph_is_its_own_ground_truth(scale: int) -> None:
     sample = shipped_samples(scale)[0]
     low, truth = sample.load()
-    assert low.shape == (SHIPPED_SIDE, SHIPPED_SIDE, 3)
+    assert low.shape == (64, 64, 3)
     assert sample.size() == low.shape[:2]
     assert truth is not None
     np.testing.assert_array_equal(low, downscale(truth, scale))
@@ -259,3 +351,11 @@ def test_installation_without_its_photograph_says_so(tmp_path: Path, monkeypatch
     monkeypatch.setattr(datasets, "_SHIPPED", tmp_path / "none")
     with pytest.raises(HspanError, match="contains no photograph; name pictures of your own with --images"):
         shipped_samples(4)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(HspanError, match="contains no photograph"):
+        shipped_samples(4)
+
+
+def test_a_hint_without_a_scale_has_a_word_for_it(tmp_path: Path) -> None:
+    with pytest.raises(HspanError, match=r"LR_bicubic/XSCALE/NAMExSCALE\.png"):
+        plain_pictures(tmp_path)

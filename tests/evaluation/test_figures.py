@@ -60,6 +60,10 @@ def test_panels_stand_in_a_row_with_their_details_below(tmp_path: Path, count: i
         assert not labels[:16].any()
         assert labels[16:42].any()
         assert labels[42:].any()
+        # Where a stroke covers a pixel whole, it has the text's color.
+        assert figure[16:42, left : left + 60].max(axis=(0, 1)).tolist() == [236, 236, 236]
+        assert figure[42:70, left : left + 60].max(axis=(0, 1)).tolist() == [160, 166, 174]
+    assert figure[0, 0].tolist() == [24, 26, 30]
     assert columns == [16 + 76 * index for index in range(count)]
     assert figure.shape == (16 + 54 + 40 + 16 + 20 + 16, 16 + 76 * count, 3)
 

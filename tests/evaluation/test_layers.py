@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from trt_hspan.evaluation.layers import layer_errors
+from trt_hspan.evaluation.layers import _psnr_db, layer_errors
 
 BATCH = np.random.default_rng(0).random((1, 3, 4, 5), np.float32)
 
@@ -57,9 +57,25 @@ def test_an_output_where_float32_has_none_is_infinitely_wrong() -> None:
     assert errors(network(1, 0), network(1, 0))["b"] == math.inf
 
 
+def test_an_output_that_is_zero_all_over_is_off_by_all_of_it() -> None:
+    x = BATCH.astype(np.float64)
+    assert errors(network(1, 0), network(1, 1))["b"] == pytest.approx(
+        10 * math.log10(x.max() ** 2 / np.mean(x**2)), abs=1e-3
+    )
+
+
 def test_what_is_not_finite_has_no_error() -> None:
     assert math.isnan(errors(network(3e38, 3e38), network(1, 1))["b"])
+    assert math.isnan(errors(network(1, 1), network(3e38, 3e38))["b"])
+
+
+def test_outputs_of_different_shapes_have_no_error() -> None:
+    assert math.isnan(_psnr_db(np.ones((1, 2, 3), np.float32), np.ones((1, 3, 2), np.float32)))
 
 
 def test_a_module_that_one_of_them_lacks_is_left_out() -> None:
     assert list(errors(network(1, 1, name="other"), network(1, 1))) == ["a", "c"]
+    unnamed = network(1, 1)
+    for node in unnamed.graph.node:
+        node.name = ""
+    assert errors(unnamed, network(1, 1)) == {}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage.metrics import structural_similarity
 
-from trt_hspan.errors import HspanError
-from trt_hspan.evaluation.metrics import agreement, luma_from_rgb, psnr_y, ssim_y
+from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.evaluation.metrics import agreement, luma_from_rgb, mean_psnr_y, psnr_y, require_bar, ssim_y
 
 PICTURES = hnp.arrays(np.uint8, (20, 23, 3))
 TENSORS = hnp.arrays(np.float32, (1, 3, 4, 5), elements=st.floats(-1, 2, width=32))
@@ -61,6 +61,21 @@ def test_each_channel_has_its_own_weight(channel: int, weight: float) -> None:
     image[..., channel] += 10
     assert psnr_y(image, truth, 2) == pytest.approx(-20 * math.log10(10 * weight / 256 / 255), abs=1e-10)
     assert luma_from_rgb(image)[0, 0] - luma_from_rgb(truth)[0, 0] == pytest.approx(10 * weight / 256)
+
+
+def test_a_mean_counts_what_the_reference_does_not_restore_exactly() -> None:
+    assert mean_psnr_y([30, math.inf, 40], [31, math.inf, 149.9]) == 35
+    assert mean_psnr_y([30, 50], [150, 40]) == 50
+    assert mean_psnr_y([math.inf, 100], [math.inf, 150]) == 125  # infinity counts as 150 dB
+    assert math.isnan(mean_psnr_y([math.nan, 30], [30, 30]))
+
+
+@pytest.mark.parametrize("bar", [math.inf, -math.inf, math.nan])
+def test_a_bar_is_a_number(bar: float) -> None:
+    require_bar(None)
+    require_bar(-1.0)
+    with pytest.raises(UsageError, match="--min-psnr: got"):
+        require_bar(bar)
 
 
 def test_luma_runs_from_16_to_235() -> None:
@@ -121,7 +136,10 @@ def test_equal_pictures_are_perfect(image: np.ndarray) -> None:
     ("call", "message"),
     [
         (lambda: psnr_y(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 8, 3), np.uint8), 2), "of the same size"),
+        (lambda: psnr_y(*[np.zeros((30, 30), np.uint8)] * 2, 4), "expected two .* of the same size"),
+        (lambda: psnr_y(*[np.zeros((30, 30, 4), np.uint8)] * 2, 4), "expected two .* of the same size"),
         (lambda: psnr_y(*[np.zeros((8, 30, 3), np.uint8)] * 2, 4), "8x30 pixels leave 0x22 after cropping 4"),
+        (lambda: psnr_y(*[np.zeros((30, 5, 3), np.uint8)] * 2, 4), "30x5 pixels leave 22x0 after cropping 4"),
         (lambda: ssim_y(*[np.zeros((18, 30, 3), np.uint8)] * 2, 4), "leave 10x22 after cropping 4 .* 11x11"),
         (lambda: agreement(np.zeros(3), np.zeros(4)), "of the same shape"),
         (lambda: agreement(np.zeros(0), np.zeros(0)), "of the same shape"),

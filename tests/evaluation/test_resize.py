@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trt_hspan.errors import HspanError
-from trt_hspan.evaluation.resize import bicubic_resize, cubic_kernel, downscale, resampling_weights
+from trt_hspan.evaluation.resize import (
+    bicubic_pixels,
+    bicubic_resize,
+    cubic_kernel,
+    downscale,
+    resampling_weights,
+)
 
 SIZES = st.integers(min_value=1, max_value=70)
 
@@ -129,3 +135,16 @@ def test_downscale_rounds_between_rows_and_columns_as_matlab_does() -> None:
 def test_picture_smaller_than_the_scale_is_one_error_line() -> None:
     with pytest.raises(HspanError, match="3x9 pixels is too small for scale 4"):
         downscale(np.zeros((3, 9, 3), np.uint8), 4)
+    with pytest.raises(HspanError, match="9x3 pixels is too small for scale 4"):
+        downscale(np.zeros((9, 3, 3), np.uint8), 4)
+    np.testing.assert_array_equal(downscale(np.full((4, 7, 3), 9, np.uint8), 4), np.full((1, 1, 3), 9))
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_pixels_are_enlarged_clamped_and_rounded(scale: int) -> None:
+    low = random_image(5, 7)
+    exact = bicubic_resize(low, 5 * scale, 7 * scale)
+    assert exact.min() < 0
+    assert exact.max() > 255
+    expected = np.floor(np.clip(exact, 0, 255) + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(bicubic_pixels(low, scale), expected, strict=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cuda_standin.build import standin_environment
@@ -14,15 +17,18 @@ from support.command_line import CommandLine
 from support.small_engine import SmallEngine
 
 from trt_hspan.engine import manifest as manifests
+from trt_hspan.engine import passport, tensorrt_api
 from trt_hspan.engine.manifest import ProfileRecord
 from trt_hspan.errors import HspanError
 from trt_hspan.files import write_text
 from trt_hspan.inspection import doctor as machine
 from trt_hspan.inspection.doctor import Finding, abilities, examine_engine, examine_machine
-from trt_hspan.machine import nvml
-from trt_hspan.machine.gpu import gpu_architectures
+from trt_hspan.machine import gpu, memory, nvml
+from trt_hspan.machine.gpu import GpuDriver, gpu_architectures
 from trt_hspan.machine.nvml import GpuState
+from trt_hspan.native import compatibility, cpu_attention, cuda_attention, toolchain
 from trt_hspan.native import plugin as plugin_library
+from trt_hspan.runtime import engine_loading
 
 needs_no_gpu = pytest.mark.skipif(bool(gpu_architectures()), reason="this is about machines without a GPU")
 
@@ -256,3 +262,235 @@ def test_a_built_plugin_is_held_against_the_driver_and_gpu_at_hand() -> None:
     command = [sys.executable, "-m", "trt_hspan", "plugin", "build", "--json"]
     completed = subprocess.run(command, env=standin_environment(), capture_output=True, text=True, check=True)
     assert json.loads(completed.stdout)["this_machine"] == ["sm_86: runs, machine code"]
+
+
+# Parts of machines that this one is not ----------------------------------------------------------------------------
+
+NO_DRIVER = GpuDriver(state="no driver", error=HspanError("GPU", "no driver", "install it"))
+NO_GPU = GpuDriver(state="no GPU", cuda_version=(12, 9), error=HspanError("GPU", "no GPU", "plug one in"))
+FAILED = GpuDriver(state="failed", error=HspanError("GPU", "a query failed", "see nvidia-smi"))
+READY = GpuDriver(state="ready", cuda_version=(13, 1), architectures=("sm_89",))
+
+
+def state_of(name: str, total_bytes: int | None) -> GpuState:
+    unknown: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(GpuState))
+    return GpuState(**(unknown | {"name": name, "total_bytes": total_bytes}))
+
+
+@pytest.mark.parametrize(
+    ("driver", "version", "finding"),
+    [
+        (NO_DRIVER, None, ("absent", "no NVIDIA driver here", "install it")),
+        (FAILED, None, ("broken", "up to CUDA unknown: a query failed", "see nvidia-smi")),
+        (NO_GPU, "580.1", ("ok", "580.1, up to CUDA 12.9", None)),
+        (READY, "580.1", ("ok", "580.1, up to CUDA 13.1", None)),
+        (READY, None, ("ok", "up to CUDA 13.1", None)),
+    ],
+)
+def test_the_driver_is_described_by_its_versions_or_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+    driver: GpuDriver,
+    version: str | None,
+    finding: tuple[str, str, str | None],
+) -> None:
+    monkeypatch.setattr(gpu, "gpu_driver", lambda: driver)
+    monkeypatch.setattr(nvml, "driver_version", lambda: version)
+    found = machine._examined("driver", machine._driver)
+    assert (found.state, found.detail, found.next_step) == finding
+
+
+@pytest.mark.parametrize(
+    ("driver", "states", "expected"),
+    [
+        (NO_DRIVER, (), [("GPU", "absent", "none", None)]),
+        (NO_GPU, (), [("GPU", "absent", "no GPU", "plug one in")]),
+        (FAILED, (), [("GPU", "broken", "a query failed", "see nvidia-smi")]),
+        (READY, (), [("GPU 0", "ok", "sm_89", None)]),
+        (
+            READY,
+            (state_of("NVIDIA L4", 24_152_000_000),),
+            [("GPU 0", "ok", "NVIDIA L4, sm_89, 24.2 GB", None)],
+        ),
+        (READY, (state_of("NVIDIA Thor", None),), [("GPU 0", "ok", "sm_89", None)]),
+        (READY, (state_of("a", 8), state_of("b", 8)), [("GPU 0", "ok", "sm_89", None)]),
+        (
+            dataclasses.replace(READY, architectures=("sm_89", "sm_120")),
+            (state_of("a", 8), state_of("b", 8)),
+            [("GPU 0", "ok", "sm_89", None), ("GPU 1", "ok", "sm_120", None)],
+        ),
+    ],
+)
+def test_gpus_have_names_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+    driver: GpuDriver,
+    states: tuple[GpuState, ...],
+    expected: list[tuple[str, str, str, str | None]],
+) -> None:
+    monkeypatch.setattr(gpu, "gpu_driver", lambda: driver)
+    monkeypatch.setattr(nvml, "gpu_states", lambda: states)
+    found = [(each.name, each.state, each.detail, each.next_step) for each in machine._gpus()]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("available", "words"), [(8_040_000_000, ", 8.0 GB of memory available"), (None, "")]
+)
+def test_the_machine_is_described_as_far_as_linux_does(
+    monkeypatch: pytest.MonkeyPatch, available: int | None, words: str
+) -> None:
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: available)
+    assert f" processors{words}, Python 3." in machine._machine()
+
+
+@pytest.mark.parametrize(
+    ("error", "next_step"),
+    [
+        (HspanError("x", "does not load"), r"pip install .*\[rtx\]"),
+        (HspanError("x", "does not load", "mend it"), "mend"),
+    ],
+)
+def test_tensorrt_is_described_by_its_targets_or_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, error: HspanError, next_step: str
+) -> None:
+    monkeypatch.setattr(tensorrt_api, "installed_flavors", lambda: ("tensorrt-rtx",))
+    monkeypatch.setattr(tensorrt_api, "load_tensorrt", lambda flavor: SimpleNamespace(__version__="1.4"))
+    monkeypatch.setattr(tensorrt_api, "known_targets", lambda trt: {"sm_120", "sm_86"})
+    assert machine._tensorrt("tensorrt-rtx") == "1.4, builds for sm_86, sm_120"
+    monkeypatch.setattr(tensorrt_api, "known_targets", lambda trt: set())
+    assert machine._tensorrt("tensorrt-rtx") == "1.4"
+
+    def broken(flavor: str) -> None:
+        raise error
+
+    monkeypatch.setattr(tensorrt_api, "load_tensorrt", broken)
+    found = machine._examined("RTX", lambda: machine._tensorrt("tensorrt-rtx"))
+    assert (found.state, found.detail) == ("broken", "does not load")
+    assert re.match(next_step, str(found.next_step))
+    assert machine._examined("TensorRT", lambda: machine._tensorrt("tensorrt")).state == "absent"
+
+
+@pytest.mark.parametrize("place", ["nvcc", "CUDA_ROOT", "CUDA_HOME", "CUDA_PATH", None])
+def test_cudas_headers_are_looked_for_where_people_have_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str | None
+) -> None:
+    (tmp_path / "cuda" / "include").mkdir(parents=True)
+    (tmp_path / "cuda" / "include" / "cuda.h").touch()
+    (tmp_path / "Python.h").touch()
+    for name in ("CUDA_ROOT", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    if place is not None:
+        monkeypatch.setenv(place, str(tmp_path / "cuda"))
+    nvcc = tmp_path / ("cuda" if place == "nvcc" else "other") / "bin" / "nvcc"
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: nvcc)
+    monkeypatch.setattr(toolchain, "find_host_compiler", lambda: tmp_path / "Python.h")
+    monkeypatch.setattr(machine.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(machine, "Path", lambda text: tmp_path if text == "/usr/local/cuda" else Path(text))
+    missing = machine._missing_for_pycuda()
+    assert [name.partition(" (")[0] for name in missing] == ([] if place else ["CUDA's toolkit"])
+
+
+def test_the_kernels_for_cpus_are_compiled_missing_or_out_of_date(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "libhspan_cpu.so"
+    monkeypatch.setattr(cpu_attention, "PLACES", SimpleNamespace(path=lambda: path))
+    monkeypatch.setattr(cpu_attention, "native_library", lambda: None)
+    assert machine._examined("CPU kernel", machine._cpu_kernel).state == "absent"
+    path.touch()
+    found = machine._examined("CPU kernel", machine._cpu_kernel)
+    assert (found.state, found.next_step) == ("broken", "trt-hspan plugin build --cpu")
+    library = SimpleNamespace(instruction_sets=("avx512", "avx2"))
+    monkeypatch.setattr(cpu_attention, "native_library", lambda: library)
+    assert machine._cpu_kernel() == f"{path}, avx512, avx2"
+
+
+def test_the_kernels_for_gpus_are_compiled_missing_or_of_another_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "libhspan_cuda.so"
+    monkeypatch.setattr(cuda_attention, "PLACES", SimpleNamespace(path=lambda: path))
+    monkeypatch.setattr(gpu, "gpu_driver", lambda: READY)
+    assert machine._examined("GPU", machine._gpu_kernels).state == "absent"
+    path.touch()
+    found = machine._examined("GPU", machine._gpu_kernels)
+    assert (found.state, found.detail) == ("broken", f"{path} is another library")
+    monkeypatch.setattr(cuda_attention, "state_of_library", lambda path: ("", (80, 89)))
+    monkeypatch.setattr(cuda_attention, "code_from_library", lambda path: None)
+    assert machine._gpu_kernels() == f"{path}, machine code for sm_80, sm_89"
+    monkeypatch.setattr(cuda_attention, "code_from_library", lambda path: "code")
+    asked: list[tuple[object, list[int], object]] = []
+    monkeypatch.setattr(
+        compatibility,
+        "require_runs",
+        lambda code, numbers, driver: asked.append((code, list(numbers), driver)),
+    )
+    machine._gpu_kernels()
+    assert asked == [("code", [89], (13, 1))]
+
+
+def test_what_a_plugin_was_compiled_for_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    info = dataclasses.replace(
+        plugin_library.plugin_info_from_library(plugin_library.default_plugin_path()),
+        cubin_architectures=(86, 89),
+        ptx_architectures=(90,),
+    )
+    monkeypatch.setattr(gpu, "gpu_driver", lambda: READY)
+    monkeypatch.setattr(plugin_library, "plugin_info_from_library", lambda path: info)
+    assert ", for sm_86, sm_89, compute_90; tools that open it" in machine._plugin()
+    monkeypatch.setattr(gpu, "gpu_driver", lambda: dataclasses.replace(READY, architectures=("sm_75",)))
+    found = machine._examined("plugin", machine._plugin)
+    assert (found.state, "built without sm_75" in found.detail) == ("broken", True)
+
+
+@pytest.mark.parametrize(
+    ("flavor", "with_plugin", "notes"),
+    [("tensorrt-rtx", True, 1), ("tensorrt-rtx", False, 0), ("tensorrt", True, 0)],
+)
+def test_a_plugin_in_tensorrt_rtx_is_remarked_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flavor: str, with_plugin: bool, notes: int
+) -> None:
+    profile = SimpleNamespace(activation_memory_bytes=None)
+    manifest = SimpleNamespace(
+        flavor=flavor, plugin=object() if with_plugin else None, largest_profile=profile
+    )
+    (tmp_path / "a.plan").touch()
+    monkeypatch.setattr(manifests, "verify_manifest", lambda plan: manifest)
+    monkeypatch.setattr(passport, "this_machine", lambda: None)
+    monkeypatch.setattr(passport, "engine_mismatches", lambda *_, **__: [])
+    monkeypatch.setattr(machine, "_validity_reasons", lambda *_: [])
+    installed = {"pycuda": None, "onnxruntime": object()}
+    monkeypatch.setattr(machine.importlib.util, "find_spec", installed.get)
+    verdict = examine_engine(tmp_path / "a.plan")
+    assert len(verdict.notes) == notes
+    assert not verdict.runs_on_gpu
+    assert verdict.reasons[0].startswith("PyCUDA: is not installed; pip install")
+    assert verdict.can_be_emulated
+    installed |= {"pycuda": object(), "onnxruntime": None}
+    verdict = examine_engine(tmp_path / "a.plan")
+    assert (verdict.runs_on_gpu, verdict.reasons, verdict.can_be_emulated) == (True, (), False)
+
+
+@pytest.mark.parametrize(
+    ("flavor", "installed", "opened"),
+    [("tensorrt-rtx", ("tensorrt-rtx",), 1), ("tensorrt-rtx", (), 0), ("tensorrt", ("tensorrt",), 0)],
+)
+def test_tensorrt_rtx_alone_is_asked_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flavor: str, installed: tuple[str, ...], opened: int
+) -> None:
+    asked: list[bytes] = []
+    trt = SimpleNamespace(Runtime=lambda logger: None)
+    monkeypatch.setattr(tensorrt_api, "installed_flavors", lambda: installed)
+    monkeypatch.setattr(tensorrt_api, "load_tensorrt", lambda flavor: trt)
+    monkeypatch.setattr(tensorrt_api, "tensorrt_logger", lambda trt: None)
+    monkeypatch.setattr(
+        engine_loading, "engine_validity", lambda trt, runtime, data, name: asked.append(data)
+    )
+    (tmp_path / "a.plan").write_bytes(b"plan")
+    assert machine._validity_reasons(tmp_path / "a.plan", SimpleNamespace(flavor=flavor)) == []
+    assert asked == [b"plan"] * opened
+
+
+def test_a_package_without_a_version_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(machine, "installed_version", lambda name: None)
+    assert machine._package("torch", "install it") == "version unknown"

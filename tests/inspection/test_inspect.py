@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -16,9 +17,14 @@ from support.golden import GoldenNetwork
 from support.small_engine import SmallEngine
 from support.small_networks import write_attention_network
 
-from trt_hspan.files import sha256_from_file
+from trt_hspan.engine import passport
+from trt_hspan.errors import HspanError
+from trt_hspan.files import sha256_from_file, write_text
+from trt_hspan.inspection import files
 from trt_hspan.inspection.files import Layer, inspect_file, layers_from_tensorrt_json
+from trt_hspan.native import plugin as plugin_library
 from trt_hspan.native.plugin import default_plugin_path
+from trt_hspan.runtime import tensorrt_runner
 
 
 def test_an_engine_is_described_by_its_manifest(small_engine: SmallEngine) -> None:
@@ -136,6 +142,116 @@ def test_what_tensorrts_inspector_says_is_read() -> None:
         (1, 8, 4, 4),
     )
     assert second.name == "just a name"
+
+
+def test_layers_that_tensorrt_says_little_of_are_listed_all_the_same() -> None:
+    layers = [{"Name": "a"}, {"LayerType": "Cast", "Outputs": []}, {"Outputs": [{"Dimensions": []}]}]
+    assert layers_from_tensorrt_json(json.dumps({"Layers": [*layers, "b"]})) == (
+        Layer(name="a", type="layer"),
+        Layer(name="", type="Cast"),
+        Layer(name="", type="layer"),
+        Layer(name="b", type="layer"),
+    )
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_the_layers_of_an_engine_that_runs_here_are_tensorrts(
+    small_engine: SmallEngine, monkeypatch: pytest.MonkeyPatch, opens: bool
+) -> None:
+    class Runner:
+        def __init__(self, plan: Path) -> None: ...
+
+        def __enter__(self) -> Runner:
+            if not opens:
+                raise HspanError("engine", "does not open")
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def layer_information(self) -> str:
+            return json.dumps({"Layers": ["fused"]})
+
+    monkeypatch.setattr(passport, "engine_mismatches", lambda *_: [])
+    monkeypatch.setattr(tensorrt_runner, "TensorRtRunner", Runner)
+    inspection = inspect_file(small_engine.plan)
+    if opens:
+        assert inspection.layers_from == "TensorRT's inspector"
+        assert inspection.layers == (Layer(name="fused", type="layer"),)
+    else:
+        assert inspection.layers_from == "small.onnx, because the engine cannot be opened here"
+
+
+def test_a_manifest_is_shown_in_words(small_engine: SmallEngine, tmp_path: Path) -> None:
+    plan = small_engine.copy_to(tmp_path)
+    manifest = dataclasses.replace(small_engine.manifest, build_time_seconds=1.23456, traits=(), targets=())
+    write_text(plan.with_suffix(".json"), manifest.as_json())
+    facts = inspect_file(plan).facts
+    assert facts["build_time_seconds"] == 1.23
+    assert facts["traits"] == "none: for this TensorRT release and these GPUs only"
+    assert facts["targets"] == "TensorRT-RTX's default set"
+    manifest = dataclasses.replace(manifest, traits=("refittable",), targets=("sm_86", "sm_89"))
+    write_text(plan.with_suffix(".json"), manifest.as_json())
+    facts = inspect_file(plan).facts
+    assert (facts["traits"], facts["targets"]) == (["refittable"], ["sm_86", "sm_89"])
+
+
+def test_without_pytorch_a_checkpoint_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(HspanError, match=r"PyTorch, which reads checkpoints, is not installed; pip install"):
+        inspect_file("hspan-tiny-x2")
+
+
+def test_weights_and_biases_of_a_checkpoint_are_told_apart() -> None:
+    layers = inspect_file("hspan-tiny-x2").layers
+    assert {layer.type for layer in layers if layer.name.endswith("bias")} == {"bias"}
+    assert {layer.type for layer in layers if not layer.name.endswith("bias")} == {"weight"}
+
+
+def test_what_a_graph_leaves_open_is_left_open(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18, "mine" : 3]>
+        net (float[N, 3] input) => (float[N, 3] output) { x = Relu(input) output = Relu(x) }"""
+    )
+    node = model.graph.node.add()
+    node.op_type, node.domain = "Sink", "mine"
+    untyped = model.graph.value_info.add()
+    untyped.name = "x"
+    unnamed = model.graph.value_info.add()
+    unnamed.CopyFrom(model.graph.output[0])
+    unnamed.name = "input2"
+    model.graph.output[0].type.tensor_type.shape.dim[0].ClearField("dim_param")
+    path = tmp_path / "a.onnx"
+    onnx.save(model, path)
+    inspection = inspect_file(path)
+    assert inspection.layers == (
+        Layer(name="x", type="Relu"),
+        Layer(name="output", type="Relu", precision="float32", shape=("?", 3)),
+        Layer(name="", type="Sink"),
+    )
+    assert inspection.facts["opset"] == {"ai.onnx": 18, "mine": 3}
+    assert inspection.facts["built_by"] is None
+    assert inspection.facts["outputs"] == {"output": "float32 ?x3"}
+
+
+def test_the_library_for_cpus_says_which_sources_it_is_of(tmp_path: Path) -> None:
+    path = tmp_path / "libhspan_cpu.so"
+    path.write_bytes(b"\x7fELF hspan-cpu-source-sha256=" + b"a" * 64 + b"\0")
+    inspection = inspect_file(path)
+    assert (inspection.kind, inspection.facts["sources_sha256"]) == ("CPU library", "a" * 64)
+    assert inspection.facts["file_bytes"] == path.stat().st_size
+    assert inspection.facts["file_sha256"] == sha256_from_file(path)
+
+
+@pytest.mark.parametrize(("namespace", "name"), [("ours", "ours::Attention"), ("", "Attention")])
+def test_a_plugin_is_named_with_its_namespace(
+    monkeypatch: pytest.MonkeyPatch, namespace: str, name: str
+) -> None:
+    path = default_plugin_path()
+    info = dataclasses.replace(
+        plugin_library.plugin_info_from_library(path), name="Attention", namespace=namespace
+    )
+    monkeypatch.setattr(plugin_library, "plugin_info_from_library", lambda path: info)
+    assert inspect_file(path).facts["plugin"] == name
 
 
 def test_the_command_prints_json_and_nothing_else(run: CommandLine, small_engine: SmallEngine) -> None:

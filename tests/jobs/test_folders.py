@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from trt_hspan.jobs.folders import (
     Task,
     TaskReport,
     run_tasks,
+    settings_digest,
     tasks_from_inputs,
     turn_in_folder,
 )
@@ -114,6 +116,7 @@ def test_one_file_goes_to_a_file_or_into_a_folder(folder: Path, tmp_path: Path) 
         (tmp_path / "b.jpg", tmp_path / "b.jpg", False),
         (tmp_path / "new", tmp_path / "new" / "a.png", True),
         (folder / "sub", folder / "sub" / "a.png", True),
+        (folder / "x.png", folder / "x.png" / "a.png", True),  # a folder, whatever its name
     ]:
         tasks, is_job, _ = tasks_from_inputs([single], output)
         assert ([task.target for task in tasks], is_job) == ([target], is_folder)
@@ -137,6 +140,36 @@ def test_missing_inputs_are_reported(folder: Path, tmp_path: Path) -> None:
             tasks_from_inputs([str(tmp_path / text)], tmp_path / "out")
 
 
+def test_a_folder_that_cannot_be_listed_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(place: object) -> None:
+        raise PermissionError(13, "Permission denied", str(place))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(HspanError, match="in: no permission to read"):
+        tasks_from_inputs([str(folder)], folder / "out")
+
+
+def test_a_pattern_means_files_and_hidden_ones_only_where_it_says_so(folder: Path, tmp_path: Path) -> None:
+    plain = tasks_from_inputs([str(folder / "**" / "*.png")], tmp_path / "out")
+    assert (names(plain.tasks, folder).keys(), plain.left_out) == ({"a.png"}, [])  # x.png is a folder
+    hidden = tasks_from_inputs([str(folder / ".*.png")], tmp_path / "out")
+    assert names(hidden.tasks, folder).keys() == {".hidden.png"}
+
+
+def test_a_pattern_below_the_output_folder_means_what_it_says(folder: Path) -> None:
+    (task,) = tasks_from_inputs([str(folder / "sub" / "*.jpg")], folder).tasks
+    assert (task.source, task.target) == (folder / "sub" / "b.jpg", folder / "b.jpg")
+
+
+def test_an_earlier_result_is_a_source_where_it_goes_elsewhere(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    task = Task(source=folder / "a.png", target=out / "a.webp")
+    Journal(out, 1).begin(task)
+    task.target.touch()
+    (again,) = tasks_from_inputs([str(out)], out, suffix=".png").tasks
+    assert (again.source, again.target) == (out / "a.webp", out / "a.png")
+
+
 def test_outputs_that_make_no_sense_are_wrong_usage(folder: Path, tmp_path: Path) -> None:
     (folder / "a.gif").touch()
     single = str(folder / "a.png")
@@ -144,6 +177,9 @@ def test_outputs_that_make_no_sense_are_wrong_usage(folder: Path, tmp_path: Path
         ([str(folder)], tmp_path / "out", r"a\.png: would be written from .*a\.gif and from .*a\.png"),
         ([str(folder / "sub")], tmp_path / "out.png", "is a file's name, but there may be several results"),
         ([single, str(folder / "v.mp4")], tmp_path / "b.png", "is a file's name"),
+        ([str(folder / "sub" / "*")], tmp_path / "b.png", "is a file's name"),
+        ([str(folder)], folder / "notes.txt", "notes.txt: is a file's name"),
+        ([str(folder / "sub")], folder / "sub", "b.jpg: is the input itself"),
         ([single], folder / "a.png", "is the input itself"),
         ([single], tmp_path / "b.xyz", "cannot tell the format from '.xyz'"),
         ([single], tmp_path / "b.mp4", "a.png is a picture, this is a video's name"),
@@ -151,6 +187,14 @@ def test_outputs_that_make_no_sense_are_wrong_usage(folder: Path, tmp_path: Path
     ]:
         with pytest.raises(UsageError, match=message):
             tasks_from_inputs(inputs, output)
+
+
+def test_a_folder_may_have_a_suffix(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.v2"
+    assert tasks_from_inputs([str(folder / "sub")], out).is_folder
+    out.mkdir()
+    (task,) = tasks_from_inputs([str(folder / "a.png")], out).tasks
+    assert task.target == out / "a.png"
 
 
 # Doing them
@@ -300,6 +344,59 @@ def test_a_companion_that_somebody_else_wrote_is_not_replaced(folder: Path, tmp_
     assert run().outcome == "failed"  # it was there before
     mine.write_text("made by a process that was killed before the result was in place")
     assert run().outcome == "done"
+
+
+def test_a_video_has_no_companion(folder: Path, tmp_path: Path) -> None:
+    video = Task(source=folder / "v.mp4", target=tmp_path / "v.mp4")
+    comparison_path(video.target).touch()
+    assert Journal(tmp_path, 1, companion=comparison_path).companion_of_others(video) is None
+    picture = Task(source=folder / "a.png", target=tmp_path / "v.png")
+    journal = Journal(tmp_path, 1, companion=comparison_path)
+    assert journal.companion_of_others(picture) == comparison_path(picture.target)
+
+
+def test_a_journal_that_cannot_be_read_or_written_is_one_line(folder: Path, tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 1)
+    (tmp_path / JOURNAL_NAME).mkdir()
+    with pytest.raises(HspanError, match="journal"):
+        journal.begin(Task(source=folder / "a.png", target=tmp_path / "a.png"))
+    with pytest.raises(HspanError, match="journal"):
+        Journal(tmp_path, 1)
+
+
+def test_lines_of_the_journal_that_say_nothing_are_passed_over(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / JOURNAL_NAME).write_text('7\n{"target": "b.png"}\n[]\n')
+    assert not Journal(tmp_path, 1).targets()
+
+
+def test_settings_are_one_whatever_the_order_of_their_names() -> None:
+    assert settings_digest({"a": 1, "b": Path("c")}) == settings_digest({"b": Path("c"), "a": 1})
+    assert settings_digest({"a": 1}) != settings_digest({"a": 2})
+    assert re.fullmatch("[0-9a-f]{16}", settings_digest(None))
+
+
+def test_a_source_that_vanished_is_another_source(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    task = Task(source=folder / "a.png", target=out / "a.png")
+    run_tasks([task], copy, journal=Journal(out, 1))
+    task.source.unlink()
+    assert "earlier state of its source" in str(Journal(out, 1).why_not(task))
+
+
+def test_tasks_are_done_without_a_journal_and_timed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([10.0, 12.5, 20.0, 21.0, 30.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+    tasks = [Task(source=folder / name, target=tmp_path / name) for name in ("a.png", "none.png")]
+    begun: list[Task] = []
+    done, failed = run_tasks(tasks, copy, on_begin=begun.append)
+    assert begun == tasks
+    assert (done.outcome, done.result, done.seconds, done.error) == ("done", "a.png", 2.5, None)
+    assert (failed.outcome, failed.seconds) == ("failed", 1.0)
+    journal = Journal(tmp_path, 1)
+    (refused,) = run_tasks(tasks[:1], copy, journal=journal)
+    assert (refused.outcome, refused.seconds) == ("failed", 0.0)
 
 
 def test_other_settings_or_a_changed_source_are_not_passed_off_as_finished(

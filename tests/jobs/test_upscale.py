@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from support.runner_doubles import NearestRunner
 
+from trt_hspan.engine import manifest as manifests
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.jobs.folders import Task, TaskReport
 from trt_hspan.jobs.upscale import JobOutcome, UpscaleJob, upscale_files
@@ -203,6 +205,7 @@ def test_options_for_what_is_not_there_are_wrong_usage(
     [
         ({"writing": WriteOptions(quality=50)}, "--quality"),
         ({"writing": WriteOptions(compare=True)}, "--compare"),
+        ({"writing": WriteOptions(tile_effect=True)}, "--tile-effect"),
         ({"suffix": ".png"}, "--format"),
     ],
 )
@@ -219,3 +222,44 @@ def test_options_of_pictures_need_one(
         request.require_used([video])
     with_codec = job(folder, output=tmp_path, video=VideoOptions(codec="libx264", crf=20))
     with_codec.require_used([picture, video])
+
+
+@pytest.mark.parametrize(("suffix", "digest"), [(".onnx", None), (".ONNX", None), (".plan", "5" * 64)])
+def test_an_engine_is_its_onnx_file_and_that_is_its_content(
+    network: Network,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    digest: str | None,
+) -> None:
+    manifest = SimpleNamespace(onnx_sha256=digest)
+    monkeypatch.setattr(manifests, "read_manifest", lambda plan: manifest)
+    network.facts = {"source_sha256": "1" * 64}
+    file = tmp_path / f"net{suffix}"
+    file.write_bytes(b"one")
+    request = job(folder, output=tmp_path / "out", network=str(file))
+    assert done(request)[1].ended == ["done", "done"]
+    network.facts = {"source_sha256": "2" * 64}  # of the checkpoint: the network that is executed is the same
+    assert done(request)[1].ended == ["skipped", "skipped"]
+    file.write_bytes(b"another")
+    manifest.onnx_sha256 = "6" * 64
+    assert done(request)[1].ended == ["failed", "failed"]
+
+
+def test_a_video_has_no_comparison_that_could_be_in_the_way(
+    network: Network, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "v.mp4").write_bytes(b"\0\0\0\x08moov")
+    write_picture(folder / "v_compare.png", np.zeros((4, 4, 3), np.uint8))
+    _, seen = done(job(folder, output=tmp_path / "out", writing=WriteOptions(compare=True)))
+    assert seen.ended == ["done", "done", "failed", "done"]
+
+
+def test_only_a_network_that_is_used_is_loaded_and_it_is_given_back(
+    network: Network, folder: Path, tmp_path: Path
+) -> None:
+    outcome, _ = done(job(folder, output=tmp_path / "out"))
+    assert not outcome.work.runner.active  # type: ignore[attr-defined]
+    assert outcome.result is None
+    assert outcome.left_out == ()

@@ -14,10 +14,12 @@ from trt_hspan.machine import gpu
 class Driver:
     """Two GPUs, of compute capability 8.6 and 12.0."""
 
-    init_result = attribute_result = 0
+    init_result = attribute_result = version_result = 0
+    version = 13000
     capabilities = ((8, 6), (12, 0))
 
     def cuInit(self, flags: int) -> int:  # noqa: N802
+        assert flags == 0  # as the driver requires
         return self.init_result
 
     def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
@@ -25,8 +27,8 @@ class Driver:
         return 0
 
     def cuDriverGetVersion(self, version: Any) -> int:  # noqa: N802
-        version._obj.value = 13000
-        return 0
+        version._obj.value = self.version
+        return self.version_result
 
     def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
         device._obj.value = index
@@ -50,6 +52,16 @@ def test_the_architectures_of_all_gpus_are_reported_in_order(driver: Driver) -> 
     assert (answer.state, answer.cuda_version, answer.error) == ("ready", (13, 0), None)
 
 
+@pytest.mark.parametrize(
+    ("changes", "version"), [({"version": 12990}, (12, 99)), ({"version_result": 1}, None)]
+)
+def test_the_version_is_read_in_thousands_and_tens_where_the_driver_gives_one(
+    driver: Driver, changes: dict[str, int], version: tuple[int, int] | None
+) -> None:
+    vars(driver).update(changes)
+    assert gpu.gpu_driver().cuda_version == version
+
+
 def test_no_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
@@ -59,6 +71,7 @@ def test_no_driver_means_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = gpu.gpu_driver()
     assert (answer.state, answer.cuda_version) == ("no driver", None)
     assert str(answer.error).startswith("GPU: no NVIDIA GPU with a driver here; install the driver")
+    gpu.require_answers()  # a machine without a GPU
 
 
 @pytest.mark.parametrize("changes", [{"init_result": 100}, {"capabilities": ()}])
@@ -67,6 +80,7 @@ def test_a_driver_without_a_gpu_is_another_thing(driver: Driver, changes: dict[s
     answer = gpu.gpu_driver()
     assert (answer.state, answer.cuda_version, answer.architectures) == ("no GPU", (13, 0), ())
     assert str(answer.error).startswith("GPU: the driver finds no GPU; see whether nvidia-smi lists one")
+    gpu.require_answers()
 
 
 @pytest.mark.parametrize(

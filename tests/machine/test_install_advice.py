@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,12 @@ def test_a_wheel_is_named_by_its_file_while_that_is_there(
     wheel.unlink()
     assert install_command("export") == "pip install 'trt-hspan[export]'"  # pip knows what is installed
     record = ""
+    assert install_command() == "pip install trt-hspan"
+
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(module.importlib.metadata, "distribution", missing)
     assert install_command() == "pip install trt-hspan"
 
 

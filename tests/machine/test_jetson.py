@@ -9,7 +9,7 @@ from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.jetson import advice as advice_module
 from trt_hspan.jetson.advice import advice_for_board, installed_package
 from trt_hspan.jetson.boards import BOARDS, board_from_name, chosen_board, detected_board
-from trt_hspan.machine.jetson import DeviceFacts, PowerMode, device_from_root
+from trt_hspan.machine.jetson import DeviceFacts, GpuClock, PowerMode, device_from_root
 from trt_hspan.version import __version__
 
 ZRAM = "".join(f"/dev/zram{n}                              partition\t650164\t\t0\t\t5\n" for n in range(6))
@@ -25,9 +25,32 @@ def test_the_facts_of_a_device_are_read_from_its_files(tmp_path: Path) -> None:
     assert facts.power_mode == PowerMode(number=0, name="15W")
     assert dict(facts.power_modes) == {0: "15W", 1: "25W", 2: "MAXN_SUPER", 3: "7W"}
     assert facts.gpu_clock is not None
-    assert (facts.gpu_clock.max_hz, facts.gpu_clock.is_fixed) == (612000000, False)
+    assert (facts.gpu_clock.min_hz, facts.gpu_clock.max_hz) == (306000000, 612000000)
+    assert not facts.gpu_clock.is_fixed
     assert len(facts.swaps) == 6
     assert all(swap.in_memory and swap.size_bytes == 650164 * 1024 for swap in facts.swaps)
+
+
+@pytest.mark.parametrize("folder", ["17000000.ga10b", "gpu-gpc-0"])
+def test_the_clock_is_found_where_each_system_has_it(tmp_path: Path, folder: str) -> None:
+    place = tmp_path / "sys/class/devfreq" / folder
+    place.mkdir(parents=True)
+    for name in ("min_freq", "max_freq"):
+        (place / name).write_text("1300500000\n")
+    assert device_from_root(tmp_path).gpu_clock == GpuClock(min_hz=1300500000, max_hz=1300500000)
+
+
+def test_a_device_is_named_by_its_model_or_by_its_modules_alone() -> None:
+    assert DeviceFacts(model=NANO).has_device_tree
+    assert DeviceFacts(modules=("p3767-0005",)).has_device_tree
+    assert not DeviceFacts(release="36.4.3").has_device_tree
+    assert str(PowerMode(number=3, name=None)) == "mode 3"
+
+
+def test_a_file_that_cannot_be_a_description_is_read_no_further_than_one_mebibyte(tmp_path: Path) -> None:
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/model").write_bytes(b"x" * ((1 << 20) + 9))
+    assert device_from_root(tmp_path).model == "x" * (1 << 20)
 
 
 def test_without_a_choice_the_mode_is_the_one_set_at_the_start(tmp_path: Path) -> None:

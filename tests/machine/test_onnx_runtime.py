@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from trt_hspan.errors import HspanError
+from trt_hspan.machine.onnx_runtime import imported_onnxruntime
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [(None, "1"), ("0", "0")])
@@ -25,3 +29,23 @@ def test_telemetry_of_onnxruntime_is_off_unless_asked_for(chosen: str | None, ex
     environment |= {} if chosen is None else {"ORT_DISABLE_TELEMETRY": chosen}
     printed = subprocess.check_output([sys.executable, "-c", script], env=environment, text=True)
     assert printed.split() == [expected]
+
+
+@pytest.mark.parametrize(("chosen", "calls"), [(None, 1), ("1", 1), ("0", 0)])
+def test_what_a_program_loaded_before_is_stopped_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, calls: int
+) -> None:
+    stopped: list[None] = []
+    package = SimpleNamespace(disable_telemetry_events=lambda: stopped.append(None))
+    monkeypatch.setitem(sys.modules, "onnxruntime", package)  # type: ignore[arg-type]
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", chosen)
+    assert imported_onnxruntime() is package
+    assert len(stopped) == calls
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(HspanError, match=r"ONNX Runtime: is not installed; pip install .*\[cpu\]"):
+        imported_onnxruntime()

@@ -152,7 +152,7 @@ def _cropped_lumas(image: Uint8Array, truth: Uint8Array, scale: int) -> tuple[Fl
             "metrics", f"expected two (H, W, 3) pictures of the same size, got {image.shape}, {truth.shape}"
         )
     require_measurable(ImageSize(*image.shape[:2]), scale, "metrics")
-    inner = slice(scale, -scale) if scale else slice(None)
+    inner = slice(scale, -scale)
     return luma_from_rgb(image[inner, inner]), luma_from_rgb(truth[inner, inner])
 
 

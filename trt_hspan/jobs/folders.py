@@ -353,11 +353,11 @@ def settings_digest(settings: object) -> str:
 
 
 def _stamp(source: Path) -> list[int]:
-    """Size and time of change: enough to notice another file."""
+    """Size and time of change: enough to notice another file; empty where there is none."""
     try:
         status = source.stat()
     except OSError:
-        return [0, 0]
+        return []
     return [status.st_size, status.st_mtime_ns]
 
 

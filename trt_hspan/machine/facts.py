@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import statistics
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 _STATUS: Final = Path("/proc/self/status")
+_CPUINFO: Final = Path("/proc/cpuinfo")
 
 
 def machine_facts() -> dict[str, Any]:
@@ -52,12 +52,13 @@ class PeakMemory:
     bytes: int | None = None
 
     def __enter__(self) -> PeakMemory:
+        from trt_hspan.machine.memory import return_freed_memory
+
+        return_freed_memory()  # what earlier runs left in the allocator would hide what this block needs
         try:
-            # Memory that earlier runs left in the allocator would hide what this block needs.
-            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
             self._before: int | None = _kilobytes("VmRSS")
-        except (OSError, AttributeError):
+        except OSError:
             self._before = None
         return self
 
@@ -98,7 +99,7 @@ def sums_int8_exactly() -> bool:
 def _cpuinfo(name: str) -> list[str]:
     """A value of every processor that Linux lists; empty where it lists none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = _CPUINFO.read_text().splitlines()
     except OSError:
         return []
     return [line.split(":", 1)[1].strip() for line in lines if line.startswith(name)]

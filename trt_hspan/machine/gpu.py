@@ -56,7 +56,7 @@ def gpu_driver() -> GpuDriver:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return GpuDriver(state="no driver", error=_NO_DRIVER)
-    number, count = ctypes.c_int(0), ctypes.c_int(0)
+    number, count = ctypes.c_int(), ctypes.c_int()
     version = None  # may be asked before cuInit, and even where that fails
     if driver.cuDriverGetVersion(ctypes.byref(number)) == 0:
         version = (number.value // 1000, number.value % 1000 // 10)
@@ -119,7 +119,7 @@ def _check(code: int) -> None:
 
 
 def _architecture(driver: ctypes.CDLL, index: int) -> str:
-    device, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     _check(driver.cuDeviceGet(ctypes.byref(device), index))
     for value, attribute in ((major, _COMPUTE_CAPABILITY_MAJOR), (minor, _COMPUTE_CAPABILITY_MINOR)):
         _check(driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device))

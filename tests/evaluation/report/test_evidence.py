@@ -24,7 +24,14 @@ from trt_hspan.evaluation.layers import layer_errors
 from trt_hspan.evaluation.report.charts import Line, histogram_chart, layer_chart, range_chart
 from trt_hspan.evaluation.report.evidence import HISTOGRAM_EDGES, EvidenceCollector
 from trt_hspan.evaluation.report.page import require_report_tools
-from trt_hspan.evaluation.report.pictures import heat_map, heat_uri, shown_size, worst_window
+from trt_hspan.evaluation.report.pictures import (
+    heat_gradient,
+    heat_map,
+    heat_uri,
+    photograph_uri,
+    shown_size,
+    worst_window,
+)
 from trt_hspan.graph import load_onnx
 from trt_hspan.media.writing import write_picture
 
@@ -71,6 +78,46 @@ def test_worst_window_is_the_one_with_the_largest_sum(shape: tuple[int, int]) ->
 def test_size_on_the_page_keeps_the_aspect_ratio() -> None:
     assert shown_size(300, 400) == (300, 400)
     assert shown_size(1536, 2048) == (768, 1024)
+    assert shown_size(1, 4096) == (1, 1024)
+    assert shown_size(4096, 1) == (1024, 1)
+
+
+def test_colors_of_the_map_are_those_of_its_key() -> None:
+    """Six colors, evenly spaced on the logarithmic scale from a thousandth of a gray level to ten."""
+    key = [(8, 8, 24), (66, 21, 100), (150, 42, 97), (222, 84, 58), (250, 160, 30), (252, 246, 180)]
+    levels = np.array([[10 ** (-3 + 4 * place / 5) for place in range(6)]])
+    assert [tuple(color) for color in heat_map(levels)[0].tolist()] == key
+    assert heat_gradient() == f"linear-gradient(90deg, {', '.join(f'rgb{color}' for color in key)})"
+
+
+@pytest.mark.parametrize(("side", "shown"), [(1024, 1024), (1030, 1024)])
+def test_a_large_photograph_is_shown_smaller(side: int, shown: int) -> None:
+    assert image_of(photograph_uri(np.zeros((8, side, 3), np.uint8))).shape == (8, shown, 3)
+
+
+@pytest.mark.parametrize(("side", "shown"), [(512, 512), (513, 257), (1025, 342)])
+def test_a_large_heat_map_has_cells(side: int, shown: int) -> None:
+    assert image_of(heat_uri(np.ones((3, side)))).shape[1] == shown
+    assert image_of(heat_uri(np.ones((side, 3)))).shape[0] == shown
+
+
+def test_values_that_are_no_numbers_are_the_worst_window() -> None:
+    error = np.ones((60, 60))
+    error[50, 55] = np.nan
+    rows, columns = worst_window(error, side=8)
+    assert rows.start <= 50 < rows.stop
+    assert columns.start <= 55 < columns.stop
+
+
+def test_an_error_lies_in_the_cell_of_its_decade_and_beyond_the_ends_in_the_outer_ones() -> None:
+    assert (HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1], len(HISTOGRAM_EDGES)) == (1e-5, 100.0, 71)
+    evidence = EvidenceCollector(["a"])
+    evidence._count(0, np.array([0.0, 1e-9, 1.1e-5, 0.11, 99.0, 1e9, np.nan]))
+    counts = {
+        int(index): int(evidence.histograms[0][index]) for index in np.flatnonzero(evidence.histograms[0])
+    }
+    assert counts == {0: 2, 40: 1, 69: 2}
+    assert (evidence.equal_values, evidence.values) == ([1], [7])
 
 
 def test_histogram_counts_every_value_once(tmp_path: Path) -> None:
@@ -111,6 +158,56 @@ def test_values_that_are_not_finite_are_magenta(tmp_path: Path) -> None:
     assert (shown.details[0].top, shown.details[0].left) == (0, 0)
     assert image_of(crop.uri)[0, 0].tolist() == [255, 0, 255]
     assert math.isnan(shown.reports[0].agreement.psnr_db)
+
+
+def test_a_picture_has_its_layers_maps_and_details(tmp_path: Path) -> None:
+    low = np.random.default_rng(0).integers(20, 200, (16, 20, 3), dtype=np.uint8)
+    write_picture(tmp_path / "HR" / "a.png", low.repeat(4, 0).repeat(4, 1))
+    write_picture(tmp_path / "LR_bicubic" / "X4" / "ax4.png", low)
+    evidence = EvidenceCollector(["one", "two"])
+    candidates = [NearestRunner(offset=2 / 255), NearestRunner(offset=-3 / 255)]
+    validate_all(candidates, NearestRunner(), samples_from_folder(tmp_path, 4), on_outputs=evidence)
+    (shown,) = evidence.pictures
+    assert (shown.height, shown.width) == (64, 80)
+    assert [(layer.key, layer.label) for layer in shown.layers] == [
+        *(("bicubic", "Bicubic"), ("fp32", "FP32 reference"), ("truth", "Ground truth")),
+        *(("network0", "one"), ("network1", "two")),
+    ]
+    assert [(layer.key, layer.label) for layer in shown.heat_maps] == [
+        ("network0", "one"),
+        ("network1", "two"),
+    ]
+    for detail, label, level in zip(shown.details, ("one", "two"), (2, 3), strict=True):
+        assert (detail.label, detail.side_rows, detail.side_columns) == (label, 40, 40)
+        # Values below 1 in float32 are off by 2^-24 at most, a hundred-thousandth of a gray level.
+        assert detail.mean_error_levels == pytest.approx(level, abs=1e-4)
+        assert [layer.key for layer in detail.crops] == ["bicubic", "fp32", "truth", "network", "error"]
+        assert image_of(detail.crops[0].uri).shape == (40, 40, 3)
+
+
+def test_a_dozen_pictures_are_kept_and_a_broken_one_before_all(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 14)
+
+    class Changing(NearestRunner):
+        def infer(self, batch: np.ndarray) -> np.ndarray:
+            number = len(self.calls)
+            self.spoil = math.nan if number == 5 else None
+            self.offset = 2**-12 * (number + 1)
+            return super().infer(batch)
+
+    evidence = EvidenceCollector(["a"])
+    validate_all([Changing()], NearestRunner(), samples_from_folder(tmp_path, 4), on_outputs=evidence)
+    names = [path.stem for path in sorted(tmp_path.iterdir())]
+    kept = [picture.name.removesuffix(".png") for picture in evidence.pictures]
+    assert kept == [names[number] for number in (5, 13, 12, 11, 10, 9, 8, 7, 6, 4, 3, 2)]
+    assert evidence.seen == 14
+
+
+def test_of_equally_bad_pictures_the_first_is_kept(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 2)
+    evidence = EvidenceCollector(["a"], most_pictures=1)
+    validate_all([NearestRunner()], NearestRunner(), samples_from_folder(tmp_path, 4), on_outputs=evidence)
+    assert [picture.name for picture in evidence.pictures] == ["0.png"]
 
 
 @pytest.mark.parametrize(

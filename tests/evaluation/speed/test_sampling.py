@@ -28,7 +28,7 @@ class Clock:
 def test_a_steady_run_is_stable_after_two_windows() -> None:
     clock = Clock([10.0])
     latency = sample_latency(clock.run, seconds=1.0, clock=clock)
-    assert (latency.warmup_runs, latency.stable) == (2 * WINDOW, True)
+    assert (latency.warmup_runs, latency.stable) == (10, True)
     assert latency.runs in (100, 101)  # the sum of a hundred times 0.01 s rounds to either side of 1 s
     assert latency.p50_ms == latency.p99_ms == pytest.approx(10)
 
@@ -59,6 +59,13 @@ def test_a_very_slow_run_is_sampled_three_times_all_the_same() -> None:
     clock = Clock([5000.0])
     latency = sample_latency(clock.run, seconds=1.0, clock=clock)
     assert (latency.warmup_runs, latency.runs, latency.stable) == (WINDOW, 3, False)
+
+
+def test_time_is_over_when_all_of_it_has_passed() -> None:
+    """In times that binary numbers hold exactly."""
+    clock = Clock([250.0, 500.0, 250.0, 500.0, 500.0, 250.0])
+    latency = sample_latency(clock.run, seconds=2.0, clock=clock)
+    assert (latency.warmup_runs, latency.stable, latency.runs) == (5, False, 8)
 
 
 def test_percentiles_are_those_of_the_samples() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_hspan.engine.manifest import EngineManifest
-from trt_hspan.engine.range_record import RISK_MEANINGS
+from trt_hspan.engine.range_record import RISK_MEANINGS, RangeAudit
 from trt_hspan.errors import HspanError
 from trt_hspan.evaluation.compare import ValidationReport
 from trt_hspan.evaluation.layers import LayerError
@@ -100,7 +100,11 @@ def page_from_report(content: ReportInput) -> str:
         "equal_shares": [
             equal / max(1, total) for equal, total in zip(evidence.equal_values, evidence.values, strict=True)
         ],
-        "audits": [_audit(row) for row in content.rows if row.manifest and row.manifest.range_audit],
+        "audits": [
+            _audit(row.label, row.manifest.range_audit)
+            for row in content.rows
+            if row.manifest and row.manifest.range_audit
+        ],
         "heat_gradient": Markup(heat_gradient()),
         "heat_range": HEAT_RANGE,
         "longest_side": LONGEST_SIDE,
@@ -142,22 +146,19 @@ def _on_axis(layers: Sequence[LayerError], names: Sequence[str]) -> list[float |
     return [psnr_by_module.get(name) for name in names]
 
 
-def _audit(row: Row) -> dict[str, Any]:
+def _audit(label: str, audit: RangeAudit) -> dict[str, Any]:
     from markupsafe import Markup
 
-    assert row.manifest is not None
-    audit = row.manifest.range_audit
-    assert audit is not None
-    nodes = [node for node in audit.nodes if node.low and node.largest is not None]
+    nodes = [(node, node.largest) for node in audit.nodes if node.low and node.largest is not None]
     chart = range_chart(
-        [node.node for node in nodes],
-        [node.largest or 0.0 for node in nodes],
+        [node.node for node, _ in nodes],
+        [largest for _, largest in nodes],
         audit.limit,
-        [bool(node.risks) for node in nodes],
+        [bool(node.risks) for node, _ in nodes],
     )
     scores = [node.largest_score for node in audit.nodes if node.largest_score is not None]
     return {
-        "label": row.label,
+        "label": label,
         "audit": audit,
         "chart": Markup(chart),
         "largest_score": max(scores, default=None),

@@ -46,8 +46,8 @@ def write_plot(report: BenchReport, path: Path) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=30))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(visible=True, which="major", alpha=0.3)
-    axes.set_title(f"{report.machine['processor']}", fontsize=10)
-    axes.legend(fontsize=8)
+    axes.set_title(f"{report.machine['processor']}", fontsize="medium")
+    axes.legend(fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
 

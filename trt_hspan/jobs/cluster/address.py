@@ -71,6 +71,6 @@ def _require_answer(address: str, place: tuple[str, int]) -> None:
 def _unreachable(address: str, reason: str) -> HspanError:
     return HspanError(
         address,
-        f"the cluster cannot be reached: {' '.join(reason.split())[:200]}",
+        f"the cluster cannot be reached: {reason}",
         "check host and port, and that ray status on the head node says it runs",
     )

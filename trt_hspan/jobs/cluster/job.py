@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.errors import HspanError, UsageError, reason_from
 from trt_hspan.jobs.cluster.address import LOCAL, ray_host_and_port, require_ray
 from trt_hspan.jobs.cluster.tasks import ClusterJournal, ClusterTask
 from trt_hspan.jobs.folders import Outcome, refusal_line
@@ -166,7 +166,7 @@ class ClusterJob:
         except (ray.exceptions.RayError, ConnectionError) as error:
             raise HspanError(
                 self.spec.address,
-                f"the cluster was lost: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                f"the cluster was lost: {type(error).__name__}: {reason_from(error)}",
                 "run the command again: what is finished is not done again",
             ) from error
 
@@ -198,9 +198,9 @@ def _cluster(spec: ClusterSpec) -> Iterator[int]:
                 warnings.simplefilter("ignore", UserWarning)  # what it warns of, it raises too
                 ray.init(address=spec.address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # noqa: BLE001  # Ray raises many kinds here
-        reason = " ".join(str(error).split())
+        reason = reason_from(error)
         advice = _FORK_ADVICE if _SERVER_FAILURE in reason else "check it with ray status"
-        raise HspanError(spec.address, f"the cluster cannot be reached: {reason[:200]}", advice) from None
+        raise HspanError(spec.address, f"the cluster cannot be reached: {reason}", advice) from None
     try:
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from trt_hspan.errors import HspanError
+from trt_hspan.errors import HspanError, reason_from
 from trt_hspan.files import write_bytes as write_file_bytes
 from trt_hspan.machine.install_advice import install_command
 
@@ -86,5 +86,5 @@ def _store(uri: str, action: str) -> Iterator[tuple[Any, str]]:
     except FileNotFoundError as error:
         raise HspanError(uri, "no such object", "check the URI") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise HspanError(uri, f"cannot be {action}: {reason}", "check the URI and the credentials") from error
+        what = f"cannot be {action}: {reason_from(error)}"
+        raise HspanError(uri, what, "check the URI and the credentials") from error
