@@ -452,7 +452,7 @@ def test_a_range_without_a_common_multiple_is_none() -> None:
     assert together.shape_ranges == (((None, 3, 6, 6), (None, 3, 12, 12)),)
     exact = limited(((12, 13), (12, 24)))
     exact.size_multiple = 12
-    assert shared_tiles_module._Together([exact]).shape_ranges == (((None, 3, 12, 13), (None, 3, 12, 24)),)
+    assert shared_tiles_module._Together([exact]).shape_ranges == (((None, 3, 12, 24), (None, 3, 12, 24)),)
 
 
 def test_networks_together_are_on_a_gpu_where_all_are_and_need_what_the_largest_needs() -> None:

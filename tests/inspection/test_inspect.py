@@ -15,7 +15,7 @@ import pytest
 from support.command_line import CommandLine
 from support.golden import GoldenNetwork
 from support.small_engine import SmallEngine
-from support.small_networks import write_attention_network
+from support.small_networks import attention_network, write_attention_network
 
 from trt_hspan.engine import passport
 from trt_hspan.errors import HspanError
@@ -208,29 +208,23 @@ def test_weights_and_biases_of_a_checkpoint_are_told_apart() -> None:
 
 
 def test_what_a_graph_leaves_open_is_left_open(tmp_path: Path) -> None:
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["" : 18, "mine" : 3]>
-        net (float[N, 3] input) => (float[N, 3] output) { x = Relu(input) output = Relu(x) }"""
-    )
-    node = model.graph.node.add()
-    node.op_type, node.domain = "Sink", "mine"
-    untyped = model.graph.value_info.add()
-    untyped.name = "x"
-    unnamed = model.graph.value_info.add()
-    unnamed.CopyFrom(model.graph.output[0])
-    unnamed.name = "input2"
+    model = attention_network()
+    del model.metadata_props[:]
+    model.ClearField("producer_name")
+    model.graph.value_info[0].ClearField("type")
     model.graph.output[0].type.tensor_type.shape.dim[0].ClearField("dim_param")
+    model.graph.node.add(op_type="Sink", domain="mine")
+    model.opset_import.add(domain="mine", version=3)
     path = tmp_path / "a.onnx"
     onnx.save(model, path)
     inspection = inspect_file(path)
-    assert inspection.layers == (
-        Layer(name="x", type="Relu"),
-        Layer(name="output", type="Relu", precision="float32", shape=("?", 3)),
-        Layer(name="", type="Sink"),
-    )
-    assert inspection.facts["opset"] == {"ai.onnx": 18, "mine": 3}
+    assert inspection.layers[0] == Layer(name="conv0", type="Conv")
+    assert inspection.layers[-2].shape == ("?", 3, "H", "W")
+    assert inspection.layers[-1] == Layer(name="", type="Sink")
+    opset = inspection.facts["opset"]
+    assert (opset["ai.onnx"], opset["mine"]) == (22, 3)
     assert inspection.facts["built_by"] is None
-    assert inspection.facts["outputs"] == {"output": "float32 ?x3"}
+    assert inspection.facts["outputs"] == {"output": "float32 ?x3xHxW"}
 
 
 def test_the_library_for_cpus_says_which_sources_it_is_of(tmp_path: Path) -> None:

@@ -327,13 +327,11 @@ class GpuMemory:
 class Engine(NearestRunner):
     """Stands in for `TensorRtRunner`: notes how it is opened and how many batches overlap."""
 
-    name = "TensorRT"
-
     def __init__(
         self, source: str, *, plugin: Path | None, index: int, use_graphs: bool, timing: bool
     ) -> None:
         super().__init__(precision="fp16")
-        self.where, self.how = source, (plugin, index, use_graphs, timing)
+        self.name, self.where, self.how = "TensorRT", source, (plugin, index, use_graphs, timing)
         self.streamed: list[int] = []
         self.compute_ms = itertools.cycle([7.0, 5.0, 6.0])
         self.times = SimpleNamespace(upload_ms=1.0, compute_ms=0.0, download_ms=2.0)
