@@ -79,3 +79,17 @@ def test_convolutions_that_were_fused_with_their_scales_are_counted() -> None:
     assert figures_from_log(["Total Weights Memory: 3 bytes"]).quantized_convolutions is None
     assert is_about_scales(messages[1])
     assert not is_about_scales("Total Weights Memory: 3 bytes")
+
+
+def test_a_line_is_cut_from_400_characters_on() -> None:
+    assert line_from_errors(["x" * 400]) == "x" * 400
+    assert line_from_errors(["x" * 401]) == "x" * 397 + "..."
+
+
+def test_weights_and_layers_of_several_lines_are_added_up() -> None:
+    figures = figures_from_log(
+        ["Total Weights Memory: 3 bytes", LAYERS, "Total Weights Memory: 4 bytes", LAYERS]
+    )
+    assert figures.weights_memory_bytes == 7
+    assert figures.engine_layer_counts == {"Myelin": 2, "PluginV3": 4}
+    assert figures_from_log(["Engine Layer Information:\n"]).engine_layer_counts == {}

@@ -327,3 +327,12 @@ def test_a_plugin_without_code_for_the_gpu(manifest: EngineManifest, plugin_libr
     old = dataclasses.replace(with_plugin(manifest, plugin_library), targets=("sm_53",))
     (line,) = lines(old, machine(architecture="sm_53"), plugin_library)
     assert "built without sm_53; rebuild with trt-hspan plugin build --arch 53" in line
+
+
+def test_the_gpu_is_the_one_of_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = GpuDriver(state="ready", cuda_version=(13, 0), architectures=("sm_86", "sm_89"))
+    monkeypatch.setattr(passport, "gpu_driver", lambda: driver)
+    for index, architecture in ((0, "sm_86"), (1, "sm_89"), (2, None)):
+        assert passport.this_machine(index).architecture == architecture
+    assert passport.this_machine().architecture == "sm_86"
+    assert passport.this_machine().driver is driver

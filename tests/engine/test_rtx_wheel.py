@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from trt_hspan.engine import rtx_wheel
 from trt_hspan.engine.rtx_wheel import LIBRARY, library_folder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(rtx_wheel.__file__).parents[2]  # of the package that is tested
 
 # Parses a network with a plugin that Python provides, which makes the parser open the name.
 PARSE = """

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from trt_hspan.engine.spec import (
     EngineSpec,
     ImageProfile,
+    Precision,
     ProfileRequest,
+    check_choice,
     default_output,
     profile_request_from_text,
     profiles_for,
     target_from_text,
 )
-from trt_hspan.errors import UsageError
+from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.sizes import ImageSize, image_size_from_text, tile_from_text
 
 
@@ -321,3 +323,69 @@ def test_a_size_below_one_pixel_is_refused() -> None:
 def test_the_default_output_shows_model_and_precision() -> None:
     assert default_output("runs/x4.pt", "fp16") == Path("engines/x4_fp16.plan")
     assert default_output("runs/x4_fp16.onnx", "fp16") == Path("engines/x4_fp16.plan")
+
+
+def test_bounds_of_a_spec_are_what_it_takes() -> None:
+    assert (spec(workspace_mib=1).workspace_mib, spec(tactic_dram_mib=1).tactic_dram_mib) == (1, 1)
+    assert [spec(optimization_level=level).optimization_level for level in (0, 5)] == [0, 5]
+    assert len(spec(profiles=(ProfileRequest(),) * 64).profiles) == 64
+    with pytest.raises(UsageError, match="--profile: got 65, an engine has at most 64"):
+        spec(profiles=(ProfileRequest(),) * 65)
+    assert (spec().profiles, spec().targets, spec().traits) == ((ProfileRequest(),), (), frozenset())
+    for traits in ({"version-compatible", "ampere+"}, {"refittable", "same-cc"}):
+        assert spec(traits=frozenset(traits)).traits == traits
+
+
+@pytest.mark.parametrize(
+    ("taken", "request_", "expected"),
+    [
+        ((8, 1), ProfileRequest(), ("16x16", "128x128", "256x256")),
+        ((24, 1), ProfileRequest(), ("24x24", "144x144", "264x264")),
+        ((8, 20), ProfileRequest(), ("24x24", "128x128", "256x256")),
+        ((8, 300), ProfileRequest(), ("304x304", "304x304", "304x304")),
+        ((8, 1), ProfileRequest(min=size(8, 8), max=size(64, 72)), ("8x8", "64x72", "64x72")),
+    ],
+)
+def test_defaults_are_sizes_that_the_network_takes(
+    taken: tuple[int, int], request_: ProfileRequest, expected: tuple[str, str, str]
+) -> None:
+    assert bounds(request_.profile_for("plugin", taken=taken)) == expected
+
+
+@pytest.mark.parametrize(
+    ("taken", "sides", "line"),
+    [
+        ((8, 1), size(12, 16), "--max: height 12, but the network takes multiples of 8; give 16"),
+        ((8, 1), size(16, 15), "--max: width 15, but the network takes multiples of 8; give 16"),
+        ((8, 20), size(16, 24), "--max: height 16, but the network takes multiples of 8 from 20; give 24"),
+        ((8, 8), size(4, 8), "--max: height 4, but the network takes multiples of 8; give 8"),
+        ((1, 20), size(19, 20), "--max: height 19, but the network takes multiples of 1 from 20; give 20"),
+    ],
+)
+def test_sizes_that_the_network_does_not_take_are_refused_with_the_next_one(
+    taken: tuple[int, int], sides: ImageSize, line: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        ProfileRequest(max=sides).profile_for("plugin", taken=taken)
+    assert str(caught.value) == line
+    profiles_for([ProfileRequest(max=size(24, 24))], "plugin", taken=(8, 24))
+
+
+def test_numbers_of_a_profile_have_six_digits_at_most() -> None:
+    assert profile_request_from_text("max=999999x1").max == size(999_999, 1)
+    with pytest.raises(UsageError, match="--profile"):
+        profile_request_from_text("max=1000000x1")
+    request = profile_request_from_text("min=2X8x9,max=3x3x16x17")
+    assert (request.min_batch, request.min, request.max_batch, request.max) == (
+        2,
+        size(8, 9),
+        3,
+        size(16, 17),
+    )
+    assert request.opt is request.opt_batch is None
+
+
+def test_a_plan_needs_a_name() -> None:
+    with pytest.raises(HspanError, match="has no file name to call the engine after; give a name with -o"):
+        default_output("", "fp16")
+    assert check_choice("--precision", None, Precision) is None  # type: ignore[func-returns-value]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from trt_hspan.engine import tensorrt_api
-from trt_hspan.errors import HspanError
+from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.native.progress import PhaseTracker
 
 OLD_GPU, NO_GPU = ("sm_75",), ()
@@ -166,3 +168,165 @@ def test_a_file_that_is_no_library_is_refused(
         HspanError, match=r"libplugin\.so: TensorRT cannot load this plugin library: .*; build it"
     ):
         tensorrt_api.load_plugin_library(trt, library)
+
+
+class Library:
+    """A module of TensorRT with a registry, for `load_plugin_library` and `runtime_for`."""
+
+    def __init__(self, *creators: str, handle: object = object()) -> None:
+        self.__name__ = "tensorrt"
+        self.loaded: list[str] = []
+        self.registry = types.SimpleNamespace(
+            all_creators=[types.SimpleNamespace(name=name) for name in creators],
+            load_library=lambda path: (self.loaded.append(path), handle)[1],
+        )
+        self.get_plugin_registry = lambda: self.registry
+        self.TempfileControlFlag = types.SimpleNamespace(ALLOW_IN_MEMORY_FILES=3)
+        self.Runtime = lambda logger: types.SimpleNamespace(logger=logger)
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No library is loaded yet, and no log is kept."""
+    monkeypatch.setattr(tensorrt_api, "_PLUGINS_LOADED", {})
+    monkeypatch.setattr(tensorrt_api, "tensorrt_logger", lambda _: "logger")
+
+
+def test_a_plugin_library_is_loaded_once_and_no_other_after_it(silent: None, tmp_path: Path) -> None:
+    trt, path, other = Library(), tmp_path / "own.so", tmp_path / "other.so"
+    path.write_bytes(b"\x7fELF own")
+    other.write_bytes(b"\x7fELF other")
+    for _ in range(2):
+        tensorrt_api.load_plugin_library(trt, path)
+    assert trt.loaded == [str(path.resolve())]
+    with pytest.raises(
+        HspanError, match=r"other\.so: this process has loaded .*own\.so already; start a new one"
+    ):
+        tensorrt_api.load_plugin_library(trt, other)
+
+
+@pytest.mark.parametrize(
+    ("creators", "content", "line"),
+    [
+        (
+            ("HighSimilarityPassAttention",),
+            b"\x7fELF",
+            "this process has opened another library of the plugin already",
+        ),
+        (
+            ("HighSimilarityPassAttention",),
+            b"text",
+            "TensorRT cannot load this plugin library: it registers no new",
+        ),
+        (("Other",), b"\x7fELF", "TensorRT cannot load this plugin library: it registers no new plugin"),
+        ((), b"\x7fELF", "TensorRT cannot load this plugin library: it registers no new plugin"),
+    ],
+)
+def test_a_plugin_library_that_tensorrt_does_not_take_is_one_line(
+    silent: None, tmp_path: Path, creators: tuple[str, ...], content: bytes, line: str
+) -> None:
+    path = tmp_path / "own.so"
+    path.write_bytes(content)
+    for _ in range(2):  # it counts as none that was loaded
+        with pytest.raises(HspanError, match=line):
+            tensorrt_api.load_plugin_library(Library(*creators, handle=None), path)
+    taken = Library("HighSimilarityPassAttention")
+    tensorrt_api.load_plugin_library(taken, path)
+    assert taken.loaded
+
+
+@pytest.mark.parametrize("trait", [None, "refittable", "embedded-plugin", "version-compatible"])
+def test_code_of_a_plan_runs_only_where_its_traits_need_it(
+    silent: None, monkeypatch: pytest.MonkeyPatch, trait: Any
+) -> None:
+    needs = trait in ("embedded-plugin", "version-compatible")
+    for folder, expected in (
+        ("/folder", {"engine_host_code_allowed": True, "temporary_directory": "/folder"}),
+        (None, {"engine_host_code_allowed": True, "tempfile_control_flags": 8}),
+    ):
+        monkeypatch.setattr(tensorrt_api, "_folder_for_code", lambda folder=folder: folder)
+        runtime = tensorrt_api.runtime_for(Library(), {trait} - {None})
+        assert vars(runtime) == {"logger": "logger", **(expected if needs else {})}
+
+
+def test_code_is_written_where_programs_may_run_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, expected in ((0, "/folder"), (os.ST_RDONLY, "/folder"), (os.ST_NOEXEC | os.ST_NOSUID, None)):
+        monkeypatch.setattr(tensorrt_api.tempfile, "gettempdir", lambda: "/folder")
+        monkeypatch.setattr(os, "statvfs", lambda _, flags=flags: types.SimpleNamespace(f_flag=flags))
+        assert tensorrt_api._folder_for_code() == expected
+
+
+def log_of(*errors: str) -> tensorrt_api.CollectedLog:
+    log = tensorrt_api.CollectedLog()
+    log.errors.extend(errors)
+    return log
+
+
+@pytest.mark.parametrize(
+    ("errors", "raised", "line"),
+    [
+        ((), None, "net: fails: TensorRT gives no reason; again"),
+        ((), "odd", "net: fails: odd; again"),
+        (("first", "second"), "odd", "net: fails: first; again"),
+        (("CUDA: Out Of Memory",), None, "net: fails: CUDA: Out Of Memory; smaller"),
+        (("cudaOutOfMemory",), None, "net: fails: cudaOutOfMemory; smaller"),
+        (("CUDA error 222",), None, r"net: fails: .* \(CUDA error 222\); "),
+    ],
+)
+def test_a_refusal_has_tensorrts_reason(errors: tuple[str, ...], raised: str | None, line: str) -> None:
+    error = tensorrt_api.refusal("net", "fails", log_of(*errors), "again", "smaller", raised=raised)
+    assert re.match(line, str(error))
+    assert isinstance(error, OutOfMemoryError) is ("smaller" in line)
+
+
+def test_generations_that_were_checked_need_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    tensorrt_api._note_generation.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for flavor, version in (
+            ("tensorrt", "10.3.0"),
+            ("tensorrt", "11.0"),
+            ("tensorrt-rtx", "1.7"),
+            ("tensorrt", ""),
+        ):
+            tensorrt_api._note_generation(flavor, version)  # type: ignore[arg-type]
+        assert caplog.messages == []
+        for flavor, version in (
+            ("tensorrt", "9.1"),
+            ("tensorrt", "12.0"),
+            ("tensorrt-rtx", "2.0"),
+            ("tensorrt-rtx", "0.9"),
+        ):
+            tensorrt_api._note_generation(flavor, version)  # type: ignore[arg-type]
+    assert len(caplog.messages) == 4
+    assert "tensorrt-rtx 2.0 is of a generation that this trt-hspan does not know (1): take" in caplog.text
+
+
+def test_a_flag_that_a_release_lacks_is_not_set() -> None:
+    builder: Any = types.SimpleNamespace(create_network=lambda flags: flags)
+    for flags, expected in (({}, 0), ({"STRONGLY_TYPED": 3}, 8), ({"STRONGLY_TYPED": 0}, 1)):
+        trt: Any = types.SimpleNamespace(NetworkDefinitionCreationFlag=types.SimpleNamespace(**flags))
+        assert tensorrt_api.strongly_typed_network(trt, builder) == expected
+
+
+def test_targets_are_those_of_the_release() -> None:
+    members = {"SM86": 1, "SM120": 2, "CURRENT": 3}
+    trt: Any = types.SimpleNamespace(
+        **{
+            "__name__": "own",
+            "__version__": "1",
+            "ComputeCapability": types.SimpleNamespace(__members__=members),
+        }
+    )
+    assert tensorrt_api.known_targets(trt) == {"sm_86": 1, "sm_120": 2}
+    tensorrt_api.check_targets(trt, ("sm_86",))
+    with pytest.raises(UsageError, match="--target: own 1 cannot build for sm_89; choose from sm_86, sm_120"):
+        tensorrt_api.check_targets(trt, ("sm_86", "sm_89"))
+
+
+def test_a_module_that_python_has_is_there_even_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not tensorrt_api._is_findable("no_such_module_of_tensorrt")
+    assert tensorrt_api._is_findable("colorsys")
+    monkeypatch.setitem(sys.modules, "no_such_module_of_tensorrt", types.ModuleType("x"))
+    assert tensorrt_api._is_findable("no_such_module_of_tensorrt")
+    monkeypatch.setitem(sys.modules, "colorsys", None)  # type: ignore[arg-type]
+    assert not tensorrt_api._is_findable("colorsys")

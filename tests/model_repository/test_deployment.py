@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kubernetes_validate
@@ -16,7 +18,10 @@ import pytest
 import yaml
 from support.small_engine import SmallEngine
 
-from trt_hspan.model_repository.networks import networks_from_engines
+from trt_hspan.engine.families import EngineFamily
+from trt_hspan.errors import HspanError
+from trt_hspan.model_repository.deployment import deployment_files, kubernetes_name, version_in_image
+from trt_hspan.model_repository.networks import Network, networks_from_engines
 from trt_hspan.model_repository.repository import write_repository
 from trt_hspan.serving.limits import ServingLimits
 
@@ -216,3 +221,138 @@ def test_lines_of_pip_install_what_the_python_models_import(repository: Path, tm
 
 def test_start_script_is_plain_shell(repository: Path) -> None:
     subprocess.run(["sh", "-n", str(repository / "start.sh")], check=True)
+
+
+# What depends on the networks, without engines.
+
+
+def network_of(
+    name: str = "net",
+    *,
+    version: str = "10.7.0.23",
+    flavor: str = "tensorrt",
+    backend: str = "tensorrt",
+    travels: bool = False,
+) -> Network:
+    """A network of one engine, as far as deployment asks."""
+    facts: dict[str, Any] = {
+        "traits": ("version-compatible",) if travels else (),
+        "tensorrt_version": version,
+    }
+    manifest: Any = SimpleNamespace(flavor=flavor, **facts)
+    raw: Any = SimpleNamespace(backend=backend, name=name)
+    family = EngineFamily(members=((Path(f"{name}.plan"), manifest),), plugin=None)
+    return Network(name=name, family=family, raw_models=(raw,))
+
+
+def rtx(version: str = "1.7.1.116") -> Network:
+    return network_of("rtx", version=version, flavor="tensorrt-rtx", backend="python")
+
+
+def files_of(*networks: Network, queue_time_ms: int = 30_000) -> dict[str, str]:
+    limits = ServingLimits(queue_time_ms=queue_time_ms)
+    return deployment_files(networks, image="mine:1", limits=limits)
+
+
+@pytest.mark.parametrize(
+    ("networks", "later", "option"),
+    [
+        ([network_of(travels=True)], True, True),
+        ([network_of()], False, False),
+        ([network_of(travels=True), network_of("other")], False, True),
+        ([network_of(travels=True), network_of("other", travels=True)], True, True),
+        ([network_of(travels=True), rtx()], True, True),
+        ([network_of(), rtx()], False, False),
+    ],
+)
+def test_a_later_tensorrt_will_do_if_all_engines_of_tensorrt_travel(
+    networks: list[Network], later: bool, option: bool
+) -> None:
+    script = files_of(*networks)["start.sh"]
+    assert f"runs_with_later = {later} " in script
+    assert ("--backend-config=tensorrt,version-compatible=true" in script) is option
+
+
+@pytest.mark.parametrize(
+    ("networks", "version", "library"),
+    [
+        ([network_of(version="11.4.0.1"), rtx("9.9.9")], "11.4.0.1", "libnvinfer.so.11"),
+        ([network_of()], "10.7.0.23", "libnvinfer.so.10"),
+        ([rtx()], None, "libnvinfer.so.10"),
+    ],
+)
+def test_the_image_must_have_the_tensorrt_that_its_backend_runs(
+    networks: list[Network], version: str | None, library: str
+) -> None:
+    files = files_of(*networks)
+    assert version_in_image(networks) == version
+    assert files.get("TENSORRT_VERSION") == (None if version is None else f"{version}\n")
+    why = f"The engines need TensorRT {version}." if version else "No model needs the image's TensorRT."
+    assert why in files["Dockerfile"]
+    assert f'LD_PRELOAD="$plugin:{library}$' in files["start.sh"]
+
+
+def test_two_versions_of_tensorrt_are_one_too_many() -> None:
+    networks = [network_of(version="10.7.0.23"), network_of("b", version="10.14.1")]
+    with pytest.raises(
+        HspanError, match=r"the engines are of TensorRT 10\.14\.1 and 10\.7\.0\.23, and an image"
+    ):
+        files_of(*networks)
+
+
+@pytest.mark.parametrize(("waiting", "queue", "grace"), [(30_000, 30, 75), (1, 1, 46), (1001, 2, 47)])
+def test_a_pod_ends_after_what_waited_longest_has_been_worked_on(
+    waiting: int, queue: int, grace: int
+) -> None:
+    files = files_of(network_of(), queue_time_ms=waiting)
+    assert f"--exit-timeout-secs={queue + 30} " in files["start.sh"]
+    (deployment, *_) = yaml.safe_load_all(files["kubernetes.yaml"])
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == grace
+    assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "5"]
+
+
+def requirements_of(*networks: Network) -> set[str]:
+    return set(files_of(*networks)["requirements.txt"].split("\n"))
+
+
+def test_pip_installs_a_runtime_for_each_engine_in_python_and_none_for_triton() -> None:
+    alone, with_rtx = requirements_of(network_of()), requirements_of(network_of(), rtx())
+    assert {line for line in with_rtx - alone if not line.startswith("onnx")} == {
+        "tensorrt-rtx==1.7.1.116",
+        "pycuda>=2024.1",
+    }
+    assert any(line.startswith("onnxruntime") for line in with_rtx)
+    assert not any(line.startswith("onnxruntime") or "extra" in line or ";" in line for line in alone)
+    assert any(line.startswith("numpy") for line in alone)
+    classic = network_of(backend="python")
+    assert {"tensorrt==10.7.0.23", "tensorrt-rtx==1.7.1.116"} <= requirements_of(classic, rtx())
+    for network, built in ((network_of(), False), (rtx(), True)):
+        dockerfile = files_of(network)["Dockerfile"]
+        for words in ("AS wheels", "COPY --from=wheels", "--only-binary pycuda"):
+            assert (words in dockerfile) is built
+
+
+def test_requirements_are_those_of_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: None)
+    assert files_of(network_of())["requirements.txt"] == ""
+    monkeypatch.setattr(importlib.metadata, "requires", missing)
+    with pytest.raises(HspanError, match="trt-hspan: is not installed, only on the path; pip install"):
+        files_of(network_of())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("My Net_1", "my-net-1"),
+        ("--", "hspan"),
+        ("a" * 49 + "_b", "a" * 49),
+        ("a" * 51, "a" * 50),
+        ("\u00e9t\u00e9.", "t"),
+    ],
+)
+def test_kubernetes_takes_the_names(name: str, expected: str) -> None:
+    assert kubernetes_name(name) == expected

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.command_line import CommandLine
@@ -15,8 +18,12 @@ from support.model_repository import config_of, engine_as, files_below
 from support.permissions import read_only
 from support.small_engine import SmallEngine
 
-from trt_hspan.engine.manifest import PluginRecord
+from trt_hspan.engine.families import EngineFamily
+from trt_hspan.engine.manifest import PluginRecord, ProfileRecord
+from trt_hspan.errors import HspanError
 from trt_hspan.model_repository.deployment import DEFAULT_IMAGE
+from trt_hspan.model_repository.networks import Network, RawModel
+from trt_hspan.model_repository.repository import _sums, write_repository
 from trt_hspan.native.plugin import PLUGIN_ABI_VERSION, default_plugin_path
 
 
@@ -271,3 +278,172 @@ def test_same_engine_gives_the_same_bytes(run: CommandLine, classic: Path, tmp_p
         assert run("serve", "export", classic, "-o", tmp_path / name).code == 0
     digests = [hashlib.sha256((tmp_path / name / "SHA256SUMS").read_bytes()).digest() for name in "ab"]
     assert digests[0] == digests[1]
+
+
+# Versions of a repository, on engines that nobody opens.
+
+
+def network_of(
+    name: str, folder: Path, *, side: int = 16, backend: Any = "tensorrt", version: str = "10.7.0.23"
+) -> Network:
+    """A network of one raw model whose plan is a text."""
+    plan = folder / f"{name}.plan"
+    plan.write_text(f"{name} {side}")
+    shape = (1, 3, side, side)
+    raw = RawModel(
+        name=name,
+        backend=backend,
+        profiles=(ProfileRecord(min=shape, opt=shape, max=shape, activation_memory_bytes=None),),
+        dynamic_batch=True,
+        files={"model.plan": plan},
+        plans={"": "model.plan"},
+        parameters={},
+    )
+    manifest: Any = SimpleNamespace(
+        flavor="tensorrt", tensorrt_version=version, traits=(), scale=4, size_multiple=1
+    )
+    return Network(
+        name=name, family=EngineFamily(members=((plan, manifest),), plugin=None), raw_models=(raw,)
+    )
+
+
+def versions(repository: Path) -> dict[str, list[str]]:
+    return {
+        model.name: sorted(child.name for child in model.iterdir() if child.is_dir())
+        for model in sorted(repository.iterdir())
+        if model.is_dir()
+    }
+
+
+def test_a_version_is_one_more_than_any_of_its_models_has(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    a, b = network_of("a", tmp_path), network_of("b", tmp_path)
+    first = write_repository(folder, [a])
+    assert (first.version, first.models, first.folder, first.image) == (
+        1,
+        ("a", "a_image"),
+        folder,
+        DEFAULT_IMAGE,
+    )
+    assert write_repository(folder, [a], add_version=True).version == 2
+    added = write_repository(folder, [b], add_version=True)
+    assert (added.version, added.models) == (1, ("b", "b_image"))
+    assert write_repository(folder, [a, b], add_version=True).version == 3
+    assert versions(folder) == {
+        "a": ["1", "2", "3"],
+        "a_image": ["1", "2", "3"],
+        "b": ["1", "3"],
+        "b_image": ["1", "3"],
+    }
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+    sums = {line.split()[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    loaded = {name for name in files_below(folder) if "/" in name}
+    assert sums == loaded
+    assert [path.name for path in tmp_path.glob(".models*")] == []
+
+
+def test_sums_are_of_what_a_server_loads_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    write_repository(folder, [network_of("a", tmp_path)])
+    (folder / "a" / "1" / "__pycache__").mkdir()
+    (folder / "a" / "1" / "__pycache__" / "x.pyc").touch()
+    (folder / "own.so").touch()
+    (folder / "note.txt").touch()
+    lines = {line.split()[1] for line in _sums(folder).splitlines()}
+    assert lines == {
+        "own.so",
+        "a/config.pbtxt",
+        "a/1/model.plan",
+        "a_image/config.pbtxt",
+        "a_image/1/model.py",
+        "a_image/1/trt-hspan.zip",
+    }
+
+
+def test_a_version_takes_what_the_one_before_took(tmp_path: Path) -> None:
+    """Other sizes are the same interface; another backend, or other tensors, are not."""
+    folder = tmp_path / "models"
+    write_repository(folder, [network_of("a", tmp_path)])
+    assert write_repository(folder, [network_of("a", tmp_path, side=24)], add_version=True).version == 2
+    assert "dims: 24" in (folder / "a" / "config.pbtxt").read_text()
+    with pytest.raises(HspanError, match=r"a: runs on the backend tensorrt, the new version on python; use"):
+        write_repository(folder, [network_of("a", tmp_path, backend="python")], add_version=True)
+    good = (folder / "a" / "config.pbtxt").read_text()
+    for side, old, new in (
+        ("input", 'name: "input"', 'name: "image"'),
+        ("output", 'name: "output"', 'name: "result"'),
+        ("input", "TYPE_FP32", "TYPE_FP16"),
+        ("input", "dims: 24", "dims: 24\n  dims: 24"),
+    ):
+        (folder / "a" / "config.pbtxt").write_text(good.replace(old, new, 1))
+        with pytest.raises(
+            HspanError, match=f"its {side} differs from the new version's; export under another"
+        ):
+            write_repository(folder, [network_of("a", tmp_path)], add_version=True)
+    assert versions(folder) == {"a": ["1", "2"], "a_image": ["1", "2"]}
+
+
+def test_models_that_stay_need_the_same_tensorrt(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    write_repository(folder, [network_of("a", tmp_path)])
+    newer = [network_of("b", tmp_path, version="11.0.0")]
+    with pytest.raises(
+        HspanError, match=r"a needs TensorRT 10\.7\.0\.23, the new version 11\.0\.0, and an image"
+    ):
+        write_repository(folder, newer, add_version=True)
+    # Where none is stated, models in Python need none; and what needs none itself goes with any.
+    (folder / "TENSORRT_VERSION").unlink()
+    write_repository(folder, newer, add_version=True)
+    assert not (folder / "TENSORRT_VERSION").exists()
+    (folder / "TENSORRT_VERSION").write_text("10.7.0.23\n")
+    write_repository(folder, [network_of("c", tmp_path, version="1.7", backend="python")], add_version=True)
+    assert (folder / "TENSORRT_VERSION").read_text() == "10.7.0.23\n"
+    (folder / "SHA256SUMS").unlink()
+    write_repository(folder, [network_of("c", tmp_path, version="1.7", backend="python")], add_version=True)
+    assert not (folder / "SHA256SUMS").exists()
+
+
+def test_what_is_no_repository_gets_no_version(tmp_path: Path) -> None:
+    network = network_of("a", tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare" / "a").mkdir(parents=True)
+    (tmp_path / "bare" / "a" / "config.pbtxt").touch()
+    for name, line in (
+        ("none", "none: no such folder; check the path"),
+        ("file", "file: is not a folder; check the path"),
+        ("empty", "empty: contains no model; write one with trt-hspan serve export"),
+        ("bare", "a: has no version: a folder named 1 is missing; export it again"),
+    ):
+        with pytest.raises(HspanError, match=line):
+            write_repository(tmp_path / name, [network], add_version=True)
+
+
+def test_a_repository_goes_into_an_empty_folder_or_a_new_one(tmp_path: Path) -> None:
+    network = network_of("a", tmp_path)
+    (tmp_path / "empty").mkdir()
+    write_repository(tmp_path / "empty", [network])
+    write_repository(tmp_path / "new" / "deep", [network])
+    assert files_below(tmp_path / "empty") == files_below(tmp_path / "new" / "deep")
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o777 & ~umask
+    assert (tmp_path / "empty" / "start.sh").stat().st_mode & 0o777 == 0o755
+    for name in ("empty", "a.plan"):
+        line = "exists and is not empty; choose another folder, or add a version with --add-version"
+        with pytest.raises(HspanError, match=line):
+            write_repository(tmp_path / name, [network])
+
+
+def test_the_package_goes_along_with_a_version_without_sources_and_dates(tmp_path: Path) -> None:
+    folder = write_repository(tmp_path / "models", [network_of("a", tmp_path)]).folder
+    with zipfile.ZipFile(folder / "a_image" / "1" / "trt-hspan.zip") as archive:
+        entries = archive.infolist()
+    assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
+    assert {entry.compress_type for entry in entries} == {zipfile.ZIP_DEFLATED}
+    assert not any("_sources" in entry.filename for entry in entries)
+    assert [entry.filename for entry in entries] == sorted(entry.filename for entry in entries)
+    text = (folder / "a_image" / "1" / "model.py").read_text()
+    assert text.startswith('"""Picture files in and out, through the raw models')
+    assert "import ImageModel as TritonPythonModel" in text
+    assert not (folder / "a" / "1" / "model.py").exists()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from trt_hspan.native.compatibility import CompiledCode, error_from_verdict, verdict
+from trt_hspan.errors import HspanError
+from trt_hspan.native.compatibility import CompiledCode, error_from_verdict, require_runs, verdict
 
 CASES = json.loads((Path(__file__).parent / "compatibility.json").read_text())
 
@@ -94,3 +95,45 @@ def test_a_driver_that_is_yet_to_come_is_taken_for_new_enough() -> None:
 def test_versions_that_are_none_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=r"invalid|unpack"):
         code(**{field: "thirteen"})
+
+
+@pytest.mark.parametrize("soc", [53, 62, 72, 87, 101, 110])
+def test_code_for_desktops_and_for_systems_on_a_chip_is_not_the_same(soc: int) -> None:
+    desktop = soc // 10 * 10
+    for compiled, gpu in ((desktop, soc), (soc, soc + 1)):
+        alone = code(cubin_architectures=(compiled,), ptx_architectures=())
+        assert verdict(alone, gpu, None) == ("no code" if compiled != gpu else "machine code")
+    assert verdict(code(cubin_architectures=(soc,), ptx_architectures=()), soc, None) == "machine code"
+
+
+def test_code_runs_on_all_gpus_or_the_first_reason_is_said() -> None:
+    require_runs(code(), [75, 80, 86], (13, 2))
+    with pytest.raises(
+        HspanError, match=r"built without sm_70, sm_72; rebuild with .* --arch 70 --arch 72 --arch 75"
+    ):
+        require_runs(code(), [86, 70, 72], (13, 2))
+    with pytest.raises(HspanError, match=r"no machine code for sm_90, and its PTX 9\.2"):
+        require_runs(code(), [86, 90], (13, 0))
+
+
+@pytest.mark.parametrize(
+    ("isa", "driver", "runs"),
+    [
+        ("8.5", (12, 5), True),
+        ("8.6", (12, 7), True),
+        ("8.6", (12, 6), False),
+        ("8.4", (12, 4), True),
+        ("9.0", (13, 0), True),
+    ],
+)
+def test_ptx_needs_the_driver_of_the_cuda_that_it_came_with(
+    isa: str, driver: tuple[int, int], runs: bool
+) -> None:
+    own = code(cuda_version="12.4.1", ptx_isa_version=isa, cubin_architectures=())
+    assert (verdict(own, 86, driver) == "ptx") is runs
+
+
+def test_cuda_for_an_older_driver_is_one_that_the_kernels_compile_with() -> None:
+    for driver, has_way in (((12, 3), False), ((12, 4), True)):
+        line = str(error_from_verdict(code(), 86, driver))
+        assert ("or CUDA 12 and trt-hspan plugin build" in line) is has_way

@@ -6,6 +6,7 @@ import ctypes
 import json
 import platform
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from support.command_line import CommandLine
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.native import plugin as module
-from trt_hspan.native import sources
 from trt_hspan.native.plugin import (
     PluginInfo,
     architecture_from_target,
@@ -23,7 +23,6 @@ from trt_hspan.native.plugin import (
     default_plugin_path,
     plugin_info_from_library,
 )
-from trt_hspan.version import __version__
 
 DESCRIPTION = {
     "name": "HighSimilarityPassAttention",
@@ -230,38 +229,6 @@ def test_the_environment_names_another_place(monkeypatch: pytest.MonkeyPatch, tm
     assert default_plugin_path() == tmp_path / "mine.so"
 
 
-def test_an_installation_uses_what_its_wheel_ships_until_another_is_compiled(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("TRT_HSPAN_PLUGIN", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sources, "_SHIPPED", tmp_path / "package")
-    digest = sources.plugin_sources_sha256(sources.sources_folder())
-    monkeypatch.setattr(sources, "is_checkout", lambda root: root.name == "_sources")
-    monkeypatch.setattr(sources, "_sources_if_any", lambda: Path(module.__file__).parents[2])
-    own = tmp_path / "trt-hspan" / f"{__version__}-{digest[:16]}" / "libhspan_plugin.so"
-    assert default_plugin_path() == own
-    shipped = tmp_path / "package" / "libhspan_plugin.so"
-    shipped.parent.mkdir()
-    shipped.write_bytes(b"")
-    assert default_plugin_path() == shipped
-    assert module.PLACES.own_path() == own
-    own.parent.mkdir(parents=True)
-    own.write_bytes(b"")
-    assert default_plugin_path() == own
-    monkeypatch.setenv("TRT_HSPAN_PLUGIN", str(tmp_path / "absent.so"))
-    assert default_plugin_path() == tmp_path / "absent.so"
-
-
-def test_an_installation_without_sources_keeps_libraries_by_its_version(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("TRT_HSPAN_PLUGIN", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sources, "is_checkout", lambda root: False)
-    assert default_plugin_path() == tmp_path / "trt-hspan" / __version__ / "libhspan_plugin.so"
-
-
 def test_info_command_prints_the_description_as_json(run: CommandLine, plugin_library: Path) -> None:
     result = run("plugin", "info", plugin_library, "--json")
     assert result.code == 0, result.err
@@ -303,3 +270,74 @@ def test_reading_a_library_runs_none_of_its_code(tmp_path: Path) -> None:
 def test_info_does_not_depend_on_the_files_name(plugin_library: Path, tmp_path: Path) -> None:
     shutil.copy(plugin_library, tmp_path / "renamed")
     assert plugin_info_from_library(tmp_path / "renamed").abi_version == module.PLUGIN_ABI_VERSION
+
+
+def elf(*, kind: int = 3, machine: int = 62, text: str = "") -> bytes:
+    return b"\x7fELF" + bytes(12) + struct.pack("<HH", kind, machine) + text.encode()
+
+
+def described(**changes: object) -> str:
+    fields = {name: value for name, value in (DESCRIPTION | changes).items() if value is not None}
+    return f"hspan-plugin-info:{json.dumps(fields)}"
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (elf()[:19], "is no shared library"),
+        (b"\x7fELG" + elf()[4:], "is no shared library"),
+        (elf(), "it contains no description"),
+        (elf(kind=2), "is an ELF file but no shared library"),
+        (elf(kind=4), "is an ELF file but no shared library"),
+    ],
+)
+def test_a_library_begins_as_one(tmp_path: Path, data: bytes, line: str) -> None:
+    (tmp_path / "own.so").write_bytes(data)
+    assert line in error_of(tmp_path / "own.so")
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(3, "i386"), (62, "x86_64"), (183, "aarch64"), (40, "machine 40"), (61, "machine 61")],
+)
+def test_processors_have_the_names_that_platforms_have(tmp_path: Path, number: int, name: str) -> None:
+    (tmp_path / "own.so").write_bytes(elf(machine=number, text=described()))  # up to the end of the file
+    assert plugin_info_from_library(tmp_path / "own.so").machine == name
+
+
+def test_a_library_has_the_driver_that_its_code_needs() -> None:
+    check_plugin_serves(info((80,), (80,)), ["sm_80", "8.6"], (13, 0))
+    with pytest.raises(HspanError, match=r"was compiled with CUDA 13\.0, this driver runs CUDA up to 12\.9"):
+        check_plugin_serves(info((80,), (80,)), ["sm_80"], (12, 9))
+
+
+@pytest.mark.parametrize(
+    "missing", ["cubin_architectures", "ptx_architectures", "cuda_version", "ptx_isa_version"]
+)
+def test_a_plan_says_what_code_is_in_it(tmp_path: Path, missing: str) -> None:
+    plan = tmp_path / "net.plan"
+    plan.write_bytes(b"layers" + described().encode() + b"\0weights")
+    code = module.code_in_plan(plan)
+    assert (code.path, code.cubin_architectures, code.ptx_architectures) == (plan, (80, 89), (80,))
+    assert (code.cuda_version, code.ptx_isa_version) == ("13.0.88", "9.0")
+    for data, line in (
+        (described(**{missing: None}), "its description is incomplete"),
+        (described(cuda_version="?"), "its description is incomplete"),
+        (described(cubin_architectures=7), "its description is incomplete"),
+        ("nothing", "it contains no description"),
+    ):
+        plan.write_bytes(data.encode())
+        with pytest.raises(HspanError, match=line):
+            module.code_in_plan(plan)
+    plan.unlink()
+    with pytest.raises(HspanError, match="no such file"):
+        module.code_in_plan(plan)
+
+
+def test_jetsons_are_systems_on_a_chip() -> None:
+    assert [module.is_tegra(target) for target in ("sm_87", 110, "8.6", "sm_90")] == [
+        True,
+        True,
+        False,
+        False,
+    ]

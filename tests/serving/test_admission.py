@@ -113,3 +113,27 @@ def test_results_are_written_in_the_formats_that_pictures_have() -> None:
     with pytest.raises(RefusedError, match=r"format is 'gif', expected one of .*png") as refused:
         suffix_from_format("gif")
     assert refused.value.status == 400
+
+
+def test_a_request_gives_way_from_a_second_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    budget, dropped = Budget(10, "pictures"), list[int]()
+    budget.reserve(10, on_drop=lambda: dropped.append(1))
+    clock[0] = 101.0
+    assert status_of(budget, 1) == 503
+    clock[0] = 101.01
+    budget.reserve(1)
+    assert (dropped, budget.held) == ([1], 1)
+
+
+def test_a_reservation_begins_with_nothing() -> None:
+    budget = Budget(10, "pictures")
+    with budget.reserve() as reservation:
+        assert (reservation.size, reservation.dropped, budget.open) == (0, False, {reservation})
+    assert budget.open == set()
+
+
+def test_what_a_client_asked_for_is_shown_in_part() -> None:
+    with pytest.raises(RefusedError, match=f"format is '{'x' * 40}', expected"):
+        suffix_from_format("x" * 41)

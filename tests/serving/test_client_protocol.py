@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 from tritonclient.utils import InferenceServerException
@@ -14,6 +16,7 @@ from trt_hspan.serving.client_protocol import (
     ServerBusyError,
     ServerUnreachableError,
     ServerUrl,
+    client_failures,
     error_from_client,
     server_url_from_text,
 )
@@ -82,3 +85,19 @@ def test_each_failure_is_one_line_of_its_kind(
     assert "\n" not in str(said)
     assert isinstance(said, ServerBusyError) is (kind is ServerBusyError)
     assert isinstance(said, ServerUnreachableError) is (kind is ServerUnreachableError)
+
+
+def test_a_reason_for_silence_is_one_short_line() -> None:
+    reason = ("EOFError: a " + "x" * 300)[:160]
+    said = str(error_from_client(URL, EOFError("a\n" + "x" * 300)))
+    assert said == f"http://host:1: no server answers there ({reason}); start one with trt-hspan serve"
+
+
+def test_what_libraries_raise_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OwnError(Exception): ...
+
+    known = (InferenceServerException, OSError, asyncio.TimeoutError, EOFError, ValueError)
+    monkeypatch.delitem(sys.modules, "aiohttp", raising=False)
+    assert client_failures() == known
+    monkeypatch.setitem(sys.modules, "aiohttp", SimpleNamespace(ClientError=OwnError))  # type: ignore[arg-type]
+    assert client_failures() == (*known, OwnError)

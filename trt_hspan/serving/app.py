@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import hmac
 import re
 import time
 import zlib
 from base64 import b64encode
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -92,8 +91,6 @@ class Application:
         self._router = _Routes(service, page=page).router()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
         path, method = scope["path"], scope["method"]
         scope["app"] = self  # lets the router raise what is no path, and no method of one
         peer = scope["client"][0] if scope["client"] else None
@@ -218,10 +215,7 @@ class _Routes:
     ) -> Response:
         """An answer, whose memory is held until it has left; one that takes long gives way to others."""
         size = sum(map(len, parts))
-        sending = asyncio.current_task()
-        assert sending is not None
-        stop = functools.partial(sending.cancel, too_slow().message)
-        held = self._service.work.reserve(size, on_drop=stop, after=_SENDING_SECONDS)
+        held = self._service.work.reserve(size, on_drop=_canceller(too_slow()), after=_SENDING_SECONDS)
         request.scope["held"].enter_context(held)
         return _Answer(parts, headers={**headers, "Content-Length": str(size)}, media_type=kind)
 
@@ -258,7 +252,7 @@ class _Body:
     def __init__(self, request: Request, service: Service) -> None:
         self._request, self._limits = request, service.limits
         self._data = bytearray()
-        self._reading: asyncio.Task[Any] | None = None
+        self._stop_reading: Callable[[], object] = lambda: None
         self.held: Reservation = request.scope["held"].enter_context(
             service.bodies.reserve(on_drop=self._drop)
         )
@@ -272,10 +266,9 @@ class _Body:
             raise RefusedError(415, f"Content-Encoding is {encoding[:40]!r}, expected gzip or deflate")
         # 32 + 15: recognizes gzip and zlib.
         unpacker = None if encoding == "identity" else zlib.decompressobj(wbits=47)
-        self._reading = asyncio.current_task()
-        assert self._reading is not None
+        self._stop_reading = _canceller(too_slow())
         loop, seconds = asyncio.get_running_loop(), self._limits.body_time_ms / 1000
-        late = loop.call_later(seconds, self._reading.cancel)
+        late = loop.call_later(seconds, self._stop_reading)
         try:
             await self._collect(unpacker)
         except asyncio.CancelledError:
@@ -287,7 +280,7 @@ class _Body:
             raise
         finally:
             late.cancel()
-            self._reading = None
+            self._stop_reading = lambda: None
         if unpacker is not None and not unpacker.eof:
             raise RefusedError(400, "the compressed body is cut short")
         self.held.settle(len(self._data))
@@ -321,18 +314,18 @@ class _Body:
 
     def _drop(self) -> None:
         self._data.clear()
-        if self._reading is not None:
-            self._reading.cancel()
+        self._stop_reading()
+
+
+def _canceller(why: RefusedError) -> Callable[..., object]:
+    """A call that cancels the task that is running now."""
+    task = asyncio.current_task()
+    return lambda *_: task and task.cancel(why.message)
 
 
 async def _while_there(request: Request, work: Awaitable[_T]) -> _T:
     """What comes out of the work. Raises: RefusedError, 499, as soon as the client has left."""
-    working, leaving = asyncio.current_task(), asyncio.ensure_future(request.receive())
-    assert working is not None
-
-    def leave(_: object) -> None:
-        working.cancel(gone().message)
-
+    leaving, leave = asyncio.ensure_future(request.receive()), _canceller(gone())
     leaving.add_done_callback(leave)
     try:
         return await work
