@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import torch
 from support.command_line import CommandLine
 from support.golden import GOLDEN, GoldenNetwork
-from torch import Tensor
 
+from trt_hspan import load_model
 from trt_hspan.files import sha256_from_file
 from trt_hspan.graph import load_onnx, precision_from_model
+from trt_hspan.model.presets import shipped_weights
 
 
 def test_writes_a_model_and_says_what_it_is(
@@ -136,10 +138,18 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_export_tells_the_residual_scale_that_it_takes(
-    tmp_path: Path, state: dict[str, Tensor], run: CommandLine
+    tmp_path: Path, run: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def exported(checkpoint: str, output: Path, *_: object, **__: object) -> None:
+        """Reads the checkpoint; the network is a shipped one."""
+        load_model(checkpoint)
+        shipped = shipped_weights("hspan-tiny-x2")
+        assert shipped is not None
+        shutil.copy(shipped.with_suffix(".onnx"), output)
+
+    monkeypatch.setattr("trt_hspan.precision.audit.network_audit.export_audited", exported)
     path = tmp_path / "net.pt"
-    torch.save({"params": state}, path)
+    torch.save({"params": torch.load(GOLDEN / "small_x2.pt", weights_only=True)}, path)
     result = run("export", path, "-o", tmp_path / "net.onnx")
     lines = result.err.splitlines()
     assert result.code == 0

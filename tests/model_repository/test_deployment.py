@@ -10,18 +10,16 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from support.small_engine import SmallEngine
+from support.model_repository import network_of
 
-from trt_hspan.engine.families import EngineFamily
 from trt_hspan.errors import HspanError
 from trt_hspan.model_repository.deployment import deployment_files, kubernetes_name, version_in_image
-from trt_hspan.model_repository.networks import Network, networks_from_engines
+from trt_hspan.model_repository.networks import Network
 from trt_hspan.model_repository.repository import write_repository
 from trt_hspan.serving.limits import ServingLimits
 
@@ -32,9 +30,11 @@ _ENDPOINT = {"port", "path", "interval"}
 
 
 @pytest.fixture(scope="module")
-def repository(small_engine: SmallEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("deployed") / "models"
-    return write_repository(folder, networks_from_engines([small_engine.plan], name="My Net_1")).folder
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an engine of TensorRT-RTX."""
+    folder = tmp_path_factory.mktemp("deployed")
+    network = network_of("My_Net_1", folder, version="1.7.1.116", flavor="tensorrt-rtx", backend="python")
+    return write_repository(folder / "models", [network]).folder
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def test_inference_service_runs_the_same_image(repository: Path) -> None:
     kubernetes_validate.validate(pod, "1.30", strict=True)
 
 
-def test_pod_is_locked_down_and_is_given_time_to_end(repository: Path, small_engine: SmallEngine) -> None:
+def test_pod_is_locked_down_and_is_given_time_to_end(repository: Path, tmp_path: Path) -> None:
     (deployment, *_) = documents(repository / "kubernetes.yaml")
     (service,) = documents(repository / "kserve.yaml")
     (compose,) = documents(repository / "docker-compose.yaml")
@@ -110,9 +110,9 @@ def test_pod_is_locked_down_and_is_given_time_to_end(repository: Path, small_eng
         assert pod["terminationGracePeriodSeconds"] >= drain + exit_seconds(repository) + 5
     assert exit_seconds(repository) >= 30 + 30
     assert compose["services"]["my-net-1"]["stop_grace_period"] == "75s"
-    patient = repository.parent / "patient"
+    patient = tmp_path / "patient"
     limits = ServingLimits(queue_time_ms=120_500)
-    write_repository(patient, networks_from_engines([small_engine.plan]), limits=limits)
+    write_repository(patient, [network_of("net", tmp_path)], limits=limits)
     assert exit_seconds(patient) == 151
     (deployment, *_) = documents(patient / "kubernetes.yaml")
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 151 + 5
@@ -166,7 +166,7 @@ def test_dockerfile_copies_what_is_there(repository: Path) -> None:
     ignored = (repository / ".dockerignore").read_text().split()
     assert not {"requirements.txt", "SHA256SUMS"} & set(ignored)
     checked = [line.split()[1] for line in (repository / "SHA256SUMS").read_text().splitlines()]
-    assert {"My_Net_1/1/small.plan", "My_Net_1/1/trt-hspan.zip"} <= set(checked)
+    assert {"My_Net_1/1/model.plan", "My_Net_1/1/trt-hspan.zip"} <= set(checked)
     assert not [name for name in checked if name in ignored or name.endswith(".yaml")]
 
 
@@ -224,25 +224,6 @@ def test_start_script_is_plain_shell(repository: Path) -> None:
 
 
 # What depends on the networks, without engines.
-
-
-def network_of(
-    name: str = "net",
-    *,
-    version: str = "10.7.0.23",
-    flavor: str = "tensorrt",
-    backend: str = "tensorrt",
-    travels: bool = False,
-) -> Network:
-    """A network of one engine, as far as deployment asks."""
-    facts: dict[str, Any] = {
-        "traits": ("version-compatible",) if travels else (),
-        "tensorrt_version": version,
-    }
-    manifest: Any = SimpleNamespace(flavor=flavor, **facts)
-    raw: Any = SimpleNamespace(backend=backend, name=name)
-    family = EngineFamily(members=((Path(f"{name}.plan"), manifest),), plugin=None)
-    return Network(name=name, family=family, raw_models=(raw,))
 
 
 def rtx(version: str = "1.7.1.116") -> Network:

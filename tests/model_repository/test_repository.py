@@ -9,20 +9,16 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from support.command_line import CommandLine
-from support.model_repository import config_of, engine_as, files_below
+from support.model_repository import config_of, engine_as, files_below, network_of
 from support.permissions import read_only
 from support.small_engine import SmallEngine
 
-from trt_hspan.engine.families import EngineFamily
-from trt_hspan.engine.manifest import PluginRecord, ProfileRecord
+from trt_hspan.engine.manifest import PluginRecord
 from trt_hspan.errors import HspanError
 from trt_hspan.model_repository.deployment import DEFAULT_IMAGE
-from trt_hspan.model_repository.networks import Network, RawModel
 from trt_hspan.model_repository.repository import _sums, write_repository
 from trt_hspan.native.plugin import PLUGIN_ABI_VERSION, default_plugin_path
 
@@ -281,30 +277,6 @@ def test_same_engine_gives_the_same_bytes(run: CommandLine, classic: Path, tmp_p
 
 
 # Versions of a repository, on engines that nobody opens.
-
-
-def network_of(
-    name: str, folder: Path, *, side: int = 16, backend: Any = "tensorrt", version: str = "10.7.0.23"
-) -> Network:
-    """A network of one raw model whose plan is a text."""
-    plan = folder / f"{name}.plan"
-    plan.write_text(f"{name} {side}")
-    shape = (1, 3, side, side)
-    raw = RawModel(
-        name=name,
-        backend=backend,
-        profiles=(ProfileRecord(min=shape, opt=shape, max=shape, activation_memory_bytes=None),),
-        dynamic_batch=True,
-        files={"model.plan": plan},
-        plans={"": "model.plan"},
-        parameters={},
-    )
-    manifest: Any = SimpleNamespace(
-        flavor="tensorrt", tensorrt_version=version, traits=(), scale=4, size_multiple=1
-    )
-    return Network(
-        name=name, family=EngineFamily(members=((plan, manifest),), plugin=None), raw_models=(raw,)
-    )
 
 
 def versions(repository: Path) -> dict[str, list[str]]:
