@@ -100,7 +100,7 @@ def network_of(*layers: Any) -> Any:
 @pytest.mark.parametrize(
     ("error", "node"),
     [
-        ("Could not find an implementation for a/b.", "a/b"),
+        ("Could not find an implementation for {a/b}", "a/b"),
         ("for a/b/c and a/b", "a/b/c"),
         ("for xa/b", None),
         ("for a/bc", None),
