@@ -15,6 +15,7 @@ from support.runner_doubles import NearestRunner
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.runtime.runner import Float32Array
 from trt_hspan.sizes import ImageSize
+from trt_hspan.upscaling import scheduler
 from trt_hspan.upscaling.scheduler import (
     DeviceError,
     Job,
@@ -26,6 +27,9 @@ from trt_hspan.upscaling.scheduler import (
     takes_size,
 )
 from trt_hspan.upscaling.upscaler import upscale_array
+
+
+UNLUCKY = 13  # no run succeeds that has an item of this value
 
 
 class _Stepped(NearestRunner):
@@ -43,6 +47,8 @@ class _Stepped(NearestRunner):
         self.seen.append([int(item[0, 0, 0]) for item in batch])
         if self.failure is not None and len(self.seen) > 1:
             raise self.failure
+        if UNLUCKY in self.seen[-1]:
+            raise HspanError("net", "unlucky")
         return super().infer(batch)
 
     def step(self, count: int = 1) -> None:
@@ -167,7 +173,7 @@ def test_failed_gpu_is_reported_and_its_requests_are_told() -> None:
         deadline = time.monotonic() + 10
         while not failures and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert "an illegal address" in str(failures[0])
+    assert str(failures[0]) == "nearest: the GPU failed: net.plan: an illegal address"
 
 
 def test_memory_that_runs_out_is_no_failure_of_the_gpu() -> None:
@@ -201,13 +207,16 @@ def test_health_is_a_success_within_the_given_time_or_no_question() -> None:
 
 def test_engine_for_larger_batches_gets_the_last_item_repeated() -> None:
     runner = NearestRunner(scale=2)
-    runner.profiles = (((3, 3, 8, 8), (4, 3, 32, 32)),)
+    runner.profiles = (((4, 3, 8, 8), (4, 3, 32, 32)),)
     with opened(runner) as model:
         job = Job(model)
         batch = np.random.default_rng(0).random((2, 3, 9, 10), np.float32)
         output = job.result(job.submit(batch))
         np.testing.assert_array_equal(output, batch.repeat(2, 2).repeat(2, 3))
-        assert runner.calls[-1] == (3, 3, 9, 10)
+        assert runner.calls == [(4, 3, 8, 8), (4, 3, 9, 10)]
+        model.require_shape((1, 3, 9, 10))
+        with pytest.raises(HspanError, match="input: is 5x3x9x10"):
+            model.require_shape((5, 3, 9, 10))
 
 
 def test_tiles_are_multiples_of_what_the_network_takes() -> None:
@@ -399,25 +408,18 @@ def test_a_job_is_given_up_for_the_first_reason() -> None:
 
 
 def test_what_fails_together_is_run_alone_and_one_fails() -> None:
-    class Picky(_Stepped):
-        def infer(self, batch: Float32Array) -> Float32Array:
-            output = super().infer(batch)
-            if 2 in batch:
-                raise HspanError("net", "does not take a 2")
-            return output
-
-    runner = Picky()
+    runner = _Stepped()
     with opened(runner) as model:
         jobs = [Job(model) for _ in range(4)]
         jobs[0].submit(tile(1))
         waiting(model, 0)
-        results = [job.submit(tile(value)) for job, value in zip(jobs, (1, 2, 3), strict=False)]
+        results = [job.submit(tile(value)) for job, value in zip(jobs, (1, UNLUCKY, 3), strict=False)]
         runner.step(5)
         assert int(jobs[0].result(results[0]).max()) == 1
-        with pytest.raises(RunError, match="HspanError: net: does not take a 2"):
+        with pytest.raises(RunError, match="^HspanError: net: unlucky$"):
             jobs[1].result(results[1])
         assert int(jobs[2].result(results[2]).max()) == 3
-        assert runner.seen[1:] == [[1], [1, 2, 3], [1], [2], [3]]
+        assert runner.seen[1:] == [[1], [1, UNLUCKY, 3], [1], [UNLUCKY], [3]]
         assert (model.runs, model.items) == (3, 3)
 
 
@@ -425,3 +427,102 @@ def test_the_memory_of_a_tile_that_runs_elsewhere_is_that_of_its_result() -> Non
     runner = TileRunner("net", 2, (((1, 3, 8, 8), (4, 3, 64, 64)),), iter)
     assert runner.memory_bytes((2, 3, 10, 20)) == 4 * 2 * 3 * 20 * 40
     assert (runner.size_multiple, runner.emulated, runner.on_gpu) == (1, False, False)
+
+
+def test_batches_never_exceed_what_the_engine_takes() -> None:
+    runner = _Stepped(on_gpu=True)
+    runner.profiles = (((1, 3, 8, 8), (4, 3, 32, 32)),)
+    with opened(runner) as model:
+        first, second = Job(model), Job(model)
+        first.submit(tile(1))
+        waiting(model, 0)
+        pending = [
+            job.submit(np.concatenate([tile(value)] * count))
+            for job, value, count in ((first, 1, 3), (first, 1, 3), (second, 2, 1), (second, 2, 2))
+        ]
+        runner.step(4)
+        results = [result.result(10) for result in pending]
+        assert [len(result) for result in results] == [3, 3, 1, 2]
+        assert runner.seen[1:] == [[1], [1, 1, 1, 2], [1, 1, 1], [2, 2]]
+
+
+def test_a_tile_of_another_shape_waits_for_the_next_run() -> None:
+    runner = _Stepped()
+    with opened(runner) as model:
+        first, second = Job(model), Job(model)
+        first.submit(tile(1))
+        waiting(model, 0)
+        pending = [
+            job.submit(tile(value, side=side))
+            for job, value, side in ((first, 2, 8), (second, 3, 16), (second, 4, 8))
+        ]
+        runner.step(4)
+        assert [result.result(10).shape[2] for result in pending] == [16, 32, 16]
+        assert runner.seen[1:] == [[1], [2], [3], [4]]
+
+
+def test_health_is_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: now))
+    runner = _Stepped()
+    with opened(runner) as model:
+        job = Job(model)
+
+        def ends() -> None:
+            pending = model._pending
+            runner.step()
+            while model._pending == pending:
+                time.sleep(0.001)
+
+        for value in (1, 1, UNLUCKY):
+            job.submit(tile(value))
+        now = 1060.0
+        assert model.is_healthy()
+        now = 1061.0
+        assert not model.is_healthy()
+        ends()  # a success, and others wait since
+        now = 1121.0
+        assert model.is_healthy()
+        now = 1122.0
+        assert not model.is_healthy()
+        ends()
+        now = 1180.0
+        ends()  # a failure, after which nobody asks any more
+        assert model.is_healthy()
+        job.submit(tile(UNLUCKY))
+        now = 1183.0
+        assert not model.is_healthy()
+        ends()
+        now = 1240.0
+        assert not model.is_healthy()
+        now = 1241.0
+        assert model.is_healthy()
+        job.submit(tile(1))
+        waiting(model, 0)
+        other = Job(model)
+        other.submit(tile(2))
+        now = 1302.0
+        assert not model.is_healthy()
+        other.cancel(TimeoutError())
+        assert not model.is_healthy()  # the other one still runs
+        ends()
+        assert model.is_healthy()
+    model, now = Model([], name="net"), 2000.0
+    job = Job(model)
+    job.submit(tile(1))
+    now = 2050.0
+    job.submit(tile(1))
+    now = 2061.0
+    assert not model.is_healthy()
+    job.cancel(TimeoutError())
+    assert model.is_healthy()
+
+
+def test_on_a_cpu_a_large_tensor_does_not_run_in_one_piece() -> None:
+    runner = NearestRunner(scale=2)
+    runner.profiles = (((1, 3, 8, 8), (4, 3, 500, 500)),)
+    sizes = [ImageSize(*size) for size in ((160, 160), (100, 256), (161, 160), (500, 500), (10, 501))]
+    with opened(runner) as model:
+        assert [model.runs_whole(size) for size in sizes] == [True, True, False, False, False]
+        runner.on_gpu = True
+        assert [model.runs_whole(size) for size in sizes] == [True, True, True, True, False]

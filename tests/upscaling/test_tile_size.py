@@ -405,3 +405,19 @@ def test_of_several_profiles_the_one_with_the_least_padding_takes_a_whole_pictur
     for shapes in ((near, far), (far, near)):
         ranges = tile_size.size_ranges(ranges_of(*shapes))
         assert tile_size.auto_tile(ranges_of(*shapes), ranges, ImageSize(20, 40))[0] == (32, 40)
+
+
+def test_a_tile_that_is_given_keeps_to_a_limit_and_its_profile(free: Callable[[int | None], None]) -> None:
+    free(None)
+    runner = SeveralProfiles(((16, 16), (64, 64)), ((32, 128), (256, 256)))
+    for tile, limit, expected in (
+        ((64, 64), None, (64, 64)),
+        ((64, 200), None, (64, 200)),
+        ((200, 200), (100, 300), (100, 200)),
+        ((200, 200), (31, 300), (31, 64)),
+        ((200, 200), (10, 300), (16, 64)),
+    ):
+        plan = tile_size.plan_for_picture(
+            runner, ImageSize(600, 600), tile=tile, limit=limit and ImageSize(*limit)
+        )
+        assert plan.tile == expected, (tile, limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -355,3 +356,25 @@ def test_what_frames_lose_is_noted(
     transcoding._note_losses(frame)
     assert len(transcoding._notes) == len(notes)
     assert all(note.startswith(start) for note, start in zip(transcoding._notes, notes, strict=True))
+
+
+def test_frames_of_two_sizes_are_one_line(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.h264", audio=None)
+    write_video(tmp_path / "b.h264", size=(48, 32), audio=None)
+    (tmp_path / "c.h264").write_bytes((tmp_path / "a.h264").read_bytes() + (tmp_path / "b.h264").read_bytes())
+    with pytest.raises(HspanError, match=r"c\.h264: its frames change from 32x48 to 48x32 pixels; cut the"):
+        upscaled(tmp_path / "c.h264", tmp_path / "d.mkv")
+    assert not (tmp_path / "d.mkv").exists()
+
+
+def test_a_full_disk_is_blamed_and_not_the_encoder(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", audio=None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(HspanError, match=r"b\.mkv: .*[Ff]ile.* too large") as caught:
+            upscaled(tmp_path / "a.mp4", tmp_path / "b.mkv", codec="ffv1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "codec" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.data import DEMO_PHOTOGRAPH
@@ -334,3 +335,12 @@ def test_codes_beyond_what_a_frame_can_hold_are_the_nearest_that_it_can() -> Non
         assert red.ravel().tolist() == [0, np.rint(top / 2), top]
         assert green.ravel().tolist() == [0, np.rint(top / 4), top]
         assert blue.ravel().tolist() == [0, 1, np.rint(top * 3 / 4)]
+
+
+def test_a_palette_gives_its_colors(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
+    Image.fromarray(picture).quantize(60).save(tmp_path / "a.png")
+    frame = first_frame(tmp_path / "a.png")
+    assert frame.format.name == "pal8"
+    expected = read_image(tmp_path / "a.png").transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(rgb_from_frame(frame), expected, atol=2**-24)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from support.runner_doubles import NearestRunner
 
-from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.errors import HspanError
 from trt_hspan.upscaling import video_streams
 from trt_hspan.upscaling.upscaler import Upscaler
 from trt_hspan.upscaling.video import UpscaledVideo, upscale_video
-from trt_hspan.upscaling.video_encoder import VideoOptions, require_encoder
+from trt_hspan.upscaling.video_encoder import VideoOptions
 
 _MILLISECOND = Fraction(1, 1000)
 
@@ -31,13 +31,14 @@ def write_video(
     aspect: Fraction | None = None,
     rotation: int | None = None,
     mirrored: bool = False,
+    matrix: int = 2,
 ) -> None:
     """Ten frames, white in the upper left quarter and black elsewhere, and silent sound tracks."""
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
         video = container.add_stream(codec, rate=10)
         video.width, video.height, video.pix_fmt = 32, 16, pix_fmt
-        video.codec_context.time_base = _MILLISECOND
+        video.codec_context.time_base, video.codec_context.colorspace = _MILLISECOND, matrix
         if aspect is not None:
             video.codec_context.sample_aspect_ratio = aspect
         if rotation is not None:
@@ -223,13 +224,6 @@ def test_encoders_get_pixels_that_they_take_and_apples_players_their_tag(tmp_pat
         assert container.streams.video[0].codec_context.codec_tag == "hvc1"
 
 
-def test_a_crf_that_would_do_nothing_is_wrong_usage() -> None:
-    with pytest.raises(UsageError, match="ffv1 has no constant rate factor"):
-        require_encoder(VideoOptions(codec="ffv1", crf=20))
-    with pytest.raises(UsageError, match="got 52, libx265 takes 0 to 51"):
-        require_encoder(VideoOptions(codec="libx265", crf=52))
-
-
 def stream(kind: str, index: int = 1, **facts: Any) -> SimpleNamespace:
     return SimpleNamespace(type=kind, index=index, metadata={}, disposition=0, codec_context=None, **facts)
 
@@ -290,3 +284,9 @@ def test_chapters_that_a_format_cannot_contain_are_named(tmp_path: Path) -> None
         "1 chapters: avi cannot contain them",
     )
     assert not upscaled(tmp_path / "a.mkv", tmp_path / "b.webm").dropped_streams[1:]
+
+
+def test_a_matrix_that_is_not_linear_is_reported_once(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", codec="ffv1", matrix=14)
+    line = "its color matrix (number 14 of ITU-T H.273) is processed as that of BT.2020"
+    assert upscaled(tmp_path / "a.mkv", tmp_path / "b.mkv").notes == (line,)

@@ -41,7 +41,7 @@ from trt_hspan.serving.events import log_event
 from trt_hspan.serving.limits import ServerLimits
 from trt_hspan.serving.v2 import PICTURES, SERVER_METADATA, TENSORS, InferCall, Interface
 from trt_hspan.sizes import ImageSize
-from trt_hspan.upscaling.scheduler import WHOLE_PIXELS, Job, Model, takes_size
+from trt_hspan.upscaling.scheduler import Job, Model
 from trt_hspan.upscaling.upscaler import Upscaler, upscale_array
 
 _T = TypeVar("_T")
@@ -241,9 +241,8 @@ class Service:
 
         def work() -> Float32Array:
             model, size = job.model, ImageSize(height, width)
-            interrupts = not model.runner.on_gpu and size.pixels > WHOLE_PIXELS
             with self.work.reserve(2 * 4 * CHANNELS * n * size.pixels * model.scale**2):
-                if interrupts or not takes_size(model.runner, size):
+                if not model.runs_whole(size):
                     return Upscaler(job.runner).batch(batch, on_tile=job.on_tile)
                 count = min(n, model.most(batch.shape))
                 model.require_shape((count, *batch.shape[1:]))

@@ -27,7 +27,7 @@ from trt_hspan.upscaling.tile_size import CPU_TILE, batch_limits, rounded_down, 
 CPU_BATCH: Final = 4
 SMALLEST_SIDE: Final = 8
 #: Pixels of a run on a CPU that nothing interrupts. *Measured*: 160x160 take as long as some 12 tiles of 64x64.
-WHOLE_PIXELS: Final = 160 * 160
+_WHOLE_PIXELS: Final = 160 * 160
 Ranges = tuple[tuple[Shape, Shape], ...]
 #: What becomes of batches, in their order; it may take a few before it gives the first.
 Results = Callable[[Iterable[Float32Array]], Iterator[Float32Array]]
@@ -115,12 +115,12 @@ class TileQueue:
             self._lock.wait_for(lambda: self._waiting or self._closed)
             if not self._waiting:
                 return []
-            shape = next(iter(self._waiting.values()))[0].batch.shape
-            left, taken = most(shape), []
-            while given := self._round(shape[2:], left):
+            first, taken = next(iter(self._waiting.values()))[0].batch, []
+            left = max(most(first.shape), len(first))
+            while given := self._round(first.shape[2:], left):
                 taken += given
                 left -= sum(len(unit.batch) for unit in given)
-                if not several or left <= 0:
+                if not several:
                     break
         for unit in taken:
             unit.result.set_running_or_notify_cancel()
@@ -137,19 +137,18 @@ class TileQueue:
             return sum(map(len, self._waiting.values()))
 
     def _round(self, side: tuple[int, ...], left: int) -> list[Unit]:
-        """At most one unit of each job, of this height and width; who gave goes to the end of the line."""
+        """At most one unit of each job, of this height and width and no more than `left` items in all; who gave goes
+        to the end of the line."""
         given: list[Unit] = []
         for job, units in list(self._waiting.items()):
             count = len(units[0].batch)
-            if units[0].batch.shape[2:] == side and (count <= left or not given):
+            if units[0].batch.shape[2:] == side and count <= left:
                 given.append(units.popleft())
                 job.has_begun = True
                 left -= count
                 del self._waiting[job]
                 if units:
                     self._waiting[job] = units
-            if left <= 0:
-                break
         return given
 
 
@@ -306,6 +305,10 @@ class Model:
     def require_shape(self, shape: tuple[int, ...]) -> None:
         """Raises: HspanError unless the network takes an input of this shape, filled up if need be."""
         self.runner.require_shape((max(shape[0], self.least(shape)), *shape[1:]), "input")
+
+    def runs_whole(self, size: ImageSize) -> bool:
+        """Whether what has this size runs in one piece: the network takes it, and on a CPU nobody waits for long."""
+        return takes_size(self.runner, size) and (self.runner.on_gpu or size.pixels <= _WHOLE_PIXELS)
 
     def put(self, units: Sequence[Unit]) -> None:
         """Puts units into the queue; a device sees all of them at once."""

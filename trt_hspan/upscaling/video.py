@@ -238,8 +238,7 @@ class _Transcoding:
         stream.height, stream.width = self._output_size
         stream.pix_fmt = self._pixel_format(frame)
         tick = 1 / Fraction(self._even_rate) if self._even_rate else self._video.time_base
-        stream.time_base = tick
-        stream.codec_context.time_base = tick or Fraction(1, 90_000)
+        stream.time_base = stream.codec_context.time_base = tick
         matrix, color_range = matrix_of_frame(frame), int(frame.color_range)
         if not has_linear_matrix(matrix):
             self._note(f"its color matrix (number {matrix} of ITU-T H.273) is processed as that of BT.2020")
