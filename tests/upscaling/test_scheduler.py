@@ -28,7 +28,6 @@ from trt_hspan.upscaling.scheduler import (
 )
 from trt_hspan.upscaling.upscaler import upscale_array
 
-
 UNLUCKY = 13  # no run succeeds that has an item of this value
 
 
@@ -416,7 +415,7 @@ def test_what_fails_together_is_run_alone_and_one_fails() -> None:
         results = [job.submit(tile(value)) for job, value in zip(jobs, (1, UNLUCKY, 3), strict=False)]
         runner.step(5)
         assert int(jobs[0].result(results[0]).max()) == 1
-        with pytest.raises(RunError, match="^HspanError: net: unlucky$"):
+        with pytest.raises(RunError, match=r"^HspanError: net: unlucky$"):
             jobs[1].result(results[1])
         assert int(jobs[2].result(results[2]).max()) == 3
         assert runner.seen[1:] == [[1], [1, UNLUCKY, 3], [1], [UNLUCKY], [3]]
