@@ -192,3 +192,11 @@ def test_threads_are_those_that_the_process_may_use(
         monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert cpu_threads() == expected
     assert cpu_threads(7) == 7
+
+
+def test_nodes_of_other_names_or_domains_are_no_cuts() -> None:
+    model = network_of(("Relu", ["input"], "a"), ("Relu", ["a"], "b"), ("Relu", ["b"], "output"))
+    model.graph.node[0].domain, model.graph.node[0].op_type = DOMAIN, "Other"
+    model.graph.node[1].domain, model.graph.node[1].op_type = "others", OP_TYPE
+    model.opset_import.append(helper.make_opsetid("others", 1))
+    assert places(parts_from_model(model, "a.onnx")) == [(("input",), ("output",), "")]

@@ -207,9 +207,5 @@ def _typed_values(model: onnx.ModelProto, attentions: list[onnx.NodeProto]) -> d
     kept = [node for node in hints.graph.node if node not in attentions]
     del hints.graph.node[:]
     hints.graph.node.extend(kept)
-    for node in attentions:
-        value = next(v for v in hints.graph.value_info if v.name == node.output[0])
-        hints.graph.input.append(value)
-    inferred = onnx.shape_inference.infer_shapes(hints)
-    graph = inferred.graph
+    graph = onnx.shape_inference.infer_shapes(hints).graph
     return {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
