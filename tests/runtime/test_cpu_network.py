@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from support.reference import attention_reference
 from support.small_networks import attention_network
 
 from trt_hspan.errors import HspanError
@@ -100,19 +101,10 @@ def test_what_later_parts_read_is_kept_and_nothing_else() -> None:
     ]
 
 
-def attention_reference(features: np.ndarray) -> np.ndarray:
-    import torch
-
-    from trt_hspan.ops.attention import high_similarity_pass_attention
-
-    tensor = torch.from_numpy(features)
-    return high_similarity_pass_attention(tensor, tensor, tensor).numpy()
-
-
 def test_the_result_is_that_of_the_nodes_one_after_the_other() -> None:
     a = np.maximum(BATCH, 0)
-    b = attention_reference(a)
-    expected = attention_reference(b + a) + b
+    b = attention_reference(a, a, a)
+    expected = attention_reference(b + a, b + a, b + a) + b
     # Float32 sums in another order.
     np.testing.assert_allclose(CpuNetwork(SKIPPING, "a", opened).run(BATCH), expected, rtol=0, atol=1e-5)
 
@@ -133,7 +125,7 @@ def test_a_part_without_nodes_is_not_opened() -> None:
     parts = parts_from_model(model, "a.onnx")
     assert places(parts) == [((), (), "a"), (("a",), ("output",), "")]
     assert parts[0].model is None
-    expected = np.maximum(attention_reference(BATCH), 0)
+    expected = np.maximum(attention_reference(BATCH, BATCH, BATCH), 0)
     np.testing.assert_allclose(CpuNetwork(model, "a", opened).run(BATCH), expected, rtol=0, atol=1e-5)
 
 

@@ -6,8 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.golden import GoldenNetwork
 from support.small_engine import SmallEngine
@@ -148,3 +152,93 @@ def test_plugin_library_with_another_hash_is_not_loaded(
         TensorRtRunner(plan, plugin=tmp_path / "none.so"),
     ):
         pass
+
+
+# On doubles of what needs a driver
+# ----------------------------------------------------------------------------------------------
+
+
+def batch(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+def enlarged(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    return (one.repeat(4, 2).repeat(4, 3) for one in batches)
+
+
+def test_many_batches_are_checked_before_and_after_the_gpu(small_engine: SmallEngine) -> None:
+    runner = TensorRtRunner(small_engine.plan)
+    runner._session = SimpleNamespace(run_many=enlarged)  # type: ignore[assignment]
+    batches = [batch(1, 3, 16, 17), batch(1, 3, 20, 16), batch(1, 3, 16, 16)]
+    for output, source in zip(runner.run_many(batches), batches, strict=True):
+        np.testing.assert_array_equal(output, source.repeat(4, 2).repeat(4, 3))
+    with pytest.raises(HspanError, match="input: is 1x3x15x16, but"):
+        list(runner.run_many([*batches, batch(1, 3, 15, 16)]))
+    runner._session = SimpleNamespace(run_many=iter)  # type: ignore[assignment]
+    with pytest.raises(
+        HspanError, match=r"gave an output of shape \(1, 3, 16, 17\), expected \(1, 3, 64, 68\)"
+    ):
+        list(runner.run_many(batches))
+
+
+def test_a_plan_that_is_gone_after_the_check_is_one_line(small_engine: SmallEngine, tmp_path: Path) -> None:
+    plan = small_engine.copy_to(tmp_path)
+    runner = TensorRtRunner(plan)
+    assert runner._verified_plan() == plan.read_bytes()
+    plan.unlink()
+    with pytest.raises(HspanError, match=r"small\.plan: no such file"):
+        runner._verified_plan()
+
+
+def test_kernels_of_rtx_alone_are_kept_and_only_when_there_are_new_ones(
+    small_engine: SmallEngine, tmp_path: Path
+) -> None:
+    plan = small_engine.copy_to(tmp_path)
+    runner, cache = TensorRtRunner(plan), tmp_path / "small.runtime_cache"
+    trt = SimpleNamespace(__version__=small_engine.manifest.tensorrt_version)
+    assert runner._read_cache(trt) is None
+    for data in (None, b"kernels"):
+        runner._keep_cache(SimpleNamespace(runtime_cache_data=lambda data=data: data))  # type: ignore[arg-type]
+        assert cache.exists() is (data is not None)
+    assert runner._read_cache(trt) == b"kernels"
+    runner._cache_read = b"kernels"
+    cache.unlink()
+    runner._keep_cache(SimpleNamespace(runtime_cache_data=lambda: b"kernels"))  # type: ignore[arg-type]
+    assert not cache.exists()
+    runner._keep_cache(SimpleNamespace(runtime_cache_data=lambda: b"more"))  # type: ignore[arg-type]
+    assert runner._read_cache(trt) == b"more"
+    classic = TensorRtRunner(changed(small_engine, tmp_path, flavor="tensorrt"))
+    assert classic._read_cache(trt) is None
+
+
+def test_what_was_opened_is_closed_in_the_order_in_which_it_depends_on_each_other(
+    small_engine: SmallEngine,
+) -> None:
+    log: list[str] = []
+
+    @contextmanager
+    def current() -> Iterator[None]:
+        log.append("current")
+        yield
+        log.append("left")
+
+    runner = TensorRtRunner(small_engine.plan)
+    runner.deactivate()  # nothing was
+    opened = {
+        "device": SimpleNamespace(current=current),
+        "engine": SimpleNamespace(
+            close=lambda: log.append("engine"), runtime_cache_data=lambda: log.append("cache")
+        ),
+        "session": SimpleNamespace(close=lambda: log.append("session")),
+    }
+    for parts, expected in (
+        (("device",), []),
+        (("device", "engine"), ["current", "engine", "left"]),
+        (("device", "engine", "session"), ["session", "current", "cache", "engine", "left"]),
+    ):
+        for name in parts:
+            setattr(runner, f"_{name}", opened[name])
+        runner.deactivate()
+        assert log == expected
+        assert (runner._session, runner._engine, runner._device) == (None, None, None)
+        log.clear()
