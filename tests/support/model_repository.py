@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from support.manifest_corpus import BASE
 from support.small_engine import SmallEngine
 from trt_hspan.engine.families import EngineFamily
-from trt_hspan.engine.manifest import ProfileRecord, read_manifest
+from trt_hspan.engine.manifest import IoTensor, ProfileRecord, manifest_from_json, read_manifest
+from trt_hspan.files import sha256_from_file
 from trt_hspan.model_repository.networks import Backend, Network, RawModel, config_from_text
 
 
@@ -69,3 +72,33 @@ def network_of(
     return Network(
         name=name, family=EngineFamily(members=((plan, manifest),), plugin=None), raw_models=(raw,)
     )
+
+
+def described_engine(folder: Path) -> SmallEngine:
+    """An engine by its manifest alone, as `small_engine` is: for tests that never open one."""
+    plan, model = folder / "small.plan", folder / "small.onnx"
+    plan.write_bytes(b"a plan")
+    model.write_bytes(b"a model")
+    low, high = (1, 3, 16, 16), (1, 3, 32, 32)
+    manifest = dataclasses.replace(
+        manifest_from_json(json.dumps(BASE).encode(), where="base"),
+        plan_sha256=sha256_from_file(plan),
+        plan_size_bytes=plan.stat().st_size,
+        onnx_file=model.name,
+        onnx_sha256=sha256_from_file(model),
+        plugin=None,
+        flavor="tensorrt-rtx",
+        tensorrt_version="1.7.1.116",
+        traits=(),
+        targets=("sm_86",),
+        attention="function",
+        scale=4,
+        size_multiple=1,
+        profiles=(ProfileRecord(min=low, opt=high, max=high, activation_memory_bytes=None),),
+        io_tensors=tuple(
+            IoTensor(name=mode, dtype="float32", shape=(-1, 3, -1, -1), mode=mode)  # type: ignore[arg-type]
+            for mode in ("input", "output")
+        ),
+    )
+    plan.with_suffix(".json").write_text(manifest.as_json())
+    return SmallEngine(plan, manifest)

@@ -18,7 +18,7 @@ from tools.mutation.mistakes import Mistake, source_with
 Verdict = Literal["noticed", "survived"]
 PACKAGE: Final = "trt_hspan"
 _NO_TESTS: Final = 5  # pytest's exit code
-_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)  # and no line of a log
 
 
 def mirroring_tests(root: Path, module: str) -> list[str]:

@@ -36,8 +36,11 @@ def checkout(tmp_path: Path) -> Path:
         "trt_hspan/__init__.py": "",
         "pyproject.toml": '[tool.pytest.ini_options]\nmarkers = ["slow", "soak"]\n',
         "tests/room/test_module.py": (
+            "import logging\n"
             "from trt_hspan.room.module import clamped, until_zero\n"
-            "def test_it(): assert clamped(5) == 3 and until_zero(6)\n"
+            "def test_it():\n"
+            "    logging.error('pytest shows this, as a line that begins with ERROR')\n"
+            "    assert clamped(5) == 3 and until_zero(6)\n"
         ),
         "tests/room/test_broken.py": "import trt_hspan.room.module\ndef test_it(): assert 0\n",
         "tests/room/test_other.py": "def test_it(): assert 0\n",
