@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from trt_hspan.errors import HspanError, UsageError
 from trt_hspan.media.formats import (
     MAX_PIXELS,
+    WRITE_FORMATS,
     damaged,
     format_and_suffix,
     kind_of_file,
@@ -77,6 +81,8 @@ def packets(first: int, size: int, count: int) -> bytes:
         (b"OggS" + bytes(20) + b"\x80theora", "video"),
         (b"OggS" + bytes(20) + b"OVP80", "video"),
         (b"OggS" + bytes(20) + b"OpusHead", None),
+        (b"OggS" + bytes(1013) + b"\x80theora", "video"),  # the last of the bytes that are looked at
+        (b"OggS" + bytes(1014) + b"\x80theora", None),
         (b"\x80theora", None),
         (packets(0, 188, 3), "video"),
         (packets(4, 192, 3), "video"),
@@ -153,3 +159,20 @@ def test_what_no_decoder_knows_and_what_one_complains_of_is_one_line() -> None:
     assert str(damaged("a", ValueError(" \n"))) == f"{line}; copy or download it again"
     assert str(damaged("a", ValueError(" odd\nbytes"))) == f"{line} (odd); copy or download it again"
     assert str(damaged("a", ValueError(130 * "x"))) == f"{line} ({120 * 'x'}); copy or download it again"
+
+
+@pytest.mark.parametrize("suffix", WRITE_FORMATS)
+def test_a_format_is_written_with_the_options_that_lose_the_least(suffix: str) -> None:
+    name, options = WRITE_FORMATS[suffix]
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    noise[:3, :, 3] = 0  # whose colors nobody sees
+    pixels = noise[..., :3] if name in ("JPEG", "BMP") else noise
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, name, **options)
+    with Image.open(stream) as image:
+        if name == "JPEG":
+            assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # full color resolution
+            # libjpeg scales its table of luma, which begins with 16, to quality 95: ITU-T T.81, annex K.
+            assert image.quantization[0][0] == round(16 * (200 - 2 * 95) / 100)
+        else:
+            np.testing.assert_array_equal(np.asarray(image), pixels)

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import pyvips
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, PngImagePlugin
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError
 from trt_hspan.media.colors import PngColors, icc_profile
 from trt_hspan.media.metadata import (
+    FIRST_ONLY,
+    JPEG_DESCRIPTIONS,
     PNG_SIGNATURE,
     UNUSED_PROFILE,
     Header,
     Metadata,
     PpmHeader,
     colors_of_heif,
+    descriptive_tags,
     fits_profile,
     inks,
     jpeg_segments,
+    metadata_of_blocks,
     png_chunk,
     png_chunks,
     read_header,
+    upright_exif,
 )
 from trt_hspan.media.pictures import Picture, open_picture, read_picture
 from trt_hspan.media.vips import vips
@@ -119,6 +126,7 @@ def test_further_pictures_of_a_jpeg_are_not_followed(tmp_path: Path) -> None:
     pictures[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=pictures[1:], exif=exif())
     header = open_picture(tmp_path / "a.jpg").metadata
     assert header.exif is not None
+    assert header.lost == (FIRST_ONLY,)
     assert header == read_picture(tmp_path / "a.jpg").metadata
 
 
@@ -283,9 +291,9 @@ def test_a_jpeg_is_read_up_to_its_first_scan() -> None:
 
 
 def test_chunks_of_a_png_are_what_their_lengths_say() -> None:
-    data = PNG_SIGNATURE + png_chunk(b"tEXt", b"abc") + png_chunk(b"IEND", b"") + b"rest"
+    data = PNG_SIGNATURE + png_chunk(b"tEXt", b"abc") + png_chunk(b"IEND", b"") + b"restful"
     # https://www.w3.org/TR/png-3/: an empty IEND is these twelve bytes.
-    assert data[-16:-4] == bytes.fromhex("00000000 49454e44 ae426082")
+    assert data[-19:-7] == bytes.fromhex("00000000 49454e44 ae426082")
     stream = io.BytesIO(data)
     assert [(kind, length, stream.read(length)) for kind, length in png_chunks(stream)] == [
         (b"tEXt", 3, b"abc"),
@@ -342,9 +350,143 @@ def test_tiffs_that_libvips_reads_wrongly_are_for_pillow() -> None:
     assert header_of(Image.new("YCbCr", (16, 16)), "TIFF", compression="jpeg").needs_pillow is False
 
 
-@pytest.mark.parametrize(("mode", "unknown"), [("RGB", 0), ("RGBA", 0), ("RGBX", 1), ("LA", 0)])
-def test_channels_that_are_no_alpha_are_counted(mode: str, unknown: int) -> None:
-    assert header_of(Image.new(mode, (4, 4)), "TIFF").unknown_channels == unknown
+def tiff_of_tags(*pages: dict[int, Any], last: int = 0) -> Header:
+    """Of a TIFF without pixels: each page has its tags, and `last` is what the last says of where the next begins."""
+    data = b"II*\0\x08\0\0\0"
+    for number, tags in enumerate(pages, 1):
+        directory = ImageFileDirectory_v2()
+        for tag, value in tags.items():
+            directory[tag] = value
+        block = directory.tobytes(len(data))
+        end, at = len(data) + len(block), 2 + 12 * len(tags)
+        following = end if number < len(pages) else last
+        data += block[:at] + following.to_bytes(4, "little") + block[at + 4 :]
+    header = read_header(data, data[:1024], "TIFF", "a")
+    assert header is not None
+    return header
+
+
+WIDTH = {256: 4}  # which says nothing here
+
+
+@pytest.mark.parametrize(
+    ("tags", "is_needed"),
+    [
+        ({258: 12}, True),
+        *(({258: bits}, False) for bits in (8, 16, (12, 12, 12))),
+        ({262: 8}, True),  # CIELAB
+        *(({262: colors}, False) for colors in (1, 2, 5)),
+        ({262: 6, 259: 5}, True),  # YCbCr, which libvips reads from JPEG's blocks alone
+        ({262: 6, 259: 7}, False),
+        *(({259: packed}, True) for packed in (34925, 50000, 50001)),
+        *(({259: packed}, False) for packed in (1, 5, 7, 8, 32773)),
+        ({322: 64, 284: 2}, True),  # tiles of one color each
+        *((tags, False) for tags in ({322: 64, 284: 1}, {322: 64}, {284: 2})),
+    ],
+)
+def test_a_tiff_is_for_pillow_by_its_tags(tags: dict[int, Any], is_needed: bool) -> None:
+    assert tiff_of_tags(WIDTH | tags).needs_pillow is is_needed
+
+
+@pytest.mark.parametrize(
+    ("bits", "is_deep"),
+    [((16, 16, 16), True), ((8, 16), True), ((16,), False), ((8, 8), False), ((32, 32), False)],
+)
+def test_colors_of_16_bits_are_deep_and_a_gray_is_not(bits: tuple[int, ...], is_deep: bool) -> None:
+    assert tiff_of_tags({258: bits}).is_deep_color is is_deep
+    assert not tiff_of_tags(WIDTH).is_deep_color
+
+
+@pytest.mark.parametrize(
+    ("extra", "unknown"), [((0, 0), 2), ((0,), 1), ((1,), 0), ((2,), 0), ((0, 2), 0), (None, 0)]
+)
+def test_channels_that_are_no_alpha_are_counted(extra: tuple[int, ...] | None, unknown: int) -> None:
+    assert tiff_of_tags(WIDTH if extra is None else {338: extra}).unknown_channels == unknown
+
+
+COPY, MASK = {254: 1}, {254: 4}
+
+
+@pytest.mark.parametrize(
+    ("pages", "last", "has_more"),
+    [
+        *(((page,), 0, True) for page in (COPY, MASK, {254: 5})),  # as in raw photographs
+        *(((page,), 0, False) for page in (WIDTH, {254: 0}, {254: 2}, {254: 3})),
+        ((WIDTH, WIDTH), 0, True),
+        ((WIDTH, {254: 2}), 0, True),
+        ((WIDTH, COPY), 0, False),
+        ((WIDTH, COPY, MASK), 0, False),
+        ((WIDTH, COPY, WIDTH), 0, True),
+        ((WIDTH, COPY), 26, False),  # the copy follows itself
+        ((WIDTH, COPY), 1 << 20, True),  # one that is cut off
+    ],
+)
+def test_pages_of_a_tiff_are_pictures_unless_copies_and_masks(
+    pages: tuple[dict[int, int], ...], last: int, has_more: bool
+) -> None:
+    assert tiff_of_tags(*pages, last=last).metadata.lost == ((FIRST_ONLY,) if has_more else ())
+
+
+def test_thumbnails_of_a_jpeg_are_not_further_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, thumbnail = "Baseline MP Primary Image", "Large Thumbnail (VGA Equivalent)"
+    for kinds, lost in (
+        ([large, thumbnail, thumbnail], ()),
+        ([large, thumbnail, large], (FIRST_ONLY,)),
+        ([], ()),
+    ):
+        index = {0xB002: [{"Attribute": {"MPType": kind}} for kind in kinds]} if kinds else None
+        monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "_getmp", lambda image, index=index: index)
+        assert header_of(Image.new("L", (8, 8)), "JPEG").metadata.lost == lost
+
+
+def test_an_animation_is_told_by_what_stands_before_its_first_picture() -> None:
+    stream = io.BytesIO()
+    Image.new("L", (3, 2)).save(stream, "PNG")
+    data, control = stream.getvalue(), png_chunk(b"acTL", bytes(8))
+    for file, lost in (
+        (data[:33] + control + data[33:], (FIRST_ONLY,)),
+        (data[:-12] + control + data[-12:], ()),
+    ):
+        header = read_header(file, file[:1024], "PNG", "a")
+        assert header is not None
+        assert header.metadata.lost == lost
+
+
+def test_descriptions_in_a_jpeg_are_its_application_segments_and_comments() -> None:
+    names = {marker & 0xFF: name for marker, (name, *_) in JpegImagePlugin.MARKER.items()}
+    assert set(JPEG_DESCRIPTIONS) == {
+        marker for marker, name in names.items() if name.startswith(("APP", "COM"))
+    }
+
+
+def test_tags_that_describe_a_picture_are_kept_and_those_of_its_storage_are_not() -> None:
+    names = ["ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "HostComputer"]
+    names += ["Copyright", "WhitePoint", "PrimaryChromaticities", "XPTitle", "XPComment", "XPAuthor"]
+    described = {ExifTags.Base[name].value for name in (*names, "XPKeywords", "XPSubject")}
+    block = Image.Exif()
+    for neighbor in {tag + step for tag in described for step in (-1, 0, 1)} - {274}:
+        block[neighbor] = 1
+    block[274] = 6  # the orientation
+    block.get_ifd(0x8769).update(
+        {0xA001: 1, 0xA002: 8, 0xA003: 6, 0xA004: "a"}
+    )  # width and height among them
+    block.get_ifd(0x8825)[1] = "N"
+    block[0x8769] = block[0x8825] = 0
+    every = set(block) - {274}
+    for of_tiff, kept in ((True, described | {0x8769, 0x8825}), (False, every)):
+        upright = Image.Exif()
+        upright.load(upright_exif(block, of_tiff=of_tiff) or b"")
+        assert set(upright) == kept
+        assert set(upright.get_ifd(0x8769)) == {0xA001, 0xA004}
+        assert upright.get_ifd(0x8825) == {1: "N"}
+        assert set(descriptive_tags(upright_exif(block, of_tiff=of_tiff))) == described | {0x8769, 0x8825}
+
+
+def test_what_libvips_has_read_of_nothing_is_nothing() -> None:
+    assert metadata_of_blocks(None, None, None) == metadata_of_blocks(b"", b"", b"") == Metadata()
+    assert metadata_of_blocks(b"p", None, b'<x tiff:Orientation="3">') == Metadata(
+        icc_profile=b"p", xmp=b"<x >"
+    )
 
 
 def test_colors_of_a_png_count_before_its_pixels_alone() -> None:

@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -197,6 +198,14 @@ def test_cmyk_goes_through_its_profile_and_loses_it() -> None:
     assert picture.metadata.icc_profile is None
 
 
+@pytest.fixture(params=["libvips", "Pillow"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "Pillow":
+        monkeypatch.setitem(sys.modules, "pyvips", None)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("transparent", [False, True])
 def test_palettes_become_colors(transparent: bool) -> None:
     image = Image.fromarray(np.eye(8, dtype=np.uint8) * 3).convert("P")
@@ -209,6 +218,7 @@ def test_palettes_become_colors(transparent: bool) -> None:
     np.testing.assert_array_equal(decoded[..., :3], np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize(("transparent", "channels"), [(False, 1), (True, 2)])
 def test_a_palette_of_grays_is_gray(transparent: bool, channels: int) -> None:
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
@@ -220,6 +230,7 @@ def test_a_palette_of_grays_is_gray(transparent: bool, channels: int) -> None:
     np.testing.assert_array_equal(decoded[..., 0].ravel(), 255 - np.arange(64))
 
 
+@pytest.mark.usefixtures("reader")
 def test_black_and_white_becomes_gray_and_a_color_key_alpha() -> None:
     stream = io.BytesIO()
     Image.fromarray(np.eye(9, dtype=bool)).save(stream, "PNG")
@@ -227,8 +238,18 @@ def test_black_and_white_becomes_gray_and_a_color_key_alpha() -> None:
     stream = io.BytesIO()
     Image.new("RGB", (4, 4), (1, 2, 3)).save(stream, "PNG", transparency=(1, 2, 3))
     assert (decode_image(stream.getvalue()).pixels[..., 3] == 0).all()
+    stream = io.BytesIO()
+    Image.new("L", (4, 4), 7).save(stream, "PNG", transparency=7)
+    assert (decode_image(stream.getvalue()).pixels == (7, 0)).all()
 
 
+def test_a_bitmap_of_a_pbm_is_black_where_it_is_set() -> None:
+    pixels = decode_image(b"P4\n9 2\n\x81\x00\x00\x80").pixels
+    assert pixels.shape == (2, 9, 1)
+    assert pixels[..., 0].tolist() == [[0, *[255] * 6, 0, 255], [*[255] * 8, 0]]
+
+
+@pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_the_transparent_gray_of_a_shallow_png_is_found(depth: int) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:

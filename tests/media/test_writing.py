@@ -6,6 +6,8 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from PIL import Image, ImageCms
 
 from trt_hspan.errors import HspanError, OutOfMemoryError, UsageError
 from trt_hspan.media import writing
-from trt_hspan.media.metadata import FIRST_ONLY, Metadata
+from trt_hspan.media.colors import icc_profile
+from trt_hspan.media.metadata import FIRST_ONLY, Metadata, png_chunks
 from trt_hspan.media.pictures import Picture, decode_image, read_picture
 from trt_hspan.media.pixels import eight_bit, on_white
 from trt_hspan.media.writing import color_losses, encode_image, write_picture, write_strips
@@ -137,8 +140,9 @@ def test_gray_of_16_bits_needs_no_pyvips(suffix: str, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pyvips", None)
     gray = np.random.default_rng(0).integers(0, 65536, (5, 7, 1), np.uint16)
     np.testing.assert_array_equal(decode_image(encode_image(gray, suffix)).pixels, gray)
-    with pytest.raises(HspanError, match="needs pyvips"):
-        encode_image(gray.repeat(3, 2), suffix)
+    for channels in (2, 3, 4):
+        with pytest.raises(HspanError, match="needs pyvips"):
+            encode_image(gray.repeat(channels, 2), suffix)
 
 
 def test_a_narrow_tiff_is_written_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -248,3 +252,135 @@ def test_a_quality_is_a_number_from_1_to_100(
     for quality in (0, 101):
         with pytest.raises(UsageError, match=f"--quality: got {quality}, expected 1 to 100"):
             encode_image(pixels, suffix, quality=quality)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "is_encoded"), [(".png", 1), (".jpg", 1), (".tif", 1), (".webp", 0), (".bmp", 0)]
+)
+def test_libvips_encodes_what_it_is_faster_at(
+    monkeypatch: pytest.MonkeyPatch, suffix: str, is_encoded: int
+) -> None:
+    encode, calls = writing._encode, []
+
+    def noted(*arguments: Any) -> None:
+        calls.append(suffix)
+        encode(*arguments)
+
+    monkeypatch.setattr(writing, "_encode", noted)
+    encode_image(np.zeros((4, 4, 3), np.uint8), suffix)
+    assert calls == [suffix] * is_encoded
+    monkeypatch.setitem(sys.modules, "pyvips", None)
+    encode_image(np.zeros((4, 4, 3), np.uint8), suffix)
+    assert calls == [suffix] * is_encoded
+
+
+def test_gray_with_alpha_is_color_with_alpha_in_a_webp() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 2), np.uint8)
+    np.testing.assert_array_equal(
+        decode_image(encode_image(pixels, ".webp")).pixels, pixels[..., [0, 0, 0, 1]]
+    )
+
+
+@pytest.mark.parametrize("writer", ["libvips", "Pillow"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_profile_is_kept_by_pixels_of_its_kind(
+    monkeypatch: pytest.MonkeyPatch, writer: str, suffix: str, channels: int
+) -> None:
+    if writer == "Pillow":
+        monkeypatch.setitem(sys.modules, "pyvips", None)
+    points = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+    for gray in (True, False):
+        profile = icc_profile(points, [(1.8,)], gray=gray)
+        pixels = np.zeros((4, 4, channels), np.uint8)
+        data = encode_image(Picture(pixels=pixels, metadata=Metadata(icc_profile=profile)), suffix)
+        kept = decode_image(data).metadata.icc_profile
+        assert kept == (profile if gray is (channels <= 2) else None)
+
+
+def test_a_bmp_has_a_resolution() -> None:
+    said = Metadata(dpi=(300.0, 150.0))
+    again = decode_image(encode_image(Picture(pixels=np.zeros((4, 4, 3), np.uint8), metadata=said), ".bmp"))
+    assert again.metadata.dpi == pytest.approx(said.dpi, abs=0.02)  # in whole dots a meter: 0.0254 dpi
+
+
+def save(**said: Any) -> tuple[dict[str, Any], SimpleNamespace]:
+    """An image of libvips that notes the options with which it is to be written, or fails."""
+    options: dict[str, Any] = {}
+    error = said.pop("error", None)
+
+    def saved(target: object, **given: Any) -> None:
+        options.update(given)
+        if error is not None:
+            raise error
+
+    return options, SimpleNamespace(format="uchar", pngsave_target=saved, tiffsave_target=saved, **said)
+
+
+@pytest.mark.parametrize(
+    ("width", "bands", "kind", "rows"),
+    [
+        *((side, 1, "uchar", 1 << 15) for side in (1, 31, 32)),
+        (33, 1, "uchar", 31760),  # of 31775.03, a multiple of 16
+        (25, 2, "ushort", 10480),  # of 10485.76
+        (1 << 15, 1, "uchar", 32),
+        (1 << 16, 1, "uchar", 16),
+        (1 << 16, 3, "ushort", 16),  # no fewer, of any width
+    ],
+)
+def test_strips_of_a_tiff_have_a_mebibyte(
+    monkeypatch: pytest.MonkeyPatch, width: int, bands: int, kind: str, rows: int
+) -> None:
+    monkeypatch.setattr(writing, "_describe_tiff", lambda *_, **__: None)
+    options, image = save(width=width, height=9, bands=bands)
+    image.format = kind
+    writing._encode(io.BytesIO(), image, encoding("TIFF"))
+    assert options["tile_height"] == rows
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_tiff_of_almost_4_gib_is_a_bigtiff(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
+    """64 MiB less: compression may make noise a little larger."""
+    monkeypatch.setattr(writing, "_describe_tiff", lambda *_, **__: None)
+    row_bytes = 1 << 15
+    options, image = save(width=row_bytes, height=(4096 - 64 << 20) // row_bytes + more, bands=1)
+    writing._encode(io.BytesIO(), image, encoding("TIFF"))
+    assert options["bigtiff"] is bool(more)
+
+
+def encoding(name: str) -> Any:
+    return writing._Encoding(name=name, metadata=Metadata(), quality=None, where="a")
+
+
+def test_what_libvips_says_when_it_cannot_write_is_one_line_of_200_letters() -> None:
+    _, image = save(width=3, height=2, bands=1, error=pyvips.Error("failed", "no\n " + 300 * "x"))
+    with pytest.raises(HspanError) as caught:
+        writing._encode(io.BytesIO(), image, encoding("PNG"))
+    assert str(caught.value) == f"a: cannot write 2x3 pixels as PNG: no {197 * 'x'}; choose .png or .tif"
+
+
+@pytest.mark.parametrize(
+    ("piece", "pieces"), [(1, 10), (30, 10), (31, 10), (100, 3), (150, 2), (299, 2), (300, 1)]
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_rows_go_to_the_encoder_uncompressed_and_so_many_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, piece: int, pieces: int, dtype: type
+) -> None:
+    monkeypatch.setattr(writing, "_PIECE_BYTES", piece)
+    pixels = np.zeros((10, 30 // np.dtype(dtype).itemsize, 1), dtype)
+    stream = io.BytesIO()
+    writing._write_stored_png(stream, "PNG", ImageSize(*pixels.shape[:2]), iter([pixels]))
+    lengths = [length for kind, length in png_chunks(stream) if kind == b"IDAT"]
+    assert len(lengths) == pieces + 1  # the last one has what the compressor still holds
+    assert sum(lengths) >= 10 * 31
+    np.testing.assert_array_equal(decode_image(stream.getvalue()).pixels, pixels)
+
+
+def test_the_directory_of_a_tiff_begins_at_an_even_place(tmp_path: Path) -> None:
+    """TIFF 6.0, section 2: "on a word boundary", whatever the length of what stands before it."""
+    for length in range(1, 9):
+        noise = np.random.default_rng(length).integers(0, 256, (length, 5, 3), np.uint8)
+        said = Metadata(xmp=b"x" * length)
+        data = encode_image(Picture(pixels=noise, metadata=said), ".tif")
+        assert int.from_bytes(data[4:8], "little") % 2 == 0
+        assert decode_image(data).metadata == said
