@@ -58,6 +58,20 @@ def test_a_network_sees_the_colors_around_under_what_is_clear(color: tuple[int, 
         assert filled[y, x, :-1].tolist() == means_reference(picture, y, x)
 
 
+def test_what_is_clear_and_stays_so_keeps_its_color() -> None:
+    picture = np.full((8, 4, 4), (50, 60, 70, 255), np.uint8)
+    picture[:4] = (5, 0, 9, 0)
+    output = np.full((2, 3, 16, 8), 0.25, np.float32)
+    output[1, :, 6], output[1, :, 7] = 0.49 / 255, 0.51 / 255  # on the edge of what is clear
+    colors, alpha = TileAlpha(picture).finished(output)
+    hidden = np.array([5, 0, 9], np.float32)[:, None, None] / np.float32(255)
+    np.testing.assert_array_equal(colors[:, :7], np.broadcast_to(hidden, (3, 7, 8)))
+    assert (colors[:, 7:] == 0.25).all()
+    assert not alpha[:, :6].any()
+    np.testing.assert_array_equal(alpha[:, 6:10], output[1, :, 6:10])
+    assert (alpha[:, 10:] == 1).all()
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 255, 255), (0, 255, 0)])
 def test_hidden_colors_do_not_reach_the_edges(hidden: tuple[int, int, int], dtype: type) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +236,45 @@ def test_strips_have_32_rows_at_least(source: Path, tmp_path: Path, monkeypatch:
     write_picture(source, np.zeros((90, 7, 3), np.uint8))
     upscaler = Upscaler(active(scale=2), UpscaleOptions(tile=(64, 64), overlap=4))
     assert upscale_stream(upscaler, open_picture(source), tmp_path / "out.png").tile.height == 32
+
+
+class ReachedError(Exception):
+    """Where a picture's way ended."""
+
+
+def reached(what: str) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise ReachedError(what)
+
+    return call
+
+
+@pytest.mark.parametrize(("scale", "way"), [(8192, "whole"), (8193, "in strips")])
+def test_results_of_more_than_67_million_pixels_are_streamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: int, way: str
+) -> None:
+    """Of more than 8192x8192."""
+    write_picture(tmp_path / "a.png", np.zeros((1, 1, 3), np.uint8))
+    monkeypatch.setattr(pictures, "whole_picture", reached("whole"))
+    monkeypatch.setattr(pictures, "upscale_stream", reached("in strips"))
+    with pytest.raises(ReachedError, match=f"^{way}$"):
+        upscale_picture_file(Upscaler(active(scale=scale)), tmp_path / "a.png", tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_strip_has_96_mebibytes_of_pixels_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type
+) -> None:
+    write_picture(tmp_path / "a.png", np.zeros((1, 1000, 3), dtype))
+    upscaler = Upscaler(active(scale=2))
+    heights: list[int] = []
+
+    def strips(*_: object, highest: int, **__: object) -> None:
+        heights.append(highest)
+        raise ReachedError
+
+    monkeypatch.setattr(upscaler, "strips", strips)
+    with pytest.raises(ReachedError):
+        upscale_stream(upscaler, open_picture(tmp_path / "a.png"), tmp_path / "b.png")
+    # A row of input gives two of 2000 pixels.
+    assert heights == [(96 << 20) // (2 * 2000 * 3 * np.dtype(dtype).itemsize)]

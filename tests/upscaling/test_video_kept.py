@@ -13,6 +13,7 @@ import pytest
 from support.runner_doubles import NearestRunner
 
 from trt_hspan.errors import HspanError
+from trt_hspan.media.writing import encode_image
 from trt_hspan.upscaling import video_streams
 from trt_hspan.upscaling.upscaler import Upscaler
 from trt_hspan.upscaling.video import UpscaledVideo, upscale_video
@@ -290,3 +291,22 @@ def test_a_matrix_that_is_not_linear_is_reported_once(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mkv", codec="ffv1", matrix=14)
     line = "its color matrix (number 14 of ITU-T H.273) is processed as that of BT.2020"
     assert upscaled(tmp_path / "a.mkv", tmp_path / "b.mkv").notes == (line,)
+
+
+def test_a_cover_is_copied_and_not_taken_for_the_video(tmp_path: Path) -> None:
+    cover = encode_image(np.full((8, 6, 3), 90, np.uint8), ".jpg")
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        picture, video = container.add_stream("mjpeg", rate=1), container.add_stream("libx264", rate=10)
+        picture.height, picture.width, picture.pix_fmt = 8, 6, "yuvj420p"
+        picture.disposition = int(av.stream.Disposition.attached_pic)
+        video.height, video.width, video.pix_fmt = 16, 32, "yuv420p"
+        packet = av.Packet(cover)
+        packet.stream, packet.pts, packet.dts, packet.time_base = picture, 0, 0, Fraction(1)
+        frame = av.VideoFrame.from_ndarray(np.zeros((16, 32, 3), np.uint8), format="rgb24")
+        frame.pts, frame.time_base = 0, _MILLISECOND
+        container.mux([*video.encode(frame), *video.encode(None), packet])
+    report = upscaled(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    assert (report.output_height, report.output_width, report.frames, report.copied_streams) == (32, 64, 1, 1)
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        (copy,) = [s for s in container.streams if s.disposition & av.stream.Disposition.attached_pic]
+        assert [bytes(packet) for packet in container.demux(copy) if packet.size] == [bytes(cover)]
