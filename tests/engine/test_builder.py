@@ -11,11 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.small_networks import attention_network
+from support.tensorrt_double import MemoryPoolType, Release, releases
 
 from trt_hspan.engine import builder as module
-from trt_hspan.engine.builder import _call_in_thread
+from trt_hspan.engine.builder import BuiltPlan, _call_in_thread, build_plan
 from trt_hspan.engine.spec import EngineSpec
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.graph import model_with_plugin_nodes
+from trt_hspan.names import OP_TYPE
 
 
 def spec(**changes: Any) -> EngineSpec:
@@ -318,3 +322,46 @@ def test_the_first_build_after_one_that_failed_is_thrown_away(monkeypatch: pytes
     assert module.build_plan(trt, spec(), b"", ()) == 3
     module._FAILED.discard(trt.__name__)
     assert module.build_plan(trt, spec(), b"", ()) == 4
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> Release:
+    """TensorRT 10.3 and one GPU."""
+    monkeypatch.setattr(module, "gpu_architectures", lambda: ("sm_86",))
+    release = next(iter(releases()))
+    release.plugins.add(OP_TYPE)
+    return release
+
+
+def built(release: Release, profiles: int, **changes: Any) -> BuiltPlan:
+    model = model_with_plugin_nodes(attention_network()).SerializeToString()
+    profile = ((1, 3, 8, 8), (1, 3, 16, 16), (1, 3, 32, 32))
+    return build_plan(release.module, spec(**changes), model, (profile,) * profiles)
+
+
+@pytest.mark.parametrize("profiles", [1, 2, 3])
+def test_the_memory_of_each_profile_is_recorded(release: Release, profiles: int) -> None:
+    plan = built(release, profiles)
+    assert plan.activation_memory_bytes == tuple(5000 + index for index in range(profiles))
+    assert plan.activation_memory_source == "engine"
+    assert (plan.timing_cache, plan.weights_memory_bytes, plan.quantized_convolutions) == (None, None, None)
+    assert plan.build_time_seconds == round(plan.build_time_seconds, 3) >= 0
+    assert plan.network_layer_counts == {"CONVOLUTION": 3, "PLUGIN_V3": 1}
+
+
+@pytest.mark.parametrize(("profiles", "memory"), [(1, (4096,)), (2, None)])
+def test_the_log_is_taken_only_where_it_has_a_figure_for_each_profile(
+    release: Release, monkeypatch: pytest.MonkeyPatch, profiles: int, memory: object
+) -> None:
+    monkeypatch.setattr(module, "gpu_architectures", lambda: ())
+    plan = built(release, profiles)
+    assert plan.activation_memory_bytes == memory
+    assert plan.activation_memory_source == (None if memory is None else "builder log")
+
+
+def test_limits_are_given_in_mebibytes(release: Release) -> None:
+    built(release, 1, workspace_mib=3, tactic_dram_mib=5, optimization_level=0)
+    assert release.built is not None
+    config = release.built[1]
+    assert config.pools == {MemoryPoolType.WORKSPACE: 3 << 20, MemoryPoolType.TACTIC_DRAM: 5 << 20}
+    assert config.builder_optimization_level == 0

@@ -26,7 +26,7 @@ from trt_hspan.engine.manifest import (
     verify_manifest,
     write_manifest,
 )
-from trt_hspan.engine.spec import MOST_PROFILES, Trait
+from trt_hspan.engine.spec import MOST_PROFILES, Trait, profile_request_from_text
 from trt_hspan.errors import STEERING, HspanError
 
 PLAN, ONNX = b"a plan", b"a model"
@@ -230,3 +230,61 @@ def test_an_engine_needs_the_library_unless_it_is_inside() -> None:
     assert not manifest().needs_library
     assert manifest(traits=()).needs_library
     assert not manifest(plugin=None, traits=()).needs_library
+
+
+def test_a_file_of_the_greatest_length_is_read(plan: Path) -> None:
+    text = manifest().as_json()
+    plan.with_suffix(".json").write_text(text + " " * ((1 << 22) - len(text)))
+    assert read_manifest(plan) == manifest()
+
+
+def test_a_profile_says_its_sizes_and_is_written_as_it_is_requested() -> None:
+    record = ProfileRecord(min=(1, 3, 4, 5), opt=(2, 3, 6, 7), max=(3, 3, 8, 9), activation_memory_bytes=None)
+    assert record.sizes == ((4, 5), (6, 7), (8, 9))
+    assert str(record) == "min=1x4x5,opt=2x6x7,max=3x8x9"
+    assert str(profile_request_from_text(str(record)).profile_for("plugin")) == str(record)
+
+
+def test_the_largest_profile_counts_its_batch_and_ranges_leave_the_middle_out() -> None:
+    small, large = manifest().profiles
+    many = dataclasses.replace(small, max=(9, 3, 64, 96))
+    assert manifest(profiles=(large, many, small)).largest_profile == many
+    assert manifest().shape_ranges == (
+        ((1, 3, 16, 16), (2, 3, 64, 96)),
+        ((1, 3, 64, 64), (1, 3, 128, 160)),
+    )
+
+
+def test_a_manifest_is_laid_out_for_people() -> None:
+    lines = manifest().as_json().splitlines()
+    assert lines[:2] == ["{", '  "format_version": 4,']
+    assert manifest().as_json().endswith("}\n")
+    assert (manifest().size_multiple, manifest().range_audit) == (1, None)
+
+
+@pytest.mark.parametrize("suffix", [".plan", ".onnx", ".json"])
+def test_a_folder_in_place_of_a_file_is_called_one(plan: Path, suffix: str) -> None:
+    path = plan.with_suffix(suffix)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(HspanError, match=rf"x4\{suffix}: is (not a file|a folder)"):
+        verify_manifest(plan)
+
+
+def test_hashes_are_shown_by_their_first_twelve_digits(plan: Path) -> None:
+    plan.write_bytes(b"another")
+    with pytest.raises(HspanError) as refused:
+        verify_manifest(plan)
+    own, stored = (hashlib.sha256(data).hexdigest()[:12] for data in (b"another", PLAN))
+    assert f"SHA-256 is {own}..., but x4.json says {stored}...; the files are not of one" in str(
+        refused.value
+    )
+
+
+@pytest.mark.parametrize("version", [3, 5, True, 4.0, "4", None])
+def test_another_format_version_is_refused(version: object) -> None:
+    text = json.dumps({**json.loads(manifest().as_json()), "format_version": version})
+    with pytest.raises(
+        HspanError, match=f"format_version is {version!r}, expected 4; build the engine again"
+    ):
+        manifest_from_json(text.encode(), where="m.json")

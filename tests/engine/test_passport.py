@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.small_engine import SmallEngine
+from support.manifest_corpus import BASE as CORPUS_BASE
 
 from trt_hspan.engine import passport
-from trt_hspan.engine.manifest import EngineManifest, PluginRecord, ProfileRecord
+from trt_hspan.engine.manifest import EngineManifest, PluginRecord, ProfileRecord, manifest_from_json
 from trt_hspan.engine.passport import Machine, build_command, built_for, engine_mismatches
 from trt_hspan.errors import HspanError
 from trt_hspan.files import sha256_from_file
@@ -30,9 +31,17 @@ def plugin_library() -> Path:
 
 
 @pytest.fixture
-def manifest(small_engine: SmallEngine) -> EngineManifest:
+def manifest() -> EngineManifest:
+    """Of an engine of TensorRT-RTX with the function body."""
     return dataclasses.replace(
-        small_engine.manifest, onnx_file="net.onnx", tensorrt_version="1.7.1.116", targets=("sm_86",)
+        manifest_from_json(json.dumps(CORPUS_BASE).encode(), where="base"),
+        onnx_file="net.onnx",
+        flavor="tensorrt-rtx",
+        tensorrt_version="1.7.1.116",
+        targets=("sm_86",),
+        attention="function",
+        plugin=None,
+        traits=(),
     )
 
 
@@ -329,10 +338,63 @@ def test_a_plugin_without_code_for_the_gpu(manifest: EngineManifest, plugin_libr
     assert "built without sm_53; rebuild with trt-hspan plugin build --arch 53" in line
 
 
-def test_the_gpu_is_the_one_of_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = GpuDriver(state="ready", cuda_version=(13, 0), architectures=("sm_86", "sm_89"))
+@pytest.mark.parametrize(("index", "architecture"), [(0, "sm_86"), (1, "sm_90"), (2, None), (7, None)])
+def test_this_machine_has_the_gpu_of_an_index(
+    monkeypatch: pytest.MonkeyPatch, index: int, architecture: str | None
+) -> None:
+    driver = GpuDriver(state="ready", cuda_version=(13, 0), architectures=("sm_86", "sm_90"))
     monkeypatch.setattr(passport, "gpu_driver", lambda: driver)
-    for index, architecture in ((0, "sm_86"), (1, "sm_89"), (2, None)):
-        assert passport.this_machine(index).architecture == architecture
+    here = passport.this_machine(index)
+    assert (here.architecture, here.driver) == (architecture, driver)
     assert passport.this_machine().architecture == "sm_86"
-    assert passport.this_machine().driver is driver
+    assert "tensorrt-rtx" in here.flavors
+    assert here.version_of("tensorrt-rtx").startswith("1.")
+
+
+def test_only_the_first_mismatch_is_raised(manifest: EngineManifest) -> None:
+    passport.require_match(PLAN, manifest, machine())
+    here = machine(architecture="sm_89", version_of=lambda _: "1.8.0.1")
+    with pytest.raises(HspanError, match=r"installed is 1\.8\.0\.1"):
+        passport.require_match(PLAN, manifest, here)
+
+
+def test_hashes_are_shown_by_their_first_twelve_digits(
+    manifest: EngineManifest, plugin_library: Path
+) -> None:
+    changed = with_plugin(manifest, plugin_library, sha256="1234567890abcdef" * 4)
+    (line,) = lines(changed, machine(), plugin_library)
+    own = sha256_from_file(plugin_library)[:12]
+    assert f"SHA-256 is {own}..., but net.plan was built with 1234567890ab...; name" in line
+    assert " by --plugin, or trt-hspan build --onnx" in line
+
+
+def test_without_a_gpu_nothing_is_said_of_code_and_targets(
+    manifest: EngineManifest, plugin_library: Path
+) -> None:
+    driver = GpuDriver(state="no driver", error=HspanError("GPU", "no driver", "install it"))
+    nowhere = machine(architecture=None, driver=driver)
+    foreign = dataclasses.replace(with_plugin(manifest, plugin_library), targets=("sm_53",))
+    assert len(lines(foreign, nowhere, plugin_library)) == 1
+    embedded = dataclasses.replace(foreign, traits=("embedded-plugin",))
+    assert len(lines(embedded, nowhere)) == 1
+
+
+def test_on_a_jetson_no_wheel_is_proposed(manifest: EngineManifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passport, "is_jetson", lambda: True)
+    (line,) = lines(manifest, machine(flavors=()))
+    assert "1.7.1.116" not in line
+    (line,) = lines(manifest, machine(version_of=lambda _: "1.8.0.1"))
+    assert "pip install" not in line
+
+
+@pytest.mark.parametrize(
+    ("built", "runs"), [("10.9", True), ("10.9.0.1.2", True), ("10.9.0", True), ("11", False)]
+)
+def test_releases_of_fewer_or_more_numbers_are_compared(
+    manifest: EngineManifest, built: str, runs: bool
+) -> None:
+    travels = dataclasses.replace(
+        manifest, flavor="tensorrt", tensorrt_version=built, traits=("version-compatible",)
+    )
+    here = machine(flavors=("tensorrt",), version_of=lambda _: "10.9.0.rc1")
+    assert (lines(travels, here) == []) == runs

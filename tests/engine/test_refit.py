@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 from support.classic_machine import DRIVER, machine_with_tensorrt
 from support.small_networks import attention_network, write_attention_network
-from support.tensorrt_double import Release
+from support.tensorrt_double import OnnxParserRefitter, Refitter, Release
 
 from trt_hspan.engine import passport, refit, tensorrt_api
 from trt_hspan.engine.build import build_engine
@@ -120,6 +120,71 @@ def test_a_refit_that_tensorrt_refuses_leaves_the_engine_as_it_was(tensorrt: Rel
     with pytest.raises(HspanError, match=r"cannot be refitted: the refit failed; trt-hspan build"):
         refit_engine(plan, other_weights(load_onnx(plan.with_suffix(".onnx"))))
     assert {path.name: path.read_bytes() for path in plan.parent.iterdir()} == files
+
+
+def test_an_engine_with_a_plugin_loads_it_before_it_is_opened(
+    tensorrt: Release, tmp_path: Path, plugin_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = write_attention_network(tmp_path / "net.onnx", precision="fp16")
+    spec = EngineSpec(
+        onnx=network,
+        output=tmp_path / "net.plan",
+        flavor="tensorrt",
+        attention="plugin",
+        plugin=plugin_library,
+        traits=TRAITS,
+    )
+    build_engine(spec)
+    loaded: list[Path] = []
+    monkeypatch.setattr(refit, "load_plugin_library", lambda _, path: loaded.append(path))
+    refit_engine(spec.output, other_weights(load_onnx(network)), plugin=plugin_library)
+    assert loaded == [plugin_library]
+    monkeypatch.setattr(refit, "default_plugin_path", lambda: plugin_library)
+    refit_engine(spec.output, load_onnx(network))
+    assert loaded == [plugin_library] * 2
+
+
+def test_a_name_that_is_none_of_an_engine_is_refused(plan: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        HspanError, match=r"x\.onnx: is no name for an engine; name a file that ends in \.plan"
+    ):
+        refit_engine(plan, load_onnx(plan.with_suffix(".onnx")), output=tmp_path / "x.onnx")
+
+
+def test_weights_that_the_engine_lacks_are_named_as_far_as_a_line_takes_them(
+    plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Refitter, "get_missing_weights", lambda _: ["a", "b", "c", "d"])
+    with pytest.raises(
+        HspanError, match="wants weights that the model does not have: a, b, c: TensorRT gives"
+    ):
+        refit_engine(plan, load_onnx(plan.with_suffix(".onnx")))
+
+
+def test_an_engine_that_does_not_load_or_take_the_weights_is_refused(
+    tensorrt: Release, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_onnx(plan.with_suffix(".onnx"))
+    monkeypatch.setattr(OnnxParserRefitter, "refit_from_bytes", lambda *_: False)
+    with pytest.raises(HspanError, match="does not take these weights: TensorRT gives no reason"):
+        refit_engine(plan, model)
+    tensorrt.can_deserialize = False
+    with pytest.raises(HspanError, match="cannot be loaded: TensorRT gives no reason"):
+        refit_engine(plan, model)
+
+
+def test_the_new_manifest_is_of_the_new_weights(plan: Path) -> None:
+    before = verify_manifest(plan)
+    model = load_onnx(plan.with_suffix(".onnx"))
+    for entry in model.metadata_props:
+        if entry.key == "trt_hspan.source_sha256":
+            entry.value = "d" * 64
+    model.producer_version = "another"
+    after = refit_engine(plan, model)
+    assert (before.source_sha256, after.source_sha256) == ("c" * 64, "d" * 64)
+    assert (after.plan_size_bytes, after.range_audit) == (plan.stat().st_size, None)
+    assert after.created_utc.endswith("+00:00")
+    assert "." not in after.created_utc
 
 
 def test_quantized_networks_are_not_refittable(tensorrt: Release, plan: Path) -> None:

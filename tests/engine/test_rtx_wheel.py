@@ -1,20 +1,27 @@
-"""The name that TensorRT-RTX's wheel lacks. Each case runs in a process of its own, against an installation of links.
+"""The name that TensorRT-RTX's wheel lacks. TensorRT is in processes of their own, each with an installation of links.
 
 Without a cure, such a process ends with SIGABRT; `test_the_quirk_is_there` shows it, and fails when NVIDIA mends it.
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import importlib.util
+import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from trt_hspan.engine import rtx_wheel
 from trt_hspan.engine.rtx_wheel import LIBRARY, library_folder
+from trt_hspan.errors import HspanError
 
 ROOT = Path(rtx_wheel.__file__).parents[2]  # of the package that is tested
 
@@ -64,6 +71,96 @@ try:
 except HspanError as error:
     print(error)
 """
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two small libraries with the wheel's names, which nothing has loaded."""
+    folder = tmp_path / "wheel"
+    folder.mkdir()
+    for name in ("liba_parser.so.1", f"{LIBRARY}.1"):
+        source = f"int of_{name[3]}(void) {{ return 1; }}"
+        command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", folder / name]
+        subprocess.run(command, input=source, text=True, check=True)
+    monkeypatch.setattr(rtx_wheel, "library_folder", lambda: folder)
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx_libs", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(atexit, "register", lambda *_, **__: None)
+    return folder
+
+
+def links(wheel: Path) -> dict[str, Path]:
+    """What the private folder beside the wheel contains, if there is one."""
+    return {path.name: path.readlink() for path in wheel.parent.glob("trt-hspan-*/*")}
+
+
+def test_libraries_are_loaded_through_links_with_the_missing_name(wheel: Path) -> None:
+    rtx_wheel.preload_with_unversioned_name()
+    assert links(wheel) == {
+        "liba_parser.so.1": wheel / "liba_parser.so.1",
+        f"{LIBRARY}.1": wheel / f"{LIBRARY}.1",
+        LIBRARY: wheel / f"{LIBRARY}.1",
+    }
+    (folder,) = wheel.parent.glob("trt-hspan-*")
+    assert rtx_wheel._origin(wheel / f"{LIBRARY}.1") == folder
+    rtx_wheel.ensure_unversioned_name()  # it is there
+    assert sorted(path.name for path in wheel.iterdir()) == ["liba_parser.so.1", f"{LIBRARY}.1"]
+
+
+@pytest.mark.parametrize("why", ["no wheel", "has the name", "was imported"])
+def test_nothing_is_loaded_where_that_is_of_no_use(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    if why == "no wheel":
+        monkeypatch.setattr(rtx_wheel, "library_folder", lambda: None)
+    elif why == "has the name":
+        (wheel / LIBRARY).touch()
+    else:
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx_libs", sys)
+    rtx_wheel.preload_with_unversioned_name()
+    assert links(wheel) == {}
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_wheel_that_is_not_loaded_so_is_noted(
+    wheel: Path, caplog: pytest.LogCaptureFixture, is_empty: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    for library in wheel.iterdir():
+        library.unlink() if is_empty else library.write_bytes(b"damaged")
+    rtx_wheel.preload_with_unversioned_name()
+    assert [message.partition(":")[0] for message in caplog.messages] == ["TensorRT-RTX is not preloaded"]
+
+
+def test_a_link_beside_a_library_that_was_loaded_is_made_where_it_can_be(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rtx_wheel, "library_folder", lambda: None)
+    rtx_wheel.ensure_unversioned_name()
+    monkeypatch.setattr(rtx_wheel, "library_folder", lambda: wheel)
+    (wheel / LIBRARY).symlink_to("nowhere")  # in the way
+    with pytest.raises(HspanError, match=rf"wheel: has no {LIBRARY}, .* cannot be written; run ln -s"):
+        rtx_wheel.ensure_unversioned_name()
+    (wheel / LIBRARY).unlink()
+    rtx_wheel.ensure_unversioned_name()
+    assert (wheel / LIBRARY).readlink() == Path(f"{LIBRARY}.1")
+
+
+def test_the_folder_of_a_library_is_that_of_its_file_where_nothing_says_another(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rtx_wheel._origin(wheel / "liba_parser.so.1") == wheel
+    load = ctypes.CDLL
+    broken = SimpleNamespace(dlinfo=lambda *_: 1)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: broken if name is None else load(name))
+    assert rtx_wheel._origin(wheel / "liba_parser.so.1") == wheel
+
+
+def test_an_installation_of_another_kind_has_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library_folder() is not None
+    for spec in (None, SimpleNamespace(submodule_search_locations=None)):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _, spec=spec: spec)
+        assert library_folder() is None
 
 
 @pytest.fixture

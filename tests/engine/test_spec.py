@@ -389,3 +389,30 @@ def test_a_plan_needs_a_name() -> None:
     with pytest.raises(HspanError, match="has no file name to call the engine after; give a name with -o"):
         default_output("", "fp16")
     assert check_choice("--precision", None, Precision) is None  # type: ignore[func-returns-value]
+
+
+def test_batches_are_multiples_of_nothing() -> None:
+    request = ProfileRequest(opt_batch=2, max_batch=3)
+    assert request.profile_for("plugin", taken=(8, 16)).batches == (1, 2, 3)
+
+
+def test_each_shape_of_a_profile_has_its_own_batch() -> None:
+    profile = ImageProfile(min=size(1, 2), opt=size(3, 4), max=size(5, 6))
+    assert profile.shapes(1) == ((1, 1, 1, 2), (1, 1, 3, 4), (1, 1, 5, 6))
+    profile = ImageProfile(
+        min=size(1, 2), opt=size(3, 4), max=size(5, 6), min_batch=1, opt_batch=2, max_batch=3
+    )
+    assert profile.shapes(3) == ((1, 3, 1, 2), (2, 3, 3, 4), (3, 3, 5, 6))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"min": size(64, 64), "opt": size(64, 64), "max": size(64, 64)},
+        {"min_batch": 1, "opt_batch": 1, "max_batch": 1},
+        {"min": size(1, 1), "max": size(1, 2)},
+    ],
+)
+def test_equal_parts_are_in_order(arguments: dict[str, ImageSize | int]) -> None:
+    profile = ProfileRequest(**arguments).profile_for("plugin")  # type: ignore[arg-type]
+    assert {name: getattr(profile, name) for name in arguments} == arguments

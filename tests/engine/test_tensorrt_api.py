@@ -330,3 +330,11 @@ def test_a_module_that_python_has_is_there_even_without_a_file(monkeypatch: pyte
     assert tensorrt_api._is_findable("no_such_module_of_tensorrt")
     monkeypatch.setitem(sys.modules, "colorsys", None)  # type: ignore[arg-type]
     assert not tensorrt_api._is_findable("colorsys")
+
+
+def test_messages_about_scales_are_for_debugging(trt: Any, caplog: pytest.LogCaptureFixture) -> None:
+    text = "Converting conv weight scales to fp32"
+    with caplog.at_level(1, logger="trt_hspan.tensorrt"), tensorrt_api.collected_log(trt) as log:
+        tensorrt_api.tensorrt_logger(trt).log(trt.ILogger.Severity.WARNING, text)
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(logging.DEBUG, text)]
+    assert (log.errors, log.figures) == ([], [text])

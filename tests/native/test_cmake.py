@@ -72,3 +72,37 @@ def test_an_environment_is_passed_and_a_program_that_is_not_there_is_one_line(tm
     assert log.read_text() == "value\n"
     with pytest.raises(HspanError, match="no such file"):
         run_cmake([[tmp_path / "none"]], log, where="x")
+
+
+@pytest.mark.parametrize(
+    ("line", "fraction", "phase"),
+    [
+        ("[0/4] Building CUDA object a/x.cu.o", 0.1, "Building CUDA object x.cu.o"),
+        ("[  1%] Building CXX object b.cpp.o", 0.1 + 0.9 * 0.01, "Building CXX object b.cpp.o"),
+        ("[100%] Built target x", 1.0, "Built target x"),
+        ("[1/0x] no", None, None),
+        ("[a%] no", None, None),
+        ("text [1/2] no", None, None),
+    ],
+)
+def test_a_line_of_progress_is_read(
+    tmp_path: Path, line: str, fraction: float | None, phase: str | None
+) -> None:
+    seen: list[BuildProgress] = []
+    run_cmake([["printf", "%s\n", line]], tmp_path / "log", where="x", on_progress=seen.append)
+    assert [progress.phase for progress in seen] == ([] if phase is None else [phase])
+    assert [progress.fraction for progress in seen] == ([] if fraction is None else pytest.approx([fraction]))
+
+
+def test_an_error_of_cmake_is_shown_as_far_as_a_line_takes_it(tmp_path: Path) -> None:
+    lines = ["CMake Error at x:", *(["y" * 50] * 7), "z"]
+    with pytest.raises(HspanError) as refused:
+        run_cmake([failing(lines)], tmp_path / "log", where="plugin")
+    shown = " ".join(["y" * 50] * 7)[:300]
+    assert f"does not compile: {shown}; " in str(refused.value)
+    assert refused.value.next_step == f"the whole log is {tmp_path / 'log'}"
+
+
+def test_bytes_that_are_no_text_and_both_streams_are_in_the_log(tmp_path: Path) -> None:
+    run_cmake([["sh", "-c", r"printf '\\377\\n'; echo out >&2"]], tmp_path / "log", where="x")
+    assert "out" in (tmp_path / "log").read_text()

@@ -137,3 +137,11 @@ def test_cuda_for_an_older_driver_is_one_that_the_kernels_compile_with() -> None
     for driver, has_way in (((12, 3), False), ((12, 4), True)):
         line = str(error_from_verdict(code(), 86, driver))
         assert ("or CUDA 12 and trt-hspan plugin build" in line) is has_way
+
+
+@pytest.mark.parametrize(("driver", "number"), [((11, 8), 525), ((12, 9), 580)])
+def test_the_driver_to_install_is_the_first_of_the_librarys_cuda(
+    driver: tuple[int, int], number: int
+) -> None:
+    error = error_from_verdict(code(cuda_version=f"{driver[0] + 1}.0.1"), 86, driver)
+    assert f"install NVIDIA driver {number} or newer" in str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
 import shutil
@@ -13,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from trt_hspan.errors import HspanError
+from trt_hspan.errors import HspanError, OutOfMemoryError
 from trt_hspan.native import build, toolchain
 from trt_hspan.native import cpu_attention as native
 from trt_hspan.native import sources as native_sources
-from trt_hspan.native.cpu_attention import NativeLibrary, NativeOptions, native_library
+from trt_hspan.native.cpu_attention import NativeLibrary, NativeOptions, Operand, native_library
 from trt_hspan.ops import attention, high_similarity_pass_attention
 
 
@@ -187,3 +188,112 @@ def test_library_needs_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+STUB = """
+#include <cstring>
+#include <cstdint>
+extern "C" {
+int status; int64_t call[27];
+int hspanCpuAbiVersion() { return 1; }
+const char* hspanCpuSourceSha256() { return ""; }
+int hspanCpuInstructionSetCount() { return 3; }
+const char* hspanCpuInstructionSetName(int index) { return index == 0 ? "best" : index == 1 ? "good" : "base"; }
+int hspanCpuInstructionSetRuns(int index) { return index != 0; }
+uint64_t hspanCpuWorkspaceBytes(const void* own) { std::memcpy(call, own, sizeof call); return 1234567; }
+int hspanCpuAttention(const void* own) { std::memcpy(call, own, sizeof call); return status; }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> NativeLibrary:
+    """A library that takes notes; this processor runs two of its three instruction sets."""
+    return NativeLibrary(compiled(tmp_path_factory.mktemp("stub"), STUB))
+
+
+def operand(address: int, shape: tuple[int, int, int]) -> Operand:
+    return Operand(address, shape, (address + 1, address + 2, address + 3))
+
+
+QUERY, KEY = operand(10, (2, 3, 35)), operand(20, (2, 3, 35))
+VALUE, OUTPUT = operand(30, (2, 4, 35)), operand(40, (2, 4, 35))
+
+
+def noted(stub: NativeLibrary) -> list[int]:
+    """The call that the library got, its numbers of 32 bits apart."""
+    words = list((ctypes.c_int64 * 24).in_dll(stub._library, "call"))
+    return [
+        *words[:20],
+        *(half for word in words[20:22] for half in divmod(word, 1 << 32)[::-1]),
+        *words[22:],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        (NativeOptions(), [1, -1 % (1 << 32), 0, 0, 0]),
+        (
+            NativeOptions(threads=7, instruction_set="good", route="gather", tile_rows=5, gather_limit=6),
+            [7, 1, 1, 5, 6],
+        ),
+        (NativeOptions(instruction_set="base", route="dense", tile_rows=1, gather_limit=1), [1, 2, 2, 1, 1]),
+    ],
+)
+def test_a_call_gets_tensors_sizes_and_options(
+    stub: NativeLibrary, options: NativeOptions, numbers: list[int]
+) -> None:
+    assert stub.instruction_sets == ("good", "base")
+    stub.attend(QUERY, KEY, VALUE, OUTPUT, element_type="float16", options=options)
+    tensors = [number for start in (10, 20, 30, 40) for number in range(start, start + 4)]
+    assert noted(stub) == [*tensors, 2, 3, 4, 35, 1, *numbers]
+    needed = stub.workspace_bytes((2, 3, 35), value_channels=4, options=options)
+    assert needed == 1234567
+    dense_query, dense_value = [0, 3 * 35, 35, 1], [0, 4 * 35, 35, 1]
+    assert noted(stub) == [*dense_query, *dense_query, *dense_value, *dense_value, 2, 3, 4, 35, 0, *numbers]
+
+
+@pytest.mark.parametrize(
+    "operands",
+    [
+        (QUERY, operand(20, (2, 4, 35)), VALUE, OUTPUT),
+        (QUERY, KEY, VALUE, operand(40, (2, 5, 35))),
+        (QUERY, KEY, operand(30, (1, 4, 35)), operand(40, (1, 4, 35))),
+        (QUERY, KEY, operand(30, (2, 4, 36)), operand(40, (2, 4, 36))),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(stub: NativeLibrary, operands: tuple[Operand, ...]) -> None:
+    query, key, value, output = operands
+    with pytest.raises(ValueError, match="shapes do not fit: "):
+        stub.attend(query, key, value, output, element_type="float32", options=NativeOptions())
+
+
+def test_what_the_library_refuses_is_an_error(stub: NativeLibrary) -> None:
+    status = ctypes.c_int.in_dll(stub._library, "status")
+    for number, kind, line in (
+        (2, OutOfMemoryError, r"its workspace of 1\.2 MB could not be had; give a smaller picture"),
+        (1, ValueError, "the attention's arguments are invalid"),
+        (3, ValueError, "the attention's arguments are invalid"),
+    ):
+        status.value = number
+        with pytest.raises(kind, match=line):
+            stub.attend(QUERY, KEY, VALUE, OUTPUT, element_type="float32", options=NativeOptions())
+    status.value = 0
+
+
+@pytest.mark.parametrize(
+    ("content", "digest"),
+    [
+        (b"..hspan-cpu-source-sha256=" + b"a1" * 32 + b"\0..", "a1" * 32),
+        (b"hspan-cpu-source-sha256=" + b"a1" * 31 + b"\0", None),
+        (b"", None),
+        (None, None),
+    ],
+)
+def test_the_hash_of_the_sources_is_read_from_the_file(
+    tmp_path: Path, content: bytes | None, digest: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "lib.so").write_bytes(content)
+    assert native.source_sha256_from_library(tmp_path / "lib.so") == digest

@@ -11,7 +11,8 @@ import pytest
 
 from trt_hspan.errors import HspanError
 from trt_hspan.native import loading
-from trt_hspan.native.loading import checked_library, open_library
+from trt_hspan.native.loading import TYPE_NUMBERS, checked_library, open_library
+from trt_hspan.native.sources import sources_folder
 
 
 def library(folder: Path, source: str) -> Path:
@@ -64,3 +65,12 @@ def test_a_library_is_of_the_sources_at_hand_unless_it_was_named(
         checked("b")
     monkeypatch.setenv("OWN", str(path))
     assert checked("b").place == path
+
+
+def test_numbers_of_the_types_are_those_of_both_headers() -> None:
+    plugins = sources_folder() / "plugins"
+    for header, prefix in (("cpu/hspan_cpu.h", "HSPAN_CPU"), ("cuda/hspan_cuda.h", "HSPAN_CUDA")):
+        text = (plugins / header).read_text()
+        for name, number in TYPE_NUMBERS.items():
+            named = {"float32": "FLOAT", "float16": "HALF"}.get(name, name.upper())
+            assert f"{prefix}_{named} = {number}" in text

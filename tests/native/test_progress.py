@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trt_hspan.native.progress import PhaseTracker
+from trt_hspan.native.progress import BuildProgress, PhaseTracker
 
 
 def test_steps_of_a_phase_divide_the_step_of_its_parent() -> None:
@@ -41,6 +41,53 @@ def test_steps_go_on_until_the_build_is_cancelled() -> None:
     tracker.cancel()
     assert not tracker.step("build", 1)
     assert not tracker.step("unknown phase", 0)
+
+
+def test_nothing_has_begun_at_first() -> None:
+    assert PhaseTracker().progress == BuildProgress(fraction=0.0, phase="")
+
+
+def test_steps_count_once_and_never_backward() -> None:
+    tracker = PhaseTracker()
+    tracker.start("build", None, 4)
+    for index, fraction in ((1, 0.5), (0, 0.5), (1, 0.5), (2, 0.75), (9, 1.0)):
+        assert tracker.step("build", index)
+        assert tracker.progress.fraction == fraction
+
+
+def test_a_phase_without_steps_has_one() -> None:
+    tracker = PhaseTracker()
+    tracker.start("build", None, 2)
+    tracker.start("empty", "build", 0)
+    tracker.step("empty", 0)
+    assert tracker.progress.fraction == 0.5
+
+
+def test_of_phases_side_by_side_the_furthest_counts() -> None:
+    tracker = PhaseTracker()
+    tracker.start("build", None, 2)
+    for name, steps in (("slow", 10), ("fast", 2), ("slower", 20)):
+        tracker.start(name, "build", steps)
+        tracker.step(name, 0)
+    assert tracker.progress.fraction == 0.5 / 2
+    tracker.start("other", None, 5)
+    tracker.step("other", 1)
+    assert tracker.progress.fraction == 0.4
+
+
+def test_a_phase_whose_parent_has_ended_or_is_unknown_stands_for_itself() -> None:
+    tracker = PhaseTracker()
+    tracker.finish("unknown")
+    tracker.start("orphan", "unknown", 4)
+    tracker.step("orphan", 0)
+    assert tracker.progress == BuildProgress(fraction=0.25, phase="orphan")
+
+
+def test_after_the_outermost_phase_its_name_stays() -> None:
+    tracker = PhaseTracker()
+    tracker.start("build", None, 1)
+    tracker.finish("build")
+    assert tracker.progress.phase == "build"
 
 
 @given(
