@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from fractions import Fraction
 from pathlib import Path
@@ -378,3 +379,85 @@ def test_a_full_disk_is_blamed_and_not_the_encoder(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "codec" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (av.error.OSError(28, "No space left on device", "b.mkv"), "b.mkv: the disk is full"),
+        (
+            av.error.PermissionError(1, "Not permitted", "avcodec_open2()"),
+            "libx264 cannot write 64x96 pixels",
+        ),
+        (av.error.InvalidDataError(1094995529, "Invalid data", None), "libx264 cannot write 64x96 pixels"),
+    ],
+)
+def test_an_error_of_the_system_is_of_the_file_and_others_are_of_the_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    write_video(tmp_path / "a.mkv", audio=None)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(video_module._Transcoding, "_timed", fail)
+    with pytest.raises(HspanError, match=re.escape(line)):
+        upscaled(tmp_path / "a.mkv", tmp_path / "b.mkv")
+
+
+def test_what_was_read_is_counted_and_how_far_it_goes() -> None:
+    def packet(stream: object, pts: int | None, duration: int | None, size: int = 9) -> SimpleNamespace:
+        return SimpleNamespace(
+            stream=stream, pts=pts, duration=duration, size=size, time_base=_TICK, is_corrupt=False
+        )
+
+    video, sound = object(), object()
+    packets = [
+        *[packet(video, 0, 100), packet(sound, 900, 300), packet(video, 400, 100), packet(video, None, 100)],
+        *[packet(sound, 1100, None), packet(video, None, None, size=0)],
+    ]
+    container = SimpleNamespace(demux=lambda streams: iter(packets))
+    transcoding = Unopened(container=container, video=video, seen=0, end=Fraction(0))
+    assert list(transcoding._packets([video, sound])) == packets
+    assert (transcoding._seen, transcoding._end, transcoding._notes) == (3, 1200 * _TICK, {})
+    del packets[1:4]
+    packets[0].is_corrupt = True
+    transcoding = Unopened(container=container, video=video, seen=0, end=Fraction(0))
+    list(transcoding._packets([video, sound]))
+    assert transcoding._end == 1100 * _TICK
+    assert [note.split(":")[0] for note in transcoding._notes] == ["it is damaged"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (av.error.OSError(28, "No space left on device", "b.mkv"), OSError),
+        (av.error.InvalidDataError(1094995529, "Invalid data", None), HspanError),
+    ],
+)
+def test_a_packet_that_cannot_be_copied_is_damaged_unless_the_system_says_why(
+    error: Exception, expected: type[Exception]
+) -> None:
+    written: list[int] = []
+
+    def mux(packet: int) -> None:
+        written.append(packet)
+        if packet == 2:
+            raise error
+
+    waiting = [1, 2, 3]
+    with pytest.raises(expected):
+        Unopened(source=Path("a.mkv"))._copy(SimpleNamespace(mux=mux), waiting)
+    assert (written, waiting) == ([1, 2], [3])
+
+
+@pytest.mark.parametrize(("suffix", "is_even"), [(".avi", True), (".AVI", True), (".mkv", False)])
+def test_a_video_that_says_no_rate_has_25_frames_in_a_second(suffix: str, is_even: bool) -> None:
+    stream = SimpleNamespace(disposition=0, average_rate=None)
+    container = SimpleNamespace(streams=SimpleNamespace(video=[stream]))
+    upscaler: Any = None
+    target = Path(f"b{suffix}")
+    transcoding = video_module._Transcoding(upscaler, Path("a"), target, VideoOptions(), container)
+    assert transcoding._even_rate == (25 if is_even else None)
+    output = SimpleNamespace(add_stream=lambda name, rate: (name, rate))
+    assert transcoding._added_stream(output) == ("libx264", 25)

@@ -130,8 +130,9 @@ class _Transcoding:
             raise HspanError(source, "contains no video stream", "give a video")
         self._video = _videos(container)[0]
         self._encoder = VideoEncoder(options, target.suffix.lower())
+        self._rate = self._video.average_rate or 25
         # AVI stores no time stamps: a frame is as long as every other.
-        self._even_rate = self._video.average_rate or 25 if target.suffix.lower() == ".avi" else None
+        self._even_rate = self._rate if target.suffix.lower() == ".avi" else None
         self._time: int | None = None  # of the last frame, in ticks of the encoder
         self._end, self._seen = Fraction(0), 0  # of all that was read, in seconds; packets of the video
         self._writer: FrameWriter | None = None
@@ -171,8 +172,7 @@ class _Transcoding:
                 self._copy(output, waiting)
                 output.mux(stream.encode(None))
         except av.error.FFmpegError as error:
-            about_codec = "avcodec" in str(error.filename)
-            if isinstance(error, OSError) and error.errno and error.errno > 0 and not about_codec:
+            if isinstance(error, OSError) and "avcodec" not in str(error.filename):
                 raise error_from_os_error(self._target, error) from error
             raise HspanError(
                 self._target,
@@ -229,7 +229,7 @@ class _Transcoding:
 
     def _added_stream(self, output: Any) -> Any:
         try:
-            return output.add_stream(self._encoder.name, rate=self._video.average_rate or 25)
+            return output.add_stream(self._encoder.name, rate=self._rate)
         except ValueError as error:
             raise HspanError(self._target, str(error), "choose another --codec or container") from error
 

@@ -34,9 +34,9 @@ _LUMA_WEIGHTS: Final = {
 }
 _LAST_MATRIX: Final = 17  # above are numbers without a meaning yet
 _HD_HEIGHT: Final = 720
-# SWS_LANCZOS, of all filters the one whose chroma comes back with the least error; SWS_FULL_CHR_H_INT,
-# SWS_FULL_CHR_H_INP, SWS_ACCURATE_RND and SWS_BITEXACT.
-_RESAMPLED: Final = 0x200 | 0x2000 | 0x4000 | 0x40000 | 0x80000
+# SWS_LANCZOS, of all filters the one whose chroma comes back with the least error; SWS_ACCURATE_RND and SWS_BITEXACT,
+# which change nothing here with the code of x86-64.
+_RESAMPLED: Final = 0x200 | 0x40000 | 0x80000
 _CENTER: Final = 1 << 15  # of chroma with 16 bits
 # Where samples of halved chroma lie: pixels to the right of and below the first of two, in halves of their distance.
 _LOCATIONS: Final = {
