@@ -63,7 +63,7 @@ def largest_weights(model: onnx.ModelProto) -> dict[str, float]:
 
 
 def test_the_tail_sees_features_divided_and_the_picture_is_the_same() -> None:
-    model = network()
+    model = network({"tail.0.0": 2.0**-9, "tail.1": 0.75})
     changed = tail_with_headroom(model)
     onnx.checker.check_model(changed)
     skip, picture = outputs(model, "skip", "output")

@@ -376,7 +376,7 @@ def test_a_dequantized_value_is_rounded_where_anything_but_a_convolution_reads_i
             s = Add (d, y)
             output = Cast <to = 1> (s)
         }""")
-    for name, weight in (("scale", np.float16(0.1)), ("w", np.ones((1, 1, 1, 1), np.float16))):
+    for name, weight in (("scale", np.float16(0.1)), ("w", np.full((1, 1, 1, 1), 3, np.float16))):
         model.graph.initializer.append(numpy_helper.from_array(np.array(weight), name))
     x = np.float32([[[[0.3, 0.7, 1.1]]]])
     scale = np.float32(np.float16(0.1))
@@ -385,11 +385,12 @@ def test_a_dequantized_value_is_rounded_where_anything_but_a_convolution_reads_i
         return values.astype(np.float16).astype(np.float32)
 
     exact = np.rint(half(x) / scale) * scale
-    np.testing.assert_array_equal(run(model_for_cpu(model), x), half(half(exact) + half(half(exact))))
+    np.testing.assert_array_equal(run(model_for_cpu(model), x), half(half(exact) + half(3 * half(exact))))
     alone = onnx.ModelProto()
     alone.CopyFrom(model)
     alone.graph.node[4].input[0] = (
         "y"  # now the convolution alone reads it: its exact value is what is convolved
     )
     found = run(model_for_cpu(alone), x)
-    np.testing.assert_array_equal(found, half(2 * half(exact)))
+    np.testing.assert_array_equal(found, half(2 * half(3 * exact)))
+    assert (half(3 * exact) != half(3 * half(exact))).any()

@@ -83,8 +83,8 @@ def model_with_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     result = copy.deepcopy(model)
-    dequantized = {node.output[0] for node in nodes}
-    kept = [node for node in model.graph.node if node.output[0] not in dequantized]
+    dequantized = {name for node in nodes for name in node.output}
+    kept = [node for node in model.graph.node if not dequantized.intersection(node.output)]
     del result.graph.node[:]
     result.graph.node.extend(kept)
     for node in nodes:
@@ -102,7 +102,8 @@ def model_with_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _inputs_of_quantized_convolutions(model: onnx.ModelProto) -> set[str]:
     """Tensors that a DequantizeLinear computes for convolutions alone."""
-    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    dequantizers = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    dequantized = {name for node in dequantizers for name in node.output}
     elsewhere = {name for node in model.graph.node if node.op_type != "Conv" for name in node.input}
     return dequantized - elsewhere - {output.name for output in model.graph.output}
 

@@ -46,7 +46,7 @@ def float32_twin(model: onnx.ModelProto) -> Float32Twin:
             node.op_type in ("QuantizeLinear", "DequantizeLinear")
             or (node.op_type == "Cast" and node.output[0] in types and node.input[0] in types)
         ):
-            renamed[node.output[0]] = source
+            renamed |= dict.fromkeys(node.output, source)
             continue
         copy = onnx.NodeProto()
         copy.CopyFrom(node)

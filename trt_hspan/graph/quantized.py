@@ -110,12 +110,14 @@ def _dequantized_tensors(model: onnx.ModelProto) -> dict[str, QuantizedType]:
         if node.op_type == "QuantizeLinear":
             zero_point = node.input[2] if len(node.input) > 2 else ""
             declared = next((a.i for a in node.attribute if a.name == "output_dtype"), 0)
-            stored[node.output[0]] = declared or stored.get(zero_point, TensorProto.UINT8)
+            kind = declared or stored.get(zero_point, TensorProto.UINT8)
+            stored |= dict.fromkeys(node.output, kind)
     names = {element_type: name for name, element_type in ELEMENT_TYPE.items()}
     return {
-        node.output[0]: names[stored[node.input[0]]]
+        name: names[stored[node.input[0]]]
         for node in model.graph.node
         if node.op_type == "DequantizeLinear" and stored.get(node.input[0]) in names
+        for name in node.output
     }
 
 
@@ -123,7 +125,7 @@ def _weight_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in shapes:
-            shapes[node.output[0]] = shapes[node.input[0]]
+            shapes |= dict.fromkeys(node.output, shapes[node.input[0]])
     return shapes
 
 
@@ -166,7 +168,7 @@ def _fold_sizes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -
         if node.op_type == "Shape" and names[0] in shapes:
             ends = {attribute.name: attribute.i for attribute in node.attribute}
             sides = np.array(shapes[names[0]], np.int64)[ends.get("start", 0) : ends.get("end")]
-            known[node.output[0]] = sides
+            known |= dict.fromkeys(node.output, sides)
         elif names and len(node.output) == 1 and all(name in known for name in names):
             feeds = {name: known[name] for name in names}
             (known[node.output[0]],) = list(ReferenceEvaluator(node).run(None, feeds))

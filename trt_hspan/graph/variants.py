@@ -195,7 +195,7 @@ def _with_opset(model: onnx.ModelProto, lowest: int) -> onnx.ModelProto:
         graph.node.remove(node)
         tensor = graph.initializer.add()
         tensor.CopyFrom(node.attribute[0].t)
-        tensor.name = node.output[0]
+        (tensor.name,) = node.output
     del converted.metadata_props[:]
     converted.metadata_props.extend(model.metadata_props)
     converted.ir_version = max(model.ir_version, 9)  # the first that has FP8

@@ -91,7 +91,7 @@ def audit_ranges(
     sizes = input_sizes(model)
     nodes = float_outputs(twin.model)
     gathered = {tensor: _Gathered() for _, tensor in nodes}
-    attentions = {node.output[0]: node.input for node in attention_nodes(twin.model)}
+    attentions = {name: node.input for node in attention_nodes(twin.model) for name in node.output}
     low_dtype = _LOW_TYPES[low_type]
 
     def observe(values: dict[str, Array], names: Sequence[str]) -> None:
@@ -232,7 +232,7 @@ class _Verdict:
         low = bool(low_readers) or (is_low_node and tensor != OUTPUT_NAME)
         weight = self._largest_weight(node)
         update = self._update_snr(node, tensor)
-        is_attention = node.output[0] in {n.output[0] for n in attention_nodes(self.twin.model)}
+        is_attention = any(tensor in each.output for each in attention_nodes(self.twin.model))
         limit = LIMITS[self.precision]
         risks: list[str] = []
         cure: set[str] = set()
