@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from trt_hspan.errors import HspanError, OutOfMemoryError
+from trt_hspan.machine.gpu import advice_for_cuda_message
 from trt_hspan.runtime import cuda_device
 from trt_hspan.runtime.cuda_device import CudaDevice, DeviceBuffer, PinnedArray
 
@@ -135,3 +138,34 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert opened(monkeypatch, count=2, integrated=0, index=1).architecture == "sm_87"
     with pytest.raises(HspanError, match=r"^gpu:2: no such GPU, this machine has 2; take --device gpu:0$"):
         opened(monkeypatch, count=2, integrated=0, index=2)
+
+
+def test_a_message_that_is_understood_says_what_to_do(log: list[str]) -> None:
+    device = CudaDevice(0, "net.plan")
+    with pytest.raises(HspanError) as refused, device.translate_errors("failed"):
+        raise CudaError("cuInit failed: no CUDA-capable device is detected")
+    meaning, next_step = advice_for_cuda_message("no CUDA-capable device is detected") or ("", "")
+    assert str(refused.value) == (
+        f"net.plan: failed: {meaning} (cuInit failed: no CUDA-capable device is detected); {next_step}"
+    )
+
+
+def test_free_and_total_memory_are_in_this_order() -> None:
+    device = CudaDevice(0, "net.plan")
+    device._driver = SimpleNamespace(mem_get_info=lambda: (3.0, 8.0))
+    assert device.memory_bytes() == (3, 8)
+
+
+def test_a_pycuda_that_does_not_load_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = ModuleType("pycuda")
+    package.__path__ = [str(tmp_path)]
+    (tmp_path / "driver.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')")
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.delitem(sys.modules, "pycuda.driver", raising=False)
+    with pytest.raises(
+        HspanError, match=r"^PyCUDA: does not load: libcuda\.so\.1: .*; install the NVIDIA driver"
+    ):
+        cuda_device.pycuda_driver()
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    with pytest.raises(HspanError, match=r"^PyCUDA: is not installed; "):
+        cuda_device.pycuda_driver()

@@ -15,6 +15,7 @@ from trt_hspan.errors import HspanError
 from trt_hspan.graph import OnnxMetadata, metadata_from_model, with_metadata
 from trt_hspan.runtime import onnxruntime_session
 from trt_hspan.runtime.onnxruntime_session import (
+    cpu_network,
     described,
     open_session,
     run_session,
@@ -155,3 +156,16 @@ def test_another_error_is_one_line_of_300_letters_at_most(kind: type[Exception])
 def test_mistakes_of_the_program_are_no_errors_of_onnx_runtime() -> None:
     with pytest.raises(KeyError), translate_errors("a", "it failed"):
         raise KeyError
+
+
+def test_parts_of_a_network_share_the_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def noted(model: Any, where: str, **options: Any) -> Any:
+        seen.append(options)
+        return open_session(model, where, **options)
+
+    monkeypatch.setattr(onnxruntime_session, "open_session", noted)
+    network = cpu_network(attention_network(), "a", threads=3)
+    assert seen == [{"threads": 3, "shared_arena": True}] * 2
+    assert network.run(np.zeros((1, 3, 4, 5), np.float32)).shape == (1, 3, 4, 5)

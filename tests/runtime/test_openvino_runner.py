@@ -187,7 +187,9 @@ def test_without_it_onnxruntime_emulates_and_a_request_says_what_to_install(
     int8_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert open_runner(int8_file).emulated
+    runner = open_runner(int8_file)
+    assert runner.emulated
+    assert runner.picked == f"{runner.name} on the CPU, which runs ONNX files"
     with pytest.raises(HspanError, match=r"OpenVINO: is not installed; pip install .*\[openvino\]"):
         open_runner(int8_file, device=OPENVINO)
 

@@ -58,6 +58,7 @@ def test_gpu_tensorrt_and_target_must_all_be_there(
     small_engine: SmallEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert engine_can_execute(small_engine.manifest) == (True, "")
+    assert engine_can_execute(small_engine.manifest, index=1) == (False, "there is no GPU 1 here")
     other = dataclasses.replace(small_engine.manifest, targets=("sm_89", "sm_120"))
     assert engine_can_execute(other) == (False, "built for sm_89, sm_120, this GPU is sm_86")
     monkeypatch.setattr(tensorrt_api, "installed_flavors", lambda: ("tensorrt",))
@@ -69,6 +70,7 @@ def test_says_what_the_manifest_says(small_engine: SmallEngine, small_x4: Golden
     assert runner.label == f"TensorRT-RTX {small_engine.manifest.tensorrt_version}, FP16"
     assert (runner.scale, runner.emulated, runner.res_scale) == (4, False, small_x4.res_scale)
     assert runner.source_sha256 == small_engine.manifest.source_sha256
+    assert (runner.size_multiple, runner.min_size) == (1, 1)
 
 
 def test_limits_are_the_profiles(small_engine: SmallEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,19 @@ def test_bf16_stays_close_to_float32(small_x4: GoldenNetwork, monkeypatch: pytes
     assert 0 < error < 10**-4.5
 
 
+def test_what_sees_colors_computes_in_float32(
+    small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: True)
+    model: Any = TorchRunner(small_x4.checkpoint, precision="bf16")._model
+    colors, features = torch.rand(1, 3, 4, 4), torch.rand(1, 32, 4, 4)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for module, value in ((model.sub_mean, colors), (model.head, colors), (model.add_mean, colors)):
+            assert module(value.bfloat16()).dtype == torch.float32
+        assert model.tail[0](features).dtype == torch.bfloat16
+        assert model.tail[1](features).dtype == torch.float32
+
+
 def test_bf16_needs_a_processor_that_has_it(small_x4: GoldenNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_runner, "has_bf16_instructions", lambda device: False)
     with pytest.raises(HspanError, match=r"no BF16 instructions .*; leave it out"):
@@ -112,12 +126,12 @@ def test_a_gpu_runs_three_precisions(
 def test_fp32_on_a_gpu_is_never_tf32(
     small_x4: GoldenNetwork, borrowed_cpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[bool] = []
+    seen: list[tuple[bool, bool]] = []
     runner = TorchRunner(small_x4.checkpoint, gpu=0)
     forward = runner._model.forward
 
     def noting(batch: torch.Tensor) -> torch.Tensor:
-        seen.append(torch.backends.cudnn.allow_tf32)
+        seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
         result: torch.Tensor = forward(batch)
         return result
 
@@ -125,7 +139,7 @@ def test_fp32_on_a_gpu_is_never_tf32(
     before = torch.backends.cudnn.allow_tf32
     with runner:
         runner.run(small_x4.input)
-    assert seen == [False]
+    assert seen == [(True, False)]
     assert torch.backends.cudnn.allow_tf32 == before
 
 
@@ -133,7 +147,7 @@ def test_main_memory_of_a_run_on_a_gpu_is_input_and_result(
     small_x4: GoldenNetwork, borrowed_cpu: None
 ) -> None:
     runner = TorchRunner(small_x4.checkpoint, gpu=0)
-    assert runner.memory_bytes((1, 3, 10, 20)) == 4 * 3 * (10 * 20 + 40 * 80)
+    assert runner.memory_bytes((2, 3, 10, 20)) == 4 * 2 * 3 * (10 * 20 + 40 * 80)
 
 
 @pytest.mark.parametrize(
