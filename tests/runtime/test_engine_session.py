@@ -180,6 +180,14 @@ def test_one_sequence_at_a_time_and_another_after_it_was_left(gpu: GpuDouble) ->
     assert gpu.driver.log == []  # nothing was under way
 
 
+def test_a_single_run_in_the_middle_of_a_sequence_disturbs_none(gpu: GpuDouble) -> None:
+    results = gpu.session.run_many(batch(seed, 1, 3, 4, 4) for seed in range(5))
+    expect(batch(0, 1, 3, 4, 4), next(results))
+    expect(batch(9, 1, 3, 4, 4), gpu.session.run(batch(9, 1, 3, 4, 4)))
+    for seed, result in enumerate(results, start=1):
+        expect(batch(seed, 1, 3, 4, 4), result)
+
+
 @pytest.mark.parametrize("cause", ["capture", "not capturable", "no context"])
 def test_a_shape_whose_capture_fails_goes_on_without_a_graph(
     gpu: GpuDouble, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, cause: str
