@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import pyvips
-from PIL import Image
+from PIL import Image, ImageOps
 
 from trt_hspan.errors import HspanError
 from trt_hspan.media import vips
-from trt_hspan.media.metadata import UNUSED_PROFILE
+from trt_hspan.media.metadata import UNUSED_PROFILE, Header, Metadata
 from trt_hspan.media.pictures import decode_image, open_picture
 from trt_hspan.media.vips import VipsPicture, has_vips, interpretation, one_thread_of_vips
 from trt_hspan.media.writing import encode_image
@@ -55,6 +55,58 @@ def test_rows_are_decoded_once_and_so_many_at_a_time(
     else:
         counts = [(0, 3), (3, 3), (6, 1), (7, 2), (9, 3), (12, 3), (15, 3), (18, 1)]
         assert fetched == counts
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_upright_if_it_is_not(monkeypatch: pytest.MonkeyPatch, orientation: int) -> None:
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(NOISE).save(stream, "PNG", exif=exif)
+    with Image.open(stream) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    copy_memory, copies = pyvips.Image.copy_memory, []
+
+    def noted(image: Any) -> Any:
+        copies.append(image)
+        return copy_memory(image)
+
+    monkeypatch.setattr(pyvips.Image, "copy_memory", noted)
+    opened = open_picture(stream.getvalue())
+    assert opened.size == upright.shape[:2]
+    np.testing.assert_array_equal(opened.rows()(0, len(upright)), upright)
+    assert len(copies) == (orientation != 1)  # the others are read in another order than they are stored
+
+
+def test_rows_that_are_damaged_are_one_line() -> None:
+    data = encode_image(np.tile(NOISE, (9, 9, 1)))
+    rows = open_picture(data[: len(data) // 2]).rows()
+    with pytest.raises(HspanError, match="picture: a damaged or truncated picture"):
+        rows(0, 9 * 23)
+
+
+@pytest.mark.parametrize(
+    ("bands", "kind", "words"),
+    [
+        (1, "float", "1 channels of type float have no plain way to RGB"),
+        (6, "uchar", "6 channels of type uchar have no plain way to RGB"),
+        (5, "uchar", "5 channels are no picture"),
+    ],
+)
+def test_channels_that_are_no_colors_are_refused(bands: int, kind: str, words: str) -> None:
+    image = pyvips.Image.black(4, 3, bands=bands).cast(kind)
+    with pytest.raises(HspanError, match=words):
+        open_picture(bytes(image.tiffsave_buffer()))
+
+
+@pytest.mark.parametrize("profile", [False, True])
+def test_a_profile_of_an_avif_has_more_right_than_its_numbers(profile: bool) -> None:
+    image = pyvips.Image.new_from_array(NOISE, interpretation="srgb").copy()
+    if profile:
+        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", SRGB)
+    numbers = ((b"cICP", b"\x09\x10\0\1"),)
+    data = bytes(image.heifsave_buffer(compression="av1"))
+    said = VipsPicture(data, "AVIF", Header(metadata=Metadata(png_colors=numbers)), "a").metadata
+    assert (said.icc_profile, said.png_colors) == ((SRGB, ()) if profile else (None, numbers))
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -224,6 +276,11 @@ def test_a_profile_of_inks_that_is_not_heeded_is_said(
     assert opened.metadata == replace(plain.metadata, lost=() if is_heeded else (UNUSED_PROFILE,))
     assert opened.metadata.icc_profile is None
     assert np.array_equal(pixels, plain.pixels) is (profile is None or not is_heeded)
+    if kind == "TIFF":
+        with Image.open(io.BytesIO(inks(kind))) as image:
+            left = 255 - np.asarray(image).astype(int)
+        # What each ink leaves of what black leaves; Pillow rounds in another way.
+        np.testing.assert_allclose(plain.pixels, left[..., :3] * left[..., 3:] / 255, rtol=0, atol=1)
 
 
 def test_inks_of_16_bits_keep_them_through_a_profile() -> None:

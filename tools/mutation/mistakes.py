@@ -107,7 +107,7 @@ def _is_different(root: Path, mistake: Mistake) -> bool:
     """Whether the source with the mistake is Python that executes something else."""
     try:
         mutated = ast.parse(source_with(root, mistake))
-    except SyntaxError:
+    except (SyntaxError, AttributeError):  # the latter of cosmic-ray, for `*names` among exceptions
         return False
     source = ast.parse((root / mistake.module).read_text(encoding="utf-8"))
     return ast.dump(_Executed().visit(mutated)) != ast.dump(_Executed().visit(source))

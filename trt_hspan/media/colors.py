@@ -174,7 +174,8 @@ def icc_profile(
 
 
 def _fixed(values: Sequence[float] | npt.NDArray[np.float64]) -> bytes:
-    return np.clip(np.round(np.asarray(values) * 65536), -(1 << 31), (1 << 31) - 1).astype(">i4").tobytes()
+    limits = np.iinfo(np.int32)
+    return np.clip(np.round(np.asarray(values) * 65536), limits.min, limits.max).astype(">i4").tobytes()
 
 
 def _text(words: str) -> bytes:

@@ -215,8 +215,6 @@ class VipsPicture:
             return self._rgb_from_cmyk(image)
         if self._header.unknown_channels:
             image = image[: image.bands - self._header.unknown_channels]
-        if image.interpretation not in ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband"):
-            return image.colourspace("rgb16" if image.format == "ushort" else "srgb")
         if image.bands > 4:
             raise HspanError(self.where, f"{image.bands} channels are no picture", "convert it to RGB")
         if image.bands >= 3 and self._header.has_gray_palette:
