@@ -91,7 +91,7 @@ class Sample:
     def remark(self, low: Uint8Array, truth: Uint8Array) -> str | None:
         """What is odd about what `load` gave: the two do not look like one picture; None when they do."""
         smaller = downscale(truth, self.scale)
-        apart_db = agreement(low / np.float32(255), smaller / np.float32(255)).psnr_db
+        apart_db = agreement(*(image / np.float32(255) for image in (low, smaller))).psnr_db
         if apart_db >= _ONE_PICTURE_DB:
             return None
         return f"{self.name}: its ground truth, made smaller, is {apart_db:.1f} dB from it: are they of one picture?"

@@ -286,6 +286,15 @@ def test_modules_lie_side_by_side_and_decibels_above_each_other() -> None:
     assert re.findall(r">([0-9]+)(?: dB)?</text>", wide) == ["60", "80", "100", "120", "140", "160"]
 
 
+@pytest.mark.parametrize(
+    ("value", "ticks"),
+    [(48.0, ["40", "50"]), (49.0, ["40", "50", "60"]), (51.0, ["40", "50", "60"]), (52.0, ["50", "60"])],
+)
+def test_two_decibels_are_left_above_and_below_all_values(value: float, ticks: list[str]) -> None:
+    chart = layer_chart(["a"], [Line(label="a", values=(value,))])
+    assert re.findall(r">([0-9]+)(?: dB)?</text>", chart) == ticks
+
+
 def test_shares_of_errors_are_steps_over_a_logarithmic_axis() -> None:
     chart = histogram_chart((0.1, 1.0, 10.0), ["a", "b"], [[0.25, 0.5], [0.0, 0.0]])
     assert 'd="M64.0 224.0V119.0H500.0V14.0H936.0V224.0Z"><title>a</title>' in chart

@@ -118,9 +118,9 @@ def test_shares_of_equal_values_and_of_errors_are_shown(tmp_path: Path) -> None:
     assert "100.0 % exactly equal" in page
     assert "0.0 % exactly equal" in page
     # All errors of the second network, 1 / 256 of 255 gray levels, are in the cell below 1 gray level.
-    heights = re.findall(r'<path class="area series-1" d="([^"]*)"', page)
-    assert len(heights) == 1
-    assert "V14.0H" in heights[0]
+    (outline,) = re.findall(r'<path class="area series-1" d="([^"]*)"', page)
+    assert outline.count("V14.0H") == 1
+    assert "100 %</text>" in page
 
 
 def test_pictures_beyond_the_most_are_counted(tmp_path: Path) -> None:

@@ -82,23 +82,24 @@ def page_from_report(content: ReportInput) -> str:
         Line(label=row.label, values=tuple(_on_axis(row.layers, names))) for row in content.rows if row.layers
     ]
     shares = [
-        [int(cell) / max(1, total) for cell in histogram]
+        [int(cell) / total for cell in histogram]
         for histogram, total in zip(evidence.histograms, evidence.values, strict=True)
     ]
+    first = content.rows[0].report
     context: dict[str, Any] = {
         "content": content,
         "rows": content.rows,
-        "first": content.rows[0].report,
+        "first": first,
         "passed": all(row.report.passed for row in content.rows),
-        "bicubic": content.rows[0].report.total.bicubic_quality,
-        "reference_quality": content.rows[0].report.total.reference_quality,
-        "reference_seconds": content.rows[0].report.total.reference_seconds,
+        "bicubic": first.total.bicubic_quality,
+        "reference_quality": first.total.reference_quality,
+        "reference_seconds": first.total.reference_seconds,
         "pictures": evidence.pictures,
         "hidden_pictures": evidence.seen - len(evidence.pictures),
         "layer_chart": Markup(layer_chart(names, lines)) if lines else "",
         "histogram": Markup(histogram_chart(HISTOGRAM_EDGES, labels, shares)),
         "equal_shares": [
-            equal / max(1, total) for equal, total in zip(evidence.equal_values, evidence.values, strict=True)
+            equal / total for equal, total in zip(evidence.equal_values, evidence.values, strict=True)
         ],
         "audits": [
             _audit(row.label, row.manifest.range_audit)
