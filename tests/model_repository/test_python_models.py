@@ -337,6 +337,18 @@ def test_a_picture_goes_in_tiles_through_the_smallest_raw_model_that_takes_them(
     assert (len(triton.asked) > 1) is (width > 16)
 
 
+@pytest.mark.parametrize(("small", "large"), [((8, 9), (32, 8)), ((9, 8), (8, 32))])
+def test_the_smallest_raw_model_is_the_one_of_the_fewest_pixels(
+    image: Any, triton: Triton, small: tuple[int, int], large: tuple[int, int]
+) -> None:
+    models = [
+        {"name": name, "min": [1, 3, 4, 4], "max": [1, 3, *sides]}
+        for name, sides in (("large", large), ("small", small))
+    ]
+    assert picture_of(image(*models), png(8, 8)).shape == (16, 16, 3)
+    assert triton.asked == [("small", (1, 3, 8, 8))]
+
+
 def test_sides_of_tiles_are_multiples_of_what_the_network_takes(image: Any, triton: Triton) -> None:
     assert picture_of(image(SMALL, size_multiple="4"), png(7, 5)).shape == (10, 14, 3)
     assert [shape for _, shape in triton.asked] == [(1, 3, 8, 8)]

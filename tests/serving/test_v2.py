@@ -172,6 +172,7 @@ def test_json_of_too_many_bytes_is_not_even_looked_at() -> None:
 
 def test_limits_are_the_largest_that_is_taken() -> None:
     assert object_from_json(b'{"a":' + b"[" * 15 + b"]" * 15 + b"}")["a"]
+    assert object_from_json(b'{"b":[],"a":' + b"[" * 15 + b"]" * 15 + b"}")["b"] == []
     assert object_from_json(b'{"a": [' + b"0," * (MOST_JSON_ELEMENTS - 1) + b"0,0]}")["a"]
     assert len(object_from_json(b'{"a": [' + b"[]," * ((1 << 16) - 3) + b"[]]}")["a"]) == (1 << 16) - 2
     for data in (
