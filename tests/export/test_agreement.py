@@ -138,6 +138,22 @@ def test_a_result_that_is_not_the_first_of_its_node_is_left_out() -> None:
     assert list(agreement._result_nodes(split.graph)) == ["second"]
 
 
+def test_of_several_outputs_the_first_is_compared() -> None:
+    class Half(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image[..., :2]
+
+    module = nn.Sequential(OrderedDict(first=Half(), second=scaling()[1]))
+    graph = graph_of(text="a, rest = Split <num_outputs = 2, axis = 3> (x) y = Conv(a, v)")
+    graph.graph.node[0].name = "first/Split"
+    assert list(agreement._result_nodes(graph.graph)) == ["first", "second"]
+    require(graph, module)
+    other = graph_of(text="a, rest = Split <num_outputs = 2, axis = 2> (x) y = Conv(a, v)")
+    other.graph.node[0].name = "first/Split"
+    with pytest.raises(HspanError, match="node first/Split differs from the module by inf"):
+        require(other, module)
+
+
 @pytest.mark.parametrize(
     ("name", "paths"),
     [
