@@ -338,3 +338,16 @@ def test_messages_about_scales_are_for_debugging(trt: Any, caplog: pytest.LogCap
         tensorrt_api.tensorrt_logger(trt).log(trt.ILogger.Severity.WARNING, text)
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(logging.DEBUG, text)]
     assert (log.errors, log.figures) == ([], [text])
+
+
+@pytest.mark.parametrize("kind", [ImportError, OSError, RuntimeError])
+def test_whatever_keeps_a_package_from_loading_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def import_module(_: str) -> None:
+        raise kind("libnvinfer.so is missing")
+
+    machine(monkeypatch, installed={"tensorrt"}, gpus=NO_GPU)
+    monkeypatch.setattr(tensorrt_api.importlib, "import_module", import_module)
+    with pytest.raises(HspanError, match=r"tensorrt: is installed but does not load: libnvinfer\.so is"):
+        tensorrt_api.load_tensorrt("tensorrt")
