@@ -518,3 +518,11 @@ def test_a_profile_of_inks_is_left_out_and_one_without_use_said() -> None:
             Metadata(lost=("one", UNUSED_PROFILE)),
         )
     assert inks(Metadata()) == (None, Metadata())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_plain_picture_has_nothing_that_a_decoder_must_heed(kind: str) -> None:
+    header = header_of(Image.new("RGB", (3, 2)), kind)
+    assert (header.orientation, header.unknown_channels, header.ppm) == (1, 0, None)
+    heeded = (header.has_gray_palette, header.is_deep_color, header.is_tiled, header.needs_pillow)
+    assert heeded == (False,) * 4
