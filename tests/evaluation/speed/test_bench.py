@@ -494,3 +494,8 @@ def test_a_line_of_the_plot_is_named(graph: bool | None, batch: int, label: str)
         images_per_second=1.0,
     )
     assert plot._label(BenchReport(measurements=(measured,), machine={}), measured) == label
+
+
+def test_without_sizes_a_network_that_takes_any_is_measured_at_two() -> None:
+    sizes = sizes_for(NearestRunner(), BenchSpec(sources=("a.onnx",)))
+    assert sizes == (ImageSize(height=48, width=48), ImageSize(height=96, width=96))
