@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -278,3 +280,22 @@ def test_a_strip_has_96_mebibytes_of_pixels_at_most(
         upscale_stream(upscaler, open_picture(tmp_path / "a.png"), tmp_path / "b.png")
     # A row of input gives two of 2000 pixels.
     assert heights == [(96 << 20) // (2 * 2000 * 3 * np.dtype(dtype).itemsize)]
+
+
+@pytest.mark.parametrize("options", [{"self_ensemble": True}, {"protocol": "official"}])
+def test_a_streamed_picture_may_be_turned_in_its_tiles_or_cut_as_the_official_code_does(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    write_picture(tmp_path / "a.png", pixels)
+    upscaler = Upscaler(active(scale=2), UpscaleOptions(**options))
+    upscale_stream(upscaler, open_picture(tmp_path / "a.png"), tmp_path / "b.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), pixels.repeat(2, 0).repeat(2, 1))
+
+
+def test_the_time_of_a_picture_is_that_of_its_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([10.0, 20.0, 22.5])
+    monkeypatch.setattr(pictures, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    assert upscale_picture_file(Upscaler(active()), source, tmp_path / "b.png").run_time_seconds == 2.5
