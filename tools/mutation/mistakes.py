@@ -114,13 +114,16 @@ def _is_different(root: Path, mistake: Mistake) -> bool:
 
 
 class _Executed(ast.NodeTransformer):
-    """Leaves out annotations, decorators, parts of texts, imports for type checkers, and marks between arguments."""
+    """Leaves out annotations, decorators, parts of texts, imports for type checkers, marks between arguments, and
+    `strict=`, by which `zip` asserts what is so."""
 
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             return None
         if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.BinOp) and _is_text(node)):
             return ast.Constant("")
+        if isinstance(node, ast.keyword) and node.arg == "strict":
+            return None
         if isinstance(node, ast.arguments):
             defaults = [*node.defaults, *(default for default in node.kw_defaults if default)]
             return ast.Tuple([self.visit(default) for default in defaults], ast.Load())

@@ -23,6 +23,8 @@ def until_zero(count):
     while count > 0:
         count = count - 3
     return True
+def pairs(values):
+    return list(zip(values, values, strict=True))
 '''
 
 
