@@ -293,7 +293,7 @@ def test_a_matrix_that_is_not_linear_is_reported_once(tmp_path: Path) -> None:
     assert upscaled(tmp_path / "a.mkv", tmp_path / "b.mkv").notes == (line,)
 
 
-def test_a_cover_is_copied_and_not_taken_for_the_video(tmp_path: Path) -> None:
+def test_a_cover_stays_one_in_every_format_and_is_not_taken_for_the_video(tmp_path: Path) -> None:
     cover = encode_image(np.full((8, 6, 3), 90, np.uint8), ".jpg")
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         picture, video = container.add_stream("mjpeg", rate=1), container.add_stream("libx264", rate=10)
@@ -305,8 +305,12 @@ def test_a_cover_is_copied_and_not_taken_for_the_video(tmp_path: Path) -> None:
         frame = av.VideoFrame.from_ndarray(np.zeros((16, 32, 3), np.uint8), format="rgb24")
         frame.pts, frame.time_base = 0, _MILLISECOND
         container.mux([*video.encode(frame), *video.encode(None), packet])
-    report = upscaled(tmp_path / "a.mp4", tmp_path / "b.mp4")
-    assert (report.output_height, report.output_width, report.frames, report.copied_streams) == (32, 64, 1, 1)
-    with av.open(str(tmp_path / "b.mp4")) as container:
-        (copy,) = [s for s in container.streams if s.disposition & av.stream.Disposition.attached_pic]
-        assert [bytes(packet) for packet in container.demux(copy) if packet.size] == [bytes(cover)]
+    steps = [("a.mp4", "b.mp4", 32), ("a.mp4", "c.mkv", 32), ("c.mkv", "d.mkv", 64), ("d.mkv", "e.mp4", 128)]
+    for source, target, height in steps:
+        report = upscaled(tmp_path / source, tmp_path / target)
+        assert (report.output_height, report.output_width) == (height, 2 * height)
+        assert (report.frames, report.copied_streams, report.dropped_streams) == (1, 1, ())
+        with av.open(str(tmp_path / target)) as container:
+            (copy,) = [s for s in container.streams if s.disposition & av.stream.Disposition.attached_pic]
+            assert len(container.streams) == 2
+            assert [bytes(packet) for packet in container.demux(copy) if packet.size] == [bytes(cover)]

@@ -43,7 +43,7 @@ from trt_hspan.upscaling.video_encoder import (
     load_av,
     require_encoder,
 )
-from trt_hspan.upscaling.video_streams import StreamPlan, planned_streams
+from trt_hspan.upscaling.video_streams import StreamPlan, is_cover, planned_streams
 
 #: Called after each frame with the frames that are done and frames in all (None where the file does not say).
 OnFrame = Callable[[int, int | None], None]
@@ -382,8 +382,7 @@ class _Transcoding:
 
 def _videos(container: Any) -> list[Any]:
     """Its video streams, without covers."""
-    cover = load_av().stream.Disposition.attached_pic
-    return [stream for stream in container.streams.video if not stream.disposition & cover]
+    return [stream for stream in container.streams.video if not is_cover(load_av(), stream)]
 
 
 def _frame_count(container: Any, video: Any) -> int | None:

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 _WITH_CHAPTERS: Final = ("mp4", "mov", "ipod", "matroska", "webm")
 _WITH_TIMECODE: Final = ("mp4", "mov")
+# Suffix and MIME subtype of pictures, by codec, where they differ from it.
+_COVERS: Final = {"mjpeg": ("jpg", "jpeg")}
 # Metadata about how a stream was encoded, untrue of the new one.
 _OF_THE_ENCODING: Final = ("bps", "duration", "number_of_", "_statistics", "encoder", "alpha_mode", "rotate")
 
@@ -29,7 +31,7 @@ class StreamPlan:
     @property
     def with_packets(self) -> list[Any]:
         """Streams of the source that are read; attachments are in the header."""
-        return [stream for stream in self.copies if stream.type != "attachment"]
+        return [stream for stream, copy in self.copies.items() if copy.type != "attachment"]
 
 
 def planned_streams(
@@ -56,9 +58,12 @@ def planned_streams(
         if reason is not None:
             plan.dropped.append(f"{stream.type} stream {stream.index}: {reason}")
             continue
-        copy = output.add_stream_from_template(stream, opaque=True)
+        if is_cover(av, stream) and output.format.name == "matroska":
+            copy = output.add_attachment(*_attachment(av, container, stream))
+        else:
+            copy = output.add_stream_from_template(stream, opaque=True)
+            copy.disposition = int(stream.disposition)
         copy.metadata.update(stream.metadata)
-        copy.disposition = int(stream.disposition)
         plan.copies[stream] = copy
     if chapters := container.chapters():
         if output.format.name in _WITH_CHAPTERS:
@@ -66,6 +71,19 @@ def planned_streams(
         else:
             plan.dropped.append(f"{len(chapters)} chapters: {output.format.name} cannot contain them")
     return plan
+
+
+def is_cover(av: Any, stream: Any) -> bool:
+    """Whether a stream is a picture that belongs to the file, and no video."""
+    return stream.type == "video" and bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _attachment(av: Any, container: Any, cover: Any) -> tuple[str, str, bytes]:
+    """Name, type and bytes of a cover; as a stream, Matroska would make a second video of it."""
+    suffix, kind = _COVERS.get(cover.codec_context.name, (cover.codec_context.name,) * 2)
+    with av.open(container.name) as again:
+        data = next(bytes(packet) for packet in again.demux(again.streams[cover.index]) if packet.size)
+    return f"cover.{suffix}", f"image/{kind}", data
 
 
 def _kept_otherwise(stream: Any, container: Any, video: Any, format_name: str) -> bool:
@@ -79,7 +97,7 @@ def _refusal(av: Any, stream: Any, format_name: str) -> str | None:
     """Why a stream cannot be copied into a format; None where it can."""
     if stream.type == "attachment":
         return None if format_name == "matroska" else f"{format_name} cannot contain it"
-    if stream.type == "video" and not stream.disposition & av.stream.Disposition.attached_pic:
+    if stream.type == "video" and not is_cover(av, stream):
         return "only one video stream is upscaled"
     if stream.type not in ("audio", "subtitle", "video") or stream.codec_context is None:
         return "data is not copied"
