@@ -178,9 +178,8 @@ def embedded_fields(library: Path, data: bytes, marker: bytes) -> dict[str, Any]
     if start < 0:
         raise _not_ours(library, "it contains no description")
     start += len(marker) - 1
-    end = data.find(b"\0", start)
     try:
-        fields: dict[str, Any] = json.loads(data[start : end if end >= 0 else None])
+        fields: dict[str, Any] = json.loads(data[start:].partition(b"\0")[0])
     except ValueError as error:
         raise _not_ours(library, "its description is damaged") from error
     return fields
