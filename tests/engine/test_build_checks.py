@@ -14,6 +14,7 @@ from support.small_networks import attention_network
 from trt_hspan.engine import build
 from trt_hspan.engine.spec import EngineSpec, Flavor, ProfileRequest
 from trt_hspan.errors import HspanError, UsageError
+from trt_hspan.sizes import ImageSize
 
 
 def spec(**changes: Any) -> EngineSpec:
@@ -228,3 +229,52 @@ def test_an_engine_is_for_the_first_gpu_or_for_the_named_targets(
 ) -> None:
     monkeypatch.setattr(build, "gpu_architectures", lambda: gpus)
     assert build._targets(spec(targets=requested), flavor) == targets
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "fits"),
+    [((1, 46340), None, True), ((1, 46341), None, False), ((20, 1638), 2, True), ((20, 1639), 2, False)],
+)
+def test_the_function_body_has_as_many_scores_as_a_tensor_has_elements(
+    size: tuple[int, int], batch: int | None, fits: bool
+) -> None:
+    assert ((batch or 1) * (size[0] * size[1]) ** 2 <= 2**31 - 1) is fits
+    largest = ImageSize(*size)
+    build._check_scores("plugin", largest, batch)
+    build._check_scores("function", None, batch)
+    if fits:
+        build._check_scores("function", largest, batch)
+    else:
+        with pytest.raises(UsageError, match="more than TensorRT's 2\\^31 - 1; add --attention plugin"):
+            build._check_scores("function", largest, batch)
+
+
+def test_a_memory_figure_holds_a_matrix_of_scores_in_fp16() -> None:
+    least = 2 * 3 * (4 * 5) ** 2
+    for figure, attention, expected in (
+        (least, "function", least),
+        (least - 1, "function", None),
+        (0, "plugin", 0),
+        (None, "plugin", None),
+    ):
+        assert build._plausible(figure, (3, 3, 4, 5), attention) == expected  # type: ignore[arg-type]
+
+
+def test_fp8_is_for_gpus_that_have_it() -> None:
+    check = build.check_fp8_targets
+    check("fp8", "tensorrt-rtx", ("sm_89", "sm_120"))
+    check("fp8", "tensorrt", ())
+    check("int8", "tensorrt-rtx", ("sm_75",))
+    check(None, "tensorrt-rtx", ())
+    for targets, words in (
+        (
+            ("sm_89", "sm_88", "sm_80"),
+            r"sm_88, sm_80 cannot compute in FP8 \(E4M3\), which GPUs have from sm_89 on;",
+        ),
+        (
+            (),
+            r"sm_80, sm_86 cannot compute in FP8 .* on; TensorRT-RTX's default set includes sm_80, sm_86; name",
+        ),
+    ):
+        with pytest.raises(HspanError, match=f"--target: {words}"):
+            check("fp8", "tensorrt-rtx", targets)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +15,6 @@ from support.runner_doubles import NearestRunner
 
 from trt_hspan.cli.output import print_json
 from trt_hspan.errors import HspanError
-from trt_hspan.evaluation import polygraphy_adapter
-from trt_hspan.evaluation import shared_tiles as shared_tiles_module
 from trt_hspan.evaluation.compare import (
     FAR_BELOW_BICUBIC_DB,
     Outputs,
@@ -30,13 +24,11 @@ from trt_hspan.evaluation.compare import (
 )
 from trt_hspan.evaluation.datasets import Sample, samples_from_folder
 from trt_hspan.evaluation.metrics import EXACT_DB, psnr_y, ssim_y
-from trt_hspan.evaluation.polygraphy_adapter import run_and_compare
 from trt_hspan.evaluation.resize import downscale
-from trt_hspan.evaluation.shared_tiles import shared_tiles
 from trt_hspan.media.writing import write_picture
 from trt_hspan.runtime import memory
 from trt_hspan.runtime.runner import Runner, RunnerPrecision
-from trt_hspan.sizes import ImageSize, TileChoice
+from trt_hspan.sizes import TileChoice
 from trt_hspan.upscaling.options import UpscaleOptions
 
 
@@ -418,97 +410,3 @@ def test_unreadable_picture_is_reported(samples: list[Sample]) -> None:
     assert samples[1].low_resolution is not None
     samples[1].low_resolution.write_bytes(b"not a picture")
     refused(NearestRunner(), samples, r"1x4\.png: not a picture")
-
-
-# One cut for several networks, and who runs them ----------------------------------------------------------------
-
-
-def limited(*profiles: tuple[tuple[int, int], tuple[int, int]], memory: int = 0) -> NearestRunner:
-    """An engine whose profiles are for one picture of these sizes."""
-    runner = NearestRunner(memory=memory)
-    runner.profiles = tuple(((1, 3, *low), (1, 3, *high)) for low, high in profiles)
-    return runner
-
-
-def test_ranges_of_several_networks_meet_where_all_take_an_input() -> None:
-    first = limited(((4, 4), (20, 30)), ((40, 40), (50, 50)))
-    second = limited(((8, 2), (44, 44)))
-    free = NearestRunner()
-    together = shared_tiles_module._Together([first, free, second])
-    assert together.shape_ranges == (
-        ((None, 3, 8, 4), (None, 3, 20, 30)),
-        ((None, 3, 40, 40), (None, 3, 44, 44)),
-    )
-    assert shared_tiles_module._Together([free, NearestRunner()]).shape_ranges == (
-        ((None, 3, 1, 1), (None, 3, None, None)),
-    )
-
-
-def test_a_range_without_a_common_multiple_is_none() -> None:
-    first, second = limited(((13, 13), (23, 24)), ((1, 1), (12, 12))), NearestRunner()
-    first.size_multiple, second.size_multiple = 4, 6
-    together = shared_tiles_module._Together([first, second])
-    assert together.size_multiple == 12
-    assert together.shape_ranges == (((None, 3, 6, 6), (None, 3, 12, 12)),)
-    exact = limited(((12, 13), (12, 24)))
-    exact.size_multiple = 12
-    assert shared_tiles_module._Together([exact]).shape_ranges == (((None, 3, 12, 24), (None, 3, 12, 24)),)
-
-
-def test_networks_together_are_on_a_gpu_where_all_are_and_need_what_the_largest_needs() -> None:
-    first, second = NearestRunner(memory=5), NearestRunner(memory=7)
-    first.on_gpu = True
-    second.name = "other"
-    together = shared_tiles_module._Together([first, second, first])
-    assert (together.name, together.on_gpu) == ("numpy, other", False)
-    assert together.memory_bytes((1, 3, 4, 4)) == 7
-    second.on_gpu = True
-    assert shared_tiles_module._Together([first, second]).on_gpu
-
-
-def test_the_official_cut_is_the_same_for_all_and_must_fit_each() -> None:
-    options = UpscaleOptions(protocol="official")
-    size = ImageSize(height=60, width=70)
-    tiles = shared_tiles([NearestRunner(), NearestRunner()], size, options, what="a.png")
-    assert (tiles.options, tiles.size) == (options, size)
-    with pytest.raises(HspanError, match=r"a\.png"):
-        shared_tiles([NearestRunner(), limited(((4, 4), (8, 8)))], size, options, what="a.png")
-
-
-def test_a_picture_is_whole_where_tiles_are_not_asked_for() -> None:
-    size = ImageSize(height=60, width=70)
-    tiles = shared_tiles([NearestRunner()], size, UpscaleOptions(tile="none"), what="a.png")
-    assert (tiles.options.tile, tiles.size) == ("none", size)
-
-
-@pytest.mark.parametrize("debugging", [False, True])
-def test_polygraphy_is_heard_where_debug_messages_are_on(
-    caplog: pytest.LogCaptureFixture, debugging: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compared: list[tuple[float, float]] = []
-
-    def matches(expected: np.ndarray, output: np.ndarray) -> bool:
-        compared.append((float(expected.max()), float(output.max())))
-        return True
-
-    times = iter([1.0, 1.5, 10.0, 12.0, 20.0, 20.25])
-    monkeypatch.setattr(polygraphy_adapter, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    runners = [NearestRunner(offset=offset) for offset in (0.0, 1.0, 2.0)]
-    with (
-        contextlib.ExitStack() as stack,
-        caplog.at_level(logging.DEBUG if debugging else logging.WARNING, logger="Polygraphy"),
-    ):
-        for runner in runners:
-            stack.enter_context(runner)
-        batch = np.zeros((2, 3, 4, 5), np.float32)
-        runs = run_and_compare(runners, batch, matches, infer=lambda runner, batch: runner.run(batch))
-    assert compared == [(0.0, 1.0), (0.0, 2.0)]
-    assert [run.output.shape for run in runs] == [(2, 3, 16, 20)] * 3
-    assert [run.seconds for run in runs] == [0.5, 2.0, 0.25]
-    assert bool(caplog.records) == debugging
-
-
-def test_without_polygraphy_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "polygraphy", None)
-    with pytest.raises(HspanError, match=r"polygraphy: is not installed; pip install .*\[export\]"):
-        run_and_compare([], np.zeros((1, 3, 4, 4), np.float32), lambda a, b: True, infer=lambda r, b: b)
