@@ -453,7 +453,7 @@ def test_a_packet_that_cannot_be_copied_is_damaged_unless_the_system_says_why(
 
 @pytest.mark.parametrize(("suffix", "is_even"), [(".avi", True), (".AVI", True), (".mkv", False)])
 def test_a_video_that_says_no_rate_has_25_frames_in_a_second(suffix: str, is_even: bool) -> None:
-    stream = SimpleNamespace(disposition=0, average_rate=None)
+    stream = SimpleNamespace(type="video", disposition=0, average_rate=None)
     container = SimpleNamespace(streams=SimpleNamespace(video=[stream]))
     upscaler: Any = None
     target = Path(f"b{suffix}")
